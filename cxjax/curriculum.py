@@ -1,0 +1,268 @@
+"""A method is a value: a tuple of stages, trained one after the other.
+
+A stage says which activation of the student is trained towards what: the
+labels, an activation of the final teacher, or one of an earlier checkpoint.
+Every method is a function that returns stages; a new method is a new function.
+Activations are named by their key in what the model returns; 'logits' is the
+output.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from cxjax import errors
+from cxjax import losses
+
+LABELS = 'labels'
+LOGITS = 'logits'
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What the student imitates, and for how long.
+
+  Attributes:
+    name: for people and logs; unique in its curriculum.
+    steps: number of updates, at least 1.
+    student: activation of the student that is trained. Parameters above it are
+      left exactly as they were.
+    target: activation of the teacher to match, or 'labels'.
+    loss: `(student, target) -> [...]`, one value per example.
+    checkpoint: step of the teacher's checkpoint; None is the final teacher.
+    law: law of the random projection of the target (`projection.LAWS`); None
+      compares the two as they are.
+    readout: compare a linear readout of the student's activation, trained with
+      the stage and thrown away after it, instead of the activation itself.
+    width: columns of the projection; None is the student's width. Another
+      width needs a readout.
+    frozen: activations whose parameters stay as they are in this stage.
+  """
+
+  name: str
+  steps: int
+  student: str = LOGITS
+  target: str = LOGITS
+  loss: losses.Loss = losses.kl
+  checkpoint: int | None = None
+  law: str | None = None
+  readout: bool = False
+  width: int | None = None
+  frozen: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    """Raises UserError for a stage that cannot be trained."""
+    errors.require(
+      self.steps >= 1,
+      f'Stage {self.name!r} has {self.steps} steps; give it at least 1, or '
+      'leave it out.',
+    )
+    errors.require(
+      self.width is None or self.readout,
+      f'Stage {self.name!r} projects to width {self.width}: without a readout '
+      "the width is the student's. Set readout=True or leave width out.",
+    )
+
+  @property
+  def needs_teacher(self) -> bool:
+    """Whether the target comes from a teacher."""
+    return self.target != LABELS
+
+  @property
+  def objective(self) -> 'Stage':
+    """The stage without what does not change the compiled step."""
+    return dataclasses.replace(self, name='', steps=1, checkpoint=None)
+
+
+Curriculum = tuple[Stage, ...]
+
+
+def supervised(num_steps: int) -> Curriculum:
+  """Cross entropy with the true labels: the baseline, and how teachers train.
+
+  Args:
+    num_steps: total number of updates.
+
+  Returns:
+    One stage.
+  """
+  loss = losses.cross_entropy
+  return (Stage('labels', num_steps, target=LABELS, loss=loss),)
+
+
+def one_shot(num_steps: int, loss: losses.Loss = losses.kl) -> Curriculum:
+  """Distillation from the final teacher's logits.
+
+  Args:
+    num_steps: total number of updates.
+    loss: of `(student, teacher)` logits.
+
+  Returns:
+    One stage.
+
+  References:
+    Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531.
+  """
+  return (Stage('output', num_steps, loss=loss),)
+
+
+def progressive(
+  checkpoints: Sequence[int | None],
+  steps: Sequence[int],
+  loss: losses.Loss = losses.kl,
+) -> Curriculum:
+  """Distillation from the logits of the teacher's checkpoints, oldest first.
+
+  Args:
+    checkpoints: the step of each checkpoint; None is the final teacher.
+    steps: number of updates for each.
+    loss: of `(student, teacher)` logits.
+
+  Returns:
+    One stage per checkpoint.
+
+  References:
+    Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464.
+  """
+  _check_equal('checkpoints', checkpoints, 'stages', steps)
+  names = ('final' if c is None else f'checkpoint {c}' for c in checkpoints)
+  return tuple(
+    Stage(name, n, loss=loss, checkpoint=c)
+    for name, c, n in zip(names, checkpoints, steps, strict=True)
+  )
+
+
+def extracted(
+  layers: Sequence[tuple[str, str]],
+  steps: Sequence[int],
+  loss: losses.Loss = losses.kl,
+  *,
+  law: str = 'gaussian',
+  readout: bool = False,
+  width: int | None = None,
+  freeze: bool = False,
+  checkpoint: int | None = None,
+) -> Curriculum:
+  """The curriculum extracted from a finished teacher.
+
+  Each of the student's activations in turn is trained to match a random
+  projection of one of the teacher's, with the squared error `losses.l2`; then
+  the logits with `loss`. The squared error, the law, the lengths and the
+  matching of layers are our choices where the paper's abstract is silent.
+
+  Args:
+    layers: pairs `(teacher's activation, student's activation)`, lowest first.
+    steps: number of updates for each pair, and last for the output.
+    loss: of `(student, teacher)` logits, for the last stage.
+    law: of the random projections; 'identity' where the widths agree.
+    readout: train a linear readout of the student's activation to match,
+      rather than the activation itself. With the law 'identity' and the
+      teacher's width this is the learned projection of FitNets.
+    width: columns of the projection, with a readout; None is the student's
+      width (for 'identity', the teacher's).
+    freeze: leave the layers of a stage as they are once it is over.
+    checkpoint: of the hidden activations; None is the final teacher.
+
+  Returns:
+    One stage per pair, and the output stage.
+
+  References:
+    Gupta, Karmalkar, 2025. https://arxiv.org/abs/2503.17494.
+    Romero et al. "FitNets", 2014. https://arxiv.org/abs/1412.6550.
+  """
+  _check_equal('layer pairs and the output', (*layers, None), 'stages', steps)
+  done = tuple(student for _, student in layers)
+  hidden = tuple(
+    Stage(
+      student,
+      n,
+      student=student,
+      target=teacher,
+      loss=losses.l2,
+      checkpoint=checkpoint,
+      law=law,
+      readout=readout,
+      width=width,
+      frozen=done[:i] if freeze else (),
+    )
+    for i, ((teacher, student), n) in enumerate(
+      zip(layers, steps[:-1], strict=True)
+    )
+  )
+  frozen = done if freeze else ()
+  return (*hidden, Stage('output', steps[-1], loss=loss, frozen=frozen))
+
+
+METHODS = {
+  'supervised': supervised,
+  'one_shot': one_shot,
+  'progressive': progressive,
+  'extracted': extracted,
+}
+
+
+def match_layers(
+  teacher: Sequence[str], student: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+  """Pairs of layers by depth fraction.
+
+  Layer `i` of `L_S`, counted from 1, is matched with layer
+  `round(i L_T / L_S)`, halves up; equal depths give i -> i.
+
+  Args:
+    teacher: names of the teacher's layers, lowest first.
+    student: names of the student's layers, lowest first.
+
+  Returns:
+    One `(teacher, student)` pair per layer of the student.
+  """
+  ratio = len(teacher) / len(student)
+  index = (max(int(i * ratio + 0.5), 1) for i in range(1, len(student) + 1))
+  return tuple(
+    (teacher[i - 1], name) for i, name in zip(index, student, strict=True)
+  )
+
+
+def split_steps(
+  num_steps: int, parts: int, share: float, steps: Sequence[int] = ()
+) -> tuple[int, ...]:
+  """Lengths of the stages of a run of `num_steps`.
+
+  Args:
+    num_steps: the total.
+    parts: number of stages before the last.
+    share: fraction of the total for those together, in (0, 1), split evenly.
+    steps: explicit lengths of all stages, the last included, in place of
+      `share`.
+
+  Returns:
+    `parts + 1` lengths that add up to `num_steps`.
+
+  Raises:
+    UserError: explicit lengths that do not add up, or a share outside (0, 1).
+  """
+  if steps:
+    errors.require(
+      sum(steps) == num_steps and len(steps) == parts + 1,
+      f'Stages of {tuple(steps)} steps do not add up: they must be '
+      f'{parts + 1} numbers with the sum num_steps={num_steps}, not '
+      f'{sum(steps)}.',
+    )
+    return tuple(steps)
+  errors.require(
+    0 < share < 1,
+    f'share={share} of the steps before the last stage must be in (0, 1).',
+  )
+  first = max(int(num_steps * share / parts), 1)
+  last = num_steps - parts * first
+  errors.require(
+    last >= 1,
+    f'num_steps={num_steps} is too few for {parts + 1} stages.',
+  )
+  return (first,) * parts + (last,)
+
+
+def _check_equal(kind_a, a, kind_b, b):
+  errors.require(
+    len(a) == len(b),
+    f'{len(a)} {kind_a} and {len(b)} {kind_b}: give one length for each.',
+  )

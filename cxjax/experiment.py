@@ -1,0 +1,328 @@
+"""Experiments from a config: the teacher, a student by a method, a comparison.
+
+The only module that reads a whole config. Files of a workdir:
+`teacher/` and one folder per method, each with `config.json`, `metrics.jsonl`,
+`checkpoints/`, `tensorboard/` and, once finished, `summary.json`.
+"""
+
+from collections.abc import Sequence
+import copy
+import csv
+import functools
+import io
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+
+from cxjax import checkpoint
+from cxjax import curriculum
+from cxjax import errors
+from cxjax import files
+from cxjax import journal
+from cxjax import mesh as mesh_lib
+from cxjax import methods
+from cxjax import plots
+from cxjax import recipe as recipe_lib
+from cxjax import summary as summary_lib
+from cxjax import train
+from cxjax.data import parity
+from cxjax.models import mlp
+
+Config = ml_collections.ConfigDict
+
+
+def _parity(config: Config) -> parity.Parity:
+  data = config.data
+  return parity.make(
+    d=data.d,
+    k=data.k,
+    depth=data.depth,
+    support=data.support,
+    key=key_for(config, 'support'),
+  )
+
+
+def _mlp(block: Config, task: Any) -> mlp.MLP:
+  errors.require(
+    block.width >= 1 and block.depth >= 1,
+    f'A width={block.width} and depth={block.depth} must be at least 1.',
+  )
+  return mlp.MLP((block.width,) * block.depth, task.num_classes)
+
+
+TASKS = {'parity': _parity}
+MODELS = {'mlp': _mlp}
+PURPOSES = (
+  'support',
+  'held_out',
+  'teacher_init',
+  'teacher_data',
+  'student_init',
+  'student_data',
+  'student_stage',
+)
+
+
+def key_for(config: Config, purpose: str) -> jax.Array:
+  """The PRNG key of a purpose, from `config.seed`."""
+  errors.require(config.seed >= 0, f'seed={config.seed} must not be negative.')
+  root = jax.random.key(config.seed)
+  return jax.random.fold_in(root, PURPOSES.index(purpose))
+
+
+def _seed_keys(config: Config, purpose: str, num: int) -> jax.Array:
+  # Not split: seed 0 is the same student however many are trained.
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return fold(key_for(config, purpose), jax.numpy.arange(num))
+
+
+def make_task(config: Config) -> Any:
+  """The source of batches that a config names."""
+  return errors.lookup('task', config.task, TASKS)(config)
+
+
+def make_model(config: Config, role: str) -> Any:
+  """The module of 'teacher' or 'student'."""
+  build = errors.lookup('model', config.model, MODELS)
+  return build(config[role], make_task(config))
+
+
+def _recipe(config: Config, role: str, num_seeds: int, **kwargs):
+  """What teachers and students have in common; `kwargs` is the rest."""
+  block = config.teacher if role == 'teacher' else config
+  for name, value in (
+    ('num_seeds', num_seeds),
+    ('num_steps', block.num_steps),
+    ('batch_size', block.batch_size),
+    ('data.eval_size', config.data.eval_size),
+  ):
+    errors.require(value >= 1, f'{name}={value} must be at least 1.')
+  task = make_task(config)
+  mesh = mesh_lib.make(config.mesh.data, block.batch_size)
+  held_out = task.draw(key_for(config, 'held_out'), 0, config.data.eval_size)
+  streams = 1 if config.share_batches else num_seeds
+  keys = {
+    'init_keys': _seed_keys(config, f'{role}_init', num_seeds),
+    'data_keys': _seed_keys(config, f'{role}_data', streams),
+    'stage_keys': _seed_keys(config, 'student_stage', num_seeds),
+  }
+  return recipe_lib.Recipe(
+    student=make_model(config, role),
+    draw=task.draw,
+    mesh=mesh,
+    held_out=mesh_lib.replicate(held_out, mesh),
+    batch_size=block.batch_size,
+    optimizer=block.optimizer,
+    log_every=block.log_every,
+    eval_every=block.eval_every,
+    save_every=block.save_every,
+    stop_at=block.stop_at,
+    **mesh_lib.replicate(keys, mesh),
+    **kwargs,
+  )
+
+
+def teacher_recipe(config: Config) -> recipe_lib.Recipe:
+  """How the teacher is trained: on the labels, keeping its checkpoints."""
+  block = config.teacher
+  return _recipe(
+    config,
+    'teacher',
+    num_seeds=1,
+    stages=curriculum.supervised(block.num_steps),
+    save_at=tuple(block.save_at),
+    overrun=block.overrun,
+    keep=0,
+  )
+
+
+def student_recipe(
+  config: Config, teacher: methods.Teacher | None
+) -> recipe_lib.Recipe:
+  """How the students are trained by `config.method`."""
+  layers = make_model(config, 'student').layers
+  return _recipe(
+    config,
+    'student',
+    num_seeds=config.num_seeds,
+    stages=methods.from_config(config, teacher, layers),
+    keep=config.keep,
+    lookahead=config.lookahead,
+    teacher=teacher,
+  )
+
+
+def _teacher_config(config: Config) -> dict[str, Any]:
+  block = config.to_dict()
+  names = ('seed', 'task', 'model', 'data', 'teacher')
+  kept = {name: block[name] for name in names}
+  del kept['teacher']['folder']
+  return kept
+
+
+def _student_config(config: Config) -> dict[str, Any]:
+  block = config.to_dict()
+  unread = set(methods.METHODS) - {config.method}
+  return {name: v for name, v in block.items() if name not in unread}
+
+
+def teacher_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+  """Where the teacher lives."""
+  return pathlib.Path(config.teacher.folder or workdir / 'teacher')
+
+
+def _finish(method, recipe, folder) -> summary_lib.Summary:
+  """Trains unless finished; the summary."""
+  path = folder / 'summary.json'
+  if path.exists():
+    logging.info('%s is finished.', folder)
+    return files.read_json(path)
+  result = train.fit(recipe, folder, title=f'{folder.parent.name}/{method}')
+  summary = summary_lib.summarize(method, recipe, result)
+  files.write_json(path, summary)
+  return summary
+
+
+def train_teacher(config: Config, workdir: pathlib.Path) -> methods.Teacher:
+  """The teacher of a config: trained, or found finished.
+
+  Args:
+    config: of the experiment.
+    workdir: where `teacher/` is, unless `config.teacher.folder` is another.
+
+  Returns:
+    The teacher.
+
+  Raises:
+    UserError: the folder belongs to another teacher, or is damaged.
+  """
+  folder = teacher_folder(config, workdir)
+  recipe = teacher_recipe(config)
+  files.claim(folder, _teacher_config(config))
+  finished = _finish('teacher', recipe, folder)
+  return load_teacher(config, folder, last=finished['steps'])
+
+
+def load_teacher(
+  config: Config, folder: pathlib.Path, last: int
+) -> methods.Teacher:
+  """A finished teacher, from its folder.
+
+  Args:
+    config: of the experiment.
+    folder: of the teacher.
+    last: step of the final checkpoint.
+
+  Returns:
+    The teacher.
+
+  Raises:
+    UserError: a checkpoint is missing, damaged or of other shapes.
+  """
+  recipe = teacher_recipe(config)
+  template = mesh_lib.abstract(
+    jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype),
+      recipe.student_shapes,
+    ),
+    recipe.mesh,
+  )
+
+  @functools.cache
+  def load(step):
+    items = checkpoint.restore(folder, step, {'params': template})
+    return jax.tree.map(lambda leaf: leaf[0], items['params'])
+
+  records = (
+    checkpoint.read_record(folder, step) for step in checkpoint.steps(folder)
+  )
+  return methods.Teacher(
+    apply=recipe.student.apply,
+    params=load(last),
+    layers=recipe.student.layers,
+    checkpoints=tuple((r['step'], r['accuracy'][0]) for r in records),
+    load=load,
+  )
+
+
+def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
+  """Trains the teacher if need be, then students by `config.method`.
+
+  Args:
+    config: of the experiment.
+    workdir: where the files go.
+
+  Returns:
+    The summary of the students' run.
+
+  Raises:
+    UserError: input that cannot be; the message is for people.
+  """
+  check(config)
+  teacher = train_teacher(config, workdir)
+  folder = workdir / config.method
+  recipe = student_recipe(config, teacher)
+  files.claim(folder, _student_config(config))
+  return _finish(config.method, recipe, folder)
+
+
+def check(config: Config) -> None:
+  """Raises UserError for a config that cannot run, before anything is written.
+
+  The teacher that `progressive` chooses from is not there yet, so a stand-in
+  takes its place.
+  """
+  recipe = teacher_recipe(config)
+  steps = config.progressive.checkpoints or (1,)
+  stand_in = methods.Teacher(
+    apply=recipe.student.apply,
+    params=recipe.student_shapes,
+    layers=recipe.student.layers,
+    checkpoints=(*((step, 0.0) for step in steps), (0, 1.0)),
+  )
+  student_recipe(config, stand_in).plan()
+
+
+def compare(
+  config: Config, names: Sequence[str], workdir: pathlib.Path
+) -> list[summary_lib.Summary]:
+  """Runs several methods on one teacher, and writes `comparison.*`.
+
+  Args:
+    config: of the experiment; its `method` is not read.
+    names: methods.
+    workdir: where the files go.
+
+  Returns:
+    One summary per method.
+
+  Raises:
+    UserError: input that cannot be; the message is for people.
+  """
+  configs = []
+  for name in names:
+    chosen = copy.deepcopy(config)
+    chosen.method = name
+    check(chosen)
+    configs.append(chosen)
+  summaries = [run(chosen, workdir) for chosen in configs]
+  files.write_text(
+    workdir / 'comparison.md', summary_lib.compare_table(summaries)
+  )
+  rows = [row for s in summaries for row in summary_lib.seed_rows(s)]
+  write_csv(workdir / 'comparison.csv', rows)
+  curves = {s['method']: journal.read(workdir / s['method']) for s in summaries}
+  plots.accuracy_curves(curves, workdir / 'comparison.png')
+  return summaries
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+  """Writes rows of equal fields as CSV, with a header."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, rows[0], lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  files.write_text(path, text.getvalue())

@@ -1,0 +1,86 @@
+"""Small files of a run, each written whole or not at all."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from cxjax import errors
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces `path` by `text` in one move, so that no reader sees half of it.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  temporary = path.with_name(path.name + '.tmp')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open('w') as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    temporary.replace(path)
+  except OSError as error:
+    raise errors.UserError(
+      f'Cannot write {path}: {error.strerror}. Choose another --workdir.'
+    ) from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes `value` as indented JSON, whole or not at all."""
+  write_text(path, json.dumps(value, indent=1) + '\n')
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The value of a JSON file.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f'{path} cannot be read ({error}). Restore it, or remove its folder to '
+      'start afresh.'
+    ) from error
+
+
+def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(value, dict):
+    return {prefix: value}
+  flat = {}
+  for key, item in value.items():
+    flat.update(_flatten(item, f'{prefix}.{key}' if prefix else key))
+  return flat
+
+
+def claim(folder: pathlib.Path, config: dict[str, Any]) -> None:
+  """Makes `folder` the place of the run that `config` describes.
+
+  Args:
+    folder: made if it is not there.
+    config: everything that the run depends on; written as `config.json`.
+
+  Raises:
+    UserError: the folder cannot be written, or holds a run of another
+      configuration; names the fields that differ.
+  """
+  path = folder / 'config.json'
+  config = json.loads(json.dumps(config))
+  if not path.exists():
+    write_json(path, config)
+    return
+  there, here = _flatten(read_json(path)), _flatten(config)
+  names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
+  if names:
+    differ = ', '.join(
+      f'{n} ({there.get(n, "absent")} there, {here.get(n, "absent")} here)'
+      for n in names
+    )
+    raise errors.UserError(
+      f'{folder} belongs to another configuration. What differs: {differ}. '
+      'Choose another --workdir, or the configuration of this one.'
+    )

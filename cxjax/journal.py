@@ -1,0 +1,119 @@
+"""The rows of a run: JSON lines, TensorBoard event files, a progress bar."""
+
+from collections.abc import Iterator
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import tensorboardX
+import tqdm
+
+from cxjax import errors
+from cxjax import files
+
+Row = dict[str, Any]
+
+
+def read(folder: pathlib.Path) -> list[Row]:
+  """The rows of `FOLDER/metrics.jsonl`, up to the first that is damaged."""
+  path = folder / 'metrics.jsonl'
+  rows = []
+  if path.exists():
+    for line in path.read_text(errors='replace').splitlines():
+      try:
+        rows.append(json.loads(line))
+      except ValueError:
+        break
+  return rows
+
+
+class Journal:
+  """Writes rows; one row per logging step, none twice."""
+
+  def __init__(self, folder: pathlib.Path, step: int, title: str):
+    """Opens the journal of a run that goes on after `step` updates.
+
+    Args:
+      folder: of the run.
+      step: rows after it are dropped: the run is about to write them again.
+      title: of the progress bar.
+    """
+    self.rows = [row for row in read(folder) if row['step'] <= step]
+    text = ''.join(json.dumps(row) + '\n' for row in self.rows)
+    path = folder / 'metrics.jsonl'
+    files.write_text(path, text)
+    self._lines = path.open('a')
+    self._events = tensorboardX.SummaryWriter(
+      str(folder / 'tensorboard'), purge_step=step + 1
+    )
+    # A terminal gets a moving bar, a log file a line now and then.
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    self._bar = tqdm.tqdm(
+      desc=title, initial=step, unit='step', mininterval=interval
+    )
+
+  def __enter__(self) -> 'Journal':
+    """The journal itself."""
+    return self
+
+  def __exit__(self, *exception) -> None:
+    """Closes the files and the bar."""
+    self._lines.close()
+    self._events.close()
+    self._bar.close()
+
+  def expect(self, total: int) -> None:
+    """Sets the number of steps at which the bar is full."""
+    self._bar.total = total
+    self._bar.refresh()
+
+  def write(self, row: Row) -> None:
+    """Appends a row and shows it.
+
+    Args:
+      row: `step`, `stage`, and numbers or lists of numbers over the seeds.
+
+    Raises:
+      UserError: the disk is full or cannot be written.
+    """
+    self.rows.append(row)
+    try:
+      self._lines.write(json.dumps(row) + '\n')
+      self._lines.flush()
+    except OSError as error:
+      raise errors.UserError(
+        f'Cannot write {self._lines.name}: {error.strerror}.'
+      ) from error
+    for name, value in row.items():
+      if name not in ('step', 'stage'):
+        self._events.add_scalar(name, np.mean(value), row['step'])
+    self._bar.set_postfix_str(_summary(row), refresh=False)
+    self._bar.update(row['step'] - self._bar.n)
+
+
+def _summary(row: Row) -> str:
+  text = f'{row["stage"]}, loss {row["loss"]:.3g}'
+  if 'eval/accuracy' in row:
+    text += f', accuracy {np.mean(row["eval/accuracy"]):.3f}'
+  return text
+
+
+def evaluations(rows: list[Row]) -> Iterator[tuple[int, list[float]]]:
+  """`(step, accuracy of each seed)` of the evaluation rows."""
+  for row in rows:
+    if 'eval/accuracy' in row:
+      yield row['step'], row['eval/accuracy']
+
+
+def steps_to(rows: list[Row], accuracy: float) -> list[int | None]:
+  """First step at which each seed is at `accuracy`, None where it never is."""
+  first: list[int | None] = []
+  for step, values in evaluations(rows):
+    first = first or [None] * len(values)
+    first = [
+      step if f is None and v >= accuracy else f
+      for f, v in zip(first, values, strict=True)
+    ]
+  return first

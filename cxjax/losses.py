@@ -1,0 +1,153 @@
+"""Losses: from logits, never from probabilities.
+
+Every loss takes the student's array and its target, computes in float32,
+reduces the last axis only and returns one value per example; the caller takes
+the mean. Divergences are in nats. A target is constant to the gradient only if
+the caller makes it so (`cxjax.target` does).
+"""
+
+from collections.abc import Callable
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from cxjax import errors
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
+  """Cross entropy with the true labels, `-log softmax(student)[label]`.
+
+  Args:
+    student: `[..., C]` logits.
+    labels: `[...]` integer classes in `[0, C)`.
+
+  Returns:
+    `[...]` loss per example, in nats.
+  """
+  chex.assert_equal_shape_prefix([student, labels], labels.ndim)
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32))
+  return -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+
+
+def _divergence(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+  """`KL(p || q)` over the last axis, with 0 log 0 = 0."""
+  p = jnp.exp(log_p)
+  possible = p > 0
+  # Both sides are masked before they meet: a NaN that is only masked after the
+  # product would come back in the gradient.
+  log_p = jnp.where(possible, log_p, 0.0)
+  log_q = jnp.where(possible, log_q, 0.0)
+  return jnp.sum(p * (log_p - log_q), axis=-1)
+
+
+def kl(
+  student: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+  """`T^2 KL(softmax(teacher / T) || softmax(student / T))`.
+
+  The factor `T^2` keeps gradients of the same size as `T` changes:
+  `d loss / d student = T (softmax(student / T) - softmax(teacher / T))`.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits; `-inf` marks an impossible class.
+    temperature: `T > 0`, of both.
+
+  Returns:
+    `[...]` loss per example, in nats; 0 where the two distributions agree.
+
+  References:
+    Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531, section 2.
+  """
+  chex.assert_equal_shape([student, teacher])
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+  log_p = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+  return temperature**2 * _divergence(log_q, log_p)
+
+
+def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """`KL(p || softmax(student))`, `p` the limit of `softmax(teacher / T)` at 0.
+
+  The teacher's most likely class is the label; classes that tie share it. This
+  is the setting of Panigrahi et al., whose temperature of 1e-20 acts on the
+  teacher alone.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits; only the order matters.
+
+  Returns:
+    `[...]` loss per example, in nats.
+
+  References:
+    Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 3.
+  """
+  chex.assert_equal_shape([student, teacher])
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32))
+  best = teacher == jnp.max(teacher, axis=-1, keepdims=True)
+  log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True))
+  return _divergence(log_q, log_p)
+
+
+def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """Mean squared error of the logits.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits, finite.
+
+  Returns:
+    `[...]` mean over the classes, in squared logits.
+  """
+  chex.assert_equal_shape([student, teacher])
+  error = student.astype(jnp.float32) - teacher.astype(jnp.float32)
+  return jnp.mean(jnp.square(error), axis=-1)
+
+
+def l2(student: jax.Array, target: jax.Array) -> jax.Array:
+  """Squared error of features, summed over the width.
+
+  Args:
+    student: `[..., D]` activations.
+    target: `[..., D]` what they should be.
+
+  Returns:
+    `[...]` sum over the width, in squared activations.
+  """
+  chex.assert_equal_shape([student, target])
+  error = student.astype(jnp.float32) - target.astype(jnp.float32)
+  return jnp.sum(jnp.square(error), axis=-1)
+
+
+LOGIT_LOSSES = {'kl': kl, 'mse': mse}
+
+
+def logit_loss(name: str, temperature: float, hard_labels: bool) -> Loss:
+  """The loss between logits that a config asks for.
+
+  Args:
+    name: 'kl' or 'mse'.
+    temperature: `T > 0` of the KL; not read with `hard_labels` or by 'mse'.
+    hard_labels: the limit `T -> 0` on the teacher alone, `hard_kl`.
+
+  Returns:
+    A function of `(student, teacher)`, `[..., C]` each.
+
+  Raises:
+    UserError: an unknown name, or a temperature that is not positive.
+  """
+  loss = errors.lookup('loss', name, LOGIT_LOSSES)
+  if hard_labels:
+    return hard_kl
+  errors.require(
+    temperature > 0,
+    f'temperature={temperature} is not above 0. For the limit at 0, the '
+    "teacher's most likely class as the label, set hard_labels=True.",
+  )
+  if loss is kl:
+    return functools.partial(kl, temperature=temperature)
+  return loss

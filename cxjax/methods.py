@@ -1,0 +1,174 @@
+"""Methods by name: from a config and a teacher to a curriculum."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import ml_collections
+
+from cxjax import curriculum
+from cxjax import errors
+from cxjax import losses
+from cxjax import step
+
+Config = ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A trained model and, if they were kept, its earlier checkpoints.
+
+  Attributes:
+    apply: `(params, x) -> (logits, activations)`.
+    params: of the final teacher.
+    layers: names of its hidden activations, lowest first.
+    checkpoints: `(step, held-out accuracy)` of each checkpoint, oldest first.
+    load: the parameters at the step of a checkpoint.
+  """
+
+  apply: step.Apply
+  params: step.Params
+  layers: tuple[str, ...]
+  checkpoints: tuple[tuple[int, float], ...] = ()
+  load: Callable[[int], step.Params] | None = None
+
+
+def _supervised(config: Config, teacher, layers) -> curriculum.Curriculum:
+  del teacher, layers
+  return curriculum.supervised(config.num_steps)
+
+
+def _one_shot(config: Config, teacher, layers) -> curriculum.Curriculum:
+  del teacher, layers
+  return curriculum.one_shot(config.num_steps, _loss(config))
+
+
+def _progressive(config: Config, teacher, layers) -> curriculum.Curriculum:
+  del layers
+  block = config.progressive
+  checkpoints = choose_checkpoints(
+    teacher.checkpoints,
+    block.rule,
+    accuracies=block.accuracies,
+    count=block.count,
+    listed=block.checkpoints,
+  )
+  parts = len(checkpoints)
+  steps = curriculum.split_steps(
+    config.num_steps, parts, block.share, block.steps
+  )
+  return curriculum.progressive((*checkpoints, None), steps, _loss(config))
+
+
+def _extracted(config: Config, teacher, layers) -> curriculum.Curriculum:
+  block = config.extracted
+  pairs = block.layers or curriculum.match_layers(teacher.layers, layers)
+  steps = curriculum.split_steps(
+    config.num_steps, len(pairs), block.share, block.steps
+  )
+  return curriculum.extracted(
+    tuple(map(tuple, pairs)),
+    steps,
+    _loss(config),
+    law=block.law,
+    readout=block.readout,
+    width=block.width or None,
+    freeze=block.freeze,
+    checkpoint=None if block.checkpoint < 0 else block.checkpoint,
+  )
+
+
+METHODS = {
+  'supervised': _supervised,
+  'one_shot': _one_shot,
+  'progressive': _progressive,
+  'extracted': _extracted,
+}
+
+
+def from_config(
+  config: Config, teacher: Teacher | None, layers: Sequence[str]
+) -> curriculum.Curriculum:
+  """The stages of `config.method`.
+
+  Args:
+    config: of the experiment.
+    teacher: the teacher; None for `supervised`.
+    layers: names of the student's hidden activations, lowest first.
+
+  Returns:
+    The curriculum, `config.num_steps` long.
+
+  Raises:
+    UserError: an unknown method, or settings that do not fit the teacher.
+  """
+  build = errors.lookup('method', config.method, METHODS)
+  return build(config, teacher, layers)
+
+
+def _loss(config: Config) -> losses.Loss:
+  return losses.logit_loss(
+    config.loss, config.temperature, config.hard_labels
+  )
+
+
+def choose_checkpoints(
+  available: Sequence[tuple[int, float]],
+  rule: str,
+  *,
+  accuracies: Sequence[float] = (),
+  count: int = 0,
+  listed: Sequence[int] = (),
+) -> tuple[int, ...]:
+  """The intermediate checkpoints that progressive distillation learns from.
+
+  Args:
+    available: `(step, accuracy)` of the teacher's checkpoints, oldest first;
+      the last is the final teacher and is not chosen.
+    rule: 'transition', the checkpoint nearest to each of `accuracies`; 'even',
+      `count` evenly spaced in steps; 'list', those `listed`.
+    accuracies: held-out accuracies inside the transition.
+    count: how many.
+    listed: steps.
+
+  Returns:
+    Steps, oldest first; the final teacher comes after them.
+
+  Raises:
+    UserError: an unknown rule, or a checkpoint that the teacher does not have.
+  """
+  accuracy = dict(available[:-1])
+  if not accuracy:
+    raise errors.UserError(
+      'Progressive distillation needs earlier checkpoints of the teacher, and '
+      'there are none. Set teacher.save_every, or choose another method.'
+    )
+  last = available[-1][0]
+
+  def nearest(values, wanted):
+    return min(values, key=lambda step: abs(values[step] - wanted))
+
+  def by_transition():
+    return {nearest(accuracy, wanted) for wanted in accuracies}
+
+  def by_count():
+    own = {step: step for step in accuracy}
+    even = (last * i / (count + 1) for i in range(1, count + 1))
+    return {nearest(own, wanted) for wanted in even}
+
+  def by_list():
+    for step in listed:
+      if step not in accuracy:
+        have = ', '.join(map(str, accuracy))
+        raise errors.UserError(
+          f'The teacher has no intermediate checkpoint {step}. It has: {have}.'
+        )
+    return set(listed)
+
+  rules = {'transition': by_transition, 'even': by_count, 'list': by_list}
+  chosen = errors.lookup('progressive.rule', rule, rules)()
+  errors.require(
+    bool(chosen),
+    f'progressive.rule={rule!r} chooses no checkpoint: fill its field, '
+    'progressive.accuracies, .count or .checkpoints.',
+  )
+  return tuple(sorted(chosen))

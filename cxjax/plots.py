@@ -1,0 +1,90 @@
+"""Pictures of runs."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+
+import matplotlib
+
+matplotlib.use('agg')  # A machine without a screen is the usual one.
+from matplotlib import pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from cxjax import errors  # noqa: E402
+from cxjax import journal  # noqa: E402
+
+# Okabe and Ito's palette: told apart without colour vision.
+COLORS = {
+  'supervised': '#999999',
+  'one_shot': '#0072B2',
+  'progressive': '#E69F00',
+  'extracted': '#D55E00',
+}
+
+
+def save(figure: plt.Figure, path: pathlib.Path) -> None:
+  """Writes a figure as PNG.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  try:
+    figure.savefig(path, dpi=150, bbox_inches='tight')
+  except OSError as error:
+    raise errors.UserError(f'Cannot write {path}: {error.strerror}.') from error
+  finally:
+    plt.close(figure)
+
+
+def axes(
+  xlabel: str, ylabel: str, columns: int = 1
+) -> tuple[plt.Figure, Sequence[plt.Axes]]:
+  """A figure with a row of panels in the style of the project."""
+  figure, row = plt.subplots(
+    1, columns, figsize=(6.4 * columns, 4), squeeze=False
+  )
+  for panel in row[0]:
+    panel.set(xlabel=xlabel, ylabel=ylabel)
+    panel.grid(alpha=0.3)
+    panel.spines[['top', 'right']].set_visible(False)
+  return figure, row[0]
+
+
+def accuracy_curves(
+  runs: Mapping[str, Sequence[journal.Row]], path: pathlib.Path
+) -> None:
+  """Held-out accuracy against steps: median over seeds, band from min to max.
+
+  Args:
+    runs: rows of metrics.jsonl by method.
+    path: of the PNG file.
+  """
+  figure, (panel,) = axes('student steps', 'held-out accuracy')
+  for method, rows in runs.items():
+    steps, values = zip(*journal.evaluations(rows), strict=True)
+    values = np.array(values)
+    color = COLORS.get(method)
+    (line,) = panel.plot(
+      steps, np.median(values, axis=1), label=method, color=color
+    )
+    panel.fill_between(
+      steps,
+      values.min(axis=1),
+      values.max(axis=1),
+      alpha=0.2,
+      color=line.get_color(),
+      linewidth=0,
+    )
+    boundaries(panel, rows, line.get_color())
+  panel.set_ylim(None, 1.02)
+  seeds = values.shape[1]
+  panel.legend(title=f'median of {seeds} seeds, min to max', frameon=False)
+  save(figure, path)
+
+
+def boundaries(
+  panel: plt.Axes, rows: Sequence[journal.Row], color: str
+) -> None:
+  """Marks the steps at which one stage ends and the next begins."""
+  for row, following in zip(rows[:-1], rows[1:], strict=True):
+    if row['stage'] != following['stage']:
+      panel.axvline(row['step'], color=color, linestyle=':', linewidth=1)

@@ -1,0 +1,117 @@
+"""The compiled programs of a run, each compiled once."""
+
+from collections.abc import Callable
+import functools
+import time
+
+import jax
+import numpy as np
+
+from cxjax import mesh as mesh_lib
+from cxjax import optimizers
+from cxjax import plan
+from cxjax import projection
+from cxjax import recipe as recipe_lib
+from cxjax import step
+
+
+class Programs:
+  """Compiles what a recipe needs when it is first called, and counts the time.
+
+  A stage's program is found by its objective: another checkpoint of the
+  teacher, another length or another place in the run compiles nothing.
+  """
+
+  def __init__(self, recipe: recipe_lib.Recipe):
+    """Compiles nothing yet."""
+    self._recipe = recipe
+    self._compiled = {}
+    self.seconds = 0.0
+
+  def __len__(self) -> int:
+    """How many programs were compiled."""
+    return len(self._compiled)
+
+  def _call(self, name, fun: Callable, *args, **kwargs):
+    if name not in self._compiled:
+      begin = time.perf_counter()
+      lowered = mesh_lib.jit(fun, self._recipe.mesh, **kwargs).lower(*args)
+      self._compiled[name] = lowered.compile()
+      self.seconds += time.perf_counter() - begin
+    return self._compiled[name](*args)
+
+  def keys(self, keys: jax.Array, number: int) -> jax.Array:
+    """`[S]` keys for the purpose `number`, from `[S]` keys."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    return self._call('keys', fold, keys, np.int32(number))
+
+  def init(self, keys: jax.Array) -> step.Params:
+    """`[S]` fresh students."""
+    x = self._recipe.held_out['x'][:1]
+    student = self._recipe.student
+    return self._call('init', jax.vmap(lambda k: student.init(k, x)), keys)
+
+  def project(self, planned: plan.PlannedStage, keys: jax.Array):
+    """`[S, d_T, r]` projections of a stage, or None."""
+    if planned.projection is None:
+      return None
+    law, shape = planned.stage.law, planned.projection
+    draw = lambda key: projection.random_projection(key, law, shape)
+    return self._call(('project', law, shape), jax.vmap(draw), keys)
+
+  def enter(
+    self, planned: plan.PlannedStage, keys: jax.Array, params: step.Params
+  ) -> step.State:
+    """`[S]` states for the start of a stage; `params` are given away."""
+    fun = jax.vmap(self._recipe.enter(planned))
+    name = ('enter', planned.stage.objective)
+    return self._call(name, fun, keys, params, donate_argnums=1)
+
+  def advance(
+    self,
+    planned: plan.PlannedStage,
+    schedule: tuple[int, int],
+    states: step.State,
+    start: int,
+    stop: int,
+    *args,
+  ) -> tuple[step.State, dict[str, jax.Array]]:
+    """`step.advance`; `states` are given away.
+
+    Args:
+      planned: the stage.
+      schedule: length and offset of the learning rate's schedule.
+      states: `[S]`.
+      start: first step.
+      stop: one past the last step.
+      *args: the teacher's parameters, projections, keys of the batches.
+
+    Returns:
+      The states, and what was seen on the way.
+    """
+    recipe, stage = self._recipe, planned.stage
+
+    def fun(states, schedule, start, stop, *args):
+      return step.advance(
+        states,
+        start,
+        stop,
+        *args,
+        draw=recipe.batch,
+        student=recipe.student.apply,
+        teacher=recipe.teacher and recipe.teacher.apply,
+        stage=stage,
+        tx=optimizers.make(recipe.optimizer, *schedule),
+        mask=planned.mask,
+        lookahead=recipe.blocks,
+      )
+
+    numbers = (tuple(map(np.int32, schedule)), np.int32(start), np.int32(stop))
+    name = ('advance', stage.objective)
+    return self._call(name, fun, states, *numbers, *args, donate_argnums=0)
+
+  def evaluate(self, params: step.Params) -> dict[str, jax.Array]:
+    """Held-out metrics of `[S]` students, `[S]` each."""
+    one = functools.partial(step.evaluate, apply=self._recipe.student.apply)
+    fun = jax.vmap(one, in_axes=(0, None))
+    return self._call('evaluate', fun, params, self._recipe.held_out)

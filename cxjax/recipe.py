@@ -1,0 +1,147 @@
+"""What a run does: a value, built from a config or by hand."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import ml_collections
+
+from cxjax import curriculum
+from cxjax import errors
+from cxjax import methods
+from cxjax import optimizers
+from cxjax import plan
+from cxjax import step
+
+# Rows of the teacher's product that are worth gathering: more gain nothing and
+# leave the cache (experiments/benchmarks/parity_mlp.py).
+LOOKAHEAD_ROWS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Everything that a run does, config and files apart.
+
+  Attributes:
+    student: module with `init(key, x)` and `apply(params, x)`.
+    stages: the curriculum.
+    draw: `(key, step, batch_size) -> {'x': [B, ...], 'y': [B]}`.
+    held_out: the batch of the evaluation.
+    init_keys: `[S]`, one per student.
+    data_keys: `[S]`, or `[1]` for batches that all students share.
+    stage_keys: `[S]`, of projections and readouts.
+    batch_size: `B`.
+    optimizer: block of the config, as `optimizers.default()`.
+    mesh: the devices.
+    log_every: steps to a row of metrics.
+    eval_every: steps between evaluations, a multiple of log_every.
+    save_every: steps between checkpoints, a multiple of log_every.
+    save_at: accuracies at which to save as well, when first reached.
+    keep: how many checkpoints; 0 keeps all, and the untrained network.
+    stop_at: accuracy that, once all seeds have it, ends the last stage.
+    overrun: share of the steps so far to go on after that.
+    lookahead: batches whose targets are computed at once; 0 chooses.
+    teacher: for stages that need one.
+  """
+
+  student: Any
+  stages: curriculum.Curriculum
+  draw: Callable[..., step.Batch]
+  held_out: step.Batch
+  init_keys: jax.Array
+  data_keys: jax.Array
+  stage_keys: jax.Array
+  batch_size: int
+  optimizer: ml_collections.ConfigDict
+  mesh: jax.sharding.Mesh
+  log_every: int
+  eval_every: int
+  save_every: int
+  save_at: tuple[float, ...] = ()
+  keep: int = 3
+  stop_at: float = 2.0
+  overrun: float = 0.0
+  lookahead: int = 0
+  teacher: methods.Teacher | None = None
+
+  def __post_init__(self):
+    """Raises UserError for numbers that cannot be."""
+    for name in ('log_every', 'eval_every', 'save_every'):
+      value = getattr(self, name)
+      errors.require(value >= 1, f'{name}={value} must be at least 1.')
+      errors.require(
+        value % self.log_every == 0,
+        f'{name}={value} must be a multiple of log_every={self.log_every}.',
+      )
+    errors.require(
+      self.keep == 0 or self.keep >= 2,
+      f'keep={self.keep} must be 0 (all) or at least 2, so that a damaged '
+      'checkpoint has one before it.',
+    )
+    errors.require(
+      self.lookahead >= 0 and self.overrun >= 0,
+      f'lookahead={self.lookahead} and overrun={self.overrun} must not be '
+      'negative.',
+    )
+
+  @property
+  def num_seeds(self) -> int:
+    """`S`."""
+    return self.init_keys.shape[0]
+
+  @property
+  def ends(self) -> tuple[int, ...]:
+    """The step at which each stage ends."""
+    return tuple(itertools.accumulate(stage.steps for stage in self.stages))
+
+  @property
+  def batch(self) -> Callable[[jax.Array, jax.Array], step.Batch]:
+    """`(key, step) -> batch`."""
+    return functools.partial(self.draw, batch_size=self.batch_size)
+
+  @property
+  def blocks(self) -> int:
+    """Batches whose targets are computed in one product, `K`."""
+    rows = self.batch_size * self.data_keys.shape[0]
+    return self.lookahead or max(LOOKAHEAD_ROWS // rows, 1)
+
+  @property
+  def student_shapes(self) -> step.Params:
+    """Shapes of one student's parameters."""
+    return jax.eval_shape(
+      self.student.init, jax.random.key(0), self.held_out['x']
+    )
+
+  def enter(self, planned: plan.PlannedStage) -> Callable[..., step.State]:
+    """`(key, params) -> State` of one student, for the start of a stage."""
+    return functools.partial(
+      step.enter,
+      stage=planned.stage,
+      shape=planned.readout,
+      tx=optimizers.make(self.optimizer),
+      mask=planned.mask,
+    )
+
+  def plan(self) -> list[plan.PlannedStage]:
+    """The stages with their shapes and compiled costs."""
+    batch = jax.eval_shape(self.batch, jax.random.key(0), 0)
+    teacher = self.teacher
+    planned: dict[curriculum.Stage, plan.PlannedStage] = {}
+    for stage in self.stages:
+      if stage.objective not in planned:
+        planned[stage.objective] = plan.plan_stage(
+          stage,
+          batch,
+          optimizers.make(self.optimizer),
+          self.student.apply,
+          self.student_shapes,
+          teacher and teacher.apply,
+          teacher and jax.eval_shape(lambda params: params, teacher.params),
+        )
+    return [
+      dataclasses.replace(planned[stage.objective], stage=stage)
+      for stage in self.stages
+    ]

@@ -1,0 +1,140 @@
+"""What a finished run says of itself: `summary.json`, and comparisons."""
+
+import importlib.metadata
+from typing import Any
+
+import numpy as np
+
+from cxjax import journal
+from cxjax import mesh
+from cxjax import recipe as recipe_lib
+from cxjax import table
+from cxjax import train
+from cxjax import version
+
+Summary = dict[str, Any]
+THRESHOLDS = (0.9, 0.99)
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def summarize(
+  method: str, recipe: recipe_lib.Recipe, result: train.Result
+) -> Summary:
+  """The summary of a finished run; JSON values throughout."""
+  last = result.rows[-1]
+  steps = last['step']
+  begins = (0, *recipe.ends)
+  return {
+    'method': method,
+    'num_seeds': recipe.num_seeds,
+    'steps': steps,
+    'examples': steps * recipe.batch_size,
+    'final': {
+      'accuracy': last['eval/accuracy'],
+      'loss': last['eval/loss'],
+    },
+    'steps_to': {
+      str(a): journal.steps_to(result.rows, a) for a in THRESHOLDS
+    },
+    'stages': [
+      {
+        'name': planned.stage.name,
+        'steps': min(planned.stage.steps, steps - begin),
+        'checkpoint': planned.stage.checkpoint,
+        'target': planned.stage.target,
+        'student': planned.stage.student,
+        'law': planned.stage.law,
+        'projection': planned.projection,
+        'student_flops': planned.student_flops,
+        'teacher_flops': planned.teacher_flops,
+      }
+      for planned, begin in zip(result.planned, begins, strict=False)
+    ],
+    'seconds': {k: round(v, 3) for k, v in result.seconds.items()},
+    'steps_per_second': round(steps / result.seconds['train'], 1),
+    'lookahead': recipe.blocks,
+    'packages': {
+      'cxjax': version.__version__,
+      **{name: importlib.metadata.version(name) for name in PACKAGES},
+    },
+    'device': mesh.describe(),
+  }
+
+
+def flops(summary: Summary, steps: int | None = None) -> float:
+  """FLOPs of one student's run, its share of the teacher's included.
+
+  Args:
+    summary: of the run.
+    steps: of the first so many steps; None for the whole run.
+
+  Returns:
+    FLOPs, as compiled, without the evaluations.
+  """
+  left = summary['steps'] if steps is None else steps
+  total = 0.0
+  for stage in summary['stages']:
+    n = min(left, stage['steps'])
+    total += n * (stage['student_flops'] + stage['teacher_flops'])
+    left -= n
+  return total
+
+
+HEADER = (
+  'method',
+  'at 99%',
+  'steps to 99%: median',
+  'worst',
+  'examples',
+  'GFLOP',
+  'final accuracy: mean',
+  'sd',
+  'seconds',
+)
+
+
+def compare_row(summary: Summary) -> tuple:
+  """One line of a comparison, under `HEADER`."""
+  reached = summary['steps_to']['0.99']
+  solved = [step for step in reached if step is not None]
+  median = worst = None
+  # A median over those that got there would flatter a method that often fails.
+  if len(solved) == len(reached):
+    median, worst = int(np.median(solved)), max(solved)
+  batch_size = summary['examples'] // summary['steps']
+  accuracy = np.array(summary['final']['accuracy'])
+  return (
+    summary['method'],
+    f'{len(solved)} of {len(reached)}',
+    median,
+    worst,
+    median and median * batch_size,
+    round(flops(summary, median) / 1e9, 1),
+    round(float(accuracy.mean()), 4),
+    round(float(accuracy.std()), 4),
+    round(summary['seconds']['train'], 1),
+  )
+
+
+def compare_table(summaries: list[Summary]) -> str:
+  """The table of a comparison, with what its columns mean."""
+  return table.markdown(HEADER, map(compare_row, summaries))
+
+
+def seed_rows(summary: Summary) -> list[dict[str, Any]]:
+  """One row a seed, for a CSV file."""
+  return [
+    {
+      'method': summary['method'],
+      'seed': seed,
+      'steps': summary['steps'],
+      'examples': summary['examples'],
+      'final_accuracy': accuracy,
+      'steps_to_0.9': summary['steps_to']['0.9'][seed],
+      'steps_to_0.99': summary['steps_to']['0.99'][seed],
+      'flops': flops(summary),
+    }
+    for seed, accuracy in enumerate(summary['final']['accuracy'])
+  ]
+
+

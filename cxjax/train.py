@@ -1,0 +1,238 @@
+"""The loop: a curriculum, trained stage by stage, saved and taken up again.
+
+Teachers and students train here alike; a teacher is a `supervised` run of one
+seed that keeps its checkpoints.
+"""
+
+import dataclasses
+import math
+import pathlib
+import time
+
+from absl import logging
+import jax
+import numpy as np
+
+from cxjax import checkpoint
+from cxjax import errors
+from cxjax import journal as journal_lib
+from cxjax import mesh as mesh_lib
+from cxjax import plan
+from cxjax import programs as programs_lib
+from cxjax import recipe as recipe_lib
+from cxjax import step
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a finished run leaves in memory.
+
+  Attributes:
+    params: `[S, ...]` in every leaf.
+    rows: of metrics.jsonl.
+    planned: the stages with their costs.
+    seconds: of 'compile', 'train' and 'evaluate', over all restarts.
+  """
+
+  params: step.Params
+  rows: list[journal_lib.Row]
+  planned: list[plan.PlannedStage]
+  seconds: dict[str, float]
+
+
+def fit(
+  recipe: recipe_lib.Recipe, folder: pathlib.Path, title: str
+) -> Result:
+  """Trains the stages of a recipe, from the newest good checkpoint on.
+
+  Args:
+    recipe: what to do.
+    folder: where the run keeps its files.
+    title: for the plan and the progress bar.
+
+  Returns:
+    The students, and what was logged.
+
+  Raises:
+    UserError: a loss that is not finite, or a folder that cannot be written.
+  """
+  begin = time.perf_counter()
+  planned = recipe.plan()
+  spent = {'compile': time.perf_counter() - begin, 'train': 0, 'evaluate': 0}
+  logging.info('The plan of %s:\n%s', title, plan.show(planned))
+  found = checkpoint.latest(folder)
+  with (
+    jax.set_mesh(recipe.mesh),
+    journal_lib.Journal(folder, found or 0, title) as journal,
+  ):
+    run = _Run(recipe, folder, planned, journal, spent)
+    if found is None:
+      run.begin()
+    else:
+      run.go_on(found)
+    run.train()
+  return Result(run.states.params, journal.rows, planned, run.seconds)
+
+
+def _items(states):
+  return {f.name: getattr(states, f.name) for f in dataclasses.fields(states)}
+
+
+class _Run:
+  """A run under way: where it is, and how it goes on."""
+
+  def __init__(self, recipe, folder, planned, journal, spent):
+    self.recipe = recipe
+    self.folder = folder
+    self.planned = planned
+    self.journal = journal
+    self.programs = programs_lib.Programs(recipe)
+    self.spent = spent
+    self.step = self.stage = 0
+    self.end = recipe.ends[-1]
+    self.best = 0.0
+    self.states = None
+
+  @property
+  def seconds(self):
+    """Time spent by purpose, over all restarts."""
+    compiled = self.spent['compile'] + self.programs.seconds
+    return {**self.spent, 'compile': compiled}
+
+  def begin(self):
+    """Starts with fresh students."""
+    self._enter(0, self.programs.init(self.recipe.init_keys))
+    if self.recipe.keep == 0:
+      self._save(self._evaluate()['eval/accuracy'])
+
+  def go_on(self, found):
+    """Takes the run up at the checkpoint `found`."""
+    record = checkpoint.read_record(self.folder, found)
+    self.step, self.end, self.best = found, record['end'], record['best']
+    self.spent = {k: v + record['seconds'][k] for k, v in self.spent.items()}
+    # At the end of a stage its state was saved, not that of the next.
+    self.stage = sum(found > end for end in self.recipe.ends[:-1])
+    fresh = jax.eval_shape(
+      jax.vmap(self.recipe.enter(self.planned[self.stage])),
+      self.recipe.stage_keys,
+      jax.eval_shape(self.programs.init, self.recipe.init_keys),
+    )
+    template = mesh_lib.abstract(fresh, self.recipe.mesh)
+    self.states = step.State(
+      **checkpoint.restore(self.folder, found, _items(template))
+    )
+    logging.info('Goes on from checkpoint %d of %s.', found, self.folder)
+
+  def train(self):
+    """Trains what is left of every stage."""
+    self.journal.expect(self.end)
+    self._train_stage()
+    while self.stage + 1 < len(self.planned):
+      self._enter(self.stage + 1, self.states.params)
+      self._train_stage()
+
+  def _enter(self, index, params):
+    keys = self.programs.keys(self.recipe.stage_keys, 2 * index + 1)
+    fresh = self.programs.enter(self.planned[index], keys, params)
+    if self.recipe.optimizer.carry_state and self.states is not None:
+      carried = step.carry(self.states.opt_state, fresh.opt_state)
+      fresh = fresh.replace(opt_state=carried)
+    self.stage, self.states = index, fresh
+
+  @property
+  def _stage_end(self):
+    final = self.stage + 1 == len(self.planned)
+    return self.end if final else self.recipe.ends[self.stage]
+
+  def _train_stage(self):
+    recipe, planned = self.recipe, self.planned[self.stage]
+    begin, end = (0, *recipe.ends)[self.stage], recipe.ends[self.stage]
+    schedule = (end - begin, 0)
+    if not recipe.optimizer.restart_schedule:
+      schedule = (recipe.ends[-1], begin)
+    keys = self.programs.keys(recipe.stage_keys, 2 * self.stage)
+    matrices = self.programs.project(planned, keys)
+    args = (self._teacher_params(), matrices, recipe.data_keys)
+    while self.step < self._stage_end:
+      row = self.step - self.step % recipe.log_every + recipe.log_every
+      stop = min(row, self._stage_end)
+      loss = self._advance(planned, schedule, stop, args)
+      self._log(loss)
+
+  def _teacher_params(self):
+    stage, teacher = self.planned[self.stage].stage, self.recipe.teacher
+    if not stage.needs_teacher:
+      return None
+    if stage.checkpoint is None:
+      params = teacher.params
+    else:
+      params = teacher.load(stage.checkpoint)
+    return mesh_lib.replicate(params, self.recipe.mesh)
+
+  def _advance(self, planned, schedule, stop, args):
+    compiled = self.programs.seconds
+    begin = time.perf_counter()
+    self.states, out = self.programs.advance(
+      planned, schedule, self.states, self.step, stop, *args
+    )
+    out = jax.device_get(out)
+    compiled = self.programs.seconds - compiled
+    self.spent['train'] += time.perf_counter() - begin - compiled
+    if (out['bad'] < stop).any():
+      self._fail(out['bad'])
+    loss = float(out['loss'].mean()) / (stop - self.step)
+    self.step = stop
+    return loss
+
+  def _fail(self, bad):
+    good = checkpoint.latest(self.folder)
+    kept = 'none was saved yet' if good is None else f'checkpoint {good}'
+    raise errors.UserError(
+      f'The loss of seed {bad.argmin()} is not finite at step {bad.min()}, in '
+      f'stage {self.planned[self.stage].stage.name!r} of {self.folder}. The '
+      f'last good checkpoint: {kept}. Try a smaller optimizer.learning_rate, '
+      'in another --workdir.'
+    )
+
+  def _evaluate(self):
+    compiled = self.programs.seconds
+    begin = time.perf_counter()
+    metrics = jax.device_get(self.programs.evaluate(self.states.params))
+    compiled = self.programs.seconds - compiled
+    self.spent['evaluate'] += time.perf_counter() - begin - compiled
+    return {f'eval/{name}': v.tolist() for name, v in metrics.items()}
+
+  def _log(self, loss):
+    recipe = self.recipe
+    name = self.planned[self.stage].stage.name
+    row = {'step': self.step, 'stage': name, 'loss': loss}
+    crossed = False
+    if self.step % recipe.eval_every == 0 or self.step == self._stage_end:
+      row |= self._evaluate()
+      accuracy = min(row['eval/accuracy'])
+      crossed = any(self.best < a <= accuracy for a in recipe.save_at)
+      self.best = max(self.best, accuracy)
+      self._stop_early(accuracy)
+    self.journal.write(row)
+    if crossed or self.step % recipe.save_every == 0 or self.step == self.end:
+      self._save(row.get('eval/accuracy') or self._evaluate()['eval/accuracy'])
+
+  def _stop_early(self, accuracy):
+    recipe = self.recipe
+    final = self.stage + 1 == len(self.planned)
+    undecided = self.end == recipe.ends[-1]
+    if final and undecided and accuracy >= recipe.stop_at:
+      self.end = min(math.ceil(self.step * (1 + recipe.overrun)), self.end)
+      self.journal.expect(self.end)
+
+  def _save(self, accuracy):
+    record = {
+      'stage': self.planned[self.stage].stage.name,
+      'accuracy': accuracy,
+      'end': self.end,
+      'best': self.best,
+      'seconds': self.seconds,
+    }
+    checkpoint.save(self.folder, self.step, _items(self.states), record)
+    if self.recipe.keep:
+      checkpoint.prune(self.folder, self.recipe.keep)

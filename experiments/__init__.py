@@ -1,0 +1,1 @@
+"""Configs and the scripts that make the tables and pictures of the README."""
