@@ -8,7 +8,7 @@ T = TypeVar('T')
 
 
 class UserError(ValueError):
-  """A mistake that one line explains; `launch.py` prints it and no traceback."""
+  """A mistake that one line explains; `launch.py` prints it alone."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -283,7 +283,7 @@ def check(config: Config) -> None:
     layers=recipe.student.layers,
     checkpoints=(*((step, 0.0) for step in steps), (0, 1.0)),
   )
-  student_recipe(config, stand_in).plan()
+  student_recipe(config, stand_in).planned()
 
 
 def compare(

@@ -1,6 +1,7 @@
 """Methods by name: from a config and a teacher to a curriculum."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 
 import ml_collections
@@ -106,9 +107,7 @@ def from_config(
 
 
 def _loss(config: Config) -> losses.Loss:
-  return losses.logit_loss(
-    config.loss, config.temperature, config.hard_labels
-  )
+  return losses.logit_loss(config.loss, config.temperature, config.hard_labels)
 
 
 def choose_checkpoints(
@@ -156,12 +155,12 @@ def choose_checkpoints(
     return {nearest(own, wanted) for wanted in even}
 
   def by_list():
-    for step in listed:
-      if step not in accuracy:
-        have = ', '.join(map(str, accuracy))
-        raise errors.UserError(
-          f'The teacher has no intermediate checkpoint {step}. It has: {have}.'
-        )
+    have = ', '.join(map(str, accuracy))
+    for wanted in listed:
+      errors.require(
+        wanted in accuracy,
+        f'The teacher has no intermediate checkpoint {wanted}. It has: {have}.',
+      )
     return set(listed)
 
   rules = {'transition': by_transition, 'even': by_count, 'list': by_list}

@@ -70,9 +70,7 @@ def make(
   build = errors.lookup('optimizer', config.name, OPTIMIZERS)
   schedule = errors.lookup('schedule', config.schedule, SCHEDULES)
   peak, warmup = config.learning_rate, config.warmup
-  errors.require(
-    peak > 0, f'optimizer.learning_rate={peak} must be above 0.'
-  )
+  errors.require(peak > 0, f'optimizer.learning_rate={peak} must be above 0.')
   errors.require(
     0 <= warmup < 1,
     f'optimizer.warmup={warmup} is a share of the steps, in [0, 1).',

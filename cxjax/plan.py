@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from cxjax import curriculum
+from cxjax import errors
 from cxjax import step
 from cxjax import table
 
@@ -24,8 +25,8 @@ class PlannedStage:
     readout: `(d_S, r)` of the readout, or None.
     teacher_width: of the target, or None for labels.
     student_width: of the activation that is trained.
-    student_flops: of one update of one student, as compiled.
-    teacher_flops: of the targets of one batch, as compiled.
+    student_flops: of one update of one student, as compiled; None if unknown.
+    teacher_flops: of the targets of one batch, as compiled; None if unknown.
   """
 
   stage: curriculum.Stage
@@ -34,12 +35,62 @@ class PlannedStage:
   readout: tuple[int, int] | None
   teacher_width: int | None
   student_width: int
-  student_flops: float
-  teacher_flops: float
+  student_flops: float | None = None
+  teacher_flops: float | None = None
 
 
 def plan_stage(
   stage: curriculum.Stage,
+  batch: step.Batch,
+  student: step.Apply,
+  student_params: step.Params,
+  teacher: step.Apply | None = None,
+  teacher_params: step.Params = None,
+) -> PlannedStage:
+  """A stage with its shapes; every argument may be shapes alone.
+
+  Args:
+    stage: the stage.
+    batch: `{'x': [B, ...], 'y': [B]}`.
+    student: the student.
+    student_params: of one student.
+    teacher: the teacher, for a stage that needs one.
+    teacher_params: the teacher's.
+
+  Returns:
+    The planned stage, its costs unknown.
+
+  Raises:
+    UserError: an activation that does not exist, or widths that do not fit.
+  """
+
+  def width(apply, params, name):
+    one = functools.partial(step.activation, apply, name=name)
+    return jax.eval_shape(one, params, batch['x']).shape[-1]
+
+  student_width = width(student, student_params, stage.student)
+  teacher_width = projection = readout = None
+  if stage.needs_teacher:
+    teacher_width = width(teacher, teacher_params, stage.target)
+  if stage.law is not None:
+    projection = step.projection_shape(stage, teacher_width, student_width)
+  if stage.readout:
+    readout = (student_width, projection[1] if projection else teacher_width)
+  if stage.needs_teacher and not stage.readout:
+    got = projection[1] if projection else teacher_width
+    errors.require(
+      got == student_width,
+      f'Stage {stage.name!r} compares {stage.student!r}, {student_width} wide, '
+      f'with {stage.target!r}, {got} wide. Give it a projection law.',
+    )
+  mask = step.trained(student, student_params, batch['x'], stage)
+  return PlannedStage(
+    stage, mask, projection, readout, teacher_width, student_width
+  )
+
+
+def with_costs(
+  planned: PlannedStage,
   batch: step.Batch,
   tx: optax.GradientTransformation,
   student: step.Apply,
@@ -47,58 +98,42 @@ def plan_stage(
   teacher: step.Apply | None = None,
   teacher_params: step.Params = None,
 ) -> PlannedStage:
-  """Shapes and compiled costs of one stage; arguments may be shapes alone.
+  """The planned stage with its FLOPs a step, from compiled programs.
 
   Args:
-    stage: the stage.
-    batch: `{'x': [B, ...], 'y': [B]}`.
+    planned: from `plan_stage`, with the same models.
+    batch: shapes of a batch.
     tx: the optimizer.
     student: the student.
-    student_params: of one student.
+    student_params: shapes of its parameters.
     teacher: the teacher, for a stage that needs one.
-    teacher_params: the teacher's.
+    teacher_params: shapes of its parameters.
 
   Returns:
-    The planned stage.
-
-  Raises:
-    UserError: an activation that does not exist, or widths that do not fit.
+    `planned` with `student_flops` and `teacher_flops`.
   """
-  x = batch['x']
-  width = lambda apply, params, name: jax.eval_shape(
-    functools.partial(step.activation, apply, name=name), params, x
-  ).shape[-1]
-  student_width = width(student, student_params, stage.student)
-  teacher_width = None
-  if stage.needs_teacher:
-    teacher_width = width(teacher, teacher_params, stage.target)
-  projection = readout = matrix = None
-  if stage.law is not None:
-    projection = step.projection_shape(stage, teacher_width, student_width)
-    matrix = jax.ShapeDtypeStruct(projection, jnp.float32)
-  if stage.readout:
-    readout = (student_width, projection[1] if projection else teacher_width)
-  mask = step.trained(student, student_params, x, stage)
+  stage, matrix = planned.stage, None
+  if planned.projection:
+    matrix = jax.ShapeDtypeStruct(planned.projection, jnp.float32)
   want = functools.partial(step.target, teacher, stage=stage)
-  enter = functools.partial(
-    step.enter, stage=stage, shape=readout, tx=tx, mask=mask
+  state = jax.eval_shape(
+    functools.partial(
+      step.enter, stage=stage, shape=planned.readout, tx=tx, mask=planned.mask
+    ),
+    jax.random.key(0),
+    student_params,
   )
   update = functools.partial(
-    step.train_step, apply=student, stage=stage, tx=tx, mask=mask
+    step.train_step, apply=student, stage=stage, tx=tx, mask=planned.mask
   )
-  state = jax.eval_shape(enter, jax.random.key(0), student_params)
   wants = jax.eval_shape(want, teacher_params, matrix, batch)
-  return PlannedStage(
-    stage=stage,
-    mask=mask,
-    projection=projection,
-    readout=readout,
-    teacher_width=teacher_width,
-    student_width=student_width,
+  teacher_flops = 0.0
+  if stage.needs_teacher:
+    teacher_flops = step.flops(want, teacher_params, matrix, batch)
+  return dataclasses.replace(
+    planned,
     student_flops=step.flops(update, state, batch, wants),
-    teacher_flops=step.flops(want, teacher_params, matrix, batch)
-    if stage.needs_teacher
-    else 0.0,
+    teacher_flops=teacher_flops,
   )
 
 
@@ -135,6 +170,6 @@ def _cells(planned: PlannedStage) -> tuple:
     planned.student_width,
     law,
     stage.steps,
-    int(planned.student_flops),
-    int(planned.teacher_flops),
+    planned.student_flops and int(planned.student_flops),
+    planned.teacher_flops and int(planned.teacher_flops),
   )

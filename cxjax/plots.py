@@ -1,16 +1,15 @@
 """Pictures of runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import pathlib
 
-import matplotlib
+from matplotlib import figure as mpl
+from matplotlib.axes import Axes
+import numpy as np
 
-matplotlib.use('agg')  # A machine without a screen is the usual one.
-from matplotlib import pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-from cxjax import errors  # noqa: E402
-from cxjax import journal  # noqa: E402
+from cxjax import errors
+from cxjax import journal
 
 # Okabe and Ito's palette: told apart without colour vision.
 COLORS = {
@@ -21,7 +20,7 @@ COLORS = {
 }
 
 
-def save(figure: plt.Figure, path: pathlib.Path) -> None:
+def save(figure: mpl.Figure, path: pathlib.Path) -> None:
   """Writes a figure as PNG.
 
   Raises:
@@ -31,17 +30,15 @@ def save(figure: plt.Figure, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=150, bbox_inches='tight')
   except OSError as error:
     raise errors.UserError(f'Cannot write {path}: {error.strerror}.') from error
-  finally:
-    plt.close(figure)
 
 
 def axes(
   xlabel: str, ylabel: str, columns: int = 1
-) -> tuple[plt.Figure, Sequence[plt.Axes]]:
+) -> tuple[mpl.Figure, Sequence[Axes]]:
   """A figure with a row of panels in the style of the project."""
-  figure, row = plt.subplots(
-    1, columns, figsize=(6.4 * columns, 4), squeeze=False
-  )
+  # Not pyplot: it would ask for a screen, and keep the figure.
+  figure = mpl.Figure(figsize=(6.4 * columns, 4))
+  row = figure.subplots(1, columns, squeeze=False)
   for panel in row[0]:
     panel.set(xlabel=xlabel, ylabel=ylabel)
     panel.grid(alpha=0.3)
@@ -81,9 +78,7 @@ def accuracy_curves(
   save(figure, path)
 
 
-def boundaries(
-  panel: plt.Axes, rows: Sequence[journal.Row], color: str
-) -> None:
+def boundaries(panel: Axes, rows: Sequence[journal.Row], color: str) -> None:
   """Marks the steps at which one stage ends and the next begins."""
   for row, following in zip(rows[:-1], rows[1:], strict=True):
     if row['stage'] != following['stage']:

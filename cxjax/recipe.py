@@ -125,23 +125,29 @@ class Recipe:
       mask=planned.mask,
     )
 
-  def plan(self) -> list[plan.PlannedStage]:
-    """The stages with their shapes and compiled costs."""
-    batch = jax.eval_shape(self.batch, jax.random.key(0), 0)
-    teacher = self.teacher
-    planned: dict[curriculum.Stage, plan.PlannedStage] = {}
-    for stage in self.stages:
-      if stage.objective not in planned:
-        planned[stage.objective] = plan.plan_stage(
-          stage,
-          batch,
-          optimizers.make(self.optimizer),
-          self.student.apply,
-          self.student_shapes,
-          teacher and teacher.apply,
-          teacher and jax.eval_shape(lambda params: params, teacher.params),
-        )
+  def planned(self) -> list[plan.PlannedStage]:
+    """The stages with their shapes; raises UserError where they do not fit."""
+    batch, models = self._shapes()
+    return [plan.plan_stage(stage, batch, *models) for stage in self.stages]
+
+  def costed(self) -> list[plan.PlannedStage]:
+    """The stages with their shapes and their costs, as compiled."""
+    batch, models = self._shapes()
+    tx = optimizers.make(self.optimizer)
+    costed: dict[curriculum.Stage, plan.PlannedStage] = {}
+    planned = self.planned()
+    for one in planned:
+      if one.stage.objective not in costed:
+        costed[one.stage.objective] = plan.with_costs(one, batch, tx, *models)
     return [
-      dataclasses.replace(planned[stage.objective], stage=stage)
-      for stage in self.stages
+      dataclasses.replace(costed[one.stage.objective], stage=one.stage)
+      for one in planned
     ]
+
+  def _shapes(self):
+    batch = jax.eval_shape(self.batch, jax.random.key(0), 0)
+    models = (self.student.apply, self.student_shapes)
+    if self.teacher is not None:
+      params = jax.eval_shape(lambda params: params, self.teacher.params)
+      models += (self.teacher.apply, params)
+    return batch, models

@@ -11,8 +11,8 @@ from typing import Any
 
 from flax import struct
 import jax
-import jax.numpy as jnp
 from jax.interpreters import partial_eval
+import jax.numpy as jnp
 import optax
 
 from cxjax import curriculum
@@ -322,12 +322,16 @@ def advance(
   blocks = (start // lookahead, (stop - 1) // lookahead + 1)
   states, total, bad = jax.lax.fori_loop(*blocks, one_block, carried)
   # A finite loss can have a gradient that is not.
-  bad = jnp.where(jax.vmap(_finite)(states.params), bad, jnp.minimum(bad, stop - 1))
+  bad = jnp.where(
+    jax.vmap(_finite)(states.params), bad, jnp.minimum(bad, stop - 1)
+  )
   return states, {'loss': total, 'bad': bad}
 
 
 def _finite(tree) -> jax.Array:
-  return jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+  return jnp.all(
+    jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
+  )
 
 
 def evaluate(params: Params, batch: Batch, *, apply: Apply) -> Batch:

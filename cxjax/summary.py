@@ -33,9 +33,7 @@ def summarize(
       'accuracy': last['eval/accuracy'],
       'loss': last['eval/loss'],
     },
-    'steps_to': {
-      str(a): journal.steps_to(result.rows, a) for a in THRESHOLDS
-    },
+    'steps_to': {str(a): journal.steps_to(result.rows, a) for a in THRESHOLDS},
     'stages': [
       {
         'name': planned.stage.name,
@@ -136,5 +134,3 @@ def seed_rows(summary: Summary) -> list[dict[str, Any]]:
     }
     for seed, accuracy in enumerate(summary['final']['accuracy'])
   ]
-
-

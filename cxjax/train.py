@@ -11,7 +11,6 @@ import time
 
 from absl import logging
 import jax
-import numpy as np
 
 from cxjax import checkpoint
 from cxjax import errors
@@ -40,9 +39,7 @@ class Result:
   seconds: dict[str, float]
 
 
-def fit(
-  recipe: recipe_lib.Recipe, folder: pathlib.Path, title: str
-) -> Result:
+def fit(recipe: recipe_lib.Recipe, folder: pathlib.Path, title: str) -> Result:
   """Trains the stages of a recipe, from the newest good checkpoint on.
 
   Args:
@@ -57,7 +54,7 @@ def fit(
     UserError: a loss that is not finite, or a folder that cannot be written.
   """
   begin = time.perf_counter()
-  planned = recipe.plan()
+  planned = recipe.costed()
   spent = {'compile': time.perf_counter() - begin, 'train': 0, 'evaluate': 0}
   logging.info('The plan of %s:\n%s', title, plan.show(planned))
   found = checkpoint.latest(folder)

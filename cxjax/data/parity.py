@@ -69,9 +69,7 @@ class Parity:
     return node - (self.num_classes - 1)
 
 
-def make(
-  *, d: int, k: int, depth: int, support: str, key: jax.Array
-) -> Parity:
+def make(*, d: int, k: int, depth: int, support: str, key: jax.Array) -> Parity:
   """A parity task.
 
   Args:

@@ -1,0 +1,34 @@
+# make demo, make test: each sets up what it needs. make lint, make format.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint format clean
+
+# One stamp per set of packages, anew when their list changes.
+$(VENV)/run: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("cxjax needs Python 3.11 or later") if sys.version_info < (3, 11) else 0'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/dev: $(VENV)/run pyproject.toml
+	$(BIN)/pip install --quiet -e '.[test]'
+	touch $@
+
+demo: $(VENV)/run
+	$(BIN)/python launch.py --config=experiments/parity_mlp.py --workdir=runs/demo --compare=supervised,one_shot,progressive,extracted
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs
