@@ -8,14 +8,12 @@ Any field of the config can be set: --config.data.d=30.
 """
 
 import pathlib
-import sys
 
 from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 
-from cxjax import errors
+from cxjax import command
 from cxjax import experiment
 from cxjax import summary
 
@@ -43,39 +41,24 @@ def parse(argv: list[str]) -> list[str]:
     TypeError,
     ValueError,
   ) as error:
-    fail(error)
+    command.fail(error)
   for name in ('config', 'workdir'):
     if flags.FLAGS[name].value is None:
-      fail(f'--{name} is missing. See launch.py --help.')
+      command.fail(f'--{name} is missing. See launch.py --help.')
   return rest
-
-
-def fail(error: Exception | str) -> None:
-  """Ends the program with the message in one line and exit code 2."""
-  lines = str(error).strip('\'"').split('\n')
-  print(f'Error: {" ".join(line.strip() for line in lines)}', file=sys.stderr)
-  sys.exit(2)
 
 
 def main(argv: list[str]) -> None:
   """Runs what the flags ask for, and prints the table."""
   if argv[1:]:
-    fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
-  logging.set_verbosity(logging.INFO)
-  # Orbax reports every save in twenty lines.
-  logging.get_absl_handler().addFilter(
-    lambda record: record.levelno > 20 or 'orbax' not in record.pathname
-  )
+    command.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-  try:
-    if _COMPARE.value:
-      summaries = experiment.compare(config, _COMPARE.value, workdir)
-    else:
-      summaries = [experiment.run(config, workdir)]
-  except errors.UserError as error:
-    fail(error)
+  if _COMPARE.value:
+    summaries = experiment.compare(config, _COMPARE.value, workdir)
+  else:
+    summaries = [experiment.run(config, workdir)]
   print(summary.compare_table(summaries))
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse)
+  app.run(command.guarded(main), flags_parser=parse)

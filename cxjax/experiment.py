@@ -155,7 +155,8 @@ def student_recipe(
   )
 
 
-def _teacher_config(config: Config) -> dict[str, Any]:
+def teacher_config(config: Config) -> dict[str, Any]:
+  """The fields that a teacher depends on; its `config.json`."""
   block = config.to_dict()
   names = ('seed', 'task', 'model', 'data', 'teacher')
   kept = {name: block[name] for name in names}
@@ -163,7 +164,8 @@ def _teacher_config(config: Config) -> dict[str, Any]:
   return kept
 
 
-def _student_config(config: Config) -> dict[str, Any]:
+def student_config(config: Config) -> dict[str, Any]:
+  """The fields that a student depends on; its `config.json`."""
   block = config.to_dict()
   unread = set(methods.METHODS) - {config.method}
   return {name: v for name, v in block.items() if name not in unread}
@@ -201,7 +203,7 @@ def train_teacher(config: Config, workdir: pathlib.Path) -> methods.Teacher:
   """
   folder = teacher_folder(config, workdir)
   recipe = teacher_recipe(config)
-  files.claim(folder, _teacher_config(config))
+  files.claim(folder, teacher_config(config))
   finished = _finish('teacher', recipe, folder)
   return load_teacher(config, folder, last=finished['steps'])
 
@@ -248,6 +250,32 @@ def load_teacher(
   )
 
 
+def load(
+  config: Config, workdir: pathlib.Path
+) -> tuple[Config, methods.Teacher]:
+  """The teacher that a workdir holds, and the config it was trained with.
+
+  Args:
+    config: of the same experiment; the fields of the teacher are replaced.
+    workdir: of any run.
+
+  Returns:
+    The config and the teacher.
+
+  Raises:
+    UserError: there is no finished teacher, or it is damaged.
+  """
+  folder = workdir / 'teacher'
+  errors.require(
+    (folder / 'summary.json').exists(),
+    f'{folder} holds no finished teacher. Run launch.py on {workdir} first.',
+  )
+  config = copy.deepcopy(config)
+  config.update(files.read_json(folder / 'config.json'))
+  last = files.read_json(folder / 'summary.json')['steps']
+  return config, load_teacher(config, folder, last)
+
+
 def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   """Trains the teacher if need be, then students by `config.method`.
 
@@ -265,7 +293,7 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   teacher = train_teacher(config, workdir)
   folder = workdir / config.method
   recipe = student_recipe(config, teacher)
-  files.claim(folder, _student_config(config))
+  files.claim(folder, student_config(config))
   return _finish(config.method, recipe, folder)
 
 

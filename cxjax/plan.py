@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,37 +140,30 @@ def with_costs(
 
 def show(stages: Iterable[PlannedStage]) -> str:
   """The plan as a table: what is matched with what, how long, at what cost."""
-  header = (
-    'stage',
-    'checkpoint',
-    "teacher's layer",
-    'width',
-    "student's layer",
-    'width',
-    'projection',
-    'steps',
-    'student FLOPs a step',
-    'teacher FLOPs a step',
-  )
-  return table.markdown(header, map(_cells, stages))
+  return table.markdown(map(_cells, stages))
 
 
-def _cells(planned: PlannedStage) -> tuple:
+def _cells(planned: PlannedStage) -> dict[str, Any]:
   stage = planned.stage
   checkpoint = 'final' if stage.checkpoint is None else str(stage.checkpoint)
   law = None
   if planned.projection:
     law = f'{stage.law} {planned.projection[0]} x {planned.projection[1]}'
-    law += ', readout' if stage.readout else ''
-  return (
-    stage.name,
-    checkpoint if stage.needs_teacher else None,
-    stage.target,
-    planned.teacher_width,
-    stage.student,
-    planned.student_width,
-    law,
-    stage.steps,
-    planned.student_flops and int(planned.student_flops),
-    planned.teacher_flops and int(planned.teacher_flops),
-  )
+  if planned.readout:
+    law = (
+      f'{law or "none"}, readout {planned.readout[0]} x {planned.readout[1]}'
+    )
+  return {
+    'stage': stage.name,
+    'checkpoint': checkpoint if stage.needs_teacher else None,
+    'teacher layer': stage.target,
+    'teacher width': planned.teacher_width,
+    'student layer': stage.student,
+    'student width': planned.student_width,
+    'projection': law,
+    'steps': stage.steps,
+    'student FLOPs a step': planned.student_flops
+    and int(planned.student_flops),
+    'teacher FLOPs a step': planned.teacher_flops
+    and int(planned.teacher_flops),
+  }

@@ -33,11 +33,11 @@ def save(figure: mpl.Figure, path: pathlib.Path) -> None:
 
 
 def axes(
-  xlabel: str, ylabel: str, columns: int = 1
+  xlabel: str, ylabel: str, columns: int = 1, width: float = 6.4
 ) -> tuple[mpl.Figure, Sequence[Axes]]:
   """A figure with a row of panels in the style of the project."""
   # Not pyplot: it would ask for a screen, and keep the figure.
-  figure = mpl.Figure(figsize=(6.4 * columns, 4))
+  figure = mpl.Figure(figsize=(width * columns, 4))
   row = figure.subplots(1, columns, squeeze=False)
   for panel in row[0]:
     panel.set(xlabel=xlabel, ylabel=ylabel)

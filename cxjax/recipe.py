@@ -125,6 +125,18 @@ class Recipe:
       mask=planned.mask,
     )
 
+  def state_shapes(self, planned: plan.PlannedStage) -> step.State:
+    """Shapes of the states of all seeds in a stage."""
+    one = jax.eval_shape(
+      self.enter(planned), jax.random.key(0), self.student_shapes
+    )
+    return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        (self.num_seeds, *leaf.shape), leaf.dtype
+      ),
+      one,
+    )
+
   def planned(self) -> list[plan.PlannedStage]:
     """The stages with their shapes; raises UserError where they do not fit."""
     batch, models = self._shapes()

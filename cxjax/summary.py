@@ -78,21 +78,8 @@ def flops(summary: Summary, steps: int | None = None) -> float:
   return total
 
 
-HEADER = (
-  'method',
-  'at 99%',
-  'steps to 99%: median',
-  'worst',
-  'examples',
-  'GFLOP',
-  'final accuracy: mean',
-  'sd',
-  'seconds',
-)
-
-
-def compare_row(summary: Summary) -> tuple:
-  """One line of a comparison, under `HEADER`."""
+def compare_row(summary: Summary) -> dict[str, Any]:
+  """One line of a comparison."""
   reached = summary['steps_to']['0.99']
   solved = [step for step in reached if step is not None]
   median = worst = None
@@ -101,22 +88,22 @@ def compare_row(summary: Summary) -> tuple:
     median, worst = int(np.median(solved)), max(solved)
   batch_size = summary['examples'] // summary['steps']
   accuracy = np.array(summary['final']['accuracy'])
-  return (
-    summary['method'],
-    f'{len(solved)} of {len(reached)}',
-    median,
-    worst,
-    median and median * batch_size,
-    round(flops(summary, median) / 1e9, 1),
-    round(float(accuracy.mean()), 4),
-    round(float(accuracy.std()), 4),
-    round(summary['seconds']['train'], 1),
-  )
+  return {
+    'method': summary['method'],
+    'at 99%': f'{len(solved)} of {len(reached)}',
+    'steps to 99%: median': median,
+    'worst': worst,
+    'examples': median and median * batch_size,
+    'GFLOP': round(flops(summary, median) / 1e9, 1),
+    'final accuracy: mean': round(float(accuracy.mean()), 4),
+    'sd': round(float(accuracy.std()), 4),
+    'seconds': round(summary['seconds']['train'], 1),
+  }
 
 
 def compare_table(summaries: list[Summary]) -> str:
   """The table of a comparison, with what its columns mean."""
-  return table.markdown(HEADER, map(compare_row, summaries))
+  return table.markdown(map(compare_row, summaries))
 
 
 def seed_rows(summary: Summary) -> list[dict[str, Any]]:

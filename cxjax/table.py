@@ -1,21 +1,23 @@
 """Tables as text."""
 
 from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """An aligned Markdown table; numbers are right-aligned.
+def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+  """An aligned Markdown table; columns of numbers are right-aligned.
 
   Args:
-    header: one title per column.
-    rows: cells; None is shown as a dash.
+    rows: at least one, all with the same fields in the same order: the columns.
+      None is shown as a dash.
 
   Returns:
     The table, with a final newline.
   """
   rows = list(rows)
+  header = list(rows[0])
+  rows = [list(row.values()) for row in rows]
   numeric = [
     any(isinstance(row[i], int | float) for row in rows)
     for i in range(len(header))

@@ -109,12 +109,8 @@ class _Run:
     self.spent = {k: v + record['seconds'][k] for k, v in self.spent.items()}
     # At the end of a stage its state was saved, not that of the next.
     self.stage = sum(found > end for end in self.recipe.ends[:-1])
-    fresh = jax.eval_shape(
-      jax.vmap(self.recipe.enter(self.planned[self.stage])),
-      self.recipe.stage_keys,
-      jax.eval_shape(self.programs.init, self.recipe.init_keys),
-    )
-    template = mesh_lib.abstract(fresh, self.recipe.mesh)
+    shapes = self.recipe.state_shapes(self.planned[self.stage])
+    template = mesh_lib.abstract(shapes, self.recipe.mesh)
     self.states = step.State(
       **checkpoint.restore(self.folder, found, _items(template))
     )

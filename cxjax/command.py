@@ -1,0 +1,51 @@
+"""What the scripts share: one line for a mistake, results as text and CSV."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import pathlib
+import sys
+from typing import Any
+
+from absl import logging
+
+from cxjax import errors
+from cxjax import experiment
+from cxjax import files
+
+
+def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+  """`main`, with a `UserError` as one line on stderr and exit code 2."""
+
+  def run(argv):
+    quiet()
+    try:
+      main(argv)
+    except errors.UserError as error:
+      fail(error)
+
+  return run
+
+
+def fail(error: Exception | str) -> None:
+  """Ends the program with one line on stderr and exit code 2."""
+  lines = str(error).strip('\'"').split('\n')
+  print(f'Error: {" ".join(map(str.strip, lines))}', file=sys.stderr)
+  sys.exit(2)
+
+
+def quiet() -> None:
+  """Logs what cxjax says, and of others their warnings only."""
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(
+    # Orbax reports every save in twenty lines.
+    lambda record: record.levelno > 20 or 'cxjax' in record.pathname
+  )
+
+
+def write(
+  stem: pathlib.Path, text: str, rows: Sequence[dict[str, Any]]
+) -> None:
+  """Prints a table, and writes it as `stem.md` and its rows as `stem.csv`."""
+  print(text)
+  files.write_text(stem.with_suffix('.md'), text)
+  experiment.write_csv(stem.with_suffix('.csv'), rows)

@@ -1,0 +1,67 @@
+r"""What the extracted curriculum needs, and what it does not.
+
+Sparse parity, 8 seeds, 4,000 steps: the default with one thing changed at a
+time. The control is an untrained teacher's hidden layer, which must fail.
+
+Run:
+  python -m experiments.ablations --workdir=runs/ablations
+
+Writes ablations.{md,csv} into --results.
+"""
+
+import pathlib
+
+from absl import app
+from absl import flags
+
+from cxjax import command
+from cxjax import summary as summary_lib
+from cxjax import table
+from experiments import parity_mlp
+from experiments import sweeps
+
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/ablations', 'Of the runs.')
+_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
+
+LEARNED = {'extracted.law': 'identity', 'extracted.readout': True}
+UNTRAINED = {'extracted.checkpoint': 0}
+VARIANTS = {
+  'default': {},
+  'law rademacher': {'extracted.law': 'rademacher'},
+  'law sparse': {'extracted.law': 'sparse'},
+  'law orthogonal': {'extracted.law': 'orthogonal'},
+  'learned projection (FitNets)': LEARNED,
+  'random projection, then readout': {'extracted.readout': True},
+  'lower layer frozen after its stage': {'extracted.freeze': True},
+  'hidden stage 1/8 of the steps': {'extracted.share': 0.125},
+  'hidden stage 1/4': {'extracted.share': 0.25},
+  'hidden stage 3/4': {'extracted.share': 0.75},
+  'student 25 wide': {'student.width': 25},
+  'student 50 wide': {'student.width': 50},
+  'student 200 wide': {'student.width': 200},
+  'student 400 wide': {'student.width': 400},
+  'teacher 250 wide': {'teacher.width': 250},
+  'teacher 500 wide': {'teacher.width': 500},
+  'teacher 2000 wide': {'teacher.width': 2_000},
+  'optimizer state carried over': {'optimizer.carry_state': True},
+  'control: untrained hidden layer': UNTRAINED,
+  'control: untrained, learned projection': {**LEARNED, **UNTRAINED},
+}
+
+
+def main(argv):
+  """Runs every variant, prints and keeps the table."""
+  del argv
+  rows = []
+  for name, overrides in VARIANTS.items():
+    config = parity_mlp.get_config('extracted')
+    summary = sweeps.run(config, overrides, pathlib.Path(_WORKDIR.value))
+    shown = summary_lib.compare_row(summary)
+    del shown['method'], shown['seconds']
+    rows.append({'variant': name, **shown})
+  text = table.markdown(rows)
+  command.write(pathlib.Path(_RESULTS.value) / 'ablations', text, rows)
+
+
+if __name__ == '__main__':
+  app.run(command.guarded(main))

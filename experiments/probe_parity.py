@@ -1,0 +1,144 @@
+r"""Why the curriculum works: who knows the support of the parity?
+
+For a trained teacher, the correlation with single coordinates of the input, in
+the support against outside it, of
+  - a random projection of its hidden activations (what `extracted` imitates),
+  - the output of each of its checkpoints (what `progressive` imitates),
+  - its final output (what `one_shot` imitates).
+
+Run, after any run on the workdir:
+  python -m experiments.probe_parity --workdir=runs/demo
+
+Writes probe_parity.{md,csv,png} into the workdir.
+"""
+
+import functools
+import pathlib
+
+from absl import app
+from absl import flags
+import jax
+import numpy as np
+
+from cxjax import command
+from cxjax import experiment
+from cxjax import plots
+from cxjax import probes
+from cxjax import projection
+from cxjax import step
+from cxjax import table
+from experiments import parity_mlp
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
+_WIDTH = flags.DEFINE_integer('width', 100, 'Columns of the projection.')
+_EXAMPLES = flags.DEFINE_integer('examples', 2**18, 'To average over.')
+BATCH = 4_096
+PROJECTED = 'projected hidden0, final'
+
+
+def measure(config, teacher, width, examples):
+  """`{name: [d] root mean square correlation}` of each function."""
+  task = experiment.make_task(config)
+  draw = functools.partial(task.draw, batch_size=BATCH)
+  key = experiment.key_for(config, 'held_out')
+  num_batches = max(examples // BATCH, 1)
+
+  @functools.partial(jax.jit, static_argnames='name')
+  def correlations(params, matrix, name):
+    def features(x):
+      value = step.activation(teacher.apply, params, x, name)
+      if name == 'logits':
+        # One class is redundant: probabilities sum to 1.
+        return jax.nn.softmax(value)[:, 1:]
+      return projection.project(value, matrix)
+
+    found = probes.degree_one(features, draw, key, num_batches)
+    return jax.numpy.sqrt(jax.numpy.square(found).mean(0))
+
+  d_in = config.teacher.width
+  stage_key = experiment.key_for(config, 'student_stage')
+  matrix = projection.random_projection(stage_key, 'gaussian', (d_in, width))
+  found = {PROJECTED: correlations(teacher.params, matrix, 'hidden0')}
+  for at, _ in teacher.checkpoints:
+    found[at] = correlations(teacher.load(at), None, 'logits')
+  return {name: np.asarray(value) for name, value in found.items()}
+
+
+def rows(found, support, accuracies):
+  """One row a function: accuracy, in the support, outside it, the ratio."""
+  inside = np.isin(np.arange(len(next(iter(found.values())))), support)
+  for name, value in found.items():
+    if name == PROJECTED:
+      title, accuracy = name, None
+    else:
+      title, accuracy = f'output, checkpoint {name}', accuracies[name]
+    within, without = value[inside].mean(), value[~inside].mean()
+    yield {
+      'function': title,
+      'accuracy': accuracy,
+      'in support': float(within),
+      'outside': float(without),
+      'ratio': float(within / without),
+    }
+
+
+def draw_picture(found, support, accuracies, path):
+  """Left: coordinate by coordinate. Right: the teacher's training."""
+  figure, (left, right) = plots.axes(
+    'coordinate of the input, support first', '|correlation|', columns=2
+  )
+  steps = list(accuracies)
+  middle = min(steps, key=lambda s: abs(accuracies[s] - 0.75))
+  d = len(found[PROJECTED])
+  order = [*support, *(j for j in range(d) if j not in support)]
+  for name, label, color in (
+    (PROJECTED, 'random projection of hidden0', 'extracted'),
+    (middle, f'output at step {middle}', 'progressive'),
+    (steps[-1], 'output of the final teacher', 'one_shot'),
+  ):
+    left.plot(found[name][order], '.-', label=label, color=plots.COLORS[color])
+  left.axvline(len(support) - 0.5, color='black', linewidth=0.8)
+  left.legend(frameon=False)
+  inside = np.isin(np.arange(d), support)
+  for label, part, style in (
+    ('output, in the support', inside, '-'),
+    ('output, outside', ~inside, ':'),
+  ):
+    values = [found[s][part].mean() for s in steps]
+    right.plot(
+      steps, values, style, label=label, color=plots.COLORS['progressive']
+    )
+  right.axhline(
+    found[PROJECTED][inside].mean(),
+    color=plots.COLORS['extracted'],
+    linestyle='--',
+    label='projection of hidden0, in the support',
+  )
+  right.set_xlabel("step of the teacher's training")
+  accuracy = right.twinx()
+  accuracy.plot(steps, list(accuracies.values()), color='grey', linewidth=1)
+  accuracy.set_ylabel('accuracy of the teacher (grey)', color='grey')
+  accuracy.set_ylim(0.45, 1.02)
+  accuracy.spines['top'].set_visible(False)
+  right.legend(frameon=False, loc='center left')
+  figure.tight_layout()
+  plots.save(figure, path)
+
+
+def main(argv):
+  """Measures, prints the table, draws the picture."""
+  del argv
+  workdir = pathlib.Path(_WORKDIR.value)
+  config, teacher = experiment.load(parity_mlp.get_config(), workdir)
+  task = experiment.make_task(config)
+  support = sorted(j for node in task.supports for j in node)
+  found = measure(config, teacher, _WIDTH.value, _EXAMPLES.value)
+  accuracies = dict(teacher.checkpoints)
+  lines = list(rows(found, support, accuracies))
+  text = table.markdown(lines)
+  command.write(workdir / 'probe_parity', text, lines)
+  draw_picture(found, support, accuracies, workdir / 'probe_parity.png')
+
+
+if __name__ == '__main__':
+  app.run(command.guarded(main))

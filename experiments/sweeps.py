@@ -1,0 +1,52 @@
+"""Runs of one experiment with some fields changed, on shared teachers."""
+
+from collections.abc import Mapping
+import copy
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from cxjax import experiment
+from cxjax import summary as summary_lib
+
+Config = ml_collections.ConfigDict
+Overrides = Mapping[str, Any]
+
+
+def variant(config: Config, overrides: Overrides) -> Config:
+  """A copy of `config` with fields changed, as `{'data.d': 30}`."""
+  changed = copy.deepcopy(config)
+  changed.update_from_flattened_dict(overrides)
+  return changed
+
+
+def run(
+  config: Config, overrides: Overrides, workdir: pathlib.Path
+) -> summary_lib.Summary:
+  """Runs one variant, or reads its summary if it is finished.
+
+  Every distinct teacher is trained once, in `workdir/teachers`, and every run
+  goes to a folder of its own in `workdir/runs`, both named by a digest of the
+  configuration.
+
+  Args:
+    config: of the experiment.
+    overrides: fields to change.
+    workdir: of the sweep.
+
+  Returns:
+    The summary of the students' run.
+  """
+  changed = variant(config, overrides)
+  teacher = _digest(experiment.teacher_config(changed))
+  changed.teacher.folder = str(workdir / 'teachers' / teacher)
+  student = _digest(experiment.student_config(changed))
+  return experiment.run(changed, workdir / 'runs' / student)
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+  text = json.dumps(config, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
