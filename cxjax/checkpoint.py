@@ -8,6 +8,7 @@ whose files do not match it, is no checkpoint. Nothing is pickled.
 """
 
 import hashlib
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -24,6 +25,11 @@ Record = dict[str, Any]
 
 def _path(folder: pathlib.Path, step: int) -> pathlib.Path:
   return folder / 'checkpoints' / f'{step:09d}'
+
+
+def _digest(record: Record) -> str:
+  text = json.dumps(record, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digests(path: pathlib.Path) -> dict[str, str]:
@@ -77,7 +83,10 @@ def save(
       'before it is as it was.'
     ) from error
   seal = {'files': _digests(path), 'shapes': _shapes(items)}
-  files.write_json(path / 'record.json', {'step': step, **record, **seal})
+  sealed = {'step': step, **record, **seal}
+  files.write_json(
+    path / 'record.json', {'record': sealed, 'sha256': _digest(sealed)}
+  )
 
 
 def prune(folder: pathlib.Path, keep: int) -> None:
@@ -92,10 +101,13 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
   if not (path / 'record.json').exists():
     return f'{path} has no record.json'
   try:
-    record = files.read_json(path / 'record.json')
-    sealed = record['files']
+    value = files.read_json(path / 'record.json')
+    intact = value['sha256'] == _digest(value['record'])
   except (errors.UserError, KeyError, TypeError):
+    intact = False
+  if not intact:
     return f'{path}/record.json is damaged'
+  sealed = value['record']['files']
   found = _digests(path)
   for name in sorted(sealed.keys() | found.keys()):
     if name not in found:
@@ -117,7 +129,7 @@ def latest(folder: pathlib.Path) -> int | None:
 
 def read_record(folder: pathlib.Path, step: int) -> Record:
   """The record of a good checkpoint."""
-  return files.read_json(_path(folder, step) / 'record.json')
+  return files.read_json(_path(folder, step) / 'record.json')['record']
 
 
 def restore(

@@ -215,8 +215,13 @@ def match_layers(
   Returns:
     One `(teacher, student)` pair per layer of the student.
   """
-  ratio = len(teacher) / len(student)
-  index = (max(int(i * ratio + 0.5), 1) for i in range(1, len(student) + 1))
+  high, low = len(teacher), len(student)
+  errors.require(
+    high > 0 and low > 0,
+    f'Cannot match {high} layers of the teacher with {low} of the student.',
+  )
+  # In integers: a half must not be lost to rounding.
+  index = (max((2 * i * high + low) // (2 * low), 1) for i in range(1, low + 1))
   return tuple(
     (teacher[i - 1], name) for i, name in zip(index, student, strict=True)
   )
@@ -229,7 +234,7 @@ def split_steps(
 
   Args:
     num_steps: the total.
-    parts: number of stages before the last.
+    parts: number of stages before the last, at least 1.
     share: fraction of the total for those together, in (0, 1), split evenly.
     steps: explicit lengths of all stages, the last included, in place of
       `share`.
@@ -252,7 +257,7 @@ def split_steps(
     0 < share < 1,
     f'share={share} of the steps before the last stage must be in (0, 1).',
   )
-  first = max(int(num_steps * share / parts), 1)
+  first = max(round(num_steps * share / parts), 1)
   last = num_steps - parts * first
   errors.require(
     last >= 1,

@@ -90,16 +90,19 @@ def make_model(config: Config, role: str) -> Any:
   return build(config[role], make_task(config))
 
 
-def _recipe(config: Config, role: str, num_seeds: int, **kwargs):
-  """What teachers and students have in common; `kwargs` is the rest."""
-  block = config.teacher if role == 'teacher' else config
+def _check_sizes(config: Config, block: Config, prefix: str) -> None:
   for name, value in (
-    ('num_seeds', num_seeds),
-    ('num_steps', block.num_steps),
-    ('batch_size', block.batch_size),
+    ('num_seeds', config.num_seeds),
+    (f'{prefix}num_steps', block.num_steps),
+    (f'{prefix}batch_size', block.batch_size),
     ('data.eval_size', config.data.eval_size),
   ):
     errors.require(value >= 1, f'{name}={value} must be at least 1.')
+
+
+def _recipe(config: Config, role: str, num_seeds: int, **kwargs):
+  """What teachers and students have in common; `kwargs` is the rest."""
+  block = config.teacher if role == 'teacher' else config
   task = make_task(config)
   mesh = mesh_lib.make(config.mesh.data, block.batch_size)
   held_out = task.draw(key_for(config, 'held_out'), 0, config.data.eval_size)
@@ -128,6 +131,7 @@ def _recipe(config: Config, role: str, num_seeds: int, **kwargs):
 def teacher_recipe(config: Config) -> recipe_lib.Recipe:
   """How the teacher is trained: on the labels, keeping its checkpoints."""
   block = config.teacher
+  _check_sizes(config, block, 'teacher.')
   return _recipe(
     config,
     'teacher',
@@ -143,6 +147,7 @@ def student_recipe(
   config: Config, teacher: methods.Teacher | None
 ) -> recipe_lib.Recipe:
   """How the students are trained by `config.method`."""
+  _check_sizes(config, config, '')
   layers = make_model(config, 'student').layers
   return _recipe(
     config,
@@ -293,6 +298,9 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   teacher = train_teacher(config, workdir)
   folder = workdir / config.method
   recipe = student_recipe(config, teacher)
+  for stage in recipe.stages:
+    if stage.checkpoint is not None:
+      teacher.load(stage.checkpoint)  # An error now, not after hours.
   files.claim(folder, student_config(config))
   return _finish(config.method, recipe, folder)
 

@@ -131,16 +131,23 @@ def logit_loss(name: str, temperature: float, hard_labels: bool) -> Loss:
 
   Args:
     name: 'kl' or 'mse'.
-    temperature: `T > 0` of the KL; not read with `hard_labels` or by 'mse'.
-    hard_labels: the limit `T -> 0` on the teacher alone, `hard_kl`.
+    temperature: `T > 0` of the KL; 'mse' has none.
+    hard_labels: the limit `T -> 0` on the teacher alone, `hard_kl`, in place of
+      'kl'; the temperature is not read.
 
   Returns:
     A function of `(student, teacher)`, `[..., C]` each.
 
   Raises:
-    UserError: an unknown name, or a temperature that is not positive.
+    UserError: an unknown name, a temperature that is not positive, or hard
+      labels for a loss that has no such limit.
   """
   loss = errors.lookup('loss', name, LOGIT_LOSSES)
+  if loss is not kl:
+    errors.require(
+      not hard_labels, f"hard_labels is a limit of loss='kl', not of {name!r}."
+    )
+    return loss
   if hard_labels:
     return hard_kl
   errors.require(
@@ -148,6 +155,4 @@ def logit_loss(name: str, temperature: float, hard_labels: bool) -> Loss:
     f'temperature={temperature} is not above 0. For the limit at 0, the '
     "teacher's most likely class as the label, set hard_labels=True.",
   )
-  if loss is kl:
-    return functools.partial(kl, temperature=temperature)
-  return loss
+  return functools.partial(kl, temperature=temperature)

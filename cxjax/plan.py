@@ -11,6 +11,7 @@ import optax
 
 from cxjax import curriculum
 from cxjax import errors
+from cxjax import projection as projection_lib
 from cxjax import step
 from cxjax import table
 
@@ -75,6 +76,10 @@ def plan_stage(
     teacher_width = width(teacher, teacher_params, stage.target)
   if stage.law is not None:
     projection = step.projection_shape(stage, teacher_width, student_width)
+    draw = lambda key: projection_lib.random_projection(
+      key, stage.law, projection
+    )
+    jax.eval_shape(draw, jax.random.key(0))
   if stage.readout:
     readout = (student_width, projection[1] if projection else teacher_width)
   if stage.needs_teacher and not stage.readout:

@@ -68,7 +68,8 @@ class Recipe:
   teacher: methods.Teacher | None = None
 
   def __post_init__(self):
-    """Raises UserError for numbers that cannot be."""
+    """Raises UserError for settings that cannot be."""
+    optimizers.make(self.optimizer)
     for name in ('log_every', 'eval_every', 'save_every'):
       value = getattr(self, name)
       errors.require(value >= 1, f'{name}={value} must be at least 1.')

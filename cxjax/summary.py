@@ -42,7 +42,7 @@ def summarize(
         'target': planned.stage.target,
         'student': planned.stage.student,
         'law': planned.stage.law,
-        'projection': planned.projection,
+        'projection': planned.projection and list(planned.projection),
         'student_flops': planned.student_flops,
         'teacher_flops': planned.teacher_flops,
       }

@@ -43,6 +43,8 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
   if value is None:
     return '-'
+  if isinstance(value, bool):
+    return str(value).lower()
   if isinstance(value, float):
     return f'{value:.4g}'
   if isinstance(value, int):

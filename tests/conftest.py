@@ -1,5 +1,7 @@
 """Settings of every test, made before anything is computed."""
 
+import tempfile
+
 from absl import flags
 import jax
 
@@ -13,3 +15,7 @@ jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Test shapes are tiny: compiling costs more than running.
 jax.config.update('jax_disable_most_optimizations', True)
+# A run that is taken up again compiles what the run before it compiled.
+jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

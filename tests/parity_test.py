@@ -6,7 +6,6 @@ import itertools
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
@@ -41,7 +40,7 @@ def walk(x, supports, depth):
 
 
 class DrawTest(parameterized.TestCase):
-  @parameterized.parameters((70, 3), (32, 1), (33, 33))
+  @parameterized.parameters((70, 3), (33, 33))
   def test_plain_label_is_one_where_the_product_is_negative(self, d, k):
     task, batch = sample(d, k, 1)
     product = batch['x'][:, list(task.supports[0])].prod(-1)
@@ -97,7 +96,7 @@ class DrawTest(parameterized.TestCase):
     task, batch = sample(70, 3, depth)
     x = batch['x'][:24].reshape(2, 3, 4, 70)
     y = batch['y'][:24].reshape(2, 3, 4)
-    np.testing.assert_array_equal(task.label(jnp.array(x)), y)
+    np.testing.assert_array_equal(jax.jit(task.label)(x), y)
 
 
 class SupportTest(parameterized.TestCase):

@@ -14,14 +14,15 @@ from cxjax import projection
 RANDOM = ('gaussian', 'rademacher', 'sparse', 'orthogonal')
 SHAPES = ((4, 3), (3, 5))
 NUM = 4096
+KEYS = jax.random.split(jax.random.key(0), NUM)
+
+draw = jax.jit(projection.random_projection, static_argnums=(1, 2))
 
 
 @functools.cache
 def sample(law, shape):
-  """`[NUM, *shape]` draws of a law."""
-  keys = jax.random.split(jax.random.key(0), NUM)
-  draw = lambda key: projection.random_projection(key, law, shape)
-  return np.asarray(jax.jit(jax.vmap(draw))(keys))
+  """`[NUM, *shape]`, a draw of a law for each key."""
+  return np.asarray(jax.vmap(lambda key: draw(key, law, shape))(KEYS))
 
 
 class LawTest(parameterized.TestCase):
@@ -42,16 +43,15 @@ class LawTest(parameterized.TestCase):
     rtol = 5 * np.sqrt(2 / shape[1] / NUM)
     np.testing.assert_allclose(mean, np.square(x).sum(), rtol=rtol)
 
-  @parameterized.product(law=RANDOM, shape=SHAPES)
+  @parameterized.product(law=RANDOM, shape=SHAPES[:1])
   def test_a_key_is_a_matrix(self, law, shape):
-    draw = lambda key: projection.random_projection(key, law, shape)
-    one, same, other = (
-      jax.jit(draw)(jax.random.key(seed)) for seed in (1, 1, 2)
-    )
-    self.assertEqual(one.shape, shape)
-    self.assertEqual(one.dtype, jnp.float32)
-    np.testing.assert_array_equal(one, same)
-    self.assertFalse(np.array_equal(one, other))
+    first, second = KEYS[:2]
+    p = draw(first, law, shape)
+    self.assertEqual(p.shape, shape)
+    self.assertEqual(p.dtype, jnp.float32)
+    np.testing.assert_array_equal(p, draw(first, law, shape))
+    np.testing.assert_array_equal(p, sample(law, shape)[0])
+    self.assertFalse(np.array_equal(p, draw(second, law, shape)))
 
   # The variance of N entries has the standard error sqrt(2/N), their fourth
   # moment sqrt(96/N), in units of their true variance.

@@ -52,7 +52,8 @@ class Parity:
       jax.random.fold_in(key, step), (batch_size, -(-self.d // 32))
     )
     # One random word is 32 coordinates: a 32nd of the generator's work.
-    bits = (words[..., None] >> jnp.arange(32, dtype=words.dtype)) & 1
+    places = jnp.arange(32, dtype=words.dtype)[None, None]
+    bits = (words[..., None] >> places) & 1
     bits = bits.reshape(batch_size, -1)[:, : self.d].astype(jnp.int32)
     return {'x': 1.0 - 2.0 * bits, 'y': self._classes(bits)}
 

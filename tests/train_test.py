@@ -1,0 +1,362 @@
+"""Whole runs: what they leave, and that nothing interrupts them for good."""
+
+import json
+import pathlib
+import shutil
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+import jax
+import numpy as np
+
+from cxjax import checkpoint
+from cxjax import errors
+from cxjax import experiment
+from cxjax import journal
+from cxjax import methods
+from cxjax import programs
+from experiments import parity_mlp
+
+
+class Killed(Exception):
+  """Stands for `kill -9`: nothing of ours catches it."""
+
+
+def files_of(folder):
+  return {
+    str(p.relative_to(folder)): p.read_bytes()
+    for p in sorted(folder.rglob('*'))
+    if p.is_file()
+  }
+
+
+def arrays(config, folder):
+  """All that the last checkpoint of a student holds, by path."""
+  teacher = experiment.train_teacher(config, folder.parent)
+  recipe = experiment.student_recipe(config, teacher)
+  last = checkpoint.latest(folder)
+  index = sum(last > end for end in recipe.ends[:-1])
+  shapes = recipe.state_shapes(recipe.planned()[index])
+  names = ('params', 'readout', 'opt_state')
+  items = {name: getattr(shapes, name) for name in names}
+  return checkpoint.restore(folder, last, items)
+
+
+class RunTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    test = cls('create_tempdir')
+    cls.workdir = pathlib.Path(test.create_tempdir().full_path)
+    cls.summaries = {
+      name: experiment.run(parity_mlp.tiny(name), cls.workdir)
+      for name in methods.METHODS
+    }
+
+  def fresh(self):
+    """A workdir of its own, with the teacher that all tests share."""
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    shutil.copytree(self.workdir / 'teacher', workdir / 'teacher')
+    return workdir
+
+  @parameterized.parameters(*methods.METHODS)
+  def test_leaves_what_the_readme_lists(self, method):
+    folder, config = self.workdir / method, parity_mlp.tiny(method)
+    summary = json.loads((folder / 'summary.json').read_text())
+    self.assertEqual(summary, self.summaries[method])
+    self.assertEqual(summary['method'], method)
+    self.assertEqual(summary['steps'], 60)
+    self.assertEqual(summary['examples'], 60 * 8)
+    self.assertLen(summary['final']['accuracy'], config.num_seeds)
+    self.assertEqual(sum(s['steps'] for s in summary['stages']), 60)
+    rows = journal.read(folder)
+    self.assertEqual([row['step'] for row in rows], list(range(10, 61, 10)))
+    last = dict(list(journal.evaluations(rows))[-1:])
+    self.assertEqual(last[60], summary['final']['accuracy'])
+    self.assertEqual(checkpoint.steps(folder), [20, 40, 60])
+    self.assertNotEmpty(list((folder / 'tensorboard').glob('events*')))
+
+  def test_the_teacher_keeps_its_checkpoints(self):
+    steps = checkpoint.steps(self.workdir / 'teacher')
+    self.assertContainsSubset([0, 20, 40, 60], steps)
+    rows = dict(journal.evaluations(journal.read(self.workdir / 'teacher')))
+    for step in steps[1:]:
+      record = checkpoint.read_record(self.workdir / 'teacher', step)
+      self.assertEqual(record['accuracy'], rows[step])
+
+  def test_all_methods_see_the_same_data_and_start_alike(self):
+    config = parity_mlp.tiny('supervised')
+    teacher = experiment.train_teacher(config, self.workdir)
+    recipes = []
+    for name in methods.METHODS:
+      config.method = name
+      recipes.append(experiment.student_recipe(config, teacher))
+    for other in recipes[1:]:
+      for field in ('init_keys', 'data_keys'):
+        np.testing.assert_array_equal(
+          jax.random.key_data(getattr(recipes[0], field)),
+          jax.random.key_data(getattr(other, field)),
+        )
+    keys = jax.random.key_data(recipes[0].data_keys)
+    self.assertLen({tuple(k.tolist()) for k in keys}, config.num_seeds)
+
+  @parameterized.product(method=('progressive', 'extracted'), rows=(1, 3, 4, 5))
+  def test_an_interrupted_run_ends_where_a_whole_one_does(self, method, rows):
+    # Checkpoints at 20, 40, 60; a stage ends at 30: killed in both stages,
+    # before the first checkpoint, and across the change of stage.
+    workdir, config = self.fresh(), parity_mlp.tiny(method)
+    write = journal.Journal.write
+    written = []
+
+    def kill(self, row):
+      write(self, row)
+      written.append(row)
+      if len(written) == rows:
+        raise Killed
+
+    patch = mock.patch.object(journal.Journal, 'write', kill)
+    with patch, self.assertRaises(Killed):
+      experiment.run(config, workdir)
+    self.assertFalse((workdir / method / 'summary.json').exists())
+    experiment.run(config, workdir)
+    self.same_run(config, workdir / method)
+
+  def same_run(self, config, folder):
+    whole = self.workdir / config.method
+    self.assertEqual(
+      (whole / 'metrics.jsonl').read_text(),
+      (folder / 'metrics.jsonl').read_text(),
+    )
+    chex.assert_trees_all_equal(arrays(config, whole), arrays(config, folder))
+
+  def test_an_interrupted_teacher_ends_where_a_whole_one_does(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    config = parity_mlp.tiny()
+    save = checkpoint.save
+
+    def kill(folder, step, items, record):
+      save(folder, step, items, record)
+      if step == 20:
+        raise Killed
+
+    patch = mock.patch.object(checkpoint, 'save', kill)
+    with patch, self.assertRaises(Killed):
+      experiment.train_teacher(config, workdir)
+    again = experiment.train_teacher(config, workdir)
+    whole = experiment.train_teacher(config, self.workdir)
+    chex.assert_trees_all_equal(whole.params, again.params)
+    self.assertEqual(whole.checkpoints, again.checkpoints)
+
+  @parameterized.parameters('flip', 'truncate', 'delete', 'record', 'empty')
+  def test_a_damaged_checkpoint_is_passed_over(self, damage):
+    workdir, config = self.fresh(), parity_mlp.tiny('extracted')
+    folder = workdir / 'extracted'
+    shutil.copytree(self.workdir / 'extracted', folder)
+    (folder / 'summary.json').unlink()
+    newest = folder / 'checkpoints' / '000000060'
+    largest = max(
+      (p for p in (newest / 'params').rglob('*') if p.is_file()),
+      key=lambda p: p.stat().st_size,
+    )
+    content = largest.read_bytes()
+    if damage == 'flip':
+      middle = len(content) // 2
+      flipped = bytes([content[middle] ^ 1])
+      largest.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+    elif damage == 'truncate':
+      largest.write_bytes(content[:-1])
+    elif damage == 'delete':
+      largest.unlink()
+    elif damage == 'record':
+      record = (newest / 'record.json').read_text()
+      (newest / 'record.json').write_text(
+        record.replace('"end": 60', '"end": 90')
+      )
+    else:
+      shutil.rmtree(newest)
+      newest.mkdir()
+    self.assertEqual(checkpoint.latest(folder), 40)
+    with self.assertLogs(level='WARNING') as log:
+      experiment.run(config, workdir)
+    self.assertRegex(log.output[0], 'Checkpoint 60 is passed over.*000000060')
+    self.same_run(config, folder)
+
+  def test_a_damaged_teacher_is_an_error(self):
+    workdir = self.fresh()
+    for path in (workdir / 'teacher/checkpoints/000000060').rglob('*'):
+      if path.is_file() and path.name != 'record.json':
+        path.write_bytes(b'')
+    with self.assertRaisesRegex(
+      errors.UserError, '60.*cannot be used.*damaged'
+    ):
+      experiment.run(parity_mlp.tiny('one_shot'), workdir)
+    self.assertFalse((workdir / 'one_shot').exists())
+
+  def test_a_teacher_of_another_width_is_an_error(self):
+    config = parity_mlp.tiny()
+    teacher = self.workdir / 'teacher'
+    config.teacher.width = 12
+    with self.assertRaisesRegex(
+      errors.UserError, r'teacher/checkpoints|hidden0/bias.*16.*expected.*12'
+    ):
+      experiment.load_teacher(config, teacher, last=60)
+
+  def test_another_configuration_is_refused_by_field(self):
+    before = files_of(self.workdir)
+    config = parity_mlp.tiny('extracted')
+    config.student.width = 9
+    config.optimizer.b1 = 0.8
+    with self.assertRaisesRegex(
+      errors.UserError,
+      r'b1 \(0.9 there, 0.8 here\).*student.width \(8 there, 9 here\)',
+    ):
+      experiment.run(config, self.workdir)
+    config = parity_mlp.tiny('extracted')
+    config.teacher.width = 17
+    with self.assertRaisesRegex(errors.UserError, r'teacher.width \(16 there'):
+      experiment.run(config, self.workdir)
+    self.assertEqual(before, files_of(self.workdir))
+
+  def test_the_field_of_a_method_that_is_not_run_is_not_compared(self):
+    config = parity_mlp.tiny('one_shot')
+    config.extracted.share = 0.3
+    self.assertEqual(
+      experiment.run(config, self.workdir), self.summaries['one_shot']
+    )
+
+  def test_a_loss_that_is_not_finite_stops_the_run(self):
+    workdir, config = self.fresh(), parity_mlp.tiny('supervised')
+    config.optimizer.name = 'sgd'
+    config.optimizer.learning_rate = 1e38
+    with self.assertRaisesRegex(
+      errors.UserError, r'seed \d is not finite at step \d+.*supervised'
+    ):
+      experiment.run(config, workdir)
+    self.assertEqual(checkpoint.steps(workdir / 'supervised'), [])
+    self.assertFalse((workdir / 'supervised/summary.json').exists())
+
+  def test_another_checkpoint_of_the_teacher_compiles_nothing(self):
+    config = parity_mlp.tiny('progressive')
+    config.progressive.rule = 'list'
+    config.progressive.checkpoints = (20, 40)
+    config.progressive.steps = (10, 20, 30)
+    teacher = experiment.train_teacher(config, self.workdir)
+    recipe = experiment.student_recipe(config, teacher)
+    self.assertEqual([s.checkpoint for s in recipe.stages], [20, 40, None])
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+      lambda event, *_, **__: compiled.append(event)
+    )
+    run = programs.Programs(recipe)
+    keys = recipe.stage_keys
+    with jax.set_mesh(recipe.mesh):
+      planned = recipe.planned()
+      states = run.enter(planned[0], keys, run.init(recipe.init_keys))
+      for one in planned:
+        params = teacher.load(one.stage.checkpoint or 60)
+        params = jax.device_put(params, jax.tree.leaves(states)[0].sharding)
+        args = (params, None, recipe.data_keys)
+        states, _ = run.advance(one, (10, 0), states, 0, 2, *args)
+        if one is planned[0]:
+          jax.block_until_ready(states)
+          number, compiled[:] = len(run), []
+      self.assertLen(run, number)
+    backend = [e for e in compiled if 'backend_compile' in e]
+    self.assertEmpty(backend)
+    jax.monitoring.clear_event_listeners()
+
+  def test_stops_early_and_then_half_as_many_steps_again(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    config = parity_mlp.tiny()
+    config.data.d = 2
+    config.data.k = 1  # Learned at once.
+    config.teacher.num_steps = 2_000
+    config.teacher.stop_at = 0.9
+    config.teacher.optimizer.learning_rate = 0.01
+    experiment.train_teacher(config, workdir)
+    summary = json.loads((workdir / 'teacher/summary.json').read_text())
+    first = summary['steps_to']['0.9'][0]
+    self.assertEqual(summary['steps'], -(-first * 3 // 2))
+    self.assertEqual(checkpoint.latest(workdir / 'teacher'), summary['steps'])
+
+
+BAD = (
+  ('method', {'method': 'extract'}, "method 'extract'.*mean 'extracted'"),
+  ('law', {'extracted.law': 'gauss'}, "law 'gauss'.*gaussian, rademacher"),
+  ('identity', {'extracted.law': 'identity'}, 'equal widths, got 16 and 8'),
+  ('k', {'data.k': 9}, 'data.k=9.*data.d=8'),
+  ('tree', {'data.depth': 3}, '7 nodes do not fit in data.d=8'),
+  ('support', {'data.support': 'last'}, "support 'last'.*first, random"),
+  ('batch', {'batch_size': 0}, 'batch_size=0 must be at least 1'),
+  ('seeds', {'num_seeds': 0}, 'num_seeds=0 must be at least 1'),
+  ('steps', {'num_steps': 0}, 'num_steps=0 must be at least 1'),
+  ('temperature', {'temperature': 0.0}, 'temperature=0.0.*hard_labels=True'),
+  ('sum', {'extracted.steps': (10, 20)}, r'sum num_steps=60, not 30'),
+  ('parts', {'extracted.steps': (10, 20, 30)}, 'must be 2 numbers'),
+  ('share', {'extracted.share': 1.0}, 'share=1.0'),
+  ('loss', {'loss': 'ce'}, "loss 'ce'.*kl, mse"),
+  ('optimizer', {'optimizer.name': 'adm'}, "mean 'adam'"),
+  ('schedule', {'optimizer.schedule': 'x'}, "schedule 'x'"),
+  ('rate', {'optimizer.learning_rate': 0.0}, 'learning_rate=0.0'),
+  ('width', {'student.width': 0}, 'width=0'),
+  ('layer', {'extracted.layers': (('h', 'hidden0'),)}, "activation 'h'"),
+  ('eval', {'eval_every': 15}, 'multiple of log_every=10'),
+  ('keep', {'keep': 1}, 'keep=1'),
+  ('mesh', {'mesh.data': 64}, 'mesh.data=64'),
+  ('seed', {'seed': -1}, 'seed=-1'),
+  ('target', {'extracted.checkpoint': 7}, 'has no checkpoint 7. It has: 0, 20'),
+)
+
+
+class BadInputTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    experiment.train_teacher(parity_mlp.tiny(), cls.workdir)
+
+  @parameterized.named_parameters(*BAD)
+  def test_one_line_and_nothing_harmed(self, overrides, message):
+    config = parity_mlp.tiny()
+    config.update_from_flattened_dict(overrides)
+    before = files_of(self.workdir)
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      experiment.run(config, self.workdir)
+    self.assertNotIn('\n', str(caught.exception))
+    self.assertEqual(before, files_of(self.workdir))
+
+  def test_progressive_without_that_checkpoint(self):
+    config = parity_mlp.tiny('progressive')
+    config.progressive.rule = 'list'
+    config.progressive.checkpoints = (30,)
+    with self.assertRaisesRegex(
+      errors.UserError, 'no intermediate checkpoint 30. It has: 0, 20, 40'
+    ):
+      experiment.run(config, self.workdir)
+
+  def test_a_folder_that_cannot_be_written(self):
+    blocked = self.workdir / 'file'
+    blocked.write_text('')
+    with self.assertRaisesRegex(errors.UserError, 'Cannot write .*--workdir'):
+      experiment.run(parity_mlp.tiny(), blocked / 'run')
+    blocked.unlink()
+
+  def test_hard_labels_need_no_temperature(self):
+    config = parity_mlp.tiny('one_shot')
+    config.temperature, config.hard_labels = 0.0, True
+    experiment.check(config)
+
+
+class CompareTest(parameterized.TestCase):
+  def test_writes_a_table_a_picture_and_numbers(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    names = ['supervised', 'extracted']
+    experiment.compare(parity_mlp.tiny(), names, workdir)
+    table = (workdir / 'comparison.md').read_text()
+    self.assertLen(table.splitlines(), 4)
+    lines = (workdir / 'comparison.csv').read_text().splitlines()
+    self.assertLen(lines, 1 + 2 * 2)
+    self.assertStartsWith(lines[0], 'method,seed,steps,examples')
+    png = (workdir / 'comparison.png').read_bytes()
+    self.assertStartsWith(png, b'\x89PNG')
