@@ -257,13 +257,13 @@ def split_steps(
     0 < share < 1,
     f'share={share} of the steps before the last stage must be in (0, 1).',
   )
-  first = max(round(num_steps * share / parts), 1)
-  last = num_steps - parts * first
   errors.require(
-    last >= 1,
+    num_steps > parts,
     f'num_steps={num_steps} is too few for {parts + 1} stages.',
   )
-  return (first,) * parts + (last,)
+  most = (num_steps - 1) // parts
+  first = min(max(round(num_steps * share / parts), 1), most)
+  return (first,) * parts + (num_steps - parts * first,)
 
 
 def _check_equal(kind_a, a, kind_b, b):
