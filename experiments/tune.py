@@ -36,6 +36,7 @@ def base(method):
   """The config that the search varies."""
   config = parity_mlp.get_config(method)
   config.num_steps = BUDGET
+  config.save_every = 10_000
   config.stop_at = 0.99
   return config
 
