@@ -60,8 +60,10 @@ def accuracy_curves(
     steps, values = zip(*journal.evaluations(rows), strict=True)
     values = np.array(values)
     color = COLORS.get(method)
+    # The baselines often lie on one another at chance: both should be seen.
+    style = '--' if method == 'supervised' else '-'
     (line,) = panel.plot(
-      steps, np.median(values, axis=1), label=method, color=color
+      steps, np.median(values, axis=1), style, label=method, color=color
     )
     panel.fill_between(
       steps,

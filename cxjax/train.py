@@ -162,15 +162,20 @@ class _Run:
       params = teacher.load(stage.checkpoint)
     return mesh_lib.replicate(params, self.recipe.mesh)
 
+  def _timed(self, purpose, program, *args):
+    compiled, begin = self.programs.seconds, time.perf_counter()
+    out = jax.block_until_ready(program(*args))
+    compiled = self.programs.seconds - compiled
+    self.spent[purpose] += time.perf_counter() - begin - compiled
+    return out
+
   def _advance(self, planned, schedule, stop, args):
-    compiled = self.programs.seconds
-    begin = time.perf_counter()
-    self.states, out = self.programs.advance(
-      planned, schedule, self.states, self.step, stop, *args
+    self.states, out = self._timed(
+      'train',
+      self.programs.advance,
+      *(planned, schedule, self.states, self.step, stop, *args),
     )
     out = jax.device_get(out)
-    compiled = self.programs.seconds - compiled
-    self.spent['train'] += time.perf_counter() - begin - compiled
     if (out['bad'] < stop).any():
       self._fail(out['bad'])
     loss = float(out['loss'].mean()) / (stop - self.step)
@@ -188,11 +193,9 @@ class _Run:
     )
 
   def _evaluate(self):
-    compiled = self.programs.seconds
-    begin = time.perf_counter()
-    metrics = jax.device_get(self.programs.evaluate(self.states.params))
-    compiled = self.programs.seconds - compiled
-    self.spent['evaluate'] += time.perf_counter() - begin - compiled
+    metrics = self._timed(
+      'evaluate', self.programs.evaluate, self.states.params
+    )
     return {f'eval/{name}': v.tolist() for name, v in metrics.items()}
 
   def _log(self, loss):

@@ -96,9 +96,16 @@ def draw_picture(found, support, accuracies, path):
     (middle, f'output at step {middle}', 'progressive'),
     (steps[-1], 'output of the final teacher', 'one_shot'),
   ):
-    left.plot(found[name][order], '.-', label=label, color=plots.COLORS[color])
+    left.plot(
+      found[name][order],
+      'o',
+      markersize=4,
+      label=label,
+      color=plots.COLORS[color],
+    )
   left.axvline(len(support) - 0.5, color='black', linewidth=0.8)
-  left.legend(frameon=False)
+  left.set_ylim(0, None)
+  left.legend(frameon=False, loc='upper center', bbox_to_anchor=(0.5, 1.22))
   inside = np.isin(np.arange(d), support)
   for label, part, style in (
     ('output, in the support', inside, '-'),
@@ -120,7 +127,8 @@ def draw_picture(found, support, accuracies, path):
   accuracy.set_ylabel('accuracy of the teacher (grey)', color='grey')
   accuracy.set_ylim(0.45, 1.02)
   accuracy.spines['top'].set_visible(False)
-  right.legend(frameon=False, loc='center left')
+  right.set_ylim(0, None)
+  right.legend(frameon=False, loc='upper center', bbox_to_anchor=(0.5, 1.22))
   figure.tight_layout()
   plots.save(figure, path)
 

@@ -1,0 +1,350 @@
+r"""One step of one-shot distillation: this project against PyTorch eager.
+
+What is timed: draw a batch, teacher forward, student forward, KL between the
+logits, backward, SGD, from Python's call to the result on the host, compiling
+excluded. Parity of 6 of 100 bits, two-layer networks, float32, on the CPU.
+
+The same on both sides: the algorithm, the batches and the initial weights. The
+losses of the first 100 steps must agree, or nothing is timed. The sides take
+turns, so that what else the machine does slows both.
+
+Not the same:
+  - Ours draws its batches as it trains. Those of PyTorch are drawn in advance.
+  - Ours runs through `Programs.advance`, as in training: many steps a dispatch.
+    PyTorch is spared modules and optimizer, which cost it time: the networks
+    are functions of tensors, and the update is written by hand.
+  - Ours computes the frozen teacher's targets of K batches in one product.
+    PyTorch has a column without that and, where K is more than 1, one with it:
+    the first ratio is what the user gains, the second what compiling gains.
+  - Ours with eight seeds trains eight students on one stream of batches and
+    counts an eighth of the time. PyTorch trains one.
+
+Run, after pip install 'torch>=2.13':
+  python -m experiments.benchmarks.parity_mlp
+
+Writes parity_mlp.{md,csv} into --out; the CSV has every round. To measure one
+core, put `taskset -c 0` before it.
+"""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+import time
+
+from absl import app
+from absl import flags
+import jax
+import numpy as np
+
+from cxjax import command
+from cxjax import curriculum
+from cxjax import errors
+from cxjax import mesh as mesh_lib
+from cxjax import methods
+from cxjax import optimizers
+from cxjax import programs as programs_lib
+from cxjax import recipe as recipe_lib
+from cxjax import table
+from cxjax.data import parity
+from cxjax.models import mlp
+
+try:
+  import torch
+except ImportError:
+  torch = None
+
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each side.', 1)
+_OUT = flags.DEFINE_string(
+  'out', 'experiments/results/benchmark', 'Folder of the results.'
+)
+LEARNING_RATE = 1e-3
+SEEDS = (1, 8)
+CHECKED_STEPS = 100
+ROUND_SECONDS = 0.7
+BATCHES = 1_024  # Drawn for PyTorch; a round of it is no longer.
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """Widths of the hidden layers, and examples of a batch."""
+
+  teacher: int
+  student: int
+  batch: int
+
+
+CASES = {
+  f'{case.teacher}-{case.student}-{case.batch}': case
+  for case in (
+    Case(1_000, 100, 1),
+    Case(1_000, 100, 64),
+    Case(50_000, 1_000, 1),
+    Case(50_000, 1_000, 64),
+  )
+}
+_CASES = flags.DEFINE_list(
+  'cases', list(CASES), 'Which, as TEACHER-STUDENT-BATCH.'
+)
+
+
+def make_recipe(case, num_seeds):
+  """The run of this project that is timed; its teacher is untrained."""
+  key = jax.random.key(0)
+  keys = jax.random.split(jax.random.key(1), max(SEEDS))[:num_seeds]
+  task = parity.make(d=100, k=6, depth=1, support='random', key=key)
+  held_out = task.draw(key, 0, 1)
+  teacher = mlp.MLP((case.teacher,), task.num_classes)
+  optimizer = optimizers.default()
+  optimizer.name, optimizer.learning_rate = 'sgd', LEARNING_RATE
+  mesh = mesh_lib.make(1, case.batch)
+  return recipe_lib.Recipe(
+    student=mlp.MLP((case.student,), task.num_classes),
+    stages=curriculum.one_shot(1),
+    draw=task.draw,
+    held_out=mesh_lib.replicate(held_out, mesh),
+    init_keys=mesh_lib.replicate(keys, mesh),
+    data_keys=mesh_lib.replicate(keys[:1], mesh),
+    stage_keys=mesh_lib.replicate(keys, mesh),
+    batch_size=case.batch,
+    optimizer=optimizer,
+    mesh=mesh,
+    log_every=1,
+    eval_every=1,
+    save_every=1,
+    teacher=methods.Teacher(
+      teacher.apply,
+      mesh_lib.replicate(teacher.init(key, held_out['x']), mesh),
+      teacher.layers,
+    ),
+  )
+
+
+class Ours:
+  """Students of this project in training."""
+
+  limit = float('inf')
+
+  def __init__(self, recipe):
+    """Fresh students; `first` is a copy of the first."""
+    self.seeds, self.block = recipe.num_seeds, recipe.blocks
+    self._mesh = recipe.mesh
+    self._programs = programs_lib.Programs(recipe)
+    (self._planned,) = recipe.planned()
+    self._args = (recipe.teacher.params, None, recipe.data_keys)
+    params = self._programs.init(recipe.init_keys)
+    self.first = jax.device_get(jax.tree.map(lambda leaf: leaf[0], params))
+    self._states = self._programs.enter(
+      self._planned, recipe.stage_keys, params
+    )
+    self._step = 0
+
+  def _advance(self, num_steps):
+    begin, self._step = self._step, self._step + num_steps
+    with jax.set_mesh(self._mesh):
+      self._states, out = self._programs.advance(
+        self._planned, (1, 0), self._states, begin, self._step, *self._args
+      )
+    return jax.device_get(out['loss'])
+
+  def losses(self, num_steps):
+    """Trains one step at a time; the losses of the first student."""
+    return [self._advance(1)[0] for _ in range(num_steps)]
+
+  def run(self, num_steps):
+    """Trains, from the start of a block."""
+    self._step += -self._step % self.block
+    self._advance(num_steps)
+
+
+def _network(weights, x):
+  kernel, bias, head, head_bias = weights
+  # In place: for 50,000 units, most of a second array is page faults.
+  hidden = torch.nn.functional.linear(x, kernel, bias).relu_()
+  return torch.nn.functional.linear(hidden, head, head_bias)
+
+
+def _weights(params):
+  return [
+    # As torch.nn.Linear has it: outputs first.
+    torch.from_numpy(np.array(params['params'][layer][name].T, order='C'))
+    for layer in ('hidden0', 'logits')
+    for name in ('kernel', 'bias')
+  ]
+
+
+class Torch:
+  """The first of our students in PyTorch."""
+
+  seeds = 1
+  limit = BATCHES
+
+  def __init__(self, teacher, student, x, block):
+    """Takes over flax parameters and `[N, B, d]` batches."""
+    self.block = block
+    self._x = torch.from_numpy(x)
+    self._teacher = _weights(teacher)
+    self._student = [weight.requires_grad_() for weight in _weights(student)]
+
+  def _targets(self, x):
+    with torch.no_grad():
+      return _network(self._teacher, x).softmax(-1)
+
+  def _pairs(self, num_steps):
+    x = self._x[:num_steps]
+    if self.block == 1:
+      return ((batch, self._targets(batch)) for batch in x)
+    return (
+      pair
+      for block in x.split(self.block)
+      for pair in zip(
+        block,
+        self._targets(block.flatten(0, 1)).unflatten(0, block.shape[:2]),
+        strict=True,
+      )
+    )
+
+  def _update(self, x, target):
+    log_q = _network(self._student, x).log_softmax(-1)
+    loss = torch.nn.functional.kl_div(log_q, target, reduction='batchmean')
+    for weight in self._student:
+      weight.grad = None
+    loss.backward()
+    with torch.no_grad():
+      for weight in self._student:
+        weight.sub_(weight.grad, alpha=LEARNING_RATE)
+    return loss
+
+  def losses(self, num_steps):
+    """Trains on the first batches; the losses."""
+    return [self._update(*pair).item() for pair in self._pairs(num_steps)]
+
+  def run(self, num_steps):
+    """Trains on the first batches."""
+    for pair in self._pairs(num_steps):
+      self._update(*pair)
+
+
+def make_sides(case):
+  """`{name: side}` of a case, all before their first step."""
+  recipe = make_recipe(case, 1)
+  sides = {f'ours {n}': Ours(make_recipe(case, n)) for n in SEEDS}
+  draw = jax.jit(jax.vmap(recipe.batch, in_axes=(None, 0)))
+  x = np.array(draw(recipe.data_keys[0], np.arange(BATCHES))['x'])
+  models = recipe.teacher.params, sides['ours 1'].first
+  sides['plain'] = Torch(*models, x, block=1)
+  if recipe.blocks > 1:
+    sides['look-ahead'] = Torch(*models, x, recipe.blocks)
+  return sides
+
+
+def check(name, sides):
+  """Raises UserError unless the losses of the first steps agree."""
+  ours = np.array(sides['ours 1'].losses(CHECKED_STEPS))
+  for other in list(sides)[1:]:
+    got = np.array(sides[other].losses(CHECKED_STEPS))
+    # Where the networks agree, a loss is a difference of equal numbers.
+    bad = ~np.isclose(got, ours, rtol=1e-4, atol=1e-6)
+    at = bad.argmax()
+    errors.require(
+      not bad.any(),
+      f'{name}: the losses part at step {at}: {ours[at]} of {"ours 1"!r}, '
+      f'{got[at]} of {other!r}. Nothing was timed.',
+    )
+
+
+def _seconds(side, num_steps):
+  begin = time.perf_counter()
+  side.run(num_steps)
+  return time.perf_counter() - begin
+
+
+def choose_steps(side):
+  """How many steps make a round; also warms up."""
+  side.run(side.block)
+  pilot = max(side.block, 8)
+  wanted = round(pilot * ROUND_SECONDS / _seconds(side, pilot))
+  return max(min(wanted, side.limit) // side.block, 1) * side.block
+
+
+def measure(case, sides, rounds):
+  """A row per round and side; 'us' is microseconds of a student's step."""
+  steps = {name: choose_steps(side) for name, side in sides.items()}
+  rows = []
+  for turn in range(rounds):
+    for name, side in sides.items():
+      seconds = _seconds(side, steps[name])
+      rows.append(
+        dataclasses.asdict(case)
+        | {'side': name, 'seeds': side.seeds, 'lookahead': side.block}
+        | {'round': turn, 'steps': steps[name], 'seconds': seconds}
+        | {'us': 1e6 * seconds / steps[name] / side.seeds}
+      )
+  return rows
+
+
+def _spread(times):
+  shown = (
+    f'{t:,.0f}' if t >= 100 else f'{t:.3g}'
+    for t in (statistics.median(times), min(times), max(times))
+  )
+  return '{} ({}..{})'.format(*shown)
+
+
+def _ratio(theirs, ours):
+  of_medians = statistics.median(theirs) / statistics.median(ours)
+  each = [a / b for a, b in zip(theirs, ours, strict=True)]
+  return f'{of_medians:.3g} ({statistics.median(each):.3g})'
+
+
+def summarize(case, rows):
+  """The lines of a case in the table."""
+  us = {}
+  for row in rows:
+    us.setdefault(row['side'], []).append(row['us'])
+  plain, ahead = us['plain'], us.get('look-ahead')
+  for seeds in SEEDS:
+    ours = us[f'ours {seeds}']
+    yield dataclasses.asdict(case) | {
+      'seeds': seeds,
+      'ours': _spread(ours),
+      'PyTorch': _spread(plain),
+      'PyTorch / ours': _ratio(plain, ours),
+      'with look-ahead': ahead and _spread(ahead),
+      'with look-ahead / ours': ahead and _ratio(ahead, ours),
+    }
+
+
+def describe():
+  """What it was measured with, and how to read the table."""
+  return (
+    f'jax {jax.__version__}, torch {torch.__version__} with '
+    f'{torch.get_num_threads()} threads, {os.cpu_count()} CPUs, load '
+    f'{os.getloadavg()[0]:.1f}.\n\n'
+    'Microseconds of one step of one student: median (min..max) of the rounds. '
+    'Ratio of the medians (median of the ratios of the rounds).\n\n'
+  )
+
+
+def main(argv):
+  """Checks all cases, times them, writes and prints."""
+  del argv
+  errors.require(
+    torch is not None, "PyTorch is missing: pip install 'torch>=2.13'"
+  )
+  jax.config.update('jax_platforms', 'cpu')
+  cases = {name: errors.lookup('case', name, CASES) for name in _CASES.value}
+  sides = {name: make_sides(case) for name, case in cases.items()}
+  for name in cases:
+    check(name, sides[name])
+  rows, lines = [], []
+  for name, case in cases.items():
+    found = measure(case, sides[name], _ROUNDS.value)
+    rows += found
+    lines += summarize(case, found)
+  text = describe() + table.markdown(lines)
+  command.write(pathlib.Path(_OUT.value) / 'parity_mlp', text, rows)
+
+
+if __name__ == '__main__':
+  app.run(command.guarded(main))
