@@ -30,6 +30,9 @@ def parse(argv: list[str]) -> list[str]:
   """Parses flags; a mistake in them ends the program with one line."""
   try:
     rest = flags.FLAGS(argv)
+    missing = [n for n in ('config', 'workdir') if flags.FLAGS[n].value is None]
+    if not missing:
+      _ = flags.FLAGS.config.seed  # A file that is not there is noticed here.
   # ml_collections answers a mistake in an override with any of these.
   except (
     flags.Error,
@@ -42,9 +45,8 @@ def parse(argv: list[str]) -> list[str]:
     ValueError,
   ) as error:
     command.fail(error)
-  for name in ('config', 'workdir'):
-    if flags.FLAGS[name].value is None:
-      command.fail(f'--{name} is missing. See launch.py --help.')
+  if missing:
+    command.fail(f'--{missing[0]} is missing. See launch.py --help.')
   return rest
 
 

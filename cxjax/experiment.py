@@ -100,10 +100,12 @@ def _check_sizes(config: Config, block: Config, prefix: str) -> None:
     errors.require(value >= 1, f'{name}={value} must be at least 1.')
 
 
-def _recipe(config: Config, role: str, num_seeds: int, **kwargs):
+def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
   """What teachers and students have in common; `kwargs` is the rest."""
   block = config.teacher if role == 'teacher' else config
   task = make_task(config)
+  optimizer = copy.deepcopy(block.optimizer)
+  optimizer.learning_rate *= factor
   mesh = mesh_lib.make(config.mesh.data, block.batch_size)
   held_out = task.draw(key_for(config, 'held_out'), 0, config.data.eval_size)
   streams = 1 if config.share_batches else num_seeds
@@ -118,7 +120,7 @@ def _recipe(config: Config, role: str, num_seeds: int, **kwargs):
     mesh=mesh,
     held_out=mesh_lib.replicate(held_out, mesh),
     batch_size=block.batch_size,
-    optimizer=block.optimizer,
+    optimizer=optimizer,
     log_every=block.log_every,
     eval_every=block.eval_every,
     save_every=block.save_every,
@@ -149,11 +151,13 @@ def student_recipe(
   """How the students are trained by `config.method`."""
   _check_sizes(config, config, '')
   layers = make_model(config, 'student').layers
+  stages = methods.from_config(config, teacher, layers)
   return _recipe(
     config,
     'student',
     num_seeds=config.num_seeds,
-    stages=methods.from_config(config, teacher, layers),
+    factor=config[config.method].rate_factor,
+    stages=stages,
     keep=config.keep,
     lookahead=config.lookahead,
     teacher=teacher,

@@ -51,8 +51,13 @@ def get_config(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.temperature = 1.0  # Of kl, on both sides.
   c.hard_labels = False  # The teacher's most likely class in place of its KL.
 
-  # Each method reads its own block and no other.
+  # Each method reads its own block and no other. Its learning rate is
+  # rate_factor times optimizer.learning_rate; the defaults are what
+  # experiments/tune.py found best for each.
+  c.supervised = dict(rate_factor=1.0)
+  c.one_shot = dict(rate_factor=1.0)
   c.progressive = ml_collections.ConfigDict()
+  c.progressive.rate_factor = 10.0
   c.progressive.rule = 'transition'  # transition, even, list
   c.progressive.accuracies = (0.75,)  # transition: the nearest checkpoints.
   c.progressive.count = 1  # even: how many.
@@ -60,6 +65,7 @@ def get_config(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.progressive.share = 0.5  # Of num_steps before the final teacher.
   c.progressive.steps = ()  # Lengths of all stages, in place of share.
   c.extracted = ml_collections.ConfigDict()
+  c.extracted.rate_factor = 10.0
   c.extracted.layers = ()  # Pairs (teacher, student); () matches by depth.
   c.extracted.law = 'gaussian'  # rademacher, sparse, orthogonal, identity
   c.extracted.readout = False  # Match a linear readout of the student's layer.

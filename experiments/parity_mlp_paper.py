@@ -29,6 +29,7 @@ def get_config(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.student.width = 100
   c.num_seeds = 1
   c.hard_labels = True
+  c.progressive.rate_factor = c.extracted.rate_factor = 1.0
   for block in (c, c.teacher):
     block.batch_size = 1
     block.num_steps = 20_000_000

@@ -35,6 +35,7 @@ ACCURACIES = (0.55, 0.65, 0.75, 0.85, 0.95)
 def base(method):
   """The config that the search varies."""
   config = parity_mlp.get_config(method)
+  config[method].rate_factor = 1.0
   config.num_steps = BUDGET
   config.save_every = 10_000
   config.stop_at = 0.99

@@ -2,7 +2,6 @@
 
 import importlib
 import pathlib
-import pkgutil
 
 from absl.testing import parameterized
 
@@ -11,11 +10,11 @@ from cxjax import experiment
 from cxjax import methods
 import experiments
 
+FOLDER = pathlib.Path(experiments.__path__[0])
 CONFIGS = tuple(
-  name
-  for _, name, _ in pkgutil.iter_modules(experiments.__path__)
-  if 'def get_config'
-  in (pathlib.Path(experiments.__path__[0]) / f'{name}.py').read_text()
+  path.stem
+  for path in sorted(FOLDER.glob('*.py'))
+  if 'def get_config' in path.read_text()
 )
 
 
