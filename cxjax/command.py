@@ -28,7 +28,9 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 def fail(error: Exception | str) -> None:
   """Ends the program with one line on stderr and exit code 2."""
-  lines = str(error).strip('\'"').split('\n')
+  # A KeyError puts quotes around its message.
+  text = error.args[0] if isinstance(error, KeyError) else error
+  lines = str(text).split('\n')
   print(f'Error: {" ".join(map(str.strip, lines))}', file=sys.stderr)
   sys.exit(2)
 

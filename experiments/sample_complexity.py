@@ -1,7 +1,7 @@
 r"""Examples to 99% against the number of coordinates d, for each method.
 
 Sparse parity of k = 3, 4, 5 of d = 20 to 100 bits, 8 seeds each, every method
-with its best learning rate of `experiments.tune`. Staged methods choose the
+with the learning rate of its config. Staged methods choose the
 length of their first stage for each (d, k) among powers of two, by the median
 seed; progressive learns first from the checkpoint nearest to 75%. Exponents are
 least-squares slopes of log examples (median seed) against log d, with the
@@ -34,12 +34,6 @@ _K = flags.DEFINE_list('k', ['3', '4', '5'], 'Sizes of the support.')
 _D = flags.DEFINE_list('d', ['20', '30', '40', '60', '80', '100'], 'Widths.')
 _METHODS = flags.DEFINE_list('methods', list(methods.METHODS), 'Which.')
 
-RATES = {
-  'supervised': 1e-3,
-  'one_shot': 1e-3,
-  'progressive': 1e-3,
-  'extracted': 1e-3,
-}
 LENGTHS = tuple(125 * 2**i for i in range(8))  # 125 to 16,000.
 # Updates of the labels and one-shot, at most; a seed that needs more is
 # reported as such.
@@ -59,7 +53,6 @@ def base(method, d, k):
   config = parity_mlp.get_config(method)
   config.data.d, config.data.k = d, k
   config.data.eval_size = 2_048
-  config.optimizer.learning_rate = RATES[method]
   config.num_steps = BUDGET
   config.stop_at = 0.99
   config.teacher.num_steps = BUDGET

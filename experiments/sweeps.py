@@ -7,6 +7,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import ml_collections
 
 from cxjax import experiment
@@ -40,6 +41,8 @@ def run(
   Returns:
     The summary of the students' run.
   """
+  # Variants often compile the same programs.
+  jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
   changed = variant(config, overrides)
   teacher = _digest(experiment.teacher_config(changed))
   changed.teacher.folder = str(workdir / 'teachers' / teacher)
