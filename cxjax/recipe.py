@@ -18,7 +18,7 @@ from cxjax import step
 
 # Rows of the teacher's product that are worth gathering: more gain nothing and
 # leave the cache (experiments/benchmarks/parity_mlp.py).
-LOOKAHEAD_ROWS = 64
+LOOKAHEAD_ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,10 @@ class Recipe:
   def blocks(self) -> int:
     """Batches whose targets are computed in one product, `K`."""
     rows = self.batch_size * self.data_keys.shape[0]
-    return self.lookahead or max(LOOKAHEAD_ROWS // rows, 1)
+    most = max(LOOKAHEAD_ROWS // rows, 1)
+    # A block that a logging step parts is computed twice.
+    whole = (k for k in range(1, most + 1) if self.log_every % k == 0)
+    return self.lookahead or max(whole)
 
   @property
   def student_shapes(self) -> step.Params:

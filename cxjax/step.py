@@ -268,10 +268,8 @@ def advance(
     whose loss is not finite, or stop}`; the last step also if it leaves
     parameters that are not finite.
   """
+  num_seeds = jax.tree.leaves(states.params)[0].shape[0]
   shared = keys.shape[0] == 1
-  own_batch = None if shared else 0
-  # A projection belongs to a seed: it parts the targets of a shared batch.
-  own_want = own_batch if matrices is None else 0
 
   def look(block):
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
@@ -286,9 +284,14 @@ def advance(
     want = want.reshape(*x.shape[:3], *want.shape[1:])
     if matrices is None:
       return batches, jax.lax.stop_gradient(want)
-    axes = (own_batch, 0)
+    # A projection belongs to a seed: it parts the targets of a shared batch.
+    axes = (None if shared else 0, 0)
     want = want[0] if shared else want
     return batches, jax.vmap(projection.project, in_axes=axes)(want, matrices)
+
+  def spread(leaf):
+    """A shared batch for every seed; vmap over one copy is slower."""
+    return jnp.broadcast_to(leaf, (num_seeds, *leaf.shape[1:]))
 
   def one_block(block, carried):
     batches, wants = look(block)
@@ -296,16 +299,13 @@ def advance(
 
     def one_step(i, carried):
       states, total, bad = carried
-      batch = jax.tree.map(lambda leaf: leaf[:, i], batches)
-      want = wants[:, i]
-      if shared:
-        batch = jax.tree.map(lambda leaf: leaf[0], batch)
-        want = want[0] if own_want is None else want
+      batch, want = jax.tree.map(
+        lambda leaf: spread(leaf[:, i]), (batches, wants)
+      )
       step = lambda state, batch, want: train_step(
         state, batch, want, apply=student, stage=stage, tx=tx, mask=mask
       )
-      step = jax.vmap(step, in_axes=(0, own_batch, own_want))
-      states, loss = step(states, batch, want)
+      states, loss = jax.vmap(step)(states, batch, want)
       failed = (bad == stop) & ~jnp.isfinite(loss)
       return states, total + loss, jnp.where(failed, first + i, bad)
 
@@ -313,7 +313,6 @@ def advance(
     high = jnp.minimum(stop - first, lookahead)
     return jax.lax.fori_loop(low, high, one_step, carried)
 
-  num_seeds = jax.tree.leaves(states.params)[0].shape[0]
   carried = (
     states,
     jnp.zeros(num_seeds),

@@ -51,10 +51,10 @@ class LaunchTest(parameterized.TestCase):
       '--config.data.d=30',
       '--config.data.k=4',
       '--config.num_seeds=3',
-      '--config.num_steps=1600',
+      '--config.num_steps=1000',
       '--config.teacher.width=500',
       '--config.data.eval_size=1024',
-      '--config.save_every=800',
+      '--config.save_every=500',
     )
     self.assertEqual(done.returncode, 0, done.stderr)
     rows = [
@@ -68,4 +68,4 @@ class LaunchTest(parameterized.TestCase):
     for line in lines:
       method, _, _, _, accuracy, *_ = line.split(',')
       if method == 'one_shot':
-        self.assertLess(float(accuracy), 0.6)
+        self.assertLess(float(accuracy), 0.8)
