@@ -62,7 +62,7 @@ def get_config(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.progressive.accuracies = (0.75,)  # transition: the nearest checkpoints.
   c.progressive.count = 1  # even: how many.
   c.progressive.checkpoints = ()  # list: steps.
-  c.progressive.share = 0.5  # Of num_steps before the final teacher.
+  c.progressive.share = 0.25  # Of num_steps before the final teacher.
   c.progressive.steps = ()  # Lengths of all stages, in place of share.
   c.extracted = ml_collections.ConfigDict()
   c.extracted.rate_factor = 10.0
@@ -72,7 +72,7 @@ def get_config(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.extracted.width = 0  # Of the projection, with readout; 0 chooses.
   c.extracted.freeze = False  # Layers whose stage is over.
   c.extracted.checkpoint = -1  # Of the hidden targets; -1 is the final teacher.
-  c.extracted.share = 0.5  # Of num_steps before the output stage.
+  c.extracted.share = 0.25  # Of num_steps before the output stage.
   c.extracted.steps = ()  # Lengths of all stages, in place of share.
 
   # How it runs. None of it changes a result by more than rounding, but
@@ -97,6 +97,7 @@ def tiny(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.batch_size = 8
   c.num_steps = 60
   c.data.d, c.data.k, c.data.eval_size = 8, 2, 64
+  c.progressive.share = c.extracted.share = 0.5
   c.student.width = 8
   c.teacher.width = 16
   c.teacher.batch_size = 8

@@ -1,7 +1,7 @@
 r"""Every method at its best: the same search for each, then the same test.
 
 Sparse parity, 8 seeds. Each method gets the same four learning rates; those
-that have a first stage get it in four lengths as well, at their best rate; and
+that have a first stage get it in five lengths as well, at their best rate; and
 progressive, whose checkpoint is a choice too, five checkpoints at its best rate
 and length. What is minimised is the number of steps until all 8 seeds are at
 99% (the worst seed), in a budget of 40,000.
@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string('workdir', 'runs/tune', 'Of the runs.')
 _RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
 BUDGET = 40_000
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-LENGTHS = (500, 1_000, 2_000, 4_000)
+LENGTHS = (250, 500, 1_000, 2_000, 4_000)
 ACCURACIES = (0.55, 0.65, 0.75, 0.85, 0.95)
 
 
