@@ -52,8 +52,7 @@ def get_config(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.hard_labels = False  # The teacher's most likely class in place of its KL.
 
   # Each method reads its own block and no other. Its learning rate is
-  # rate_factor times optimizer.learning_rate; the defaults are what
-  # experiments/tune.py found best for each.
+  # rate_factor times optimizer.learning_rate, from experiments/tune.py.
   c.supervised = dict(rate_factor=1.0)
   c.one_shot = dict(rate_factor=1.0)
   c.progressive = ml_collections.ConfigDict()
