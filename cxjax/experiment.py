@@ -312,16 +312,18 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
 def check(config: Config) -> None:
   """Raises UserError for a config that cannot run, before anything is written.
 
-  The teacher that `progressive` chooses from is not there yet, so a stand-in
-  takes its place.
+  The teacher is not there yet, so one that has every checkpoint stands in.
   """
   recipe = teacher_recipe(config)
-  steps = config.progressive.checkpoints or (1,)
+  steps = sorted({*range(1_000), *config.progressive.checkpoints})
   stand_in = methods.Teacher(
     apply=recipe.student.apply,
     params=recipe.student_shapes,
     layers=recipe.student.layers,
-    checkpoints=(*((step, 0.0) for step in steps), (0, 1.0)),
+    checkpoints=(
+      *((step, i / len(steps)) for i, step in enumerate(steps)),
+      (steps[-1] + 1, 1.0),
+    ),
   )
   student_recipe(config, stand_in).planned()
 

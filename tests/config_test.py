@@ -22,7 +22,9 @@ class ConfigTest(parameterized.TestCase):
   @parameterized.product(name=CONFIGS, method=tuple(methods.METHODS))
   def test_builds(self, name, method):
     module = importlib.import_module(f'experiments.{name}')
-    for config in (module.get_config(method), module.tiny(method)):
+    deep = module.tiny(method)
+    deep.data.depth = 2  # The hierarchical variant: four classes.
+    for config in (module.get_config(method), module.tiny(method), deep):
       self.assertEqual(config.method, method)
       experiment.check(config)
 

@@ -342,6 +342,16 @@ class BadInputTest(parameterized.TestCase):
       experiment.run(parity_mlp.tiny(), blocked / 'run')
     blocked.unlink()
 
+  @parameterized.parameters(
+    {'rule': 'transition', 'accuracies': (0.6, 0.9)},
+    {'rule': 'even', 'count': 2},
+    {'rule': 'list', 'checkpoints': (20, 40_000)},
+  )
+  def test_any_choice_of_checkpoints_may_have_its_steps(self, **block):
+    config = parity_mlp.tiny('progressive')
+    config.progressive.update(block, steps=(10, 20, 30))
+    experiment.check(config)
+
   def test_hard_labels_need_no_temperature(self):
     config = parity_mlp.tiny('one_shot')
     config.temperature, config.hard_labels = 0.0, True
