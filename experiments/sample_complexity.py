@@ -149,7 +149,10 @@ def draw_picture(rows, path):
       color = plots.COLORS[method]
       slope, _ = fit(d, [r['median'] for r in mine])
       label = method if slope is None else f'{method}: d^{slope:.1f}'
-      panel.plot(d, [r['median'] for r in mine], 'o-', color=color, label=label)
+      style = 's--' if method == 'supervised' else 'o-'  # Under one_shot.
+      panel.plot(
+        d, [r['median'] for r in mine], style, color=color, label=label
+      )
       low, high = [r['min'] for r in mine], [r['max'] for r in mine]
       panel.fill_between(d, low, high, color=color, alpha=0.2, linewidth=0)
     panel.set(xscale='log', yscale='log', title=f'parity of k = {k} bits')
