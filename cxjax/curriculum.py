@@ -15,6 +15,10 @@ from cxjax import losses
 
 LABELS = 'labels'
 LOGITS = 'logits'
+# Activations that exist only at the positions whose logits are read.
+READ = (LOGITS, 'final')
+ALL, READ_ONLY = 'all', 'read'
+NORMS = ('none', 'layer')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,14 @@ class Stage:
       the stage and thrown away after it, instead of the activation itself.
     width: columns of the projection; None is the student's width. Another
       width needs a readout.
+    shared: the same projection as every other stage that shares, where shapes
+      agree; else one of its own.
+    norm: of the target before the projection: 'none', or 'layer', mean 0 and
+      variance 1 over the width at every position.
+    centred: subtract from the target its mean over the batch.
+    scale: factor of the target.
+    positions: of a sequence that are compared: 'all' that are real, or 'read',
+      those whose logits the loss reads.
     frozen: activations whose parameters stay as they are in this stage.
   """
 
@@ -47,6 +59,11 @@ class Stage:
   law: str | None = None
   readout: bool = False
   width: int | None = None
+  shared: bool = False
+  norm: str = 'none'
+  centred: bool = False
+  scale: float = 1.0
+  positions: str = ALL
   frozen: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -61,6 +78,11 @@ class Stage:
       f'Stage {self.name!r} projects to width {self.width}: without a readout '
       "the width is the student's. Set readout=True or leave width out.",
     )
+    for name, allowed in (('norm', NORMS), ('positions', (ALL, READ_ONLY))):
+      errors.lookup(name, getattr(self, name), dict.fromkeys(allowed))
+    errors.require(
+      self.scale > 0, f'scale={self.scale} of a target must be above 0.'
+    )
 
   @property
   def needs_teacher(self) -> bool:
@@ -68,9 +90,16 @@ class Stage:
     return self.target != LABELS
 
   @property
+  def everywhere(self) -> bool:
+    """Whether all real positions of a sequence are compared."""
+    return self.student not in READ and self.positions == ALL
+
+  @property
   def objective(self) -> 'Stage':
     """The stage without what does not change the compiled step."""
-    return dataclasses.replace(self, name='', steps=1, checkpoint=None)
+    return dataclasses.replace(
+      self, name='', steps=1, checkpoint=None, shared=False
+    )
 
 
 Curriculum = tuple[Stage, ...]
@@ -139,6 +168,11 @@ def extracted(
   law: str = 'gaussian',
   readout: bool = False,
   width: int | None = None,
+  shared: bool = False,
+  norm: str = 'none',
+  centred: bool = False,
+  scale: float = 1.0,
+  positions: str = ALL,
   freeze: bool = False,
   checkpoint: int | None = None,
 ) -> Curriculum:
@@ -159,6 +193,12 @@ def extracted(
       teacher's width this is the learned projection of FitNets.
     width: columns of the projection, with a readout; None is the student's
       width (for 'identity', the teacher's).
+    shared: one projection for all pairs, so that the coordinates of a residual
+      stream stay what they are; else one for each.
+    norm: of the teacher's activation, 'none' or 'layer'.
+    centred: subtract the mean of the teacher's activation over the batch.
+    scale: factor of the target.
+    positions: of a sequence that are compared, 'all' or 'read'.
     freeze: leave the layers of a stage as they are once it is over.
     checkpoint: of the hidden activations; None is the final teacher.
 
@@ -182,6 +222,11 @@ def extracted(
       law=law,
       readout=readout,
       width=width,
+      shared=shared,
+      norm=norm,
+      centred=centred,
+      scale=scale,
+      positions=positions,
       frozen=done[:i] if freeze else (),
     )
     for i, ((teacher, student), n) in enumerate(

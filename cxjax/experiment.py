@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from cxjax import checkpoint
@@ -29,7 +30,9 @@ from cxjax import recipe as recipe_lib
 from cxjax import summary as summary_lib
 from cxjax import train
 from cxjax.data import parity
+from cxjax.data import pcfg
 from cxjax.models import mlp
+from cxjax.models import transformer
 
 Config = ml_collections.ConfigDict
 
@@ -53,8 +56,43 @@ def _mlp(block: Config, task: Any) -> mlp.MLP:
   return mlp.MLP((block.width,) * block.depth, task.num_classes)
 
 
-TASKS = {'parity': _parity}
-MODELS = {'mlp': _mlp}
+def _parity_tokens(config: Config) -> parity.TokenParity:
+  return parity.TokenParity(_parity(config))
+
+
+def _pcfg(config: Config) -> pcfg.MaskedGrammar:
+  data = config.data
+  return pcfg.make(
+    grammar=data.grammar, start=data.start, mask_rate=data.mask_rate
+  )
+
+
+def _transformer(
+  block: Config, task: Any, *, causal: bool
+) -> transformer.Transformer:
+  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+  return transformer.Transformer(
+    vocab_size=task.vocab_size,
+    num_classes=task.num_classes,
+    max_length=block.max_length or task.length,
+    width=block.width,
+    heads=block.heads,
+    depth=block.depth,
+    causal=causal,
+    mlp_width=block.mlp_width,
+    tied=block.tied,
+    init_std=block.init_std,
+    dtype=errors.lookup('dtype', block.dtype, dtypes),
+    remat=block.remat,
+  )
+
+
+TASKS = {'parity': _parity, 'parity_tokens': _parity_tokens, 'pcfg': _pcfg}
+MODELS = {
+  'mlp': _mlp,
+  'encoder': functools.partial(_transformer, causal=False),
+  'decoder': functools.partial(_transformer, causal=True),
+}
 PURPOSES = (
   'support',
   'held_out',
@@ -76,7 +114,7 @@ def key_for(config: Config, purpose: str) -> jax.Array:
 def _seed_keys(config: Config, purpose: str, num: int) -> jax.Array:
   # Not split: seed 0 is the same student however many are trained.
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  return fold(key_for(config, purpose), jax.numpy.arange(num))
+  return fold(key_for(config, purpose), jnp.arange(num))
 
 
 def make_task(config: Config) -> Any:
@@ -125,6 +163,7 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
     eval_every=block.eval_every,
     save_every=block.save_every,
     stop_at=block.stop_at,
+    microbatches=block.microbatches,
     **mesh_lib.replicate(keys, mesh),
     **kwargs,
   )

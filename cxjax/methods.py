@@ -63,6 +63,12 @@ def _progressive(config: Config, teacher, layers) -> curriculum.Curriculum:
 def _extracted(config: Config, teacher, layers) -> curriculum.Curriculum:
   block = config.extracted
   pairs = block.layers or curriculum.match_layers(teacher.layers, layers)
+  for pair in pairs:
+    errors.require(
+      not isinstance(pair, str) and len(pair) == 2,
+      f"extracted.layers: {pair!r} is not a pair of the teacher's and the "
+      "student's activation, as in (('block3', 'block1'),).",
+    )
   steps = curriculum.split_steps(
     config.num_steps, len(pairs), block.share, block.steps
   )
@@ -73,6 +79,11 @@ def _extracted(config: Config, teacher, layers) -> curriculum.Curriculum:
     law=block.law,
     readout=block.readout,
     width=block.width or None,
+    shared=block.shared,
+    norm=block.norm,
+    centred=block.centred,
+    scale=block.scale,
+    positions=block.positions,
     freeze=block.freeze,
     checkpoint=None if block.checkpoint < 0 else block.checkpoint,
   )

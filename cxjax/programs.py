@@ -47,7 +47,7 @@ class Programs:
 
   def init(self, keys: jax.Array) -> step.Params:
     """`[S]` fresh students."""
-    x = self._recipe.held_out['x'][:1]
+    x = jax.tree.map(lambda leaf: leaf[:1], self._recipe.held_out['x'])
     student = self._recipe.student
     return self._call('init', jax.vmap(lambda k: student.init(k, x)), keys)
 
@@ -104,6 +104,7 @@ class Programs:
         tx=optimizers.make(recipe.optimizer, *schedule),
         mask=planned.mask,
         lookahead=recipe.blocks,
+        microbatches=recipe.microbatches,
       )
 
     numbers = (tuple(map(np.int32, schedule)), np.int32(start), np.int32(stop))
@@ -112,6 +113,10 @@ class Programs:
 
   def evaluate(self, params: step.Params) -> dict[str, jax.Array]:
     """Held-out metrics of `[S]` students, `[S]` each."""
-    one = functools.partial(step.evaluate, apply=self._recipe.student.apply)
+    one = functools.partial(
+      step.evaluate,
+      apply=self._recipe.student.apply,
+      parts=self._recipe.eval_parts,
+    )
     fun = jax.vmap(one, in_axes=(0, None))
     return self._call('evaluate', fun, params, self._recipe.held_out)

@@ -1,12 +1,14 @@
 """What a run does: a value, built from a config or by hand."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from cxjax import curriculum
@@ -19,6 +21,14 @@ from cxjax import step
 # Rows of the teacher's product that are worth gathering: more gain nothing and
 # leave the cache (experiments/benchmarks/parity_mlp.py).
 LOOKAHEAD_ROWS = 128
+# Rows of an evaluation that are computed at once.
+EVAL_ROWS = 32_768
+
+
+def rows(x: step.Input) -> int:
+  """Rows of a model's products for an input: examples, or tokens of all."""
+  x = x['tokens'] if isinstance(x, Mapping) else x
+  return x.shape[0] if jnp.issubdtype(x.dtype, jnp.inexact) else x.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Recipe:
   Attributes:
     student: module with `init(key, x)` and `apply(params, x)`.
     stages: the curriculum.
-    draw: `(key, step, batch_size) -> {'x': [B, ...], 'y': [B]}`.
+    draw: `(key, step, batch_size) -> batch`, as in `cxjax.step`.
     held_out: the batch of the evaluation.
     init_keys: `[S]`, one per student.
     data_keys: `[S]`, or `[1]` for batches that all students share.
@@ -44,6 +54,7 @@ class Recipe:
     stop_at: accuracy that, once all seeds have it, ends the last stage.
     overrun: share of the steps so far to go on after that.
     lookahead: batches whose targets are computed at once; 0 chooses.
+    microbatches: parts of a batch, computed one after the other.
     teacher: for stages that need one.
   """
 
@@ -65,6 +76,7 @@ class Recipe:
   stop_at: float = 2.0
   overrun: float = 0.0
   lookahead: int = 0
+  microbatches: int = 1
   teacher: methods.Teacher | None = None
 
   def __post_init__(self):
@@ -87,6 +99,11 @@ class Recipe:
       f'lookahead={self.lookahead} and overrun={self.overrun} must not be '
       'negative.',
     )
+    errors.require(
+      self.microbatches >= 1 and self.batch_size % self.microbatches == 0,
+      f'microbatches={self.microbatches} must divide the batch_size='
+      f'{self.batch_size}.',
+    )
 
   @property
   def num_seeds(self) -> int:
@@ -106,11 +123,20 @@ class Recipe:
   @property
   def blocks(self) -> int:
     """Batches whose targets are computed in one product, `K`."""
-    rows = self.batch_size * self.data_keys.shape[0]
-    most = max(LOOKAHEAD_ROWS // rows, 1)
+    each = rows(self.held_out['x']) / _examples(self.held_out)
+    total = self.batch_size * self.data_keys.shape[0] * each
+    most = max(int(LOOKAHEAD_ROWS // total), 1)
     # A block that a logging step parts is computed twice.
     whole = (k for k in range(1, most + 1) if self.log_every % k == 0)
     return self.lookahead or max(whole)
+
+  @property
+  def eval_parts(self) -> int:
+    """Parts of the held-out batch that are computed one after the other."""
+    examples = _examples(self.held_out)
+    fewest = -(-rows(self.held_out['x']) // EVAL_ROWS)
+    parts = range(min(fewest, examples), examples + 1)
+    return next(n for n in parts if examples % n == 0)
 
   @property
   def student_shapes(self) -> step.Params:
@@ -167,3 +193,7 @@ class Recipe:
       params = jax.eval_shape(lambda params: params, self.teacher.params)
       models += (self.teacher.apply, params)
     return batch, models
+
+
+def _examples(batch):
+  return batch['y'].shape[0]

@@ -4,6 +4,12 @@ In shapes, `S` is the number of seeds (students trained at once), `B` the batch
 of one seed, `K` the number of batches looked ahead, `C` the number of classes.
 A model enters as `apply(params, x) -> (logits, activations)`, for a linen
 module its bound `apply` with `params` the whole dict of variables.
+
+A batch is `{'x': input, 'y': labels}`. For vectors the input is `[B, d]` and
+the labels are `[B]`. For sequences the input is a dict: `'tokens'`, `[B, L]`;
+`'mask'`, `[B, L]` bool, which of them are real, if not all; `'positions'`, `[B,
+P]`, where the logits are read. Their labels are `[B, P]`, and a third entry of
+the batch, `'weights'`, `[B, P]`, says which of those count, if not all.
 """
 
 from collections.abc import Callable
@@ -22,8 +28,9 @@ from cxjax import mesh as mesh_lib
 from cxjax import projection
 
 Params = Any
-Batch = dict[str, jax.Array]
-Apply = Callable[[Params, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Input = Any  # An array, or a dict of arrays.
+Batch = dict[str, Any]
+Apply = Callable[[Params, Input], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class State(struct.PyTreeNode):
@@ -40,9 +47,7 @@ class State(struct.PyTreeNode):
   opt_state: optax.OptState
 
 
-def activation(
-  apply: Apply, params: Params, x: jax.Array, name: str
-) -> jax.Array:
+def activation(apply: Apply, params: Params, x: Input, name: str) -> jax.Array:
   """The activation `name` of a model; 'logits' is its output.
 
   Under `jit`, the layers above it cost nothing: XLA drops them.
@@ -55,7 +60,35 @@ def activation(
   return errors.lookup('activation', name, activations)
 
 
-def reach(apply: Apply, params: Params, x: jax.Array, name: str) -> Params:
+def compared(
+  apply: Apply, params: Params, x: Input, name: str, stage: curriculum.Stage
+) -> jax.Array:
+  """The activation `name` at the positions that a stage compares."""
+  value = activation(apply, params, x, name)
+  # All examples of a vector are read.
+  positions = x.get('positions') if isinstance(x, dict) else None
+  if stage.everywhere or name in curriculum.READ or positions is None:
+    return value
+  return jnp.take_along_axis(value, positions[..., None], axis=1)
+
+
+def weights(batch: Batch, stage: curriculum.Stage) -> jax.Array | None:
+  """How much each value of a stage's loss counts; None where all are equal."""
+  if not stage.everywhere:
+    return batch.get('weights')
+  return batch['x'].get('mask') if isinstance(batch['x'], dict) else None
+
+
+def _mean(values, weights, axis=None):
+  """Weighted mean, over `axis`; not a number where nothing counts."""
+  if weights is None:
+    return jnp.mean(values, axis=axis)
+  weights = weights.astype(values.dtype)
+  total = jnp.sum(weights, axis=axis)
+  return jnp.sum(values * weights, axis=axis) / total
+
+
+def reach(apply: Apply, params: Params, x: Input, name: str) -> Params:
   """Which parameters the activation `name` depends on.
 
   Args:
@@ -74,7 +107,7 @@ def reach(apply: Apply, params: Params, x: jax.Array, name: str) -> Params:
 
 
 def trained(
-  apply: Apply, params: Params, x: jax.Array, stage: curriculum.Stage
+  apply: Apply, params: Params, x: Input, stage: curriculum.Stage
 ) -> Params:
   """Which parameters a stage trains, as a tree like `params` of booleans."""
   mask = reach(apply, params, x, stage.student)
@@ -128,18 +161,44 @@ def target(
     apply: the teacher; not read by a stage that needs none.
     params: the teacher's parameters.
     matrix: `[d_T, r]` projection, or None.
-    batch: `{'x': [B, ...], 'y': [B]}`.
+    batch: as above.
     stage: what to imitate.
 
   Returns:
-    `[B]` labels, `[B, C]` logits or `[B, r]` projected activations.
+    `[B]` labels, `[B, C]` logits or `[B, r]` projected activations; of
+    sequences `[B, P]`, `[B, P, C]` and `[B, L, r]`, or `[B, P, r]`.
   """
   if not stage.needs_teacher:
     return batch['y']
-  want = activation(apply, params, batch['x'], stage.target)
+  want = compared(apply, params, batch['x'], stage.target, stage)
+  want = shape(want, weights(batch, stage), stage)
   if matrix is not None:
     return projection.project(want, matrix)
   return jax.lax.stop_gradient(want)
+
+
+def shape(
+  want: jax.Array, weights: jax.Array | None, stage: curriculum.Stage
+) -> jax.Array:
+  """The teacher's activation as a stage asks for it, before the projection.
+
+  Args:
+    want: `[..., d_T]` of one batch.
+    weights: `[...]`, of the mean that `stage.centred` subtracts.
+    stage: its `norm`, `centred` and `scale`.
+
+  Returns:
+    `[..., d_T]`.
+  """
+  if stage.norm == 'layer':
+    want = want.astype(jnp.float32)
+    want = jax.nn.standardize(want, axis=-1, epsilon=1e-5)
+  if stage.centred:
+    axes = tuple(range(want.ndim - 1))
+    each = None if weights is None else weights[..., None]
+    mean = _mean(want, each, axes)
+    want = want - jnp.expand_dims(mean, axes)
+  return want if stage.scale == 1 else want * stage.scale
 
 
 def train_step(
@@ -151,6 +210,7 @@ def train_step(
   stage: curriculum.Stage,
   tx: optax.GradientTransformation,
   mask: Params,
+  microbatches: int = 1,
 ) -> tuple[State, jax.Array]:
   """One update of the student towards `want`; the step of every method.
 
@@ -159,31 +219,64 @@ def train_step(
 
   Args:
     state: of one student.
-    batch: `{'x': [B, ...], ...}`.
+    batch: as above.
     want: from `target`.
     apply: the student.
     stage: which activation, which loss, whether there is a readout.
     tx: the optimizer.
     mask: from `trained`.
+    microbatches: parts of the batch whose gradients are computed one after the
+      other and summed, to save memory.
 
   Returns:
     The new state, and the loss before the update, a scalar.
   """
   free, fixed = split(state.params, mask)
+  every = weights(batch, stage)
 
-  def objective(learned):
+  def objective(learned, batch, want):
     params, readout = learned
     params = merge(params, fixed)
-    got = activation(apply, params, batch['x'], stage.student)
+    got = compared(apply, params, batch['x'], stage.student, stage)
     if stage.readout:
       got = got @ readout['kernel']
-    return jnp.mean(stage.loss(got, want))
+    loss = stage.loss(got, want)
+    if every is None:
+      return jnp.mean(loss) / microbatches
+    # The share of the whole batch, however the parts are filled.
+    mine = weights(batch, stage).astype(loss.dtype)
+    return jnp.sum(loss * mine) / jnp.sum(every.astype(loss.dtype))
 
   learned = free, state.readout
-  loss, grads = jax.value_and_grad(objective)(learned)
+  grad = jax.value_and_grad(objective)
+  if microbatches == 1:
+    loss, grads = grad(learned, batch, want)
+  else:
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), learned))
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, grad(learned, *part)), None
+
+    parts = in_parts((batch, want), microbatches)
+    (loss, grads), _ = jax.lax.scan(add, zeros, parts)
   updates, opt_state = tx.update(grads, state.opt_state, learned)
   free, readout = optax.apply_updates(learned, updates)
   return State(merge(free, fixed), readout, opt_state), loss
+
+
+def in_parts(tree: Any, parts: int) -> Any:
+  """`[B, ...]` leaves as `[parts, B / parts, ...]`."""
+  return jax.tree.map(
+    lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), tree
+  )
+
+
+def _by_parts(fun, tree, parts):
+  """`fun(tree)`, computed on one part of the leading axis after the other."""
+  if parts == 1:
+    return fun(tree)
+  out = jax.lax.map(fun, in_parts(tree, parts))
+  return out.reshape(-1, *out.shape[2:])
 
 
 def enter(
@@ -241,6 +334,7 @@ def advance(
   tx: optax.GradientTransformation,
   mask: Params,
   lookahead: int,
+  microbatches: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
   """Updates `start` to `stop` of every seed, in one dispatch.
 
@@ -262,6 +356,7 @@ def advance(
     tx: the optimizer.
     mask: from `trained`.
     lookahead: `K`.
+    microbatches: as for `train_step`; the teacher goes by them as well.
 
   Returns:
     The states, and `{'loss': [S] sums over the steps, 'bad': [S] first step
@@ -279,9 +374,13 @@ def advance(
     if not stage.needs_teacher:
       return batches, batches['y']
     x = batches['x']
-    rows = x.reshape(-1, *x.shape[3:])
-    want = activation(teacher, teacher_params, rows, stage.target)
-    want = want.reshape(*x.shape[:3], *want.shape[1:])
+    leading = jax.tree.leaves(x)[0].shape[:3]
+    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), x)
+    see = lambda x: compared(teacher, teacher_params, x, stage.target, stage)
+    want = _by_parts(see, rows, microbatches)
+    want = want.reshape(*leading, *want.shape[1:])
+    form = lambda want, batch: shape(want, weights(batch, stage), stage)
+    want = jax.vmap(jax.vmap(form))(want, batches)
     if matrices is None:
       return batches, jax.lax.stop_gradient(want)
     # A projection belongs to a seed: it parts the targets of a shared batch.
@@ -303,7 +402,14 @@ def advance(
         lambda leaf: spread(leaf[:, i]), (batches, wants)
       )
       step = lambda state, batch, want: train_step(
-        state, batch, want, apply=student, stage=stage, tx=tx, mask=mask
+        state,
+        batch,
+        want,
+        apply=student,
+        stage=stage,
+        tx=tx,
+        mask=mask,
+        microbatches=microbatches,
       )
       states, loss = jax.vmap(step)(states, batch, want)
       failed = (bad == stop) & ~jnp.isfinite(loss)
@@ -333,21 +439,31 @@ def _finite(tree) -> jax.Array:
   )
 
 
-def evaluate(params: Params, batch: Batch, *, apply: Apply) -> Batch:
+def evaluate(
+  params: Params, batch: Batch, *, apply: Apply, parts: int = 1
+) -> dict[str, jax.Array]:
   """Held-out accuracy and cross entropy of one student.
 
   Args:
     params: the student's.
-    batch: `{'x': [N, ...], 'y': [N]}`.
+    batch: as above, of `N` examples; positions of weight 0 do not count.
     apply: the student.
+    parts: computed one after the other, to save memory; they divide `N`.
 
   Returns:
     `{'accuracy': scalar in [0, 1], 'loss': scalar in nats}`.
   """
-  logits, _ = apply(params, batch['x'])
-  hits = jnp.argmax(logits, axis=-1) == batch['y']
-  loss = losses.cross_entropy(logits, batch['y'])
-  return {'accuracy': jnp.mean(hits), 'loss': jnp.mean(loss)}
+
+  def measure(batch):
+    logits, _ = apply(params, batch['x'])
+    hits = jnp.argmax(logits, axis=-1) == batch['y']
+    return jnp.stack([hits, losses.cross_entropy(logits, batch['y'])], axis=1)
+
+  measured = _by_parts(measure, batch, parts)
+  accuracy, loss = (
+    _mean(measured[:, i], batch.get('weights')) for i in range(2)
+  )
+  return {'accuracy': accuracy, 'loss': loss}
 
 
 def flops(fun: Callable, *args) -> float:

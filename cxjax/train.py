@@ -143,7 +143,8 @@ class _Run:
     schedule = (end - begin, 0)
     if not recipe.optimizer.restart_schedule:
       schedule = (recipe.ends[-1], begin)
-    keys = self.programs.keys(recipe.stage_keys, 2 * self.stage)
+    number = 0 if planned.stage.shared else 2 * self.stage
+    keys = self.programs.keys(recipe.stage_keys, number)
     matrices = self.programs.project(planned, keys)
     args = (self._teacher_params(), matrices, recipe.data_keys)
     while self.step < self._stage_end:
@@ -183,6 +184,7 @@ class _Run:
     return loss
 
   def _fail(self, bad):
+    self._check_weights(int(bad.argmin()), int(bad.min()))
     good = checkpoint.latest(self.folder)
     kept = 'none was saved yet' if good is None else f'checkpoint {good}'
     raise errors.UserError(
@@ -190,6 +192,16 @@ class _Run:
       f'stage {self.planned[self.stage].stage.name!r} of {self.folder}. The '
       f'last good checkpoint: {kept}. Try a smaller optimizer.learning_rate, '
       'in another --workdir.'
+    )
+
+  def _check_weights(self, seed, at):
+    keys = self.recipe.data_keys
+    batch = self.recipe.batch(keys[seed % len(keys)], at)
+    weights = step.weights(batch, self.planned[self.stage].stage)
+    errors.require(
+      weights is None or bool(weights.any()),
+      f'The batch of seed {seed} at step {at} has no position that counts in '
+      'the loss: none was masked. Raise batch_size or data.mask_rate.',
     )
 
   def _evaluate(self):

@@ -6,6 +6,7 @@ import pathlib
 from absl.testing import parameterized
 
 import cxjax
+from cxjax import errors
 from cxjax import experiment
 from cxjax import methods
 import experiments
@@ -14,22 +15,38 @@ FOLDER = pathlib.Path(experiments.__path__[0])
 CONFIGS = tuple(
   path.stem
   for path in sorted(FOLDER.glob('*.py'))
-  if 'def get_config' in path.read_text()
+  if 'def get_config' in path.read_text() and path.stem != 'base'
 )
+SIZES = ('cpu', 'paper', 'tiny')
 
 
 class ConfigTest(parameterized.TestCase):
   @parameterized.product(name=CONFIGS, method=tuple(methods.METHODS))
   def test_builds(self, name, method):
     module = importlib.import_module(f'experiments.{name}')
-    deep = module.tiny(method)
-    deep.data.depth = 2  # The hierarchical variant: four classes.
-    for config in (module.get_config(method), module.tiny(method), deep):
+    configs = [module.get_config(f'{method},{size}') for size in SIZES]
+    if 'depth' in configs[0].data:
+      deep = module.tiny(method)
+      deep.data.depth = 2  # The hierarchical variant: four classes.
+      configs.append(deep)
+    for config in configs:
       self.assertEqual(config.method, method)
       experiment.check(config)
 
   def test_finds_the_configs(self):
-    self.assertContainsSubset(('parity_mlp', 'parity_mlp_paper'), CONFIGS)
+    names = ('parity_mlp', 'parity_transformer', 'pcfg_bert')
+    self.assertContainsSubset(names, CONFIGS)
+
+  def test_words_after_the_colon(self):
+    get_config = importlib.import_module('experiments.parity_mlp').get_config
+    self.assertEqual(get_config().method, 'extracted')
+    self.assertEqual(get_config('tiny').data.d, 8)
+    self.assertEqual(get_config('one_shot').data.d, 50)
+    for words in ('one_shot,tiny', 'tiny,one_shot'):
+      config = get_config(words)
+      self.assertEqual((config.method, config.data.d), ('one_shot', 8))
+    with self.assertRaisesRegex(errors.UserError, "'tinny'.*'tiny'"):
+      get_config('one_shot,tinny')
 
   def test_public_names_are_there_and_documented(self):
     for name in cxjax.__all__:

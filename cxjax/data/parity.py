@@ -6,6 +6,7 @@ References:
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,57 @@ class Parity:
       turn = jnp.take_along_axis(turns, node[..., None], axis=-1)[..., 0]
       node = 2 * node + 1 + turn
     return node - (self.num_classes - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenParity:
+  """A parity whose bits are the tokens of a sequence, read at its end.
+
+  A coordinate of +1 is token 0, of -1 token 1.
+
+  Attributes:
+    parity: the task on vectors, with the same key the same examples.
+  """
+
+  parity: Parity
+  vocab_size = 2
+
+  @property
+  def num_classes(self) -> int:
+    """`2^D`."""
+    return self.parity.num_classes
+
+  @property
+  def length(self) -> int:
+    """`d` tokens."""
+    return self.parity.d
+
+  @property
+  def supports(self) -> tuple[tuple[int, ...], ...]:
+    """Of the parity."""
+    return self.parity.supports
+
+  def draw(
+    self, key: jax.Array, step: jax.Array, batch_size: int
+  ) -> dict[str, Any]:
+    """The fresh batch of `(key, step)`.
+
+    Args:
+      key: the stream.
+      step: non-negative integer; a step is a batch.
+      batch_size: `B`.
+
+    Returns:
+      `{'x': {'tokens': [B, d] int32, 'positions': [B, 1] int32: d - 1}, 'y':
+      [B, 1] int32 classes}`.
+    """
+    batch = self.parity.draw(key, step, batch_size)
+    tokens = (batch['x'] < 0).astype(jnp.int32)
+    last = jnp.full((batch_size, 1), self.length - 1, jnp.int32)
+    return {
+      'x': {'tokens': tokens, 'positions': last},
+      'y': batch['y'][:, None],
+    }
 
 
 def make(*, d: int, k: int, depth: int, support: str, key: jax.Array) -> Parity:

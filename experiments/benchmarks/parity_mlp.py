@@ -27,10 +27,7 @@ core, put `taskset -c 0` before it.
 """
 
 import dataclasses
-import os
 import pathlib
-import statistics
-import time
 
 from absl import app
 from absl import flags
@@ -43,26 +40,20 @@ from cxjax import errors
 from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import optimizers
-from cxjax import programs as programs_lib
 from cxjax import recipe as recipe_lib
 from cxjax import table
 from cxjax.data import parity
 from cxjax.models import mlp
+from experiments.benchmarks import rounds
 
 try:
   import torch
 except ImportError:
   torch = None
 
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each side.', 1)
-_OUT = flags.DEFINE_string(
-  'out', 'experiments/results/benchmark', 'Folder of the results.'
-)
 LEARNING_RATE = 1e-3
 SEEDS = (1, 8)
-CHECKED_STEPS = 100
 LOG_EVERY = 100  # As in experiments/parity_mlp.py.
-ROUND_SECONDS = 0.4  # At least, and less than twice that.
 BATCHES = 1_024  # Drawn for PyTorch; a round of it is no longer.
 
 
@@ -119,44 +110,6 @@ def make_recipe(case, num_seeds):
       teacher.layers,
     ),
   )
-
-
-class Ours:
-  """Students of this project in training."""
-
-  limit = float('inf')
-
-  def __init__(self, recipe):
-    """Fresh students; `first` is a copy of the first."""
-    self.seeds, self.block = recipe.num_seeds, recipe.blocks
-    self.unit = recipe.log_every
-    self._mesh = recipe.mesh
-    self._programs = programs_lib.Programs(recipe)
-    (self._planned,) = recipe.planned()
-    self._args = (recipe.teacher.params, None, recipe.data_keys)
-    params = self._programs.init(recipe.init_keys)
-    self.first = jax.device_get(jax.tree.map(lambda leaf: leaf[0], params))
-    self._states = self._programs.enter(
-      self._planned, recipe.stage_keys, params
-    )
-    self._step = 0
-
-  def _advance(self, num_steps):
-    begin, self._step = self._step, self._step + num_steps
-    with jax.set_mesh(self._mesh):
-      self._states, out = self._programs.advance(
-        self._planned, (1, 0), self._states, begin, self._step, *self._args
-      )
-    return jax.device_get(out['loss'])
-
-  def losses(self, num_steps):
-    """Trains one step at a time; the losses of the first student."""
-    return [self._advance(1)[0] for _ in range(num_steps)]
-
-  def run(self, num_steps):
-    """Trains, `unit` steps at a time."""
-    for _ in range(num_steps // self.unit):
-      self._advance(self.unit)
 
 
 def _network(weights, x):
@@ -230,7 +183,7 @@ class Torch:
 def make_sides(case):
   """`{name: side}` of a case, all before their first step."""
   recipe = make_recipe(case, 1)
-  sides = {f'ours {n}': Ours(make_recipe(case, n)) for n in SEEDS}
+  sides = {f'ours {n}': rounds.Ours(make_recipe(case, n)) for n in SEEDS}
   draw = jax.jit(jax.vmap(recipe.batch, in_axes=(None, 0)))
   x = np.array(draw(recipe.data_keys[0], np.arange(BATCHES))['x'])
   models = recipe.teacher.params, sides['ours 1'].first
@@ -240,113 +193,39 @@ def make_sides(case):
   return sides
 
 
-def check(name, sides):
-  """Raises UserError unless the losses of the first steps agree."""
-  ours = np.array(sides['ours 1'].losses(CHECKED_STEPS))
-  for other in list(sides)[1:]:
-    got = np.array(sides[other].losses(CHECKED_STEPS))
-    # Where the networks agree, a loss is a difference of equal numbers.
-    bad = ~np.isclose(got, ours, rtol=1e-4, atol=1e-6)
-    at = bad.argmax()
-    errors.require(
-      not bad.any(),
-      f'{name}: the losses part at step {at}: {ours[at]} of {"ours 1"!r}, '
-      f'{got[at]} of {other!r}. Nothing was timed.',
-    )
-
-
-def _seconds(side, num_steps):
-  begin = time.perf_counter()
-  side.run(num_steps)
-  return time.perf_counter() - begin
-
-
-def choose_steps(side):
-  """How many steps make a round; also warms up."""
-  steps = side.unit
-  while _seconds(side, steps) < ROUND_SECONDS and 2 * steps <= side.limit:
-    steps *= 2
-  return steps
-
-
-def measure(case, sides, rounds):
-  """A row per round and side; 'us' is microseconds of a student's step."""
-  steps = {name: choose_steps(side) for name, side in sides.items()}
-  rows = []
-  for turn in range(rounds):
-    for name, side in sides.items():
-      seconds = _seconds(side, steps[name])
-      rows.append(
-        dataclasses.asdict(case)
-        | {'side': name, 'seeds': side.seeds, 'lookahead': side.block}
-        | {'round': turn, 'steps': steps[name], 'seconds': seconds}
-        | {'us': 1e6 * seconds / steps[name] / side.seeds}
-      )
-  return rows
-
-
-def _spread(times):
-  shown = (
-    f'{t:,.0f}' if t >= 100 else f'{t:.3g}'
-    for t in (statistics.median(times), min(times), max(times))
-  )
-  return '{} ({}..{})'.format(*shown)
-
-
-def _ratio(theirs, ours):
-  of_medians = statistics.median(theirs) / statistics.median(ours)
-  each = [a / b for a, b in zip(theirs, ours, strict=True)]
-  return f'{of_medians:.3g} ({statistics.median(each):.3g})'
-
-
 def summarize(case, rows):
   """The lines of a case in the table."""
-  us = {}
-  for row in rows:
-    us.setdefault(row['side'], []).append(row['us'])
+  us = rounds.times(rows)
   plain, ahead = us['plain'], us.get('look-ahead')
   for seeds in SEEDS:
     ours = us[f'ours {seeds}']
     yield dataclasses.asdict(case) | {
       'K': rows[0]['lookahead'],
       'seeds': seeds,
-      'ours': _spread(ours),
-      'PyTorch': _spread(plain),
-      'PyTorch / ours': _ratio(plain, ours),
-      'with look-ahead': ahead and _spread(ahead),
-      'with look-ahead / ours': ahead and _ratio(ahead, ours),
+      'ours': rounds.spread(ours),
+      'PyTorch': rounds.spread(plain),
+      'PyTorch / ours': rounds.ratio(plain, ours),
+      'with look-ahead': rounds.spread(ahead),
+      'with look-ahead / ours': rounds.ratio(ahead, ours),
     }
-
-
-def describe():
-  """What it was measured with, and how to read the table."""
-  return (
-    f'jax {jax.__version__}, torch {torch.__version__} with '
-    f'{torch.get_num_threads()} threads, {os.cpu_count()} CPUs, load '
-    f'{os.getloadavg()[0]:.1f}.\n\n'
-    'Microseconds of one step of one student: median (min..max) of the rounds. '
-    'Ratio of the medians (median of the ratios of the rounds).\n\n'
-  )
 
 
 def main(argv):
   """Checks all cases, times them, writes and prints."""
   del argv
-  errors.require(
-    torch is not None, "Run pip install 'torch>=2.13': this needs PyTorch."
-  )
-  jax.config.update('jax_platforms', 'cpu')
+  rounds.begin()
   cases = {name: errors.lookup('case', name, CASES) for name in _CASES.value}
   sides = {name: make_sides(case) for name, case in cases.items()}
   for name in cases:
-    check(name, sides[name])
+    # Where the networks agree, a loss is a difference of equal numbers.
+    rounds.check(name, sides[name], rtol=1e-4, atol=1e-6)
   rows, lines = [], []
   for name, case in cases.items():
-    found = measure(case, sides[name], _ROUNDS.value)
+    found = rounds.measure(dataclasses.asdict(case), sides[name])
     rows += found
     lines += summarize(case, found)
-  text = describe() + table.markdown(lines)
-  command.write(pathlib.Path(_OUT.value) / 'parity_mlp', text, rows)
+  text = rounds.describe() + table.markdown(lines)
+  command.write(pathlib.Path(rounds.OUT.value) / 'parity_mlp', text, rows)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,149 @@
+"""What every experiment's config has: methods, students, how it runs."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from cxjax import errors
+from cxjax import methods
+from cxjax import optimizers
+
+Build = Callable[[str], ml_collections.ConfigDict]
+
+
+def choose(
+  variant: str, sizes: Mapping[str, Build]
+) -> ml_collections.ConfigDict:
+  """The config that the words after the colon name.
+
+  Args:
+    variant: a method, a size or both with a comma, as in 'extracted,paper';
+      without a method it is `extracted`, without a size the first.
+    sizes: what builds the config of a method at each size.
+
+  Returns:
+    The config.
+
+  Raises:
+    UserError: a word that is neither.
+  """
+  method, size = 'extracted', next(iter(sizes))
+  for word in variant.split(','):
+    errors.lookup('method or size', word, {**methods.METHODS, **sizes})
+    if word in sizes:
+      size = word
+    else:
+      method = word
+  return sizes[size](method)
+
+
+def get_config(method: str) -> ml_collections.ConfigDict:
+  """The fields that no task or model changes the meaning of.
+
+  An experiment adds `task`, `data`, `model`, `student` and the sizes of
+  `teacher`, and sets what it wants otherwise.
+
+  Args:
+    method: supervised, one_shot, progressive or extracted.
+
+  Returns:
+    The config.
+  """
+  c = ml_collections.ConfigDict()
+  c.method = method
+  c.seed = 0
+  c.num_seeds = 8  # Students trained at once.
+  c.batch_size = 32  # Of each student.
+  c.microbatches = 1  # Parts of a batch, one after the other, to save memory.
+  c.num_steps = 4_000  # Of a student, over all its stages.
+  c.optimizer = optimizers.default()  # Of the students.
+
+  c.teacher = ml_collections.ConfigDict()
+  c.teacher.folder = ''  # Of a teacher from elsewhere; '' is WORKDIR/teacher.
+  c.teacher.batch_size = 32
+  c.teacher.microbatches = 1
+  c.teacher.num_steps = 60_000  # At most.
+  c.teacher.stop_at = 0.99  # Held-out accuracy; above 1 it never stops early.
+  c.teacher.overrun = 0.5  # Then half as many steps again.
+  c.teacher.optimizer = optimizers.default()
+  c.teacher.log_every = 100
+  c.teacher.eval_every = 100
+  c.teacher.save_every = 2_000
+  c.teacher.save_at = (0.55, 0.65, 0.75, 0.85, 0.95)  # Accuracies.
+
+  # What the output stage of every method but `supervised` minimises.
+  c.loss = 'kl'  # kl, mse
+  c.temperature = 1.0  # Of kl, on both sides.
+  c.hard_labels = False  # The teacher's most likely class in place of its KL.
+
+  # Each method reads its own block and no other. Its learning rate is
+  # rate_factor times optimizer.learning_rate.
+  c.supervised = dict(rate_factor=1.0)
+  c.one_shot = dict(rate_factor=1.0)
+  c.progressive = ml_collections.ConfigDict()
+  c.progressive.rate_factor = 1.0
+  c.progressive.rule = 'transition'  # transition, even, list
+  c.progressive.accuracies = (0.75,)  # transition: the nearest checkpoints.
+  c.progressive.count = 1  # even: how many.
+  c.progressive.checkpoints = ()  # list: steps.
+  c.progressive.share = 0.25  # Of num_steps before the final teacher.
+  c.progressive.steps = ()  # Lengths of all stages, in place of share.
+  c.extracted = ml_collections.ConfigDict()
+  c.extracted.rate_factor = 1.0
+  c.extracted.layers = ()  # Pairs (teacher, student); () matches by depth.
+  c.extracted.law = 'gaussian'  # rademacher, sparse, orthogonal, identity
+  c.extracted.readout = False  # Match a linear readout of the student's layer.
+  c.extracted.width = 0  # Of the projection, with readout; 0 chooses.
+  c.extracted.shared = False  # One projection for all layers.
+  c.extracted.norm = 'none'  # Of the teacher's activation: none, layer.
+  c.extracted.centred = False  # Less its mean over the batch.
+  c.extracted.scale = 1.0  # Times this.
+  c.extracted.positions = 'all'  # Of a sequence; read: where the loss reads.
+  c.extracted.freeze = False  # Layers whose stage is over.
+  c.extracted.checkpoint = -1  # Of the hidden targets; -1 is the final teacher.
+  c.extracted.share = 0.25  # Of num_steps before the output stage.
+  c.extracted.steps = ()  # Lengths of all stages, in place of share.
+
+  # How it runs. None of it changes a result by more than rounding, but
+  # share_batches: one stream of batches, and one forward pass of the teacher,
+  # for all students.
+  c.share_batches = False
+  c.lookahead = 0  # Batches whose targets are one product; 0 chooses.
+  c.mesh = dict(data=-1)  # Devices; -1 takes those that divide the batch.
+
+  c.log_every = 100
+  c.eval_every = 100
+  c.save_every = 1_000
+  c.keep = 3  # Checkpoints of the student; 0 keeps all.
+  c.stop_at = 2.0  # As teacher.stop_at, for all seeds, without the overrun.
+  return c
+
+
+def transformer(*, width: int, heads: int, depth: int) -> dict[str, Any]:
+  """The block of a transformer, every field of it."""
+  return dict(
+    width=width,
+    heads=heads,
+    depth=depth,
+    mlp_width=0,  # 0 is four times the width.
+    tied=False,  # The head's kernel is that of the embeddings.
+    max_length=0,  # Positions; 0 is what the task needs.
+    init_std=0.02,
+    dtype='float32',  # Of the computation: float32, bfloat16.
+    remat=False,  # Compute a block again for its gradient, to save memory.
+  )
+
+
+def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Sets the lengths of a run of a second or two, for tests."""
+  c = config
+  c.num_seeds = 2
+  for block in (c, c.teacher):
+    block.batch_size = 8
+    block.num_steps = 60
+    block.log_every = block.eval_every = 10
+    block.save_every = 20
+  c.progressive.share = c.extracted.share = 0.5
+  return c

@@ -1,0 +1,148 @@
+"""GPT-2 and BERT in plain PyTorch, with the parameters of our transformer."""
+
+import re
+
+from flax import traverse_util
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+  """Self-attention, one product for queries, keys and values."""
+
+  def __init__(self, like, sdpa):
+    """Sizes of `like`; `sdpa` leaves the products to PyTorch's function."""
+    super().__init__()
+    self.heads, self.causal, self.sdpa = like.heads, like.causal, sdpa
+    self.qkv = nn.Linear(like.width, 3 * like.width)
+    self.out = nn.Linear(like.width, like.width)
+
+  def forward(self, h, visible):
+    """`[B, L, D]`; `visible` is `[B or 1, 1, L or 1, L]` bool."""
+    q, k, v = (
+      part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+      for part in self.qkv(h).chunk(3, dim=-1)
+    )
+    if not self.sdpa:
+      scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+      scores = scores.masked_fill(~visible, -torch.inf)
+      out = scores.softmax(-1) @ v
+    elif self.causal:
+      out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+      out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    return self.out(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+  """Attention and MLP: norms before them in a decoder, else after the sums."""
+
+  def __init__(self, like, sdpa):
+    """As for `Attention`."""
+    super().__init__()
+    width, inner = like.width, like.mlp_width or 4 * like.width
+    eps = 1e-5 if like.causal else 1e-12
+    self.causal = like.causal
+    self.attention = Attention(like, sdpa)
+    self.attention_norm = nn.LayerNorm(width, eps)
+    self.mlp_in = nn.Linear(width, inner)
+    self.mlp_out = nn.Linear(inner, width)
+    self.mlp_norm = nn.LayerNorm(width, eps)
+
+  def _mlp(self, h):
+    hidden = self.mlp_in(h)
+    approximate = 'tanh' if self.causal else 'none'
+    return self.mlp_out(F.gelu(hidden, approximate=approximate))
+
+  def forward(self, h, visible):
+    """`[B, L, D]`; `visible` as for `Attention`."""
+    if self.causal:
+      h = h + self.attention(self.attention_norm(h), visible)
+      return h + self._mlp(self.mlp_norm(h))
+    h = self.attention_norm(h + self.attention(h, visible))
+    return self.mlp_norm(h + self._mlp(h))
+
+
+class Transformer(nn.Module):
+  """A decoder as GPT-2, or an encoder as BERT."""
+
+  def __init__(self, like, params, sdpa):
+    """Sizes and parameters of `like`, a transformer of this project.
+
+    Args:
+      like: the module; its head is not tied.
+      params: its variables.
+      sdpa: attention is `scaled_dot_product_attention`, else spelled out.
+    """
+    super().__init__()
+    width, length = like.width, like.max_length
+    self.causal = like.causal
+    self.tokens = nn.Embedding(like.vocab_size, width)
+    self.positions = nn.Embedding(length, width)
+    self.blocks = nn.ModuleList(Block(like, sdpa) for _ in like.layers)
+    self.logits = nn.Linear(width, like.num_classes, bias=not like.causal)
+    if like.causal:
+      visible = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+      self.register_buffer('visible', visible, persistent=False)
+      self.final_norm = nn.LayerNorm(width, 1e-5)
+    else:
+      self.embeddings_norm = nn.LayerNorm(width, 1e-12)
+      self.transform = nn.Linear(width, width)
+      self.transform_norm = nn.LayerNorm(width, 1e-12)
+    self.load_state_dict(_state(params))
+
+  def forward(self, tokens, mask=None, stop=None):
+    """Logits at all positions, or the output of a block.
+
+    Args:
+      tokens: `[B, L]`.
+      mask: `[B, L]` bool, the real ones; needed by an encoder.
+      stop: number of blocks after which to return; None is the logits.
+
+    Returns:
+      `[B, L, C]` logits, or `[B, L, D]`.
+    """
+    length = tokens.shape[1]
+    places = torch.arange(length, device=tokens.device)
+    h = self.tokens(tokens) + self.positions(places)
+    if self.causal:
+      visible = self.visible[..., :length, :length]
+    else:
+      h = self.embeddings_norm(h)
+      visible = mask[:, None, None]
+    for block in self.blocks[:stop]:
+      h = block(h, visible)
+    if stop is not None:
+      return h
+    if self.causal:
+      return self.logits(self.final_norm(h))
+    return self.logits(self.transform_norm(F.gelu(self.transform(h))))
+
+
+# A linear layer has its outputs first, a kernel last.
+_NAMES = (
+  (r'^block(\d+)', r'blocks.\1'),
+  (r'attention_out', 'attention.out'),
+  (r'logits_bias$', 'logits.bias'),
+  (r'positions$', 'positions.weight'),
+  (r'(kernel|scale|embedding)$', 'weight'),
+)
+
+
+def _state(params):
+  """Variables of our transformer, as `Transformer` names and lays them out."""
+  state = {}
+  for name, leaf in traverse_util.flatten_dict(
+    params['params'], sep='.'
+  ).items():
+    leaf = np.array(leaf.T if name.endswith('kernel') else leaf, order='C')
+    for ours, theirs in _NAMES:
+      name = re.sub(ours, theirs, name)
+    state[name] = torch.from_numpy(leaf)
+  for name in [name for name in state if '.query.' in name]:
+    parts = (name.replace('query', part) for part in ('query', 'key', 'value'))
+    three = torch.cat([state.pop(part) for part in parts])
+    state[name.replace('query', 'attention.qkv')] = three
+  return state
