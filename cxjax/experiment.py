@@ -27,6 +27,7 @@ from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import plots
 from cxjax import recipe as recipe_lib
+from cxjax import step
 from cxjax import summary as summary_lib
 from cxjax import train
 from cxjax.data import parity
@@ -106,9 +107,19 @@ PURPOSES = (
 
 def key_for(config: Config, purpose: str) -> jax.Array:
   """The PRNG key of a purpose, from `config.seed`."""
-  errors.require(config.seed >= 0, f'seed={config.seed} must not be negative.')
-  root = jax.random.key(config.seed)
-  return jax.random.fold_in(root, PURPOSES.index(purpose))
+  return _key(config.seed, purpose)
+
+
+def _key(seed: int, purpose: str) -> jax.Array:
+  errors.require(seed >= 0, f'seed={seed} must not be negative.')
+  return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
+
+
+@functools.lru_cache(8)
+def _held_out(task: Any, seed: int, size: int):
+  # Jitted: a grammar's many small operations are slow one by one.
+  draw = jax.jit(functools.partial(task.draw, batch_size=size))
+  return draw(_key(seed, 'held_out'), 0)
 
 
 def _seed_keys(config: Config, purpose: str, num: int) -> jax.Array:
@@ -145,7 +156,7 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
   optimizer = copy.deepcopy(block.optimizer)
   optimizer.learning_rate *= factor
   mesh = mesh_lib.make(config.mesh.data, block.batch_size)
-  held_out = task.draw(key_for(config, 'held_out'), 0, config.data.eval_size)
+  held_out = _held_out(task, config.seed, config.data.eval_size)
   streams = 1 if config.share_batches else num_seeds
   keys = {
     'init_keys': _seed_keys(config, f'{role}_init', num_seeds),
@@ -282,12 +293,12 @@ def load_teacher(
   )
 
   @functools.cache
-  def load(step):
-    items = checkpoint.restore(folder, step, {'params': template})
+  def load(at):
+    items = checkpoint.restore(folder, at, {'params': template})
     return jax.tree.map(lambda leaf: leaf[0], items['params'])
 
   records = (
-    checkpoint.read_record(folder, step) for step in checkpoint.steps(folder)
+    checkpoint.read_record(folder, at) for at in checkpoint.steps(folder)
   )
   return methods.Teacher(
     apply=recipe.student.apply,
@@ -322,6 +333,44 @@ def load(
   config.update(files.read_json(folder / 'config.json'))
   last = files.read_json(folder / 'summary.json')['steps']
   return config, load_teacher(config, folder, last)
+
+
+def load_students(
+  config: Config, workdir: pathlib.Path, method: str
+) -> tuple[Any, step.Params]:
+  """The finished students of a workdir, and their module.
+
+  Args:
+    config: of the same experiment; its fields are replaced.
+    workdir: of the run.
+    method: which.
+
+  Returns:
+    The module, and `[S, ...]` parameters.
+
+  Raises:
+    UserError: there are none, or they are damaged.
+  """
+  folder = workdir / method
+  errors.require(
+    (folder / 'summary.json').exists(),
+    f'{folder} holds no finished students. Run launch.py on {workdir} first.',
+  )
+  config = copy.deepcopy(config)
+  config.update(files.read_json(folder / 'config.json'))
+  student = make_model(config, 'student')
+  recipe = teacher_recipe(config)
+  x = jax.tree.map(lambda leaf: leaf[:1], recipe.held_out['x'])
+  one = jax.eval_shape(student.init, jax.random.key(0), x)
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      (config.num_seeds, *leaf.shape), leaf.dtype
+    ),
+    one,
+  )
+  last = files.read_json(folder / 'summary.json')['steps']
+  template = {'params': mesh_lib.abstract(shapes, recipe.mesh)}
+  return student, checkpoint.restore(folder, last, template)['params']
 
 
 def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:

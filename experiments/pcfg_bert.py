@@ -7,8 +7,8 @@ Run:
     --compare=supervised,one_shot,progressive,extracted
 
 After the colon a method, a size or both, as in `:one_shot,paper`. Sizes:
-  cpu    sentences from symbol 16 of cfg3b, teacher 4 layers of 128, students 4
-         layers of 32, 1,500 steps of 64.
+  cpu    sentences of 49 tokens, from symbol 16 of cfg3b; teacher 4 layers of
+         128, 1,500 steps of 64; students 4 layers of 32, 1,500 steps of 32.
   paper  the setting of Panigrahi et al.: whole sentences, teacher 4 layers of
          32 heads of 8, student of 8 heads, steps of 512 sentences; bf16, in
          parts, with remat.
@@ -57,8 +57,17 @@ def cpu(method: str) -> ml_collections.ConfigDict:
     block.save_every = 125
   c.teacher.stop_at = 2.0
   c.teacher.save_at = ()
+  c.share_batches = True  # One teacher's forward pass for all students.
+  c.batch_size = 32
   c.progressive.rule = 'even'
   c.progressive.count = 3
+  c.progressive.share = 0.75
+  # One hidden stage, at the last block, through a readout.
+  c.extracted.layers = (('block3', 'block3'),)
+  c.extracted.readout = True
+  c.extracted.width = 128
+  c.extracted.norm = 'layer'
+  c.extracted.share = 0.4
   return c
 
 
@@ -83,6 +92,7 @@ def paper(method: str) -> ml_collections.ConfigDict:
   c.progressive.rule = 'list'
   c.progressive.checkpoints = (1_000,)
   c.progressive.share = 0.5  # As theirs: equal intervals.
+  c.extracted.width = 256
   return c
 
 
@@ -92,4 +102,6 @@ def tiny(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.data.start, c.data.eval_size = 10, 64
   c.student.update(base.transformer(width=8, heads=2, depth=2))
   c.teacher.update(base.transformer(width=16, heads=2, depth=2))
+  c.extracted.layers = (('block1', 'block1'),)
+  c.extracted.width = 16
   return c

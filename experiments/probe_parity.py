@@ -3,6 +3,7 @@ r"""Why the curriculum works: who knows the support of the parity?
 For a trained teacher, the correlation with single coordinates of the input, in
 the support against outside it, of
   - a random projection of its hidden activations (what `extracted` imitates),
+    of a transformer those of each block at the last position,
   - the output of each of its checkpoints (what `progressive` imitates),
   - its final output (what `one_shot` imitates).
 
@@ -13,6 +14,7 @@ Writes probe_parity.{md,csv,png} into the workdir.
 """
 
 import functools
+import itertools
 import pathlib
 
 from absl import app
@@ -21,23 +23,25 @@ import jax
 import numpy as np
 
 from cxjax import command
+from cxjax import curriculum
+from cxjax import errors
 from cxjax import experiment
 from cxjax import plots
 from cxjax import probes
 from cxjax import projection
 from cxjax import step
 from cxjax import table
-from experiments import parity_mlp
+from experiments import base
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _WIDTH = flags.DEFINE_integer('width', 100, 'Columns of the projection.')
 _EXAMPLES = flags.DEFINE_integer('examples', 2**18, 'To average over.')
-BATCH = 4_096
-PROJECTED = 'projected hidden0, final'
+BATCH = 1_024
+MARKERS = ('o', 's', '^', 'v')
 
 
 def measure(config, teacher, width, examples):
-  """`{name: [d] root mean square correlation}` of each function."""
+  """`{layer or step: [d] root mean square correlation}` of each function."""
   task = experiment.make_task(config)
   draw = functools.partial(task.draw, batch_size=BATCH)
   key = experiment.key_for(config, 'held_out')
@@ -45,20 +49,30 @@ def measure(config, teacher, width, examples):
 
   @functools.partial(jax.jit, static_argnames='name')
   def correlations(params, matrix, name):
+    stage = curriculum.Stage(
+      name, 1, target=name, positions=curriculum.READ_ONLY
+    )
+
     def features(x):
-      value = step.activation(teacher.apply, params, x, name)
-      if name == 'logits':
+      value = step.compared(teacher.apply, params, x, name, stage)
+      value = value.reshape(-1, value.shape[-1])  # One position is read.
+      if name == curriculum.LOGITS:
         # One class is redundant: probabilities sum to 1.
         return jax.nn.softmax(value)[:, 1:]
       return projection.project(value, matrix)
 
-    found = probes.degree_one(features, draw, key, num_batches)
+    found = probes.degree_one(
+      features, draw, key, num_batches, task.coordinates
+    )
     return jax.numpy.sqrt(jax.numpy.square(found).mean(0))
 
   d_in = config.teacher.width
   stage_key = experiment.key_for(config, 'student_stage')
   matrix = projection.random_projection(stage_key, 'gaussian', (d_in, width))
-  found = {PROJECTED: correlations(teacher.params, matrix, 'hidden0')}
+  found = {
+    layer: correlations(teacher.params, matrix, layer)
+    for layer in teacher.layers
+  }
   for at, _ in teacher.checkpoints:
     found[at] = correlations(teacher.load(at), None, 'logits')
   return {name: np.asarray(value) for name, value in found.items()}
@@ -68,8 +82,8 @@ def rows(found, support, accuracies):
   """One row a function: accuracy, in the support, outside it, the ratio."""
   inside = np.isin(np.arange(len(next(iter(found.values())))), support)
   for name, value in found.items():
-    if name == PROJECTED:
-      title, accuracy = name, None
+    if name not in accuracies:
+      title, accuracy = f'projected {name}, final', None
     else:
       title, accuracy = f'output, checkpoint {name}', accuracies[name]
     within, without = value[inside].mean(), value[~inside].mean()
@@ -89,16 +103,19 @@ def draw_picture(found, support, accuracies, path):
   )
   steps = list(accuracies)
   middle = min(steps, key=lambda s: abs(accuracies[s] - 0.75))
-  d = len(found[PROJECTED])
+  layers = [name for name in found if name not in accuracies]
+  d = len(found[layers[0]])
   order = [*support, *(j for j in range(d) if j not in support)]
   for name, label, color in (
-    (PROJECTED, 'random projection of hidden0', 'extracted'),
+    *(
+      (layer, f'random projection of {layer}', 'extracted') for layer in layers
+    ),
     (middle, f'output at step {middle}', 'progressive'),
     (steps[-1], 'output of the final teacher', 'one_shot'),
   ):
     left.plot(
       found[name][order],
-      'o',
+      MARKERS[layers.index(name) % len(MARKERS)] if name in layers else 'o',
       markersize=4,
       label=label,
       color=plots.COLORS[color],
@@ -115,12 +132,13 @@ def draw_picture(found, support, accuracies, path):
     right.plot(
       steps, values, style, label=label, color=plots.COLORS['progressive']
     )
-  right.axhline(
-    found[PROJECTED][inside].mean(),
-    color=plots.COLORS['extracted'],
-    linestyle='--',
-    label='projection of hidden0, in the support',
-  )
+  for layer, style in zip(layers, itertools.cycle(('--', '-.', ':'))):
+    right.axhline(
+      found[layer][inside].mean(),
+      color=plots.COLORS['extracted'],
+      linestyle=style,
+      label=f'projection of {layer}, in the support',
+    )
   right.set_xlabel("step of the teacher's training")
   accuracy = right.twinx()
   accuracy.plot(steps, list(accuracies.values()), color='grey', linewidth=1)
@@ -137,8 +155,12 @@ def main(argv):
   """Measures, prints the table, draws the picture."""
   del argv
   workdir = pathlib.Path(_WORKDIR.value)
-  config, teacher = experiment.load(parity_mlp.get_config(), workdir)
+  config, teacher = experiment.load(base.get_config('extracted'), workdir)
   task = experiment.make_task(config)
+  errors.require(
+    hasattr(task, 'supports'),
+    f'{workdir} is a run of task {config.task!r}; this probe is for parity.',
+  )
   support = sorted(j for node in task.supports for j in node)
   found = measure(config, teacher, _WIDTH.value, _EXAMPLES.value)
   accuracies = dict(teacher.checkpoints)

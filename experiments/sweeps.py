@@ -24,6 +24,14 @@ def variant(config: Config, overrides: Overrides) -> Config:
   return changed
 
 
+def folder(
+  config: Config, overrides: Overrides, workdir: pathlib.Path
+) -> pathlib.Path:
+  """Where `run` puts a variant; the students' files are in a folder there."""
+  changed = _located(config, overrides, workdir)
+  return workdir / 'runs' / _digest(experiment.student_config(changed))
+
+
 def run(
   config: Config, overrides: Overrides, workdir: pathlib.Path
 ) -> summary_lib.Summary:
@@ -43,11 +51,16 @@ def run(
   """
   # Variants often compile the same programs.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
+  changed = _located(config, overrides, workdir)
+  return experiment.run(changed, folder(config, overrides, workdir))
+
+
+def _located(config, overrides, workdir):
+  """The variant, with the folder of its teacher."""
   changed = variant(config, overrides)
   teacher = _digest(experiment.teacher_config(changed))
   changed.teacher.folder = str(workdir / 'teachers' / teacher)
-  student = _digest(experiment.student_config(changed))
-  return experiment.run(changed, workdir / 'runs' / student)
+  return changed
 
 
 def _digest(config: Mapping[str, Any]) -> str:

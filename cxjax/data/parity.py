@@ -58,6 +58,10 @@ class Parity:
     bits = bits.reshape(batch_size, -1)[:, : self.d].astype(jnp.int32)
     return {'x': 1.0 - 2.0 * bits, 'y': self._classes(bits)}
 
+  def coordinates(self, x: jax.Array) -> jax.Array:
+    """`[B, d]` of +-1 from the input of a batch: the input itself."""
+    return x
+
   def label(self, x: jax.Array) -> jax.Array:
     """Classes `[...]` of inputs `[..., d]` of +-1."""
     return self._classes((x < 0).astype(jnp.int32))
@@ -98,6 +102,10 @@ class TokenParity:
   def supports(self) -> tuple[tuple[int, ...], ...]:
     """Of the parity."""
     return self.parity.supports
+
+  def coordinates(self, x: dict[str, jax.Array]) -> jax.Array:
+    """`[B, d]` of +-1 from the input of a batch."""
+    return 1.0 - 2.0 * x['tokens']
 
   def draw(
     self, key: jax.Array, step: jax.Array, batch_size: int

@@ -133,7 +133,7 @@ class Torch:
         models, (stage.target, stage.student), strict=True
       )
     ]
-    self._matrix = None if matrix is None else torch.from_numpy(matrix)
+    self._matrix = None if matrix is None else torch.tensor(matrix)
     self._adam = torch.optim.Adam(
       self._student.parameters(), LEARNING_RATE, fused=not plain
     )

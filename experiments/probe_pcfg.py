@@ -1,0 +1,191 @@
+r"""What the networks of a grammar run know: near context, far context, trees.
+
+  ngram  M_robust and M_close over the teacher's checkpoints: how far its
+         prediction moves when the n-gram around a masked position is hidden as
+         well, or everything but that n-gram. Mean over positions, median over
+         sentences.
+  trees  Accuracy of a linear probe for the non-terminal above each terminal, by
+         level of the tree, from each block of the teacher and of every method's
+         students that are there (seed 0).
+
+Run, after launch.py on the workdir:
+  python -m experiments.probe_pcfg --workdir=runs/pcfg
+
+Writes probe_ngram.{md,csv,png} and probe_trees.{md,csv,png} into the workdir.
+
+References:
+  Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 4.
+  Allen-Zhu, Li, 2023. https://arxiv.org/abs/2305.13673, section 4.
+"""
+
+import functools
+import pathlib
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import command
+from cxjax import errors
+from cxjax import experiment
+from cxjax import methods
+from cxjax import plots
+from cxjax import probes
+from cxjax import table
+from cxjax.data import pcfg
+from experiments import base
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
+_SENTENCES = flags.DEFINE_integer('sentences', 256, 'To measure on.', 2)
+_EVERY = flags.DEFINE_integer(
+  'every', 10, 'Positions of the n-gram probe: this, twice this, ...', 1
+)
+_N = flags.DEFINE_list('n', ['3', '7', '15'], 'Lengths of the n-grams, odd.')
+
+
+def sentences(config, number):
+  """Held-out sentences with what is above them; BOS first."""
+  task = experiment.make_task(config)
+  key = experiment.key_for(config, 'held_out')
+  sample = jax.jit(functools.partial(task.grammar.sample, n=number))
+  found = jax.device_get(sample(key))
+  bos = np.full((number, 1), pcfg.BOS, np.int32)
+  tokens = np.concatenate([bos, found['tokens']], axis=1)
+  return task, tokens, found['ancestors']
+
+
+def ngrams(teacher, tokens, lengths, every):
+  """A row per checkpoint and n: mean over positions, median over sentences."""
+  real = tokens != pcfg.PAD
+  places = range(every, real.shape[1], every)
+  measure = jax.jit(
+    functools.partial(probes.ngram_distance, teacher.apply, mask_id=pcfg.MASK),
+    static_argnames='n',
+  )
+  for at, accuracy in teacher.checkpoints:
+    params = teacher.load(at)
+    for n in lengths:
+      medians = {'robust': [], 'close': []}
+      for place in places:
+        use = real[:, place]
+        if use.sum() < 2:
+          continue
+        found = measure(params, tokens, real, jnp.int32(place), n=n)
+        for name, values in found.items():
+          medians[name].append(np.median(np.asarray(values)[use]))
+      yield {
+        'step': at,
+        'accuracy': accuracy,
+        'n': n,
+        'M_robust': float(np.mean(medians['robust'])),
+        'M_close': float(np.mean(medians['close'])),
+      }
+
+
+def trees(networks, task, tokens, ancestors):
+  """A row per network and activation: accuracy of the probe at each level."""
+  real = tokens != pcfg.PAD
+  x = {'tokens': tokens, 'mask': real}
+  inside = real[:, 1:]
+  levels = task.grammar.levels
+  for name, (model, params) in networks.items():
+    _, found = jax.jit(model.apply)(params, x)
+    for at in ('embeddings', *model.layers):
+      features = np.asarray(found[at], np.float64)[:, 1:][inside]
+      row = {'network': name, 'activation': at}
+      # The root is known, and the terminal itself is the input.
+      for depth in range(1, len(levels) - 1):
+        symbols = np.sort(levels[depth])
+        labels = np.searchsorted(symbols, ancestors[:, depth][inside])
+        row[f'level {depth}'] = probes.linear_probe(
+          features, labels, len(symbols)
+        )
+      yield row
+  row = {'network': 'most frequent symbol', 'activation': None}
+  for depth in range(1, len(levels) - 1):
+    _, counts = np.unique(ancestors[:, depth][inside], return_counts=True)
+    row[f'level {depth}'] = float(counts.max() / counts.sum())
+  yield row
+
+
+def networks_of(config, workdir, teacher):
+  """`{name: (module, params)}` of what the workdir holds."""
+  found = {
+    'teacher': (experiment.make_model(config, 'teacher'), teacher.params)
+  }
+  for method in methods.METHODS:
+    if (workdir / method / 'summary.json').exists():
+      model, params = experiment.load_students(config, workdir, method)
+      found[method] = model, jax.tree.map(lambda leaf: leaf[0], params)
+  return found
+
+
+def draw_ngrams(rows, path):
+  """Left M_robust, right M_close, against the teacher's steps."""
+  figure, panels = plots.axes(
+    "step of the teacher's training", 'L1 distance', columns=2
+  )
+  for name, panel in zip(('M_robust', 'M_close'), panels, strict=True):
+    panel.set_title(name)
+    for n in sorted({row['n'] for row in rows}):
+      mine = [row for row in rows if row['n'] == n]
+      steps = [row['step'] for row in mine]
+      panel.plot(steps, [row[name] for row in mine], label=f'n = {n}')
+    panel.set_ylim(0, None)
+    panel.legend(frameon=False)
+  plots.save(figure, path)
+
+
+def draw_trees(rows, path):
+  """One panel a level: accuracy of the probe against depth in the network."""
+  *rows, chance = rows
+  levels = [name for name in chance if name.startswith('level')]
+  figure, panels = plots.axes(
+    'activation', 'accuracy of the probe', columns=len(levels), width=3.6
+  )
+  for level, panel in zip(levels, panels, strict=True):
+    panel.set_title(level)
+    for name in dict.fromkeys(row['network'] for row in rows):
+      mine = [row for row in rows if row['network'] == name]
+      panel.plot(
+        [row['activation'].replace('embeddings', 'emb') for row in mine],
+        [row[level] for row in mine],
+        'o-',
+        markersize=3,
+        label=name,
+        color=plots.COLORS.get(name, 'black'),
+      )
+    panel.axhline(chance[level], color='grey', linestyle=':')
+    panel.tick_params(axis='x', rotation=45)
+  panels[0].legend(frameon=False)
+  figure.tight_layout()
+  plots.save(figure, path)
+
+
+def main(argv):
+  """Measures, prints the tables, draws the pictures."""
+  del argv
+  workdir = pathlib.Path(_WORKDIR.value)
+  config, teacher = experiment.load(base.get_config('extracted'), workdir)
+  errors.require(
+    config.task == 'pcfg',
+    f'{workdir} is a run of task {config.task!r}; this probe is for pcfg.',
+  )
+  lengths = [int(n) for n in _N.value]
+  errors.require(
+    all(n > 0 and n % 2 for n in lengths), f'--n={lengths} must be odd numbers.'
+  )
+  task, tokens, ancestors = sentences(config, _SENTENCES.value)
+  rows = list(ngrams(teacher, tokens, lengths, _EVERY.value))
+  command.write(workdir / 'probe_ngram', table.markdown(rows), rows)
+  draw_ngrams(rows, workdir / 'probe_ngram.png')
+  networks = networks_of(config, workdir, teacher)
+  rows = list(trees(networks, task, tokens, ancestors))
+  command.write(workdir / 'probe_trees', table.markdown(rows), rows)
+  draw_trees(rows, workdir / 'probe_trees.png')
+
+
+if __name__ == '__main__':
+  app.run(command.guarded(main))
