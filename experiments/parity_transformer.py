@@ -29,11 +29,11 @@ def get_config(variant: str = 'extracted') -> ml_collections.ConfigDict:
 
 
 def cpu(method: str) -> ml_collections.ConfigDict:
-  """Parity of 4 of 30 bits."""
+  """Parity of 4 of 20 bits."""
   c = base.get_config(method)
   c.task = 'parity_tokens'
   c.data = ml_collections.ConfigDict()
-  c.data.d = 30
+  c.data.d = 20
   c.data.k = 4
   c.data.depth = 1  # Above 1: the hierarchical variant, 2^depth classes.
   c.data.support = 'random'  # first, random
@@ -41,14 +41,13 @@ def cpu(method: str) -> ml_collections.ConfigDict:
 
   c.model = 'decoder'
   c.student = base.transformer(width=32, heads=4, depth=2)
-  c.teacher.update(base.transformer(width=128, heads=16, depth=2))
+  c.teacher.update(base.transformer(width=64, heads=8, depth=2))
 
   c.num_seeds = 4
   c.num_steps = 4_000
-  c.teacher.num_steps = 60_000
+  c.teacher.num_steps = 40_000
   c.teacher.save_every = 1_000
-  c.teacher.optimizer.learning_rate = 3e-4
-  c.optimizer.learning_rate = 1e-3
+  c.teacher.optimizer.learning_rate = 1e-3
   return c
 
 

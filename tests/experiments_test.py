@@ -1,0 +1,143 @@
+"""The experiments on sequences, whole, at their smallest size."""
+
+import itertools
+import json
+import pathlib
+from unittest import mock
+
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from cxjax import errors
+from cxjax import experiment
+from cxjax import journal
+from experiments import parity_transformer
+from experiments import pcfg_bert
+from experiments import probe_pcfg
+
+
+class Killed(Exception):
+  """Stands for `kill -9`: nothing of ours catches it."""
+
+
+class PcfgTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    test = cls('create_tempdir')
+    cls.workdir = pathlib.Path(test.create_tempdir().full_path)
+    cls.config = pcfg_bert.tiny('extracted')
+    experiment.run(cls.config, cls.workdir)
+
+  def test_learns(self):
+    """Which of three terminals, better than the most frequent of them."""
+    rows = journal.read(self.workdir / 'teacher')
+    losses = [row['eval/loss'][0] for row in rows]
+    self.assertLess(losses[-1], losses[0])
+    self.assertLess(losses[-1], 1.6)  # log 8 = 2.1 at the start.
+
+  def test_interrupted_in_the_hidden_stage_ends_as_a_whole_run(self):
+    config = pcfg_bert.tiny('extracted')
+    config.teacher.folder = str(self.workdir / 'teacher')
+    other = pathlib.Path(self.create_tempdir().full_path)
+    write, written = journal.Journal.write, itertools.count()
+
+    def kill(self, row):
+      write(self, row)
+      if next(written) == 2:
+        raise Killed
+
+    patch = mock.patch.object(journal.Journal, 'write', kill)
+    with patch, self.assertRaises(Killed):
+      experiment.run(config, other)
+    experiment.run(config, other)
+    self.assertEqual(
+      (self.workdir / 'extracted' / 'metrics.jsonl').read_text(),
+      (other / 'extracted' / 'metrics.jsonl').read_text(),
+    )
+
+  def test_plan_tells_the_projection_and_the_readout(self):
+    folder = self.workdir / 'extracted'
+    summary = json.loads((folder / 'summary.json').read_text())
+    hidden, output = summary['stages']
+    self.assertEqual(
+      (hidden['name'], hidden['projection']), ('block1', [16, 16])
+    )
+    self.assertEqual(output['name'], 'output')
+
+  def test_probes(self):
+    config, teacher = experiment.load(self.config, self.workdir)
+    task, tokens, ancestors = probe_pcfg.sentences(config, 32)
+    rows = list(probe_pcfg.ngrams(teacher, tokens, [3], every=2))
+    self.assertLen(rows, len(teacher.checkpoints))
+    networks = probe_pcfg.networks_of(config, self.workdir, teacher)
+    self.assertEqual(list(networks), ['teacher', 'extracted'])
+    trees = list(probe_pcfg.trees(networks, task, tokens, ancestors))
+    for row in trees:
+      self.assertBetween(row['level 1'], 0, 1)
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    probe_pcfg.draw_ngrams(rows, folder / 'a.png')
+    probe_pcfg.draw_trees(trees, folder / 'b.png')
+
+  def test_a_batch_with_nothing_masked_is_an_error(self):
+    config = pcfg_bert.tiny('supervised')
+    config.teacher.batch_size, config.data.mask_rate = 1, 0.02
+    config.mesh.data = 1
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    with self.assertRaisesRegex(errors.UserError, 'no position that counts'):
+      experiment.train_teacher(config, workdir)
+
+
+class ParityTest(parameterized.TestCase):
+  def test_every_block_in_turn_then_the_output(self):
+    config = parity_transformer.tiny('extracted')
+    config.num_seeds, config.extracted.shared = 1, True
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    summary = experiment.run(config, workdir)
+    names = [stage['name'] for stage in summary['stages']]
+    self.assertEqual(names, ['block0', 'block1', 'output'])
+    low, high, output = summary['stages']
+    # The last block is needed whole for its own stage, at one place for the
+    # output.
+    self.assertLess(low['student_flops'], high['student_flops'])
+    self.assertLess(output['student_flops'], high['student_flops'])
+    self.assertLess(low['teacher_flops'], 0.6 * high['teacher_flops'])
+
+  def test_the_tokens_are_the_bits(self):
+    config = parity_transformer.tiny('extracted')
+    tokens = experiment.make_task(config)
+    config.task = 'parity'
+    bits = experiment.make_task(config)
+    key = jax.random.key(1)
+    ours, theirs = tokens.draw(key, 3, 16), bits.draw(key, 3, 16)
+    np.testing.assert_array_equal(ours['y'][:, 0], theirs['y'])
+    np.testing.assert_array_equal(
+      tokens.coordinates(ours['x']), bits.coordinates(theirs['x'])
+    )
+    np.testing.assert_array_equal(ours['x']['positions'], 7)
+
+
+class BadInputTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('student.heads', 3, 'heads=3 do not divide width=8'),
+    ('student.max_length', 5, '19 tokens.*5 positions'),
+    ('student.dtype', 'float8', "dtype 'float8'"),
+    ('extracted.layers', (('block9', 'block1'),), "'block9'.*'block1'"),
+    ('extracted.layers', (('block0', 'block1', 'block2'),), 'not a pair'),
+    ('extracted.layers', ('block1',), "'block1' is not a pair"),
+    ('extracted.norm', 'batch', "norm 'batch'.*none, layer"),
+    ('extracted.positions', 'some', "positions 'some'"),
+    ('extracted.scale', 0.0, 'scale=0.0'),
+    ('data.mask_rate', 1.2, r'mask_rate=1.2 must be in \(0, 1\)'),
+    ('data.grammar', 'cfg9', "'cfg9'"),
+    ('data.start', 99, '99'),
+    ('microbatches', 3, 'microbatches=3'),
+  )
+  def test_is_told_in_one_line(self, field, value, message):
+    config = pcfg_bert.tiny('extracted')
+    config.data.start = 13
+    config.update_from_flattened_dict({field: value})
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      experiment.check(config)
+    self.assertNotIn('\n', str(caught.exception))
