@@ -48,6 +48,11 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.teacher.num_steps = 40_000
   c.teacher.save_every = 1_000
   c.teacher.optimizer.learning_rate = 1e-3
+  c.optimizer.schedule = 'cosine'
+  # The residual stream of a long-trained teacher is some 100 long: as it is, it
+  # was not learned in these steps.
+  c.extracted.norm = 'layer'
+  c.extracted.share = 0.5
   return c
 
 
