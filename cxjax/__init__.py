@@ -19,11 +19,14 @@ from cxjax.losses import kl
 from cxjax.losses import l2
 from cxjax.losses import mse
 from cxjax.models.mlp import MLP
+from cxjax.models.transformer import Transformer
 from cxjax.plan import PlannedStage
 from cxjax.plan import plan_stage
 from cxjax.plan import show
 from cxjax.plan import with_costs
 from cxjax.probes import degree_one
+from cxjax.probes import linear_probe
+from cxjax.probes import ngram_distance
 from cxjax.projection import LAWS
 from cxjax.projection import project
 from cxjax.projection import random_projection
@@ -44,6 +47,7 @@ __all__ = [
   'PlannedStage',
   'Stage',
   'State',
+  'Transformer',
   'UserError',
   '__version__',
   'activation',
@@ -56,8 +60,10 @@ __all__ = [
   'hard_kl',
   'kl',
   'l2',
+  'linear_probe',
   'match_layers',
   'mse',
+  'ngram_distance',
   'one_shot',
   'plan_stage',
   'progressive',

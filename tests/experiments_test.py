@@ -12,6 +12,7 @@ import numpy as np
 from cxjax import errors
 from cxjax import experiment
 from cxjax import journal
+from cxjax import methods
 from experiments import parity_transformer
 from experiments import pcfg_bert
 from experiments import probe_pcfg
@@ -92,17 +93,18 @@ class PcfgTest(parameterized.TestCase):
 class ParityTest(parameterized.TestCase):
   def test_every_block_in_turn_then_the_output(self):
     config = parity_transformer.tiny('extracted')
-    config.num_seeds, config.extracted.shared = 1, True
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    summary = experiment.run(config, workdir)
-    names = [stage['name'] for stage in summary['stages']]
+    recipe = experiment.teacher_recipe(config)
+    teacher = methods.Teacher(
+      recipe.student.apply, recipe.student_shapes, recipe.student.layers
+    )
+    planned = experiment.student_recipe(config, teacher).planned()
+    names = [one.stage.name for one in planned]
     self.assertEqual(names, ['block0', 'block1', 'output'])
-    low, high, output = summary['stages']
-    # The last block is needed whole for its own stage, at one place for the
-    # output.
-    self.assertLess(low['student_flops'], high['student_flops'])
-    self.assertLess(output['student_flops'], high['student_flops'])
-    self.assertLess(low['teacher_flops'], 0.6 * high['teacher_flops'])
+    self.assertEqual(planned[0].projection, (16, 8))
+    # What a stage does not train: the block above, and the head.
+    trained = planned[0].mask['params']
+    self.assertFalse(any(jax.tree.leaves(trained['block1'])))
+    self.assertFalse(any(jax.tree.leaves(trained['logits'])))
 
   def test_the_tokens_are_the_bits(self):
     config = parity_transformer.tiny('extracted')
