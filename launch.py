@@ -44,10 +44,20 @@ def parse(argv: list[str]) -> list[str]:
     TypeError,
     ValueError,
   ) as error:
-    command.fail(error)
+    command.fail(_reason(error))
   if missing:
     command.fail(f'--{missing[0]} is missing. See launch.py --help.')
   return rest
+
+
+def _reason(error: Exception) -> Exception | str:
+  """The sentence for people in what a flag raised."""
+  field = str(error).strip('\'"')
+  if field.isidentifier():  # All that ml_collections says of an unknown one.
+    return f'The config has no field {field!r}.'
+  # A config file's own error comes as the text of its traceback.
+  _, found, reason = str(error).partition('errors.UserError: ')
+  return reason.strip() if found else error
 
 
 def main(argv: list[str]) -> None:
