@@ -267,6 +267,16 @@ def train_teacher(config: Config, workdir: pathlib.Path) -> methods.Teacher:
   return load_teacher(config, folder, last=finished['steps'])
 
 
+def _template(recipe, module, num_seeds):
+  """What is restored of `num_seeds` networks, on the devices of a recipe."""
+  x = jax.tree.map(lambda leaf: leaf[:1], recipe.held_out['x'])
+  one = jax.eval_shape(module.init, jax.random.key(0), x)
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), one
+  )
+  return mesh_lib.abstract(shapes, recipe.mesh)
+
+
 def load_teacher(
   config: Config, folder: pathlib.Path, last: int
 ) -> methods.Teacher:
@@ -284,13 +294,7 @@ def load_teacher(
     UserError: a checkpoint is missing, damaged or of other shapes.
   """
   recipe = teacher_recipe(config)
-  template = mesh_lib.abstract(
-    jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype),
-      recipe.student_shapes,
-    ),
-    recipe.mesh,
-  )
+  template = _template(recipe, recipe.student, num_seeds=1)
 
   @functools.cache
   def load(at):
@@ -359,18 +363,10 @@ def load_students(
   config = copy.deepcopy(config)
   config.update(files.read_json(folder / 'config.json'))
   student = make_model(config, 'student')
-  recipe = teacher_recipe(config)
-  x = jax.tree.map(lambda leaf: leaf[:1], recipe.held_out['x'])
-  one = jax.eval_shape(student.init, jax.random.key(0), x)
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      (config.num_seeds, *leaf.shape), leaf.dtype
-    ),
-    one,
-  )
+  template = _template(teacher_recipe(config), student, config.num_seeds)
   last = files.read_json(folder / 'summary.json')['steps']
-  template = {'params': mesh_lib.abstract(shapes, recipe.mesh)}
-  return student, checkpoint.restore(folder, last, template)['params']
+  found = checkpoint.restore(folder, last, {'params': template})
+  return student, found['params']
 
 
 def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:

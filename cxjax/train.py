@@ -196,7 +196,7 @@ class _Run:
 
   def _check_weights(self, seed, at):
     keys = self.recipe.data_keys
-    batch = self.recipe.batch(keys[seed % len(keys)], at)
+    batch = jax.jit(self.recipe.batch)(keys[seed % len(keys)], at)
     weights = step.weights(batch, self.planned[self.stage].stage)
     errors.require(
       weights is None or bool(weights.any()),

@@ -100,8 +100,8 @@ def tiny(method: str = 'extracted') -> ml_collections.ConfigDict:
   """A few seconds, for tests; sentences of 4 to 9 tokens."""
   c = base.tiny(cpu(method))
   c.data.start, c.data.eval_size = 10, 64
-  c.student.update(base.transformer(width=8, heads=2, depth=2))
-  c.teacher.update(base.transformer(width=16, heads=2, depth=2))
-  c.extracted.layers = (('block1', 'block1'),)
+  c.student.update(base.transformer(width=8, heads=2, depth=1))
+  c.teacher.update(base.transformer(width=16, heads=2, depth=1))
+  c.extracted.layers = (('block0', 'block0'),)
   c.extracted.width = 16
   return c

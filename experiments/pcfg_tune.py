@@ -86,7 +86,7 @@ RECIPES = {
   'one schedule for both stages': {'optimizer.restart_schedule': False},
   'optimizer state carried over': {'optimizer.carry_state': True},
   'hard labels at the end': {'hard_labels': True},
-  'true labels at no stage, MSE of logits': {'loss': 'mse'},
+  'squared error of the logits at the end': {'loss': 'mse'},
   'blocks frozen after their stage': {'extracted.freeze': True},
 }
 

@@ -63,7 +63,7 @@ class PcfgTest(parameterized.TestCase):
     summary = json.loads((folder / 'summary.json').read_text())
     hidden, output = summary['stages']
     self.assertEqual(
-      (hidden['name'], hidden['projection']), ('block1', [16, 16])
+      (hidden['name'], hidden['projection']), ('block0', [16, 16])
     )
     self.assertEqual(output['name'], 'output')
 
@@ -125,7 +125,7 @@ class BadInputTest(parameterized.TestCase):
     ('student.heads', 3, 'heads=3 do not divide width=8'),
     ('student.max_length', 5, '19 tokens.*5 positions'),
     ('student.dtype', 'float8', "dtype 'float8'"),
-    ('extracted.layers', (('block9', 'block1'),), "'block9'.*'block1'"),
+    ('extracted.layers', (('block9', 'block0'),), "'block9'.*block0"),
     ('extracted.layers', (('block0', 'block1', 'block2'),), 'not a pair'),
     ('extracted.layers', ('block1',), "'block1' is not a pair"),
     ('extracted.norm', 'batch', "norm 'batch'.*none, layer"),
