@@ -8,7 +8,7 @@ r"""What the networks of a grammar run know: near context, far context, trees.
          level of the tree, from each block of the teacher and of every method's
          students that are there (seed 0).
 
-Run, after launch.py on the workdir:
+Run, after launch.py on the workdir (minutes on one core):
   python -m experiments.probe_pcfg --workdir=runs/pcfg
 
 Writes probe_ngram.{md,csv,png} and probe_trees.{md,csv,png} into the workdir.
@@ -26,6 +26,7 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from cxjax import command
 from cxjax import errors
@@ -38,7 +39,7 @@ from cxjax.data import pcfg
 from experiments import base
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
-_SENTENCES = flags.DEFINE_integer('sentences', 256, 'To measure on.', 2)
+_SENTENCES = flags.DEFINE_integer('sentences', 128, 'To measure on.', 2)
 _EVERY = flags.DEFINE_integer(
   'every', 10, 'Positions of the n-gram probe: this, twice this, ...', 1
 )
@@ -64,7 +65,7 @@ def ngrams(teacher, tokens, lengths, every):
     functools.partial(probes.ngram_distance, teacher.apply, mask_id=pcfg.MASK),
     static_argnames='n',
   )
-  for at, accuracy in teacher.checkpoints:
+  for at, accuracy in tqdm.tqdm(teacher.checkpoints, 'checkpoints'):
     params = teacher.load(at)
     for n in lengths:
       medians = {'robust': [], 'close': []}
