@@ -34,10 +34,12 @@ def degree_one(
   Returns:
     `[r, d]` correlations in [-1, 1]; 0 for a feature that is constant.
   """
+  # Nearly constant features would lose their variance to rounding.
+  offset = features(draw(key, 0)['x']).mean(0)
 
   def moments(step):
     x = draw(key, step)['x']
-    g, signs = features(x), coordinates(x)
+    g, signs = features(x) - offset[None], coordinates(x)
     return g.mean(0), jnp.square(g).mean(0), g.T @ signs / signs.shape[0]
 
   means = jax.lax.map(moments, jnp.arange(num_batches))

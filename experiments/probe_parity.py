@@ -122,7 +122,7 @@ def draw_picture(found, support, accuracies, path):
     )
   left.axvline(len(support) - 0.5, color='black', linewidth=0.8)
   left.set_ylim(0, None)
-  left.legend(frameon=False, loc='upper center', bbox_to_anchor=(0.5, 1.3))
+  left.legend(frameon=False, loc='lower center', bbox_to_anchor=(0.5, 1))
   inside = np.isin(np.arange(d), support)
   for label, part, style in (
     ('output, in the support', inside, '-'),
@@ -146,7 +146,7 @@ def draw_picture(found, support, accuracies, path):
   accuracy.set_ylim(0.45, 1.02)
   accuracy.spines['top'].set_visible(False)
   right.set_ylim(0, None)
-  right.legend(frameon=False, loc='upper center', bbox_to_anchor=(0.5, 1.3))
+  right.legend(frameon=False, loc='lower center', bbox_to_anchor=(0.5, 1))
   figure.tight_layout()
   plots.save(figure, path)
 

@@ -160,7 +160,7 @@ def draw_trees(rows, path):
       )
     panel.axhline(chance[level], color='grey', linestyle=':')
     panel.tick_params(axis='x', rotation=45)
-  panels[0].legend(frameon=False)
+  panels[-1].legend(frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
   figure.tight_layout()
   plots.save(figure, path)
 

@@ -38,6 +38,13 @@ class DegreeOneTest(absltest.TestCase):
     np.testing.assert_allclose(got, want, atol=TOLERANCE)
     np.testing.assert_array_equal(got[4], 0)
 
+  def test_a_feature_that_hardly_varies_is_no_more_than_its_coordinate(self):
+    draw = functools.partial(TASK.draw, batch_size=N)
+    features = lambda x: 0.5 + 1e-5 * x[:, 2:3]
+    got = probes.degree_one(features, draw, jax.random.key(0), BATCHES)
+    # Rounding to float32 near 0.5 moves 1e-5 by a few parts in a thousand.
+    np.testing.assert_allclose(got[0], np.eye(D)[2], atol=TOLERANCE + 0.01)
+
   def test_coordinates_of_another_input(self):
     tokens = parity.TokenParity(TASK)
     draw = functools.partial(tokens.draw, batch_size=N)
