@@ -48,6 +48,9 @@ class Stage:
     positions: of a sequence that are compared: 'all' that are real, or 'read',
       those whose logits the loss reads.
     frozen: activations whose parameters stay as they are in this stage.
+    alpha: weight of the cross entropy with the true labels in the loss, which
+      keeps `1 - alpha`; of logits alone.
+    top_k: the target is the teacher's `top_k` largest logits; 0 is all.
   """
 
   name: str
@@ -65,6 +68,8 @@ class Stage:
   scale: float = 1.0
   positions: str = ALL
   frozen: tuple[str, ...] = ()
+  alpha: float = 0.0
+  top_k: int = 0
 
   def __post_init__(self):
     """Raises UserError for a stage that cannot be trained."""
@@ -82,6 +87,9 @@ class Stage:
       errors.lookup(name, getattr(self, name), dict.fromkeys(allowed))
     errors.require(
       self.scale > 0, f'scale={self.scale} of a target must be above 0.'
+    )
+    errors.require(
+      0 <= self.alpha <= 1, f'alpha={self.alpha} must be in [0, 1].'
     )
 
   @property
@@ -118,12 +126,15 @@ def supervised(num_steps: int) -> Curriculum:
   return (Stage('labels', num_steps, target=LABELS, loss=loss),)
 
 
-def one_shot(num_steps: int, loss: losses.Loss = losses.kl) -> Curriculum:
+def one_shot(
+  num_steps: int, loss: losses.Loss = losses.kl, **output
+) -> Curriculum:
   """Distillation from the final teacher's logits.
 
   Args:
     num_steps: total number of updates.
     loss: of `(student, teacher)` logits.
+    **output: `alpha` and `top_k` of the stage.
 
   Returns:
     One stage.
@@ -131,13 +142,14 @@ def one_shot(num_steps: int, loss: losses.Loss = losses.kl) -> Curriculum:
   References:
     Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531.
   """
-  return (Stage('output', num_steps, loss=loss),)
+  return (Stage('output', num_steps, loss=loss, **output),)
 
 
 def progressive(
   checkpoints: Sequence[int | None],
   steps: Sequence[int],
   loss: losses.Loss = losses.kl,
+  **output,
 ) -> Curriculum:
   """Distillation from the logits of the teacher's checkpoints, oldest first.
 
@@ -145,6 +157,7 @@ def progressive(
     checkpoints: the step of each checkpoint; None is the final teacher.
     steps: number of updates for each.
     loss: of `(student, teacher)` logits.
+    **output: `alpha` and `top_k` of every stage.
 
   Returns:
     One stage per checkpoint.
@@ -155,7 +168,7 @@ def progressive(
   _check_equal('checkpoints', checkpoints, 'stages', steps)
   names = ('final' if c is None else f'checkpoint {c}' for c in checkpoints)
   return tuple(
-    Stage(name, n, loss=loss, checkpoint=c)
+    Stage(name, n, loss=loss, checkpoint=c, **output)
     for name, c, n in zip(names, checkpoints, steps, strict=True)
   )
 
@@ -175,6 +188,7 @@ def extracted(
   positions: str = ALL,
   freeze: bool = False,
   checkpoint: int | None = None,
+  **output,
 ) -> Curriculum:
   """The curriculum extracted from a finished teacher.
 
@@ -201,6 +215,7 @@ def extracted(
     positions: of a sequence that are compared, 'all' or 'read'.
     freeze: leave the layers of a stage as they are once it is over.
     checkpoint: of the hidden activations; None is the final teacher.
+    **output: `alpha` and `top_k` of the last stage.
 
   Returns:
     One stage per pair, and the output stage.
@@ -234,7 +249,10 @@ def extracted(
     )
   )
   frozen = done if freeze else ()
-  return (*hidden, Stage('output', steps[-1], loss=loss, frozen=frozen))
+  return (
+    *hidden,
+    Stage('output', steps[-1], loss=loss, frozen=frozen, **output),
+  )
 
 
 METHODS = {

@@ -21,6 +21,7 @@ import ml_collections
 from cxjax import checkpoint
 from cxjax import curriculum
 from cxjax import errors
+from cxjax import feed as feed_lib
 from cxjax import files
 from cxjax import journal
 from cxjax import mesh as mesh_lib
@@ -32,6 +33,7 @@ from cxjax import summary as summary_lib
 from cxjax import train
 from cxjax.data import parity
 from cxjax.data import pcfg
+from cxjax.data import text as text_lib
 from cxjax.models import mlp
 from cxjax.models import transformer
 
@@ -68,6 +70,25 @@ def _pcfg(config: Config) -> pcfg.MaskedGrammar:
   )
 
 
+def _text_of(config: Config) -> text_lib.Text:
+  data = config.data
+  return text_lib.load(
+    data.source,
+    vocab_size=data.vocab_size,
+    tokenizer=data.tokenizer,
+    held_out=data.held_out,
+    whole_files=data.whole_files,
+    tfds_folder=data.tfds_folder,
+    folder=data.folder,
+  )
+
+
+def _text(config: Config) -> text_lib.MaskedText:
+  data = config.data
+  tokenizer = _text_of(config).tokenizer
+  return text_lib.make(tokenizer, length=data.length, mask_rate=data.mask_rate)
+
+
 def _transformer(
   block: Config, task: Any, *, causal: bool
 ) -> transformer.Transformer:
@@ -85,10 +106,16 @@ def _transformer(
     init_std=block.init_std,
     dtype=errors.lookup('dtype', block.dtype, dtypes),
     remat=block.remat,
+    dropout=block.dropout,
   )
 
 
-TASKS = {'parity': _parity, 'parity_tokens': _parity_tokens, 'pcfg': _pcfg}
+TASKS = {
+  'parity': _parity,
+  'parity_tokens': _parity_tokens,
+  'pcfg': _pcfg,
+  'text': _text,
+}
 MODELS = {
   'mlp': _mlp,
   'encoder': functools.partial(_transformer, causal=False),
@@ -116,10 +143,25 @@ def _key(seed: int, purpose: str) -> jax.Array:
 
 
 @functools.lru_cache(8)
-def _held_out(task: Any, seed: int, size: int):
+def _held_out(task: Any, seed: int, size: int, text: text_lib.Text | None):
+  source = size
+  if text is not None:
+    source = text_lib.held_out_rows(text.held_out, task, size)
   # Jitted: a grammar's many small operations are slow one by one.
-  draw = jax.jit(functools.partial(task.draw, batch_size=size))
-  return draw(_key(seed, 'held_out'), 0)
+  draw = jax.jit(lambda key: task.draw(key, 0, source))
+  return draw(_key(seed, 'held_out'))
+
+
+def _feed(config: Config, role: str, mesh: jax.sharding.Mesh, streams: int):
+  """Opens the rows of every stream."""
+  text, task = _text_of(config), make_task(config)
+  block = config.teacher if role == 'teacher' else config
+  seeds = jax.random.bits(key_for(config, f'{role}_data'), (streams,), 'uint16')
+  datasets = [
+    text_lib.pack(text.train, task, batch_size=block.batch_size, seed=int(seed))
+    for seed in seeds
+  ]
+  return feed_lib.Feed(datasets, block.log_every, mesh)
 
 
 def _seed_keys(config: Config, purpose: str, num: int) -> jax.Array:
@@ -156,8 +198,12 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
   optimizer = copy.deepcopy(block.optimizer)
   optimizer.learning_rate *= factor
   mesh = mesh_lib.make(config.mesh.data, block.batch_size)
-  held_out = _held_out(task, config.seed, config.data.eval_size)
+  text = _text_of(config) if config.task == 'text' else None
+  held_out = _held_out(task, config.seed, config.data.eval_size, text)
   streams = 1 if config.share_batches else num_seeds
+  if text is not None:
+    kwargs['feed'] = functools.partial(_feed, config, role, mesh, streams)
+    kwargs['rows'] = task.spec(block.batch_size)
   keys = {
     'init_keys': _seed_keys(config, f'{role}_init', num_seeds),
     'data_keys': _seed_keys(config, f'{role}_data', streams),
@@ -220,6 +266,7 @@ def teacher_config(config: Config) -> dict[str, Any]:
   names = ('seed', 'task', 'model', 'data', 'teacher')
   kept = {name: block[name] for name in names}
   del kept['teacher']['folder']
+  kept['data'].pop('folder', None)
   return kept
 
 
@@ -227,6 +274,7 @@ def student_config(config: Config) -> dict[str, Any]:
   """The fields that a student depends on; its `config.json`."""
   block = config.to_dict()
   unread = set(methods.METHODS) - {config.method}
+  block['data'].pop('folder', None)
   return {name: v for name, v in block.items() if name not in unread}
 
 
@@ -335,6 +383,7 @@ def load(
   )
   config = copy.deepcopy(config)
   config.update(files.read_json(folder / 'config.json'))
+  config = located(config, workdir)
   last = files.read_json(folder / 'summary.json')['steps']
   return config, load_teacher(config, folder, last)
 
@@ -362,6 +411,7 @@ def load_students(
   )
   config = copy.deepcopy(config)
   config.update(files.read_json(folder / 'config.json'))
+  config = located(config, workdir)
   student = make_model(config, 'student')
   template = _template(teacher_recipe(config), student, config.num_seeds)
   last = files.read_json(folder / 'summary.json')['steps']
@@ -382,7 +432,10 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   Raises:
     UserError: input that cannot be; the message is for people.
   """
+  config = located(config, workdir)
   check(config)
+  if config.task == 'text':
+    _text_of(config).save(pathlib.Path(config.data.folder))
   teacher = train_teacher(config, workdir)
   folder = workdir / config.method
   recipe = student_recipe(config, teacher)
@@ -391,6 +444,28 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
       teacher.load(stage.checkpoint)  # An error now, not after hours.
   files.claim(folder, student_config(config))
   return _finish(config.method, recipe, folder)
+
+
+def located(config: Config, workdir: pathlib.Path) -> Config:
+  """A copy that knows its text, if it is about text: folder, fingerprints.
+
+  Raises:
+    UserError: no such text, or not the one that the config asks for.
+  """
+  config = copy.deepcopy(config)
+  if config.task != 'text':
+    return config
+  data = config.data
+  data.folder = data.folder or str(workdir / 'text')
+  for name, found in _text_of(config).fingerprints.items():
+    wanted = data.fingerprints[name]
+    errors.require(
+      wanted in ('', found),
+      f'data.fingerprints.{name}={wanted}, but that of the {name} here is '
+      f'{found}.',
+    )
+    data.fingerprints[name] = found
+  return config
 
 
 def check(config: Config) -> None:
@@ -432,6 +507,7 @@ def compare(
   for name in names:
     chosen = copy.deepcopy(config)
     chosen.method = name
+    chosen = located(chosen, workdir)
     check(chosen)
     configs.append(chosen)
   summaries = [run(chosen, workdir) for chosen in configs]

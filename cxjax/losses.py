@@ -123,10 +123,49 @@ def l2(student: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.sum(jnp.square(error), axis=-1)
 
 
+def top_k(logits: jax.Array, k: int) -> dict[str, jax.Array]:
+  """The `k` largest logits and their classes, for `top_k_kl`.
+
+  Args:
+    logits: `[..., C]`, `k <= C`.
+    k: how many.
+
+  Returns:
+    `{'values': [..., k], 'classes': [..., k] int32}`, largest first.
+  """
+  values, classes = jax.lax.top_k(logits, k)
+  return {'values': values, 'classes': classes}
+
+
+def top_k_kl(
+  student: jax.Array, teacher: dict[str, jax.Array], temperature: float = 1.0
+) -> jax.Array:
+  """`kl` to the teacher's most likely classes, their probabilities scaled to 1.
+
+  Where the vocabulary is large, `k` values and classes take the memory of all
+  logits. The other classes count as impossible: our choice.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `{'values': [..., k], 'classes': [..., k]}`, of `top_k`.
+    temperature: `T > 0`, of both.
+
+  Returns:
+    `[...]` loss per example, in nats; with `k = C` that of `kl`.
+  """
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+  log_q = jnp.take_along_axis(log_q, teacher['classes'], axis=-1)
+  values = teacher['values'].astype(jnp.float32)
+  log_p = jax.nn.log_softmax(values / temperature)
+  return temperature**2 * _divergence(log_q, log_p)
+
+
 LOGIT_LOSSES = {'kl': kl, 'mse': mse}
 
 
-def logit_loss(name: str, temperature: float, hard_labels: bool) -> Loss:
+def logit_loss(
+  name: str, temperature: float, hard_labels: bool, top: int = 0
+) -> Loss:
   """The loss between logits that a config asks for.
 
   Args:
@@ -134,15 +173,21 @@ def logit_loss(name: str, temperature: float, hard_labels: bool) -> Loss:
     temperature: `T > 0` of the KL; 'mse' has none.
     hard_labels: the limit `T -> 0` on the teacher alone, `hard_kl`, in place of
       'kl'; the temperature is not read.
+    top: how many of the teacher's logits there are, as of `top_k`; 0 is all.
 
   Returns:
-    A function of `(student, teacher)`, `[..., C]` each.
+    A function of `(student, teacher)`.
 
   Raises:
     UserError: an unknown name, a temperature that is not positive, or hard
       labels for a loss that has no such limit.
   """
   loss = errors.lookup('loss', name, LOGIT_LOSSES)
+  errors.require(
+    top == 0 or (top > 0 and loss is kl and not hard_labels),
+    f"top_k={top} must be 0 (all logits), or a number of classes for loss='kl' "
+    'without hard_labels.',
+  )
   if loss is not kl:
     errors.require(
       not hard_labels, f"hard_labels is a limit of loss='kl', not of {name!r}."
@@ -155,4 +200,4 @@ def logit_loss(name: str, temperature: float, hard_labels: bool) -> Loss:
     f'temperature={temperature} is not above 0. For the limit at 0, the '
     "teacher's most likely class as the label, set hard_labels=True.",
   )
-  return functools.partial(kl, temperature=temperature)
+  return functools.partial(top_k_kl if top else kl, temperature=temperature)

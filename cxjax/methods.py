@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -40,7 +41,7 @@ def _supervised(config: Config, teacher, layers) -> curriculum.Curriculum:
 
 def _one_shot(config: Config, teacher, layers) -> curriculum.Curriculum:
   del teacher, layers
-  return curriculum.one_shot(config.num_steps, _loss(config))
+  return curriculum.one_shot(config.num_steps, **_output(config))
 
 
 def _progressive(config: Config, teacher, layers) -> curriculum.Curriculum:
@@ -57,7 +58,7 @@ def _progressive(config: Config, teacher, layers) -> curriculum.Curriculum:
   steps = curriculum.split_steps(
     config.num_steps, parts, block.share, block.steps
   )
-  return curriculum.progressive((*checkpoints, None), steps, _loss(config))
+  return curriculum.progressive((*checkpoints, None), steps, **_output(config))
 
 
 def _extracted(config: Config, teacher, layers) -> curriculum.Curriculum:
@@ -75,7 +76,7 @@ def _extracted(config: Config, teacher, layers) -> curriculum.Curriculum:
   return curriculum.extracted(
     tuple(map(tuple, pairs)),
     steps,
-    _loss(config),
+    **_output(config),
     law=block.law,
     readout=block.readout,
     width=block.width or None,
@@ -117,8 +118,12 @@ def from_config(
   return build(config, teacher, layers)
 
 
-def _loss(config: Config) -> losses.Loss:
-  return losses.logit_loss(config.loss, config.temperature, config.hard_labels)
+def _output(config: Config) -> dict[str, Any]:
+  """Fields of the stages of logits."""
+  loss = losses.logit_loss(
+    config.loss, config.temperature, config.hard_labels, config.top_k
+  )
+  return {'loss': loss, 'alpha': config.alpha, 'top_k': config.top_k}
 
 
 def choose_checkpoints(

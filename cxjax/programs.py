@@ -84,7 +84,8 @@ class Programs:
       states: `[S]`.
       start: first step.
       stop: one past the last step.
-      *args: the teacher's parameters, projections, keys of the batches.
+      *args: the teacher's parameters, projections, keys of the batches, and
+        the rows that they are made of, or None.
 
     Returns:
       The states, and what was seen on the way.
@@ -120,3 +121,16 @@ class Programs:
     )
     fun = jax.vmap(one, in_axes=(0, None))
     return self._call('evaluate', fun, params, self._recipe.held_out)
+
+  def agree(
+    self, params: step.Params, teacher: step.Params
+  ) -> dict[str, jax.Array]:
+    """Held-out agreement of `[S]` students with the teacher, `[S]` each."""
+    one = functools.partial(
+      step.agreement,
+      apply=self._recipe.student.apply,
+      teacher=self._recipe.teacher.apply,
+      parts=self._recipe.eval_parts,
+    )
+    fun = jax.vmap(one, in_axes=(0, None, None))
+    return self._call('agree', fun, params, teacher, self._recipe.held_out)

@@ -13,6 +13,7 @@ import ml_collections
 
 from cxjax import curriculum
 from cxjax import errors
+from cxjax import feed as feed_lib
 from cxjax import methods
 from cxjax import optimizers
 from cxjax import plan
@@ -21,11 +22,12 @@ from cxjax import step
 # Rows of the teacher's product that are worth gathering: more gain nothing and
 # leave the cache (experiments/benchmarks/parity_mlp.py).
 LOOKAHEAD_ROWS = 128
+DROPOUT = 0x64726F70  # Parts its keys from those of the batch.
 # Rows of an evaluation that are computed at once.
 EVAL_ROWS = 32_768
 
 
-def rows(x: step.Input) -> int:
+def num_rows(x: step.Input) -> int:
   """Rows of a model's products for an input: examples, or tokens of all."""
   x = x['tokens'] if isinstance(x, Mapping) else x
   return x.shape[0] if jnp.issubdtype(x.dtype, jnp.inexact) else x.size
@@ -38,7 +40,8 @@ class Recipe:
   Attributes:
     student: module with `init(key, x)` and `apply(params, x)`.
     stages: the curriculum.
-    draw: `(key, step, batch_size) -> batch`, as in `cxjax.step`.
+    draw: `(key, step, batch_size) -> batch`, as in `cxjax.step`; with a feed
+      `(key, step, rows)`.
     held_out: the batch of the evaluation.
     init_keys: `[S]`, one per student.
     data_keys: `[S]`, or `[1]` for batches that all students share.
@@ -56,6 +59,8 @@ class Recipe:
     lookahead: batches whose targets are computed at once; 0 chooses.
     microbatches: parts of a batch, computed one after the other.
     teacher: for stages that need one.
+    feed: opens what the rows of the batches come from, if not from the keys.
+    rows: shapes of the rows of one batch.
   """
 
   student: Any
@@ -78,6 +83,8 @@ class Recipe:
   lookahead: int = 0
   microbatches: int = 1
   teacher: methods.Teacher | None = None
+  feed: Callable[[], feed_lib.Feed] | None = None
+  rows: Any = None
 
   def __post_init__(self):
     """Raises UserError for settings that cannot be."""
@@ -116,14 +123,29 @@ class Recipe:
     return tuple(itertools.accumulate(stage.steps for stage in self.stages))
 
   @property
-  def batch(self) -> Callable[[jax.Array, jax.Array], step.Batch]:
-    """`(key, step) -> batch`."""
-    return functools.partial(self.draw, batch_size=self.batch_size)
+  def batch(self) -> Callable[..., step.Batch]:
+    """`(key, step, rows) -> batch`; rows are None without a feed."""
+
+    def draw(key, at, rows=None):
+      source = self.batch_size if self.feed is None else rows
+      batch = self.draw(key, at, source)
+      if not getattr(self.student, 'dropout', 0):
+        return batch
+      x = (
+        batch['x']
+        if isinstance(batch['x'], Mapping)
+        else {'tokens': batch['x']}
+      )
+      key = jax.random.fold_in(jax.random.fold_in(key, at), DROPOUT)
+      keys = jax.random.split(key, self.batch_size)
+      return {**batch, 'x': {**x, 'dropout': keys}}
+
+    return draw
 
   @property
   def blocks(self) -> int:
     """Batches whose targets are computed in one product, `K`."""
-    each = rows(self.held_out['x']) / _examples(self.held_out)
+    each = num_rows(self.held_out['x']) / _examples(self.held_out)
     total = self.batch_size * self.data_keys.shape[0] * each
     most = max(int(LOOKAHEAD_ROWS // total), 1)
     # A block that a logging step parts is computed twice.
@@ -134,7 +156,7 @@ class Recipe:
   def eval_parts(self) -> int:
     """Parts of the held-out batch that are computed one after the other."""
     examples = _examples(self.held_out)
-    fewest = -(-rows(self.held_out['x']) // EVAL_ROWS)
+    fewest = -(-num_rows(self.held_out['x']) // EVAL_ROWS)
     parts = range(min(fewest, examples), examples + 1)
     return next(n for n in parts if examples % n == 0)
 
@@ -187,7 +209,7 @@ class Recipe:
     ]
 
   def _shapes(self):
-    batch = jax.eval_shape(self.batch, jax.random.key(0), 0)
+    batch = jax.eval_shape(self.batch, jax.random.key(0), 0, self.rows)
     models = (self.student.apply, self.student_shapes)
     if self.teacher is not None:
       params = jax.eval_shape(lambda params: params, self.teacher.params)

@@ -8,11 +8,14 @@ module its bound `apply` with `params` the whole dict of variables.
 A batch is `{'x': input, 'y': labels}`. For vectors the input is `[B, d]` and
 the labels are `[B]`. For sequences the input is a dict: `'tokens'`, `[B, L]`;
 `'mask'`, `[B, L]` bool, which of them are real, if not all; `'positions'`, `[B,
-P]`, where the logits are read. Their labels are `[B, P]`, and a third entry of
-the batch, `'weights'`, `[B, P]`, says which of those count, if not all.
+P]`, where the logits are read; `'dropout'`, `[B]` keys, which are for the
+student in training alone; and what else the model knows. Their labels are `[B,
+P]`, and a third entry of the batch, `'weights'`, `[B, P]`, says which of those
+count, if not all.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from flax import struct
@@ -60,13 +63,20 @@ def activation(apply: Apply, params: Params, x: Input, name: str) -> jax.Array:
   return errors.lookup('activation', name, activations)
 
 
+def undropped(x: Input) -> Input:
+  """The input without what makes a model drop activations."""
+  if not isinstance(x, Mapping):
+    return x
+  return {name: leaf for name, leaf in x.items() if name != 'dropout'}
+
+
 def compared(
   apply: Apply, params: Params, x: Input, name: str, stage: curriculum.Stage
 ) -> jax.Array:
   """The activation `name` at the positions that a stage compares."""
   value = activation(apply, params, x, name)
   # All examples of a vector are read.
-  positions = x.get('positions') if isinstance(x, dict) else None
+  positions = x.get('positions') if isinstance(x, Mapping) else None
   if stage.everywhere or name in curriculum.READ or positions is None:
     return value
   return jnp.take_along_axis(value, positions[..., None], axis=1)
@@ -76,7 +86,7 @@ def weights(batch: Batch, stage: curriculum.Stage) -> jax.Array | None:
   """How much each value of a stage's loss counts; None where all are equal."""
   if not stage.everywhere:
     return batch.get('weights')
-  return batch['x'].get('mask') if isinstance(batch['x'], dict) else None
+  return batch['x'].get('mask') if isinstance(batch['x'], Mapping) else None
 
 
 def _mean(values, weights, axis=None):
@@ -166,15 +176,22 @@ def target(
 
   Returns:
     `[B]` labels, `[B, C]` logits or `[B, r]` projected activations; of
-    sequences `[B, P]`, `[B, P, C]` and `[B, L, r]`, or `[B, P, r]`.
+    sequences `[B, P]`, `[B, P, C]` and `[B, L, r]`, or `[B, P, r]`. With
+    `stage.top_k` what `losses.top_k` makes of the logits.
   """
   if not stage.needs_teacher:
     return batch['y']
-  want = compared(apply, params, batch['x'], stage.target, stage)
+  x = undropped(batch['x'])
+  want = compared(apply, params, x, stage.target, stage)
   want = shape(want, weights(batch, stage), stage)
   if matrix is not None:
     return projection.project(want, matrix)
-  return jax.lax.stop_gradient(want)
+  return jax.lax.stop_gradient(_top(want, stage))
+
+
+def _top(want, stage):
+  """All logits, or the largest."""
+  return losses.top_k(want, stage.top_k) if stage.top_k else want
 
 
 def shape(
@@ -241,6 +258,9 @@ def train_step(
     if stage.readout:
       got = got @ readout['kernel']
     loss = stage.loss(got, want)
+    if stage.alpha:
+      truth = losses.cross_entropy(got, batch['y'])
+      loss = (1 - stage.alpha) * loss + stage.alpha * truth
     if every is None:
       return jnp.mean(loss) / microbatches
     # The share of the whole batch, however the parts are filled.
@@ -276,7 +296,7 @@ def _by_parts(fun, tree, parts):
   if parts == 1:
     return fun(tree)
   out = jax.lax.map(fun, in_parts(tree, parts))
-  return out.reshape(-1, *out.shape[2:])
+  return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
 
 
 def enter(
@@ -326,8 +346,9 @@ def advance(
   teacher_params: Params,
   matrices: jax.Array | None,
   keys: jax.Array,
+  rows: Any = None,
   *,
-  draw: Callable[[jax.Array, jax.Array], Batch],
+  draw: Callable[[jax.Array, jax.Array, Any], Batch],
   student: Apply,
   teacher: Apply | None,
   stage: curriculum.Stage,
@@ -349,7 +370,10 @@ def advance(
     teacher_params: one teacher for all seeds.
     matrices: `[S, d_T, r]` projections, or None.
     keys: `[S]` streams of batches, or `[1]`: one that the seeds share.
-    draw: `(key, step) -> batch`.
+    rows: `[T, S, ...]`, or `[T, 1, ...]`, what `draw` makes the batches of: of
+      `T` steps, a multiple of `lookahead`, `start` and `stop - 1` among them,
+      the first a multiple of `T`. None where it needs no more than the key.
+    draw: `(key, step, rows) -> batch`.
     student: the students.
     teacher: the teacher, or None.
     stage: what to imitate.
@@ -369,16 +393,23 @@ def advance(
   def look(block):
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
     steps = block * lookahead + jnp.arange(lookahead)
-    batches = jax.vmap(lambda k: jax.vmap(lambda t: draw(k, t))(steps))(keys)
+    # `[streams, K, ...]`.
+    here = jax.tree.map(
+      lambda leaf: leaf[steps % len(leaf)].swapaxes(0, 1), rows
+    )
+    stream = lambda key, rows: jax.vmap(draw, (None, 0, 0))(key, steps, rows)
+    batches = jax.vmap(stream)(keys, here)
     batches = mesh_lib.split(batches, axis=2)
     if not stage.needs_teacher:
       return batches, batches['y']
-    x = batches['x']
+    x = undropped(batches['x'])
     leading = jax.tree.leaves(x)[0].shape[:3]
-    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), x)
+    every = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), x)
     see = lambda x: compared(teacher, teacher_params, x, stage.target, stage)
-    want = _by_parts(see, rows, microbatches)
-    want = want.reshape(*leading, *want.shape[1:])
+    want = _by_parts(lambda x: _top(see(x), stage), every, microbatches)
+    want = jax.tree.map(lambda w: w.reshape(*leading, *w.shape[1:]), want)
+    if stage.top_k:
+      return batches, jax.lax.stop_gradient(want)
     form = lambda want, batch: shape(want, weights(batch, stage), stage)
     want = jax.vmap(jax.vmap(form))(want, batches)
     if matrices is None:
@@ -455,7 +486,7 @@ def evaluate(
   """
 
   def measure(batch):
-    logits, _ = apply(params, batch['x'])
+    logits, _ = apply(params, undropped(batch['x']))
     hits = jnp.argmax(logits, axis=-1) == batch['y']
     return jnp.stack([hits, losses.cross_entropy(logits, batch['y'])], axis=1)
 
@@ -464,6 +495,44 @@ def evaluate(
     _mean(measured[:, i], batch.get('weights')) for i in range(2)
   )
   return {'accuracy': accuracy, 'loss': loss}
+
+
+def agreement(
+  params: Params,
+  teacher_params: Params,
+  batch: Batch,
+  *,
+  apply: Apply,
+  teacher: Apply,
+  parts: int = 1,
+) -> dict[str, jax.Array]:
+  """How near one student's held-out predictions are to its teacher's.
+
+  Args:
+    params: the student's.
+    teacher_params: the teacher's.
+    batch: as for `evaluate`.
+    apply: the student.
+    teacher: the teacher.
+    parts: as for `evaluate`.
+
+  Returns:
+    `{'agreement': share of equal top-1, 'teacher_kl': KL(teacher || student) in
+    nats}`, scalars.
+  """
+
+  def measure(batch):
+    x = undropped(batch['x'])
+    (ours, _), (theirs, _) = apply(params, x), teacher(teacher_params, x)
+    same = jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
+    return jnp.stack([same, losses.kl(ours, theirs)], axis=1)
+
+  measured = _by_parts(measure, batch, parts)
+  names = ('agreement', 'teacher_kl')
+  return {
+    name: _mean(measured[:, i], batch.get('weights'))
+    for i, name in enumerate(names)
+  }
 
 
 def flops(fun: Callable, *args) -> float:

@@ -22,6 +22,11 @@ def summarize(
 ) -> Summary:
   """The summary of a finished run; JSON values throughout."""
   last = result.rows[-1]
+  final = {
+    name.removeprefix('eval/'): values
+    for name, values in last.items()
+    if name.startswith('eval/')
+  }
   steps = last['step']
   begins = (0, *recipe.ends)
   return {
@@ -29,10 +34,7 @@ def summarize(
     'num_seeds': recipe.num_seeds,
     'steps': steps,
     'examples': steps * recipe.batch_size,
-    'final': {
-      'accuracy': last['eval/accuracy'],
-      'loss': last['eval/loss'],
-    },
+    'final': final | {'perplexity': np.exp(final['loss']).tolist()},
     'steps_to': {str(a): journal.steps_to(result.rows, a) for a in THRESHOLDS},
     'stages': [
       {

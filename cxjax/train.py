@@ -4,6 +4,7 @@ Teachers and students train here alike; a teacher is a `supervised` run of one
 seed that keeps its checkpoints.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -63,11 +64,12 @@ def fit(recipe: recipe_lib.Recipe, folder: pathlib.Path, title: str) -> Result:
     journal_lib.Journal(folder, found or 0, title) as journal,
   ):
     run = _Run(recipe, folder, planned, journal, spent)
-    if found is None:
-      run.begin()
-    else:
-      run.go_on(found)
-    run.train()
+    with run.feed or contextlib.nullcontext():
+      if found is None:
+        run.begin()
+      else:
+        run.go_on(found)
+      run.train()
   return Result(run.states.params, journal.rows, planned, run.seconds)
 
 
@@ -84,6 +86,7 @@ class _Run:
     self.planned = planned
     self.journal = journal
     self.programs = programs_lib.Programs(recipe)
+    self.feed = recipe.feed and recipe.feed()
     self.spent = spent
     self.step = self.stage = 0
     self.end = recipe.ends[-1]
@@ -107,6 +110,8 @@ class _Run:
     record = checkpoint.read_record(self.folder, found)
     self.step, self.end, self.best = found, record['end'], record['best']
     self.spent = {k: v + record['seconds'][k] for k, v in self.spent.items()}
+    if self.feed is not None:
+      self.feed.restore(record['feed'])
     # At the end of a stage its state was saved, not that of the next.
     self.stage = sum(found > end for end in self.recipe.ends[:-1])
     shapes = self.recipe.state_shapes(self.planned[self.stage])
@@ -171,10 +176,11 @@ class _Run:
     return out
 
   def _advance(self, planned, schedule, stop, args):
+    rows = self.feed and self.feed.rows(self.step)
     self.states, out = self._timed(
       'train',
       self.programs.advance,
-      *(planned, schedule, self.states, self.step, stop, *args),
+      *(planned, schedule, self.states, self.step, stop, *args, rows),
     )
     out = jax.device_get(out)
     if (out['bad'] < stop).any():
@@ -195,8 +201,11 @@ class _Run:
     )
 
   def _check_weights(self, seed, at):
-    keys = self.recipe.data_keys
-    batch = jax.jit(self.recipe.batch)(keys[seed % len(keys)], at)
+    keys, rows = self.recipe.data_keys, None
+    if self.feed is not None:
+      one = lambda leaf: leaf[at % len(leaf), seed % len(keys)]
+      rows = jax.tree.map(one, self.feed.rows(at))
+    batch = jax.jit(self.recipe.batch)(keys[seed % len(keys)], at, rows)
     weights = step.weights(batch, self.planned[self.stage].stage)
     errors.require(
       weights is None or bool(weights.any()),
@@ -207,6 +216,13 @@ class _Run:
   def _evaluate(self):
     metrics = self._timed(
       'evaluate', self.programs.evaluate, self.states.params
+    )
+    return {f'eval/{name}': v.tolist() for name, v in metrics.items()}
+
+  def _agree(self):
+    teacher = mesh_lib.replicate(self.recipe.teacher.params, self.recipe.mesh)
+    metrics = self._timed(
+      'evaluate', self.programs.agree, self.states.params, teacher
     )
     return {f'eval/{name}': v.tolist() for name, v in metrics.items()}
 
@@ -221,6 +237,8 @@ class _Run:
       crossed = any(self.best < a <= accuracy for a in recipe.save_at)
       self.best = max(self.best, accuracy)
       self._stop_early(accuracy)
+    if self.step == self.end and recipe.teacher is not None:
+      row |= self._agree()
     self.journal.write(row)
     if crossed or self.step % recipe.save_every == 0 or self.step == self.end:
       self._save(row.get('eval/accuracy') or self._evaluate()['eval/accuracy'])
@@ -240,6 +258,7 @@ class _Run:
       'end': self.end,
       'best': self.best,
       'seconds': self.seconds,
+      'feed': self.feed and self.feed.state(self.step),
     }
     checkpoint.save(self.folder, self.step, _items(self.states), record)
     if self.recipe.keep:

@@ -77,6 +77,8 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.loss = 'kl'  # kl, mse
   c.temperature = 1.0  # Of kl, on both sides.
   c.hard_labels = False  # The teacher's most likely class in place of its KL.
+  c.alpha = 0.0  # Weight of the true labels beside the teacher.
+  c.top_k = 0  # Only so many of the teacher's logits, the largest; 0 is all.
 
   # Each method reads its own block and no other. Its learning rate is
   # rate_factor times optimizer.learning_rate.
@@ -133,7 +135,25 @@ def transformer(*, width: int, heads: int, depth: int) -> dict[str, Any]:
     init_std=0.02,
     dtype='float32',  # Of the computation: float32, bfloat16.
     remat=False,  # Compute a block again for its gradient, to save memory.
+    dropout=0.0,  # Rate, in training.
   )
+
+
+def text() -> ml_collections.ConfigDict:
+  """The block of a text, every field of it."""
+  data = ml_collections.ConfigDict()
+  data.source = 'docstrings'  # files:GLOB, tfds:NAME/CONFIG[:FIELD]
+  data.whole_files = False  # A file is a document; else blank lines part them.
+  data.tfds_folder = ''  # '' is where tfds keeps its datasets.
+  data.held_out = 0.05  # Share of the documents.
+  data.vocab_size = 4_096
+  data.tokenizer = ''  # A tokenizer.json; '' trains one.
+  data.length = 128  # Tokens of a row.
+  data.mask_rate = 0.15
+  data.eval_size = 1_024  # Held-out rows, or as many as there are.
+  data.folder = ''  # '' is WORKDIR/text.
+  data.fingerprints = dict(corpus='', tokenizer='')  # '' is what is found.
+  return data
 
 
 def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

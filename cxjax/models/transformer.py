@@ -8,6 +8,7 @@ References:
   Radford et al. "Language models are unsupervised multitask learners", 2019.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import functools
 
@@ -72,6 +73,32 @@ def attention(
   return (out / total.astype(value.dtype)).transpose(0, 2, 1, 3)
 
 
+def dropout(
+  h: jax.Array, keys: jax.Array | None, number: int, rate: float
+) -> jax.Array:
+  """Drops activations at random, each example by a key of its own.
+
+  Args:
+    h: `[B, ...]`.
+    keys: `[B]` typed PRNG keys, or None: nothing is dropped.
+    number: of the place in the model; names the draw.
+    rate: probability of each value to become 0; the others grow by
+      `1 / (1 - rate)`.
+
+  Returns:
+    `[B, ...]`.
+
+  References:
+    Srivastava et al. "Dropout", 2014. JMLR 15.
+  """
+  if keys is None or rate == 0:
+    return h
+  keep = lambda key: jax.random.bernoulli(
+    jax.random.fold_in(key, number), 1 - rate, h.shape[1:]
+  )
+  return jnp.where(jax.vmap(keep)(keys), h / (1 - rate), 0)
+
+
 class Block(nn.Module):
   """Attention and MLP, each with a residual connection and a layer norm.
 
@@ -86,6 +113,7 @@ class Block(nn.Module):
     dense: makes a linear layer, `(features, name=...)`.
     dense_out: the same for the last layer before a residual sum.
     norm: makes a layer norm, `(name=...)`.
+    drop: dropout of what each branch adds, `(h, number)`.
   """
 
   width: int
@@ -95,6 +123,7 @@ class Block(nn.Module):
   dense: functools.partial
   dense_out: functools.partial
   norm: functools.partial
+  drop: Callable[[jax.Array, int], jax.Array]
 
   @nn.compact
   def __call__(
@@ -117,7 +146,7 @@ class Block(nn.Module):
     mlp_norm = self.norm(name='mlp_norm')
     source = attention_norm(h) if self.causal else h
     attended = self._attend(read(source, positions), source, visible, positions)
-    h = read(h, positions) + attended
+    h = read(h, positions) + self.drop(attended, 1)
     if not self.causal:
       h = attention_norm(h)
     hidden = mlp_norm(h) if self.causal else h
@@ -125,7 +154,7 @@ class Block(nn.Module):
     # BERT's is the exact function, GPT-2's its approximation.
     hidden = nn.gelu(hidden, approximate=self.causal)
     hidden = self.dense_out(self.width, name='mlp_out')(hidden)
-    out = h + hidden
+    out = h + self.drop(hidden, 2)
     return out if self.causal else mlp_norm(out), attended, hidden
 
   def _attend(self, queries, source, visible, positions):
@@ -168,6 +197,8 @@ class Transformer(nn.Module):
     dtype: of the computation; parameters and logits are float32.
     remat: compute a block's inside again for its gradient, to save memory.
     init_std: standard deviation of the kernels at the start.
+    dropout: rate, of the embeddings and of what attention and MLP add; it acts
+      where the input brings keys. Attention weights stay whole: our choice.
   """
 
   vocab_size: int
@@ -182,6 +213,7 @@ class Transformer(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   init_std: float = 0.02
+  dropout: float = 0.0
 
   def __post_init__(self):
     """Raises UserError for sizes that do not fit."""
@@ -203,6 +235,9 @@ class Transformer(nn.Module):
       f'tied=True needs as many classes ({self.num_classes}) as token ids '
       f'({self.vocab_size}).',
     )
+    errors.require(
+      0 <= self.dropout < 1, f'dropout={self.dropout} must be in [0, 1).'
+    )
     super().__post_init__()
 
   @property
@@ -218,8 +253,11 @@ class Transformer(nn.Module):
 
     Args:
       x: `[B, L]` token ids, or `{'tokens': [B, L]}` with, optionally, `'mask'`:
-        `[B, L]` bool, the real tokens, which alone are attended to; and
-        `'positions'`: `[B, P]`, where the logits are read, else everywhere.
+        `[B, L]` bool, the real tokens, which alone are attended to;
+        `'positions'`: `[B, P]`, where the logits are read, else everywhere;
+        `'segments'`: `[B, L]` integers, a token sees those of its own segment;
+        `'places'`: `[B, L]` integers, positions for the embedding, else `0..L -
+        1`; `'dropout'`: `[B]` typed PRNG keys; nothing is dropped without.
 
     Returns:
       Logits `[B, P, C]` in float32, and `[B, L, D]` activations: 'embeddings',
@@ -259,18 +297,20 @@ class Transformer(nn.Module):
       embedding_init=start,
       name='tokens',
     )
-    if self.vocab_size <= ONE_HOT_VOCABULARY:
-      one_hot = jax.nn.one_hot(tokens, self.vocab_size, dtype=self.dtype)
-      h = one_hot @ embed.embedding.astype(self.dtype)
+    h = _lookup(embed.embedding.astype(self.dtype), tokens)
+    table = self.param('positions', start, (self.max_length, self.width))
+    table = table.astype(self.dtype)
+    if 'places' in x:
+      h = h + _lookup(table, x['places'])
     else:
-      h = embed(tokens)
-    places = self.param('positions', start, (self.max_length, self.width))
-    h = h + places[None, :length].astype(self.dtype)
+      h = h + table[None, :length]
     if not self.causal:
       h = norm(name='embeddings_norm')(h)
+    drop = lambda h, number: dropout(h, x.get('dropout'), number, self.dropout)
+    h = drop(h, 0)
     activations = {'embeddings': h}
-    visible = _visible(length, self.causal, x.get('mask'))
-    for name in self.layers:
+    visible = _visible(length, self.causal, x.get('mask'), x.get('segments'))
+    for i, name in enumerate(self.layers):
       block = (nn.remat(Block) if self.remat else Block)(
         width=self.width,
         heads=self.heads,
@@ -279,6 +319,7 @@ class Transformer(nn.Module):
         dense=dense,
         dense_out=dense_out,
         norm=norm,
+        drop=lambda h, number, i=i: drop(h, 2 * i + number),
         name=name,
       )
       below = h
@@ -309,7 +350,14 @@ class Transformer(nn.Module):
     return logits + bias[None, None]
 
 
-def _visible(length, causal, mask):
+def _lookup(table, ids):
+  """Rows of `table`, `[V, D]`, at `[B, L]` ids."""
+  if len(table) <= ONE_HOT_VOCABULARY:
+    return jax.nn.one_hot(ids, len(table), dtype=table.dtype) @ table
+  return jnp.take(table, ids, axis=0)
+
+
+def _visible(length, causal, mask, segments=None):
   """Which keys each query sees: `[B or 1, L or 1, L]`, None where all do."""
   visible = None
   if causal:
@@ -317,4 +365,7 @@ def _visible(length, causal, mask):
   if mask is not None:
     real = mask[:, None]
     visible = real if visible is None else visible & real
+  if segments is not None:
+    own = segments[:, :, None] == segments[:, None]
+    visible = own if visible is None else visible & own
   return visible

@@ -1,0 +1,79 @@
+r"""Masked prediction of text by BERT.
+
+Run:
+  python launch.py --config=experiments/text_bert.py:extracted \
+    --workdir=runs/text
+  python launch.py --config=experiments/text_bert.py --workdir=runs/text \
+    --compare=supervised,one_shot,progressive,extracted
+  python launch.py --config=experiments/text_bert.py --workdir=runs/mine \
+    --config.data.source='files:/data/*.txt'
+
+After the colon a method, a size or both, as in `:one_shot,tiny`. Sizes:
+  cpu    rows of 64 tokens of the docstrings of what is installed; teacher 4
+         layers of 192, students 4 layers of 48.
+  tiny   for tests; give it a text, as --config.data.source='files:...'.
+"""
+
+import ml_collections
+
+from experiments import base
+
+
+def get_config(variant: str = 'extracted') -> ml_collections.ConfigDict:
+  """The config of a method and a size."""
+  return base.choose(variant, {'cpu': cpu, 'tiny': tiny})
+
+
+def cpu(method: str) -> ml_collections.ConfigDict:
+  """Docstrings, on two cores."""
+  c = base.get_config(method)
+  c.task = 'text'
+  c.data = base.text()
+  c.data.vocab_size = 4_096
+  c.data.length = 64
+  c.data.eval_size = 1_024
+
+  c.model = 'encoder'
+  c.student = base.transformer(width=48, heads=6, depth=4)
+  c.teacher.update(base.transformer(width=192, heads=12, depth=4))
+
+  c.num_seeds = 3
+  for block in (c, c.teacher):
+    block.optimizer.name = 'adamw'
+    block.optimizer.b2 = 0.98
+    block.optimizer.weight_decay = 0.01
+    block.optimizer.schedule = 'cosine'
+    block.optimizer.warmup = 0.06
+    block.log_every = 25
+    block.eval_every = 250
+    block.save_every = 250
+  c.teacher.optimizer.learning_rate = 1e-3
+  c.teacher.batch_size = 64
+  c.teacher.num_steps = 4_000
+  c.teacher.stop_at = 2.0
+  c.teacher.save_at = ()
+  c.share_batches = True  # One teacher's forward pass for all students.
+  c.optimizer.learning_rate = 3e-3
+  c.batch_size = 32
+  c.num_steps = 2_000
+  c.progressive.rule = 'even'
+  c.progressive.count = 3
+  c.progressive.share = 0.75
+  # One hidden stage, at the last block, through a readout.
+  c.extracted.layers = (('block3', 'block3'),)
+  c.extracted.readout = True
+  c.extracted.width = 192
+  c.extracted.norm = 'layer'
+  c.extracted.share = 0.4
+  return c
+
+
+def tiny(method: str = 'extracted') -> ml_collections.ConfigDict:
+  """A few seconds, for tests."""
+  c = base.tiny(cpu(method))
+  c.data.vocab_size, c.data.length, c.data.eval_size = 280, 16, 32
+  c.student.update(base.transformer(width=8, heads=2, depth=1))
+  c.teacher.update(base.transformer(width=16, heads=2, depth=1))
+  c.extracted.layers = (('block0', 'block0'),)
+  c.extracted.width = 16
+  return c
