@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cxjax import command
+from cxjax import errors
 from cxjax import experiment
 from cxjax import summary
 
@@ -65,6 +66,11 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     command.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  errors.require(
+    '://' not in _WORKDIR.value,
+    f'--workdir={_WORKDIR.value} is no local path. Mount the bucket (gcsfuse '
+    'for gs://), and give the folder.',
+  )
   if _COMPARE.value:
     summaries = experiment.compare(config, _COMPARE.value, workdir)
   else:

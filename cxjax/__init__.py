@@ -18,6 +18,8 @@ from cxjax.losses import hard_kl
 from cxjax.losses import kl
 from cxjax.losses import l2
 from cxjax.losses import mse
+from cxjax.losses import top_k
+from cxjax.losses import top_k_kl
 from cxjax.models.mlp import MLP
 from cxjax.models.transformer import Transformer
 from cxjax.plan import PlannedStage
@@ -33,6 +35,7 @@ from cxjax.projection import random_projection
 from cxjax.step import State
 from cxjax.step import activation
 from cxjax.step import advance
+from cxjax.step import agreement
 from cxjax.step import enter
 from cxjax.step import evaluate
 from cxjax.step import target
@@ -52,6 +55,7 @@ __all__ = [
   '__version__',
   'activation',
   'advance',
+  'agreement',
   'cross_entropy',
   'degree_one',
   'enter',
@@ -73,6 +77,8 @@ __all__ = [
   'split_steps',
   'supervised',
   'target',
+  'top_k',
+  'top_k_kl',
   'train_step',
   'trained',
   'with_costs',

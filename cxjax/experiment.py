@@ -70,7 +70,8 @@ def _pcfg(config: Config) -> pcfg.MaskedGrammar:
   )
 
 
-def _text_of(config: Config) -> text_lib.Text:
+def text_of(config: Config) -> text_lib.Text:
+  """The text of a config whose task is about text."""
   data = config.data
   return text_lib.load(
     data.source,
@@ -85,7 +86,7 @@ def _text_of(config: Config) -> text_lib.Text:
 
 def _text(config: Config) -> text_lib.MaskedText:
   data = config.data
-  tokenizer = _text_of(config).tokenizer
+  tokenizer = text_of(config).tokenizer
   return text_lib.make(tokenizer, length=data.length, mask_rate=data.mask_rate)
 
 
@@ -154,7 +155,7 @@ def _held_out(task: Any, seed: int, size: int, text: text_lib.Text | None):
 
 def _feed(config: Config, role: str, mesh: jax.sharding.Mesh, streams: int):
   """Opens the rows of every stream."""
-  text, task = _text_of(config), make_task(config)
+  text, task = text_of(config), make_task(config)
   block = config.teacher if role == 'teacher' else config
   seeds = jax.random.bits(key_for(config, f'{role}_data'), (streams,), 'uint16')
   datasets = [
@@ -198,7 +199,7 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
   optimizer = copy.deepcopy(block.optimizer)
   optimizer.learning_rate *= factor
   mesh = mesh_lib.make(config.mesh.data, block.batch_size)
-  text = _text_of(config) if config.task == 'text' else None
+  text = text_of(config) if config.task == 'text' else None
   held_out = _held_out(task, config.seed, config.data.eval_size, text)
   streams = 1 if config.share_batches else num_seeds
   if text is not None:
@@ -435,7 +436,7 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   config = located(config, workdir)
   check(config)
   if config.task == 'text':
-    _text_of(config).save(pathlib.Path(config.data.folder))
+    text_of(config).save(pathlib.Path(config.data.folder))
   teacher = train_teacher(config, workdir)
   folder = workdir / config.method
   recipe = student_recipe(config, teacher)
@@ -457,7 +458,7 @@ def located(config: Config, workdir: pathlib.Path) -> Config:
     return config
   data = config.data
   data.folder = data.folder or str(workdir / 'text')
-  for name, found in _text_of(config).fingerprints.items():
+  for name, found in text_of(config).fingerprints.items():
     wanted = data.fingerprints[name]
     errors.require(
       wanted in ('', found),

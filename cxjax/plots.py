@@ -33,17 +33,17 @@ def save(figure: mpl.Figure, path: pathlib.Path) -> None:
 
 
 def axes(
-  xlabel: str, ylabel: str, columns: int = 1, width: float = 6.4
+  xlabel: str, ylabel: str, columns: int = 1, rows: int = 1, width: float = 6.4
 ) -> tuple[mpl.Figure, Sequence[Axes]]:
-  """A figure with a row of panels in the style of the project."""
+  """A figure and its panels, row by row, in the style of the project."""
   # Not pyplot: it would ask for a screen, and keep the figure.
-  figure = mpl.Figure(figsize=(width * columns, 4))
-  row = figure.subplots(1, columns, squeeze=False)
-  for panel in row[0]:
+  figure = mpl.Figure(figsize=(width * columns, 4 * rows))
+  panels = figure.subplots(rows, columns, squeeze=False).ravel()
+  for panel in panels:
     panel.set(xlabel=xlabel, ylabel=ylabel)
     panel.grid(alpha=0.3)
     panel.spines[['top', 'right']].set_visible(False)
-  return figure, row[0]
+  return figure, panels
 
 
 def accuracy_curves(

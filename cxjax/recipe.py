@@ -143,10 +143,14 @@ class Recipe:
     return draw
 
   @property
+  def length(self) -> int:
+    """Tokens of an example, padding included; 1 for a vector."""
+    return num_rows(self.held_out['x']) // _examples(self.held_out)
+
+  @property
   def blocks(self) -> int:
     """Batches whose targets are computed in one product, `K`."""
-    each = num_rows(self.held_out['x']) / _examples(self.held_out)
-    total = self.batch_size * self.data_keys.shape[0] * each
+    total = self.batch_size * self.data_keys.shape[0] * self.length
     most = max(int(LOOKAHEAD_ROWS // total), 1)
     # A block that a logging step parts is computed twice.
     whole = (k for k in range(1, most + 1) if self.log_every % k == 0)

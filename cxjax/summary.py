@@ -34,6 +34,7 @@ def summarize(
     'num_seeds': recipe.num_seeds,
     'steps': steps,
     'examples': steps * recipe.batch_size,
+    'length': recipe.length,
     'final': final | {'perplexity': np.exp(final['loss']).tolist()},
     'steps_to': {str(a): journal.steps_to(result.rows, a) for a in THRESHOLDS},
     'stages': [
@@ -90,22 +91,48 @@ def compare_row(summary: Summary) -> dict[str, Any]:
     median, worst = int(np.median(solved)), max(solved)
   batch_size = summary['examples'] // summary['steps']
   accuracy = np.array(summary['final']['accuracy'])
-  return {
+  total = flops(summary, median)
+  seconds = summary['seconds']['train']
+  row = {
     'method': summary['method'],
-    'at 99%': f'{len(solved)} of {len(reached)}',
+    'at 99%': f'{len(solved)} of {len(reached)}' if solved else None,
     'steps to 99%: median': median,
     'worst': worst,
     'examples': median and median * batch_size,
-    'GFLOP': round(flops(summary, median) / 1e9, 1),
+    'GFLOP': round(total / 1e9, 1),
     'final accuracy: mean': round(float(accuracy.mean()), 4),
     'sd': round(float(accuracy.std()), 4),
-    'seconds': round(summary['seconds']['train'], 1),
+    'cross entropy': round(float(np.mean(summary['final']['loss'])), 4),
+    'agreement': None,
+    'seconds': round(seconds, 1),
   }
+  if 'agreement' in summary['final']:
+    row['agreement'] = round(float(np.mean(summary['final']['agreement'])), 4)
+  if summary['length'] > 1:
+    # All that one of the students saw, in its share of the time.
+    tokens = summary['examples'] * summary['length']
+    row['tokens/s'] = round(tokens * summary['num_seeds'] / seconds)
+    row['teacher share'] = round(teacher_share(summary), 2)
+  return row
+
+
+def teacher_share(summary: Summary) -> float:
+  """Share of a run's FLOPs that its teacher's forward pass takes."""
+  stages = summary['stages']
+  return sum(s['steps'] * s['teacher_flops'] for s in stages) / flops(summary)
 
 
 def compare_table(summaries: list[Summary]) -> str:
-  """The table of a comparison, with what its columns mean."""
-  return table.markdown(map(compare_row, summaries))
+  """The table of a comparison, without the columns that are empty.
+
+  When no seed of any method is at 99%, there is nothing to say of that.
+  """
+  rows = [compare_row(summary) for summary in summaries]
+  if any(row['at 99%'] for row in rows):
+    for row, summary in zip(rows, summaries, strict=True):
+      row['at 99%'] = row['at 99%'] or f'0 of {summary["num_seeds"]}'
+  used = [n for n in rows[0] if any(row[n] is not None for row in rows)]
+  return table.markdown({name: row[name] for name in used} for row in rows)
 
 
 def seed_rows(summary: Summary) -> list[dict[str, Any]]:

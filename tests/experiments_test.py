@@ -13,9 +13,10 @@ from cxjax import errors
 from cxjax import experiment
 from cxjax import journal
 from cxjax import methods
+from cxjax.data import pcfg
 from experiments import parity_transformer
 from experiments import pcfg_bert
-from experiments import probe_pcfg
+from experiments import probe_masked
 
 
 class Killed(Exception):
@@ -69,17 +70,22 @@ class PcfgTest(parameterized.TestCase):
 
   def test_probes(self):
     config, teacher = experiment.load(self.config, self.workdir)
-    task, tokens, ancestors = probe_pcfg.sentences(config, 32)
-    rows = list(probe_pcfg.ngrams(teacher, tokens, [3], every=2))
-    self.assertLen(rows, len(teacher.checkpoints))
-    networks = probe_pcfg.networks_of(config, self.workdir, teacher)
+    task, tokens, ancestors = probe_masked.sentences(config, 32)
+    networks = probe_masked.networks_of(config, self.workdir, teacher)
     self.assertEqual(list(networks), ['teacher', 'extracted'])
-    trees = list(probe_pcfg.trees(networks, task, tokens, ancestors))
+    found = probe_masked.versions(teacher, networks)
+    args = (tokens, tokens > 0, pcfg.MASK, [3], 2)
+    rows = list(probe_masked.ngrams(found, *args))
+    self.assertLen(rows, len(teacher.checkpoints) + 1)
+    self.assertEqual(
+      (rows[-1]['network'], rows[-1]['step']), ('extracted', None)
+    )
+    trees = list(probe_masked.trees(networks, task, tokens, ancestors))
     for row in trees:
       self.assertBetween(row['level 1'], 0, 1)
     folder = pathlib.Path(self.create_tempdir().full_path)
-    probe_pcfg.draw_ngrams(rows, folder / 'a.png')
-    probe_pcfg.draw_trees(trees, folder / 'b.png')
+    probe_masked.draw_ngrams(rows, folder / 'a.png')
+    probe_masked.draw_trees(trees, folder / 'b.png')
 
   def test_a_batch_with_nothing_masked_is_an_error(self):
     config = pcfg_bert.tiny('supervised')

@@ -72,6 +72,27 @@ class ValueTest(chex.TestCase):
     value = self.variant(loss)(student, target)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
+  def test_the_largest_logits_alone(self):
+    student, teacher = random(0, (3, 5)), random(1, (3, 5))
+    whole = losses.top_k(teacher, 5)
+    for temperature in (1.0, 2.0):
+      np.testing.assert_allclose(
+        losses.top_k_kl(student, whole, temperature),
+        losses.kl(student, teacher, temperature),
+        rtol=1e-5,
+      )
+    few = losses.top_k(teacher, 2)
+    least = jnp.sort(teacher)[:, 3:4]
+    some = jnp.where(teacher >= least, teacher, -jnp.inf)
+    np.testing.assert_allclose(
+      losses.top_k_kl(student, few), losses.kl(student, some), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      losses.top_k_kl(student, losses.top_k(teacher, 1)),
+      losses.hard_kl(student, teacher),
+      rtol=1e-5,
+    )
+
   @parameterized.product(loss=ALL, lead=((), (3,), (2, 3)))
   def test_reduces_the_last_axis_only(self, loss, lead):
     student, target = random(0, (*lead, 4)), target_of(loss, 1, (*lead, 4))

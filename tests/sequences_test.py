@@ -1,5 +1,6 @@
 """The train step on sequences: what counts, and what may not matter."""
 
+import dataclasses
 import functools
 
 from absl.testing import parameterized
@@ -45,7 +46,8 @@ LABELS = curriculum.supervised(5)[0]
 STAGES = (('hidden', HIDDEN), ('output', OUTPUT))
 
 
-def draw(key, t):
+def draw(key, t, rows=None):
+  del rows
   return TASK.draw(key, t, B)
 
 
@@ -185,6 +187,18 @@ class LossTest(parameterized.TestCase):
     self.assertLess(real.mean(), 1)
     assert_close(loss, np.array(error)[real].mean())
 
+  def test_true_labels_are_mixed_in(self):
+    mixed = dataclasses.replace(OUTPUT, alpha=0.25)
+    alone, _, _ = self.loss(OUTPUT)
+    truth, _, _ = self.loss(LABELS)
+    assert_close(self.loss(mixed)[0], 0.75 * alone + 0.25 * truth)
+
+  def test_few_logits_of_the_teacher_may_be_all(self):
+    every = dataclasses.replace(
+      OUTPUT, top_k=TASK.num_classes, loss=losses.top_k_kl
+    )
+    assert_close(self.loss(every)[0], self.loss(OUTPUT)[0])
+
   def test_positions_read_are_those_of_the_loss(self):
     loss, matrix, _ = self.loss(READ)
     want = self.activations(TEACHER, 0)['block0'] @ matrix
@@ -244,6 +258,23 @@ class AdvanceTest(parameterized.TestCase):
 
 
 class EvaluateTest(parameterized.TestCase):
+  def test_agreement_is_with_the_teacher(self):
+    weights = np.array(batch()['weights'], bool)
+    pair = first(params(STUDENT, 1)), first(params(TEACHER, 0))
+    ours, theirs = (
+      np.array(jax.jit(net.apply)(p, batch()['x'])[0])
+      for net, p in zip((STUDENT, TEACHER), pair, strict=True)
+    )
+    found = jax.jit(
+      functools.partial(
+        step.agreement, apply=STUDENT.apply, teacher=TEACHER.apply, parts=2
+      )
+    )(*pair, batch())
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    assert_close(found['agreement'], same[weights].mean())
+    kl = np.array(losses.kl(ours, theirs))[weights].mean()
+    assert_close(found['teacher_kl'], kl)
+
   def test_counts_what_has_weight_and_goes_by_parts(self):
     weights = np.array(batch()['weights'], bool)
     state = first(params(STUDENT, 1))

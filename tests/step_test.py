@@ -30,7 +30,8 @@ READOUT = curriculum.extracted(
 )[0]
 
 
-def draw(key, t):
+def draw(key, t, rows=None):
+  del rows
   return TASK.draw(key, t, B)
 
 
@@ -188,9 +189,29 @@ class AdvanceTest(parameterized.TestCase):
     # The batch was really parted: gradients are summed over the devices.
     self.assertIn('all-reduce', text)
 
+  def test_rows_from_the_host_are_those_of_the_step(self):
+    """Drawing from rows of the same numbers is drawing on the device."""
+    states, matrices, keys = begin(OUTPUT)
+    streams = lambda t: jax.vmap(draw, (0, None))(keys, t)
+    rows = jax.jit(jax.vmap(streams))(4 + jnp.arange(4))
+    fun = functools.partial(
+      step.advance,
+      student=STUDENT.apply,
+      teacher=TEACHER.apply,
+      stage=OUTPUT,
+      tx=tx(),
+      mask=planned(OUTPUT).mask,
+    )
+    args = (states, 5, 8, teacher_params(), matrices, keys)
+    want = jax.jit(functools.partial(fun, draw=draw, lookahead=1))(*args)
+    fed = functools.partial(fun, draw=lambda key, t, rows: rows)
+    for lookahead in (1, 2):
+      got = jax.jit(functools.partial(fed, lookahead=lookahead))(*args, rows)
+      assert_close(want, got)
+
   def test_names_the_first_step_that_is_not_finite(self):
-    def poisoned(key, t):
-      batch = draw(key, t)
+    def poisoned(key, t, rows):
+      batch = draw(key, t, rows)
       return {**batch, 'x': batch['x'] * jnp.where(t == 3, jnp.nan, 1.0)}
 
     states, matrices, keys = begin(LABELS)

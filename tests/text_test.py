@@ -20,6 +20,7 @@ from cxjax import mesh as mesh_lib
 from cxjax.data import corpus
 from cxjax.data import text
 from cxjax.data import tokenizer as tokenizer_lib
+from experiments import probe_masked
 from experiments import text_bert
 
 WORDS = tuple(
@@ -376,6 +377,19 @@ class RunTest(parameterized.TestCase):
       (self.workdir / 'extracted' / 'metrics.jsonl').read_text(),
       (other / 'extracted' / 'metrics.jsonl').read_text(),
     )
+
+  def test_probe(self):
+    base = self.config('extracted')
+    config, teacher = experiment.load(base, self.workdir)
+    task, tokens, real = probe_masked.rows_of_text(config, 8)
+    self.assertTrue((tokens[:, 0] == task.cls_id).all())
+    self.assertFalse((tokens[:, 1:] == task.cls_id).any())
+    networks = probe_masked.networks_of(config, self.workdir, teacher)
+    found = probe_masked.versions(teacher, networks)
+    rows = list(probe_masked.ngrams(found, tokens, real, 2, [3], 4))
+    self.assertLen(rows, len(teacher.checkpoints) + 1)
+    for row in rows:
+      self.assertBetween(row['M_robust'], 0, 2)
 
   def test_a_text_that_changed_is_refused(self):
     text.load.cache_clear()

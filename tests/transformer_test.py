@@ -87,6 +87,47 @@ class TransformerTest(parameterized.TestCase):
     if not causal:  # There padding comes last, and is hidden anyway.
       self.assertFalse(np.allclose(unmasked[1], after[1], atol=1e-2))
 
+  @parameterized.named_parameters(*KINDS)
+  def test_segments_are_sequences_of_their_own(self, causal):
+    """Two pieces in a row are what each is alone."""
+    parts = ((0, 4), (4, 9))
+    segments = np.repeat([[1, 2, 0]], B, 0).repeat([4, 5, LENGTH - 9], 1)
+    places = np.concatenate([np.arange(4), np.arange(LENGTH - 4)])
+    x = {
+      'tokens': TOKENS,
+      'mask': segments > 0,
+      'segments': segments,
+      'places': np.broadcast_to(places, TOKENS.shape),
+    }
+    logits, _ = apply(causal)(params(causal), x)
+    for low, high in parts:
+      alone, _ = apply(causal)(params(causal), TOKENS[:, low:high])
+      assert_close(logits[:, low:high], alone)
+
+  def test_dropout_needs_keys_and_keeps_the_mean(self):
+    h = jnp.ones((4, 3, 5_000))
+    keys = jax.random.split(jax.random.key(0), 4)
+    self.assertIs(transformer.dropout(h, None, 0, 0.2), h)
+    out = transformer.dropout(h, keys, 0, 0.2)
+    assert_close(out.mean(), 1.0, atol=0.02)
+    self.assertSameElements(np.unique(out), (0.0, np.float32(1.25)))
+    other = transformer.dropout(h, keys, 1, 0.2)
+    self.assertFalse(np.array_equal(out, other))
+    # An example's draw is its own, wherever it is in the batch.
+    last = transformer.dropout(h[3:], keys[3:], 0, 0.2)
+    np.testing.assert_array_equal(out[3:], last)
+
+  def test_dropout_acts_on_a_model_with_keys(self):
+    keys = jax.random.split(jax.random.key(0), B)
+    model = apply(False, dropout=0.5)
+    plain, _ = apply(False)(params(False), TOKENS)
+    without, _ = model(params(False), TOKENS)
+    assert_close(plain, without)
+    one, _ = model(params(False), {'tokens': TOKENS, 'dropout': keys})
+    two, _ = model(params(False), {'tokens': TOKENS, 'dropout': keys[::-1]})
+    self.assertFalse(np.allclose(one, plain, atol=1e-2))
+    self.assertFalse(np.allclose(one, two, atol=1e-2))
+
   def test_remat_changes_neither_value_nor_gradient(self, causal=True):
     def loss(p, model):
       logits, _ = model.apply(p, {'tokens': TOKENS, 'positions': POSITIONS})

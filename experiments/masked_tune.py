@@ -1,18 +1,20 @@
-r"""The grammar task: every method at its best, after the same small search.
+r"""Masked prediction: every method at its best, after the same small search.
 
 First with one seed: each method gets five runs, three learning rates and, at
 the best of them, two settings of what else there is to choose. Then the best of
-each with three seeds, at as many steps, and `supervised` at as many FLOPs as
-well (the student's and its teacher's; it has no teacher to pay for).
+each with three seeds, at as many steps, and again at as many FLOPs as one-shot
+distillation takes (the student's and its teacher's), if that is another number
+of steps.
 
 With --recipes, in place of that, recipes of the hidden stages, one seed each.
 
 Run (it trains its teacher first):
-  python -m experiments.pcfg_tune --workdir=runs/pcfg_tune
-  python -m experiments.pcfg_tune --workdir=runs/pcfg_tune --recipes
+  python -m experiments.masked_tune --experiment=pcfg_bert
+  python -m experiments.masked_tune --experiment=pcfg_bert --recipes
 
-Writes pcfg_tune.{md,csv} and pcfg.{md,csv,png}, or pcfg_recipes.{md,csv}, into
---results. Runs that are finished are not run again.
+Writes EXPERIMENT_tune.{md,csv} and EXPERIMENT.{md,csv,png}, or
+EXPERIMENT_recipes.{md,csv}, into --results. Runs that are finished are not run
+again.
 """
 
 import pathlib
@@ -22,6 +24,7 @@ from absl import flags
 import numpy as np
 
 from cxjax import command
+from cxjax import errors
 from cxjax import journal
 from cxjax import methods
 from cxjax import plots
@@ -29,8 +32,11 @@ from cxjax import summary as summary_lib
 from cxjax import table
 from experiments import pcfg_bert
 from experiments import sweeps
+from experiments import text_bert
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/pcfg_tune', 'Of the runs.')
+EXPERIMENTS = {'pcfg_bert': pcfg_bert, 'text_bert': text_bert}
+_EXPERIMENT = flags.DEFINE_string('experiment', 'pcfg_bert', 'Which.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/tune', 'Of the runs.')
 _RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
 _RECIPES = flags.DEFINE_bool('recipes', False, 'Try recipes of extraction.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Of the final runs.')
@@ -49,7 +55,7 @@ CHOICES = {
 EACH = tuple((f'block{i}', f'block{i}') for i in range(4))
 SECOND_AND_LAST = (EACH[1], EACH[3])
 RECIPES = {
-  'default: last block, readout, projection to 128': {},
+  'default: last block, readout, as wide as the teacher': {},
   'every block': {'extracted.layers': EACH},
   'every block, no readout, one projection for all': {
     'extracted.layers': EACH,
@@ -83,8 +89,13 @@ def accuracy(summary):
 
 def attempt(method, overrides, workdir, seeds=1):
   """The summary of one run."""
-  overrides = {'num_seeds': seeds, **overrides}
-  return sweeps.run(pcfg_bert.get_config(method), overrides, workdir)
+  config, overrides = _variant(method, overrides, seeds)
+  return sweeps.run(config, overrides, workdir)
+
+
+def _variant(method, overrides, seeds):
+  experiment = errors.lookup('experiment', _EXPERIMENT.value, EXPERIMENTS)
+  return experiment.get_config(method), {'num_seeds': seeds, **overrides}
 
 
 def search(method, workdir):
@@ -110,7 +121,8 @@ def describe(overrides):
 
 def line(name, summary):
   """One line of the final table."""
-  values = np.array(summary['final']['accuracy'])
+  final = summary['final']
+  values = np.array(final['accuracy'])
   return {
     'method': name,
     'steps': summary['steps'],
@@ -119,41 +131,51 @@ def line(name, summary):
     'sd': round(float(values.std(ddof=1)), 4) if len(values) > 1 else None,
     'min': round(float(values.min()), 4),
     'max': round(float(values.max()), 4),
-    'cross entropy': round(float(np.mean(summary['final']['loss'])), 4),
+    'cross entropy': round(float(np.mean(final['loss'])), 4),
+    'perplexity': round(float(np.mean(final['perplexity'])), 3),
+    'agreement': round(float(np.mean(final['agreement'])), 4),
+    'teacher KL': round(float(np.mean(final['teacher_kl'])), 4),
   }
 
 
 def tune(workdir, results):
   """The search, and the best of each with several seeds."""
-  rows, finals, curves = [], {}, {}
+  best, rows = {}, []
   for method in methods.METHODS:
     found = search(method, workdir)
+    best[method] = found[0][0]
     rows += [
       {'method': method, 'settings': describe(o), 'top-1': accuracy(s)}
       for o, s in found
     ]
-    best = found[0][0]
-    finals[method] = attempt(method, best, workdir, _SEEDS.value)
-    curves[method] = rows_of(method, best, workdir)
-    if method == 'supervised':
-      labels = best
-  command.write(results / 'pcfg_tune', table.markdown(rows), rows)
-  steps = finals['supervised']['steps']
-  ratio = summary_lib.flops(finals['one_shot']) / summary_lib.flops(
-    finals['supervised']
-  )
-  longer = {**labels, 'num_steps': round(steps * ratio / 25) * 25}
-  equal = attempt('supervised', longer, workdir, _SEEDS.value)
+    name = f'{_EXPERIMENT.value}_tune'
+    command.write(results / name, table.markdown(rows), rows)
+  finals = {
+    method: attempt(method, overrides, workdir, _SEEDS.value)
+    for method, overrides in best.items()
+  }
   lines = [line(method, summary) for method, summary in finals.items()]
-  lines.append(line('supervised, equal FLOPs', equal))
-  command.write(results / 'pcfg', table.markdown(lines), lines)
-  plots.accuracy_curves(curves, results / 'pcfg.png')
+  for method, summary in finals.items():
+    steps = equal_steps(summary, finals['one_shot'])
+    if abs(steps / summary['steps'] - 1) > 0.01:
+      longer = {**best[method], 'num_steps': steps}
+      equal = attempt(method, longer, workdir, _SEEDS.value)
+      lines.append(line(f'{method}, FLOPs of one_shot', equal))
+  name = _EXPERIMENT.value
+  command.write(results / name, table.markdown(lines), lines)
+  curves = {m: rows_of(m, best[m], workdir) for m in finals}
+  plots.accuracy_curves(curves, results / f'{name}.png')
+
+
+def equal_steps(summary, other):
+  """Steps with which a run costs what another one did, in 25s."""
+  ratio = summary_lib.flops(other) / summary_lib.flops(summary)
+  return round(summary['steps'] * ratio / 25) * 25
 
 
 def rows_of(method, overrides, workdir):
   """The logged rows of a finished run."""
-  overrides = {'num_seeds': _SEEDS.value, **overrides}
-  config = pcfg_bert.get_config(method)
+  config, overrides = _variant(method, overrides, _SEEDS.value)
   return journal.read(sweeps.folder(config, overrides, workdir) / method)
 
 
@@ -169,7 +191,9 @@ def recipes(workdir, results):
         'TFLOP': round(summary_lib.flops(summary) / 1e12, 2),
       }
     )
-    command.write(results / 'pcfg_recipes', table.markdown(rows), rows)
+    command.write(
+      results / f'{_EXPERIMENT.value}_recipes', table.markdown(rows), rows
+    )
 
 
 def main(argv):

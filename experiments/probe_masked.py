@@ -1,15 +1,14 @@
-r"""What the networks of a grammar run know: near context, far context, trees.
+r"""What the networks of a masked-prediction run know: near, far, and trees.
 
-  ngram  M_robust and M_close over the teacher's checkpoints: how far its
-         prediction moves when the n-gram around a masked position is hidden as
-         well, or everything but that n-gram. Mean over positions, median over
-         sentences.
-  trees  Accuracy of a linear probe for the non-terminal above each terminal, by
-         level of the tree, from each block of the teacher and of every method's
-         students that are there (seed 0).
+  ngram  M_robust and M_close over the teacher's checkpoints, and of every
+         method's students that are there (seed 0): how far a prediction moves
+         when the n-gram around a masked position is hidden as well, or
+         everything but that n-gram. Mean over positions, median over sentences.
+  trees  On a grammar: accuracy of a linear probe for the non-terminal above
+         each terminal, by level of the tree, from each block of the same.
 
 Run, after launch.py on the workdir (minutes on one core):
-  python -m experiments.probe_pcfg --workdir=runs/pcfg
+  python -m experiments.probe_masked --workdir=runs/pcfg
 
 Writes probe_ngram.{md,csv,png} and probe_trees.{md,csv,png} into the workdir.
 
@@ -19,6 +18,7 @@ References:
 """
 
 import functools
+import itertools
 import pathlib
 
 from absl import app
@@ -36,6 +36,7 @@ from cxjax import plots
 from cxjax import probes
 from cxjax import table
 from cxjax.data import pcfg
+from cxjax.data import text as text_lib
 from experiments import base
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
@@ -57,28 +58,44 @@ def sentences(config, number):
   return task, tokens, found['ancestors']
 
 
-def ngrams(teacher, tokens, lengths, every):
-  """A row per checkpoint and n: mean over positions, median over sentences."""
-  real = tokens != pcfg.PAD
+def rows_of_text(config, number):
+  """Held-out rows that are one piece of one document, and which are real."""
+  task, text = experiment.make_task(config), experiment.text_of(config)
+  rows = text_lib.held_out_rows(text.held_out, task, 20 * number)
+  whole = rows['segments'].max(axis=1) == 1
+  tokens = rows['tokens'][whole][:number]
+  return task, tokens, rows['segments'][whole][:number] > 0
+
+
+def versions(teacher, networks):
+  """`(name, step, apply, params)`: the teacher as it learned, the students."""
+  for at, _ in tqdm.tqdm(teacher.checkpoints, 'checkpoints'):
+    yield 'teacher', at, teacher.apply, teacher.load(at)
+  for name, (model, params) in networks.items():
+    if name != 'teacher':
+      yield name, None, model.apply, params
+
+
+def ngrams(found, tokens, real, mask_id, lengths, every):
+  """A row per network and n: mean over positions, median over sentences."""
   places = range(every, real.shape[1], every)
   measure = jax.jit(
-    functools.partial(probes.ngram_distance, teacher.apply, mask_id=pcfg.MASK),
-    static_argnames='n',
+    functools.partial(probes.ngram_distance, mask_id=mask_id),
+    static_argnames=('apply', 'n'),
   )
-  for at, accuracy in tqdm.tqdm(teacher.checkpoints, 'checkpoints'):
-    params = teacher.load(at)
+  for name, at, apply, params in found:
     for n in lengths:
       medians = {'robust': [], 'close': []}
       for place in places:
         use = real[:, place]
         if use.sum() < 2:
           continue
-        found = measure(params, tokens, real, jnp.int32(place), n=n)
-        for name, values in found.items():
-          medians[name].append(np.median(np.asarray(values)[use]))
+        found = measure(apply, params, tokens, real, jnp.int32(place), n=n)
+        for which, values in found.items():
+          medians[which].append(np.median(np.asarray(values)[use]))
       yield {
+        'network': name,
         'step': at,
-        'accuracy': accuracy,
         'n': n,
         'M_robust': float(np.mean(medians['robust'])),
         'M_close': float(np.mean(medians['close'])),
@@ -124,18 +141,36 @@ def networks_of(config, workdir, teacher):
 
 
 def draw_ngrams(rows, path):
-  """Left M_robust, right M_close, against the teacher's steps."""
+  """M_robust above M_close, a column an n: the teacher's steps, the students.
+
+  A student is a horizontal line: where it ended.
+  """
+  lengths = sorted({row['n'] for row in rows})
+  names = ('M_robust', 'M_close')
   figure, panels = plots.axes(
-    "step of the teacher's training", 'L1 distance', columns=2
+    "step of the teacher's training",
+    'L1 distance',
+    columns=len(lengths),
+    rows=2,
+    width=3.6,
   )
-  for name, panel in zip(('M_robust', 'M_close'), panels, strict=True):
-    panel.set_title(name)
-    for n in sorted({row['n'] for row in rows}):
-      mine = [row for row in rows if row['n'] == n]
-      steps = [row['step'] for row in mine]
-      panel.plot(steps, [row[name] for row in mine], label=f'n = {n}')
+  for (name, n), panel in zip(
+    itertools.product(names, lengths), panels, strict=True
+  ):
+    panel.set_title(f'{name}, n = {n}')
+    mine = [row for row in rows if row['n'] == n]
+    teacher = [row for row in mine if row['step'] is not None]
+    steps = [row['step'] for row in teacher]
+    values = [row[name] for row in teacher]
+    panel.plot(steps, values, color='black', label='teacher')
+    for row in mine:
+      if row['step'] is None:
+        color = plots.COLORS[row['network']]
+        label = row['network']
+        panel.axhline(row[name], color=color, linestyle='--', label=label)
     panel.set_ylim(0, None)
-    panel.legend(frameon=False)
+  panels[-1].legend(frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
+  figure.tight_layout()
   plots.save(figure, path)
 
 
@@ -171,21 +206,29 @@ def main(argv):
   workdir = pathlib.Path(_WORKDIR.value)
   config, teacher = experiment.load(base.get_config('extracted'), workdir)
   errors.require(
-    config.task == 'pcfg',
-    f'{workdir} is a run of task {config.task!r}; this probe is for pcfg.',
+    config.task in ('pcfg', 'text'),
+    f'{workdir} is a run of task {config.task!r}; this probe is for pcfg and '
+    'text.',
   )
   lengths = [int(n) for n in _N.value]
   errors.require(
     all(n > 0 and n % 2 for n in lengths), f'--n={lengths} must be odd numbers.'
   )
-  task, tokens, ancestors = sentences(config, _SENTENCES.value)
-  rows = list(ngrams(teacher, tokens, lengths, _EVERY.value))
+  networks = networks_of(config, workdir, teacher)
+  if config.task == 'pcfg':
+    task, tokens, ancestors = sentences(config, _SENTENCES.value)
+    real, mask_id = tokens != pcfg.PAD, pcfg.MASK
+  else:
+    task, tokens, real = rows_of_text(config, _SENTENCES.value)
+    mask_id = task.mask_id
+  found = versions(teacher, networks)
+  rows = list(ngrams(found, tokens, real, mask_id, lengths, _EVERY.value))
   command.write(workdir / 'probe_ngram', table.markdown(rows), rows)
   draw_ngrams(rows, workdir / 'probe_ngram.png')
-  networks = networks_of(config, workdir, teacher)
-  rows = list(trees(networks, task, tokens, ancestors))
-  command.write(workdir / 'probe_trees', table.markdown(rows), rows)
-  draw_trees(rows, workdir / 'probe_trees.png')
+  if config.task == 'pcfg':
+    rows = list(trees(networks, task, tokens, ancestors))
+    command.write(workdir / 'probe_trees', table.markdown(rows), rows)
+    draw_trees(rows, workdir / 'probe_trees.png')
 
 
 if __name__ == '__main__':
