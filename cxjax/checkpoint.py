@@ -89,10 +89,15 @@ def save(
   )
 
 
+def remove(folder: pathlib.Path, step: int) -> None:
+  """Removes the checkpoint `step`."""
+  shutil.rmtree(_path(folder, step))
+
+
 def prune(folder: pathlib.Path, keep: int) -> None:
   """Removes all checkpoints of `folder` but the last `keep`."""
   for step in steps(folder)[:-keep]:
-    shutil.rmtree(_path(folder, step))
+    remove(folder, step)
 
 
 def fault(folder: pathlib.Path, step: int) -> str | None:

@@ -14,7 +14,10 @@ from cxjax import files
 
 
 def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """`main`, with a `UserError` as one line on stderr and exit code 2."""
+  """`main`, with a `UserError` as one line on stderr and exit code 2.
+
+  A run that was asked to stop, and saved, is no error: exit code 0.
+  """
 
   def run(argv):
     quiet()
@@ -22,6 +25,8 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       main(argv)
     except errors.UserError as error:
       fail(error)
+    except errors.Stopped as stopped:
+      print(stopped, file=sys.stderr)
 
   return run
 

@@ -38,3 +38,7 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
   raise UserError(
     f'Unknown {kind} {name!r}.{hint} Choose one of: {", ".join(table)}.'
   )
+
+
+class Stopped(Exception):
+  """The process was asked to stop; what it did is saved."""

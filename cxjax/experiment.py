@@ -157,7 +157,7 @@ def _feed(config: Config, role: str, mesh: jax.sharding.Mesh, streams: int):
   """Opens the rows of every stream."""
   text, task = text_of(config), make_task(config)
   block = config.teacher if role == 'teacher' else config
-  seeds = jax.random.bits(key_for(config, f'{role}_data'), (streams,), 'uint16')
+  seeds = jax.vmap(jax.random.bits)(_seed_keys(config, f'{role}_data', streams))
   datasets = [
     text_lib.pack(text.train, task, batch_size=block.batch_size, seed=int(seed))
     for seed in seeds
@@ -220,6 +220,7 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
     log_every=block.log_every,
     eval_every=block.eval_every,
     save_every=block.save_every,
+    save_minutes=config.save_minutes,
     stop_at=block.stop_at,
     microbatches=block.microbatches,
     **mesh_lib.replicate(keys, mesh),

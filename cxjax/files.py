@@ -1,5 +1,8 @@
 """Small files of a run, each written whole or not at all."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -23,9 +26,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
       os.fsync(f.fileno())
     temporary.replace(path)
   except OSError as error:
-    raise errors.UserError(
-      f'Cannot write {path}: {error.strerror}. Choose another --workdir.'
-    ) from error
+    raise errors.UserError(_cannot_write(path, error)) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -46,6 +47,36 @@ def read_json(path: pathlib.Path) -> Any:
       f'{path} cannot be read ({error}). Restore it, or remove its folder to '
       'start afresh.'
     ) from error
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes of this machine out of a run's folder.
+
+  The lock goes with the process, however that ends.
+
+  Raises:
+    UserError: another process has it, or the folder cannot be written.
+  """
+  path = folder / 'lock'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = path.open('w')
+  except OSError as error:
+    raise errors.UserError(_cannot_write(path, error)) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise errors.UserError(
+        f'{folder} is in use by another process. Wait for it, or choose '
+        'another --workdir.'
+      ) from error
+    yield
+
+
+def _cannot_write(path, error):
+  return f'Cannot write {path}: {error.strerror}. Choose another --workdir.'
 
 
 def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Recipe:
     log_every: steps to a row of metrics.
     eval_every: steps between evaluations, a multiple of log_every.
     save_every: steps between checkpoints, a multiple of log_every.
+    save_minutes: after which to save as well; 0 is never.
     save_at: accuracies at which to save as well, when first reached.
     keep: how many checkpoints; 0 keeps all, and the untrained network.
     stop_at: accuracy that, once all seeds have it, ends the last stage.
@@ -76,6 +77,7 @@ class Recipe:
   log_every: int
   eval_every: int
   save_every: int
+  save_minutes: float = 0.0
   save_at: tuple[float, ...] = ()
   keep: int = 3
   stop_at: float = 2.0

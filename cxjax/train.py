@@ -8,6 +8,8 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import signal
+import threading
 import time
 
 from absl import logging
@@ -15,6 +17,7 @@ import jax
 
 from cxjax import checkpoint
 from cxjax import errors
+from cxjax import files
 from cxjax import journal as journal_lib
 from cxjax import mesh as mesh_lib
 from cxjax import plan
@@ -53,17 +56,25 @@ def fit(recipe: recipe_lib.Recipe, folder: pathlib.Path, title: str) -> Result:
 
   Raises:
     UserError: a loss that is not finite, or a folder that cannot be written.
+    Stopped: the process was asked to stop; the run is saved.
   """
   begin = time.perf_counter()
   planned = recipe.costed()
   spent = {'compile': time.perf_counter() - begin, 'train': 0, 'evaluate': 0}
   logging.info('The plan of %s:\n%s', title, plan.show(planned))
-  found = checkpoint.latest(folder)
   with (
+    files.lock(folder),
     jax.set_mesh(recipe.mesh),
-    journal_lib.Journal(folder, found or 0, title) as journal,
+    _signals() as signals,
   ):
-    run = _Run(recipe, folder, planned, journal, spent)
+    return _fit(recipe, folder, title, planned, spent, signals)
+
+
+def _fit(recipe, folder, title, planned, spent, signals):
+  """`fit`, alone in its folder."""
+  found = checkpoint.latest(folder)
+  with journal_lib.Journal(folder, found or 0, title) as journal:
+    run = _Run(recipe, folder, planned, journal, spent, signals)
     with run.feed or contextlib.nullcontext():
       if found is None:
         run.begin()
@@ -73,6 +84,28 @@ def fit(recipe: recipe_lib.Recipe, folder: pathlib.Path, title: str) -> Result:
   return Result(run.states.params, journal.rows, planned, run.seconds)
 
 
+@contextlib.contextmanager
+def _signals():
+  """A list that the signals which ask the process to stop are put into."""
+  seen = []
+
+  def note(number, frame):
+    del frame
+    if seen:
+      raise KeyboardInterrupt  # Asked twice: at once.
+    seen.append(signal.Signals(number).name)
+
+  if threading.current_thread() is not threading.main_thread():
+    yield seen  # Only there can handlers be set.
+    return
+  before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield seen
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
 def _items(states):
   return {f.name: getattr(states, f.name) for f in dataclasses.fields(states)}
 
@@ -80,11 +113,15 @@ def _items(states):
 class _Run:
   """A run under way: where it is, and how it goes on."""
 
-  def __init__(self, recipe, folder, planned, journal, spent):
+  def __init__(self, recipe, folder, planned, journal, spent, signals):
     self.recipe = recipe
     self.folder = folder
     self.planned = planned
     self.journal = journal
+    self.signals = signals
+    # Step of the last checkpoint, of one that is not of the schedule, and when.
+    self.saved = self.extra = None
+    self.saved_at = time.monotonic()
     self.programs = programs_lib.Programs(recipe)
     self.feed = recipe.feed and recipe.feed()
     self.spent = spent
@@ -103,12 +140,14 @@ class _Run:
     """Starts with fresh students."""
     self._enter(0, self.programs.init(self.recipe.init_keys))
     if self.recipe.keep == 0:
-      self._save(self._evaluate()['eval/accuracy'])
+      self._save()
 
   def go_on(self, found):
     """Takes the run up at the checkpoint `found`."""
     record = checkpoint.read_record(self.folder, found)
     self.step, self.end, self.best = found, record['end'], record['best']
+    self.saved = found
+    self.extra = found if record['extra'] else None
     self.spent = {k: v + record['seconds'][k] for k, v in self.spent.items()}
     if self.feed is not None:
       self.feed.restore(record['feed'])
@@ -157,6 +196,8 @@ class _Run:
       stop = min(row, self._stage_end)
       loss = self._advance(planned, schedule, stop, args)
       self._log(loss)
+      if self.signals:
+        self._stop()
 
   def _teacher_params(self):
     stage, teacher = self.planned[self.stage].stage, self.recipe.teacher
@@ -175,12 +216,15 @@ class _Run:
     self.spent[purpose] += time.perf_counter() - begin - compiled
     return out
 
-  def _advance(self, planned, schedule, stop, args):
+  def _dispatch(self, planned, schedule, stop, args):
     rows = self.feed and self.feed.rows(self.step)
+    return self.programs.advance(
+      planned, schedule, self.states, self.step, stop, *args, rows
+    )
+
+  def _advance(self, planned, schedule, stop, args):
     self.states, out = self._timed(
-      'train',
-      self.programs.advance,
-      *(planned, schedule, self.states, self.step, stop, *args, rows),
+      'train', self._dispatch, planned, schedule, stop, args
     )
     out = jax.device_get(out)
     if (out['bad'] < stop).any():
@@ -241,7 +285,21 @@ class _Run:
       row |= self._agree()
     self.journal.write(row)
     if crossed or self.step % recipe.save_every == 0 or self.step == self.end:
-      self._save(row.get('eval/accuracy') or self._evaluate()['eval/accuracy'])
+      self._save(row.get('eval/accuracy'))
+    elif recipe.save_minutes and self._minutes() >= recipe.save_minutes:
+      self._save(row.get('eval/accuracy'), extra=True)
+
+  def _minutes(self):
+    """Since the last checkpoint."""
+    return (time.monotonic() - self.saved_at) / 60
+
+  def _stop(self):
+    if self.saved != self.step:
+      self._save(extra=True)
+    raise errors.Stopped(
+      f'Stopped by {self.signals[0]}: saved step {self.step} of {self.folder}. '
+      'The same command goes on.'
+    )
 
   def _stop_early(self, accuracy):
     recipe = self.recipe
@@ -251,15 +309,24 @@ class _Run:
       self.end = min(math.ceil(self.step * (1 + recipe.overrun)), self.end)
       self.journal.expect(self.end)
 
-  def _save(self, accuracy):
+  def _save(self, accuracy=None, extra=False):
+    """Saves; an `extra` checkpoint goes when the next is there."""
+    accuracy = accuracy or self._evaluate()['eval/accuracy']
     record = {
       'stage': self.planned[self.stage].stage.name,
       'accuracy': accuracy,
       'end': self.end,
       'best': self.best,
+      'extra': extra,
       'seconds': self.seconds,
       'feed': self.feed and self.feed.state(self.step),
     }
     checkpoint.save(self.folder, self.step, _items(self.states), record)
+    for other in checkpoint.steps(self.folder):
+      # Later ones are what a damaged checkpoint left of a run taken up again.
+      if other > self.step or (other == self.extra and other != self.step):
+        checkpoint.remove(self.folder, other)
+    self.extra = self.step if extra else None
+    self.saved, self.saved_at = self.step, time.monotonic()
     if self.recipe.keep:
       checkpoint.prune(self.folder, self.recipe.keep)

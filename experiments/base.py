@@ -118,6 +118,7 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.log_every = 100
   c.eval_every = 100
   c.save_every = 1_000
+  c.save_minutes = 15.0  # Save as well when so many have passed; 0 is never.
   c.keep = 3  # Checkpoints of the student; 0 keeps all.
   c.stop_at = 2.0  # As teacher.stop_at, for all seeds, without the overrun.
   return c

@@ -60,6 +60,8 @@ def _located(config, overrides, workdir):
   changed = variant(config, overrides)
   teacher = _digest(experiment.teacher_config(changed))
   changed.teacher.folder = str(workdir / 'teachers' / teacher)
+  if 'folder' in changed.data:
+    changed.data.folder = str(workdir / 'text')
   return changed
 
 

@@ -1,8 +1,13 @@
 """Whole runs: what they leave, and that nothing interrupts them for good."""
 
+import itertools
 import json
+import os
 import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 from unittest import mock
 
 from absl.testing import parameterized
@@ -129,6 +134,64 @@ class RunTest(parameterized.TestCase):
       (folder / 'metrics.jsonl').read_text(),
     )
     chex.assert_trees_all_equal(arrays(config, whole), arrays(config, folder))
+
+  @parameterized.product(name=('SIGTERM', 'SIGINT'), rows=(1, 2, 4))
+  def test_a_signal_saves_and_stops(self, name, rows):
+    workdir, config = self.fresh(), parity_mlp.tiny('extracted')
+    write, written = journal.Journal.write, itertools.count(1)
+    before = signal.getsignal(getattr(signal, name))
+
+    def ask(self, row):
+      write(self, row)
+      if next(written) == rows:
+        os.kill(os.getpid(), getattr(signal, name))
+
+    with (
+      mock.patch.object(journal.Journal, 'write', ask),
+      self.assertRaisesRegex(
+        errors.Stopped, f'{name}: saved step {10 * rows} of .*extracted'
+      ),
+    ):
+      experiment.run(config, workdir)
+    folder = workdir / 'extracted'
+    self.assertEqual(checkpoint.latest(folder), 10 * rows)
+    self.assertIs(signal.getsignal(getattr(signal, name)), before)
+    experiment.run(config, workdir)
+    self.same_run(config, folder)
+    self.assertEqual(checkpoint.steps(folder), [20, 40, 60])
+
+  def test_saves_by_the_clock_as_well(self):
+    workdir, config = self.fresh(), parity_mlp.tiny('extracted')
+    config.save_minutes = 1e-9
+    saved, save = [], checkpoint.save
+
+    def note(folder, step, items, record):
+      saved.append((step, checkpoint.steps(folder), record['extra']))
+      save(folder, step, items, record)
+
+    with mock.patch.object(checkpoint, 'save', note):
+      experiment.run(config, workdir)
+    self.assertEqual([step for step, _, _ in saved], [10, 20, 30, 40, 50, 60])
+    self.assertEqual([extra for _, _, extra in saved], [True, False] * 3)
+    self.assertEqual(saved[-1][1], [20, 40, 50])
+    self.assertEqual(checkpoint.steps(workdir / 'extracted'), [20, 40, 60])
+
+  def test_a_folder_in_use_is_refused(self):
+    workdir = self.fresh()
+    code = (
+      'import pathlib, sys, time; from cxjax import files\n'
+      'with files.lock(pathlib.Path(sys.argv[1])):\n'
+      '  print("held", flush=True); time.sleep(60)\n'
+    )
+    folder = workdir / 'extracted'
+    with subprocess.Popen(
+      [sys.executable, '-c', code, str(folder)], stdout=subprocess.PIPE
+    ) as other:
+      self.assertEqual(other.stdout.readline(), b'held\n')
+      with self.assertRaisesRegex(errors.UserError, 'extracted is in use'):
+        experiment.run(parity_mlp.tiny('extracted'), workdir)
+      other.kill()
+    experiment.run(parity_mlp.tiny('extracted'), workdir)
 
   def test_an_interrupted_teacher_ends_where_a_whole_one_does(self):
     workdir = pathlib.Path(self.create_tempdir().full_path)

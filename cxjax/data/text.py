@@ -157,7 +157,9 @@ class Text:
     }
 
   def save(self, folder: pathlib.Path) -> None:
-    """Keeps the tokenizer, and what there is to say of the corpus."""
+    """Keeps what `load` needs to find this text again, unless it is there."""
+    if (folder / 'corpus.json').exists():
+      return
     tokenizer_lib.save(self.tokenizer, folder / 'tokenizer.json')
     if self.corpus.source == 'docstrings':
       corpus_lib.save(self.corpus, folder / 'documents.json')
@@ -231,7 +233,7 @@ def load(
     errors.require(
       size == vocab_size,
       f'The tokenizer {path} has {size} ids and data.vocab_size={vocab_size}. '
-      f'Set data.vocab_size={size}.',
+      f'Set data.vocab_size={size}, or choose another --workdir.',
     )
   return Text(corpus, made, *(_tokenized(part, made) for part in (learn, hold)))
 
