@@ -1,6 +1,6 @@
 r"""Masked prediction: every method at its best, after the same small search.
 
-First with one seed: each method gets five runs, three learning rates and, at
+First with one seed: each method gets six runs, four learning rates and, at
 the best of them, two settings of what else there is to choose. Then the best of
 each with three seeds, at as many steps, and again at as many FLOPs as one-shot
 distillation takes (the student's and its teacher's), if that is another number
@@ -41,7 +41,7 @@ _RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
 _RECIPES = flags.DEFINE_bool('recipes', False, 'Try recipes of extraction.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Of the final runs.')
 
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 # What a method has to choose besides its learning rate.
 CHOICES = {
   'supervised': [{'optimizer.learning_rate': rate} for rate in (5e-3, 2e-2)],
