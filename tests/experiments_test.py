@@ -1,9 +1,7 @@
 """The experiments on sequences, whole, at their smallest size."""
 
-import itertools
 import json
 import pathlib
-from unittest import mock
 
 from absl.testing import parameterized
 import jax
@@ -17,10 +15,6 @@ from cxjax.data import pcfg
 from experiments import parity_transformer
 from experiments import pcfg_bert
 from experiments import probe_masked
-
-
-class Killed(Exception):
-  """Stands for `kill -9`: nothing of ours catches it."""
 
 
 class PcfgTest(parameterized.TestCase):
@@ -38,26 +32,6 @@ class PcfgTest(parameterized.TestCase):
     losses = [row['eval/loss'][0] for row in rows]
     self.assertLess(losses[-1], losses[0])
     self.assertLess(losses[-1], 1.6)  # log 8 = 2.1 at the start.
-
-  def test_interrupted_in_the_hidden_stage_ends_as_a_whole_run(self):
-    config = pcfg_bert.tiny('extracted')
-    config.teacher.folder = str(self.workdir / 'teacher')
-    other = pathlib.Path(self.create_tempdir().full_path)
-    write, written = journal.Journal.write, itertools.count()
-
-    def kill(self, row):
-      write(self, row)
-      if next(written) == 2:
-        raise Killed
-
-    patch = mock.patch.object(journal.Journal, 'write', kill)
-    with patch, self.assertRaises(Killed):
-      experiment.run(config, other)
-    experiment.run(config, other)
-    self.assertEqual(
-      (self.workdir / 'extracted' / 'metrics.jsonl').read_text(),
-      (other / 'extracted' / 'metrics.jsonl').read_text(),
-    )
 
   def test_plan_tells_the_projection_and_the_readout(self):
     folder = self.workdir / 'extracted'
