@@ -94,6 +94,14 @@ def remove(folder: pathlib.Path, step: int) -> None:
   shutil.rmtree(_path(folder, step))
 
 
+def is_scheduled(folder: pathlib.Path, step: int) -> bool:
+  """Whether the checkpoint `step` is whole, and belongs to the schedule."""
+  try:
+    return not read_record(folder, step).get('extra')
+  except (errors.UserError, KeyError, TypeError):
+    return False
+
+
 def prune(folder: pathlib.Path, keep: int) -> None:
   """Removes all checkpoints of `folder` but the last `keep`."""
   for step in steps(folder)[:-keep]:

@@ -91,6 +91,11 @@ class Stage:
     errors.require(
       0 <= self.alpha <= 1, f'alpha={self.alpha} must be in [0, 1].'
     )
+    errors.require(
+      self.student == LOGITS or not (self.alpha or self.top_k),
+      f'Stage {self.name!r} trains {self.student!r}; alpha and top_k are for '
+      'logits.',
+    )
 
   @property
   def needs_teacher(self) -> bool:

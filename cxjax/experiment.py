@@ -122,6 +122,7 @@ MODELS = {
   'encoder': functools.partial(_transformer, causal=False),
   'decoder': functools.partial(_transformer, causal=True),
 }
+PATHS = ('folder', 'tokenizer')  # Fields of a text that its run leaves out.
 PURPOSES = (
   'support',
   'held_out',
@@ -268,15 +269,20 @@ def teacher_config(config: Config) -> dict[str, Any]:
   names = ('seed', 'task', 'model', 'data', 'teacher')
   kept = {name: block[name] for name in names}
   del kept['teacher']['folder']
-  kept['data'].pop('folder', None)
+  kept['data'] = _without_paths(kept['data'])
   return kept
+
+
+def _without_paths(data):
+  """Where a text lies does not change it: its fingerprints say what it is."""
+  return {name: value for name, value in data.items() if name not in PATHS}
 
 
 def student_config(config: Config) -> dict[str, Any]:
   """The fields that a student depends on; its `config.json`."""
   block = config.to_dict()
   unread = set(methods.METHODS) - {config.method}
-  block['data'].pop('folder', None)
+  block['data'] = _without_paths(block['data'])
   return {name: v for name, v in block.items() if name not in unread}
 
 
@@ -352,7 +358,9 @@ def load_teacher(
     return jax.tree.map(lambda leaf: leaf[0], items['params'])
 
   records = (
-    checkpoint.read_record(folder, at) for at in checkpoint.steps(folder)
+    checkpoint.read_record(folder, at)
+    for at in checkpoint.steps(folder)
+    if at == last or checkpoint.is_scheduled(folder, at)
   )
   return methods.Teacher(
     apply=recipe.student.apply,
@@ -458,6 +466,9 @@ def located(config: Config, workdir: pathlib.Path) -> Config:
   if config.task != 'text':
     return config
   data = config.data
+  for name in PATHS:
+    if name not in data:  # As it was read from a run's folder.
+      data[name] = ''
   data.folder = data.folder or str(workdir / 'text')
   for name, found in text_of(config).fingerprints.items():
     wanted = data.fingerprints[name]

@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
+
 from cxjax import errors
 
 
@@ -67,11 +69,13 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
       raise errors.UserError(
         f'{folder} is in use by another process. Wait for it, or choose '
         'another --workdir.'
       ) from error
+    except OSError as error:  # A mount without locks.
+      logging.warning('%s cannot be locked: %s.', folder, error.strerror)
     yield
 
 

@@ -74,6 +74,10 @@ def plan_stage(
   teacher_width = projection = readout = None
   if stage.needs_teacher:
     teacher_width = width(teacher, teacher_params, stage.target)
+    errors.require(
+      stage.top_k <= teacher_width,
+      f'top_k={stage.top_k}: the teacher has {teacher_width} logits.',
+    )
   if stage.law is not None:
     projection = step.projection_shape(stage, teacher_width, student_width)
     draw = lambda key: projection_lib.random_projection(

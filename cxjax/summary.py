@@ -63,7 +63,9 @@ def summarize(
 
 
 def flops(summary: Summary, steps: int | None = None) -> float:
-  """FLOPs of one student's run, its share of the teacher's included.
+  """FLOPs of one student's run and of its teacher's forward passes.
+
+  As if it were trained alone: students that share batches share those passes.
 
   Args:
     summary: of the run.
@@ -117,7 +119,7 @@ def compare_row(summary: Summary) -> dict[str, Any]:
 
 
 def teacher_share(summary: Summary) -> float:
-  """Share of a run's FLOPs that its teacher's forward pass takes."""
+  """Share of the teacher's forward passes in `flops`."""
   stages = summary['stages']
   return sum(s['steps'] * s['teacher_flops'] for s in stages) / flops(summary)
 

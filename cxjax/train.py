@@ -58,22 +58,21 @@ def fit(recipe: recipe_lib.Recipe, folder: pathlib.Path, title: str) -> Result:
     UserError: a loss that is not finite, or a folder that cannot be written.
     Stopped: the process was asked to stop; the run is saved.
   """
+  with files.lock(folder), _signals() as signals:
+    return _fit(recipe, folder, title, signals)
+
+
+def _fit(recipe, folder, title, signals):
+  """`fit`, alone in its folder."""
   begin = time.perf_counter()
   planned = recipe.costed()
   spent = {'compile': time.perf_counter() - begin, 'train': 0, 'evaluate': 0}
   logging.info('The plan of %s:\n%s', title, plan.show(planned))
-  with (
-    files.lock(folder),
-    jax.set_mesh(recipe.mesh),
-    _signals() as signals,
-  ):
-    return _fit(recipe, folder, title, planned, spent, signals)
-
-
-def _fit(recipe, folder, title, planned, spent, signals):
-  """`fit`, alone in its folder."""
   found = checkpoint.latest(folder)
-  with journal_lib.Journal(folder, found or 0, title) as journal:
+  with (
+    jax.set_mesh(recipe.mesh),
+    journal_lib.Journal(folder, found or 0, title) as journal,
+  ):
     run = _Run(recipe, folder, planned, journal, spent, signals)
     with run.feed or contextlib.nullcontext():
       if found is None:
@@ -86,19 +85,25 @@ def _fit(recipe, folder, title, planned, spent, signals):
 
 @contextlib.contextmanager
 def _signals():
-  """A list that the signals which ask the process to stop are put into."""
+  """A list that the signals which ask the process to stop are put into.
+
+  It is looked at after every row of metrics.
+  """
   seen = []
 
   def note(number, frame):
     del frame
     if seen:
-      raise KeyboardInterrupt  # Asked twice: at once.
+      raise KeyboardInterrupt  # Asked twice: without saving.
     seen.append(signal.Signals(number).name)
 
   if threading.current_thread() is not threading.main_thread():
     yield seen  # Only there can handlers be set.
     return
-  before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  # A job in the background may have been told to ignore them.
+  heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
+  before = {n: signal.signal(n, note) for n in heard}
   try:
     yield seen
   finally:
@@ -119,9 +124,13 @@ class _Run:
     self.planned = planned
     self.journal = journal
     self.signals = signals
-    # Step of the last checkpoint, of one that is not of the schedule, and when.
-    self.saved = self.extra = None
-    self.saved_at = time.monotonic()
+    # The last checkpoint, and when; those that the next one makes superfluous.
+    self.saved, self.saved_at = None, time.monotonic()
+    self.stale = {
+      at
+      for at in checkpoint.steps(folder)
+      if not checkpoint.is_scheduled(folder, at)
+    }
     self.programs = programs_lib.Programs(recipe)
     self.feed = recipe.feed and recipe.feed()
     self.spent = spent
@@ -147,7 +156,6 @@ class _Run:
     record = checkpoint.read_record(self.folder, found)
     self.step, self.end, self.best = found, record['end'], record['best']
     self.saved = found
-    self.extra = found if record['extra'] else None
     self.spent = {k: v + record['seconds'][k] for k, v in self.spent.items()}
     if self.feed is not None:
       self.feed.restore(record['feed'])
@@ -323,10 +331,10 @@ class _Run:
     }
     checkpoint.save(self.folder, self.step, _items(self.states), record)
     for other in checkpoint.steps(self.folder):
-      # Later ones are what a damaged checkpoint left of a run taken up again.
-      if other > self.step or (other == self.extra and other != self.step):
+      # Later ones are of a run that was taken up before them.
+      if other > self.step or (other in self.stale and other != self.step):
         checkpoint.remove(self.folder, other)
-    self.extra = self.step if extra else None
+    self.stale = {self.step} if extra else set()
     self.saved, self.saved_at = self.step, time.monotonic()
     if self.recipe.keep:
       checkpoint.prune(self.folder, self.recipe.keep)

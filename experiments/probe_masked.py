@@ -79,6 +79,11 @@ def versions(teacher, networks):
 def ngrams(found, tokens, real, mask_id, lengths, every):
   """A row per network and n: mean over positions, median over sentences."""
   places = range(every, real.shape[1], every)
+  errors.require(
+    any(real[:, place].sum() >= 2 for place in places),
+    f'No position {every}, {2 * every}, ... in two of the {len(real)} '
+    f'sentences of at most {real.shape[1]} tokens. Lower --every.',
+  )
   measure = jax.jit(
     functools.partial(probes.ngram_distance, mask_id=mask_id),
     static_argnames=('apply', 'n'),
@@ -90,8 +95,8 @@ def ngrams(found, tokens, real, mask_id, lengths, every):
         use = real[:, place]
         if use.sum() < 2:
           continue
-        found = measure(apply, params, tokens, real, jnp.int32(place), n=n)
-        for which, values in found.items():
+        moved = measure(apply, params, tokens, real, jnp.int32(place), n=n)
+        for which, values in moved.items():
           medians[which].append(np.median(np.asarray(values)[use]))
       yield {
         'network': name,

@@ -61,7 +61,9 @@ def _located(config, overrides, workdir):
   teacher = _digest(experiment.teacher_config(changed))
   changed.teacher.folder = str(workdir / 'teachers' / teacher)
   if 'folder' in changed.data:
-    changed.data.folder = str(workdir / 'text')
+    changed.data.folder = str(
+      workdir / 'text' / _digest(changed.data.to_dict())
+    )
   return changed
 
 

@@ -4,8 +4,9 @@ Run, on a machine where tfds has prepared Wikipedia in array_record:
   python launch.py --config=experiments/wikipedia_bert.py \
     --workdir=runs/wikipedia --config.data.tfds_folder=/data/tfds
 
-Preparing it is tfds' own business, once, and takes Beam and a network:
-  pip install tensorflow-datasets apache-beam mwparserfromhell
+Preparing it is tfds' own business, once, and takes TensorFlow, Beam and a
+network:
+  pip install tensorflow-datasets tensorflow apache-beam mwparserfromhell
   tfds build wikipedia/20230601.en --file_format=array_record
 
 After the colon a method, a size or both. Sizes:
@@ -59,7 +60,7 @@ def paper(method: str) -> ml_collections.ConfigDict:
     block.microbatches = 4
     block.num_steps = 120_000
     block.optimizer.learning_rate = 3e-4
-    block.log_every = 100
+    block.log_every = 20  # A signal is heeded after so many.
     block.eval_every = 1_000
     block.save_every = 4_000
   c.top_k = 64  # Of 30,522 logits.

@@ -20,11 +20,14 @@ from cxjax import mesh as mesh_lib
 from cxjax.data import corpus
 from cxjax.data import text
 from cxjax.data import tokenizer as tokenizer_lib
+from experiments import base
 from experiments import probe_masked
 from experiments import text_bert
 
 WORDS = tuple(
-  f'{a}{b}' for a in ('', 'un', 're', 'pre') for b in ('layer', 'match', 'of')
+  f'{a}{b}'
+  for a in ('', 'un', 're', 'pre', 'over', 'under')
+  for b in ('layer', 'match', 'of', 'draw', 'stack')
 )
 
 
@@ -106,9 +109,21 @@ class CorpusTest(parameterized.TestCase):
       self.load('*')
 
   def test_a_damaged_gzip_file(self):
-    self.write('a.gz', gzip.compress(b'one\n\ntwo')[:-9])
-    with self.assertRaisesRegex(errors.UserError, 'a.gz cannot be read'):
-      self.load('*')
+    content = gzip.compress(b'one\n\ntwo' * 99)
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 255])
+    for damaged in (
+      content[:-9],
+      content[:middle] + flipped + content[middle + 1 :],
+    ):
+      self.write('a.gz', damaged)
+      with self.assertRaisesRegex(errors.UserError, 'a.gz cannot be read'):
+        self.load('*')
+
+  def test_a_mark_and_a_folder_are_no_text(self):
+    self.write('a.txt', b'\xef\xbb\xbfone\n\ntwo')
+    (self.folder / 'deeper').mkdir()
+    self.assertEqual(self.load('*').documents, ('one', 'two'))
 
   def test_docstrings_of_a_file(self):
     long = 'Computes the thing that everybody here has been waiting for, now.'
@@ -218,6 +233,20 @@ class TokenizerTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'a.json is no tokenizer'):
       tokenizer_lib.load(path)
 
+  def test_special_tokens_in_a_text_are_text(self):
+    made = tokenizer_lib.train(DOCUMENTS, 300)
+    path = pathlib.Path(self.create_tempdir().full_path) / 'a.json'
+    made.enable_truncation(4)
+    made.enable_padding(length=16)
+    tokenizer_lib.save(made, path)
+    for tokenizer in (
+      tokenizer_lib.train(DOCUMENTS, 300),
+      tokenizer_lib.load(path),
+    ):
+      ids = tokenizer.encode('see [MASK] [CLS]', add_special_tokens=False).ids
+      self.assertGreater(min(ids), 2)
+      self.assertEqual(tokenizer.decode(ids), 'see [MASK] [CLS]')
+
   def test_a_tokenizer_without_a_mask(self):
     bare = tokenizer_lib.tokenizers.Tokenizer(
       tokenizer_lib.models.WordLevel({'[PAD]': 0, '[CLS]': 1})
@@ -246,7 +275,10 @@ class PackTest(parameterized.TestCase):
       ids = document.tolist()
       for i in range(0, len(ids), 23):
         want[(self.task.cls_id, *ids[i : i + 23])] += 1
-    rows = text.held_out_rows(self.documents, self.task, 10**6)
+    found = text.pack(self.documents, self.task, batch_size=1, seed=None)
+    rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+    some = text.held_out_rows(self.documents, self.task, 10**6)
+    self.assertLen(some['tokens'], len(rows['tokens']) // 32 * 32)
     self.assertEqual(collections.Counter(self.pieces(rows)), want)
     padding = rows['segments'] == 0
     self.assertTrue((rows['tokens'][padding] == self.task.pad_id).all())
@@ -281,9 +313,21 @@ class PackTest(parameterized.TestCase):
     learn, hold = text.split(200, 0.1)
     self.assertLen(hold, 20)
     self.assertEqual(sorted([*learn, *hold]), list(range(200)))
+    self.assertNotEqual(list(hold), sorted(hold))  # From all over.
     self.assertLen(text.split(2, 0.9)[0], 1)
     with self.assertRaisesRegex(errors.UserError, r'held_out=1.0'):
       text.split(200, 1.0)
+
+  def test_what_is_held_out_is_not_learned(self):
+    long = [
+      f'line {i} of more than forty characters, all told' for i in range(4)
+    ]
+    learn = ['\n'.join(long[:2])]
+    both, new = '\n'.join(long[1:]), '\n'.join(long[2:])
+    hold = ['\n'.join([*long[:2], long[2]]), both, new, 'short']
+    self.assertEqual(text.unseen(learn, hold), [both, new, 'short'])
+    with self.assertRaisesRegex(errors.UserError, 'Raise data.held_out'):
+      text.unseen(learn, learn)
 
   def test_masks_are_fresh_and_spare_what_is_special(self):
     rows = jax.tree.map(jnp.asarray, self.batches(0, 1)[0])
@@ -380,8 +424,8 @@ class RunTest(parameterized.TestCase):
     )
 
   def test_probe(self):
-    base = self.config('extracted')
-    config, teacher = experiment.load(base, self.workdir)
+    start = base.get_config('extracted')  # As the command does.
+    config, teacher = experiment.load(start, self.workdir)
     task, tokens, real = probe_masked.rows_of_text(config, 8)
     self.assertTrue((tokens[:, 0] == task.cls_id).all())
     self.assertFalse((tokens[:, 1:] == task.cls_id).any())
@@ -390,7 +434,10 @@ class RunTest(parameterized.TestCase):
     rows = list(probe_masked.ngrams(found, tokens, real, 2, [3], 4))
     self.assertLen(rows, len(teacher.checkpoints) + 1)
     for row in rows:
-      self.assertBetween(row['M_robust'], 0, 2)
+      self.assertGreater(row['M_robust'], 0)
+      self.assertGreater(row['M_close'], 0)
+    with self.assertRaisesRegex(errors.UserError, 'Lower --every'):
+      next(probe_masked.ngrams(found, tokens, real, 2, [3], 99))
 
   def test_a_text_that_changed_is_refused(self):
     text.load.cache_clear()

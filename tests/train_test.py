@@ -176,6 +176,25 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(saved[-1][1], [20, 40, 50])
     self.assertEqual(checkpoint.steps(workdir / 'extracted'), [20, 40, 60])
 
+  @parameterized.parameters('half', 'extra')
+  def test_a_teacher_does_not_keep_what_is_not_of_its_schedule(self, kind):
+    """A save on a signal that was cut off, or the next one before cleaning."""
+    workdir, config = self.fresh(), parity_mlp.tiny()
+    folder = workdir / 'teacher'
+    (folder / 'summary.json').unlink()
+    checkpoint.remove(folder, 60)
+    path = folder / 'checkpoints'
+    if kind == 'half':
+      shutil.copytree(path / '000000020', path / '000000030')
+      (path / '000000030/record.json').unlink()
+    else:
+      record = {'extra': True, 'accuracy': [0.5]}
+      checkpoint.save(folder, 30, {'params': {'a': np.zeros(3)}}, record)
+    teacher = experiment.train_teacher(config, workdir)
+    whole = experiment.train_teacher(config, self.workdir)
+    self.assertEqual(teacher.checkpoints, whole.checkpoints)
+    self.assertNotIn(30, checkpoint.steps(folder))
+
   def test_a_folder_in_use_is_refused(self):
     workdir = self.fresh()
     code = (

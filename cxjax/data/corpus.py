@@ -13,11 +13,14 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import pathlib
 import platform
 import re
 import socket
 import sysconfig
+import warnings
+import zlib
 
 from absl import logging
 
@@ -45,7 +48,8 @@ class Corpus:
   Attributes:
     documents: text, in a stable order; read by number.
     source: where they come from.
-    fingerprint: of all of the text.
+    fingerprint: of all of the text; of a dataset of tfds, which may not fit in
+      memory, of its name, version and size and its first and last document.
     versions: of the packages that the text depends on.
   """
 
@@ -157,7 +161,10 @@ def docstrings(path: pathlib.Path) -> Iterator[str]:
     Docstrings of at least `SHORTEST` characters.
   """
   try:
-    tree = ast.parse(path.read_bytes())
+    with warnings.catch_warnings():
+      # Of a backslash, say; it must not matter whether warnings are errors.
+      warnings.simplefilter('ignore')
+      tree = ast.parse(path.read_bytes())
   except (SyntaxError, ValueError):
     return
   owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -196,7 +203,8 @@ def clean(text: str) -> str:
 
 def _files(source, pattern, *, whole_files, **unused):
   del unused
-  paths = sorted(glob.glob(pattern, recursive=True))
+  found = glob.glob(os.path.expanduser(pattern), recursive=True)
+  paths = sorted(filter(os.path.isfile, found))
   errors.require(
     bool(paths),
     f'data.source={source}: no file matches {pattern!r}. Quote the pattern, so '
@@ -224,17 +232,18 @@ def read_documents(path: str, whole: bool = False) -> list[str]:
   Raises:
     UserError: a file that cannot be read, or is not UTF-8; says where.
   """
+  unpacked = ''
   try:
     content = pathlib.Path(path).read_bytes()
     if content.startswith(GZIP):
-      content = gzip.decompress(content)
-    text = content.decode()
+      content, unpacked = gzip.decompress(content), ' of what it unpacks to'
+    text = content.decode().removeprefix('\ufeff')
   except UnicodeDecodeError as error:
     raise errors.UserError(
       f'{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset '
-      f'{error.start}. Convert it, or leave it out of the pattern.'
+      f'{error.start}{unpacked}. Convert it, or leave it out of the pattern.'
     ) from error
-  except (OSError, EOFError) as error:
+  except (OSError, EOFError, zlib.error) as error:
     raise errors.UserError(f'{path} cannot be read: {error}.') from error
   parts = [text] if whole else re.split(r'\n\s*\n', text)
   parts = (part.strip() for part in parts)
@@ -257,8 +266,15 @@ class _Field(Sequence):
     if not 0 <= index < len(self):
       raise IndexError(index)
     value = self._examples[index][self._name]
-    # Bytes, but of a mocked dataset.
-    return value.decode() if isinstance(value, bytes) else str(value)
+    if not isinstance(value, bytes):
+      return str(value)  # Of a mocked dataset.
+    try:
+      return value.decode()
+    except UnicodeDecodeError as error:
+      raise errors.UserError(
+        f'Example {index} of the dataset, field {self._name!r}, is not UTF-8: '
+        f'byte 0x{value[error.start]:02x} at offset {error.start}.'
+      ) from error
 
 
 def _tfds(source, rest, *, tfds_folder, **unused):
@@ -273,11 +289,21 @@ def _tfds(source, rest, *, tfds_folder, **unused):
     for name, feature in builder.info.features.items()
     if type(feature).__name__ == 'Text'
   ]
-  field = field or ('text' if 'text' in texts else ''.join(texts[:1]))
+  errors.require(
+    bool(texts), f'data.source={source}: the dataset {name} has no text.'
+  )
+  field = field or ('text' if 'text' in texts else texts[0])
   errors.lookup(f'field of text of {name}', field, dict.fromkeys(texts))
   if not builder.is_prepared():
     _prepare(builder, name)
-  examples = builder.as_data_source(split='train')
+  errors.lookup(f'split of {name}', 'train', builder.info.splits)
+  try:
+    examples = builder.as_data_source(split='train')
+  except (NotImplementedError, ValueError) as error:
+    raise errors.UserError(
+      f'{name} cannot be read: {str(error).splitlines()[0]} It must be '
+      'prepared with --file_format=array_record.'
+    ) from error
   info = builder.info
   split = info.splits['train']
   marks = [info.full_name, field, split.num_examples, split.num_bytes]
@@ -300,21 +326,27 @@ def _builder(name, folder):
   kwargs = {'data_dir': folder} if folder else {}
   try:
     return tfds.builder(name, file_format='array_record', **kwargs)
-  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+  except tfds.core.DatasetNotFoundError as error:
+    raise errors.UserError(
+      f'tfds has no dataset {name!r}, and none of that name is prepared in '
+      f'data.tfds_folder={folder!r}. The names are at tensorflow.org/datasets; '
+      'Wikipedia must be prepared first, see experiments/wikipedia_bert.py; '
+      'books is no longer distributed, files:GLOB reads a copy of your own.'
+    ) from error
+  except ValueError as error:
     line = str(error).splitlines()[0]
     raise errors.UserError(
-      f'tfds has no dataset {name!r}: {line} The names are at '
-      'tensorflow.org/datasets. Wikipedia must be prepared elsewhere, see '
-      'experiments/wikipedia_bert.py; books is no longer distributed, '
-      'files:GLOB reads a copy of your own.'
+      f'{name} cannot be opened: {line} A dataset must be prepared with '
+      '--file_format=array_record.'
     ) from error
 
 
 def _prepare(builder, name):
   """Downloads a dataset, if there is a network."""
   advice = (
-    f'On a machine with network run: tfds build {name} '
-    '--file_format=array_record, and copy its folder to data.tfds_folder.'
+    'On a machine with network and TensorFlow run: tfds build '
+    f'{name} --file_format=array_record, and copy its folder to '
+    'data.tfds_folder.'
   )
   errors.require(
     _has_network(),

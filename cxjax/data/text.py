@@ -222,6 +222,8 @@ def load(
     )
   learn, hold = split(len(corpus.documents), held_out)
   learn, hold = (Chosen(corpus.documents, part) for part in (learn, hold))
+  if len(corpus.documents) <= IN_MEMORY:
+    hold = unseen(list(learn), list(hold))
   path = pathlib.Path(tokenizer) if tokenizer else None
   if path is None and kept and (kept / 'tokenizer.json').exists():
     path = kept / 'tokenizer.json'
@@ -236,6 +238,39 @@ def load(
       f'Set data.vocab_size={size}, or choose another --workdir.',
     )
   return Text(corpus, made, *(_tokenized(part, made) for part in (learn, hold)))
+
+
+def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
+  """The documents of `hold` that are not for the most part in `learn`.
+
+  Docstrings repeat each other's paragraphs. A document goes if more than half
+  of its text is lines that stand in `learn` word for word; lines under 40
+  characters do not count.
+
+  Args:
+    learn: documents to learn from.
+    hold: documents held out.
+
+  Returns:
+    Those that stay, in their order.
+
+  Raises:
+    UserError: none stays.
+  """
+  known = {line for document in learn for line in document.splitlines()}
+
+  def is_new(document):
+    lines = [line for line in document.splitlines() if len(line) >= 40]
+    old = sum(len(line) for line in lines if line in known)
+    return 2 * old <= sum(map(len, lines))
+
+  kept = [document for document in hold if is_new(document)]
+  errors.require(
+    bool(kept),
+    'All documents held out stand in those to learn from. Raise data.held_out, '
+    'or take a text that does not repeat itself.',
+  )
+  return kept
 
 
 def _sample(documents):
@@ -279,7 +314,9 @@ class Tokens(Sequence):
 
 
 def held_out_rows(documents: Sequence[np.ndarray], task: MaskedText, size: int):
-  """The first rows of the held-out documents, `size` or as many as there are.
+  """The first rows of the held-out documents: `size`, or fewer if they end.
+
+  Fewer are a multiple of 32 if they can be, so that parts are equal.
 
   Args:
     documents: ids of each.
@@ -294,6 +331,8 @@ def held_out_rows(documents: Sequence[np.ndarray], task: MaskedText, size: int):
   errors.require(
     bool(found), 'The documents held out have no token. Raise data.held_out.'
   )
+  if 32 < len(found) < size:
+    found = found[: len(found) // 32 * 32]
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 
@@ -370,7 +409,8 @@ def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     share: held out, in (0, 1); at least one document, and not all.
 
   Returns:
-    Both, in ascending order; the same for the same arguments.
+    The first in ascending order; the second in a random one, so that its first
+    documents are from all over. The same for the same arguments.
 
   Raises:
     UserError: a share outside (0, 1).
@@ -379,7 +419,7 @@ def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:
   most = num_documents - 1
   held_out = min(max(round(num_documents * share), 1), most)
   order = np.random.default_rng(0).permutation(num_documents)
-  return np.sort(order[held_out:]), np.sort(order[:held_out])
+  return np.sort(order[held_out:]), order[:held_out]
 
 
 class Chosen(Sequence):

@@ -61,7 +61,7 @@ def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     f'data.vocab_size={vocab_size} is larger than the text supports: it has '
     f'pairs for {found}.',
   )
-  return tokenizer
+  return _literal(tokenizer)
 
 
 def load(path: pathlib.Path) -> tokenizers.Tokenizer:
@@ -71,12 +71,22 @@ def load(path: pathlib.Path) -> tokenizers.Tokenizer:
     UserError: no such file, or another kind of file.
   """
   try:
-    return tokenizers.Tokenizer.from_str(path.read_text())
+    tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
   except Exception as error:  # The library raises nothing narrower.
     raise errors.UserError(
       f'{path} is no tokenizer ({error}). It must be the tokenizer.json of the '
       'library tokenizers.'
     ) from error
+  # Files of models often cut and fill; here a document is whole.
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  return _literal(tokenizer)
+
+
+def _literal(tokenizer):
+  """The tokenizer, made to read a '[MASK]' in a text as six characters."""
+  tokenizer.encode_special_tokens = True
+  return tokenizer
 
 
 def save(tokenizer: tokenizers.Tokenizer, path: pathlib.Path) -> None:
