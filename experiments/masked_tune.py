@@ -4,7 +4,8 @@ First with one seed: each method gets six runs, four learning rates and, at
 the best of them, two settings of what else there is to choose. Then the best of
 each with three seeds, at as many steps, and again at as many FLOPs as one-shot
 distillation takes (the student's and its teacher's), if that is another number
-of steps.
+of steps. All of it is measured on the same held-out sentences or rows, and the
+first of the three seeds is the one of the search.
 
 With --recipes, in place of that, recipes of the hidden stages, one seed each.
 
@@ -42,6 +43,14 @@ _RECIPES = flags.DEFINE_bool('recipes', False, 'Try recipes of extraction.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Of the final runs.')
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+# Where the search begins, whatever the defaults are.
+START = {
+  'supervised.rate_factor': 1.0,
+  'progressive.rule': 'even',
+  'progressive.count': 3,
+  'progressive.share': 0.75,
+  'extracted.share': 0.4,
+}
 # What a method has to choose besides its learning rate.
 CHOICES = {
   'supervised': [{'optimizer.learning_rate': rate} for rate in (5e-3, 2e-2)],
@@ -95,7 +104,8 @@ def attempt(method, overrides, workdir, seeds=1):
 
 def _variant(method, overrides, seeds):
   experiment = errors.lookup('experiment', _EXPERIMENT.value, EXPERIMENTS)
-  return experiment.get_config(method), {'num_seeds': seeds, **overrides}
+  config = sweeps.variant(experiment.get_config(method), START)
+  return config, {'num_seeds': seeds, **overrides}
 
 
 def search(method, workdir):

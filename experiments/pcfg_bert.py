@@ -59,15 +59,18 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.teacher.save_at = ()
   c.share_batches = True  # One teacher's forward pass for all students.
   c.batch_size = 32
+  # The best of experiments/masked_tune.py for each method.
+  c.optimizer.learning_rate = 1e-2
+  c.supervised.rate_factor = 0.3
   c.progressive.rule = 'even'
-  c.progressive.count = 3
-  c.progressive.share = 0.75
+  c.progressive.count = 1
+  c.progressive.share = 0.5
   # One hidden stage, at the last block, through a readout.
   c.extracted.layers = (('block3', 'block3'),)
   c.extracted.readout = True
   c.extracted.width = 128
   c.extracted.norm = 'layer'
-  c.extracted.share = 0.4
+  c.extracted.share = 0.6
   return c
 
 
@@ -88,6 +91,7 @@ def paper(method: str) -> ml_collections.ConfigDict:
     block.optimizer.learning_rate = 5e-3
     block.eval_every = 250
     block.save_every = 1_000
+  c.supervised.rate_factor = 1.0
   c.hard_labels = True
   c.progressive.rule = 'list'
   c.progressive.checkpoints = (1_000,)
