@@ -1,6 +1,5 @@
 """The experiments on sequences, whole, at their smallest size."""
 
-import json
 import pathlib
 
 from absl.testing import parameterized
@@ -24,7 +23,8 @@ class PcfgTest(parameterized.TestCase):
     test = cls('create_tempdir')
     cls.workdir = pathlib.Path(test.create_tempdir().full_path)
     cls.config = pcfg_bert.tiny('extracted')
-    experiment.run(cls.config, cls.workdir)
+    # Students of a masked task are trained in text_test.py.
+    cls.teacher = experiment.train_teacher(cls.config, cls.workdir)
 
   def test_learns(self):
     """Which of three terminals, better than the most frequent of them."""
@@ -34,19 +34,20 @@ class PcfgTest(parameterized.TestCase):
     self.assertLess(losses[-1], 1.6)  # log 8 = 2.1 at the start.
 
   def test_plan_tells_the_projection_and_the_readout(self):
-    folder = self.workdir / 'extracted'
-    summary = json.loads((folder / 'summary.json').read_text())
-    hidden, output = summary['stages']
-    self.assertEqual(
-      (hidden['name'], hidden['projection']), ('block0', [16, 16])
-    )
-    self.assertEqual(output['name'], 'output')
+    recipe = experiment.student_recipe(self.config, self.teacher)
+    hidden, output = recipe.planned()
+    self.assertEqual(hidden.stage.name, 'block0')
+    self.assertEqual((hidden.projection, hidden.readout), ((16, 16), (8, 16)))
+    self.assertEqual(output.stage.name, 'output')
 
   def test_probes(self):
     config, teacher = experiment.load(self.config, self.workdir)
     task, tokens, ancestors = probe_masked.sentences(config, 32)
     networks = probe_masked.networks_of(config, self.workdir, teacher)
-    self.assertEqual(list(networks), ['teacher', 'extracted'])
+    self.assertEqual(list(networks), ['teacher'])
+    student = experiment.make_model(config, 'student')
+    params = jax.jit(student.init)(jax.random.key(0), tokens)
+    networks['extracted'] = student, params
     found = probe_masked.versions(teacher, networks)
     args = (tokens, tokens > 0, pcfg.MASK, [3], 2)
     rows = list(probe_masked.ngrams(found, *args))

@@ -430,6 +430,7 @@ class RunTest(parameterized.TestCase):
     self.assertTrue((tokens[:, 0] == task.cls_id).all())
     self.assertFalse((tokens[:, 1:] == task.cls_id).any())
     networks = probe_masked.networks_of(config, self.workdir, teacher)
+    self.assertEqual(list(networks), ['teacher', 'extracted'])
     found = probe_masked.versions(teacher, networks)
     rows = list(probe_masked.ngrams(found, tokens, real, 2, [3], 4))
     self.assertLen(rows, len(teacher.checkpoints) + 1)

@@ -106,7 +106,9 @@ class RunTest(parameterized.TestCase):
     keys = jax.random.key_data(recipes[0].data_keys)
     self.assertLen({tuple(k.tolist()) for k in keys}, config.num_seeds)
 
-  @parameterized.product(method=('progressive', 'extracted'), rows=(1, 3, 4, 5))
+  @parameterized.parameters(
+    *(('extracted', rows) for rows in (1, 3, 4, 5)), ('progressive', 3)
+  )
   def test_an_interrupted_run_ends_where_a_whole_one_does(self, method, rows):
     # Checkpoints at 20, 40, 60; a stage ends at 30: killed in both stages,
     # before the first checkpoint, and across the change of stage.
@@ -135,9 +137,12 @@ class RunTest(parameterized.TestCase):
     )
     chex.assert_trees_all_equal(arrays(config, whole), arrays(config, folder))
 
-  @parameterized.product(name=('SIGTERM', 'SIGINT'), rows=(1, 2, 4))
+  @parameterized.parameters(('SIGTERM', 1), ('SIGINT', 2), ('SIGTERM', 4))
   def test_a_signal_saves_and_stops(self, name, rows):
     workdir, config = self.fresh(), parity_mlp.tiny('extracted')
+    # A job in the background ignores SIGINT, and then so does a run.
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
+    self.addCleanup(signal.signal, signal.SIGINT, outside)
     write, written = journal.Journal.write, itertools.count(1)
     before = signal.getsignal(getattr(signal, name))
 
