@@ -95,7 +95,7 @@ def remove(folder: pathlib.Path, step: int) -> None:
 
 
 def is_scheduled(folder: pathlib.Path, step: int) -> bool:
-  """Whether the checkpoint `step` is whole, and belongs to the schedule."""
+  """Whether the checkpoint `step` has a record, and is of the schedule."""
   try:
     return not read_record(folder, step).get('extra')
   except (errors.UserError, KeyError, TypeError):

@@ -31,6 +31,7 @@ from cxjax import recipe as recipe_lib
 from cxjax import step
 from cxjax import summary as summary_lib
 from cxjax import train
+from cxjax.data import masked_text
 from cxjax.data import parity
 from cxjax.data import pcfg
 from cxjax.data import text as text_lib
@@ -84,10 +85,12 @@ def text_of(config: Config) -> text_lib.Text:
   )
 
 
-def _text(config: Config) -> text_lib.MaskedText:
+def _text(config: Config) -> masked_text.MaskedText:
   data = config.data
   tokenizer = text_of(config).tokenizer
-  return text_lib.make(tokenizer, length=data.length, mask_rate=data.mask_rate)
+  return masked_text.make(
+    tokenizer, length=data.length, mask_rate=data.mask_rate
+  )
 
 
 def _transformer(
@@ -148,7 +151,7 @@ def _key(seed: int, purpose: str) -> jax.Array:
 def _held_out(task: Any, seed: int, size: int, text: text_lib.Text | None):
   source = size
   if text is not None:
-    source = text_lib.held_out_rows(text.held_out, task, size)
+    source = masked_text.held_out_rows(text.held_out, task, size)
   # Jitted: a grammar's many small operations are slow one by one.
   draw = jax.jit(lambda key: task.draw(key, 0, source))
   return draw(_key(seed, 'held_out'))
@@ -160,7 +163,9 @@ def _feed(config: Config, role: str, mesh: jax.sharding.Mesh, streams: int):
   block = config.teacher if role == 'teacher' else config
   seeds = jax.vmap(jax.random.bits)(_seed_keys(config, f'{role}_data', streams))
   datasets = [
-    text_lib.pack(text.train, task, batch_size=block.batch_size, seed=int(seed))
+    masked_text.pack(
+      text.train, task, batch_size=block.batch_size, seed=int(seed)
+    )
     for seed in seeds
   ]
   return feed_lib.Feed(datasets, block.log_every, mesh)
@@ -358,9 +363,7 @@ def load_teacher(
     return jax.tree.map(lambda leaf: leaf[0], items['params'])
 
   records = (
-    checkpoint.read_record(folder, at)
-    for at in checkpoint.steps(folder)
-    if at == last or checkpoint.is_scheduled(folder, at)
+    checkpoint.read_record(folder, at) for at in checkpoint.steps(folder)
   )
   return methods.Teacher(
     apply=recipe.student.apply,

@@ -133,11 +133,8 @@ class Recipe:
       batch = self.draw(key, at, source)
       if not getattr(self.student, 'dropout', 0):
         return batch
-      x = (
-        batch['x']
-        if isinstance(batch['x'], Mapping)
-        else {'tokens': batch['x']}
-      )
+      x = batch['x']
+      x = x if isinstance(x, Mapping) else {'tokens': x}
       key = jax.random.fold_in(jax.random.fold_in(key, at), DROPOUT)
       keys = jax.random.split(key, self.batch_size)
       return {**batch, 'x': {**x, 'dropout': keys}}

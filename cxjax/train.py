@@ -175,6 +175,7 @@ class _Run:
     while self.stage + 1 < len(self.planned):
       self._enter(self.stage + 1, self.states.params)
       self._train_stage()
+    self._clean()
 
   def _enter(self, index, params):
     keys = self.programs.keys(self.recipe.stage_keys, 2 * index + 1)
@@ -330,11 +331,15 @@ class _Run:
       'feed': self.feed and self.feed.state(self.step),
     }
     checkpoint.save(self.folder, self.step, _items(self.states), record)
-    for other in checkpoint.steps(self.folder):
-      # Later ones are of a run that was taken up before them.
-      if other > self.step or (other in self.stale and other != self.step):
-        checkpoint.remove(self.folder, other)
+    self._clean()
     self.stale = {self.step} if extra else set()
     self.saved, self.saved_at = self.step, time.monotonic()
     if self.recipe.keep:
       checkpoint.prune(self.folder, self.recipe.keep)
+
+  def _clean(self):
+    """Removes what is not of the schedule, once there is a later checkpoint."""
+    for other in checkpoint.steps(self.folder):
+      # Those after this step are of a run that was taken up before them.
+      if other > self.step or (other in self.stale and other != self.step):
+        checkpoint.remove(self.folder, other)

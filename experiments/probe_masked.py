@@ -35,8 +35,8 @@ from cxjax import methods
 from cxjax import plots
 from cxjax import probes
 from cxjax import table
+from cxjax.data import masked_text
 from cxjax.data import pcfg
-from cxjax.data import text as text_lib
 from experiments import base
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
@@ -61,7 +61,7 @@ def sentences(config, number):
 def rows_of_text(config, number):
   """Held-out rows that are one piece of one document, and which are real."""
   task, text = experiment.make_task(config), experiment.text_of(config)
-  rows = text_lib.held_out_rows(text.held_out, task, 20 * number)
+  rows = masked_text.held_out_rows(text.held_out, task, 20 * number)
   whole = rows['segments'].max(axis=1) == 1
   tokens = rows['tokens'][whole][:number]
   return task, tokens, rows['segments'][whole][:number] > 0

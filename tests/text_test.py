@@ -18,6 +18,7 @@ from cxjax import feed as feed_lib
 from cxjax import journal
 from cxjax import mesh as mesh_lib
 from cxjax.data import corpus
+from cxjax.data import masked_text
 from cxjax.data import text
 from cxjax.data import tokenizer as tokenizer_lib
 from experiments import base
@@ -260,7 +261,7 @@ class PackTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.tokenizer = tokenizer_lib.train(DOCUMENTS, 300)
-    cls.task = text.make(cls.tokenizer, length=24, mask_rate=0.2)
+    cls.task = masked_text.make(cls.tokenizer, length=24, mask_rate=0.2)
     cls.documents = text.Tokens(DOCUMENTS, cls.tokenizer)
 
   def pieces(self, rows):
@@ -275,9 +276,9 @@ class PackTest(parameterized.TestCase):
       ids = document.tolist()
       for i in range(0, len(ids), 23):
         want[(self.task.cls_id, *ids[i : i + 23])] += 1
-    found = text.pack(self.documents, self.task, batch_size=1, seed=None)
+    found = masked_text.pack(self.documents, self.task, batch_size=1, seed=None)
     rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
-    some = text.held_out_rows(self.documents, self.task, 10**6)
+    some = masked_text.held_out_rows(self.documents, self.task, 10**6)
     self.assertLen(some['tokens'], len(rows['tokens']) // 32 * 32)
     self.assertEqual(collections.Counter(self.pieces(rows)), want)
     padding = rows['segments'] == 0
@@ -285,7 +286,7 @@ class PackTest(parameterized.TestCase):
     self.assertLess(padding.mean(), 0.2)
 
   def test_places_count_from_the_start_of_a_piece(self):
-    rows = text.held_out_rows(self.documents, self.task, 50)
+    rows = masked_text.held_out_rows(self.documents, self.task, 50)
     begins = rows['tokens'] == self.task.cls_id
     self.assertTrue((rows['places'][begins] == 0).all())
     inside = (rows['segments'][:, 1:] == rows['segments'][:, :-1]) & (
@@ -295,7 +296,9 @@ class PackTest(parameterized.TestCase):
     self.assertTrue((step[inside] == 1).all())
 
   def batches(self, seed, number):
-    dataset = text.pack(self.documents, self.task, batch_size=4, seed=seed)
+    dataset = masked_text.pack(
+      self.documents, self.task, batch_size=4, seed=seed
+    )
     return list(itertools.islice(dataset, number))
 
   def test_the_order_is_of_the_seed_and_new_in_every_epoch(self):
@@ -346,7 +349,7 @@ class PackTest(parameterized.TestCase):
 
     def open_feed():
       streams = [
-        text.pack(self.documents, self.task, batch_size=4, seed=seed)
+        masked_text.pack(self.documents, self.task, batch_size=4, seed=seed)
         for seed in range(2)
       ]
       return feed_lib.Feed(streams, 5, mesh)

@@ -181,13 +181,14 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(saved[-1][1], [20, 40, 50])
     self.assertEqual(checkpoint.steps(workdir / 'extracted'), [20, 40, 60])
 
-  @parameterized.parameters('half', 'extra')
+  @parameterized.parameters('half', 'extra', 'late')
   def test_a_teacher_does_not_keep_what_is_not_of_its_schedule(self, kind):
-    """A save on a signal that was cut off, or the next one before cleaning."""
+    """A save on a signal cut off; the next, or the last, before cleaning."""
     workdir, config = self.fresh(), parity_mlp.tiny()
     folder = workdir / 'teacher'
     (folder / 'summary.json').unlink()
-    checkpoint.remove(folder, 60)
+    if kind != 'late':
+      checkpoint.remove(folder, 60)
     path = folder / 'checkpoints'
     if kind == 'half':
       shutil.copytree(path / '000000020', path / '000000030')
