@@ -7,8 +7,11 @@ the digest of every file. The record is written last: a folder without one, or
 whose files do not match it, is no checkpoint. Nothing is pickled.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -21,6 +24,10 @@ from cxjax import errors
 from cxjax import files
 
 Record = dict[str, Any]
+_DISK = {
+  'RESOURCE_EXHAUSTED': errno.ENOSPC,
+  'PERMISSION_DENIED': errno.EACCES,
+}
 
 
 def _path(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -71,22 +78,34 @@ def save(
     UserError: the folder cannot be written.
   """
   path = _path(folder, step)
-  try:
-    shutil.rmtree(path, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-      for name, tree in items.items():
-        if jax.tree.leaves(tree):
-          checkpointer.save(path.absolute() / name, tree)
-  except OSError as error:
-    raise errors.UserError(
-      f'Cannot save checkpoint {step} in {folder}: {error.strerror}. The one '
-      'before it is as it was.'
-    ) from error
+  shutil.rmtree(path, ignore_errors=True)
+  with files.written(path):  # Orbax would wait ten minutes for a folder.
+    path.mkdir(parents=True)
+  with (
+    files.written(path),
+    _as_os_error(),
+    ocp.StandardCheckpointer() as checkpointer,
+  ):
+    for name, tree in items.items():
+      if jax.tree.leaves(tree):
+        checkpointer.save(path.absolute() / name, tree)
   seal = {'files': _digests(path), 'shapes': _shapes(items)}
   sealed = {'step': step, **record, **seal}
   files.write_json(
     path / 'record.json', {'record': sealed, 'sha256': _digest(sealed)}
   )
+
+
+@contextlib.contextmanager
+def _as_os_error():
+  """Tensorstore's report of a disk, a ValueError, as what it is."""
+  try:
+    yield
+  except ValueError as error:
+    reason = str(error).partition(':')[0]
+    if reason not in _DISK:
+      raise
+    raise OSError(_DISK[reason], os.strerror(_DISK[reason])) from error
 
 
 def remove(folder: pathlib.Path, step: int) -> None:

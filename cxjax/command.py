@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import os
 import pathlib
 import sys
 from typing import Any
@@ -37,6 +38,11 @@ def fail(error: Exception | str) -> None:
   text = error.args[0] if isinstance(error, KeyError) else error
   lines = str(text).split('\n')
   print(f'Error: {" ".join(map(str.strip, lines))}', file=sys.stderr)
+  if isinstance(getattr(error, '__cause__', None), OSError):
+    # A disk that failed: threads of orbax would wait for it, and complain.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
   sys.exit(2)
 
 
@@ -44,8 +50,12 @@ def quiet() -> None:
   """Logs what cxjax says, and of others their warnings only."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(
-    # Orbax reports every save in twenty lines.
-    lambda record: record.levelno > 20 or 'cxjax' in record.pathname
+    # Orbax reports every save in twenty lines, and one that failed in hundreds
+    # before it raises.
+    lambda record: (
+      'cxjax' in record.pathname
+      or (record.levelno > 20 and 'orbax' not in record.pathname)
+    )
   )
 
 

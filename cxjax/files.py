@@ -13,6 +13,22 @@ from absl import logging
 from cxjax import errors
 
 
+@contextlib.contextmanager
+def written(path: pathlib.Path | str) -> Iterator[None]:
+  """Whatever is done here writes `path`; if that cannot be, says so.
+
+  Raises:
+    UserError: the disk is full, or the folder cannot be written.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise errors.UserError(
+      f'Cannot write {path}: {error.strerror}. Make room there, or choose '
+      'another --workdir.'
+    ) from error
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
   """Replaces `path` by `text` in one move, so that no reader sees half of it.
 
@@ -20,15 +36,13 @@ def write_text(path: pathlib.Path, text: str) -> None:
     UserError: the folder cannot be written.
   """
   temporary = path.with_name(path.name + '.tmp')
-  try:
+  with written(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open('w') as f:
       f.write(text)
       f.flush()
       os.fsync(f.fileno())
     temporary.replace(path)
-  except OSError as error:
-    raise errors.UserError(_cannot_write(path, error)) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -61,11 +75,9 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     UserError: another process has it, or the folder cannot be written.
   """
   path = folder / 'lock'
-  try:
+  with written(path):
     folder.mkdir(parents=True, exist_ok=True)
     file = path.open('w')
-  except OSError as error:
-    raise errors.UserError(_cannot_write(path, error)) from error
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,10 +89,6 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     except OSError as error:  # A mount without locks.
       logging.warning('%s cannot be locked: %s.', folder, error.strerror)
     yield
-
-
-def _cannot_write(path, error):
-  return f'Cannot write {path}: {error.strerror}. Choose another --workdir.'
 
 
 def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:

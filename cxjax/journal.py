@@ -1,16 +1,16 @@
 """The rows of a run: JSON lines, TensorBoard event files, a progress bar."""
 
 from collections.abc import Iterator
+import contextlib
 import json
 import pathlib
 import sys
+import time
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tqdm
 
-from cxjax import errors
 from cxjax import files
 
 Row = dict[str, Any]
@@ -44,10 +44,9 @@ class Journal:
     text = ''.join(json.dumps(row) + '\n' for row in self.rows)
     path = folder / 'metrics.jsonl'
     files.write_text(path, text)
-    self._lines = path.open('a')
-    self._events = tensorboardX.SummaryWriter(
-      str(folder / 'tensorboard'), purge_step=step + 1
-    )
+    with files.written(folder):
+      self._lines = path.open('a')
+      self._events = _Events(folder / 'tensorboard', step)
     # A terminal gets a moving bar, a log file a line now and then.
     interval = 0.2 if sys.stderr.isatty() else 10.0
     self._bar = tqdm.tqdm(
@@ -60,8 +59,10 @@ class Journal:
 
   def __exit__(self, *exception) -> None:
     """Closes the files and the bar."""
-    self._lines.close()
-    self._events.close()
+    for file in (self._lines, self._events):
+      # Every row was flushed: what cannot be written was said then.
+      with contextlib.suppress(OSError):
+        file.close()
     self._bar.close()
 
   def expect(self, total: int) -> None:
@@ -79,18 +80,51 @@ class Journal:
       UserError: the disk is full or cannot be written.
     """
     self.rows.append(row)
-    try:
+    with files.written(self._lines.name):
       self._lines.write(json.dumps(row) + '\n')
       self._lines.flush()
-    except OSError as error:
-      raise errors.UserError(
-        f'Cannot write {self._lines.name}: {error.strerror}.'
-      ) from error
-    for name, value in row.items():
-      if name not in ('step', 'stage'):
-        self._events.add_scalar(name, np.mean(value), row['step'])
+      self._events.write(row)
     self._bar.set_postfix_str(_summary(row), refresh=False)
     self._bar.update(row['step'] - self._bar.n)
+
+
+class _Events:
+  """A TensorBoard event file.
+
+  Not tensorboardX's SummaryWriter: on a full disk its thread dies with a
+  traceback, and the run goes on.
+  """
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    # These import torch, where there is one: two seconds.
+    from tensorboardX import event_file_writer
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    self._file = event_file_writer.EventsWriter(str(folder / 'events'))
+    self._event, self._scalar = event_pb2.Event, summary.scalar
+    # TensorBoard drops what another process wrote of later steps.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step + 1, session_log=start)
+    self._flushed = time.monotonic()
+
+  def _add(self, step, **what):
+    event = self._event(step=step, wall_time=time.time(), **what)
+    self._file.write_event(event)
+
+  def write(self, row: Row) -> None:
+    """Adds the numbers of a row, lists as their means."""
+    for name, value in row.items():
+      if name not in ('step', 'stage'):
+        self._add(row['step'], summary=self._scalar(name, np.mean(value)))
+    if time.monotonic() - self._flushed > 10:  # Seconds; it waits for the disk.
+      self._file.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    """Flushes and closes the file."""
+    self._file.close()
 
 
 def _summary(row: Row) -> str:

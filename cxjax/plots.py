@@ -8,7 +8,7 @@ from matplotlib import figure as mpl
 from matplotlib.axes import Axes
 import numpy as np
 
-from cxjax import errors
+from cxjax import files
 from cxjax import journal
 
 # Okabe and Ito's palette: told apart without colour vision.
@@ -26,10 +26,8 @@ def save(figure: mpl.Figure, path: pathlib.Path) -> None:
   Raises:
     UserError: the file cannot be written.
   """
-  try:
+  with files.written(path):
     figure.savefig(path, dpi=150, bbox_inches='tight')
-  except OSError as error:
-    raise errors.UserError(f'Cannot write {path}: {error.strerror}.') from error
 
 
 def axes(

@@ -1,5 +1,8 @@
 """Settings of every test, made before anything is computed."""
 
+import atexit
+import os
+import shutil
 import tempfile
 
 from absl import flags
@@ -13,9 +16,21 @@ flags.FLAGS.mark_as_parsed()
 jax.config.update('jax_num_cpu_devices', 4)
 # A loss that broadcasts [B] against [B, 1] is wrong by a factor and silent.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# Test shapes are tiny: compiling costs more than running.
-jax.config.update('jax_disable_most_optimizations', True)
-# A run that is taken up again compiles what the run before it compiled.
-jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+# The rest is for speed: test shapes are tiny, so that compiling costs more than
+# running. In the environment, for the processes that tests start as well.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # Else pytest-xdist's worker.
+  _cache = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+  # More than half of XLA's time to compile for a CPU.
+  _flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'--xla_cpu_use_fusion_emitters=false {_flags}'
+for _name, _value in {
+  'jax_compilation_cache_dir': os.environ['JAX_COMPILATION_CACHE_DIR'],
+  'jax_persistent_cache_min_compile_time_secs': 0,
+  'jax_persistent_cache_min_entry_size_bytes': -1,
+  'jax_disable_most_optimizations': True,
+}.items():
+  jax.config.update(_name, _value)
+  os.environ[_name.upper()] = str(_value)

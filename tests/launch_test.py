@@ -10,9 +10,31 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '--config=experiments/parity_mlp.py'
 
 
-def launch(*args):
+# Flags can be parsed once in a process, and importing what they need takes
+# seconds.
+PARSE = """
+import os
+import sys
+import launch
+for args in sys.argv[1:]:
+  if os.fork() == 0:
+    sys.argv[1:] = args.split()
+    launch.parse(sys.argv)
+    os._exit(0)
+  print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+MISTAKES = {
+  (CONFIG, '--workdir=x', '--config.data.kk=3'): 'kk',
+  (CONFIG, '--workdir=x', '--config.batch_size=many'): 'many',
+  ('--config=experiments/none.py', '--workdir=x'): 'none.py',
+  (CONFIG, '--workdri=x'): 'mean: workdir',
+  (CONFIG,): '--workdir is missing',
+}
+
+
+def start(*args):
   return subprocess.run(
-    [sys.executable, 'launch.py', *args],
+    [sys.executable, *args],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -27,24 +49,29 @@ class LaunchTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ((f'{CONFIG}:extrakted',), "mean 'extracted'"),
-    ((CONFIG, '--config.data.kk=3'), 'kk'),
-    ((CONFIG, '--config.batch_size=many'), 'many'),
-    (('--config=experiments/none.py',), 'none.py'),
     ((CONFIG, '--compare=one_shot,two_shot'), "mean 'one_shot'"),
   )
   def test_a_mistake_is_one_line(self, args, message):
     workdir = self.workdir()
-    done = launch(*args, f'--workdir={workdir}')
+    done = start('launch.py', *args, f'--workdir={workdir}')
     self.assertEqual(done.returncode, 2)
     self.assertNotIn('Traceback', done.stderr)
     self.assertIn(message, done.stderr.splitlines()[-1])
     self.assertStartsWith(done.stderr.splitlines()[-1], 'Error: ')
     self.assertFalse(workdir.exists())
 
+  def test_a_mistake_in_a_flag_is_one_line(self):
+    done = start('-c', PARSE, *(' '.join(args) for args in MISTAKES))
+    self.assertEqual(done.stdout.split(), ['2'] * len(MISTAKES), done.stderr)
+    lines = done.stderr.splitlines()
+    for line, message in zip(lines, MISTAKES.values(), strict=True):
+      self.assertRegex(line, f'^Error: .*{message}')
+
   def test_extracted_solves_what_one_shot_does_not(self):
     """The paper's claim, small: parity of 4 of 30 bits, the same steps."""
     workdir = self.workdir()
-    done = launch(
+    done = start(
+      'launch.py',
       CONFIG,
       f'--workdir={workdir}',
       '--compare=one_shot,extracted',

@@ -24,6 +24,7 @@ from cxjax.data import tokenizer as tokenizer_lib
 from experiments import base
 from experiments import probe_masked
 from experiments import text_bert
+import faults
 
 WORDS = tuple(
   f'{a}{b}'
@@ -371,10 +372,6 @@ class PackTest(parameterized.TestCase):
           )
 
 
-class Killed(Exception):
-  """Stands for `kill -9`: nothing of ours catches it."""
-
-
 class RunTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -415,10 +412,10 @@ class RunTest(parameterized.TestCase):
     def kill(self, row):
       write(self, row)
       if next(written) == 2:
-        raise Killed
+        raise faults.Killed
 
     patch = mock.patch.object(journal.Journal, 'write', kill)
-    with patch, self.assertRaises(Killed):
+    with patch, self.assertRaises(faults.Killed):
       experiment.run(config, other)
     experiment.run(config, other)
     self.assertEqual(

@@ -22,10 +22,7 @@ from cxjax import journal
 from cxjax import methods
 from cxjax import programs
 from experiments import parity_mlp
-
-
-class Killed(Exception):
-  """Stands for `kill -9`: nothing of ours catches it."""
+import faults
 
 
 def files_of(folder):
@@ -34,18 +31,6 @@ def files_of(folder):
     for p in sorted(folder.rglob('*'))
     if p.is_file()
   }
-
-
-def arrays(config, folder):
-  """All that the last checkpoint of a student holds, by path."""
-  teacher = experiment.train_teacher(config, folder.parent)
-  recipe = experiment.student_recipe(config, teacher)
-  last = checkpoint.latest(folder)
-  index = sum(last > end for end in recipe.ends[:-1])
-  shapes = recipe.state_shapes(recipe.planned()[index])
-  names = ('params', 'readout', 'opt_state')
-  items = {name: getattr(shapes, name) for name in names}
-  return checkpoint.restore(folder, last, items)
 
 
 class RunTest(parameterized.TestCase):
@@ -120,10 +105,10 @@ class RunTest(parameterized.TestCase):
       write(self, row)
       written.append(row)
       if len(written) == rows:
-        raise Killed
+        raise faults.Killed
 
     patch = mock.patch.object(journal.Journal, 'write', kill)
-    with patch, self.assertRaises(Killed):
+    with patch, self.assertRaises(faults.Killed):
       experiment.run(config, workdir)
     self.assertFalse((workdir / method / 'summary.json').exists())
     experiment.run(config, workdir)
@@ -135,7 +120,9 @@ class RunTest(parameterized.TestCase):
       (whole / 'metrics.jsonl').read_text(),
       (folder / 'metrics.jsonl').read_text(),
     )
-    chex.assert_trees_all_equal(arrays(config, whole), arrays(config, folder))
+    chex.assert_trees_all_equal(
+      faults.arrays(config, whole), faults.arrays(config, folder)
+    )
 
   @parameterized.parameters(('SIGTERM', 1), ('SIGINT', 2), ('SIGTERM', 4))
   def test_a_signal_saves_and_stops(self, name, rows):
@@ -226,10 +213,10 @@ class RunTest(parameterized.TestCase):
     def kill(folder, step, items, record):
       save(folder, step, items, record)
       if step == 20:
-        raise Killed
+        raise faults.Killed
 
     patch = mock.patch.object(checkpoint, 'save', kill)
-    with patch, self.assertRaises(Killed):
+    with patch, self.assertRaises(faults.Killed):
       experiment.train_teacher(config, workdir)
     again = experiment.train_teacher(config, workdir)
     whole = experiment.train_teacher(config, self.workdir)

@@ -1,0 +1,132 @@
+"""What is done to runs, and what is left of them. Not a test.
+
+As a program, in a process that has not touched a device yet:
+  python tests/faults.py kills FOLDER NUMBER
+  python tests/faults.py disk FOLDER full|read_only TEACHER
+"""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+from cxjax import checkpoint
+from cxjax import errors
+from cxjax import experiment
+from cxjax import journal
+from experiments import parity_mlp
+
+
+class Killed(Exception):
+  """Stands for `kill -9`: nothing of ours catches it."""
+
+
+def arrays(config, folder):
+  """All that the last checkpoint of a student holds, by path."""
+  teacher = experiment.train_teacher(config, folder.parent)
+  recipe = experiment.student_recipe(config, teacher)
+  last = checkpoint.latest(folder)
+  index = sum(last > end for end in recipe.ends[:-1])
+  shapes = recipe.state_shapes(recipe.planned()[index])
+  names = ('params', 'readout', 'opt_state')
+  items = {name: getattr(shapes, name) for name in names}
+  return checkpoint.restore(folder, last, items)
+
+
+def config():
+  """A checkpoint at every row, so that many a kill finds one half written."""
+  c = parity_mlp.tiny('extracted')
+  c.save_every = c.teacher.save_every = 10
+  return c
+
+
+def begin(workdir):
+  """Starts the run in a process of its own; its id."""
+  pid = os.fork()
+  if pid == 0:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    experiment.run(config(), workdir)
+    os._exit(0)
+  return pid
+
+
+def ended(pid, seconds):
+  """Whether the process ends well within so many seconds; else it is killed."""
+  deadline = time.monotonic() + seconds
+  while time.monotonic() < deadline:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    if done:
+      assert status == 0, f'The run failed with status {status}.'
+      return True
+    time.sleep(0.002)
+  os.kill(pid, signal.SIGKILL)
+  os.waitpid(pid, 0)
+  return False
+
+
+def kills(folder, number):
+  """Kills runs at random times, and starts them again, until all have ended.
+
+  Leaves one that was not killed in `whole`, the others in `run0`, `run1`.
+  """
+  assert ended(begin(folder / 'whole'), 300)
+  start = time.monotonic()
+  assert ended(begin(folder / 'run0'), 300)  # With what that one compiled.
+  seconds, done, runs = time.monotonic() - start, 0, 1
+  while done < number:
+    workdir = folder / f'run{runs}'
+    if ended(begin(workdir), random.uniform(0, seconds)):
+      runs += 1
+      continue
+    done += 1
+    found = {
+      name: checkpoint.steps(workdir / name)[-1:]
+      for name in ('teacher', 'extracted')
+    }
+    print(f'kill {done} of {workdir.name}: {found}', flush=True)
+  assert ended(begin(folder / f'run{runs}'), 300)
+
+
+def disk(folder, fault, teacher):
+  """A run whose disk breaks and is mended; prints what it says."""
+  c = config()
+  c.teacher.folder = str(teacher)
+  workdir, ballast = folder / 'run', folder / 'ballast'
+  write = journal.Journal.write
+
+  def break_it(self, row):
+    write(self, row)
+    if row['step'] != 30:
+      return
+    if fault == 'read_only':
+      subprocess.run(['chmod', '-R', 'a-w', workdir], check=True)
+      return
+    with ballast.open('wb', buffering=0) as f:
+      try:
+        while f.write(bytes(4096)):
+          pass
+      except OSError:
+        pass
+
+  try:
+    with mock.patch.object(journal.Journal, 'write', break_it):
+      experiment.run(c, workdir)
+  except errors.UserError as error:
+    print(error)
+  print(checkpoint.latest(workdir / 'extracted'), flush=True)
+  ballast.unlink(missing_ok=True)
+  subprocess.run(['chmod', '-R', 'u+w', workdir], check=True)
+  experiment.run(c, workdir)
+  print((workdir / 'extracted' / 'metrics.jsonl').read_text())
+
+
+if __name__ == '__main__':
+  what, root, *rest = sys.argv[1:]
+  if what == 'kills':
+    kills(pathlib.Path(root), int(rest[0]))
+  else:
+    disk(pathlib.Path(root), *rest)

@@ -1,0 +1,98 @@
+"""Runs in processes of their own that are killed, or whose disk breaks."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from absl.testing import parameterized
+import chex
+
+from cxjax import checkpoint
+import faults
+
+ROOT = pathlib.Path(__file__).parent.parent
+KILLS = 30
+
+
+def start(before, *args):
+  return subprocess.run(
+    [*before, sys.executable, 'tests/faults.py', *map(str, args)],
+    cwd=ROOT,
+    env={**faults.os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+class FaultsTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    cls.done = start((), 'kills', cls.root, KILLS)
+    cls.whole = cls.root / 'whole'
+    cls.metrics = (cls.whole / 'extracted' / 'metrics.jsonl').read_text()
+
+  def test_kill_at_any_moment(self):
+    self.assertEqual(self.done.returncode, 0, self.done.stderr)
+    self.assertLen(self.done.stdout.splitlines(), KILLS)
+    others = sorted(self.root.glob('run*'))
+    self.assertNotEmpty(others)
+    for workdir in others:
+      for name in ('teacher', 'extracted'):
+        whole, other = self.whole / name, workdir / name
+        self.assertEqual(
+          (whole / 'metrics.jsonl').read_text(),
+          (other / 'metrics.jsonl').read_text(),
+          self.done.stdout,
+        )
+        self.assertEqual(checkpoint.steps(whole), checkpoint.steps(other))
+      chex.assert_trees_all_equal(
+        faults.arrays(faults.config(), self.whole / 'extracted'),
+        faults.arrays(faults.config(), workdir / 'extracted'),
+      )
+
+  def test_damage_to_any_file_of_a_checkpoint_is_noticed(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    shutil.copytree(self.whole / 'extracted', folder, dirs_exist_ok=True)
+    path = folder / 'checkpoints' / '000000060'
+    self.assertEqual(checkpoint.latest(folder), 60)
+    found = [p for p in path.rglob('*') if p.is_file()]
+    for file in found:
+      content = file.read_bytes()
+      middle = len(content) // 2
+      flipped = bytearray(content)
+      flipped[middle] ^= 1
+      for damaged in (content[:middle], bytes(flipped), None):
+        if damaged is None:
+          file.unlink()
+        else:
+          file.write_bytes(damaged)
+        with self.assertLogs(level='WARNING') as log:
+          self.assertEqual(checkpoint.latest(folder), 50)
+        self.assertRegex(log.output[0], f'Checkpoint 60 .*{file.name}')
+        file.write_bytes(content)
+    self.assertEqual(checkpoint.latest(folder), 60)
+
+  @parameterized.parameters(
+    ('full', '1m', 'No space left on device'),
+    ('read_only', '4m', 'Permission denied'),
+  )
+  def test_a_disk_that_breaks(self, fault, size, reason):
+    """A tmpfs of its own; without the right to ignore permissions."""
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    script = (
+      f'mount -t tmpfs -o size={size} tmpfs {folder} && '
+      'exec setpriv --bounding-set=-dac_override "$@"'
+    )
+    before = ('unshare', '--mount', '--map-root-user', 'sh', '-c', script, '-')
+    if subprocess.run([*before, 'true'], check=False).returncode:
+      self.skipTest('Needs the right to mount a tmpfs.')
+    done = start(before, 'disk', folder, fault, self.whole / 'teacher')
+    self.assertEqual(done.returncode, 0, done.stderr)
+    said, latest, *metrics = done.stdout.splitlines(keepends=True)
+    self.assertRegex(said, f'^Cannot write {folder}/run.*: {reason}. Make room')
+    self.assertEqual(latest, '20\n')
+    self.assertEqual(''.join(metrics), self.metrics + '\n')
