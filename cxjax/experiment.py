@@ -204,7 +204,8 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
   task = make_task(config)
   optimizer = copy.deepcopy(block.optimizer)
   optimizer.learning_rate *= factor
-  mesh = mesh_lib.make(config.mesh.data, block.batch_size)
+  mesh = mesh_lib.make(config.mesh, block.batch_size)
+  rules = {'student': config.mesh.student, 'teacher': config.mesh.teacher}
   text = text_of(config) if config.task == 'text' else None
   held_out = _held_out(task, config.seed, config.data.eval_size, text)
   streams = 1 if config.share_batches else num_seeds
@@ -220,6 +221,7 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
     student=make_model(config, role),
     draw=task.draw,
     mesh=mesh,
+    rules=(rules[role], rules['teacher']),
     held_out=mesh_lib.replicate(held_out, mesh),
     batch_size=block.batch_size,
     optimizer=optimizer,
@@ -335,7 +337,7 @@ def _template(recipe, module, num_seeds):
   shapes = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), one
   )
-  return mesh_lib.abstract(shapes, recipe.mesh)
+  return mesh_lib.abstract(shapes, recipe.mesh, recipe.rules[0], seeds=True)
 
 
 def load_teacher(

@@ -25,6 +25,11 @@ class Programs:
   def __init__(self, recipe: recipe_lib.Recipe):
     """Compiles nothing yet."""
     self._recipe = recipe
+    student, teacher = recipe.rules
+    self._student = mesh_lib.gathered(recipe.student.apply, student)
+    self._teacher = recipe.teacher and mesh_lib.gathered(
+      recipe.teacher.apply, teacher
+    )
     self._compiled = {}
     self.seconds = 0.0
 
@@ -35,8 +40,7 @@ class Programs:
   def _call(self, name, fun: Callable, *args, **kwargs):
     if name not in self._compiled:
       begin = time.perf_counter()
-      lowered = mesh_lib.jit(fun, self._recipe.mesh, **kwargs).lower(*args)
-      self._compiled[name] = lowered.compile()
+      self._compiled[name] = jax.jit(fun, **kwargs).lower(*args).compile()
       self.seconds += time.perf_counter() - begin
     return self._compiled[name](*args)
 
@@ -49,7 +53,15 @@ class Programs:
     """`[S]` fresh students."""
     x = jax.tree.map(lambda leaf: leaf[:1], self._recipe.held_out['x'])
     student = self._recipe.student
-    return self._call('init', jax.vmap(lambda k: student.init(k, x)), keys)
+    fun = lambda keys: self._parted(
+      jax.vmap(lambda key: student.init(key, x))(keys)
+    )
+    return self._call('init', fun, keys)
+
+  def _parted(self, tree):
+    """Of `[S]` students, over the devices; what else there is stays whole."""
+    recipe = self._recipe
+    return mesh_lib.constrain(tree, recipe.mesh, recipe.rules[0], seeds=True)
 
   def project(self, planned: plan.PlannedStage, keys: jax.Array):
     """`[S, d_T, r]` projections of a stage, or None."""
@@ -57,13 +69,15 @@ class Programs:
       return None
     law, shape = planned.stage.law, planned.projection
     draw = lambda key: projection.random_projection(key, law, shape)
-    return self._call(('project', law, shape), jax.vmap(draw), keys)
+    fun = lambda keys: self._parted(jax.vmap(draw)(keys))
+    return self._call(('project', law, shape), fun, keys)
 
   def enter(
     self, planned: plan.PlannedStage, keys: jax.Array, params: step.Params
   ) -> step.State:
     """`[S]` states for the start of a stage; `params` are given away."""
-    fun = jax.vmap(self._recipe.enter(planned))
+    enter = jax.vmap(self._recipe.enter(planned))
+    fun = lambda keys, params: self._parted(enter(keys, params))
     name = ('enter', planned.stage.objective)
     return self._call(name, fun, keys, params, donate_argnums=1)
 
@@ -93,20 +107,21 @@ class Programs:
     recipe, stage = self._recipe, planned.stage
 
     def fun(states, schedule, start, stop, *args):
-      return step.advance(
+      states, out = step.advance(
         states,
         start,
         stop,
         *args,
         draw=recipe.batch,
-        student=recipe.student.apply,
-        teacher=recipe.teacher and recipe.teacher.apply,
+        student=self._student,
+        teacher=self._teacher,
         stage=stage,
         tx=optimizers.make(recipe.optimizer, *schedule),
         mask=planned.mask,
         lookahead=recipe.blocks,
         microbatches=recipe.microbatches,
       )
+      return self._parted(states), out
 
     numbers = (tuple(map(np.int32, schedule)), np.int32(start), np.int32(stop))
     name = ('advance', stage.objective)
@@ -116,7 +131,7 @@ class Programs:
     """Held-out metrics of `[S]` students, `[S]` each."""
     one = functools.partial(
       step.evaluate,
-      apply=self._recipe.student.apply,
+      apply=self._student,
       parts=self._recipe.eval_parts,
     )
     fun = jax.vmap(one, in_axes=(0, None))
@@ -128,8 +143,8 @@ class Programs:
     """Held-out agreement of `[S]` students with the teacher, `[S]` each."""
     one = functools.partial(
       step.agreement,
-      apply=self._recipe.student.apply,
-      teacher=self._recipe.teacher.apply,
+      apply=self._student,
+      teacher=self._teacher,
       parts=self._recipe.eval_parts,
     )
     fun = jax.vmap(one, in_axes=(0, None, None))

@@ -14,6 +14,7 @@ import ml_collections
 from cxjax import curriculum
 from cxjax import errors
 from cxjax import feed as feed_lib
+from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import optimizers
 from cxjax import plan
@@ -49,6 +50,8 @@ class Recipe:
     batch_size: `B`.
     optimizer: block of the config, as `optimizers.default()`.
     mesh: the devices.
+    rules: how the student is parted over them, and the teacher; of
+      `mesh.RULES`.
     log_every: steps to a row of metrics.
     eval_every: steps between evaluations, a multiple of log_every.
     save_every: steps between checkpoints, a multiple of log_every.
@@ -74,6 +77,7 @@ class Recipe:
   batch_size: int
   optimizer: ml_collections.ConfigDict
   mesh: jax.sharding.Mesh
+  rules: tuple[str, str]
   log_every: int
   eval_every: int
   save_every: int
@@ -91,6 +95,8 @@ class Recipe:
   def __post_init__(self):
     """Raises UserError for settings that cannot be."""
     optimizers.make(self.optimizer)
+    for rule in self.rules:
+      mesh_lib.check(rule)
     for name in ('log_every', 'eval_every', 'save_every'):
       value = getattr(self, name)
       errors.require(value >= 1, f'{name}={value} must be at least 1.')

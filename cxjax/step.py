@@ -399,7 +399,7 @@ def advance(
     )
     stream = lambda key, rows: jax.vmap(draw, (None, 0, 0))(key, steps, rows)
     batches = jax.vmap(stream)(keys, here)
-    batches = mesh_lib.split(batches, axis=2)
+    batches = mesh_lib.split(batches, axis=2, seeds=0)
     if not stage.needs_teacher:
       return batches, batches['y']
     x = undropped(batches['x'])
@@ -486,6 +486,7 @@ def evaluate(
   """
 
   def measure(batch):
+    batch = mesh_lib.split(batch, axis=0)
     logits, _ = apply(params, undropped(batch['x']))
     hits = jnp.argmax(logits, axis=-1) == batch['y']
     return jnp.stack([hits, losses.cross_entropy(logits, batch['y'])], axis=1)
@@ -522,6 +523,7 @@ def agreement(
   """
 
   def measure(batch):
+    batch = mesh_lib.split(batch, axis=0)
     x = undropped(batch['x'])
     (ours, _), (theirs, _) = apply(params, x), teacher(teacher_params, x)
     same = jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)

@@ -162,7 +162,9 @@ class _Run:
     # At the end of a stage its state was saved, not that of the next.
     self.stage = sum(found > end for end in self.recipe.ends[:-1])
     shapes = self.recipe.state_shapes(self.planned[self.stage])
-    template = mesh_lib.abstract(shapes, self.recipe.mesh)
+    template = mesh_lib.abstract(
+      shapes, self.recipe.mesh, self.recipe.rules[0], seeds=True
+    )
     self.states = step.State(
       **checkpoint.restore(self.folder, found, _items(template))
     )
@@ -216,7 +218,11 @@ class _Run:
       params = teacher.params
     else:
       params = teacher.load(stage.checkpoint)
-    return mesh_lib.replicate(params, self.recipe.mesh)
+    return self._placed(params)
+
+  def _placed(self, params):
+    """Parameters of the teacher, on the devices."""
+    return mesh_lib.place(params, self.recipe.mesh, self.recipe.rules[1])
 
   def _timed(self, purpose, program, *args):
     compiled, begin = self.programs.seconds, time.perf_counter()
@@ -273,7 +279,7 @@ class _Run:
     return {f'eval/{name}': v.tolist() for name, v in metrics.items()}
 
   def _agree(self):
-    teacher = mesh_lib.replicate(self.recipe.teacher.params, self.recipe.mesh)
+    teacher = self._placed(self.recipe.teacher.params)
     metrics = self._timed(
       'evaluate', self.programs.agree, self.states.params, teacher
     )

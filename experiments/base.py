@@ -113,7 +113,17 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   # for all students.
   c.share_batches = False
   c.lookahead = 0  # Batches whose targets are one product; 0 chooses.
-  c.mesh = dict(data=-1)  # Devices; -1 takes those that divide the batch.
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.data = -1  # Devices for examples; -1 takes what divides the batch.
+  c.mesh.fsdp = (
+    1  # For examples, and parameters, which are gathered to be used.
+  )
+  c.mesh.model = 1  # For the width of each product.
+  c.mesh.seed = 1  # For students.
+  # What of each network is parted over fsdp and model: replicated is nothing,
+  # fsdp that alone, tensor both.
+  c.mesh.student = 'tensor'
+  c.mesh.teacher = 'tensor'
 
   c.log_every = 100
   c.eval_every = 100

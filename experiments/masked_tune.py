@@ -160,21 +160,24 @@ def tune(workdir, results):
     ]
     name = f'{_EXPERIMENT.value}_tune'
     command.write(results / name, table.markdown(rows), rows)
-  finals = {
-    method: attempt(method, overrides, workdir, _SEEDS.value)
-    for method, overrides in best.items()
-  }
-  lines = [line(method, summary) for method, summary in finals.items()]
+  finals, lines = {}, []
+  name = _EXPERIMENT.value
+
+  def add(label, summary):
+    lines.append(line(label, summary))
+    command.write(results / name, table.markdown(lines), lines)
+
+  for method, overrides in best.items():
+    finals[method] = attempt(method, overrides, workdir, _SEEDS.value)
+    add(method, finals[method])
+  curves = {m: rows_of(m, best[m], workdir) for m in finals}
+  plots.accuracy_curves(curves, results / f'{name}.png')
   for method, summary in finals.items():
     steps = equal_steps(summary, finals['one_shot'])
     if abs(steps / summary['steps'] - 1) > 0.01:
       longer = {**best[method], 'num_steps': steps}
       equal = attempt(method, longer, workdir, _SEEDS.value)
-      lines.append(line(f'{method}, FLOPs of one_shot', equal))
-  name = _EXPERIMENT.value
-  command.write(results / name, table.markdown(lines), lines)
-  curves = {m: rows_of(m, best[m], workdir) for m in finals}
-  plots.accuracy_curves(curves, results / f'{name}.png')
+      add(f'{method}, FLOPs of one_shot', equal)
 
 
 def equal_steps(summary, other):

@@ -13,7 +13,7 @@ import jax
 flags.FLAGS.mark_as_parsed()
 
 # Sharding is tested on any machine; no effect on an accelerator.
-jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_num_cpu_devices', 8)
 # A loss that broadcasts [B] against [B, 1] is wrong by a factor and silent.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

@@ -346,7 +346,7 @@ class PackTest(parameterized.TestCase):
     np.testing.assert_array_equal(at[real], one['y'][real])
 
   def test_a_feed_goes_on_anywhere(self):
-    mesh = mesh_lib.make(1, 4)
+    mesh = mesh_lib.make({'data': 1}, 4)
 
     def open_feed():
       streams = [

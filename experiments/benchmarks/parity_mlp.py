@@ -89,7 +89,7 @@ def make_recipe(case, num_seeds):
   teacher = mlp.MLP((case.teacher,), task.num_classes)
   optimizer = optimizers.default()
   optimizer.name, optimizer.learning_rate = 'sgd', LEARNING_RATE
-  mesh = mesh_lib.make(1, case.batch)
+  mesh = mesh_lib.make({'data': 1}, case.batch)
   return recipe_lib.Recipe(
     student=mlp.MLP((case.student,), task.num_classes),
     stages=curriculum.one_shot(1),
@@ -101,6 +101,7 @@ def make_recipe(case, num_seeds):
     batch_size=case.batch,
     optimizer=optimizer,
     mesh=mesh,
+    rules=('replicated', 'replicated'),
     log_every=LOG_EVERY,
     eval_every=LOG_EVERY,
     save_every=LOG_EVERY,

@@ -1,0 +1,166 @@
+"""Eight devices compute what one does, however students and batches lie."""
+
+import functools
+import itertools
+import pathlib
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from cxjax import errors
+from cxjax import experiment
+from cxjax import journal
+from cxjax import mesh as mesh_lib
+from cxjax import methods
+from cxjax import programs as programs_lib
+from experiments import parity_mlp
+from experiments import parity_transformer
+import faults
+
+CONFIGS = {'mlp': parity_mlp.tiny, 'transformer': parity_transformer.tiny}
+MESHES = {
+  'data': {'data': 8},
+  'fsdp': {'data': 2, 'fsdp': 4},
+  'tensor': {'data': 2, 'fsdp': 2, 'model': 2},
+  'seeds': {'seed': 2, 'data': 2, 'model': 2},
+  'each its own': {
+    'data': 4,
+    'model': 2,
+    'student': 'replicated',
+    'teacher': 'tensor',
+  },
+}
+STEPS = 3
+
+
+def config_of(model, method, mesh):
+  config = CONFIGS[model](method)
+  config.mesh.update(mesh)
+  return config
+
+
+def random_teacher(config):
+  recipe = experiment.teacher_recipe(config)
+  params = jax.jit(recipe.student.init)(jax.random.key(1), recipe.held_out['x'])
+  return methods.Teacher(
+    recipe.student.apply, jax.device_get(params), recipe.student.layers
+  )
+
+
+@functools.cache
+def train(model, method, mesh):
+  """The students after a few steps of every stage, and their metrics."""
+  config = config_of(model, method, MESHES[mesh] if mesh else {'data': 1})
+  teacher = random_teacher(config)
+  recipe = experiment.student_recipe(config, teacher)
+  run = programs_lib.Programs(recipe)
+  place = lambda params: mesh_lib.place(params, recipe.mesh, recipe.rules[1])
+  with jax.set_mesh(recipe.mesh):
+    params = run.init(recipe.init_keys)
+    losses = []
+    for one in recipe.planned():
+      matrices = run.project(one, recipe.stage_keys)
+      states = run.enter(one, recipe.stage_keys, params)
+      seen = place(teacher.params) if one.stage.needs_teacher else None
+      states, out = run.advance(
+        one, (10, 0), states, 0, STEPS, seen, matrices, recipe.data_keys
+      )
+      params = states.params
+      losses.append(jax.device_get(out['loss']))
+    metrics = jax.device_get(run.evaluate(params))
+  return states, losses, metrics
+
+
+class MeshTest(parameterized.TestCase):
+  @parameterized.product(
+    model=tuple(CONFIGS), method=('supervised', 'extracted'), mesh=tuple(MESHES)
+  )
+  def test_is_one_device(self, model, method, mesh):
+    """One-shot and progressive run the output stage of `extracted`."""
+    one, many = train(model, method, ''), train(model, method, mesh)
+    chex.assert_trees_all_close(
+      *jax.device_get((one, many)), rtol=1e-4, atol=1e-5
+    )
+
+  def test_a_run_goes_on_where_it_was_killed(self):
+    config = config_of('mlp', 'extracted', MESHES['tensor'])
+    whole, other = (
+      pathlib.Path(self.create_tempdir().full_path) for _ in range(2)
+    )
+    experiment.run(config, whole)
+    config.teacher.folder = str(whole / 'teacher')
+    write, written = journal.Journal.write, itertools.count(1)
+
+    def kill(self, row):
+      write(self, row)
+      if next(written) == 5:
+        raise faults.Killed
+
+    patch = mock.patch.object(journal.Journal, 'write', kill)
+    with patch, self.assertRaises(faults.Killed):
+      experiment.run(config, other)
+    experiment.run(config, other)
+    self.assertEqual(
+      *(journal.read(folder / 'extracted') for folder in (whole, other))
+    )
+    chex.assert_trees_all_equal(
+      *(
+        faults.arrays(config, folder / 'extracted') for folder in (whole, other)
+      )
+    )
+
+  @parameterized.parameters(
+    ('data', P(None)),
+    ('fsdp', P(None, 'fsdp')),
+    ('tensor', P(None, 'fsdp', 'model')),
+    ('seeds', P('seed', None, 'model')),
+    ('each its own', P(None)),
+  )
+  def test_parameters_and_moments_are_parted(self, mesh, expected):
+    states, _, _ = train('transformer', 'extracted', mesh)
+    kernel = lambda tree: tree['params']['block0']['mlp_in']['kernel']
+    (adam, *_), _ = jax.tree.flatten(
+      states.opt_state, is_leaf=lambda leaf: hasattr(leaf, 'mu')
+    )
+    for leaf in (kernel(states.params), kernel(adam.mu[0])):
+      self.assertTrue(
+        leaf.sharding.is_equivalent_to(
+          jax.NamedSharding(leaf.sharding.mesh, expected), leaf.ndim
+        ),
+        leaf.sharding,
+      )
+
+  @parameterized.parameters(
+    ('params/block0/query/kernel', (8, 8), P('fsdp', 'model')),
+    ('params/block0/mlp_out/kernel', (32, 8), P('model', 'fsdp')),
+    ('params/block0/mlp_in/bias', (32,), P('model')),
+    ('params/block0/mlp_out/bias', (8,), P('fsdp')),
+    ('params/tokens/embedding', (31, 8), P(None, 'fsdp')),
+    ('opt_state/0/count', (), P()),
+  )
+  def test_spec(self, path, shape, expected):
+    sizes = {'fsdp': 2, 'model': 4}
+    self.assertEqual(mesh_lib.spec(path, shape, 'tensor', sizes), expected)
+
+  @parameterized.parameters(
+    ({'data': 16}, 'take 16 devices: this machine has 8'),
+    ({'data': 3}, 'batch_size=8 is not a multiple'),
+    ({'fsdp': 0}, 'mesh.fsdp=0 must be at least 1'),
+    ({'student': 'tensors'}, "rule 'tensors'.*mean 'tensor'"),
+  )
+  def test_what_cannot_be_is_one_line(self, mesh, message):
+    config = config_of('mlp', 'one_shot', mesh)
+    with self.assertRaisesRegex(errors.UserError, message):
+      experiment.check(config)
+
+  @parameterized.parameters(
+    ({}, 8), ({'fsdp': 2}, 4), ({'model': 4, 'seed': 2}, 1), ({'fsdp': 8}, 1)
+  )
+  def test_data_takes_what_is_left(self, mesh, data):
+    made = mesh_lib.make({'data': -1, **mesh}, batch_size=8)
+    self.assertEqual(made.shape['data'], data)
+    self.assertEqual(made.size, data * np.prod(list(mesh.values()), dtype=int))
