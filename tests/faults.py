@@ -14,6 +14,8 @@ import sys
 import time
 from unittest import mock
 
+import tensorboardX.event_file_writer  # noqa: F401  Once, before every fork.
+
 from cxjax import checkpoint
 from cxjax import errors
 from cxjax import experiment
