@@ -13,11 +13,14 @@ from cxjax.curriculum import progressive
 from cxjax.curriculum import split_steps
 from cxjax.curriculum import supervised
 from cxjax.errors import UserError
+from cxjax.losses import cosine
 from cxjax.losses import cross_entropy
 from cxjax.losses import hard_kl
+from cxjax.losses import jensen_shannon
 from cxjax.losses import kl
 from cxjax.losses import l2
 from cxjax.losses import mse
+from cxjax.losses import reverse_kl
 from cxjax.losses import top_k
 from cxjax.losses import top_k_kl
 from cxjax.models.mlp import MLP
@@ -26,6 +29,7 @@ from cxjax.plan import PlannedStage
 from cxjax.plan import plan_stage
 from cxjax.plan import show
 from cxjax.plan import with_costs
+from cxjax.probes import cka
 from cxjax.probes import degree_one
 from cxjax.probes import linear_probe
 from cxjax.probes import ngram_distance
@@ -56,12 +60,15 @@ __all__ = [
   'activation',
   'advance',
   'agreement',
+  'cka',
+  'cosine',
   'cross_entropy',
   'degree_one',
   'enter',
   'evaluate',
   'extracted',
   'hard_kl',
+  'jensen_shannon',
   'kl',
   'l2',
   'linear_probe',
@@ -73,6 +80,7 @@ __all__ = [
   'progressive',
   'project',
   'random_projection',
+  'reverse_kl',
   'show',
   'split_steps',
   'supervised',

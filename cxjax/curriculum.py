@@ -183,6 +183,7 @@ def extracted(
   steps: Sequence[int],
   loss: losses.Loss = losses.kl,
   *,
+  hidden_loss: losses.Loss = losses.l2,
   law: str = 'gaussian',
   readout: bool = False,
   width: int | None = None,
@@ -198,14 +199,15 @@ def extracted(
   """The curriculum extracted from a finished teacher.
 
   Each of the student's activations in turn is trained to match a random
-  projection of one of the teacher's, with the squared error `losses.l2`; then
-  the logits with `loss`. The squared error, the law, the lengths and the
+  projection of one of the teacher's, with the squared error; then the logits
+  with `loss`. The squared error, the law, the lengths and the
   matching of layers are our choices where the paper's abstract is silent.
 
   Args:
     layers: pairs `(teacher's activation, student's activation)`, lowest first.
     steps: number of updates for each pair, and last for the output.
     loss: of `(student, teacher)` logits, for the last stage.
+    hidden_loss: of `(student, target)` features, for the stages before it.
     law: of the random projections; 'identity' where the widths agree.
     readout: train a linear readout of the student's activation to match,
       rather than the activation itself. With the law 'identity' and the
@@ -237,7 +239,7 @@ def extracted(
       n,
       student=student,
       target=teacher,
-      loss=losses.l2,
+      loss=hidden_loss,
       checkpoint=checkpoint,
       law=law,
       readout=readout,

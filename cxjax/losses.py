@@ -69,6 +69,55 @@ def kl(
   return temperature**2 * _divergence(log_q, log_p)
 
 
+def reverse_kl(
+  student: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+  """`T^2 KL(softmax(student / T) || softmax(teacher / T))`.
+
+  It is lenient to a student that leaves some of the teacher's classes out, and
+  infinite for one that gives a chance to a class the teacher excludes.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits.
+    temperature: `T > 0`, of both.
+
+  Returns:
+    `[...]` loss per example, in nats; 0 where the two distributions agree.
+
+  References:
+    Gu et al., 2023. https://arxiv.org/abs/2306.08543, section 2.
+  """
+  return kl(teacher, student, temperature)
+
+
+def jensen_shannon(
+  student: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+  """`T^2` times the mean KL of the two distributions to their average.
+
+  Symmetric, and at most `T^2 log 2`.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits; `-inf` marks an impossible class.
+    temperature: `T > 0`, of both.
+
+  Returns:
+    `[...]` loss per example, in nats; 0 where the two distributions agree.
+
+  References:
+    Lin, 1991. Divergence measures based on the Shannon entropy.
+    Agarwal et al., 2023. https://arxiv.org/abs/2306.13649, section 2.
+  """
+  chex.assert_equal_shape([student, teacher])
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+  log_p = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+  log_m = jnp.logaddexp(log_q, log_p) - jnp.log(2.0)
+  total = _divergence(log_m, log_p) + _divergence(log_m, log_q)
+  return temperature**2 * total / 2
+
+
 def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """`KL(p || softmax(student))`, `p` the limit of `softmax(teacher / T)` at 0.
 
@@ -123,6 +172,32 @@ def l2(student: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.sum(jnp.square(error), axis=-1)
 
 
+def cosine(student: jax.Array, target: jax.Array) -> jax.Array:
+  """`1 - cos` of the angle between features: their lengths do not matter.
+
+  Args:
+    student: `[..., D]` activations.
+    target: `[..., D]` what they should point to.
+
+  Returns:
+    `[...]` between 0 and 2; 1, without a gradient, where either is zero.
+
+  References:
+    Sanh et al., 2019. https://arxiv.org/abs/1910.01108, section 2.
+  """
+  chex.assert_equal_shape([student, target])
+
+  def unit(x):
+    x = x.astype(jnp.float32)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # The root has no gradient at 0.
+    return jnp.where(
+      square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0
+    )
+
+  return 1 - jnp.sum(unit(student) * unit(target), axis=-1)
+
+
 def top_k(logits: jax.Array, k: int) -> dict[str, jax.Array]:
   """The `k` largest logits and their classes, for `top_k_kl`.
 
@@ -160,7 +235,13 @@ def top_k_kl(
   return temperature**2 * _divergence(log_q, log_p)
 
 
-LOGIT_LOSSES = {'kl': kl, 'mse': mse}
+LOGIT_LOSSES = {
+  'kl': kl,
+  'reverse_kl': reverse_kl,
+  'jensen_shannon': jensen_shannon,
+  'mse': mse,
+}
+HIDDEN_LOSSES = {'l2': l2, 'cosine': cosine}
 
 
 def logit_loss(
@@ -169,8 +250,8 @@ def logit_loss(
   """The loss between logits that a config asks for.
 
   Args:
-    name: 'kl' or 'mse'.
-    temperature: `T > 0` of the KL; 'mse' has none.
+    name: of `LOGIT_LOSSES`.
+    temperature: `T > 0` of the divergences; 'mse' has none.
     hard_labels: the limit `T -> 0` on the teacher alone, `hard_kl`, in place of
       'kl'; the temperature is not read.
     top: how many of the teacher's logits there are, as of `top_k`; 0 is all.
@@ -188,10 +269,11 @@ def logit_loss(
     f"top_k={top} must be 0 (all logits), or a number of classes for loss='kl' "
     'without hard_labels.',
   )
-  if loss is not kl:
-    errors.require(
-      not hard_labels, f"hard_labels is a limit of loss='kl', not of {name!r}."
-    )
+  errors.require(
+    loss is kl or not hard_labels,
+    f"hard_labels is a limit of loss='kl', not of {name!r}.",
+  )
+  if loss is mse:
     return loss
   if hard_labels:
     return hard_kl
@@ -200,4 +282,4 @@ def logit_loss(
     f'temperature={temperature} is not above 0. For the limit at 0, the '
     "teacher's most likely class as the label, set hard_labels=True.",
   )
-  return functools.partial(top_k_kl if top else kl, temperature=temperature)
+  return functools.partial(top_k_kl if top else loss, temperature=temperature)

@@ -77,6 +77,9 @@ def _extracted(config: Config, teacher, layers) -> curriculum.Curriculum:
     tuple(map(tuple, pairs)),
     steps,
     **_output(config),
+    hidden_loss=errors.lookup(
+      'extracted.loss', block.loss, losses.HIDDEN_LOSSES
+    ),
     law=block.law,
     readout=block.readout,
     width=block.width or None,

@@ -50,6 +50,27 @@ def degree_one(
   return cross / scale[:, None] * (deviation > 0)[:, None]
 
 
+def cka(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Linear centred kernel alignment of two sets of features.
+
+  1 where one is the other turned, scaled and shifted; near 0 where they have
+  nothing in common, and the examples outnumber the widths.
+
+  Args:
+    x: `[N, D]` features of N examples.
+    y: `[N, E]` other features of the same examples.
+
+  Returns:
+    A scalar in [0, 1]; not a number if either is constant.
+
+  References:
+    Kornblith et al., 2019. https://arxiv.org/abs/1905.00414, section 3.
+  """
+  x, y = (a - a.mean(0, keepdims=True) for a in (x, y))
+  norm = lambda a, b: jnp.linalg.norm(a.T @ b)
+  return jnp.square(norm(x, y)) / (norm(x, x) * norm(y, y))
+
+
 def ngram_distance(
   apply: step_lib.Apply,
   params: step_lib.Params,

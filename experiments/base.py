@@ -74,8 +74,8 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.teacher.save_at = (0.55, 0.65, 0.75, 0.85, 0.95)  # Accuracies.
 
   # What the output stage of every method but `supervised` minimises.
-  c.loss = 'kl'  # kl, mse
-  c.temperature = 1.0  # Of kl, on both sides.
+  c.loss = 'kl'  # reverse_kl, jensen_shannon, mse
+  c.temperature = 1.0  # On both sides; mse has none.
   c.hard_labels = False  # The teacher's most likely class in place of its KL.
   c.alpha = 0.0  # Weight of the true labels beside the teacher.
   c.top_k = 0  # Only so many of the teacher's logits, the largest; 0 is all.
@@ -95,6 +95,7 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.extracted = ml_collections.ConfigDict()
   c.extracted.rate_factor = 1.0
   c.extracted.layers = ()  # Pairs (teacher, student); () matches by depth.
+  c.extracted.loss = 'l2'  # cosine
   c.extracted.law = 'gaussian'  # rademacher, sparse, orthogonal, identity
   c.extracted.readout = False  # Match a linear readout of the student's layer.
   c.extracted.width = 0  # Of the projection, with readout; 0 chooses.

@@ -14,7 +14,14 @@ from cxjax import errors
 from cxjax import losses
 
 LOG3 = np.log(3.0)
-PAIRWISE = (losses.kl, losses.hard_kl, losses.mse, losses.l2)
+DIVERGENCES = (losses.kl, losses.reverse_kl, losses.jensen_shannon)
+PAIRWISE = (
+  *DIVERGENCES,
+  losses.hard_kl,
+  losses.mse,
+  losses.l2,
+  losses.cosine,
+)
 ALL = (losses.cross_entropy, *PAIRWISE)
 
 # Compiled once for all tests.
@@ -66,6 +73,31 @@ class ValueTest(chex.TestCase):
     ('hard_kl_tie', losses.hard_kl, [LOG3, 0], [2, 2], np.log(2) - LOG3 / 2),
     ('mse', losses.mse, [1, 2, 3], [0, 0, 1], 3),
     ('l2', losses.l2, [1, 2, 3], [0, 0, 1], 9),
+    ('reverse', losses.reverse_kl, [LOG3, 0], [0, 0], 0.75 * LOG3 - np.log(2)),
+    # The average of (3/4, 1/4) and (1/2, 1/2) is (5/8, 3/8).
+    (
+      'jensen_shannon',
+      losses.jensen_shannon,
+      [LOG3, 0],
+      [0, 0],
+      (
+        0.75 * np.log(6 / 5)
+        + 0.25 * np.log(2 / 3)
+        + 0.5 * np.log(4 / 5)
+        + 0.5 * np.log(4 / 3)
+      )
+      / 2,
+    ),
+    (
+      'jensen_shannon_of_strangers',
+      functools.partial(losses.jensen_shannon, temperature=2.0),
+      [99, 0],
+      [0, 99],
+      4 * np.log(2),
+    ),
+    ('cosine', losses.cosine, [3, 0], [1, 1], 1 - 0.5**0.5),
+    ('cosine_opposite', losses.cosine, [3, 1], [-6, -2], 2),
+    ('cosine_of_nothing', losses.cosine, [0, 0], [1, 1], 1),
   )
   def test_by_hand(self, loss, student, target, expected):
     student, target = jnp.array(student, float), jnp.array(target, float)
@@ -115,13 +147,13 @@ class ValueTest(chex.TestCase):
     expected = jit(loss)(student.astype(jnp.float32), target)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
-  @parameterized.parameters(losses.kl, losses.mse, losses.l2)
+  @parameterized.parameters(*DIVERGENCES, losses.mse, losses.l2, losses.cosine)
   def test_zero_at_equality_and_positive_elsewhere(self, loss):
     loss = jit(loss)
     np.testing.assert_allclose(loss(random(0), random(0)), 0, atol=1e-6)
     self.assertGreater(loss(random(0), random(1)).min(), 1e-3)
 
-  @parameterized.parameters(losses.cross_entropy, losses.kl, losses.hard_kl)
+  @parameterized.parameters(losses.cross_entropy, *DIVERGENCES, losses.hard_kl)
   def test_a_shift_of_the_logits_changes_nothing(self, loss):
     student, target = random(0), target_of(loss, 1)
     shift = jnp.array([[10.0], [-3.0], [0.5]])
@@ -176,7 +208,7 @@ class GradientTest(parameterized.TestCase):
     np.testing.assert_allclose(grad, expected, rtol=1e-5)
     np.testing.assert_allclose(to_target, -expected, rtol=1e-5)
 
-  @parameterized.parameters(losses.kl, losses.mse, losses.l2)
+  @parameterized.parameters(*DIVERGENCES, losses.mse, losses.l2, losses.cosine)
   def test_numerically_in_both_arguments(self, loss):
     args = random(0, (2, 3)), random(1, (2, 3))
     jax.test_util.check_grads(
@@ -236,6 +268,23 @@ class ImpossibleClassTest(parameterized.TestCase):
     )
     self.assertTrue(np.isfinite(to_teacher).all())
 
+  def test_jensen_shannon_with_a_class_that_the_teacher_excludes(self):
+    student, teacher = random(0), random(1).at[:, 2].set(-jnp.inf)
+    value, grad, _ = value_and_grads(losses.jensen_shannon, student, teacher)
+    q, p = softmax(student), softmax(teacher)
+    m = (q + p) / 2
+    kept = p > 0
+    ratio = np.log(np.where(kept, p / m, 1))
+    expected = (p * ratio + q * np.log(q / m)).sum(-1) / 2
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    self.assertTrue(np.isfinite(grad).all())
+
+  def test_cosine_with_nothing_has_no_gradient(self):
+    _, grad, _ = value_and_grads(
+      losses.cosine, jnp.zeros((2, 3)), random(1, (2, 3))
+    )
+    np.testing.assert_array_equal(grad, 0)
+
   def test_kl_with_a_class_that_both_exclude_is_that_of_the_others(self):
     student = random(0).at[:, 2].set(-jnp.inf)
     teacher = random(1).at[:, 2].set(-jnp.inf)
@@ -281,7 +330,9 @@ class HardLabelTest(parameterized.TestCase):
 
 class LogitLossTest(parameterized.TestCase):
   def test_unknown_name_lists_the_names(self):
-    with self.assertRaisesRegex(errors.UserError, "'kll'.*kl, mse"):
+    with self.assertRaisesRegex(
+      errors.UserError, "'kll'.*kl, reverse_kl, jensen_shannon, mse"
+    ):
       losses.logit_loss('kll', 1.0, False)
 
   @parameterized.parameters(0.0, -1.0)
@@ -298,6 +349,16 @@ class LogitLossTest(parameterized.TestCase):
       losses.logit_loss('kl', 3.0, False)(student, teacher),
       losses.kl(student, teacher, temperature=3.0),
     )
+
+  @parameterized.parameters('reverse_kl', 'jensen_shannon')
+  def test_other_divergences(self, name):
+    student, teacher = random(0), random(1)
+    np.testing.assert_array_equal(
+      losses.logit_loss(name, 3.0, False)(student, teacher),
+      getattr(losses, name)(student, teacher, temperature=3.0),
+    )
+    with self.assertRaisesRegex(errors.UserError, f"not of '{name}'"):
+      losses.logit_loss(name, 1.0, True)
 
   def test_mse(self):
     self.assertIs(losses.logit_loss('mse', 1.0, False), losses.mse)

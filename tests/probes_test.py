@@ -112,3 +112,19 @@ class LinearProbeTest(absltest.TestCase):
 
 if __name__ == '__main__':
   absltest.main()
+
+
+class CkaTest(absltest.TestCase):
+  def test_of_a_turn_and_of_strangers(self):
+    x = np.random.default_rng(0).normal(size=(4_000, 3)).astype(np.float32)
+    turn, _ = np.linalg.qr(x[:3])
+    self.assertAlmostEqual(float(probes.cka(x, 2 * x @ turn + 5)), 1, places=5)
+    other = np.random.default_rng(1).normal(size=(4_000, 4))
+    self.assertLess(float(probes.cka(x, other.astype(np.float32))), 0.01)
+
+  def test_by_hand(self):
+    x = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
+    # x^T x = 2 I, and y is one of the two columns.
+    self.assertAlmostEqual(
+      float(probes.cka(x, x[:, :1])), 4 / (8**0.5 * 2), places=6
+    )
