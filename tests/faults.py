@@ -40,10 +40,8 @@ def arrays(config, folder):
 
 
 def config():
-  """A checkpoint at every row, so that many a kill finds one half written."""
-  c = parity_mlp.tiny('extracted')
-  c.save_every = c.teacher.save_every = 10
-  return c
+  """Of the runs that are broken."""
+  return parity_mlp.tiny('extracted')
 
 
 def begin(workdir):

@@ -71,7 +71,7 @@ class FaultsTest(parameterized.TestCase):
         else:
           file.write_bytes(damaged)
         with self.assertLogs(level='WARNING') as log:
-          self.assertEqual(checkpoint.latest(folder), 50)
+          self.assertEqual(checkpoint.latest(folder), 40)
         self.assertRegex(log.output[0], f'Checkpoint 60 .*{file.name}')
         file.write_bytes(content)
     self.assertEqual(checkpoint.latest(folder), 60)

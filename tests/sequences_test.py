@@ -11,7 +11,6 @@ import optax
 
 from cxjax import curriculum
 from cxjax import losses
-from cxjax import mesh as mesh_lib
 from cxjax import plan
 from cxjax import projection
 from cxjax import step
@@ -122,7 +121,7 @@ def update(stage, state, data, matrix, microbatches=1):
 
 
 @functools.cache
-def program(stage, lookahead=1, microbatches=1, devices=1):
+def program(stage, lookahead=1, microbatches=1):
   fun = functools.partial(
     step.advance,
     draw=draw,
@@ -134,7 +133,6 @@ def program(stage, lookahead=1, microbatches=1, devices=1):
     lookahead=lookahead,
     microbatches=microbatches,
   )
-  del devices  # Of the mesh in force.
   return jax.jit(fun)
 
 
@@ -244,11 +242,6 @@ class AdvanceTest(parameterized.TestCase):
     same = jnp.stack([stream] * SEEDS)
     shared = advance(HIDDEN, keys=stream[None])
     assert_close(advance(HIDDEN, keys=same), shared)
-
-  def test_four_devices_are_one(self):
-    with jax.set_mesh(mesh_lib.make({'data': 4}, B)):
-      four = advance(OUTPUT, devices=4)
-    assert_close(advance(OUTPUT), four)
 
   def test_a_hidden_stage_leaves_what_is_above_alone(self):
     (states, _), before = advance(HIDDEN), params(STUDENT, 1)['params']
