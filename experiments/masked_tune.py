@@ -64,7 +64,8 @@ CHOICES = {
 EACH = tuple((f'block{i}', f'block{i}') for i in range(4))
 SECOND_AND_LAST = (EACH[1], EACH[3])
 RECIPES = {
-  'default: last block, readout, as wide as the teacher': {},
+  'default': {},
+  'last block': {'extracted.layers': EACH[3:]},
   'every block': {'extracted.layers': EACH},
   'every block, no readout, one projection for all': {
     'extracted.layers': EACH,
