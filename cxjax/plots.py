@@ -18,6 +18,7 @@ COLORS = {
   'progressive': '#E69F00',
   'extracted': '#D55E00',
 }
+OTHERS = ('#009E73', '#CC79A7')  # What is no method by itself.
 
 
 def save(figure: mpl.Figure, path: pathlib.Path) -> None:
@@ -54,10 +55,11 @@ def accuracy_curves(
     path: of the PNG file.
   """
   figure, (panel,) = axes('student steps', 'held-out accuracy')
+  others, best = iter(OTHERS * len(runs)), 0.0
   for method, rows in runs.items():
     steps, values = zip(*journal.evaluations(rows), strict=True)
     values = np.array(values)
-    color = COLORS.get(method)
+    color = COLORS.get(method) or next(others)
     # The baselines often lie on one another at chance: both should be seen.
     style = '--' if method == 'supervised' else '-'
     (line,) = panel.plot(
@@ -72,9 +74,12 @@ def accuracy_curves(
       linewidth=0,
     )
     boundaries(panel, rows, line.get_color())
-  panel.set_ylim(None, 1.02)
+    best = max(best, values.max())
+  if best > 0.7:  # Else half of the picture would be empty.
+    panel.set_ylim(None, 1.02)
   seeds = values.shape[1]
-  panel.legend(title=f'median of {seeds} seeds, min to max', frameon=False)
+  title = f'median of {seeds} seeds, min to max' if seeds > 1 else 'one seed'
+  panel.legend(title=title, frameon=False)
   save(figure, path)
 
 
