@@ -203,8 +203,8 @@ def gathered(apply: Callable, rule: str) -> Callable:
     def one(path, leaf):
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       names = spec(name, leaf.shape, rule, sizes)
-      names = (None if name == FSDP else name for name in names)
-      return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*names))
+      kept = (None if axis == FSDP else axis for axis in names)
+      return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*kept))
 
     return apply(jax.tree.map_with_path(one, params), x)
 

@@ -116,11 +116,9 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.lookahead = 0  # Batches whose targets are one product; 0 chooses.
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1  # Devices for examples; -1 takes what divides the batch.
-  c.mesh.fsdp = (
-    1  # For examples, and parameters, which are gathered to be used.
-  )
+  c.mesh.fsdp = 1  # For examples, and for parameters, gathered when used.
   c.mesh.model = 1  # For the width of each product.
-  c.mesh.seed = 1  # For students.
+  c.mesh.seed = 1  # For students, if it divides num_seeds.
   # What of each network is parted over fsdp and model: replicated is nothing,
   # fsdp that alone, tensor both.
   c.mesh.student = 'tensor'

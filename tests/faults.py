@@ -5,6 +5,8 @@ As a program, in a process that has not touched a device yet:
   python tests/faults.py disk FOLDER full|read_only TEACHER
 """
 
+import contextlib
+import itertools
 import os
 import pathlib
 import random
@@ -25,6 +27,24 @@ from experiments import parity_mlp
 
 class Killed(Exception):
   """Stands for `kill -9`: nothing of ours catches it."""
+
+
+@contextlib.contextmanager
+def killed_after(rows):
+  """A process that dies once it has written so many rows of metrics."""
+  write, written = journal.Journal.write, itertools.count(1)
+
+  def kill(self, row):
+    write(self, row)
+    if next(written) == rows:
+      raise Killed
+
+  with mock.patch.object(journal.Journal, 'write', kill):
+    try:
+      yield
+    except Killed:
+      return
+  raise AssertionError(f'Not killed: it wrote fewer than {rows} rows.')
 
 
 def arrays(config, folder):

@@ -1,5 +1,6 @@
 """Runs in processes of their own that are killed, or whose disk breaks."""
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ def start(before, *args):
   return subprocess.run(
     [*before, sys.executable, 'tests/faults.py', *map(str, args)],
     cwd=ROOT,
-    env={**faults.os.environ, 'PYTHONPATH': str(ROOT)},
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
     check=False,

@@ -1,9 +1,7 @@
 """Eight devices compute what one does, however students and batches lie."""
 
 import functools
-import itertools
 import pathlib
-from unittest import mock
 
 from absl.testing import parameterized
 import chex
@@ -98,25 +96,13 @@ class MeshTest(parameterized.TestCase):
     )
     experiment.run(config, whole)
     config.teacher.folder = str(whole / 'teacher')
-    write, written = journal.Journal.write, itertools.count(1)
-
-    def kill(self, row):
-      write(self, row)
-      if next(written) == 5:
-        raise faults.Killed
-
-    patch = mock.patch.object(journal.Journal, 'write', kill)
-    with patch, self.assertRaises(faults.Killed):
+    with faults.killed_after(5):
       experiment.run(config, other)
     experiment.run(config, other)
-    self.assertEqual(
-      *(journal.read(folder / 'extracted') for folder in (whole, other))
-    )
-    chex.assert_trees_all_equal(
-      *(
-        faults.arrays(config, folder / 'extracted') for folder in (whole, other)
-      )
-    )
+    folders = whole / 'extracted', other / 'extracted'
+    self.assertEqual(*map(journal.read, folders))
+    arrays = functools.partial(faults.arrays, config)
+    chex.assert_trees_all_equal(*map(arrays, folders))
 
   @parameterized.parameters(
     ('data', P(None)),

@@ -15,7 +15,6 @@ import numpy as np
 from cxjax import errors
 from cxjax import experiment
 from cxjax import feed as feed_lib
-from cxjax import journal
 from cxjax import mesh as mesh_lib
 from cxjax.data import corpus
 from cxjax.data import masked_text
@@ -407,15 +406,7 @@ class RunTest(parameterized.TestCase):
 
   def test_interrupted_ends_as_a_whole_run(self):
     config, other = self.fresh()
-    write, written = journal.Journal.write, itertools.count()
-
-    def kill(self, row):
-      write(self, row)
-      if next(written) == 2:
-        raise faults.Killed
-
-    patch = mock.patch.object(journal.Journal, 'write', kill)
-    with patch, self.assertRaises(faults.Killed):
+    with faults.killed_after(3):
       experiment.run(config, other)
     experiment.run(config, other)
     self.assertEqual(

@@ -98,17 +98,7 @@ class RunTest(parameterized.TestCase):
     # Checkpoints at 20, 40, 60; a stage ends at 30: killed in both stages,
     # before the first checkpoint, and across the change of stage.
     workdir, config = self.fresh(), parity_mlp.tiny(method)
-    write = journal.Journal.write
-    written = []
-
-    def kill(self, row):
-      write(self, row)
-      written.append(row)
-      if len(written) == rows:
-        raise faults.Killed
-
-    patch = mock.patch.object(journal.Journal, 'write', kill)
-    with patch, self.assertRaises(faults.Killed):
+    with faults.killed_after(rows):
       experiment.run(config, workdir)
     self.assertFalse((workdir / method / 'summary.json').exists())
     experiment.run(config, workdir)
