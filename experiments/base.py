@@ -170,6 +170,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Sets the lengths of a run of a second or two, for tests."""
   c = config
   c.num_seeds = 2
+  c.mesh.data = 1  # Compiled in half the time that eight devices take.
   for block in (c, c.teacher):
     block.batch_size = 8
     block.num_steps = 60

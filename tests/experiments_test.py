@@ -65,7 +65,6 @@ class PcfgTest(parameterized.TestCase):
   def test_a_batch_with_nothing_masked_is_an_error(self):
     config = pcfg_bert.tiny('supervised')
     config.teacher.batch_size, config.data.mask_rate = 1, 0.02
-    config.mesh.data = 1
     workdir = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(errors.UserError, 'no position that counts'):
       experiment.train_teacher(config, workdir)
