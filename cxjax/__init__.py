@@ -12,6 +12,9 @@ from cxjax.curriculum import one_shot
 from cxjax.curriculum import progressive
 from cxjax.curriculum import split_steps
 from cxjax.curriculum import supervised
+from cxjax.distillation import Plan
+from cxjax.distillation import distill
+from cxjax.distillation import plan
 from cxjax.errors import UserError
 from cxjax.losses import cosine
 from cxjax.losses import cross_entropy
@@ -25,10 +28,18 @@ from cxjax.losses import top_k
 from cxjax.losses import top_k_kl
 from cxjax.models.mlp import MLP
 from cxjax.models.transformer import Transformer
-from cxjax.plan import PlannedStage
-from cxjax.plan import plan_stage
-from cxjax.plan import show
-from cxjax.plan import with_costs
+from cxjax.networks import Network
+from cxjax.networks import Tap
+from cxjax.networks import Taps
+from cxjax.networks import cast
+from cxjax.networks import from_fn
+from cxjax.networks import from_linen
+from cxjax.networks import from_nnx
+from cxjax.networks import taps
+from cxjax.planning import PlannedStage
+from cxjax.planning import plan_stage
+from cxjax.planning import show
+from cxjax.planning import with_costs
 from cxjax.probes import cka
 from cxjax.probes import degree_one
 from cxjax.probes import linear_probe
@@ -51,22 +62,31 @@ __all__ = [
   'LAWS',
   'MLP',
   'Curriculum',
+  'Network',
+  'Plan',
   'PlannedStage',
   'Stage',
   'State',
+  'Tap',
+  'Taps',
   'Transformer',
   'UserError',
   '__version__',
   'activation',
   'advance',
   'agreement',
+  'cast',
   'cka',
   'cosine',
   'cross_entropy',
   'degree_one',
+  'distill',
   'enter',
   'evaluate',
   'extracted',
+  'from_fn',
+  'from_linen',
+  'from_nnx',
   'hard_kl',
   'jensen_shannon',
   'kl',
@@ -76,6 +96,7 @@ __all__ = [
   'mse',
   'ngram_distance',
   'one_shot',
+  'plan',
   'plan_stage',
   'progressive',
   'project',
@@ -84,6 +105,7 @@ __all__ = [
   'show',
   'split_steps',
   'supervised',
+  'taps',
   'target',
   'top_k',
   'top_k_kl',

@@ -19,6 +19,7 @@ LOGITS = 'logits'
 READ = (LOGITS, 'final')
 ALL, READ_ONLY = 'all', 'read'
 NORMS = ('none', 'layer')
+POOLS = ('none', 'mean', 'flatten')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Stage:
     scale: factor of the target.
     positions: of a sequence that are compared: 'all' that are real, or 'read',
       those whose logits the loss reads.
+    pool: of what lies between the examples and the width, the tokens of a
+      sequence or the grid of an image: 'none' compares each place by itself,
+      'mean' their mean, 'flatten' all of them as one vector.
     frozen: activations whose parameters stay as they are in this stage.
     alpha: weight of the cross entropy with the true labels in the loss, which
       keeps `1 - alpha`; of logits alone.
@@ -67,6 +71,7 @@ class Stage:
   centred: bool = False
   scale: float = 1.0
   positions: str = ALL
+  pool: str = 'none'
   frozen: tuple[str, ...] = ()
   alpha: float = 0.0
   top_k: int = 0
@@ -83,7 +88,11 @@ class Stage:
       f'Stage {self.name!r} projects to width {self.width}: without a readout '
       "the width is the student's. Set readout=True or leave width out.",
     )
-    for name, allowed in (('norm', NORMS), ('positions', (ALL, READ_ONLY))):
+    for name, allowed in (
+      ('norm', NORMS),
+      ('positions', (ALL, READ_ONLY)),
+      ('pool', POOLS),
+    ):
       errors.lookup(name, getattr(self, name), dict.fromkeys(allowed))
     errors.require(
       self.scale > 0, f'scale={self.scale} of a target must be above 0.'
@@ -192,6 +201,7 @@ def extracted(
   centred: bool = False,
   scale: float = 1.0,
   positions: str = ALL,
+  pool: str = 'none',
   freeze: bool = False,
   checkpoint: int | None = None,
   **output,
@@ -220,6 +230,7 @@ def extracted(
     centred: subtract the mean of the teacher's activation over the batch.
     scale: factor of the target.
     positions: of a sequence that are compared, 'all' or 'read'.
+    pool: of both activations, 'none', 'mean' or 'flatten'.
     freeze: leave the layers of a stage as they are once it is over.
     checkpoint: of the hidden activations; None is the final teacher.
     **output: `alpha` and `top_k` of the last stage.
@@ -249,6 +260,7 @@ def extracted(
       centred=centred,
       scale=scale,
       positions=positions,
+      pool=pool,
       frozen=done[:i] if freeze else (),
     )
     for i, ((teacher, student), n) in enumerate(

@@ -26,6 +26,7 @@ from cxjax import files
 from cxjax import journal
 from cxjax import mesh as mesh_lib
 from cxjax import methods
+from cxjax import optimizers
 from cxjax import plots
 from cxjax import recipe as recipe_lib
 from cxjax import step
@@ -224,7 +225,9 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
     rules=(rules[role], rules['teacher']),
     held_out=mesh_lib.replicate(held_out, mesh),
     batch_size=block.batch_size,
-    optimizer=optimizer,
+    optimizer=functools.partial(optimizers.make, optimizer),
+    restart_schedule=optimizer.restart_schedule,
+    carry_state=optimizer.carry_state,
     log_every=block.log_every,
     eval_every=block.eval_every,
     save_every=block.save_every,

@@ -1,5 +1,7 @@
 """Rows from the host for the steps of a run, one chunk ahead of it."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
@@ -8,6 +10,7 @@ import grain
 import jax
 import numpy as np
 
+from cxjax import errors
 from cxjax import mesh as mesh_lib
 
 Rows = Any  # `[T, streams, B, ...]` in every leaf.
@@ -21,7 +24,7 @@ class Feed:
 
   def __init__(
     self,
-    streams: Sequence[grain.IterDataset],
+    streams: Sequence['grain.IterDataset | Stream'],
     steps: int,
     mesh: jax.sharding.Mesh,
   ):
@@ -87,3 +90,87 @@ class Feed:
     stack = lambda *leaves: np.stack(leaves)
     steps = [jax.tree.map(stack, *streams) for streams in batches]
     return before, mesh_lib.replicate(jax.tree.map(stack, *steps), self._mesh)
+
+
+class Stream:
+  """Batches of any iterable, begun again when it ends, with a state."""
+
+  def __init__(
+    self,
+    batches: Iterable[Any],
+    shapes: Any,
+    convert: Callable[[Any], Any] = lambda batch: batch,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      batches: what the batches are made of.
+      shapes: of one batch, with its dtypes; a tree.
+      convert: from an item to a batch.
+    """
+    self._batches, self._shapes, self._convert = batches, shapes, convert
+    self._iterator, self._taken = iter(batches), 0
+
+  def __iter__(self) -> 'Stream':
+    """Itself."""
+    return self
+
+  def __next__(self) -> Any:
+    """The next batch, as numpy arrays.
+
+    Raises:
+      UserError: it is not of the shapes, or there is none.
+    """
+    batch = self._convert(self._item())
+    self._taken += 1
+    self._check(batch)
+    return jax.tree.map(
+      lambda leaf, like: np.asarray(leaf, like.dtype), batch, self._shapes
+    )
+
+  def get_state(self) -> dict[str, Any]:
+    """How many were read, and where the iterator is, if it says so; JSON."""
+    own = getattr(self._iterator, 'get_state', None)
+    return {'taken': self._taken, 'own': own and own()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on where `get_state` was asked."""
+    self._iterator, self._taken = iter(self._batches), state['taken']
+    if state['own'] is not None:
+      self._iterator.set_state(state['own'])
+      return
+    for _ in range(state['taken']):
+      self._item()
+
+  def _item(self):
+    try:
+      return next(self._iterator)
+    except StopIteration:
+      self._iterator = iter(self._batches)
+    try:
+      return next(self._iterator)
+    except StopIteration as error:
+      raise errors.UserError(
+        f'The batches ended after {self._taken}. Give as many as there are '
+        'steps, or something that can be iterated again, as a list.'
+      ) from error
+
+  def _check(self, batch):
+    want, got = map(jax.tree.structure, (self._shapes, batch))
+    errors.require(
+      want == got,
+      f'Batch {self._taken} is {got}, the example of the plan {want}: they '
+      'must be alike.',
+    )
+    for (path, leaf), like in zip(
+      jax.tree.leaves_with_path(batch),
+      jax.tree.leaves(self._shapes),
+      strict=True,
+    ):
+      name = jax.tree_util.keystr(path, simple=True, separator='.')
+      errors.require(
+        np.shape(leaf) == like.shape,
+        f'{name} of batch {self._taken} has shape {list(np.shape(leaf))}, that '
+        f'of the example {list(like.shape)}. Drop a last batch that is '
+        'smaller, or give another example.',
+      )

@@ -5,11 +5,11 @@ import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cxjax import mesh as mesh_lib
-from cxjax import optimizers
-from cxjax import plan
+from cxjax import planning
 from cxjax import projection
 from cxjax import recipe as recipe_lib
 from cxjax import step
@@ -50,7 +50,12 @@ class Programs:
     return self._call('keys', fold, keys, np.int32(number))
 
   def init(self, keys: jax.Array) -> step.Params:
-    """`[S]` fresh students."""
+    """`[S]` students to begin with."""
+    start = self._recipe.start
+    if start is not None:
+      # A copy: what the run gives away is not the caller's.
+      fun = lambda start: self._parted(jax.tree.map(jnp.copy, start))
+      return self._call('init', fun, start)
     x = jax.tree.map(lambda leaf: leaf[:1], self._recipe.held_out['x'])
     student = self._recipe.student
     fun = lambda keys: self._parted(
@@ -63,7 +68,7 @@ class Programs:
     recipe = self._recipe
     return mesh_lib.constrain(tree, recipe.mesh, recipe.rules[0], seeds=True)
 
-  def project(self, planned: plan.PlannedStage, keys: jax.Array):
+  def project(self, planned: planning.PlannedStage, keys: jax.Array):
     """`[S, d_T, r]` projections of a stage, or None."""
     if planned.projection is None:
       return None
@@ -73,7 +78,7 @@ class Programs:
     return self._call(('project', law, shape), fun, keys)
 
   def enter(
-    self, planned: plan.PlannedStage, keys: jax.Array, params: step.Params
+    self, planned: planning.PlannedStage, keys: jax.Array, params: step.Params
   ) -> step.State:
     """`[S]` states for the start of a stage; `params` are given away."""
     enter = jax.vmap(self._recipe.enter(planned))
@@ -83,7 +88,7 @@ class Programs:
 
   def advance(
     self,
-    planned: plan.PlannedStage,
+    planned: planning.PlannedStage,
     schedule: tuple[int, int],
     states: step.State,
     start: int,
@@ -116,7 +121,7 @@ class Programs:
         student=self._student,
         teacher=self._teacher,
         stage=stage,
-        tx=optimizers.make(recipe.optimizer, *schedule),
+        tx=recipe.optimizer(*schedule),
         mask=planned.mask,
         lookahead=recipe.blocks,
         microbatches=recipe.microbatches,
@@ -132,6 +137,7 @@ class Programs:
     one = functools.partial(
       step.evaluate,
       apply=self._student,
+      metrics=self._recipe.metrics,
       parts=self._recipe.eval_parts,
     )
     fun = jax.vmap(one, in_axes=(0, None))
@@ -145,6 +151,7 @@ class Programs:
       step.agreement,
       apply=self._student,
       teacher=self._teacher,
+      metrics=self._recipe.teacher_metrics,
       parts=self._recipe.eval_parts,
     )
     fun = jax.vmap(one, in_axes=(0, None, None))

@@ -9,15 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+import optax
 
 from cxjax import curriculum
 from cxjax import errors
 from cxjax import feed as feed_lib
 from cxjax import mesh as mesh_lib
 from cxjax import methods
-from cxjax import optimizers
-from cxjax import plan
+from cxjax import planning
 from cxjax import step
 
 # Rows of the teacher's product that are worth gathering: more gain nothing and
@@ -30,7 +29,8 @@ EVAL_ROWS = 32_768
 
 def num_rows(x: step.Input) -> int:
   """Rows of a model's products for an input: examples, or tokens of all."""
-  x = x['tokens'] if isinstance(x, Mapping) else x
+  if isinstance(x, Mapping):
+    x = x['tokens'] if 'tokens' in x else jax.tree.leaves(x)[0]
   return x.shape[0] if jnp.issubdtype(x.dtype, jnp.inexact) else x.size
 
 
@@ -39,7 +39,8 @@ class Recipe:
   """Everything that a run does, config and files apart.
 
   Attributes:
-    student: module with `init(key, x)` and `apply(params, x)`.
+    student: module with `apply(params, x)` and, without `start`, `init(key,
+      x)`.
     stages: the curriculum.
     draw: `(key, step, batch_size) -> batch`, as in `cxjax.step`; with a feed
       `(key, step, rows)`.
@@ -48,7 +49,8 @@ class Recipe:
     data_keys: `[S]`, or `[1]` for batches that all students share.
     stage_keys: `[S]`, of projections and readouts.
     batch_size: `B`.
-    optimizer: block of the config, as `optimizers.default()`.
+    optimizer: `(length, offset) -> transformation`, of a schedule that spans so
+      many steps, so many of which have passed.
     mesh: the devices.
     rules: how the student is parted over them, and the teacher; of
       `mesh.RULES`.
@@ -62,6 +64,12 @@ class Recipe:
     overrun: share of the steps so far to go on after that.
     lookahead: batches whose targets are computed at once; 0 chooses.
     microbatches: parts of a batch, computed one after the other.
+    restart_schedule: at each stage; else one schedule for the run.
+    carry_state: of the optimizer into the next stage.
+    metrics: of every evaluation, as for `step.evaluate`; by the first a run is
+      stopped early, and its checkpoints are told apart.
+    teacher_metrics: of the last one, against the teacher's output.
+    start: `[S]` students in place of fresh ones.
     teacher: for stages that need one.
     feed: opens what the rows of the batches come from, if not from the keys.
     rows: shapes of the rows of one batch.
@@ -75,7 +83,7 @@ class Recipe:
   data_keys: jax.Array
   stage_keys: jax.Array
   batch_size: int
-  optimizer: ml_collections.ConfigDict
+  optimizer: Callable[..., optax.GradientTransformation]
   mesh: jax.sharding.Mesh
   rules: tuple[str, str]
   log_every: int
@@ -88,13 +96,22 @@ class Recipe:
   overrun: float = 0.0
   lookahead: int = 0
   microbatches: int = 1
+  restart_schedule: bool = True
+  carry_state: bool = False
+  metrics: step.Metrics = dataclasses.field(
+    default_factory=lambda: step.LABEL_METRICS
+  )
+  teacher_metrics: step.Metrics = dataclasses.field(
+    default_factory=lambda: step.TEACHER_METRICS
+  )
+  start: step.Params = None
   teacher: methods.Teacher | None = None
   feed: Callable[[], feed_lib.Feed] | None = None
   rows: Any = None
 
   def __post_init__(self):
     """Raises UserError for settings that cannot be."""
-    optimizers.make(self.optimizer)
+    self.optimizer()
     for rule in self.rules:
       mesh_lib.check(rule)
     for name in ('log_every', 'eval_every', 'save_every'):
@@ -172,21 +189,25 @@ class Recipe:
   @property
   def student_shapes(self) -> step.Params:
     """Shapes of one student's parameters."""
+    if self.start is not None:
+      return jax.eval_shape(
+        lambda params: jax.tree.map(lambda leaf: leaf[0], params), self.start
+      )
     return jax.eval_shape(
       self.student.init, jax.random.key(0), self.held_out['x']
     )
 
-  def enter(self, planned: plan.PlannedStage) -> Callable[..., step.State]:
+  def enter(self, planned: planning.PlannedStage) -> Callable[..., step.State]:
     """`(key, params) -> State` of one student, for the start of a stage."""
     return functools.partial(
       step.enter,
       stage=planned.stage,
       shape=planned.readout,
-      tx=optimizers.make(self.optimizer),
+      tx=self.optimizer(),
       mask=planned.mask,
     )
 
-  def state_shapes(self, planned: plan.PlannedStage) -> step.State:
+  def state_shapes(self, planned: planning.PlannedStage) -> step.State:
     """Shapes of the states of all seeds in a stage."""
     one = jax.eval_shape(
       self.enter(planned), jax.random.key(0), self.student_shapes
@@ -198,20 +219,22 @@ class Recipe:
       one,
     )
 
-  def planned(self) -> list[plan.PlannedStage]:
+  def planned(self) -> list[planning.PlannedStage]:
     """The stages with their shapes; raises UserError where they do not fit."""
     batch, models = self._shapes()
-    return [plan.plan_stage(stage, batch, *models) for stage in self.stages]
+    return [planning.plan_stage(stage, batch, *models) for stage in self.stages]
 
-  def costed(self) -> list[plan.PlannedStage]:
+  def costed(self) -> list[planning.PlannedStage]:
     """The stages with their shapes and their costs, as compiled."""
     batch, models = self._shapes()
-    tx = optimizers.make(self.optimizer)
-    costed: dict[curriculum.Stage, plan.PlannedStage] = {}
+    tx = self.optimizer()
+    costed: dict[curriculum.Stage, planning.PlannedStage] = {}
     planned = self.planned()
     for one in planned:
       if one.stage.objective not in costed:
-        costed[one.stage.objective] = plan.with_costs(one, batch, tx, *models)
+        costed[one.stage.objective] = planning.with_costs(
+          one, batch, tx, *models
+        )
     return [
       dataclasses.replace(costed[one.stage.objective], stage=one.stage)
       for one in planned

@@ -73,19 +73,34 @@ def undropped(x: Input) -> Input:
 def compared(
   apply: Apply, params: Params, x: Input, name: str, stage: curriculum.Stage
 ) -> jax.Array:
-  """The activation `name` at the positions that a stage compares."""
+  """The activation `name` at the positions that a stage compares, pooled."""
   value = activation(apply, params, x, name)
   # All examples of a vector are read.
   positions = x.get('positions') if isinstance(x, Mapping) else None
   if stage.everywhere or name in curriculum.READ or positions is None:
-    return value
+    return _pooled(value, x, stage.pool)
   return jnp.take_along_axis(value, positions[..., None], axis=1)
+
+
+def _pooled(value, x, pool):
+  """`[B, ..., D]` as `[B, D]`, or as it is."""
+  if pool == 'none' or value.ndim == 2:
+    return value
+  flat = value.reshape(len(value), -1, value.shape[-1])
+  if pool == 'flatten':
+    return flat.reshape(len(value), -1)
+  mask = x.get('mask') if isinstance(x, Mapping) else None
+  if mask is None or mask.shape != flat.shape[:2]:
+    return jnp.mean(flat, axis=1)
+  return _mean(flat, jnp.broadcast_to(mask[..., None], flat.shape), axis=1)
 
 
 def weights(batch: Batch, stage: curriculum.Stage) -> jax.Array | None:
   """How much each value of a stage's loss counts; None where all are equal."""
   if not stage.everywhere:
     return batch.get('weights')
+  if stage.pool != 'none':
+    return None
   return batch['x'].get('mask') if isinstance(batch['x'], Mapping) else None
 
 
@@ -470,32 +485,45 @@ def _finite(tree) -> jax.Array:
   )
 
 
+def _same_top(ours, theirs):
+  return jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
+
+
+Metrics = Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]
+LABEL_METRICS = {
+  'accuracy': lambda logits, y: jnp.argmax(logits, axis=-1) == y,
+  'loss': losses.cross_entropy,
+}
+TEACHER_METRICS = {'agreement': _same_top, 'teacher_kl': losses.kl}
+
+
 def evaluate(
-  params: Params, batch: Batch, *, apply: Apply, parts: int = 1
+  params: Params,
+  batch: Batch,
+  *,
+  apply: Apply,
+  metrics: Metrics = LABEL_METRICS,
+  parts: int = 1,
 ) -> dict[str, jax.Array]:
-  """Held-out accuracy and cross entropy of one student.
+  """Held-out metrics of one student.
 
   Args:
     params: the student's.
     batch: as above, of `N` examples; positions of weight 0 do not count.
     apply: the student.
+    metrics: `(output, y) -> [...]`, one value per example or position.
     parts: computed one after the other, to save memory; they divide `N`.
 
   Returns:
-    `{'accuracy': scalar in [0, 1], 'loss': scalar in nats}`.
+    The mean of each, scalars; by default `{'accuracy': in [0, 1], 'loss': in
+    nats}`.
   """
-
-  def measure(batch):
-    batch = mesh_lib.split(batch, axis=0)
-    logits, _ = apply(params, undropped(batch['x']))
-    hits = jnp.argmax(logits, axis=-1) == batch['y']
-    return jnp.stack([hits, losses.cross_entropy(logits, batch['y'])], axis=1)
-
-  measured = _by_parts(measure, batch, parts)
-  accuracy, loss = (
-    _mean(measured[:, i], batch.get('weights')) for i in range(2)
+  return _measure(
+    lambda batch: (_output(apply, params, batch), batch['y']),
+    batch,
+    metrics,
+    parts,
   )
-  return {'accuracy': accuracy, 'loss': loss}
 
 
 def agreement(
@@ -505,9 +533,10 @@ def agreement(
   *,
   apply: Apply,
   teacher: Apply,
+  metrics: Metrics = TEACHER_METRICS,
   parts: int = 1,
 ) -> dict[str, jax.Array]:
-  """How near one student's held-out predictions are to its teacher's.
+  """How near one student's held-out outputs are to its teacher's.
 
   Args:
     params: the student's.
@@ -515,25 +544,39 @@ def agreement(
     batch: as for `evaluate`.
     apply: the student.
     teacher: the teacher.
+    metrics: `(output, output of the teacher) -> [...]`.
     parts: as for `evaluate`.
 
   Returns:
-    `{'agreement': share of equal top-1, 'teacher_kl': KL(teacher || student) in
-    nats}`, scalars.
+    The mean of each, scalars; by default `{'agreement': share of equal top-1,
+    'teacher_kl': KL(teacher || student) in nats}`.
   """
+  return _measure(
+    lambda batch: (
+      _output(apply, params, batch),
+      _output(teacher, teacher_params, batch),
+    ),
+    batch,
+    metrics,
+    parts,
+  )
+
+
+def _output(apply, params, batch):
+  return apply(params, undropped(batch['x']))[0]
+
+
+def _measure(pair, batch, metrics, parts):
+  """Means of `metrics` of the two arrays that `pair` makes of a batch."""
 
   def measure(batch):
-    batch = mesh_lib.split(batch, axis=0)
-    x = undropped(batch['x'])
-    (ours, _), (theirs, _) = apply(params, x), teacher(teacher_params, x)
-    same = jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
-    return jnp.stack([same, losses.kl(ours, theirs)], axis=1)
+    pairs = pair(mesh_lib.split(batch, axis=0))
+    return jnp.stack([metric(*pairs) for metric in metrics.values()], axis=1)
 
   measured = _by_parts(measure, batch, parts)
-  names = ('agreement', 'teacher_kl')
   return {
     name: _mean(measured[:, i], batch.get('weights'))
-    for i, name in enumerate(names)
+    for i, name in enumerate(metrics)
   }
 
 

@@ -20,7 +20,7 @@ from cxjax import errors
 from cxjax import files
 from cxjax import journal as journal_lib
 from cxjax import mesh as mesh_lib
-from cxjax import plan
+from cxjax import planning
 from cxjax import programs as programs_lib
 from cxjax import recipe as recipe_lib
 from cxjax import step
@@ -39,7 +39,7 @@ class Result:
 
   params: step.Params
   rows: list[journal_lib.Row]
-  planned: list[plan.PlannedStage]
+  planned: list[planning.PlannedStage]
   seconds: dict[str, float]
 
 
@@ -67,7 +67,7 @@ def _fit(recipe, folder, title, signals):
   begin = time.perf_counter()
   planned = recipe.costed()
   spent = {'compile': time.perf_counter() - begin, 'train': 0, 'evaluate': 0}
-  logging.info('The plan of %s:\n%s', title, plan.show(planned))
+  logging.info('The plan of %s:\n%s', title, planning.show(planned))
   found = checkpoint.latest(folder)
   with (
     jax.set_mesh(recipe.mesh),
@@ -182,10 +182,15 @@ class _Run:
   def _enter(self, index, params):
     keys = self.programs.keys(self.recipe.stage_keys, 2 * index + 1)
     fresh = self.programs.enter(self.planned[index], keys, params)
-    if self.recipe.optimizer.carry_state and self.states is not None:
+    if self.recipe.carry_state and self.states is not None:
       carried = step.carry(self.states.opt_state, fresh.opt_state)
       fresh = fresh.replace(opt_state=carried)
     self.stage, self.states = index, fresh
+
+  @property
+  def _score(self):
+    """Name of the metric that a run is judged by."""
+    return f'eval/{next(iter(self.recipe.metrics))}'
 
   @property
   def _stage_end(self):
@@ -196,7 +201,7 @@ class _Run:
     recipe, planned = self.recipe, self.planned[self.stage]
     begin, end = (0, *recipe.ends)[self.stage], recipe.ends[self.stage]
     schedule = (end - begin, 0)
-    if not recipe.optimizer.restart_schedule:
+    if not recipe.restart_schedule:
       schedule = (recipe.ends[-1], begin)
     number = 0 if planned.stage.shared else 2 * self.stage
     keys = self.programs.keys(recipe.stage_keys, number)
@@ -292,17 +297,18 @@ class _Run:
     crossed = False
     if self.step % recipe.eval_every == 0 or self.step == self._stage_end:
       row |= self._evaluate()
-      accuracy = min(row['eval/accuracy'])
+      accuracy = min(row[self._score])
       crossed = any(self.best < a <= accuracy for a in recipe.save_at)
       self.best = max(self.best, accuracy)
       self._stop_early(accuracy)
-    if self.step == self.end and recipe.teacher is not None:
+    judged = recipe.teacher is not None and recipe.teacher_metrics
+    if self.step == self.end and judged:
       row |= self._agree()
     self.journal.write(row)
     if crossed or self.step % recipe.save_every == 0 or self.step == self.end:
-      self._save(row.get('eval/accuracy'))
+      self._save(row.get(self._score))
     elif recipe.save_minutes and self._minutes() >= recipe.save_minutes:
-      self._save(row.get('eval/accuracy'), extra=True)
+      self._save(row.get(self._score), extra=True)
 
   def _minutes(self):
     """Since the last checkpoint."""
@@ -326,7 +332,7 @@ class _Run:
 
   def _save(self, accuracy=None, extra=False):
     """Saves; an `extra` checkpoint goes when the next is there."""
-    accuracy = accuracy or self._evaluate()['eval/accuracy']
+    accuracy = accuracy or self._evaluate()[self._score]
     record = {
       'stage': self.planned[self.stage].stage.name,
       'accuracy': accuracy,

@@ -1,6 +1,7 @@
 """Settings of every test, made before anything is computed."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -18,7 +19,9 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # The rest is for speed: test shapes are tiny, so that compiling costs more than
-# running. In the environment, for the processes that tests start as well.
+# running. Tracing makes many objects, few of which are garbage.
+gc.set_threshold(200_000, 20, 100)
+# In the environment, for the processes that tests start as well.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # Else pytest-xdist's worker.
   _cache = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, _cache, ignore_errors=True)

@@ -11,7 +11,7 @@ import optax
 
 from cxjax import curriculum
 from cxjax import losses
-from cxjax import plan
+from cxjax import planning
 from cxjax import projection
 from cxjax import step
 from cxjax.data import pcfg
@@ -69,7 +69,7 @@ def first(tree):
 
 @functools.cache
 def planned(stage):
-  return plan.plan_stage(
+  return planning.plan_stage(
     stage,
     batch(),
     STUDENT.apply,

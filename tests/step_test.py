@@ -11,7 +11,7 @@ import optax
 
 from cxjax import curriculum
 from cxjax import mesh as mesh_lib
-from cxjax import plan
+from cxjax import planning
 from cxjax import projection
 from cxjax import step
 from cxjax.data import parity
@@ -55,7 +55,7 @@ def teacher_params(seed=0):
 def planned(stage):
   batch = jax.eval_shape(draw, jax.random.key(0), 0)
   one = jax.eval_shape(lambda p: jax.tree.map(lambda a: a[0], p), params())
-  return plan.plan_stage(
+  return planning.plan_stage(
     stage, batch, STUDENT.apply, one, TEACHER.apply, teacher_params()
   )
 

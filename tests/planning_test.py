@@ -7,7 +7,7 @@ import optax
 
 from cxjax import curriculum
 from cxjax import errors
-from cxjax import plan
+from cxjax import planning
 from cxjax.models import mlp
 
 TEACHER, STUDENT = mlp.MLP((16, 12), 2), mlp.MLP((6,), 2)
@@ -27,16 +27,16 @@ MODELS = (STUDENT.apply, shapes(STUDENT), TEACHER.apply, shapes(TEACHER))
 class PlanTest(parameterized.TestCase):
   def test_shapes_costs_and_table(self):
     stages = curriculum.extracted((('hidden1', 'hidden0'),), (30, 70))
-    planned = [plan.plan_stage(stage, BATCH, *MODELS) for stage in stages]
+    planned = [planning.plan_stage(stage, BATCH, *MODELS) for stage in stages]
     self.assertEqual(planned[0].projection, (12, 6))
     self.assertEqual(planned[0].teacher_width, 12)
     self.assertIsNone(planned[0].student_flops)
     costed = [
-      plan.with_costs(one, BATCH, optax.sgd(0.1), *MODELS) for one in planned
+      planning.with_costs(one, BATCH, optax.sgd(0.1), *MODELS) for one in planned
     ]
     products = 2 * 4 * (8 * 16 + 16 * 12 + 12 * 6)
     self.assertBetween(costed[0].teacher_flops, products, 1.2 * products)
-    lines = plan.show(costed).splitlines()
+    lines = planning.show(costed).splitlines()
     cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
     self.assertEqual(
       cells[2][:8],
@@ -49,12 +49,12 @@ class PlanTest(parameterized.TestCase):
     (stage, _) = curriculum.extracted(
       (('hidden1', 'hidden0'),), (1, 1), readout=True, width=9
     )
-    planned = plan.plan_stage(stage, BATCH, *MODELS)
+    planned = planning.plan_stage(stage, BATCH, *MODELS)
     self.assertEqual((planned.projection, planned.readout), ((12, 9), (6, 9)))
     (stage, _) = curriculum.extracted(
       (('hidden1', 'hidden0'),), (1, 1), readout=True, law='identity'
     )
-    planned = plan.plan_stage(stage, BATCH, *MODELS)
+    planned = planning.plan_stage(stage, BATCH, *MODELS)
     self.assertEqual((planned.projection, planned.readout), ((12, 12), (6, 12)))
 
   @parameterized.parameters(
@@ -74,4 +74,4 @@ class PlanTest(parameterized.TestCase):
   )
   def test_refuses(self, stage, message):
     with self.assertRaisesRegex(errors.UserError, message):
-      plan.plan_stage(stage, BATCH, *MODELS)
+      planning.plan_stage(stage, BATCH, *MODELS)

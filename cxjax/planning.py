@@ -66,14 +66,27 @@ def plan_stage(
     UserError: an activation that does not exist, or widths that do not fit.
   """
 
-  def width(apply, params, name):
-    one = functools.partial(step.activation, apply, name=name)
-    return jax.eval_shape(one, params, batch['x']).shape[-1]
+  def shape(apply, params, name):
+    one = functools.partial(step.compared, apply, name=name, stage=stage)
+    found = jax.eval_shape(one, params, batch['x']).shape
+    errors.require(
+      len(found) > 1,
+      f'{name!r} of shape {found} has no width: give it a last axis, as in '
+      '[B, 1].',
+    )
+    return found
 
-  student_width = width(student, student_params, stage.student)
+  *places, student_width = shape(student, student_params, stage.student)
   teacher_width = projection = readout = None
   if stage.needs_teacher:
-    teacher_width = width(teacher, teacher_params, stage.target)
+    *others, teacher_width = shape(teacher, teacher_params, stage.target)
+    errors.require(
+      places == others,
+      f'Stage {stage.name!r} cannot compare {stage.student!r}, '
+      f'{[*places, student_width]}, with {stage.target!r}, '
+      f"{[*others, teacher_width]}: the teacher's places are others than the "
+      "student's. Choose another pair of layers, or pool='mean'.",
+    )
     errors.require(
       stage.top_k <= teacher_width,
       f'top_k={stage.top_k}: the teacher has {teacher_width} logits.',

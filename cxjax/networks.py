@@ -1,0 +1,355 @@
+"""Models of any make as pure functions that return their activations."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import errors as flax_errors
+from flax import linen as nn
+from flax import nnx
+from flax import traverse_util
+import jax
+from jax.extend import core
+from jax.interpreters import partial_eval
+import jax.numpy as jnp
+
+from cxjax import curriculum
+from cxjax import errors
+from cxjax import step
+from cxjax import table
+
+# Of two activations nearer than this share of the model's FLOPs, the second is
+# the layer, and the first a part of it: a convolution and its norm.
+SAME_LAYER = 0.02
+EMBEDDING = 0.001  # Up to this share nothing is computed yet.
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A model, whatever it was written in.
+
+  Attributes:
+    apply: `(params, x) -> (output, activations)`, pure; the activations are a
+      dict of arrays, `[B, ..., D]`.
+    params: a tree of arrays, or for several students at once a list of such.
+    wrap: from a tree like `params` to what the user of the model works with.
+  """
+
+  apply: step.Apply
+  params: step.Params
+  wrap: Callable[[step.Params], Any] = lambda params: params
+
+  @property
+  def several(self) -> bool:
+    """Whether there are several sets of parameters."""
+    return isinstance(self.params, list)
+
+  @property
+  def one(self) -> step.Params:
+    """The parameters, or the first of them."""
+    return self.params[0] if self.several else self.params
+
+
+def from_fn(apply: step.Apply, params: step.Params) -> Network:
+  """A pure function as a network.
+
+  Args:
+    apply: `(params, x) -> (output, activations)`: `[B, ..., C]`, and a dict of
+      `[B, ..., D]`. The order of the keys does not matter.
+    params: its parameters; of students, a list trains several at once.
+
+  Returns:
+    The network.
+  """
+  return Network(apply, params)
+
+
+def from_linen(
+  module: nn.Module,
+  variables: Any,
+  *,
+  output: Callable[[Any], jax.Array] = lambda output: output,
+  **kwargs,
+) -> Network:
+  """A `flax.linen` module as a network, as it is.
+
+  What every submodule returns is an activation, by its path: 'Dense_0',
+  'encoder/layer_3/attention'; at the second call 'Dense_0#2'; of several
+  returned arrays 'lstm' is the first, 'lstm/1' the second. So is what the
+  module sows as 'intermediates'. Only 'params' are trained: others, such as
+  'batch_stats', stay as they are.
+
+  Args:
+    module: the module.
+    variables: what `module.init` returns, or its 'params' alone; of students, a
+      list trains several at once.
+    output: takes the output from what the module returns.
+    **kwargs: of `module.apply`: those of inference, as in `train=False`.
+
+  Returns:
+    The network. What is trained comes back in the form of `variables`.
+
+  Raises:
+    UserError: when it is used, if the module wants to change its variables or
+      to draw random numbers.
+  """
+  first = variables[0] if isinstance(variables, list) else variables
+  whole = isinstance(first, Mapping) and 'params' in first
+  rest = {k: v for k, v in first.items() if k != 'params'} if whole else {}
+
+  def apply(params, x):
+    try:
+      out, state = module.apply(
+        {**rest, 'params': params},
+        x,
+        capture_intermediates=True,
+        mutable=['intermediates'],
+        **kwargs,
+      )
+    except (
+      flax_errors.ModifyScopeVariableError,
+      flax_errors.InvalidRngError,
+    ) as error:
+      reason = str(error).split(' (http')[0].rstrip('.')
+      raise errors.UserError(
+        f'{type(module).__name__} is not at inference ({reason}). Give its '
+        'arguments for that, as in from_linen(module, variables, train=False).'
+      ) from error
+    return _output(output(out)), _captured(state.get('intermediates', {}))
+
+  if not whole:
+    return Network(apply, variables)
+  params = first['params']
+  if isinstance(variables, list):
+    params = [each['params'] for each in variables]
+  return Network(apply, params, lambda params: {**rest, 'params': params})
+
+
+def from_nnx(
+  model: nnx.Module | list[nnx.Module],
+  *,
+  output: Callable[[Any], jax.Array] = lambda output: output,
+  **kwargs,
+) -> Network:
+  """A `flax.nnx` module as a network; the module itself is not changed.
+
+  What every method of it and of its submodules returns is an activation, by
+  its path: 'layers/0', 'encoder/attention', 'encoder/features()' of a method
+  that is not `__call__`. So is what it sows as `nnx.Intermediate`. Only
+  `nnx.Param` is trained. Call `model.eval()` first.
+
+  Args:
+    model: the module; of students, a list trains several at once.
+    output: takes the output from what the module returns.
+    **kwargs: of the call: those of inference.
+
+  Returns:
+    The network. What is trained comes back as a new module.
+  """
+  several = isinstance(model, list)
+  parts = [
+    nnx.split(each, nnx.Param, ...) for each in (model if several else [model])
+  ]
+  graph, state, rest = parts[0]
+
+  def merge(params):
+    full = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(full, params)
+    return nnx.merge(graph, full, rest, copy=True)
+
+  def apply(params, x):
+    module = merge(params)
+    run = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)
+    out, found = run(x, **kwargs)
+    return _output(output(out)), _captured(nnx.to_pure_dict(found))
+
+  params = [nnx.to_pure_dict(state) for _, state, _ in parts]
+  return Network(apply, params if several else params[0], merge)
+
+
+def _output(output):
+  errors.require(
+    isinstance(output, jax.Array),
+    f'The model returns a {type(output).__name__}, not an array. Say which '
+    'array is its output, as in output=lambda out: out[0].',
+  )
+  return output
+
+
+def _captured(intermediates) -> dict[str, jax.Array]:
+  """By path; without the output of the whole model."""
+  found = {}
+  for path, values in traverse_util.flatten_dict(intermediates).items():
+    *parents, last = map(str, path)
+    if last == '__call__' and not parents:
+      continue
+    if last != '__call__':
+      method = last.isidentifier() and not isinstance(values, tuple)
+      parents.append(f'{last}()' if method else last)
+    values = values if isinstance(values, tuple) else (values,)
+    for call, value in enumerate(values, 1):
+      name = '/'.join(parents) + (f'#{call}' if call > 1 else '')
+      for suffix, leaf in _leaves(value):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1:
+          found[name + suffix] = leaf
+  return found
+
+
+def _leaves(value) -> Iterator[tuple[str, jax.Array]]:
+  leaves = jax.tree.leaves_with_path(value)
+  for path, leaf in leaves:
+    suffix = jax.tree_util.keystr(path, simple=True, separator='/')
+    yield (f'/{suffix}' if suffix.strip('0/') else ''), leaf
+
+
+def cast(network: Network, dtype: jnp.dtype) -> Network:
+  """A network that computes in `dtype`; parameters and results are float32.
+
+  Args:
+    network: the network.
+    dtype: as `jnp.bfloat16`.
+
+  Returns:
+    The network; integers and keys are left alone.
+  """
+
+  def to(tree, dtype):
+    return jax.tree.map(
+      lambda leaf: (
+        leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+      ),
+      tree,
+    )
+
+  def apply(params, x):
+    return to(network.apply(to(params, dtype), to(x, dtype)), jnp.float32)
+
+  return dataclasses.replace(network, apply=apply)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+  """An activation, and what it costs to compute.
+
+  Attributes:
+    name: its path.
+    shape: `[B, ..., D]`.
+    dtype: of its values.
+    flops: of one batch up to there, as XLA counts them before it optimizes.
+    layer: whether it is one of the layers that `plan` matches by itself.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: jnp.dtype
+  flops: float
+  layer: bool
+
+
+class Taps(tuple[Tap, ...]):
+  """The activations of a model in the order of computation; prints as a table.
+
+  The last is the output.
+  """
+
+  @property
+  def layers(self) -> tuple[str, ...]:
+    """Names of the layers, lowest first."""
+    return tuple(tap.name for tap in self if tap.layer)
+
+  def __str__(self) -> str:
+    """A row for each."""
+    return table.markdown(
+      {
+        'activation': tap.name,
+        'shape': ' x '.join(map(str, tap.shape)),
+        'dtype': str(tap.dtype),
+        'FLOPs up to it': int(tap.flops),
+        'layer': 'yes' if tap.layer else None,
+      }
+      for tap in self
+    )
+
+  _repr_markdown_ = __str__
+
+
+def taps(network: Network, x: step.Input) -> Taps:
+  """Every activation of a network, without running it.
+
+  The layers are the activations of the shortest paths, if there is more than
+  one of them, without the embeddings, those that only the next is for (a
+  convolution before its norm), and the output.
+
+  Args:
+    network: of `from_linen`, `from_nnx` or `from_fn`.
+    x: a batch, or its shapes.
+
+  Returns:
+    The activations, lowest first, and the output as 'logits'.
+  """
+  shapes = jax.eval_shape(lambda tree: tree, (network.one, x))
+
+  def apply(params, x):
+    output, found = network.apply(params, x)
+    return output, {k: v for k, v in found.items() if k != curriculum.LOGITS}
+
+  closed, (output, found) = jax.make_jaxpr(apply, return_shape=True)(*shapes)
+  leaves = {'': output, **found}
+  names = ['', *sorted(found)]  # As JAX flattens a dict.
+  jaxpr = closed.jaxpr
+  born = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+  place = {
+    name: born.get(var, -1) if isinstance(var, core.Var) else -1
+    for name, var in zip(names, jaxpr.outvars, strict=True)
+  }
+  same = {n for n in found if place[n] == place[''] >= 0}
+  order = sorted(names, key=lambda name: (place[name], name == '', name))
+  costs = {name: _flops(closed, names.index(name)) for name in order}
+  chosen = _layers([n for n in order if n and n not in same], costs)
+  return Taps(
+    Tap(
+      name or curriculum.LOGITS,
+      leaves[name].shape,
+      leaves[name].dtype,
+      costs[name],
+      name in chosen,
+    )
+    for name in order
+    if name not in same
+  )
+
+
+def _flops(closed, index):
+  """Of the output `index` of a jaxpr alone."""
+  wanted = [i == index for i in range(len(closed.jaxpr.outvars))]
+  jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
+  run = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, closed.consts))
+  shapes = [
+    jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars
+  ]
+  del used
+  analysis = jax.jit(run).lower(*shapes).cost_analysis() or {}
+  return float(analysis.get('flops', 0.0))
+
+
+def _layers(names, costs):
+  """Of names in the order of computation, those that are layers."""
+  depth = lambda name: name.count('/')
+  for level in sorted({depth(name) for name in names}):
+    here = [name for name in names if depth(name) == level]
+    if len(here) > 1:
+      names = here
+      break
+  kept, begin = [], 0.0
+  for name in names:
+    more = (costs[name] - begin) / max(costs[''], 1.0)
+    if not kept and more <= EMBEDDING or kept and more <= 0:
+      continue
+    if kept and more <= SAME_LAYER:
+      kept[-1] = name
+    else:
+      kept.append(name)
+      begin = costs[name]
+  return tuple(kept)
