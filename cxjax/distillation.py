@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import pathlib
 import tempfile
@@ -160,9 +161,9 @@ def plan(
     'The curriculum needs the labels: give (x, labels) as the example, and as '
     'batches.',
   )
+  _check_outputs(teacher, student, batch['x'], stages)
   models = _models(teacher, student)
   planned = tuple(planning.plan_stage(s, batch, *models) for s in stages)
-  _check_outputs(teacher, student, batch['x'], stages)
   return Plan(teacher, student, batch, stages, planned, name)
 
 
@@ -179,7 +180,7 @@ def _loss(loss, temperature):
   if not isinstance(loss, str):
     return loss
   fun = errors.lookup('loss', loss, LOSSES)
-  if loss in ('mse', *losses.HIDDEN_LOSSES):
+  if temperature == 1 or loss in ('mse', *losses.HIDDEN_LOSSES):
     return fun
   return losses.logit_loss(loss, temperature, hard_labels=False)
 
@@ -381,19 +382,16 @@ class _Peeked:
   def __init__(self, batches):
     self._batches = batches
     iterator = iter(batches)
-    self.first = next(iterator)
-    self._rest = iterator if iterator is batches else None
+    self.first = next(iterator, None)
+    errors.require(self.first is not None, 'There is no batch.')
+    self._again = iterator is not batches
+    self._ahead = [] if self._again else [self.first]
 
   def __iter__(self):
-    if self._rest is None:
+    if self._again:
       return iter(self._batches)
-    rest, self._rest = self._rest, iter(())
-    return _chain(self.first, rest)
-
-
-def _chain(first, rest):
-  yield first
-  yield from rest
+    ahead, self._ahead = self._ahead, []
+    return itertools.chain(ahead, self._batches)
 
 
 def _logits(plan):

@@ -20,10 +20,7 @@ from cxjax import errors
 from cxjax import step
 from cxjax import table
 
-# Of two activations nearer than this share of the model's FLOPs, the second is
-# the layer, and the first a part of it: a convolution and its norm.
-SAME_LAYER = 0.02
-EMBEDDING = 0.001  # Up to this share nothing is computed yet.
+PRODUCTS = ('dot_general', 'conv_general_dilated')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +276,8 @@ def taps(network: Network, x: step.Input) -> Taps:
   """Every activation of a network, without running it.
 
   The layers are the activations of the shortest paths, if there is more than
-  one of them, without the embeddings, those that only the next is for (a
-  convolution before its norm), and the output.
+  one of them, without the output. A layer ends before the next matrix product
+  or convolution, so that one and its norm are a layer, and embeddings are none.
 
   Args:
     network: of `from_linen`, `from_nnx` or `from_fn`.
@@ -306,8 +303,10 @@ def taps(network: Network, x: step.Input) -> Taps:
   }
   same = {n for n in found if place[n] == place[''] >= 0}
   order = sorted(names, key=lambda name: (place[name], name == '', name))
-  costs = {name: _flops(closed, names.index(name)) for name in order}
-  chosen = _layers([n for n in order if n and n not in same], costs)
+  alone = {name: _alone(closed, names.index(name)) for name in order}
+  costs = {name: _flops(one) for name, one in alone.items()}
+  products = {name: _products(one.jaxpr) for name, one in alone.items()}
+  chosen = _layers([n for n in order if n and n not in same], products)
   return Taps(
     Tap(
       name or curriculum.LOGITS,
@@ -321,35 +320,42 @@ def taps(network: Network, x: step.Input) -> Taps:
   )
 
 
-def _flops(closed, index):
-  """Of the output `index` of a jaxpr alone."""
+def _alone(closed, index):
+  """A jaxpr without what its output `index` does not need."""
   wanted = [i == index for i in range(len(closed.jaxpr.outvars))]
-  jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
-  run = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, closed.consts))
+  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
+  return core.ClosedJaxpr(jaxpr, closed.consts)
+
+
+def _flops(closed):
+  """Of a jaxpr."""
   shapes = [
-    jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars
+    jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+    for v in closed.jaxpr.invars
   ]
-  del used
-  analysis = jax.jit(run).lower(*shapes).cost_analysis() or {}
-  return float(analysis.get('flops', 0.0))
+  lowered = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes)
+  return float((lowered.cost_analysis() or {}).get('flops', 0.0))
 
 
-def _layers(names, costs):
+def _products(jaxpr):
+  """How many matrix products and convolutions there are in a jaxpr."""
+  inside = jax.tree.leaves(
+    [list(eqn.params.values()) for eqn in jaxpr.eqns],
+    is_leaf=lambda leaf: isinstance(leaf, core.Jaxpr | core.ClosedJaxpr),
+  )
+  inside = [getattr(leaf, 'jaxpr', leaf) for leaf in inside]
+  own = sum(eqn.primitive.name in PRODUCTS for eqn in jaxpr.eqns)
+  return own + sum(_products(j) for j in inside if isinstance(j, core.Jaxpr))
+
+
+def _layers(names, products):
   """Of names in the order of computation, those that are layers."""
   depth = lambda name: name.count('/')
+  names = [name for name in names if name not in curriculum.READ]
   for level in sorted({depth(name) for name in names}):
     here = [name for name in names if depth(name) == level]
     if len(here) > 1:
       names = here
       break
-  kept, begin = [], 0.0
-  for name in names:
-    more = (costs[name] - begin) / max(costs[''], 1.0)
-    if not kept and more <= EMBEDDING or kept and more <= 0:
-      continue
-    if kept and more <= SAME_LAYER:
-      kept[-1] = name
-    else:
-      kept.append(name)
-      begin = costs[name]
-  return tuple(kept)
+  last = {products[name]: name for name in names if products[name]}
+  return tuple(last.values())

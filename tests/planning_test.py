@@ -32,7 +32,8 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(planned[0].teacher_width, 12)
     self.assertIsNone(planned[0].student_flops)
     costed = [
-      planning.with_costs(one, BATCH, optax.sgd(0.1), *MODELS) for one in planned
+      planning.with_costs(one, BATCH, optax.sgd(0.1), *MODELS)
+      for one in planned
     ]
     products = 2 * 4 * (8 * 16 + 16 * 12 + 12 * 6)
     self.assertBetween(costed[0].teacher_flops, products, 1.2 * products)
