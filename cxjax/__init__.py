@@ -47,6 +47,7 @@ from cxjax.probes import ngram_distance
 from cxjax.projection import LAWS
 from cxjax.projection import project
 from cxjax.projection import random_projection
+from cxjax.stablehlo import export
 from cxjax.step import State
 from cxjax.step import activation
 from cxjax.step import advance
@@ -83,6 +84,7 @@ __all__ = [
   'distill',
   'enter',
   'evaluate',
+  'export',
   'extracted',
   'from_fn',
   'from_linen',

@@ -129,16 +129,20 @@ class _Events:
 
 def _summary(row: Row) -> str:
   text = f'{row["stage"]}, loss {row["loss"]:.3g}'
-  if 'eval/accuracy' in row:
-    text += f', accuracy {np.mean(row["eval/accuracy"]):.3f}'
+  found = [name for name in row if name.startswith('eval/')]
+  if found:
+    name = found[0].removeprefix('eval/')
+    text += f', {name} {np.mean(row[found[0]]):.3f}'
   return text
 
 
-def evaluations(rows: list[Row]) -> Iterator[tuple[int, list[float]]]:
-  """`(step, accuracy of each seed)` of the evaluation rows."""
+def evaluations(
+  rows: list[Row], metric: str = 'accuracy'
+) -> Iterator[tuple[int, list[float]]]:
+  """`(step, metric of each seed)` of the evaluation rows."""
   for row in rows:
-    if 'eval/accuracy' in row:
-      yield row['step'], row['eval/accuracy']
+    if f'eval/{metric}' in row:
+      yield row['step'], row[f'eval/{metric}']
 
 
 def steps_to(rows: list[Row], accuracy: float) -> list[int | None]:

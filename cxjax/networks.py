@@ -277,7 +277,8 @@ def taps(network: Network, x: step.Input) -> Taps:
 
   The layers are the activations of the shortest paths, if there is more than
   one of them, without the output. A layer ends before the next matrix product
-  or convolution, so that one and its norm are a layer, and embeddings are none.
+  or convolution, and where its shape changes: a convolution and its norm are
+  one, embeddings and the mean of a sequence are none.
 
   Args:
     network: of `from_linen`, `from_nnx` or `from_fn`.
@@ -306,7 +307,8 @@ def taps(network: Network, x: step.Input) -> Taps:
   alone = {name: _alone(closed, names.index(name)) for name in order}
   costs = {name: _flops(one) for name, one in alone.items()}
   products = {name: _products(one.jaxpr) for name, one in alone.items()}
-  chosen = _layers([n for n in order if n and n not in same], products)
+  shapes = {name: leaves[name].shape for name in order}
+  chosen = _layers([n for n in order if n and n not in same], products, shapes)
   return Taps(
     Tap(
       name or curriculum.LOGITS,
@@ -348,7 +350,7 @@ def _products(jaxpr):
   return own + sum(_products(j) for j in inside if isinstance(j, core.Jaxpr))
 
 
-def _layers(names, products):
+def _layers(names, products, shapes):
   """Of names in the order of computation, those that are layers."""
   depth = lambda name: name.count('/')
   names = [name for name in names if name not in curriculum.READ]
@@ -357,5 +359,9 @@ def _layers(names, products):
     if len(here) > 1:
       names = here
       break
-  last = {products[name]: name for name in names if products[name]}
-  return tuple(last.values())
+  found = {}
+  for name in names:
+    same = found.setdefault(products[name], name)
+    if shapes[name] == shapes[same]:
+      found[products[name]] = name
+  return tuple(name for number, name in found.items() if number)

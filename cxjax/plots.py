@@ -48,16 +48,28 @@ def axes(
 def accuracy_curves(
   runs: Mapping[str, Sequence[journal.Row]], path: pathlib.Path
 ) -> None:
-  """Held-out accuracy against steps: median over seeds, band from min to max.
+  """`curves` of the held-out accuracy."""
+  curves(runs, 'accuracy', 'held-out accuracy', path)
+
+
+def curves(
+  runs: Mapping[str, Sequence[journal.Row]],
+  metric: str,
+  ylabel: str,
+  path: pathlib.Path,
+) -> None:
+  """A metric against steps: median over seeds, band from min to max.
 
   Args:
     runs: rows of metrics.jsonl by method.
+    metric: of the evaluations, at most 1.
+    ylabel: what it is.
     path: of the PNG file.
   """
-  figure, (panel,) = axes('student steps', 'held-out accuracy')
+  figure, (panel,) = axes('student steps', ylabel)
   others, best = iter(OTHERS * len(runs)), 0.0
   for method, rows in runs.items():
-    steps, values = zip(*journal.evaluations(rows), strict=True)
+    steps, values = zip(*journal.evaluations(rows, metric), strict=True)
     values = np.array(values)
     color = COLORS.get(method) or next(others)
     # The baselines often lie on one another at chance: both should be seen.
