@@ -9,19 +9,14 @@ Run:
 Writes ablations.{md,csv} into --results.
 """
 
-import pathlib
-
 from absl import app
-from absl import flags
 
 from cxjax import command
 from cxjax import summary as summary_lib
 from cxjax import table
 from experiments import parity_mlp
+from experiments import places
 from experiments import sweeps
-
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/ablations', 'Of the runs.')
-_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
 
 LEARNED = {'extracted.law': 'identity', 'extracted.readout': True}
 UNTRAINED = {'extracted.checkpoint': 0}
@@ -56,12 +51,12 @@ def main(argv):
   rows = []
   for name, overrides in VARIANTS.items():
     config = parity_mlp.get_config('extracted')
-    summary = sweeps.run(config, overrides, pathlib.Path(_WORKDIR.value))
+    summary = sweeps.run(config, overrides, places.workdir('ablations'))
     shown = summary_lib.compare_row(summary)
     del shown['method'], shown['seconds']
     rows.append({'variant': name, **shown})
   text = table.markdown(rows)
-  command.write(pathlib.Path(_RESULTS.value) / 'ablations', text, rows)
+  command.write(places.results() / 'ablations', text, rows)
 
 
 if __name__ == '__main__':

@@ -19,8 +19,6 @@ EXPERIMENT_recipes.{md,csv}, into --results. Runs that are finished are not run
 again.
 """
 
-import pathlib
-
 from absl import app
 from absl import flags
 import numpy as np
@@ -33,13 +31,12 @@ from cxjax import plots
 from cxjax import summary as summary_lib
 from cxjax import table
 from experiments import pcfg_bert
+from experiments import places
 from experiments import sweeps
 from experiments import text_bert
 
 EXPERIMENTS = {'pcfg_bert': pcfg_bert, 'text_bert': text_bert}
 _EXPERIMENT = flags.DEFINE_string('experiment', 'pcfg_bert', 'Which.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tune', 'Of the runs.')
-_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
 _RECIPES = flags.DEFINE_bool('recipes', False, 'Try recipes of extraction.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Of the final runs.')
 
@@ -221,8 +218,8 @@ def main(argv):
   """Searches, prints and keeps everything that was tried."""
   del argv
   errors.lookup('experiment', _EXPERIMENT.value, EXPERIMENTS)
-  workdir = pathlib.Path(_WORKDIR.value)
-  results = pathlib.Path(_RESULTS.value)
+  workdir = places.workdir('tune')
+  results = places.results()
   (recipes if _RECIPES.value else tune)(workdir, results)
 
 

@@ -19,7 +19,6 @@ References:
 
 import functools
 import itertools
-import pathlib
 
 from absl import app
 from absl import flags
@@ -38,8 +37,8 @@ from cxjax import table
 from cxjax.data import masked_text
 from cxjax.data import pcfg
 from experiments import base
+from experiments import places
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _SENTENCES = flags.DEFINE_integer('sentences', 128, 'To measure on.', 2)
 _EVERY = flags.DEFINE_integer(
   'every', 10, 'Positions of the n-gram probe: this, twice this, ...', 1
@@ -208,7 +207,7 @@ def draw_trees(rows, path):
 def main(argv):
   """Measures, prints the tables, draws the pictures."""
   del argv
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = places.workdir()
   config, teacher = experiment.load(base.get_config('extracted'), workdir)
   errors.require(
     config.task in ('pcfg', 'text'),

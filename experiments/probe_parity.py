@@ -15,7 +15,6 @@ Writes probe_parity.{md,csv,png} into the workdir.
 
 import functools
 import itertools
-import pathlib
 
 from absl import app
 from absl import flags
@@ -32,8 +31,8 @@ from cxjax import projection
 from cxjax import step
 from cxjax import table
 from experiments import base
+from experiments import places
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
 _WIDTH = flags.DEFINE_integer('width', 100, 'Columns of the projection.')
 _EXAMPLES = flags.DEFINE_integer('examples', 2**18, 'To average over.')
 BATCH = 1_024
@@ -154,7 +153,7 @@ def draw_picture(found, support, accuracies, path):
 def main(argv):
   """Measures, prints the table, draws the picture."""
   del argv
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = places.workdir()
   config, teacher = experiment.load(base.get_config('extracted'), workdir)
   task = experiment.make_task(config)
   errors.require(

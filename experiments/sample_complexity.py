@@ -13,8 +13,6 @@ Run (hours; `--k=3` is minutes; finished runs are not run again):
 Writes sample_complexity.{csv,md,png} into --results.
 """
 
-import pathlib
-
 from absl import app
 from absl import flags
 import numpy as np
@@ -24,12 +22,9 @@ from cxjax import methods
 from cxjax import plots
 from cxjax import table
 from experiments import parity_mlp
+from experiments import places
 from experiments import sweeps
 
-_WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/sample_complexity', 'Of the runs.'
-)
-_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
 _K = flags.DEFINE_list('k', ['3', '4', '5'], 'Sizes of the support.')
 _D = flags.DEFINE_list('d', ['20', '30', '40', '60', '80', '100'], 'Widths.')
 _METHODS = flags.DEFINE_list('methods', list(methods.METHODS), 'Which.')
@@ -170,8 +165,8 @@ def draw_picture(rows, path):
 def main(argv):
   """Runs every point, and writes after each so that nothing is lost."""
   del argv
-  workdir = pathlib.Path(_WORKDIR.value)
-  stem = pathlib.Path(_RESULTS.value) / 'sample_complexity'
+  workdir = places.workdir('sample_complexity')
+  stem = places.results() / 'sample_complexity'
   rows = []
   for k in map(int, _K.value):
     for d in map(int, _D.value):

