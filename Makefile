@@ -1,9 +1,10 @@
-# make demo, make test: each sets up what it needs. make lint, make format.
+# make demo, make test, make notebooks, make lint, make types, make docs, make
+# format: each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test notebooks lint types docs format clean
 
 # One stamp per set of packages, anew when their list changes.
 $(VENV)/run: requirements.txt
@@ -22,9 +23,18 @@ demo: $(VENV)/run
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
 
+notebooks: $(VENV)/dev
+	$(BIN)/python -m experiments.notebooks.run --tiny
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+docs: $(VENV)/dev
+	$(BIN)/python docs/reference.py
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .

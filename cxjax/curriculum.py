@@ -124,6 +124,7 @@ class Stage:
     )
 
 
+# What is trained: stages, one after the other.
 Curriculum = tuple[Stage, ...]
 
 

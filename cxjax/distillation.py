@@ -155,6 +155,11 @@ def plan(
       teacher, student, batch, num_steps, layers, share, steps, fun, options
     )
     stages = _pooled(stages, teacher, student, batch['x'], pool)
+  errors.require(
+    all(s.checkpoint is None for s in stages),
+    'A plan knows the final teacher alone: leave checkpoints out, or distill '
+    'from each of them in turn.',
+  )
   labels = any(s.alpha or not s.needs_teacher for s in stages)
   errors.require(
     not labels or 'y' in batch,

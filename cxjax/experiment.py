@@ -5,6 +5,7 @@ The only module that reads a whole config. Files of a workdir:
 `checkpoints/`, `tensorboard/` and, once finished, `summary.json`.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import copy
 import csv
@@ -12,6 +13,7 @@ import functools
 import io
 import pathlib
 from typing import Any
+from typing import TypeAlias
 
 from absl import logging
 import jax
@@ -39,7 +41,7 @@ from cxjax.data import text as text_lib
 from cxjax.models import mlp
 from cxjax.models import transformer
 
-Config = ml_collections.ConfigDict
+Config: TypeAlias = ml_collections.ConfigDict
 
 
 def _parity(config: Config) -> parity.Parity:
@@ -121,7 +123,7 @@ TASKS = {
   'pcfg': _pcfg,
   'text': _text,
 }
-MODELS = {
+MODELS: dict[str, Callable[[Config, Any], Any]] = {
   'mlp': _mlp,
   'encoder': functools.partial(_transformer, causal=False),
   'decoder': functools.partial(_transformer, causal=True),
@@ -213,7 +215,7 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
   if text is not None:
     kwargs['feed'] = functools.partial(_feed, config, role, mesh, streams)
     kwargs['rows'] = task.spec(block.batch_size)
-  keys = {
+  keys: dict[str, Any] = {
     'init_keys': _seed_keys(config, f'{role}_init', num_seeds),
     'data_keys': _seed_keys(config, f'{role}_data', streams),
     'stage_keys': _seed_keys(config, 'student_stage', num_seeds),
@@ -459,6 +461,7 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   recipe = student_recipe(config, teacher)
   for stage in recipe.stages:
     if stage.checkpoint is not None:
+      assert teacher.load is not None
       teacher.load(stage.checkpoint)  # An error now, not after hours.
   files.claim(folder, student_config(config))
   return _finish(config.method, recipe, folder)

@@ -39,7 +39,7 @@ class Feed:
     self._steps, self._mesh = steps, mesh
     self._pool = futures.ThreadPoolExecutor(1)
     self._number, self._rows, self._before = -1, None, None
-    self._next = None
+    self._next: futures.Future | None = None
 
   def rows(self, step: int) -> Rows:
     """The chunk that `step` is in: the current one, or the one after it."""
@@ -109,7 +109,8 @@ class Stream:
       convert: from an item to a batch.
     """
     self._batches, self._shapes, self._convert = batches, shapes, convert
-    self._iterator, self._taken = iter(batches), 0
+    self._iterator: Any = iter(batches)  # It may have a state.
+    self._taken = 0
 
   def __iter__(self) -> 'Stream':
     """Itself."""
@@ -156,7 +157,8 @@ class Stream:
       ) from error
 
   def _check(self, batch):
-    want, got = map(jax.tree.structure, (self._shapes, batch))
+    want: Any = jax.tree.structure(self._shapes)
+    got: Any = jax.tree.structure(batch)
     errors.require(
       want == got,
       f'Batch {self._taken} is {got}, the example of the plan {want}: they '

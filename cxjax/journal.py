@@ -1,6 +1,7 @@
 """The rows of a run: JSON lines, TensorBoard event files, a progress bar."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import json
 import pathlib
@@ -137,7 +138,7 @@ def _summary(row: Row) -> str:
 
 
 def evaluations(
-  rows: list[Row], metric: str = 'accuracy'
+  rows: Sequence[Row], metric: str = 'accuracy'
 ) -> Iterator[tuple[int, list[float]]]:
   """`(step, metric of each seed)` of the evaluation rows."""
   for row in rows:

@@ -8,6 +8,7 @@ the caller makes it so (`cxjax.target` does).
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 
 from cxjax import errors
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+# The target is an array, or what `top_k` makes of one.
+Loss = Callable[[jax.Array, Any], jax.Array]
 
 
 def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
@@ -235,13 +237,13 @@ def top_k_kl(
   return temperature**2 * _divergence(log_q, log_p)
 
 
-LOGIT_LOSSES = {
+LOGIT_LOSSES: dict[str, Callable[..., jax.Array]] = {
   'kl': kl,
   'reverse_kl': reverse_kl,
   'jensen_shannon': jensen_shannon,
   'mse': mse,
 }
-HIDDEN_LOSSES = {'l2': l2, 'cosine': cosine}
+HIDDEN_LOSSES: dict[str, Loss] = {'l2': l2, 'cosine': cosine}
 
 
 def logit_loss(

@@ -102,7 +102,7 @@ def split(batch: T, axis: int, seeds: int | None = None) -> T:
   sizes = dict(mesh.shape)
 
   def one(leaf):
-    names = [None] * leaf.ndim
+    names: list[str | tuple[str, str] | None] = [None] * leaf.ndim
     if leaf.shape[axis] % (sizes[DATA] * sizes[FSDP]) == 0:
       names[axis] = (DATA, FSDP)
     if seeds is not None and leaf.shape[seeds] % sizes[SEED] == 0:
@@ -133,7 +133,7 @@ def spec(
   Returns:
     A name or None for each axis.
   """
-  names = [None] * len(shape)
+  names: list[str | None] = [None] * len(shape)
   if rule == 'tensor':
     for pattern, axis in TENSOR:
       if re.search(pattern, path) and shape[axis] % sizes[MODEL] == 0:

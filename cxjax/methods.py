@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
+from typing import TypeAlias
 
 import ml_collections
 
@@ -12,7 +13,7 @@ from cxjax import errors
 from cxjax import losses
 from cxjax import step
 
-Config = ml_collections.ConfigDict
+Config: TypeAlias = ml_collections.ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)

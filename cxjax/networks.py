@@ -145,10 +145,8 @@ def from_nnx(
   Returns:
     The network. What is trained comes back as a new module.
   """
-  several = isinstance(model, list)
-  parts = [
-    nnx.split(each, nnx.Param, ...) for each in (model if several else [model])
-  ]
+  models = model if isinstance(model, list) else [model]
+  parts: list[Any] = [nnx.split(each, nnx.Param, ...) for each in models]
   graph, state, rest = parts[0]
 
   def merge(params):
@@ -163,6 +161,7 @@ def from_nnx(
     return _output(output(out)), _captured(nnx.to_pure_dict(found))
 
   params = [nnx.to_pure_dict(state) for _, state, _ in parts]
+  several = isinstance(model, list)
   return Network(apply, params if several else params[0], merge)
 
 
@@ -359,7 +358,7 @@ def _layers(names, products, shapes):
     if len(here) > 1:
       names = here
       break
-  found = {}
+  found: dict[int, str] = {}
   for name in names:
     same = found.setdefault(products[name], name)
     if shapes[name] == shapes[same]:

@@ -78,6 +78,11 @@ def plan_stage(
 
   *places, student_width = shape(student, student_params, stage.student)
   teacher_width = projection = readout = None
+  errors.require(
+    stage.needs_teacher or not (stage.law or stage.readout),
+    f'Stage {stage.name!r} learns labels: they have no projection and no '
+    'readout. Leave law and readout out.',
+  )
   if stage.needs_teacher:
     *others, teacher_width = shape(teacher, teacher_params, stage.target)
     errors.require(
@@ -91,18 +96,18 @@ def plan_stage(
       stage.top_k <= teacher_width,
       f'top_k={stage.top_k}: the teacher has {teacher_width} logits.',
     )
-  if stage.law is not None:
-    projection = step.projection_shape(stage, teacher_width, student_width)
-    draw = lambda key: projection_lib.random_projection(
-      key, stage.law, projection
-    )
-    jax.eval_shape(draw, jax.random.key(0))
-  if stage.readout:
-    readout = (student_width, projection[1] if projection else teacher_width)
-  if stage.needs_teacher and not stage.readout:
-    got = projection[1] if projection else teacher_width
+    got = teacher_width
+    if stage.law is not None:
+      projection = step.projection_shape(stage, teacher_width, student_width)
+      draw = functools.partial(
+        projection_lib.random_projection, law=stage.law, shape=projection
+      )
+      jax.eval_shape(draw, jax.random.key(0))
+      got = projection[1]
+    if stage.readout:
+      readout = (student_width, got)
     errors.require(
-      got == student_width,
+      got == student_width or stage.readout,
       f'Stage {stage.name!r} compares {stage.student!r}, {student_width} wide, '
       f'with {stage.target!r}, {got} wide. Give it a projection law.',
     )

@@ -37,7 +37,7 @@ def axes(
   """A figure and its panels, row by row, in the style of the project."""
   # Not pyplot: it would ask for a screen, and keep the figure.
   figure = mpl.Figure(figsize=(width * columns, 4 * rows))
-  panels = figure.subplots(rows, columns, squeeze=False).ravel()
+  panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
   for panel in panels:
     panel.set(xlabel=xlabel, ylabel=ylabel)
     panel.grid(alpha=0.3)
@@ -74,7 +74,7 @@ def curves(
     color = COLORS.get(method) or next(others)
     # The baselines often lie on one another at chance: both should be seen.
     style = '--' if method == 'supervised' else '-'
-    (line,) = panel.plot(
+    panel.plot(
       steps, np.median(values, axis=1), style, label=method, color=color
     )
     panel.fill_between(
@@ -82,10 +82,10 @@ def curves(
       values.min(axis=1),
       values.max(axis=1),
       alpha=0.2,
-      color=line.get_color(),
+      color=color,
       linewidth=0,
     )
-    boundaries(panel, rows, line.get_color())
+    boundaries(panel, rows, color)
     best = max(best, values.max())
   if best > 0.7:  # Else half of the picture would be empty.
     panel.set_ylim(None, 1.02)

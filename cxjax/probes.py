@@ -12,7 +12,7 @@ from cxjax import step as step_lib
 
 def degree_one(
   features: Callable[[Any], jax.Array],
-  draw: Callable[[jax.Array, jax.Array], dict[str, Any]],
+  draw: Callable[..., dict[str, Any]],
   key: jax.Array,
   num_batches: int,
   coordinates: Callable[[Any], jax.Array] = lambda x: x,

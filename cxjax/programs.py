@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,10 @@ class Programs:
     self._recipe = recipe
     student, teacher = recipe.rules
     self._student = mesh_lib.gathered(recipe.student.apply, student)
-    self._teacher = recipe.teacher and mesh_lib.gathered(
-      recipe.teacher.apply, teacher
-    )
-    self._compiled = {}
+    self._teacher = None
+    if recipe.teacher is not None:
+      self._teacher = mesh_lib.gathered(recipe.teacher.apply, teacher)
+    self._compiled: dict[Any, Callable] = {}
     self.seconds = 0.0
 
   def __len__(self) -> int:
@@ -70,9 +71,9 @@ class Programs:
 
   def project(self, planned: planning.PlannedStage, keys: jax.Array):
     """`[S, d_T, r]` projections of a stage, or None."""
-    if planned.projection is None:
-      return None
     law, shape = planned.stage.law, planned.projection
+    if law is None or shape is None:
+      return None
     draw = lambda key: projection.random_projection(key, law, shape)
     fun = lambda keys: self._parted(jax.vmap(draw)(keys))
     return self._call(('project', law, shape), fun, keys)
@@ -147,6 +148,7 @@ class Programs:
     self, params: step.Params, teacher: step.Params
   ) -> dict[str, jax.Array]:
     """Held-out agreement of `[S]` students with the teacher, `[S]` each."""
+    assert self._teacher is not None
     one = functools.partial(
       step.agreement,
       apply=self._student,

@@ -44,6 +44,8 @@ def _identity(key, d_in, d_out):
   return jnp.eye(d_in)
 
 
+# Laws by name: 'gaussian', 'rademacher', 'sparse', 'orthogonal' and 'identity'
+# draw a matrix, `(key, d_in, d_out) -> [d_in, d_out]`.
 LAWS = {
   'gaussian': _gaussian,
   'rademacher': _rademacher,

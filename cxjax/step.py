@@ -30,10 +30,12 @@ from cxjax import losses
 from cxjax import mesh as mesh_lib
 from cxjax import projection
 
-Params = Any
+Params = Any  # A tree of arrays.
 Input = Any  # An array, or a dict of arrays.
 Batch = dict[str, Any]
-Apply = Callable[[Params, Input], tuple[jax.Array, dict[str, jax.Array]]]
+Target = Any  # An array, or with `top_k` of a stage a dict of arrays.
+# `(output, activations)`: an array, and a dict of arrays.
+Apply = Callable[[Params, Input], Any]
 
 
 class State(struct.PyTreeNode):
@@ -127,8 +129,8 @@ def reach(apply: Apply, params: Params, x: Input, name: str) -> Params:
   """
   jaxpr = jax.make_jaxpr(lambda p, x: activation(apply, p, x, name))(params, x)
   _, used = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True])
-  structure = jax.tree.structure(params)
-  return jax.tree.unflatten(structure, used[: structure.num_leaves])
+  leaves, structure = jax.tree.flatten(params)
+  return jax.tree.unflatten(structure, used[: len(leaves)])
 
 
 def trained(
@@ -179,7 +181,7 @@ def target(
   matrix: jax.Array | None,
   batch: Batch,
   stage: curriculum.Stage,
-) -> jax.Array:
+) -> Target:
   """What the student's activation should be; constant to the gradient.
 
   Args:
@@ -196,6 +198,7 @@ def target(
   """
   if not stage.needs_teacher:
     return batch['y']
+  assert apply is not None
   x = undropped(batch['x'])
   want = compared(apply, params, x, stage.target, stage)
   want = shape(want, weights(batch, stage), stage)
@@ -236,7 +239,7 @@ def shape(
 def train_step(
   state: State,
   batch: Batch,
-  want: jax.Array,
+  want: Target,
   *,
   apply: Apply,
   stage: curriculum.Stage,
@@ -276,11 +279,12 @@ def train_step(
     if stage.alpha:
       truth = losses.cross_entropy(got, batch['y'])
       loss = (1 - stage.alpha) * loss + stage.alpha * truth
-    if every is None:
+    mine = weights(batch, stage)
+    if mine is None or every is None:
       return jnp.mean(loss) / microbatches
     # The share of the whole batch, however the parts are filled.
-    mine = weights(batch, stage).astype(loss.dtype)
-    return jnp.sum(loss * mine) / jnp.sum(every.astype(loss.dtype))
+    total = jnp.sum(every.astype(loss.dtype))
+    return jnp.sum(loss * mine.astype(loss.dtype)) / total
 
   learned = free, state.readout
   grad = jax.value_and_grad(objective)
@@ -319,7 +323,7 @@ def enter(
   params: Params,
   *,
   stage: curriculum.Stage,
-  shape: tuple[int, int],
+  shape: tuple[int, int] | None,
   tx: optax.GradientTransformation,
   mask: Params,
 ) -> State:
@@ -329,7 +333,7 @@ def enter(
     key: of the readout; consumed.
     params: the student's.
     stage: the stage that begins.
-    shape: `(d_S, r)` of the readout.
+    shape: `(d_S, r)` of the readout; not read by a stage without one.
     tx: the optimizer.
     mask: from `trained`.
 
@@ -338,6 +342,7 @@ def enter(
   """
   readout = {}
   if stage.readout:
+    assert shape is not None
     readout['kernel'] = jax.nn.initializers.lecun_normal()(key, shape)
   free, _ = split(params, mask)
   return State(params, readout, tx.init((free, readout)))
@@ -417,6 +422,7 @@ def advance(
     batches = mesh_lib.split(batches, axis=2, seeds=0)
     if not stage.needs_teacher:
       return batches, batches['y']
+    assert teacher is not None
     x = undropped(batches['x'])
     leading = jax.tree.leaves(x)[0].shape[:3]
     every = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), x)
@@ -583,4 +589,4 @@ def _measure(pair, batch, metrics, parts):
 def flops(fun: Callable, *args) -> float:
   """FLOPs of `fun(*args)` as XLA compiles it; shapes are enough."""
   analysis = jax.jit(fun).lower(*args).compile().cost_analysis()
-  return float(analysis.get('flops', 0.0))
+  return float((analysis or {}).get('flops', 0.0))

@@ -11,6 +11,7 @@ import pathlib
 import signal
 import threading
 import time
+from typing import Any
 
 from absl import logging
 import jax
@@ -89,7 +90,7 @@ def _signals():
 
   It is looked at after every row of metrics.
   """
-  seen = []
+  seen: list[str] = []
 
   def note(number, frame):
     del frame
@@ -137,7 +138,7 @@ class _Run:
     self.step = self.stage = 0
     self.end = recipe.ends[-1]
     self.best = 0.0
-    self.states = None
+    self.states: Any = None
 
   @property
   def seconds(self):

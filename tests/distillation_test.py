@@ -163,6 +163,8 @@ class PlanTest(parameterized.TestCase):
     ({'steps': (1, 2)}, 'do not add up'),
     ({'alpha': 0.5}, r'needs the labels: give \(x, labels\)'),
     ({'stages': cxjax.supervised(5)}, 'needs the labels'),
+    ({'checkpoint': 5}, 'leave checkpoints out'),
+    ({'stages': cxjax.progressive((5, None), (1, 1))}, 'checkpoints out'),
   )
   def test_refuses(self, options, message):
     with self.assertRaisesRegex(errors.UserError, message) as caught:

@@ -72,6 +72,11 @@ class PlanTest(parameterized.TestCase):
       'equal widths, got 12 and 6',
     ),
     (curriculum.Stage('s', 1, frozen=('logits',)), 'trains no parameter'),
+    (
+      curriculum.Stage('s', 1, target='labels', law='sparse'),
+      'law and readout',
+    ),
+    (curriculum.Stage('s', 1, target='labels', readout=True), 'learns labels'),
   )
   def test_refuses(self, stage, message):
     with self.assertRaisesRegex(errors.UserError, message):

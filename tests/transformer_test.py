@@ -170,6 +170,37 @@ class TransformerTest(parameterized.TestCase):
     logits, _ = jax.jit(model.apply)(variables, TOKENS)
     self.assertEqual(logits.shape, (B, LENGTH, 7))
 
+  @parameterized.named_parameters(*KINDS)
+  def test_without_classes_there_is_no_head(self, causal):
+    model = make(causal, num_classes=0, dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)['params']
+    blocks = ('block0', 'block1', 'positions', 'tokens')
+    norm = 'final_norm' if causal else 'embeddings_norm'
+    self.assertSameElements(shapes, (*blocks, norm))
+    x = {'tokens': TOKENS, 'positions': POSITIONS}
+    out, found = jax.jit(model.apply)(params(causal), x)
+    self.assertEqual(out.shape, (B, 2, WIDTH))
+    self.assertEqual(out.dtype, jnp.float32)
+    np.testing.assert_array_equal(out, found['final'].astype(jnp.float32))
+
+  @parameterized.named_parameters(*KINDS)
+  def test_the_epsilon_of_the_norms_is_theirs_unless_it_is_given(self, causal):
+    theirs = 1e-5 if causal else 1e-12
+    plain, _ = apply(causal)(params(causal), TOKENS)
+    same, _ = apply(causal, norm_eps=theirs)(params(causal), TOKENS)
+    np.testing.assert_array_equal(plain, same)
+    _, found = apply(causal, norm_eps=1.0)(params(causal), TOKENS)
+    last = 'final_norm' if causal else 'embeddings_norm'
+    at = 'final' if causal else 'embeddings'
+    p = jax.tree.map(np.asarray, params(causal)['params'])
+    if causal:
+      h = np.asarray(found['block1'])
+    else:
+      h = p['tokens']['embedding'][TOKENS] + p['positions'][None, :LENGTH]
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1)
+    scale, bias = (p[last][n][None, None] for n in ('scale', 'bias'))
+    assert_close(found[at], h * scale + bias)
+
   def test_starts_as_gpt2_and_bert_do(self):
     for causal in (False, True):
       model = make(causal, width=64, init_std=0.02)
@@ -251,6 +282,8 @@ class ErrorTest(parameterized.TestCase):
     (dict(depth=0), 'depth=0'),
     (dict(tied=True), r'classes \(5\).*ids \(7\)'),
     (dict(width=0), 'width=0'),
+    (dict(num_classes=-1), 'num_classes=-1 must not be negative; 0'),
+    (dict(norm_eps=-1.0), 'norm_eps=-1.0'),
   )
   def test_sizes_that_do_not_fit(self, kwargs, message):
     with self.assertRaisesRegex(errors.UserError, message):

@@ -4,6 +4,7 @@ A source is a word: `docstrings`, `files:GLOB` or `tfds:NAME/CONFIG[:FIELD]`.
 """
 
 import ast
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
@@ -124,7 +125,9 @@ def _docstrings(source, rest, *, cached, **unused):
   for name in PACKAGES:
     versions[name] = importlib.metadata.version(name)
     module = name.replace('-', '.')
-    (root,) = importlib.util.find_spec(module).submodule_search_locations
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.submodule_search_locations is not None
+    (root,) = spec.submodule_search_locations
     roots.append(pathlib.Path(root))
   if cached is not None and cached.exists():
     found = files.read_json(cached)
@@ -371,4 +374,8 @@ def _has_network() -> bool:
   return True
 
 
-SOURCES = {'docstrings': _docstrings, 'files': _files, 'tfds': _tfds}
+SOURCES: dict[str, Callable[..., Corpus]] = {
+  'docstrings': _docstrings,
+  'files': _files,
+  'tfds': _tfds,
+}

@@ -98,7 +98,7 @@ class Grammar:
   @functools.cached_property
   def levels(self) -> tuple[tuple[int, ...], ...]:
     """The symbols that `start` reaches, level by level, the terminals last."""
-    levels = [(self.start,)]
+    levels: list[tuple[int, ...]] = [(self.start,)]
     while levels[-1][0] in self._sides:
       sides = (side for symbol in levels[-1] for side in self._sides[symbol])
       levels.append(tuple(sorted(set().union(*sides))))
@@ -232,7 +232,7 @@ class Grammar:
     # By where it begins: {symbol: {where it ends: its tree}}.
     chart = [{int(t): {i + 1: ()}} for i, t in enumerate(tokens)] + [{}]
     for level in reversed(self.levels[:-1]):
-      spans = [{} for _ in chart]
+      spans: list[dict] = [{} for _ in chart]
       for i, symbol in itertools.product(range(len(tokens)), level):
         if chart[i] and (ends := self._spans(symbol, i, chart)):
           spans[i][symbol] = ends
@@ -241,7 +241,7 @@ class Grammar:
     return None if tree is None else tuple(_preorder(tree))
 
   def _spans(self, symbol, begin, chart):
-    spans = {}
+    spans: dict[int, tuple] = {}
     for index, side in enumerate(self._sides[symbol]):
       ends = {begin: (symbol, index)}
       for child in side:

@@ -183,7 +183,7 @@ def _tokenized(documents, tokenizer):
 
 
 class Tokens(Sequence):
-  """Documents as ids, tokenized when they are read."""
+  """Documents as ids, tokenized when they are read; cannot be sliced."""
 
   def __init__(self, documents: Sequence[str], tokenizer: tokenizers.Tokenizer):
     """Tokenizes nothing yet."""
@@ -193,7 +193,9 @@ class Tokens(Sequence):
     """Number of documents."""
     return len(self._documents)
 
-  def __getitem__(self, index: int) -> np.ndarray:
+  def __getitem__(  # type: ignore[override]
+    self, index: int
+  ) -> np.ndarray:
     """`[n]` int32 ids of a document, without special tokens."""
     encoding = self._tokenizer.encode(
       self._documents[index], add_special_tokens=False
@@ -223,7 +225,7 @@ def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Chosen(Sequence):
-  """Some documents of many."""
+  """Some documents of many; cannot be sliced."""
 
   def __init__(self, documents: Sequence[Any], numbers: np.ndarray):
     """Reads nothing yet."""
@@ -233,6 +235,6 @@ class Chosen(Sequence):
     """Number of documents."""
     return len(self._numbers)
 
-  def __getitem__(self, index: int) -> Any:
+  def __getitem__(self, index: int) -> Any:  # type: ignore[override]
     """The document `index` of those chosen."""
     return self._documents[int(self._numbers[index])]

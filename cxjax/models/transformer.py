@@ -187,7 +187,7 @@ class Transformer(nn.Module):
   Attributes:
     vocab_size: number of token ids.
     max_length: number of positions.
-    num_classes: `C`, the number of logits.
+    num_classes: `C`, the number of logits; 0 is no head.
     width: `D`.
     heads: heads of each attention; they divide the width.
     depth: number of blocks.
@@ -199,6 +199,8 @@ class Transformer(nn.Module):
     init_std: standard deviation of the kernels at the start.
     dropout: rate, of the embeddings and of what attention and MLP add; it acts
       where the input brings keys. Attention weights stay whole: our choice.
+    norm_eps: added to the variance in the layer norms; 0 is BERT's 1e-12 resp.
+      GPT-2's 1e-5.
   """
 
   vocab_size: int
@@ -214,12 +216,17 @@ class Transformer(nn.Module):
   remat: bool = False
   init_std: float = 0.02
   dropout: float = 0.0
+  norm_eps: float = 0.0
 
   def __post_init__(self):
     """Raises UserError for sizes that do not fit."""
-    for name in ('vocab_size', 'max_length', 'num_classes', 'width', 'heads'):
+    for name in ('vocab_size', 'max_length', 'width', 'heads'):
       value = getattr(self, name)
       errors.require(value >= 1, f'{name}={value} must be at least 1.')
+    errors.require(
+      self.num_classes >= 0,
+      f'num_classes={self.num_classes} must not be negative; 0 is no head.',
+    )
     errors.require(
       self.depth >= 1 and self.mlp_width >= 0,
       f'depth={self.depth} must be at least 1 and mlp_width={self.mlp_width} '
@@ -237,6 +244,9 @@ class Transformer(nn.Module):
     )
     errors.require(
       0 <= self.dropout < 1, f'dropout={self.dropout} must be in [0, 1).'
+    )
+    errors.require(
+      self.norm_eps >= 0, f'norm_eps={self.norm_eps} must not be negative.'
     )
     super().__post_init__()
 
@@ -260,10 +270,11 @@ class Transformer(nn.Module):
         1`; `'dropout'`: `[B]` typed PRNG keys; nothing is dropped without.
 
     Returns:
-      Logits `[B, P, C]` in float32, and `[B, L, D]` activations: 'embeddings',
-      'block0', 'block0/attention', 'block0/mlp' and so on; 'final', what the
-      head reads, is `[B, P, D]`. The last block is computed at the positions
-      read alone, unless another of its activations is used.
+      Logits `[B, P, C]` in float32, or 'final' in float32 where there is no
+      head; and `[B, L, D]` activations: 'embeddings', 'block0',
+      'block0/attention', 'block0/mlp' and so on; 'final', what the head reads,
+      is `[B, P, D]`. The last block is computed at the positions read alone,
+      unless another of its activations is used.
 
     Raises:
       UserError: a sequence longer than the positions.
@@ -287,7 +298,7 @@ class Transformer(nn.Module):
       )
     norm = functools.partial(
       nn.LayerNorm,
-      epsilon=1e-5 if self.causal else 1e-12,
+      epsilon=self.norm_eps or (1e-5 if self.causal else 1e-12),
       dtype=self.dtype,
     )
     embed = nn.Embed(
@@ -308,6 +319,7 @@ class Transformer(nn.Module):
       h = norm(name='embeddings_norm')(h)
     drop = lambda h, number: dropout(h, x.get('dropout'), number, self.dropout)
     h = drop(h, 0)
+    in_block = lambda i: lambda h, number: drop(h, 2 * i + number)
     activations = {'embeddings': h}
     visible = _visible(length, self.causal, x.get('mask'), x.get('segments'))
     for i, name in enumerate(self.layers):
@@ -319,7 +331,7 @@ class Transformer(nn.Module):
         dense=dense,
         dense_out=dense_out,
         norm=norm,
-        drop=lambda h, number, i=i: drop(h, 2 * i + number),
+        drop=in_block(i),
         name=name,
       )
       below = h
@@ -332,6 +344,8 @@ class Transformer(nn.Module):
     if self.causal:
       h = norm(name='final_norm')(h)
     activations['final'] = h
+    if not self.num_classes:
+      return h.astype(jnp.float32), activations
     return self._head(h, dense, norm, embed), activations
 
   def _head(self, h, dense, norm, embed):

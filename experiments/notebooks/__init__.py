@@ -1,0 +1,1 @@
+"""Notebooks: the method, a model of one's own, what a run leaves."""
