@@ -30,7 +30,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c = base.get_config(method)
   c.task = 'text'
   c.data = base.text()
-  c.data.vocab_size = 4_096
+  c.data.vocab_size = 2_048
   c.data.length = 64
   c.data.eval_size = 1_024
 
