@@ -5,6 +5,10 @@
     --compare=supervised,one_shot,progressive,extracted
 
 Any field of the config can be set: --config.data.d=30.
+
+Several processes, each with devices of its own, are one run: the same command
+in each, with --coordinator=HOST:PORT of the first, --num_processes and
+--process_id. SLURM jobs and TPU pods need no flag.
 """
 
 import pathlib
@@ -16,6 +20,7 @@ from ml_collections import config_flags
 from cxjax import command
 from cxjax import errors
 from cxjax import experiment
+from cxjax import processes
 from cxjax import summary
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -24,6 +29,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the files go.')
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Methods to run on the same teacher, instead of one.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of the first of several processes.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many there are.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which one this is, from 0.'
 )
 
 
@@ -71,11 +85,13 @@ def main(argv: list[str]) -> None:
     f'--workdir={_WORKDIR.value} is no local path. Mount the bucket (gcsfuse '
     'for gs://), and give the folder.',
   )
+  processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if _COMPARE.value:
     summaries = experiment.compare(config, _COMPARE.value, workdir)
   else:
     summaries = [experiment.run(config, workdir)]
-  print(summary.compare_table(summaries))
+  if processes.is_first():
+    print(summary.compare_table(summaries))
 
 
 if __name__ == '__main__':

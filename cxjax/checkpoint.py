@@ -5,6 +5,9 @@ rest of the state apart, so that a teacher's parameters can be read alone) and
 `record.json`, with what the arrays do not say (step, accuracy, time spent) and
 the digest of every file. The record is written last: a folder without one, or
 whose files do not match it, is no checkpoint. Nothing is pickled.
+
+Of several processes each writes the arrays and the own values that it has, and
+all read all of them; the first makes the folders, and seals them.
 """
 
 import contextlib
@@ -22,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from cxjax import errors
 from cxjax import files
+from cxjax import processes
 
 Record = dict[str, Any]
 _DISK = {
@@ -64,7 +68,11 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def save(
-  folder: pathlib.Path, step: int, items: dict[str, Any], record: Record
+  folder: pathlib.Path,
+  step: int,
+  items: dict[str, Any],
+  record: Record,
+  own: Record | None = None,
 ) -> None:
   """Saves `items` as the checkpoint `step`, in place of one that is there.
 
@@ -73,14 +81,19 @@ def save(
     step: number of updates behind the arrays.
     items: trees of arrays, by name.
     record: JSON values to keep with them.
+    own: JSON values that this process alone may have, by names of files.
 
   Raises:
     UserError: the folder cannot be written.
   """
   path = _path(folder, step)
-  shutil.rmtree(path, ignore_errors=True)
-  with files.written(path):  # Orbax would wait ten minutes for a folder.
-    path.mkdir(parents=True)
+  if processes.is_first():
+    shutil.rmtree(path, ignore_errors=True)
+    with files.written(path):  # Orbax would wait ten minutes for a folder.
+      path.mkdir(parents=True)
+  processes.barrier()
+  for name, value in (own or {}).items():
+    files.write_json(path / f'{name}.json', value, own=True)
   with (
     files.written(path),
     _as_os_error(),
@@ -89,11 +102,14 @@ def save(
     for name, tree in items.items():
       if jax.tree.leaves(tree):
         checkpointer.save(path.absolute() / name, tree)
-  seal = {'files': _digests(path), 'shapes': _shapes(items)}
-  sealed = {'step': step, **record, **seal}
-  files.write_json(
-    path / 'record.json', {'record': sealed, 'sha256': _digest(sealed)}
-  )
+  processes.barrier()
+  if processes.is_first():
+    seal = {'files': _digests(path), 'shapes': _shapes(items)}
+    sealed = {'step': step, **record, **seal}
+    files.write_json(
+      path / 'record.json', {'record': sealed, 'sha256': _digest(sealed)}
+    )
+  processes.barrier()
 
 
 @contextlib.contextmanager
@@ -110,7 +126,8 @@ def _as_os_error():
 
 def remove(folder: pathlib.Path, step: int) -> None:
   """Removes the checkpoint `step`."""
-  shutil.rmtree(_path(folder, step))
+  if processes.is_first():
+    shutil.rmtree(_path(folder, step))
 
 
 def is_scheduled(folder: pathlib.Path, step: int) -> bool:
@@ -149,14 +166,27 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
   return None
 
 
+def read_own(folder: pathlib.Path, step: int, name: str) -> Any:
+  """What a process saved as its own under `name`, in a good checkpoint."""
+  return files.read_json(_path(folder, step) / f'{name}.json')
+
+
 def latest(folder: pathlib.Path) -> int | None:
-  """Step of the newest good checkpoint, or None; warns of newer bad ones."""
+  """Step of the newest good checkpoint, or None; warns of newer bad ones.
+
+  Of several processes the first looks.
+  """
+  found = processes.from_first(lambda: _latest(folder))
+  return None if found < 0 else found
+
+
+def _latest(folder):
   for step in reversed(steps(folder)):
     problem = fault(folder, step)
     if problem is None:
       return step
     logging.warning('Checkpoint %d is passed over: %s.', step, problem)
-  return None
+  return -1
 
 
 def read_record(folder: pathlib.Path, step: int) -> Record:

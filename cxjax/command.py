@@ -12,6 +12,7 @@ from absl import logging
 from cxjax import errors
 from cxjax import experiment
 from cxjax import files
+from cxjax import processes
 
 
 def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
@@ -27,7 +28,9 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except errors.UserError as error:
       fail(error)
     except errors.Stopped as stopped:
-      print(stopped, file=sys.stderr)
+      if processes.is_first():
+        print(stopped, file=sys.stderr)
+    processes.leave()
 
   return run
 
@@ -37,9 +40,11 @@ def fail(error: Exception | str) -> None:
   # A KeyError puts quotes around its message.
   text = error.args[0] if isinstance(error, KeyError) else error
   lines = str(text).split('\n')
-  print(f'Error: {" ".join(map(str.strip, lines))}', file=sys.stderr)
-  if isinstance(getattr(error, '__cause__', None), OSError):
-    # A disk that failed: threads of orbax would wait for it, and complain.
+  said = ' '.join(map(str.strip, lines))
+  print(f'Error: {said}', file=sys.stderr)
+  disk = isinstance(getattr(error, '__cause__', None), OSError)
+  # Threads of orbax would wait for a disk that failed, JAX for the others.
+  if processes.leave(said) or disk:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)

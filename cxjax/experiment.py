@@ -30,6 +30,7 @@ from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import optimizers
 from cxjax import plots
+from cxjax import processes
 from cxjax import recipe as recipe_lib
 from cxjax import step
 from cxjax import summary as summary_lib
@@ -164,14 +165,27 @@ def _feed(config: Config, role: str, mesh: jax.sharding.Mesh, streams: int):
   """Opens the rows of every stream."""
   text, task = text_of(config), make_task(config)
   block = config.teacher if role == 'teacher' else config
+  number = config.data.shards
+  errors.require(
+    number >= 1 and block.batch_size % number == 0,
+    f'data.shards={number} must divide the batch_size={block.batch_size}.',
+  )
   seeds = jax.vmap(jax.random.bits)(_seed_keys(config, f'{role}_data', streams))
-  datasets = [
-    masked_text.pack(
-      text.train, task, batch_size=block.batch_size, seed=int(seed)
-    )
-    for seed in seeds
+  shards = [
+    [
+      masked_text.pack(
+        text.train,
+        task,
+        batch_size=block.batch_size // number,
+        seed=int(seed),
+        shard=(shard, number),
+      )
+      for seed in seeds
+    ]
+    for shard in range(number)
   ]
-  return feed_lib.Feed(datasets, block.log_every, mesh)
+  shapes = task.spec(block.batch_size)
+  return feed_lib.Feed(shards, block.log_every, mesh, shapes)
 
 
 def _seed_keys(config: Config, purpose: str, num: int) -> jax.Array:
@@ -306,7 +320,7 @@ def teacher_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
 def _finish(method, recipe, folder) -> summary_lib.Summary:
   """Trains unless finished; the summary."""
   path = folder / 'summary.json'
-  if path.exists():
+  if processes.from_first(path.exists):
     logging.info('%s is finished.', folder)
     return files.read_json(path)
   result = train.fit(recipe, folder, title=f'{folder.parent.name}/{method}')

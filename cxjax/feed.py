@@ -12,6 +12,7 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import mesh as mesh_lib
+from cxjax import processes
 
 Rows = Any  # `[T, streams, B, ...]` in every leaf.
 
@@ -19,26 +20,47 @@ Rows = Any  # `[T, streams, B, ...]` in every leaf.
 class Feed:
   """Chunks of `T` steps; chunk `n` is for the steps `n T` to `(n + 1) T - 1`.
 
-  While a chunk is computed on, the next is read and put on the devices.
+  While a chunk is computed on, the next is read and put on the devices. A batch
+  is made of equal parts, shards, one after the other; a process reads those
+  that its devices need. How many shards there are changes the batches, how many
+  processes there are does not.
   """
 
   def __init__(
     self,
-    streams: Sequence['grain.IterDataset | Stream'],
+    shards: Sequence[Sequence['grain.IterDataset | Stream']],
     steps: int,
     mesh: jax.sharding.Mesh,
+    shapes: Any,
   ):
     """Reads nothing yet.
 
     Args:
-      streams: datasets of batches, `[B, ...]` in every leaf, without end.
+      shards: of every shard a dataset a stream, of batches without end, `[B /
+        shards, ...]` in every leaf.
       steps: `T`.
       mesh: the devices.
+      shapes: of a batch of one stream, `[B, ...]`; a tree.
+
+    Raises:
+      UserError: shards that several processes would have to share.
     """
-    self._iterators = [iter(stream) for stream in streams]
-    self._steps, self._mesh = steps, mesh
+    batch_size = jax.tree.leaves(shapes)[0].shape[0]
+    self._size = batch_size // len(shards)
+    own = mesh_lib.own_rows(mesh, batch_size)
+    errors.require(
+      processes.count() == 1 or len(own) % self._size == 0,
+      f'data.shards={len(shards)}: {processes.count()} processes cannot each '
+      'read parts of its own. Set it to their number, or a multiple.',
+    )
+    self._iterators = {
+      number: [iter(stream) for stream in shards[number]]
+      for number in sorted({row // self._size for row in own})
+    }
+    self._steps, self._mesh, self._shapes = steps, mesh, shapes
     self._pool = futures.ThreadPoolExecutor(1)
-    self._number, self._rows, self._before = -1, None, None
+    self._number, self._rows = -1, None
+    self._before: dict[int, list] = {}
     self._next: futures.Future | None = None
 
   def rows(self, step: int) -> Rows:
@@ -52,21 +74,35 @@ class Feed:
     return self._rows
 
   def state(self, step: int) -> dict[str, Any]:
-    """What `restore` needs for a run that goes on at `step`; JSON."""
+    """What `restore` needs for a run that goes on at `step`.
+
+    Args:
+      step: in the current chunk, or at its end.
+
+    Returns:
+      JSON by the name of each shard that this process reads.
+    """
     number = step // self._steps
     before = self._before if number == self._number else self._ahead()[0]
-    return {'chunk': number, 'iterators': before}
+    return {
+      _name(shard): {'chunk': number, 'iterators': iterators}
+      for shard, iterators in before.items()
+    }
 
-  def restore(self, state: dict[str, Any]) -> None:
-    """Goes on where `state` was taken."""
+  def restore(self, read: Callable[[str], Any]) -> None:
+    """Goes on where a state was taken.
+
+    Args:
+      read: the JSON of a name in the state.
+    """
     if self._next is not None:
       self._next.result()
     self._next = None
-    for iterator, saved in zip(
-      self._iterators, state['iterators'], strict=True
-    ):
-      iterator.set_state(saved)
-    self._number = state['chunk'] - 1
+    for shard, iterators in self._iterators.items():
+      state = read(_name(shard))
+      for iterator, saved in zip(iterators, state['iterators'], strict=True):
+        iterator.set_state(saved)
+      self._number = state['chunk'] - 1
 
   def __enter__(self) -> 'Feed':
     """Itself."""
@@ -82,14 +118,34 @@ class Feed:
     return self._next.result() if wait else None
 
   def _read(self):
-    before = [iterator.get_state() for iterator in self._iterators]
-    batches = [
-      [next(iterator) for iterator in self._iterators]
-      for _ in range(self._steps)
-    ]
-    stack = lambda *leaves: np.stack(leaves)
-    steps = [jax.tree.map(stack, *streams) for streams in batches]
-    return before, mesh_lib.replicate(jax.tree.map(stack, *steps), self._mesh)
+    before, found = {}, {}
+    for shard, iterators in self._iterators.items():
+      before[shard] = [iterator.get_state() for iterator in iterators]
+      batches = [
+        [next(iterator) for iterator in iterators] for _ in range(self._steps)
+      ]
+      stack = lambda *leaves: np.stack(leaves)
+      steps = [jax.tree.map(stack, *streams) for streams in batches]
+      found[shard] = jax.tree.map(stack, *steps)
+    return before, jax.tree.map(self._place, self._shapes, *found.values())
+
+  def _place(self, like, *parts):
+    """The parts of a leaf, `[T, streams, B / shards, ...]`, as one array."""
+    by_shard = dict(zip(self._iterators, parts, strict=True))
+
+    def read(rows):
+      first, last = rows[0] // self._size, rows[-1] // self._size
+      found = [by_shard[shard] for shard in range(first, last + 1)]
+      joined = found[0] if len(found) == 1 else np.concatenate(found, axis=2)
+      begin = first * self._size
+      return joined[:, :, rows[0] - begin : rows[-1] + 1 - begin]
+
+    shape = (*parts[0].shape[:2], *like.shape)
+    return mesh_lib.from_rows(shape, read, self._mesh)
+
+
+def _name(shard):
+  return f'feed-{shard:05d}'
 
 
 class Stream:

@@ -1,4 +1,7 @@
-"""Small files of a run, each written whole or not at all."""
+"""Small files of a run, each written whole or not at all.
+
+Of several processes the first writes them, and the others do not.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,6 +14,7 @@ from typing import Any
 from absl import logging
 
 from cxjax import errors
+from cxjax import processes
 
 
 @contextlib.contextmanager
@@ -29,12 +33,19 @@ def written(path: pathlib.Path | str) -> Iterator[None]:
     ) from error
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
   """Replaces `path` by `text` in one move, so that no reader sees half of it.
+
+  Args:
+    path: the file.
+    text: what will be in it.
+    own: of this process, whichever it is; else of the first alone.
 
   Raises:
     UserError: the folder cannot be written.
   """
+  if not (own or processes.is_first()):
+    return
   temporary = path.with_name(path.name + '.tmp')
   with written(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,9 +56,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes `value` as indented JSON, whole or not at all."""
-  write_text(path, json.dumps(value, indent=1) + '\n')
+def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:
+  """Writes `value` as indented JSON, as `write_text`."""
+  write_text(path, json.dumps(value, indent=1) + '\n', own)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -67,13 +78,16 @@ def read_json(path: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes of this machine out of a run's folder.
+  """Keeps other runs of this machine out of a run's folder.
 
   The lock goes with the process, however that ends.
 
   Raises:
     UserError: another process has it, or the folder cannot be written.
   """
+  if not processes.is_first():
+    yield
+    return
   path = folder / 'lock'
   with written(path):
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""The rows of a run: JSON lines, TensorBoard event files, a progress bar."""
+"""The rows of a run: JSON lines, TensorBoard event files, a progress bar.
+
+Of several processes the first alone writes and shows them.
+"""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -13,6 +16,7 @@ import numpy as np
 import tqdm
 
 from cxjax import files
+from cxjax import processes
 
 Row = dict[str, Any]
 
@@ -45,13 +49,18 @@ class Journal:
     text = ''.join(json.dumps(row) + '\n' for row in self.rows)
     path = folder / 'metrics.jsonl'
     files.write_text(path, text)
-    with files.written(folder):
-      self._lines = path.open('a')
-      self._events = _Events(folder / 'tensorboard', step)
+    self._files: Any = None
+    if processes.is_first():
+      with files.written(folder):
+        self._files = path.open('a'), _Events(folder / 'tensorboard', step)
     # A terminal gets a moving bar, a log file a line now and then.
     interval = 0.2 if sys.stderr.isatty() else 10.0
     self._bar = tqdm.tqdm(
-      desc=title, initial=step, unit='step', mininterval=interval
+      desc=title,
+      initial=step,
+      unit='step',
+      mininterval=interval,
+      disable=not self._files,
     )
 
   def __enter__(self) -> 'Journal':
@@ -60,7 +69,7 @@ class Journal:
 
   def __exit__(self, *exception) -> None:
     """Closes the files and the bar."""
-    for file in (self._lines, self._events):
+    for file in self._files or ():
       # Every row was flushed: what cannot be written was said then.
       with contextlib.suppress(OSError):
         file.close()
@@ -81,10 +90,12 @@ class Journal:
       UserError: the disk is full or cannot be written.
     """
     self.rows.append(row)
-    with files.written(self._lines.name):
-      self._lines.write(json.dumps(row) + '\n')
-      self._lines.flush()
-      self._events.write(row)
+    if self._files:
+      lines, events = self._files
+      with files.written(lines.name):
+        lines.write(json.dumps(row) + '\n')
+        lines.flush()
+        events.write(row)
     self._bar.set_postfix_str(_summary(row), refresh=False)
     self._bar.update(row['step'] - self._bar.n)
 

@@ -7,6 +7,7 @@ the optimizer keeps of them, by the rules below.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import itertools
 import math
 import re
 from typing import TypeVar
@@ -15,6 +16,7 @@ import jax
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+import numpy as np
 
 from cxjax import errors
 
@@ -223,13 +225,71 @@ def constrain(
 def place(
   tree: T, mesh: jax.sharding.Mesh, rule: str, seeds: bool = False
 ) -> T:
-  """Arrays of `tree`, parted by a rule."""
-  return jax.device_put(tree, shardings(tree, mesh, rule, seeds))
+  """Arrays of `tree`, which every process has, parted by a rule."""
+  return jax.tree.map(_put, tree, shardings(tree, mesh, rule, seeds))
 
 
 def replicate(tree: T, mesh: jax.sharding.Mesh) -> T:
-  """Arrays of `tree`, whole on every device of `mesh`."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  """Arrays of `tree`, which every process has, whole on every device."""
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(lambda leaf: _put(leaf, whole), tree)
+
+
+def _put(leaf, sharding):
+  """`jax.device_put`, also on devices of other processes."""
+  there = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+  if sharding.is_fully_addressable or there:
+    return jax.device_put(leaf, sharding)
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding))
+  host = np.asarray(leaf)
+  return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+
+
+def whole(tree: T) -> T:
+  """`tree` of a compiled program, whole on every device that is in force."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def own_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
+  """Which examples of a batch are on devices of this process."""
+  found = _rows(mesh).addressable_devices_indices_map((batch_size,)).values()
+  parts = (_range(index[0], batch_size) for index in found if index)
+  return sorted(set(itertools.chain.from_iterable(parts)))
+
+
+def from_rows(
+  shape: tuple[int, ...],
+  read: Callable[[range], np.ndarray],
+  mesh: jax.sharding.Mesh,
+) -> jax.Array:
+  """An array of the batches of several steps, its examples over the devices.
+
+  Args:
+    shape: `[T, streams, B, ...]`.
+    read: the examples of some rows, `[T, streams, rows, ...]`; called for rows
+      of this process alone.
+    mesh: the devices.
+
+  Returns:
+    The array.
+  """
+
+  def part(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None
+    return read(_range(index[2], shape[2]))
+
+  return jax.make_array_from_callback(shape, _rows(mesh, 2), part)
+
+
+def _rows(mesh, axis=0):
+  return NamedSharding(mesh, PartitionSpec(*(None,) * axis, (DATA, FSDP)))
+
+
+def _range(rows, batch_size):
+  return range(*rows.indices(batch_size))
 
 
 def abstract(

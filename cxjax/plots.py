@@ -10,6 +10,7 @@ import numpy as np
 
 from cxjax import files
 from cxjax import journal
+from cxjax import processes
 
 # Okabe and Ito's palette: told apart without colour vision.
 COLORS = {
@@ -22,11 +23,13 @@ OTHERS = ('#009E73', '#CC79A7')  # What is no method by itself.
 
 
 def save(figure: mpl.Figure, path: pathlib.Path) -> None:
-  """Writes a figure as PNG.
+  """Writes a figure as PNG; of several processes the first does.
 
   Raises:
     UserError: the file cannot be written.
   """
+  if not processes.is_first():
+    return
   with files.written(path):
     figure.savefig(path, dpi=150, bbox_inches='tight')
 

@@ -127,7 +127,7 @@ class Programs:
         lookahead=recipe.blocks,
         microbatches=recipe.microbatches,
       )
-      return self._parted(states), out
+      return self._parted(states), mesh_lib.whole(out)
 
     numbers = (tuple(map(np.int32, schedule)), np.int32(start), np.int32(stop))
     name = ('advance', stage.objective)
@@ -141,7 +141,8 @@ class Programs:
       metrics=self._recipe.metrics,
       parts=self._recipe.eval_parts,
     )
-    fun = jax.vmap(one, in_axes=(0, None))
+    every = jax.vmap(one, in_axes=(0, None))
+    fun = lambda *args: mesh_lib.whole(every(*args))
     return self._call('evaluate', fun, params, self._recipe.held_out)
 
   def agree(
@@ -156,5 +157,6 @@ class Programs:
       metrics=self._recipe.teacher_metrics,
       parts=self._recipe.eval_parts,
     )
-    fun = jax.vmap(one, in_axes=(0, None, None))
+    every = jax.vmap(one, in_axes=(0, None, None))
+    fun = lambda *args: mesh_lib.whole(every(*args))
     return self._call('agree', fun, params, teacher, self._recipe.held_out)

@@ -6,6 +6,7 @@ seed that keeps its checkpoints.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import signal
@@ -22,6 +23,7 @@ from cxjax import files
 from cxjax import journal as journal_lib
 from cxjax import mesh as mesh_lib
 from cxjax import planning
+from cxjax import processes
 from cxjax import programs as programs_lib
 from cxjax import recipe as recipe_lib
 from cxjax import step
@@ -159,7 +161,8 @@ class _Run:
     self.saved = found
     self.spent = {k: v + record['seconds'][k] for k, v in self.spent.items()}
     if self.feed is not None:
-      self.feed.restore(record['feed'])
+      read = functools.partial(checkpoint.read_own, self.folder, found)
+      self.feed.restore(read)
     # At the end of a stage its state was saved, not that of the next.
     self.stage = sum(found > end for end in self.recipe.ends[:-1])
     shapes = self.recipe.state_shapes(self.planned[self.stage])
@@ -212,8 +215,9 @@ class _Run:
       row = self.step - self.step % recipe.log_every + recipe.log_every
       stop = min(row, self._stage_end)
       loss = self._advance(planned, schedule, stop, args)
-      self._log(loss)
-      if self.signals:
+      asked, late = processes.any_of(bool(self.signals), self._late())
+      self._log(loss, late)
+      if asked:
         self._stop()
 
   def _teacher_params(self):
@@ -279,19 +283,18 @@ class _Run:
     )
 
   def _evaluate(self):
-    metrics = self._timed(
-      'evaluate', self.programs.evaluate, self.states.params
-    )
-    return {f'eval/{name}': v.tolist() for name, v in metrics.items()}
+    return self._metrics(self.programs.evaluate)
 
   def _agree(self):
     teacher = self._placed(self.recipe.teacher.params)
-    metrics = self._timed(
-      'evaluate', self.programs.agree, self.states.params, teacher
-    )
-    return {f'eval/{name}': v.tolist() for name, v in metrics.items()}
+    return self._metrics(self.programs.agree, teacher)
 
-  def _log(self, loss):
+  def _metrics(self, program, *args):
+    found = self._timed('evaluate', program, self.states.params, *args)
+    found = jax.device_get(found)
+    return {f'eval/{name}': v.tolist() for name, v in found.items()}
+
+  def _log(self, loss, late):
     recipe = self.recipe
     name = self.planned[self.stage].stage.name
     row = {'step': self.step, 'stage': name, 'loss': loss}
@@ -308,18 +311,21 @@ class _Run:
     self.journal.write(row)
     if crossed or self.step % recipe.save_every == 0 or self.step == self.end:
       self._save(row.get(self._score))
-    elif recipe.save_minutes and self._minutes() >= recipe.save_minutes:
+    elif late:
       self._save(row.get(self._score), extra=True)
 
-  def _minutes(self):
-    """Since the last checkpoint."""
-    return (time.monotonic() - self.saved_at) / 60
+  def _late(self):
+    """Whether it is time to save by the clock."""
+    minutes = (time.monotonic() - self.saved_at) / 60
+    return 0 < self.recipe.save_minutes <= minutes
 
   def _stop(self):
     if self.saved != self.step:
       self._save(extra=True)
+    # Another process may have been asked.
+    signals = self.signals or ['a signal']
     raise errors.Stopped(
-      f'Stopped by {self.signals[0]}: saved step {self.step} of {self.folder}. '
+      f'Stopped by {signals[0]}: saved step {self.step} of {self.folder}. '
       'The same command goes on.'
     )
 
@@ -341,9 +347,9 @@ class _Run:
       'best': self.best,
       'extra': extra,
       'seconds': self.seconds,
-      'feed': self.feed and self.feed.state(self.step),
     }
-    checkpoint.save(self.folder, self.step, _items(self.states), record)
+    own = self.feed and self.feed.state(self.step)
+    checkpoint.save(self.folder, self.step, _items(self.states), record, own)
     self._clean()
     self.stale = {self.step} if extra else set()
     self.saved, self.saved_at = self.step, time.monotonic()

@@ -161,6 +161,9 @@ def text() -> ml_collections.ConfigDict:
   data.length = 128  # Tokens of a row.
   data.mask_rate = 0.15
   data.eval_size = 1_024  # Held-out rows, or as many as there are.
+  # Parts that a batch is read in, each from documents of its own; a multiple of
+  # the number of processes.
+  data.shards = 1
   data.folder = ''  # '' is WORKDIR/text.
   data.fingerprints = dict(corpus='', tokenizer='')  # '' is what is found.
   return data

@@ -51,6 +51,7 @@ def paper(method: str) -> ml_collections.ConfigDict:
   c.data.vocab_size = 30_522
   c.data.length = 512
   c.data.eval_size = 4_096
+  c.data.shards = 64
   for role, width, heads in ((c.teacher, 768, 12), (c.student, 256, 4)):
     role.update(base.transformer(width=width, heads=heads, depth=12))
     role.dtype = 'bfloat16'

@@ -285,6 +285,22 @@ class PackTest(parameterized.TestCase):
     self.assertTrue((rows['tokens'][padding] == self.task.pad_id).all())
     self.assertLess(padding.mean(), 0.2)
 
+  def test_a_shard_is_of_documents_of_its_own(self):
+    def pieces(documents, shard):
+      rows = masked_text.pack(
+        documents, self.task, batch_size=2, seed=0, shard=shard
+      )
+      some = itertools.islice(rows, 40)
+      return {piece for batch in some for piece in self.pieces(batch)}
+
+    odd = [self.documents[i] for i in range(1, len(self.documents), 2)]
+    every = pieces(odd, (0, 1))
+    own, other = (pieces(self.documents, (i, 2)) for i in (1, 0))
+    self.assertNotEmpty(own & every)
+    self.assertEmpty(own & other)
+    with self.assertRaisesRegex(errors.UserError, r'read in data.shards=300'):
+      pieces(self.documents, (0, 300))
+
   def test_places_count_from_the_start_of_a_piece(self):
     rows = masked_text.held_out_rows(self.documents, self.task, 50)
     begins = rows['tokens'] == self.task.cls_id
@@ -349,10 +365,19 @@ class PackTest(parameterized.TestCase):
 
     def open_feed():
       streams = [
-        masked_text.pack(self.documents, self.task, batch_size=4, seed=seed)
-        for seed in range(2)
+        [
+          masked_text.pack(
+            self.documents,
+            self.task,
+            batch_size=2,
+            seed=seed,
+            shard=(shard, 2),
+          )
+          for seed in range(2)
+        ]
+        for shard in range(2)
       ]
-      return feed_lib.Feed(streams, 5, mesh)
+      return feed_lib.Feed(streams, 5, mesh, self.task.spec(4))
 
     with open_feed() as whole:
       chunks, states = [], []
@@ -364,11 +389,47 @@ class PackTest(parameterized.TestCase):
     for at, state in zip((0, 0, 1, 1, 2, 2, 3, 3), states, strict=True):
       state = json.loads(json.dumps(state))
       with open_feed() as again:
-        again.restore(state)
+        again.restore(state.__getitem__)
         for later in range(at, 4):
           np.testing.assert_array_equal(
             again.rows(5 * later)['tokens'], chunks[later]['tokens']
           )
+
+  def test_a_process_reads_the_shards_that_it_needs(self):
+    mesh = mesh_lib.make({'data': 2}, 4)
+    opened = []
+
+    class Shard:
+      def __init__(self, number):
+        self.number = number
+
+      def __iter__(self):
+        opened.append(self.number)
+        return self
+
+      def __next__(self):
+        return {'a': np.full((2, 3), self.number)}
+
+      def get_state(self):
+        return self.number
+
+    shapes = {'a': jax.ShapeDtypeStruct((4, 3), np.int32)}
+    shards = [[Shard(0)], [Shard(1)]]
+    with feed_lib.Feed(shards, 5, mesh, shapes) as feed:
+      rows = feed.rows(0)['a']
+    self.assertEqual(rows.shape, (5, 1, 4, 3))
+    np.testing.assert_array_equal(rows[2, 0, :, 0], [0, 0, 1, 1])
+    self.assertEqual(opened, [0, 1])
+    opened.clear()
+    with mock.patch.object(mesh_lib, 'own_rows', lambda *_: [2, 3]):
+      feed = feed_lib.Feed(shards, 5, mesh, shapes)
+    self.assertEqual(opened, [1])
+    with (
+      mock.patch.object(mesh_lib, 'own_rows', lambda *_: [2]),
+      mock.patch.object(feed_lib.processes, 'count', lambda: 4),
+      self.assertRaisesRegex(errors.UserError, 'data.shards=2: 4 processes'),
+    ):
+      feed_lib.Feed(shards, 5, mesh, shapes)
 
 
 class RunTest(parameterized.TestCase):

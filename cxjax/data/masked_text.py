@@ -178,6 +178,7 @@ def pack(
   *,
   batch_size: int,
   seed: int | None,
+  shard: tuple[int, int] = (0, 1),
 ) -> grain.IterDataset:
   """Batches of rows of the documents, in an order that the seed fixes.
 
@@ -187,13 +188,21 @@ def pack(
     batch_size: `B`.
     seed: of the order, new in every epoch, without end; None reads the
       documents once, in their own order.
+    shard: `(i, n)` reads every `n`th document, from the `i`th on.
 
   Returns:
     A dataset of `{'tokens', 'segments', 'places'}`, `[B, L]` int32 each. Its
     iterators save and restore their state.
   """
-  dataset = grain.MapDataset.source(documents)
+  first, number = shard
+  errors.require(
+    len(documents) >= number,
+    f'{len(documents)} documents cannot be read in data.shards={number} parts. '
+    'Lower it.',
+  )
+  dataset = grain.MapDataset.source(documents)[first::number]
   if seed is not None:
+    seed = (seed + first) % 2**32
     dataset = dataset.seed(seed).shuffle().repeat()
   # One thread: it must keep up with training, and no more.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)
