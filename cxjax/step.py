@@ -304,9 +304,13 @@ def train_step(
 
 
 def in_parts(tree: Any, parts: int) -> Any:
-  """`[B, ...]` leaves as `[parts, B / parts, ...]`."""
+  """`[B, ...]` leaves as `[parts, B / parts, ...]`; row `i` in `i % parts`.
+
+  A batch that is split over devices is so in each of its parts then, and none
+  of it moves.
+  """
   return jax.tree.map(
-    lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), tree
+    lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), tree
   )
 
 
@@ -315,7 +319,8 @@ def _by_parts(fun, tree, parts):
   if parts == 1:
     return fun(tree)
   out = jax.lax.map(fun, in_parts(tree, parts))
-  return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+  whole = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
+  return jax.tree.map(whole, out)
 
 
 def enter(
@@ -426,9 +431,12 @@ def advance(
     x = undropped(batches['x'])
     leading = jax.tree.leaves(x)[0].shape[:3]
     every = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), x)
+    # Told, or every device computes all of them.
+    every = mesh_lib.split(every, axis=0)
     see = lambda x: compared(teacher, teacher_params, x, stage.target, stage)
     want = _by_parts(lambda x: _top(see(x), stage), every, microbatches)
     want = jax.tree.map(lambda w: w.reshape(*leading, *w.shape[1:]), want)
+    want = mesh_lib.split(want, axis=2, seeds=0)
     if stage.top_k:
       return batches, jax.lax.stop_gradient(want)
     form = lambda want, batch: shape(want, weights(batch, stage), stage)
