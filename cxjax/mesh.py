@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -107,25 +108,32 @@ def topology(name: str) -> Sequence[Any]:
   )
   for variable, value in LIBTPU.items():
     os.environ.setdefault(variable, value)
+  # Of this process's own compiler, which has read them once there are devices;
+  # libtpu would end the process for one that it does not know.
+  jax.devices()
+  os.environ.pop('XLA_FLAGS', None)
+  ask = functools.partial(
+    topologies.get_topology_desc, platform='tpu', topology_name=name
+  )
   try:
-    found = topologies.get_topology_desc(platform='tpu', topology_name=name)
+    found: Sequence[Any] = ask().devices
+    if found[0].device_kind == 'TPU v4':  # Else each core is a device.
+      found = ask(chip_config_name='megacore').devices
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
       f'{name!r} is no topology of libtpu ({error}). Give chips and how they '
       'lie, as in v5e:4x4, or cpu.'
     ) from error
-  return found.devices
+  return found
 
 
 def chip(mesh: jax.sharding.Mesh) -> Chip:
-  """What one device of a mesh can do: its share, where chips have two."""
+  """What one device of a mesh can do; a CPU's memory is parted among them."""
   devices = list(mesh.devices.flat)
   if devices[0].platform == 'cpu':
     ram = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return Chip(memory=ram / len(devices))
-  whole = CHIPS.get(devices[0].device_kind, Chip())
-  share = len({tuple(device.coords) for device in devices}) / len(devices)
-  return Chip(*(v and v * share for v in dataclasses.astuple(whole)))
+  return CHIPS.get(devices[0].device_kind, Chip())
 
 
 def make(

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import unittest
 from unittest import mock
 
@@ -168,6 +169,10 @@ class RunTest(parameterized.TestCase):
 
 
 class TopologyTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(mock.patch.dict(os.environ))
+
   def test_without_libtpu(self):
     with (
       mock.patch.object(importlib.util, 'find_spec', return_value=None),
@@ -202,10 +207,11 @@ class TopologyTest(parameterized.TestCase):
     self.assertRegex(found.misfit, r'^does not fit: 1\d\.\d+G of 15\.75G$')
 
   @unittest.skipUnless(HAS_LIBTPU, 'Needs libtpu.')
-  def test_two_devices_share_a_chip(self):
-    devices = mesh_lib.topology('v4:2x2x1')
-    mesh = mesh_lib.make({'data': 8}, 8, devices)
-    self.assertEqual(mesh_lib.chip(mesh).memory, 16 * 2**30)
+  @parameterized.parameters('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2')
+  def test_a_chip_is_a_device(self, name):
+    mesh = mesh_lib.make({'data': -1}, 8, mesh_lib.topology(name))
+    self.assertEqual(mesh.size, 4)
+    self.assertIsNotNone(mesh_lib.chip(mesh).links)
 
 
 TPU = """\
