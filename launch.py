@@ -3,6 +3,10 @@
   python launch.py --config=experiments/parity_mlp.py:extracted --workdir=DIR
   python launch.py --config=experiments/parity_mlp.py --workdir=DIR \
     --compare=supervised,one_shot,progressive,extracted
+  python launch.py --config=experiments/parity_mlp.py:extracted --dry_run=cpu
+
+The last trains nothing and writes nothing: it says what every stage would need
+there, or on a TPU that is not here, --dry_run=v5e:4x4.
 
 Any field of the config can be set: --config.data.d=30.
 
@@ -18,8 +22,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from cxjax import command
+from cxjax import dry_run
 from cxjax import errors
 from cxjax import experiment
+from cxjax import mesh as mesh_lib
 from cxjax import processes
 from cxjax import summary
 
@@ -39,13 +45,17 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Which one this is, from 0.'
 )
+_DRY_RUN = flags.DEFINE_string(
+  'dry_run', None, 'Compile for cpu or a topology of TPUs, as v5e:4x4; no run.'
+)
 
 
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; a mistake in them ends the program with one line."""
   try:
     rest = flags.FLAGS(argv)
-    missing = [n for n in ('config', 'workdir') if flags.FLAGS[n].value is None]
+    needed = ['config'] if _DRY_RUN.value else ['config', 'workdir']
+    missing = [n for n in needed if flags.FLAGS[n].value is None]
     if not missing:
       _ = flags.FLAGS.config.seed  # A file that is not there is noticed here.
   # ml_collections answers a mistake in an override with any of these.
@@ -79,7 +89,14 @@ def main(argv: list[str]) -> None:
   """Runs what the flags ask for, and prints the table."""
   if argv[1:]:
     command.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
-  config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  config = _CONFIG.value
+  if _DRY_RUN.value:
+    devices = mesh_lib.topology(_DRY_RUN.value)
+    names = _COMPARE.value or [config.method]
+    recipes = experiment.abstract(config, names, devices)
+    print(dry_run.report(_DRY_RUN.value, recipes))
+    return
+  workdir = pathlib.Path(_WORKDIR.value)
   errors.require(
     '://' not in _WORKDIR.value,
     f'--workdir={_WORKDIR.value} is no local path. Mount the bucket (gcsfuse '

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import copy
 import csv
+import dataclasses
 import functools
 import io
 import pathlib
@@ -19,6 +20,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from cxjax import checkpoint
 from cxjax import curriculum
@@ -39,10 +41,13 @@ from cxjax.data import masked_text
 from cxjax.data import parity
 from cxjax.data import pcfg
 from cxjax.data import text as text_lib
+from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.models import mlp
 from cxjax.models import transformer
 
 Config: TypeAlias = ml_collections.ConfigDict
+Devices: TypeAlias = Sequence[Any] | None
+Recipes: TypeAlias = dict[str, recipe_lib.Recipe]
 
 
 def _parity(config: Config) -> parity.Parity:
@@ -199,10 +204,10 @@ def make_task(config: Config) -> Any:
   return errors.lookup('task', config.task, TASKS)(config)
 
 
-def make_model(config: Config, role: str) -> Any:
-  """The module of 'teacher' or 'student'."""
+def make_model(config: Config, role: str, task: Any = None) -> Any:
+  """The module of 'teacher' or 'student', for a task or that of the config."""
   build = errors.lookup('model', config.model, MODELS)
-  return build(config[role], make_task(config))
+  return build(config[role], task or make_task(config))
 
 
 def _check_sizes(config: Config, block: Config, prefix: str) -> None:
@@ -215,31 +220,81 @@ def _check_sizes(config: Config, block: Config, prefix: str) -> None:
     errors.require(value >= 1, f'{name}={value} must be at least 1.')
 
 
-def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """What a recipe's batches are made of.
+
+  Attributes:
+    task: makes them.
+    held_out: the batch of the evaluation; shapes for devices that are not here.
+    place: puts arrays on every device of a mesh, or says how they would lie.
+  """
+
+  task: Any
+  held_out: step.Batch
+  place: Callable[[Any, jax.sharding.Mesh], Any]
+
+
+def _source(config: Config, devices: Devices) -> _Source:
+  data = config.data
+  if devices is None:
+    task = make_task(config)
+    text = text_of(config) if config.task == 'text' else None
+    held_out = _held_out(task, config.seed, data.eval_size, text)
+    return _Source(task, held_out, mesh_lib.replicate)
+  task, rows = _task_of_shapes(config)
+  draw = lambda key: task.draw(key, 0, rows)
+  held_out = jax.eval_shape(draw, jax.random.key(0))
+  place = functools.partial(mesh_lib.abstract, rule='replicated')
+  return _Source(task, held_out, place)
+
+
+def _task_of_shapes(config):
+  """The task, and what the held-out batch is drawn from; no file is read."""
+  data = config.data
+  if config.task != 'text':
+    return make_task(config), data.eval_size
+  # Of a text nothing else decides a shape.
+  ids = {f'{name}_id': i for i, name in enumerate(tokenizer_lib.SPECIAL)}
+  task = masked_text.MaskedText(
+    data.vocab_size, data.length, data.mask_rate, **ids
+  )
+  rows = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), task.spec(data.eval_size)
+  )
+  return task, rows
+
+
+def _recipe(
+  config: Config,
+  role: str,
+  source: _Source,
+  devices: Devices,
+  num_seeds: int,
+  factor=1.0,
+  **kwargs,
+):
   """What teachers and students have in common; `kwargs` is the rest."""
   block = config.teacher if role == 'teacher' else config
-  task = make_task(config)
   optimizer = copy.deepcopy(block.optimizer)
   optimizer.learning_rate *= factor
-  mesh = mesh_lib.make(config.mesh, block.batch_size)
+  mesh = mesh_lib.make(config.mesh, block.batch_size, devices)
   rules = {'student': config.mesh.student, 'teacher': config.mesh.teacher}
-  text = text_of(config) if config.task == 'text' else None
-  held_out = _held_out(task, config.seed, config.data.eval_size, text)
   streams = 1 if config.share_batches else num_seeds
-  if text is not None:
+  if config.task == 'text':
     kwargs['feed'] = functools.partial(_feed, config, role, mesh, streams)
-    kwargs['rows'] = task.spec(block.batch_size)
+    kwargs['rows'] = source.task.spec(block.batch_size)
   keys: dict[str, Any] = {
     'init_keys': _seed_keys(config, f'{role}_init', num_seeds),
     'data_keys': _seed_keys(config, f'{role}_data', streams),
     'stage_keys': _seed_keys(config, 'student_stage', num_seeds),
   }
   return recipe_lib.Recipe(
-    student=make_model(config, role),
-    draw=task.draw,
+    student=make_model(config, role, source.task),
+    draw=source.task.draw,
     mesh=mesh,
     rules=(rules[role], rules['teacher']),
-    held_out=mesh_lib.replicate(held_out, mesh),
+    held_out=source.place(source.held_out, mesh),
     batch_size=block.batch_size,
     optimizer=functools.partial(optimizers.make, optimizer),
     restart_schedule=optimizer.restart_schedule,
@@ -250,18 +305,34 @@ def _recipe(config: Config, role: str, num_seeds: int, factor=1.0, **kwargs):
     save_minutes=config.save_minutes,
     stop_at=block.stop_at,
     microbatches=block.microbatches,
-    **mesh_lib.replicate(keys, mesh),
+    **source.place(keys, mesh),
     **kwargs,
   )
 
 
-def teacher_recipe(config: Config) -> recipe_lib.Recipe:
-  """How the teacher is trained: on the labels, keeping its checkpoints."""
+def teacher_recipe(
+  config: Config, devices: Devices = None
+) -> recipe_lib.Recipe:
+  """How the teacher is trained: on the labels, keeping its checkpoints.
+
+  Args:
+    config: of the experiment.
+    devices: from `mesh.topology`: the recipe then holds shapes in place of
+      arrays, and no text is read. None is those of this process.
+
+  Returns:
+    The recipe.
+
+  Raises:
+    UserError: settings that cannot be.
+  """
   block = config.teacher
   _check_sizes(config, block, 'teacher.')
   return _recipe(
     config,
     'teacher',
+    _source(config, devices),
+    devices,
     num_seeds=1,
     stages=curriculum.supervised(block.num_steps),
     save_at=tuple(block.save_at),
@@ -271,15 +342,30 @@ def teacher_recipe(config: Config) -> recipe_lib.Recipe:
 
 
 def student_recipe(
-  config: Config, teacher: methods.Teacher | None
+  config: Config, teacher: methods.Teacher | None, devices: Devices = None
 ) -> recipe_lib.Recipe:
-  """How the students are trained by `config.method`."""
+  """How the students are trained by `config.method`.
+
+  Args:
+    config: of the experiment.
+    teacher: for methods that need one.
+    devices: as for `teacher_recipe`.
+
+  Returns:
+    The recipe.
+
+  Raises:
+    UserError: settings that cannot be.
+  """
   _check_sizes(config, config, '')
-  layers = make_model(config, 'student').layers
+  source = _source(config, devices)
+  layers = make_model(config, 'student', source.task).layers
   stages = methods.from_config(config, teacher, layers)
   return _recipe(
     config,
     'student',
+    source,
+    devices,
     num_seeds=config.num_seeds,
     factor=config[config.method].rate_factor,
     stages=stages,
@@ -511,9 +597,13 @@ def check(config: Config) -> None:
 
   The teacher is not there yet, so one that has every checkpoint stands in.
   """
-  recipe = teacher_recipe(config)
+  student_recipe(config, _stand_in(config, teacher_recipe(config))).planned()
+
+
+def _stand_in(config, recipe) -> methods.Teacher:
+  """A teacher of shapes, with every checkpoint."""
   steps = sorted({*range(1_000), *config.progressive.checkpoints})
-  stand_in = methods.Teacher(
+  return methods.Teacher(
     apply=recipe.student.apply,
     params=recipe.student_shapes,
     layers=recipe.student.layers,
@@ -522,7 +612,33 @@ def check(config: Config) -> None:
       (steps[-1] + 1, 1.0),
     ),
   )
-  student_recipe(config, stand_in).planned()
+
+
+def abstract(
+  config: Config, names: Sequence[str], devices: Sequence[Any]
+) -> Recipes:
+  """The recipes of a config for devices that need not be here: shapes alone.
+
+  Args:
+    config: of the experiment; its `method` is not read, nor a file it names.
+    names: methods.
+    devices: from `mesh.topology`.
+
+  Returns:
+    That of the teacher, unless it comes from elsewhere, and those of the
+    students; by 'teacher' and the method.
+
+  Raises:
+    UserError: input that cannot be; the message is for people.
+  """
+  recipe = teacher_recipe(config, devices)
+  teacher = _stand_in(config, recipe)
+  recipes = {} if config.teacher.folder else {'teacher': recipe}
+  for name in names:
+    chosen = copy.deepcopy(config)
+    chosen.method = name
+    recipes[name] = student_recipe(chosen, teacher, devices)
+  return recipes
 
 
 def compare(

@@ -1,5 +1,8 @@
 """Devices and shardings; the only module that knows of them.
 
+The devices are those of this process, or those of a topology that is compiled
+for and is not here.
+
 A mesh has four axes. Over 'seed' the students are spread, over 'data' and
 'fsdp' the examples of a batch; over 'fsdp' and 'model' the parameters and what
 the optimizer keeps of them, by the rules below.
@@ -7,12 +10,19 @@ the optimizer keeps of them, by the rules below.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+import importlib.util
 import itertools
 import math
+import os
 import re
+from typing import Any
 from typing import TypeVar
 
 import jax
+from jax.experimental import topologies
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
@@ -37,14 +47,109 @@ TENSOR = (
 # 'fsdp'; with 'tensor' that, and the axes above over 'model'.
 RULES = ('replicated', 'fsdp', 'tensor')
 
+# What libtpu asks of a machine that has no TPU.
+LIBTPU = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+}
 
-def make(sizes: Mapping[str, int], batch_size: int) -> jax.sharding.Mesh:
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a device can do at most; None where it is not known.
+
+  Attributes:
+    memory: bytes.
+    flops: FLOPs per second, of products in bfloat16.
+    bandwidth: bytes per second, from and to its memory.
+    links: bytes per second that it sends to other chips, over all its links.
+  """
+
+  memory: float | None = None
+  flops: float | None = None
+  bandwidth: float | None = None
+  links: float | None = None
+
+
+# By `device_kind`, from https://docs.cloud.google.com/tpu/docs/v4 (v5e, v5p,
+# v6e alike), as read in 2025: the capacity in GiB, half of the bidirectional
+# bandwidth of the links. That of the v4 is from Jouppi et al., 2023,
+# https://arxiv.org/abs/2304.01433: 6 links of 50 GB/s.
+CHIPS = {
+  'TPU v4': Chip(32 * 2**30, 275e12, 1200e9, 300e9),
+  'TPU v5 lite': Chip(16 * 2**30, 197e12, 819e9, 200e9),
+  'TPU v5': Chip(95 * 2**30, 459e12, 2765e9, 600e9),
+  'TPU v6 lite': Chip(32 * 2**30, 918e12, 1638e9, 400e9),
+}
+
+
+def topology(name: str) -> Sequence[Any]:
+  """The devices of a machine to compile for; this process stays on its CPU.
+
+  To be called before anything is computed.
+
+  Args:
+    name: 'cpu' is this machine; else as libtpu has it, as in 'v5e:4x4'.
+
+  Returns:
+    The devices. Those of a TPU hold nothing and run nothing.
+
+  Raises:
+    UserError: no such topology, or no libtpu.
+  """
+  jax.config.update('jax_platforms', 'cpu')
+  if name == 'cpu':
+    return jax.devices()
+  errors.require(
+    importlib.util.find_spec('libtpu') is not None,
+    f"{name} needs TPU's compiler, which is not installed. Install it: pip "
+    "install 'libtpu>=0.0.52'; or give cpu.",
+  )
+  for variable, value in LIBTPU.items():
+    os.environ.setdefault(variable, value)
+  # Of this process's own compiler, which has read them once there are devices;
+  # libtpu would end the process for one that it does not know.
+  jax.devices()
+  os.environ.pop('XLA_FLAGS', None)
+  ask = functools.partial(
+    topologies.get_topology_desc, platform='tpu', topology_name=name
+  )
+  try:
+    found: Sequence[Any] = ask().devices
+    if found[0].device_kind == 'TPU v4':  # Else each core is a device.
+      found = ask(chip_config_name='megacore').devices
+  except jax.errors.JaxRuntimeError as error:
+    raise errors.UserError(
+      f'{name!r} is no topology of libtpu ({error}). Give chips and how they '
+      'lie, as in v5e:4x4, or cpu.'
+    ) from error
+  return found
+
+
+def chip(mesh: jax.sharding.Mesh) -> Chip:
+  """What one device of a mesh can do; a CPU's memory is parted among them."""
+  devices = list(mesh.devices.flat)
+  if devices[0].platform == 'cpu':
+    ram = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return Chip(memory=ram / len(devices))
+  return CHIPS.get(devices[0].device_kind, Chip())
+
+
+def make(
+  sizes: Mapping[str, int],
+  batch_size: int,
+  devices: Sequence[Any] | None = None,
+) -> jax.sharding.Mesh:
   """A mesh.
 
   Args:
     sizes: devices along each axis, 1 where it is not named; along 'data' -1
       takes as many of what is left as divide the batch.
     batch_size: examples of one seed's batch.
+    devices: from `topology`; None is those of this process.
 
   Returns:
     The mesh, with all four axes.
@@ -53,7 +158,9 @@ def make(sizes: Mapping[str, int], batch_size: int) -> jax.sharding.Mesh:
     UserError: more devices than there are, or a batch that they do not divide.
   """
   sizes = {axis: sizes.get(axis, 1) for axis in AXES}
-  available = jax.device_count()
+  place = 'this machine' if devices is None else 'the topology'
+  devices = jax.devices() if devices is None else devices
+  available = len(devices)
   others = sizes[SEED] * sizes[FSDP] * sizes[MODEL]
   for axis in AXES:
     errors.require(
@@ -69,7 +176,7 @@ def make(sizes: Mapping[str, int], batch_size: int) -> jax.sharding.Mesh:
   named = ', '.join(f'mesh.{axis}={size}' for axis, size in sizes.items())
   errors.require(
     total <= available,
-    f'{named} take {total} devices: this machine has {available}; give that '
+    f'{named} take {total} devices: {place} has {available}; give that '
     'many at most, or mesh.data=-1.',
   )
   parts = sizes[DATA] * sizes[FSDP]
@@ -83,8 +190,14 @@ def make(sizes: Mapping[str, int], batch_size: int) -> jax.sharding.Mesh:
     tuple(sizes.values()),
     AXES,
     axis_types=(AxisType.Auto,) * len(AXES),
-    devices=jax.devices()[:total],
+    devices=devices[:total],
   )
+
+
+def parts() -> int:
+  """In how many parts the mesh in force splits a batch; 1 outside of one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def split(batch: T, axis: int, seeds: int | None = None) -> T:
@@ -284,6 +397,16 @@ def from_rows(
   return jax.make_array_from_callback(shape, _rows(mesh, 2), part)
 
 
+def abstract_rows(tree: T, mesh: jax.sharding.Mesh) -> T:
+  """Shapes of `tree`, to be parted as `from_rows` does."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=_rows(mesh, 2)
+    ),
+    tree,
+  )
+
+
 def _rows(mesh, axis=0):
   return NamedSharding(mesh, PartitionSpec(*(None,) * axis, (DATA, FSDP)))
 
@@ -309,3 +432,18 @@ def describe() -> str:
   """The devices of this process, for a summary: 'cpu x 1 (cpu)'."""
   device = jax.devices()[0]
   return f'{device.platform} x {jax.device_count()} ({device.device_kind})'
+
+
+def held(tree: Any) -> int:
+  """Bytes on each device of a tree from `abstract`, or of placed arrays."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def name_of(mesh: jax.sharding.Mesh) -> str:
+  """A mesh for people: '16 devices (TPU v5 lite), data=4, fsdp=4'."""
+  sizes = ', '.join(f'{axis}={n}' for axis, n in mesh.shape.items() if n > 1)
+  kind = mesh.devices.flat[0].device_kind
+  return f'{mesh.size} devices ({kind}), {sizes or "not parted"}'

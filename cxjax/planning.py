@@ -1,5 +1,6 @@
 """What a curriculum will do and cost, known before it is trained."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 import dataclasses
 import functools
@@ -27,8 +28,8 @@ class PlannedStage:
     readout: `(d_S, r)` of the readout, or None.
     teacher_width: of the target, or None for labels.
     student_width: of the activation that is trained.
-    student_flops: of one update of one student, as compiled; None if unknown.
-    teacher_flops: of the targets of one batch, as compiled; None if unknown.
+    student_flops: of one update of one student, None if unknown.
+    teacher_flops: of the targets of one batch, None if unknown.
   """
 
   stage: curriculum.Stage
@@ -125,8 +126,10 @@ def with_costs(
   student_params: step.Params,
   teacher: step.Apply | None = None,
   teacher_params: step.Params = None,
+  *,
+  flops: Callable[..., float] = step.flops,
 ) -> PlannedStage:
-  """The planned stage with its FLOPs a step, from compiled programs.
+  """The planned stage with its FLOPs a step.
 
   Args:
     planned: from `plan_stage`, with the same models.
@@ -136,6 +139,7 @@ def with_costs(
     student_params: shapes of its parameters.
     teacher: the teacher, for a stage that needs one.
     teacher_params: shapes of its parameters.
+    flops: of a function and its arguments, as compiled or as written.
 
   Returns:
     `planned` with `student_flops` and `teacher_flops`.
@@ -157,10 +161,10 @@ def with_costs(
   wants = jax.eval_shape(want, teacher_params, matrix, batch)
   teacher_flops = 0.0
   if stage.needs_teacher:
-    teacher_flops = step.flops(want, teacher_params, matrix, batch)
+    teacher_flops = flops(want, teacher_params, matrix, batch)
   return dataclasses.replace(
     planned,
-    student_flops=step.flops(update, state, batch, wants),
+    student_flops=flops(update, state, batch, wants),
     teacher_flops=teacher_flops,
   )
 

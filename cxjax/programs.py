@@ -38,12 +38,15 @@ class Programs:
     """How many programs were compiled."""
     return len(self._compiled)
 
-  def _call(self, name, fun: Callable, *args, **kwargs):
+  def _compile(self, name, fun: Callable, *args, **kwargs):
     if name not in self._compiled:
       begin = time.perf_counter()
       self._compiled[name] = jax.jit(fun, **kwargs).lower(*args).compile()
       self.seconds += time.perf_counter() - begin
-    return self._compiled[name](*args)
+    return self._compiled[name]
+
+  def _call(self, name, fun: Callable, *args, **kwargs):
+    return self._compile(name, fun, *args, **kwargs)(*args)
 
   def keys(self, keys: jax.Array, number: int) -> jax.Array:
     """`[S]` keys for the purpose `number`, from `[S]` keys."""
@@ -110,6 +113,13 @@ class Programs:
     Returns:
       The states, and what was seen on the way.
     """
+    args = (states, *numbers(schedule, start, stop), *args)
+    return self.compile_advance(planned, *args)(*args)
+
+  def compile_advance(
+    self, planned: planning.PlannedStage, *args
+  ) -> jax.stages.Compiled:
+    """The program of `advance`, not run; of its arguments shapes are enough."""
     recipe, stage = self._recipe, planned.stage
 
     def fun(states, schedule, start, stop, *args):
@@ -129,9 +139,8 @@ class Programs:
       )
       return self._parted(states), mesh_lib.whole(out)
 
-    numbers = (tuple(map(np.int32, schedule)), np.int32(start), np.int32(stop))
     name = ('advance', stage.objective)
-    return self._call(name, fun, states, *numbers, *args, donate_argnums=0)
+    return self._compile(name, fun, *args, donate_argnums=0)
 
   def evaluate(self, params: step.Params) -> dict[str, jax.Array]:
     """Held-out metrics of `[S]` students, `[S]` each."""
@@ -160,3 +169,8 @@ class Programs:
     every = jax.vmap(one, in_axes=(0, None, None))
     fun = lambda *args: mesh_lib.whole(every(*args))
     return self._call('agree', fun, params, teacher, self._recipe.held_out)
+
+
+def numbers(schedule: tuple[int, int], start: int, stop: int) -> tuple:
+  """The arguments of `advance` that are numbers, as its program takes them."""
+  return tuple(map(np.int32, schedule)), np.int32(start), np.int32(stop)

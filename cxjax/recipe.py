@@ -224,8 +224,10 @@ class Recipe:
     batch, models = self._shapes()
     return [planning.plan_stage(stage, batch, *models) for stage in self.stages]
 
-  def costed(self) -> list[planning.PlannedStage]:
-    """The stages with their shapes and their costs, as compiled."""
+  def costed(
+    self, flops: Callable[..., float] = step.flops
+  ) -> list[planning.PlannedStage]:
+    """The stages with their shapes and their costs, by default as compiled."""
     batch, models = self._shapes()
     tx = self.optimizer()
     costed: dict[curriculum.Stage, planning.PlannedStage] = {}
@@ -233,7 +235,7 @@ class Recipe:
     for one in planned:
       if one.stage.objective not in costed:
         costed[one.stage.objective] = planning.with_costs(
-          one, batch, tx, *models
+          one, batch, tx, *models, flops=flops
         )
     return [
       dataclasses.replace(costed[one.stage.objective], stage=one.stage)

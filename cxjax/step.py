@@ -304,9 +304,13 @@ def train_step(
 
 
 def in_parts(tree: Any, parts: int) -> Any:
-  """`[B, ...]` leaves as `[parts, B / parts, ...]`."""
+  """`[B, ...]` leaves as `[parts, B / parts, ...]`; row `i` in `i % parts`.
+
+  A batch that is split over devices is so in each of its parts then, and none
+  of it moves.
+  """
   return jax.tree.map(
-    lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), tree
+    lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), tree
   )
 
 
@@ -315,7 +319,8 @@ def _by_parts(fun, tree, parts):
   if parts == 1:
     return fun(tree)
   out = jax.lax.map(fun, in_parts(tree, parts))
-  return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+  whole = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
+  return jax.tree.map(whole, out)
 
 
 def enter(
@@ -424,11 +429,17 @@ def advance(
       return batches, batches['y']
     assert teacher is not None
     x = undropped(batches['x'])
-    leading = jax.tree.leaves(x)[0].shape[:3]
-    every = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), x)
+    # Examples first where devices part them, or each would compute all.
+    first = 2 if mesh_lib.parts() > 1 else 0
+    axes = list(jax.tree.leaves(x)[0].shape[:3])
+    axes.insert(0, axes.pop(first))
+    every = jax.tree.map(
+      lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), x
+    )
     see = lambda x: compared(teacher, teacher_params, x, stage.target, stage)
     want = _by_parts(lambda x: _top(see(x), stage), every, microbatches)
-    want = jax.tree.map(lambda w: w.reshape(*leading, *w.shape[1:]), want)
+    part = lambda want: want.reshape(*axes, *want.shape[1:])
+    want = jax.tree.map(lambda want: jnp.moveaxis(part(want), 0, first), want)
     if stage.top_k:
       return batches, jax.lax.stop_gradient(want)
     form = lambda want, batch: shape(want, weights(batch, stage), stage)
@@ -436,9 +447,9 @@ def advance(
     if matrices is None:
       return batches, jax.lax.stop_gradient(want)
     # A projection belongs to a seed: it parts the targets of a shared batch.
-    axes = (None if shared else 0, 0)
+    seeds = (None if shared else 0, 0)
     want = want[0] if shared else want
-    return batches, jax.vmap(projection.project, in_axes=axes)(want, matrices)
+    return batches, jax.vmap(projection.project, in_axes=seeds)(want, matrices)
 
   def spread(leaf):
     """A shared batch for every seed; vmap over one copy is slower."""
@@ -589,4 +600,10 @@ def _measure(pair, batch, metrics, parts):
 def flops(fun: Callable, *args) -> float:
   """FLOPs of `fun(*args)` as XLA compiles it; shapes are enough."""
   analysis = jax.jit(fun).lower(*args).compile().cost_analysis()
+  return float((analysis or {}).get('flops', 0.0))
+
+
+def flops_as_written(fun: Callable, *args) -> float:
+  """FLOPs of `fun(*args)` before XLA works on it; compiles nothing."""
+  analysis = jax.jit(fun).lower(*args).cost_analysis()
   return float((analysis or {}).get('flops', 0.0))

@@ -50,6 +50,7 @@ class LaunchTest(parameterized.TestCase):
   @parameterized.parameters(
     ((f'{CONFIG}:extrakted',), "mean 'extracted'"),
     ((CONFIG, '--compare=one_shot,two_shot'), "mean 'one_shot'"),
+    ((CONFIG, '--dry_run=nowhere'), 'nowhere'),
   )
   def test_a_mistake_is_one_line(self, args, message):
     workdir = self.workdir()
@@ -66,6 +67,13 @@ class LaunchTest(parameterized.TestCase):
     lines = done.stderr.splitlines()
     for line, message in zip(lines, MISTAKES.values(), strict=True):
       self.assertRegex(line, f'^Error: .*{message}')
+
+  def test_a_dry_run_needs_no_workdir(self):
+    done = start('launch.py', f'{CONFIG}:one_shot,tiny', '--dry_run=cpu')
+    self.assertEqual(done.returncode, 0, done.stderr)
+    rows = [line.split()[1] for line in done.stdout.splitlines() if line]
+    self.assertEqual(rows.count('labels'), 2)
+    self.assertEqual(rows.count('output'), 2)
 
   def test_extracted_solves_what_one_shot_does_not(self):
     """The paper's claim, small: parity of 4 of 30 bits, the same steps."""

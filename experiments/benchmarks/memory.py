@@ -1,0 +1,91 @@
+r"""How near a dry run's memory is to that of a process, on this CPU.
+
+Run, on Linux:
+  python -m experiments.benchmarks.memory
+
+Prints, for every stage of two small runs, what the dry run says that the
+program needs on the way, and by how much the process grew at its peak.
+"""
+
+import pathlib
+import re
+
+from absl import app
+import jax
+
+from cxjax import command
+from cxjax import dry_run
+from cxjax import experiment
+from cxjax import mesh as mesh_lib
+from cxjax import methods
+from cxjax import programs
+from cxjax import table
+from experiments import parity_mlp
+from experiments import parity_transformer
+
+PROCESS = pathlib.Path('/proc/self')
+
+
+def configs():
+  """Large enough that arrays are most of the memory."""
+  c = parity_mlp.get_config('extracted')
+  c.teacher.width, c.student.width, c.batch_size = 8_000, 4_000, 4_096
+  yield 'parity_mlp', c
+  c = parity_transformer.get_config('extracted')
+  c.teacher.width, c.student.width, c.batch_size = 256, 128, 128
+  yield 'parity_transformer', c
+
+
+def resident(field):
+  """Bytes of this process."""
+  status = (PROCESS / 'status').read_text()
+  return int(re.search(rf'{field}:\s+(\d+)', status).group(1)) * 1024
+
+
+def measure(name, config):
+  """A row for each stage."""
+  config.num_seeds, config.log_every = 1, 10
+  config.eval_every = config.save_every = 10
+  recipe = experiment.teacher_recipe(config)
+  init = jax.jit(recipe.student.init)
+  params = init(jax.random.key(1), recipe.held_out['x'])
+  layers = recipe.student.layers
+  teacher = methods.Teacher(recipe.student.apply, params, layers)
+  recipes = experiment.abstract(config, ['extracted'], jax.devices())
+  said = dry_run.estimate(name, recipes['extracted'])
+  recipe = experiment.student_recipe(config, teacher)
+  run = programs.Programs(recipe)
+  with jax.set_mesh(recipe.mesh):
+    params = run.init(recipe.init_keys)
+    for planned, one in zip(recipe.planned(), said, strict=True):
+      matrices = run.project(planned, recipe.stage_keys)
+      states = run.enter(planned, recipe.stage_keys, params)
+      args = teacher.params, matrices, recipe.data_keys, None
+      numbers = programs.numbers((1, 0), 0, 2)
+      program = run.compile_advance(planned, states, *numbers, *args)
+      jax.block_until_ready((states, matrices))
+      before = resident('VmRSS')
+      (PROCESS / 'clear_refs').write_text('5')  # Forgets the peak so far.
+      states, _ = jax.block_until_ready(program(states, *numbers, *args))
+      grown = resident('VmHWM') - before
+      need = one.memory.temporaries + one.memory.output
+      yield {
+        'run': name,
+        'stage': one.stage,
+        'temporaries and output, MB': need / 1e6,
+        'the process grew, MB': grown / 1e6,
+        'times': grown / need,
+      }
+      params = states.params
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table."""
+  del argv
+  mesh_lib.topology('cpu')
+  rows = [row for name, c in configs() for row in measure(name, c)]
+  print(table.markdown(rows))
+
+
+if __name__ == '__main__':
+  app.run(command.guarded(main))
