@@ -3,6 +3,8 @@
   python launch.py --config=experiments/parity_mlp.py:extracted --workdir=DIR
   python launch.py --config=experiments/parity_mlp.py --workdir=DIR \
     --compare=supervised,one_shot,progressive,extracted
+  python launch.py --config=experiments/text_bert.py --workdir=DIR \
+    --cache_targets=CACHE
 
 Any field of the config can be set: --config.data.d=30.
 """
@@ -13,6 +15,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from cxjax import cache
 from cxjax import command
 from cxjax import errors
 from cxjax import experiment
@@ -24,6 +27,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the files go.')
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Methods to run on the same teacher, instead of one.'
+)
+_CACHE = flags.DEFINE_string(
+  'cache_targets',
+  '',
+  'Runs the teacher once, stores its targets here, and trains no student; one '
+  'reads them with --config.cache.folder.',
 )
 
 
@@ -71,6 +80,16 @@ def main(argv: list[str]) -> None:
     f'--workdir={_WORKDIR.value} is no local path. Mount the bucket (gcsfuse '
     'for gs://), and give the folder.',
   )
+  if _CACHE.value:
+    errors.require(
+      not _COMPARE.value,
+      '--cache_targets is for one method: leave --compare out.',
+    )
+    stored = experiment.cache_targets(
+      config, workdir, pathlib.Path(_CACHE.value)
+    )
+    print(cache.show(stored))
+    return
   if _COMPARE.value:
     summaries = experiment.compare(config, _COMPARE.value, workdir)
   else:

@@ -43,7 +43,7 @@ class Feed:
 
   def rows(self, step: int) -> Rows:
     """The chunk that `step` is in: the current one, or the one after it."""
-    number = step // self._steps
+    number = self._chunk(step)
     if number != self._number:
       assert number == self._number + 1, (number, self._number)
       self._before, self._rows = self._ahead()
@@ -51,9 +51,13 @@ class Feed:
       self._ahead(wait=False)
     return self._rows
 
+  def wants(self, step: int) -> Any:
+    """Targets that are stored with the rows of a chunk; here there are none."""
+    del step
+
   def state(self, step: int) -> dict[str, Any]:
     """What `restore` needs for a run that goes on at `step`; JSON."""
-    number = step // self._steps
+    number = self._chunk(step)
     before = self._before if number == self._number else self._ahead()[0]
     return {'chunk': number, 'iterators': before}
 
@@ -75,6 +79,9 @@ class Feed:
   def __exit__(self, *error) -> None:
     """Stops reading."""
     self._pool.shutdown(cancel_futures=True)
+
+  def _chunk(self, step):
+    return step // self._steps
 
   def _ahead(self, wait=True):
     if self._next is None:
