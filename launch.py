@@ -75,11 +75,12 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     command.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-  errors.require(
-    '://' not in _WORKDIR.value,
-    f'--workdir={_WORKDIR.value} is no local path. Mount the bucket (gcsfuse '
-    'for gs://), and give the folder.',
-  )
+  for flag in (_WORKDIR, _CACHE):
+    errors.require(
+      '://' not in flag.value,
+      f'--{flag.name}={flag.value} is no local path. Mount the bucket (gcsfuse '
+      'for gs://), and give the folder.',
+    )
   if _CACHE.value:
     errors.require(
       not _COMPARE.value,

@@ -263,7 +263,8 @@ class Feed(feed.Feed):
       out[steps % self._steps] = leaves
       return out
 
-    return [], mesh_lib.replicate(jax.tree.map(stack, *found), self._mesh)
+    chunk = jax.tree.map(stack, *found)  # `[T, streams or S, B, ...]`.
+    return [], mesh_lib.distribute(chunk, self._mesh, axis=2, seeds=1)
 
 
 def write(
@@ -309,7 +310,7 @@ def write(
       'checkpoints': recipe.teacher.checkpoints,
       'stages': stages,
     }
-    check(Cache(folder, record), recipe)
+    check(Cache(folder, record), recipe, writer.programs)
     summary = _summary(recipe, record, seconds)
     files.write_json(folder / 'summary.json', summary)
     files.write_sealed(folder / 'index.json', record)
@@ -323,13 +324,18 @@ def _digests(recipe):
   return {'final' if at is None else str(at): digest(at) for at in used}
 
 
-def check(cache: Cache, recipe: recipe_lib.Recipe) -> None:
+def check(
+  cache: Cache,
+  recipe: recipe_lib.Recipe,
+  programs: programs_lib.Programs | None = None,
+) -> None:
   """Compares a few batches of every stage, chosen at random, with live ones.
 
   Args:
     cache: holds all that the stages read.
     recipe: of the run; with a teacher its parameters and the targets are
       compared, too.
+    programs: of that recipe, if there are.
 
   Raises:
     UserError: a batch or a target is another; names it.
@@ -338,7 +344,9 @@ def check(cache: Cache, recipe: recipe_lib.Recipe) -> None:
     cache.require_same(
       {**cache.record['identity'], 'parameters': _digests(recipe)}
     )
-  programs, random = programs_lib.Programs(recipe), np.random.default_rng()
+  if programs is None:
+    programs = programs_lib.Programs(recipe)
+  random = np.random.default_rng()
   tolerance = TOLERANCES[cache.record['cache']['dtype']]
   with jax.set_mesh(recipe.mesh):
     for index, planned, wanted in stages_of(recipe):
@@ -407,7 +415,7 @@ class _Writer:
   def __init__(self, folder, recipe, identity, dtype):
     self._folder, self._recipe = folder, recipe
     self._identity, self._dtype = identity, dtype
-    self._programs = programs_lib.Programs(recipe)
+    self.programs = programs_lib.Programs(recipe)
 
   def stage(self, index, planned, wanted):
     """Writes the file of a stage; its entry in the index."""
@@ -441,7 +449,7 @@ class _Writer:
 
   def _looks(self, index, planned, wanted):
     """`(number, rows, batches, targets)` of every batch of a stage."""
-    look = _look(self._recipe, self._programs, index, planned)
+    look = _look(self._recipe, self.programs, index, planned)
     last: list[tuple] = []
     for number, rows in _rows(self._recipe, wanted):
       # One is written while the next is computed.

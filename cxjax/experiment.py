@@ -349,10 +349,10 @@ def stored_config(config: Config, recipe: recipe_lib.Recipe) -> dict[str, Any]:
     }
     for i, planned in enumerate(recipe.planned())
   }
-  names = ('batch_size', 'num_seeds', 'share_batches')
+  names = ('method', 'batch_size', 'num_seeds', 'share_batches')
   return {
-    **teacher_config(config),
     **{name: config[name] for name in names},
+    **teacher_config(config),
     'stages': stages,
   }
 
@@ -517,12 +517,13 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   """
   config = located(config, workdir)
   check(config)
+  _save_text(config)
   folder = workdir / config.method
   if config.cache.folder:
     finished = (folder / 'summary.json').exists()
     recipe = _stored_recipe(config, workdir, checked=not finished)
   else:
-    teacher = _teacher(config, workdir)
+    teacher = train_teacher(config, workdir)
     recipe = student_recipe(config, teacher)
     for stage in recipe.stages:
       teacher.at(stage.checkpoint)  # An error now, not after hours.
@@ -530,10 +531,9 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   return _finish(config.method, recipe, folder)
 
 
-def _teacher(config, workdir):
+def _save_text(config):
   if config.task == 'text':
     text_of(config).save(pathlib.Path(config.data.folder))
-  return train_teacher(config, workdir)
 
 
 def cache_targets(
@@ -560,8 +560,11 @@ def cache_targets(
   _check_stored(config)
   config = located(config, workdir)
   check(config)
-  recipe = student_recipe(config, _teacher(config, workdir))
-  recipe = dataclasses.replace(recipe, period=_period(config))
+  _save_text(config)
+  recipe = dataclasses.replace(
+    student_recipe(config, train_teacher(config, workdir)),
+    period=_period(config),
+  )
   identity = stored_config(config, recipe)
   return cache_lib.write(folder, recipe, identity, config.cache.dtype)
 

@@ -13,6 +13,8 @@ from absl import logging
 
 from cxjax import errors
 
+SHOWN = 12  # Fields that differ, in one line for people.
+
 
 @contextlib.contextmanager
 def written(path: pathlib.Path | str) -> Iterator[None]:
@@ -132,11 +134,13 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
   there, here = (
     _flatten(json.loads(json.dumps(value))) for value in (there, here)
   )
-  return ', '.join(
+  differ = [
     f'{n} ({there.get(n, "absent")} there, {here.get(n, "absent")} here)'
     for n in {**there, **here}
     if there.get(n) != here.get(n)
-  )
+  ]
+  more = [f'and {len(differ) - SHOWN} more'] if len(differ) > SHOWN else []
+  return ', '.join(differ[:SHOWN] + more)
 
 
 def claim(folder: pathlib.Path, config: dict[str, Any]) -> None:
