@@ -4,9 +4,12 @@
   python launch.py --config=experiments/parity_mlp.py --workdir=DIR \
     --compare=supervised,one_shot,progressive,extracted
   python launch.py --config=experiments/parity_mlp.py:extracted --dry_run=cpu
+  python launch.py --config=experiments/text_bert.py --workdir=DIR \
+    --cache_targets=CACHE
 
-The last trains nothing and writes nothing: it says what every stage would need
-there, or on a TPU that is not here, --dry_run=v5e:4x4.
+The third trains nothing and writes nothing: it says what every stage would need
+there, or on a TPU that is not here, --dry_run=v5e:4x4. The last stores what the
+teacher says, for students that then train without it.
 
 Any field of the config can be set: --config.data.d=30.
 
@@ -21,6 +24,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from cxjax import cache
 from cxjax import command
 from cxjax import dry_run
 from cxjax import errors
@@ -47,6 +51,12 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 _DRY_RUN = flags.DEFINE_string(
   'dry_run', None, 'Compile for cpu or a topology of TPUs, as v5e:4x4; no run.'
+)
+_CACHE = flags.DEFINE_string(
+  'cache_targets',
+  '',
+  'Runs the teacher once, stores its targets here, and trains no student; one '
+  'reads them with --config.cache.folder.',
 )
 
 
@@ -97,12 +107,23 @@ def main(argv: list[str]) -> None:
     print(dry_run.report(_DRY_RUN.value, recipes))
     return
   workdir = pathlib.Path(_WORKDIR.value)
-  errors.require(
-    '://' not in _WORKDIR.value,
-    f'--workdir={_WORKDIR.value} is no local path. Mount the bucket (gcsfuse '
-    'for gs://), and give the folder.',
-  )
+  for flag in (_WORKDIR, _CACHE):
+    errors.require(
+      '://' not in flag.value,
+      f'--{flag.name}={flag.value} is no local path. Mount the bucket (gcsfuse '
+      'for gs://), and give the folder.',
+    )
   processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if _CACHE.value:
+    errors.require(
+      not _COMPARE.value,
+      '--cache_targets is for one method: leave --compare out.',
+    )
+    stored = experiment.cache_targets(
+      config, workdir, pathlib.Path(_CACHE.value)
+    )
+    print(cache.show(stored))
+    return
   if _COMPARE.value:
     summaries = experiment.compare(config, _COMPARE.value, workdir)
   else:

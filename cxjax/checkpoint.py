@@ -13,7 +13,6 @@ all read all of them; the first makes the folders, and seals them.
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from cxjax import errors
@@ -38,9 +38,13 @@ def _path(folder: pathlib.Path, step: int) -> pathlib.Path:
   return folder / 'checkpoints' / f'{step:09d}'
 
 
-def _digest(record: Record) -> str:
-  text = json.dumps(record, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+def fingerprint(tree: Any) -> str:
+  """Of all arrays of a tree, with their paths."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
 
 
 def _digests(path: pathlib.Path) -> dict[str, str]:
@@ -105,10 +109,7 @@ def save(
   processes.barrier()
   if processes.is_first():
     seal = {'files': _digests(path), 'shapes': _shapes(items)}
-    sealed = {'step': step, **record, **seal}
-    files.write_json(
-      path / 'record.json', {'record': sealed, 'sha256': _digest(sealed)}
-    )
+    files.write_sealed(path / 'record.json', {'step': step, **record, **seal})
   processes.barrier()
 
 
@@ -150,13 +151,9 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
   if not (path / 'record.json').exists():
     return f'{path} has no record.json'
   try:
-    value = files.read_json(path / 'record.json')
-    intact = value['sha256'] == _digest(value['record'])
-  except (errors.UserError, KeyError, TypeError):
-    intact = False
-  if not intact:
+    sealed = files.read_sealed(path / 'record.json')['files']
+  except errors.UserError:
     return f'{path}/record.json is damaged'
-  sealed = value['record']['files']
   found = _digests(path)
   for name in sorted(sealed.keys() | found.keys()):
     if name not in found:

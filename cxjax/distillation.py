@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
 import pathlib
@@ -19,9 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from cxjax import checkpoint
 from cxjax import curriculum
 from cxjax import errors
 from cxjax import feed
@@ -444,8 +443,8 @@ def _identity(plan, recipe, seed) -> dict[str, Any]:
     'seed': seed,
     'stages': described,
     'batch': jax.tree.map(str, plan.batch),
-    'teacher': _digest(plan.teacher.params),
-    'student': _digest(recipe.start),
+    'teacher': checkpoint.fingerprint(plan.teacher.params),
+    'student': checkpoint.fingerprint(recipe.start),
     'log_every': recipe.log_every,
     'microbatches': recipe.microbatches,
     'mesh': dict(recipe.mesh.shape),
@@ -456,12 +455,3 @@ def _describe(value):
   if isinstance(value, functools.partial):
     return f'{_describe(value.func)}({value.keywords})'
   return getattr(value, '__qualname__', value)
-
-
-def _digest(tree) -> str:
-  """Of all arrays of a tree."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()[:16]

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from cxjax import cache as cache_lib
 from cxjax import checkpoint
 from cxjax import curriculum
 from cxjax import errors
@@ -135,6 +136,19 @@ MODELS: dict[str, Callable[[Config, Any], Any]] = {
   'decoder': functools.partial(_transformer, causal=True),
 }
 PATHS = ('folder', 'tokenizer')  # Fields of a text that its run leaves out.
+# What of a stage makes its targets what they are.
+STORED = (
+  'target',
+  'checkpoint',
+  'law',
+  'shared',
+  'norm',
+  'centred',
+  'scale',
+  'everywhere',
+  'pool',
+  'top_k',
+)
 PURPOSES = (
   'support',
   'held_out',
@@ -395,6 +409,12 @@ def student_config(config: Config) -> dict[str, Any]:
   block = config.to_dict()
   unread = set(methods.METHODS) - {config.method}
   block['data'] = _without_paths(block['data'])
+  if config.cache.folder:
+    # Where it lies changes nothing, nor does what it was made with.
+    names = ('batches', 'fingerprint')
+    block['cache'] = {name: block['cache'][name] for name in names}
+  else:
+    del block['cache']
   return {name: v for name, v in block.items() if name not in unread}
 
 
@@ -413,6 +433,48 @@ def _finish(method, recipe, folder) -> summary_lib.Summary:
   summary = summary_lib.summarize(method, recipe, result)
   files.write_json(path, summary)
   return summary
+
+
+def stored_config(config: Config, recipe: recipe_lib.Recipe) -> dict[str, Any]:
+  """What the targets of a run depend on: its teacher, its batches, its stages.
+
+  Not how students learn from them: rates, losses and the like.
+  """
+  stages = {
+    planned.stage.name: {
+      'number': i,
+      **{name: getattr(planned.stage, name) for name in STORED},
+      'projection': planned.projection,
+    }
+    for i, planned in enumerate(recipe.planned())
+  }
+  names = ('method', 'batch_size', 'num_seeds', 'share_batches')
+  return {
+    **{name: config[name] for name in names},
+    **teacher_config(config),
+    'stages': stages,
+  }
+
+
+def _period(config):
+  """How many batches the stages read, again and again; of stored targets."""
+  batches = config.cache.batches or config.num_steps
+  errors.require(
+    1 <= batches <= config.num_steps,
+    f'cache.batches={batches} must be from 1 to num_steps={config.num_steps}; '
+    '0 is all of them.',
+  )
+  return batches
+
+
+def _check_stored(config):
+  errors.require(
+    config.method != 'supervised',
+    'The method supervised learns the labels: it has no targets to store. '
+    'Leave --cache_targets and cache.folder out.',
+  )
+  errors.lookup('cache.dtype', config.cache.dtype, cache_lib.TOLERANCES)
+  _period(config)
 
 
 def train_teacher(config: Config, workdir: pathlib.Path) -> methods.Teacher:
@@ -554,17 +616,96 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   """
   config = located(config, workdir)
   check(config)
-  if config.task == 'text':
-    text_of(config).save(pathlib.Path(config.data.folder))
-  teacher = train_teacher(config, workdir)
+  _save_text(config)
   folder = workdir / config.method
-  recipe = student_recipe(config, teacher)
-  for stage in recipe.stages:
-    if stage.checkpoint is not None:
-      assert teacher.load is not None
-      teacher.load(stage.checkpoint)  # An error now, not after hours.
+  if config.cache.folder:
+    finished = (folder / 'summary.json').exists()
+    recipe = _stored_recipe(config, workdir, checked=not finished)
+  else:
+    teacher = train_teacher(config, workdir)
+    recipe = student_recipe(config, teacher)
+    for stage in recipe.stages:
+      teacher.at(stage.checkpoint)  # An error now, not after hours.
   files.claim(folder, student_config(config))
   return _finish(config.method, recipe, folder)
+
+
+def _save_text(config):
+  if config.task == 'text':
+    text_of(config).save(pathlib.Path(config.data.folder))
+
+
+def cache_targets(
+  config: Config, workdir: pathlib.Path, folder: pathlib.Path
+) -> dict[str, Any]:
+  """Stores the targets of `config.method`, for runs with `cache.folder`.
+
+  Args:
+    config: of the experiment.
+    workdir: where the teacher is, or goes.
+    folder: where the targets go.
+
+  Returns:
+    What was stored, and what it took.
+
+  Raises:
+    UserError: input that cannot be; the message is for people.
+  """
+  errors.require(
+    not config.cache.folder,
+    f'cache.folder={config.cache.folder} is read, --cache_targets={folder} '
+    'written: give one of the two.',
+  )
+  _check_stored(config)
+  config = located(config, workdir)
+  check(config)
+  _save_text(config)
+  recipe = dataclasses.replace(
+    student_recipe(config, train_teacher(config, workdir)),
+    period=_period(config),
+  )
+  identity = stored_config(config, recipe)
+  return cache_lib.write(folder, recipe, identity, config.cache.dtype)
+
+
+def _stored_recipe(config, workdir, checked):
+  """As `student_recipe`, but with a cache in place of the teacher."""
+  cache = cache_lib.load(pathlib.Path(config.cache.folder))
+  errors.require(
+    config.cache.fingerprint in ('', cache.fingerprint),
+    f'cache.fingerprint={config.cache.fingerprint}, but that of {cache.folder} '
+    f'is {cache.fingerprint}.',
+  )
+  config.cache.fingerprint = cache.fingerprint
+  absent = _stand_in(config, map(tuple, cache.record['checkpoints']))
+  recipe = dataclasses.replace(
+    student_recipe(config, absent),
+    teacher=None,
+    absent=absent,
+    period=_period(config),
+  )
+  cache.require_same(stored_config(config, recipe))
+  cache.require_all(recipe)
+  if checked:
+    teacher = _found_teacher(config, workdir)
+    cache_lib.check(cache, dataclasses.replace(recipe, teacher=teacher))
+  feed = functools.partial(cache_lib.Feed, cache, recipe)
+  return dataclasses.replace(recipe, feed=feed)
+
+
+def _found_teacher(config, workdir):
+  """The finished teacher, if it is there."""
+  folder = teacher_folder(config, workdir)
+  if not (folder / 'summary.json').exists():
+    logging.info(
+      'No teacher in %s: its targets were compared with it when they were '
+      'written, and are not now.',
+      folder,
+    )
+    return None
+  files.claim(folder, teacher_config(config))
+  last = files.read_json(folder / 'summary.json')['steps']
+  return load_teacher(config, folder, last)
 
 
 def located(config: Config, workdir: pathlib.Path) -> Config:
@@ -597,20 +738,26 @@ def check(config: Config) -> None:
 
   The teacher is not there yet, so one that has every checkpoint stands in.
   """
-  student_recipe(config, _stand_in(config, teacher_recipe(config))).planned()
+  if config.cache.folder:
+    _check_stored(config)
+  student_recipe(config, _stand_in(config)).planned()
 
 
-def _stand_in(config, recipe) -> methods.Teacher:
-  """A teacher of shapes, with every checkpoint."""
-  steps = sorted({*range(1_000), *config.progressive.checkpoints})
+def _stand_in(config, checkpoints=None, devices=None) -> methods.Teacher:
+  """A teacher that is not there: its parameters are shapes.
+
+  It has every checkpoint, unless they are given.
+  """
+  recipe = teacher_recipe(config, devices)
+  if checkpoints is None:
+    steps = sorted({*range(1_000), *config.progressive.checkpoints})
+    ahead = ((step, i / len(steps)) for i, step in enumerate(steps))
+    checkpoints = (*ahead, (steps[-1] + 1, 1.0))
   return methods.Teacher(
     apply=recipe.student.apply,
     params=recipe.student_shapes,
     layers=recipe.student.layers,
-    checkpoints=(
-      *((step, i / len(steps)) for i, step in enumerate(steps)),
-      (steps[-1] + 1, 1.0),
-    ),
+    checkpoints=tuple(checkpoints),
   )
 
 
@@ -631,9 +778,10 @@ def abstract(
   Raises:
     UserError: input that cannot be; the message is for people.
   """
-  recipe = teacher_recipe(config, devices)
-  teacher = _stand_in(config, recipe)
-  recipes = {} if config.teacher.folder else {'teacher': recipe}
+  teacher = _stand_in(config, devices=devices)
+  recipes = {}
+  if not config.teacher.folder:
+    recipes['teacher'] = teacher_recipe(config, devices)
   for name in names:
     chosen = copy.deepcopy(config)
     chosen.method = name
@@ -657,6 +805,10 @@ def compare(
   Raises:
     UserError: input that cannot be; the message is for people.
   """
+  errors.require(
+    not config.cache.folder,
+    'cache.folder holds the targets of one method: leave --compare out.',
+  )
   configs = []
   for name in names:
     chosen = copy.deepcopy(config)

@@ -1,5 +1,6 @@
 """Rows from the host for the steps of a run, one chunk ahead of it."""
 
+import abc
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -17,13 +18,95 @@ from cxjax import processes
 Rows = Any  # `[T, streams, B, ...]` in every leaf.
 
 
-class Feed:
-  """Chunks of `T` steps; chunk `n` is for the steps `n T` to `(n + 1) T - 1`.
+class Ahead(abc.ABC):
+  """Chunks of at most `T` steps, one ahead of the run.
 
-  While a chunk is computed on, the next is read and put on the devices. A batch
-  is made of equal parts, shards, one after the other; a process reads those
-  that its devices need. How many shards there are changes the batches, how many
-  processes there are does not.
+  While a chunk is computed on, the next is read and put on the devices.
+  """
+
+  def __init__(self, steps: int, mesh: jax.sharding.Mesh):
+    """Reads nothing yet.
+
+    Args:
+      steps: `T`.
+      mesh: the devices.
+    """
+    self._steps, self._mesh = steps, mesh
+    self._pool = futures.ThreadPoolExecutor(1)
+    self._number, self._rows = -1, None
+    self._before: dict[str, Any] = {}
+    self._next: futures.Future | None = None
+
+  def rows(self, step: int) -> Rows:
+    """The chunk that `step` is in: the current one, or the one after it."""
+    number = self._chunk(step)
+    if number != self._number:
+      assert number == self._number + 1, (number, self._number)
+      self._before, self._rows = self._ahead()
+      self._number, self._next = number, None
+      self._ahead(wait=False)
+    return self._rows
+
+  def wants(self, step: int) -> Any:
+    """Targets that are stored with the rows of a chunk; here there are none."""
+    del step
+
+  def state(self, step: int) -> dict[str, Any]:
+    """What `restore` needs for a run that goes on at `step`.
+
+    Args:
+      step: in the current chunk, or at its end.
+
+    Returns:
+      JSON values by name; of several processes each has its own names.
+    """
+    now = self._chunk(step) == self._number
+    return self._before if now else self._ahead()[0]
+
+  def restore(self, step: int, read: Callable[[str], Any]) -> None:
+    """Goes on where a state was taken.
+
+    Args:
+      step: at which it was.
+      read: the JSON value of a name in the state.
+    """
+    if self._next is not None:
+      self._next.result()
+    self._next, self._number = None, self._chunk(step) - 1
+    self._set(read)
+
+  def __enter__(self) -> 'Ahead':
+    """Itself."""
+    return self
+
+  def __exit__(self, *error) -> None:
+    """Stops reading."""
+    self._pool.shutdown(cancel_futures=True)
+
+  def _ahead(self, wait=True):
+    if self._next is None:
+      self._next = self._pool.submit(self._read)
+    return self._next.result() if wait else None
+
+  def _chunk(self, step) -> int:
+    """The number of the chunk that `step` is in."""
+    return step // self._steps
+
+  @abc.abstractmethod
+  def _read(self) -> tuple[dict[str, Any], Rows]:
+    """The state before the next chunk, and that chunk on the devices."""
+
+  @abc.abstractmethod
+  def _set(self, read: Callable[[str], Any]) -> None:
+    """Sets the state."""
+
+
+class Feed(Ahead):
+  """Chunk `n` is for the steps `n T` to `(n + 1) T - 1`.
+
+  A batch is made of equal parts, shards, one after the other; a process reads
+  those that its devices need. How many shards there are changes the batches,
+  how many processes there are does not.
   """
 
   def __init__(
@@ -45,8 +128,9 @@ class Feed:
     Raises:
       UserError: shards that several processes would have to share.
     """
+    super().__init__(steps, mesh)
     batch_size = jax.tree.leaves(shapes)[0].shape[0]
-    self._size = batch_size // len(shards)
+    self._size, self._shapes = batch_size // len(shards), shapes
     own = mesh_lib.own_rows(mesh, batch_size)
     errors.require(
       processes.count() == 1 or len(own) % self._size == 0,
@@ -57,70 +141,16 @@ class Feed:
       number: [iter(stream) for stream in shards[number]]
       for number in sorted({row // self._size for row in own})
     }
-    self._steps, self._mesh, self._shapes = steps, mesh, shapes
-    self._pool = futures.ThreadPoolExecutor(1)
-    self._number, self._rows = -1, None
-    self._before: dict[int, list] = {}
-    self._next: futures.Future | None = None
 
-  def rows(self, step: int) -> Rows:
-    """The chunk that `step` is in: the current one, or the one after it."""
-    number = step // self._steps
-    if number != self._number:
-      assert number == self._number + 1, (number, self._number)
-      self._before, self._rows = self._ahead()
-      self._number, self._next = number, None
-      self._ahead(wait=False)
-    return self._rows
-
-  def state(self, step: int) -> dict[str, Any]:
-    """What `restore` needs for a run that goes on at `step`.
-
-    Args:
-      step: in the current chunk, or at its end.
-
-    Returns:
-      JSON by the name of each shard that this process reads.
-    """
-    number = step // self._steps
-    before = self._before if number == self._number else self._ahead()[0]
-    return {
-      _name(shard): {'chunk': number, 'iterators': iterators}
-      for shard, iterators in before.items()
-    }
-
-  def restore(self, read: Callable[[str], Any]) -> None:
-    """Goes on where a state was taken.
-
-    Args:
-      read: the JSON of a name in the state.
-    """
-    if self._next is not None:
-      self._next.result()
-    self._next = None
+  def _set(self, read):
     for shard, iterators in self._iterators.items():
-      state = read(_name(shard))
-      for iterator, saved in zip(iterators, state['iterators'], strict=True):
+      for iterator, saved in zip(iterators, read(_name(shard)), strict=True):
         iterator.set_state(saved)
-      self._number = state['chunk'] - 1
-
-  def __enter__(self) -> 'Feed':
-    """Itself."""
-    return self
-
-  def __exit__(self, *error) -> None:
-    """Stops reading."""
-    self._pool.shutdown(cancel_futures=True)
-
-  def _ahead(self, wait=True):
-    if self._next is None:
-      self._next = self._pool.submit(self._read)
-    return self._next.result() if wait else None
 
   def _read(self):
     before, found = {}, {}
     for shard, iterators in self._iterators.items():
-      before[shard] = [iterator.get_state() for iterator in iterators]
+      before[_name(shard)] = [iterator.get_state() for iterator in iterators]
       batches = [
         [next(iterator) for iterator in iterators] for _ in range(self._steps)
       ]

@@ -6,6 +6,7 @@ Of several processes the first writes them, and the others do not.
 from collections.abc import Iterator
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ from absl import logging
 
 from cxjax import errors
 from cxjax import processes
+
+SHOWN = 12  # Fields that differ, in one line for people.
 
 
 @contextlib.contextmanager
@@ -76,6 +79,32 @@ def read_json(path: pathlib.Path) -> Any:
     ) from error
 
 
+def digest(record: Any) -> str:
+  """SHA-256 of a JSON value."""
+  text = json.dumps(record, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_sealed(path: pathlib.Path, record: Any) -> None:
+  """Writes a JSON value with its digest, whole or not at all."""
+  write_json(path, {'record': record, 'sha256': digest(record)})
+
+
+def read_sealed(path: pathlib.Path) -> Any:
+  """What `write_sealed` wrote.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  value = read_json(path)
+  intact = isinstance(value, dict) and {'record', 'sha256'} <= value.keys()
+  errors.require(
+    intact and value['sha256'] == digest(value['record']),
+    f'{path} is damaged. Restore it, or remove its folder to start afresh.',
+  )
+  return value['record']
+
+
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
   """Keeps other runs of this machine out of a run's folder.
@@ -114,6 +143,20 @@ def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+  """The fields in which two configurations differ, for people; '' if none."""
+  there, here = (
+    _flatten(json.loads(json.dumps(value))) for value in (there, here)
+  )
+  differ = [
+    f'{n} ({there.get(n, "absent")} there, {here.get(n, "absent")} here)'
+    for n in {**there, **here}
+    if there.get(n) != here.get(n)
+  ]
+  more = [f'and {len(differ) - SHOWN} more'] if len(differ) > SHOWN else []
+  return ', '.join(differ[:SHOWN] + more)
+
+
 def claim(folder: pathlib.Path, config: dict[str, Any]) -> None:
   """Makes `folder` the place of the run that `config` describes.
 
@@ -126,18 +169,12 @@ def claim(folder: pathlib.Path, config: dict[str, Any]) -> None:
       configuration; names the fields that differ.
   """
   path = folder / 'config.json'
-  config = json.loads(json.dumps(config))
   if not path.exists():
     write_json(path, config)
     return
-  there, here = _flatten(read_json(path)), _flatten(config)
-  names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
-  if names:
-    differ = ', '.join(
-      f'{n} ({there.get(n, "absent")} there, {here.get(n, "absent")} here)'
-      for n in names
-    )
-    raise errors.UserError(
-      f'{folder} belongs to another configuration. What differs: {differ}. '
-      'Choose another --workdir, or the configuration of this one.'
-    )
+  differ = differences(read_json(path), config)
+  errors.require(
+    not differ,
+    f'{folder} belongs to another configuration. What differs: {differ}. '
+    'Choose another --workdir, or the configuration of this one.',
+  )

@@ -214,16 +214,31 @@ def split(batch: T, axis: int, seeds: int | None = None) -> T:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return batch
-  sizes = dict(mesh.shape)
+  return jax.tree.map(
+    lambda leaf: jax.lax.with_sharding_constraint(
+      leaf, _split(leaf.shape, axis, seeds, mesh.shape)
+    ),
+    batch,
+  )
+
+
+def _split(shape, axis, seeds, sizes):
+  names: list[str | tuple[str, str] | None] = [None] * len(shape)
+  if shape[axis] % (sizes[DATA] * sizes[FSDP]) == 0:
+    names[axis] = (DATA, FSDP)
+  if seeds is not None and shape[seeds] % sizes[SEED] == 0:
+    names[seeds] = SEED
+  return PartitionSpec(*names)
+
+
+def distribute(
+  batch: T, mesh: jax.sharding.Mesh, axis: int, seeds: int | None = None
+) -> T:
+  """Arrays of `batch`, split over the devices of `mesh` as `split` does it."""
 
   def one(leaf):
-    names: list[str | tuple[str, str] | None] = [None] * leaf.ndim
-    if leaf.shape[axis] % (sizes[DATA] * sizes[FSDP]) == 0:
-      names[axis] = (DATA, FSDP)
-    if seeds is not None and leaf.shape[seeds] % sizes[SEED] == 0:
-      names[seeds] = SEED
-    spec = PartitionSpec(*names)
-    return jax.lax.with_sharding_constraint(leaf, spec)
+    spec = _split(leaf.shape, axis, seeds, mesh.shape)
+    return _put(leaf, NamedSharding(mesh, spec))
 
   return jax.tree.map(one, batch)
 

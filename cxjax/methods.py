@@ -34,6 +34,13 @@ class Teacher:
   checkpoints: tuple[tuple[int, float], ...] = ()
   load: Callable[[int], step.Params] | None = None
 
+  def at(self, checkpoint: int | None) -> step.Params:
+    """The parameters at the step of a checkpoint; None is the final teacher."""
+    if checkpoint is None:
+      return self.params
+    assert self.load is not None
+    return self.load(checkpoint)
+
 
 def _supervised(config: Config, teacher, layers) -> curriculum.Curriculum:
   del teacher, layers

@@ -128,6 +128,7 @@ def with_costs(
   teacher_params: step.Params = None,
   *,
   flops: Callable[..., float] = step.flops,
+  stored: bool = False,
 ) -> PlannedStage:
   """The planned stage with its FLOPs a step.
 
@@ -140,14 +141,13 @@ def with_costs(
     teacher: the teacher, for a stage that needs one.
     teacher_params: shapes of its parameters.
     flops: of a function and its arguments, as compiled or as written.
+    stored: the targets were computed before: they cost nothing now.
 
   Returns:
     `planned` with `student_flops` and `teacher_flops`.
   """
-  stage, matrix = planned.stage, None
-  if planned.projection:
-    matrix = jax.ShapeDtypeStruct(planned.projection, jnp.float32)
-  want = functools.partial(step.target, teacher, stage=stage)
+  stage = planned.stage
+  want, args = _target(planned, batch, teacher, teacher_params)
   state = jax.eval_shape(
     functools.partial(
       step.enter, stage=stage, shape=planned.readout, tx=tx, mask=planned.mask
@@ -158,15 +158,35 @@ def with_costs(
   update = functools.partial(
     step.train_step, apply=student, stage=stage, tx=tx, mask=planned.mask
   )
-  wants = jax.eval_shape(want, teacher_params, matrix, batch)
+  wants = jax.eval_shape(want, *args)
   teacher_flops = 0.0
-  if stage.needs_teacher:
-    teacher_flops = flops(want, teacher_params, matrix, batch)
+  if stage.needs_teacher and not stored:
+    teacher_flops = flops(want, *args)
   return dataclasses.replace(
     planned,
     student_flops=flops(update, state, batch, wants),
     teacher_flops=teacher_flops,
   )
+
+
+def _target(planned, batch, teacher, teacher_params):
+  """What computes the targets of a batch, and the shapes of its arguments."""
+  matrix = None
+  if planned.projection:
+    matrix = jax.ShapeDtypeStruct(planned.projection, jnp.float32)
+  want = functools.partial(step.target, teacher, stage=planned.stage)
+  return want, (teacher_params, matrix, batch)
+
+
+def target_flops(
+  planned: PlannedStage,
+  batch: step.Batch,
+  teacher: step.Apply,
+  teacher_params: step.Params,
+) -> float:
+  """FLOPs of the targets of one batch, as compiled; shapes are enough."""
+  want, args = _target(planned, batch, teacher, teacher_params)
+  return step.flops(want, *args)
 
 
 def show(stages: Iterable[PlannedStage]) -> str:

@@ -81,6 +81,49 @@ class Programs:
     fun = lambda keys: self._parted(jax.vmap(draw)(keys))
     return self._call(('project', law, shape), fun, keys)
 
+  def matrices(self, planned: planning.PlannedStage, index: int):
+    """`[S, d_T, r]` projections of the stage `index` of the run, or None."""
+    if self._recipe.teacher is None:
+      return None
+    number = 0 if planned.stage.shared else 2 * index
+    return self.project(planned, self.keys(self._recipe.stage_keys, number))
+
+  def look(
+    self,
+    planned: planning.PlannedStage,
+    at: int,
+    rows: Any,
+    params: step.Params,
+    matrices: jax.Array | None,
+  ) -> tuple[step.Batch, step.Target]:
+    """The batches of one step, and what the teacher makes of them.
+
+    Args:
+      planned: the stage.
+      at: the step.
+      rows: `[streams, ...]`, what the batches are made of, or None.
+      params: the teacher's; not read by a recipe without a teacher.
+      matrices: from `matrices`.
+
+    Returns:
+      `[streams, B, ...]` batches, and `[streams, B, ...]` targets; projected,
+      `[S, B, ...]`; None without a teacher.
+    """
+    recipe, stage = self._recipe, planned.stage
+
+    def fun(at, rows, params, matrices, keys):
+      rows = jax.tree.map(lambda leaf: leaf[None], rows)
+      batches = step.draw_batches(recipe.batch, keys, at[None], rows)
+      batches = {**batches, 'x': step.undropped(batches['x'])}
+      wants = self._teacher and step.targets(
+        self._teacher, params, matrices, batches, stage, recipe.microbatches
+      )
+      return jax.tree.map(lambda leaf: leaf[:, 0], (batches, wants))
+
+    name = ('look', stage.objective)
+    args = (np.int32(at), rows, params, matrices, recipe.data_keys)
+    return self._call(name, fun, *args)
+
   def enter(
     self, planned: planning.PlannedStage, keys: jax.Array, params: step.Params
   ) -> step.State:
@@ -107,8 +150,9 @@ class Programs:
       states: `[S]`.
       start: first step.
       stop: one past the last step.
-      *args: the teacher's parameters, projections, keys of the batches, and
-        the rows that they are made of, or None.
+      *args: the teacher's parameters, projections, keys of the batches, the
+        rows that they are made of and stored targets; each of them, keys apart,
+        may be None.
 
     Returns:
       The states, and what was seen on the way.

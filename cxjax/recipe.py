@@ -42,7 +42,7 @@ class Recipe:
     student: module with `apply(params, x)` and, without `start`, `init(key,
       x)`.
     stages: the curriculum.
-    draw: `(key, step, batch_size) -> batch`, as in `cxjax.step`; with a feed
+    draw: `(key, step, batch_size) -> batch`, as in `cxjax.step`; with `rows`
       `(key, step, rows)`.
     held_out: the batch of the evaluation.
     init_keys: `[S]`, one per student.
@@ -73,6 +73,8 @@ class Recipe:
     teacher: for stages that need one.
     feed: opens what the rows of the batches come from, if not from the keys.
     rows: shapes of the rows of one batch.
+    period: steps after which the batches come again; 0 is never.
+    absent: a teacher whose targets the feed brings; its parameters are shapes.
   """
 
   student: Any
@@ -106,8 +108,10 @@ class Recipe:
   )
   start: step.Params = None
   teacher: methods.Teacher | None = None
-  feed: Callable[[], feed_lib.Feed] | None = None
+  feed: Callable[[], feed_lib.Ahead] | None = None
   rows: Any = None
+  period: int = 0
+  absent: methods.Teacher | None = None
 
   def __post_init__(self):
     """Raises UserError for settings that cannot be."""
@@ -149,11 +153,12 @@ class Recipe:
 
   @property
   def batch(self) -> Callable[..., step.Batch]:
-    """`(key, step, rows) -> batch`; rows are None without a feed."""
+    """`(key, step, rows) -> batch`; dropout is new in every epoch."""
 
     def draw(key, at, rows=None):
-      source = self.batch_size if self.feed is None else rows
-      batch = self.draw(key, at, source)
+      source = self.batch_size if self.rows is None else rows
+      number = at % self.period if self.period else at
+      batch = self.draw(key, number, source)
       if not getattr(self.student, 'dropout', 0):
         return batch
       x = batch['x']
@@ -235,19 +240,30 @@ class Recipe:
     for one in planned:
       if one.stage.objective not in costed:
         costed[one.stage.objective] = planning.with_costs(
-          one, batch, tx, *models, flops=flops
+          one,
+          batch,
+          tx,
+          *models,
+          flops=flops,
+          stored=self.absent is not None,
         )
     return [
       dataclasses.replace(costed[one.stage.objective], stage=one.stage)
       for one in planned
     ]
 
+  def target_flops(self, planned: planning.PlannedStage) -> float:
+    """FLOPs of the targets of one batch, as compiled."""
+    batch, (_, _, *teacher) = self._shapes()
+    return planning.target_flops(planned, batch, *teacher)
+
   def _shapes(self):
     batch = jax.eval_shape(self.batch, jax.random.key(0), 0, self.rows)
     models = (self.student.apply, self.student_shapes)
-    if self.teacher is not None:
-      params = jax.eval_shape(lambda params: params, self.teacher.params)
-      models += (self.teacher.apply, params)
+    teacher = self.teacher or self.absent
+    if teacher is not None:
+      params = jax.eval_shape(lambda params: params, teacher.params)
+      models += (teacher.apply, params)
     return batch, models
 
 

@@ -364,6 +364,75 @@ def carry(old: optax.OptState, new: optax.OptState) -> optax.OptState:
   return jax.tree.map_with_path(pick, new)
 
 
+def draw_batches(
+  draw: Callable[[jax.Array, jax.Array, Any], Batch],
+  keys: jax.Array,
+  steps: jax.Array,
+  rows: Any,
+) -> Batch:
+  """The batches of some steps, of every stream.
+
+  Args:
+    draw: `(key, step, rows) -> batch`.
+    keys: `[streams]`.
+    steps: `[K]` integers.
+    rows: `[K, streams, ...]`, or None.
+
+  Returns:
+    `[streams, K, B, ...]` in every leaf, over the devices.
+  """
+  rows = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), rows)
+  stream = lambda key, rows: jax.vmap(draw, (None, 0, 0))(key, steps, rows)
+  batches = jax.vmap(stream)(keys, rows)
+  return mesh_lib.split(batches, axis=2, seeds=0)
+
+
+def targets(
+  teacher: Apply,
+  params: Params,
+  matrices: jax.Array | None,
+  batches: Batch,
+  stage: curriculum.Stage,
+  microbatches: int = 1,
+) -> Target:
+  """`target` for many batches in one product, and for every seed.
+
+  Args:
+    teacher: the teacher.
+    params: its parameters.
+    matrices: `[S, d_T, r]` projections, or None.
+    batches: `[streams, K, B, ...]`; one stream is shared by the seeds.
+    stage: what to imitate; it needs a teacher.
+    microbatches: parts that the teacher sees one after the other.
+
+  Returns:
+    `[streams, K, B, ...]` in every leaf; projected, `[S, K, B, ...]`.
+  """
+  x = undropped(batches['x'])
+  # Examples first where devices part them, or each would compute all.
+  first = 2 if mesh_lib.parts() > 1 else 0
+  axes = list(jax.tree.leaves(x)[0].shape[:3])
+  shared = axes[0] == 1
+  axes.insert(0, axes.pop(first))
+  every = jax.tree.map(
+    lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), x
+  )
+  see = lambda x: compared(teacher, params, x, stage.target, stage)
+  want = _by_parts(lambda x: _top(see(x), stage), every, microbatches)
+  part = lambda want: want.reshape(*axes, *want.shape[1:])
+  want = jax.tree.map(lambda want: jnp.moveaxis(part(want), 0, first), want)
+  if stage.top_k:
+    return jax.lax.stop_gradient(want)
+  form = lambda want, batch: shape(want, weights(batch, stage), stage)
+  want = jax.vmap(jax.vmap(form))(want, batches)
+  if matrices is None:
+    return jax.lax.stop_gradient(want)
+  # A projection belongs to a seed: it parts the targets of a shared batch.
+  seeds = (None if shared else 0, 0)
+  want = want[0] if shared else want
+  return jax.vmap(projection.project, in_axes=seeds)(want, matrices)
+
+
 def advance(
   states: State,
   start: jax.Array,
@@ -372,6 +441,7 @@ def advance(
   matrices: jax.Array | None,
   keys: jax.Array,
   rows: Any = None,
+  wants: Target = None,
   *,
   draw: Callable[[jax.Array, jax.Array, Any], Batch],
   student: Apply,
@@ -398,6 +468,8 @@ def advance(
     rows: `[T, S, ...]`, or `[T, 1, ...]`, what `draw` makes the batches of: of
       `T` steps, a multiple of `lookahead`, `start` and `stop - 1` among them,
       the first a multiple of `T`. None where it needs no more than the key.
+    wants: `[T, S, ...]` or `[T, 1, ...]`, of the same steps: targets that were
+      stored, in place of the teacher; or None.
     draw: `(key, step, rows) -> batch`.
     student: the students.
     teacher: the teacher, or None.
@@ -413,57 +485,34 @@ def advance(
     parameters that are not finite.
   """
   num_seeds = jax.tree.leaves(states.params)[0].shape[0]
-  shared = keys.shape[0] == 1
 
   def look(block):
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
     steps = block * lookahead + jnp.arange(lookahead)
-    # `[streams, K, ...]`.
-    here = jax.tree.map(
-      lambda leaf: leaf[steps % len(leaf)].swapaxes(0, 1), rows
-    )
-    stream = lambda key, rows: jax.vmap(draw, (None, 0, 0))(key, steps, rows)
-    batches = jax.vmap(stream)(keys, here)
-    batches = mesh_lib.split(batches, axis=2, seeds=0)
+    here = lambda tree: jax.tree.map(lambda leaf: leaf[steps % len(leaf)], tree)
+    batches = draw_batches(draw, keys, steps, here(rows))
+    if wants is not None:
+      stored = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), here(wants))
+      return batches, mesh_lib.split(stored, axis=2, seeds=0)
     if not stage.needs_teacher:
       return batches, batches['y']
     assert teacher is not None
-    x = undropped(batches['x'])
-    # Examples first where devices part them, or each would compute all.
-    first = 2 if mesh_lib.parts() > 1 else 0
-    axes = list(jax.tree.leaves(x)[0].shape[:3])
-    axes.insert(0, axes.pop(first))
-    every = jax.tree.map(
-      lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), x
+    want = targets(
+      teacher, teacher_params, matrices, batches, stage, microbatches
     )
-    see = lambda x: compared(teacher, teacher_params, x, stage.target, stage)
-    want = _by_parts(lambda x: _top(see(x), stage), every, microbatches)
-    part = lambda want: want.reshape(*axes, *want.shape[1:])
-    want = jax.tree.map(lambda want: jnp.moveaxis(part(want), 0, first), want)
-    if stage.top_k:
-      return batches, jax.lax.stop_gradient(want)
-    form = lambda want, batch: shape(want, weights(batch, stage), stage)
-    want = jax.vmap(jax.vmap(form))(want, batches)
-    if matrices is None:
-      return batches, jax.lax.stop_gradient(want)
-    # A projection belongs to a seed: it parts the targets of a shared batch.
-    seeds = (None if shared else 0, 0)
-    want = want[0] if shared else want
-    return batches, jax.vmap(projection.project, in_axes=seeds)(want, matrices)
+    return batches, want
 
   def spread(leaf):
     """A shared batch for every seed; vmap over one copy is slower."""
     return jnp.broadcast_to(leaf, (num_seeds, *leaf.shape[1:]))
 
   def one_block(block, carried):
-    batches, wants = look(block)
+    seen = look(block)
     first = block * lookahead
 
     def one_step(i, carried):
       states, total, bad = carried
-      batch, want = jax.tree.map(
-        lambda leaf: spread(leaf[:, i]), (batches, wants)
-      )
+      batch, want = jax.tree.map(lambda leaf: spread(leaf[:, i]), seen)
       step = lambda state, batch, want: train_step(
         state,
         batch,

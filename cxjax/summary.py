@@ -47,6 +47,7 @@ def summarize(
         'law': planned.stage.law,
         'projection': planned.projection and list(planned.projection),
         'student_flops': planned.student_flops,
+        # 0 where the targets were stored: summary.json of the cache has them.
         'teacher_flops': planned.teacher_flops,
       }
       for planned, begin in zip(result.planned, begins, strict=False)
@@ -54,6 +55,7 @@ def summarize(
     'seconds': {k: round(v, 3) for k, v in result.seconds.items()},
     'steps_per_second': round(steps / result.seconds['train'], 1),
     'lookahead': recipe.blocks,
+    'stored_targets': recipe.absent is not None,
     'packages': {
       'cxjax': version.__version__,
       **{name: importlib.metadata.version(name) for name in PACKAGES},

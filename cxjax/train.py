@@ -162,7 +162,7 @@ class _Run:
     self.spent = {k: v + record['seconds'][k] for k, v in self.spent.items()}
     if self.feed is not None:
       read = functools.partial(checkpoint.read_own, self.folder, found)
-      self.feed.restore(read)
+      self.feed.restore(found, read)
     # At the end of a stage its state was saved, not that of the next.
     self.stage = sum(found > end for end in self.recipe.ends[:-1])
     shapes = self.recipe.state_shapes(self.planned[self.stage])
@@ -207,9 +207,7 @@ class _Run:
     schedule = (end - begin, 0)
     if not recipe.restart_schedule:
       schedule = (recipe.ends[-1], begin)
-    number = 0 if planned.stage.shared else 2 * self.stage
-    keys = self.programs.keys(recipe.stage_keys, number)
-    matrices = self.programs.project(planned, keys)
+    matrices = self.programs.matrices(planned, self.stage)
     args = (self._teacher_params(), matrices, recipe.data_keys)
     while self.step < self._stage_end:
       row = self.step - self.step % recipe.log_every + recipe.log_every
@@ -222,13 +220,9 @@ class _Run:
 
   def _teacher_params(self):
     stage, teacher = self.planned[self.stage].stage, self.recipe.teacher
-    if not stage.needs_teacher:
+    if teacher is None or not stage.needs_teacher:
       return None
-    if stage.checkpoint is None:
-      params = teacher.params
-    else:
-      params = teacher.load(stage.checkpoint)
-    return self._placed(params)
+    return self._placed(teacher.at(stage.checkpoint))
 
   def _placed(self, params):
     """Parameters of the teacher, on the devices."""
@@ -243,8 +237,9 @@ class _Run:
 
   def _dispatch(self, planned, schedule, stop, args):
     rows = self.feed and self.feed.rows(self.step)
+    wants = self.feed and self.feed.wants(self.step)
     return self.programs.advance(
-      planned, schedule, self.states, self.step, stop, *args, rows
+      planned, schedule, self.states, self.step, stop, *args, rows, wants
     )
 
   def _advance(self, planned, schedule, stop, args):

@@ -109,6 +109,13 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.extracted.share = 0.25  # Of num_steps before the output stage.
   c.extracted.steps = ()  # Lengths of all stages, in place of share.
 
+  # Targets that `launch.py --cache_targets=DIR` wrote, in place of a teacher.
+  c.cache = ml_collections.ConfigDict()
+  c.cache.folder = ''  # To read; '' runs the teacher at every step.
+  c.cache.batches = 0  # So many batches again and again; 0 is num_steps.
+  c.cache.dtype = 'float32'  # Of what is written: float32, bfloat16.
+  c.cache.fingerprint = ''  # Of what is read; '' is what is found.
+
   # How it runs. None of it changes a result by more than rounding, but
   # share_batches: one stream of batches, and one forward pass of the teacher,
   # for all students.

@@ -108,9 +108,13 @@ class ProcessesTest(parameterized.TestCase):
       )
 
   def test_the_first_alone_speaks(self):
-    (out, _), (other, _) = self.said
-    self.assertStartsWith(out, '| method')
-    self.assertEqual(other, '')
+    # Gloo, which connects CPUs, speaks for itself.
+    first, other = (
+      [line for line in out.splitlines() if not line.startswith('[Gloo]')]
+      for out, _ in self.said
+    )
+    self.assertStartsWith(first[0], '| method')
+    self.assertEmpty(other)
 
   @parameterized.parameters((1, 'teacher', 3), (0, 'extracted', 4))
   def test_one_is_killed_and_the_other_stops(self, who, name, rows):

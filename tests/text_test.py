@@ -389,7 +389,7 @@ class PackTest(parameterized.TestCase):
     for at, state in zip((0, 0, 1, 1, 2, 2, 3, 3), states, strict=True):
       state = json.loads(json.dumps(state))
       with open_feed() as again:
-        again.restore(state.__getitem__)
+        again.restore(5 * at, state.__getitem__)
         for later in range(at, 4):
           np.testing.assert_array_equal(
             again.rows(5 * later)['tokens'], chunks[later]['tokens']
