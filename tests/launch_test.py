@@ -50,6 +50,7 @@ class LaunchTest(parameterized.TestCase):
   @parameterized.parameters(
     ((f'{CONFIG}:extrakted',), "mean 'extracted'"),
     ((CONFIG, '--compare=one_shot,two_shot'), "mean 'one_shot'"),
+    ((f'{CONFIG}:supervised', '--cache_targets=x'), 'no targets to store'),
   )
   def test_a_mistake_is_one_line(self, args, message):
     workdir = self.workdir()
