@@ -485,6 +485,14 @@ def _written(path):
     ) from error
 
 
+def _raw(stage):
+  """Bytes of a batch before they are compressed."""
+  return sum(
+    math.prod(shape) * jnp.dtype(kind).itemsize
+    for shape, kind in stage['arrays'].values()
+  )
+
+
 def _summary(recipe, record, seconds):
   """What the targets of a run take up, and what they took."""
   streams = recipe.data_keys.shape[0]
@@ -501,12 +509,13 @@ def _summary(recipe, record, seconds):
         'batches': len(wanted),
         'tokens': len(wanted) * batch,
         'bytes': record['stages'][index]['bytes'],
+        'raw_bytes': len(wanted) * _raw(record['stages'][index]),
         'teacher_flops': len(wanted) * streams * flops[objective],
       }
     )
   total = {
     name: sum(stage[name] for stage in stages)
-    for name in ('tokens', 'bytes', 'teacher_flops')
+    for name in ('tokens', 'bytes', 'raw_bytes', 'teacher_flops')
   }
   return {
     **record['cache'],
@@ -528,6 +537,7 @@ def show(summary: Record) -> str:
       'tokens': row['tokens'],
       'MB': round(row['bytes'] / 1e6, 1),
       'bytes a token': round(row['bytes'] / row['tokens'], 1),
+      'before zstd': round(row['raw_bytes'] / row['tokens'], 1),
       'teacher GFLOP': round(row['teacher_flops'] / 1e9, 1),
       'seconds': row.get('seconds'),
     }

@@ -161,6 +161,7 @@ class CacheTest(parameterized.TestCase):
     tokens = 12 * 8  # Batches, examples of each; two seeds share them.
     self.assertEqual(summary['stages'][0]['tokens'], tokens)
     self.assertEqual(summary['bytes_per_token'], sum(sizes) / (2 * tokens))
+    self.assertEqual(summary['stages'][0]['raw_bytes'], tokens * 1_024)
     # Of 1,024 bytes zstd leaves four fifths; a file has 64 kB of its own.
     self.assertBetween((sizes[0] - 2**16) / tokens, 500, 1_500)
     self.assertIn('bytes a token', cache_lib.show(summary))

@@ -51,6 +51,7 @@ class LaunchTest(parameterized.TestCase):
     ((f'{CONFIG}:extrakted',), "mean 'extracted'"),
     ((CONFIG, '--compare=one_shot,two_shot'), "mean 'one_shot'"),
     ((CONFIG, '--dry_run=nowhere'), 'nowhere'),
+    ((f'{CONFIG}:supervised', '--cache_targets=x'), 'no targets to store'),
   )
   def test_a_mistake_is_one_line(self, args, message):
     workdir = self.workdir()

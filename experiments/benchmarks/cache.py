@@ -2,10 +2,11 @@
 
   python -m experiments.benchmarks.cache --workdir=runs/cache_speed
 
-The students of `text_bert.py`, in one stage at a time; the teacher is trained
-for 50 steps. After the losses of the first steps have been found equal, a step
-with the teacher and one with its stored targets, read from the disk, are timed
-in turns. Writes cache.md and cache.csv; some ten minutes on two cores.
+The students of `text_bert.py`, in one stage at a time, and a teacher as it was
+born: what it says shrinks least. After the losses of the first steps have been
+found equal, a step with the teacher and one with its stored targets, read from
+the disk, are timed in turns. Writes cache.md and cache.csv; some ten minutes on
+two cores.
 """
 
 import dataclasses
@@ -22,15 +23,16 @@ import numpy as np
 from cxjax import cache
 from cxjax import command
 from cxjax import experiment
+from cxjax import methods
 from cxjax import programs as programs_lib
 from cxjax import table
 from experiments import text_bert
 from experiments.benchmarks import rounds
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/cache_speed', 'Where the teacher and the targets go.'
+  'workdir', 'runs/cache_speed', 'Where the targets go.'
 )
-STEPS = 200  # Batches that are stored.
+STEPS = 100  # Batches that are stored.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,9 @@ class Case:
 
 CASES = (
   Case('block0', 0, 'float32'),
-  Case('block0', 0, 'bfloat16'),
   Case('block3', 0, 'bfloat16'),
   Case('output', 0, 'bfloat16'),
-  Case('output', 64, 'float32'),
   Case('output', 64, 'bfloat16'),
-  Case('output', 16, 'float32'),
   Case('output', 16, 'bfloat16'),
 )
 
@@ -92,11 +91,14 @@ class Side:
 def make_sides(case, folder):
   """The two sides of a case, and what its cache takes up."""
   config = text_bert.get_config('extracted')
-  config.teacher.num_steps = 50
   config.num_steps, config.top_k = STEPS, case.top_k
   config.mesh.data = 1
   config = experiment.located(config, folder)
-  teacher = experiment.train_teacher(config, folder)
+  trainer = experiment.teacher_recipe(config)
+  init = jax.jit(trainer.student.init)
+  params = init(jax.random.key(1), trainer.held_out['x'])
+  network = trainer.student
+  teacher = methods.Teacher(network.apply, params, network.layers)
   recipe = experiment.student_recipe(config, teacher)
   (stage,) = (stage for stage in recipe.stages if stage.name == case.stage)
   stages = (dataclasses.replace(stage, steps=STEPS),)
@@ -127,6 +129,7 @@ def main(argv):
       labels
       | {
         'bytes a token': round(summary['bytes_per_token'], 1),
+        'before zstd': round(summary['raw_bytes'] / summary['tokens'], 1),
         'live': rounds.spread(us['live']),
         'stored': rounds.spread(us['stored']),
         'live / stored': rounds.ratio(us['live'], us['stored']),
