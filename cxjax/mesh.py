@@ -129,6 +129,11 @@ def topology(name: str) -> Sequence[Any]:
   return found
 
 
+def host() -> Any:
+  """The CPU of this process."""
+  return jax.devices('cpu')[0]
+
+
 def chip(mesh: jax.sharding.Mesh) -> Chip:
   """What one device of a mesh can do; a CPU's memory is parted among them."""
   devices = list(mesh.devices.flat)
