@@ -24,6 +24,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from cxjax import build
 from cxjax import cache
 from cxjax import command
 from cxjax import dry_run
@@ -103,7 +104,7 @@ def main(argv: list[str]) -> None:
   if _DRY_RUN.value:
     devices = mesh_lib.topology(_DRY_RUN.value)
     names = _COMPARE.value or [config.method]
-    recipes = experiment.abstract(config, names, devices)
+    recipes = build.abstract(config, names, devices)
     print(dry_run.report(_DRY_RUN.value, recipes))
     return
   workdir = pathlib.Path(_WORKDIR.value)

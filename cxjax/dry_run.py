@@ -132,7 +132,7 @@ def estimate(run: str, recipe: recipe_lib.Recipe) -> list[Estimate]:
 
   Args:
     run: what it is called.
-    recipe: of shapes, as from `experiment.abstract`.
+    recipe: of shapes, as from `build.abstract`.
 
   Returns:
     One for each stage. Those that differ in nothing that is compiled, such as
@@ -270,7 +270,7 @@ def report(title: str, recipes: Mapping[str, recipe_lib.Recipe]) -> str:
 
   Args:
     title: of the topology.
-    recipes: by what they are called, as from `experiment.abstract`.
+    recipes: by what they are called, as from `build.abstract`.
 
   Returns:
     Markdown.

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from cxjax import build
 from cxjax import command
 from cxjax import errors
 from cxjax import experiment
@@ -48,8 +49,8 @@ _N = flags.DEFINE_list('n', ['3', '7', '15'], 'Lengths of the n-grams, odd.')
 
 def sentences(config, number):
   """Held-out sentences with what is above them; BOS first."""
-  task = experiment.make_task(config)
-  key = experiment.key_for(config, 'held_out')
+  task = build.make_task(config)
+  key = build.key_for(config, 'held_out')
   sample = jax.jit(functools.partial(task.grammar.sample, n=number))
   found = jax.device_get(sample(key))
   bos = np.full((number, 1), pcfg.BOS, np.int32)
@@ -59,7 +60,7 @@ def sentences(config, number):
 
 def rows_of_text(config, number):
   """Held-out rows that are one piece of one document, and which are real."""
-  task, text = experiment.make_task(config), experiment.text_of(config)
+  task, text = build.make_task(config), build.text_of(config)
   rows = masked_text.held_out_rows(text.held_out, task, 20 * number)
   whole = rows['segments'].max(axis=1) == 1
   tokens = rows['tokens'][whole][:number]
@@ -134,9 +135,7 @@ def trees(networks, task, tokens, ancestors):
 
 def networks_of(config, workdir, teacher):
   """`{name: (module, params)}` of what the workdir holds."""
-  found = {
-    'teacher': (experiment.make_model(config, 'teacher'), teacher.params)
-  }
+  found = {'teacher': (build.make_model(config, 'teacher'), teacher.params)}
   for method in methods.METHODS:
     if (workdir / method / 'summary.json').exists():
       model, params = experiment.load_students(config, workdir, method)

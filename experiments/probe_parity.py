@@ -21,6 +21,7 @@ from absl import flags
 import jax
 import numpy as np
 
+from cxjax import build
 from cxjax import command
 from cxjax import curriculum
 from cxjax import errors
@@ -41,9 +42,9 @@ MARKERS = ('o', 's', '^', 'v')
 
 def measure(config, teacher, width, examples):
   """`{layer or step: [d] root mean square correlation}` of each function."""
-  task = experiment.make_task(config)
+  task = build.make_task(config)
   draw = functools.partial(task.draw, batch_size=BATCH)
-  key = experiment.key_for(config, 'held_out')
+  key = build.key_for(config, 'held_out')
   num_batches = max(examples // BATCH, 1)
 
   @functools.partial(jax.jit, static_argnames='name')
@@ -66,7 +67,7 @@ def measure(config, teacher, width, examples):
     return jax.numpy.sqrt(jax.numpy.square(found).mean(0))
 
   d_in = config.teacher.width
-  stage_key = experiment.key_for(config, 'student_stage')
+  stage_key = build.key_for(config, 'student_stage')
   matrix = projection.random_projection(stage_key, 'gaussian', (d_in, width))
   found = {
     layer: correlations(teacher.params, matrix, layer)
@@ -155,7 +156,7 @@ def main(argv):
   del argv
   workdir = places.workdir()
   config, teacher = experiment.load(base.get_config('extracted'), workdir)
-  task = experiment.make_task(config)
+  task = build.make_task(config)
   errors.require(
     hasattr(task, 'supports'),
     f'{workdir} is a run of task {config.task!r}; this probe is for parity.',

@@ -19,6 +19,7 @@ from absl import flags
 from absl import logging
 import jax
 
+from cxjax import build
 from cxjax import command
 from cxjax import dry_run
 from cxjax import experiment
@@ -156,9 +157,7 @@ def compile_stage(name, topology, stage) -> None:
   """Writes the estimate of a stage to its file."""
   begin = time.perf_counter()
   config = CASES[name].config(SLICES[topology], stage)
-  recipes = experiment.abstract(
-    config, ['extracted'], mesh_lib.topology(topology)
-  )
+  recipes = build.abstract(config, ['extracted'], mesh_lib.topology(topology))
   recipe = recipes['teacher' if stage == LABELS else 'extracted']
   at = -1 if stage in (LABELS, OUTPUT) else 0
   recipe = dataclasses.replace(recipe, stages=(recipe.stages[at],))
@@ -280,7 +279,7 @@ def parameters(name):
   """Of the teacher and of the student."""
   config = CASES[name].config(SLICES[SMALL])
   config.mesh.fsdp = 1
-  recipes = experiment.abstract(config, ['extracted'], mesh_lib.topology('cpu'))
+  recipes = build.abstract(config, ['extracted'], mesh_lib.topology('cpu'))
   for run in ('teacher', 'extracted'):
     yield sum(x.size for x in jax.tree.leaves(recipes[run].student_shapes))
 

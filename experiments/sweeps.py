@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from cxjax import build
 from cxjax import experiment
 from cxjax import summary as summary_lib
 
@@ -29,7 +30,7 @@ def folder(
 ) -> pathlib.Path:
   """Where `run` puts a variant; the students' files are in a folder there."""
   changed = _located(config, overrides, workdir)
-  return workdir / 'runs' / _digest(experiment.student_config(changed))
+  return workdir / 'runs' / _digest(build.student_config(changed))
 
 
 def run(
@@ -58,7 +59,7 @@ def run(
 def _located(config, overrides, workdir):
   """The variant, with the folder of its teacher."""
   changed = variant(config, overrides)
-  teacher = _digest(experiment.teacher_config(changed))
+  teacher = _digest(build.teacher_config(changed))
   changed.teacher.folder = str(workdir / 'teachers' / teacher)
   if 'folder' in changed.data:
     changed.data.folder = str(

@@ -12,6 +12,7 @@ import chex
 import jax
 import numpy as np
 
+from cxjax import build
 from cxjax import cache as cache_lib
 from cxjax import errors
 from cxjax import experiment
@@ -76,7 +77,7 @@ class CacheTest(parameterized.TestCase):
   def live_recipe(self, method='extracted', **fields):
     config = mlp(method)
     teacher = experiment.train_teacher(config, self.live)
-    recipe = experiment.student_recipe(config, teacher)
+    recipe = build.student_recipe(config, teacher)
     return dataclasses.replace(recipe, period=60, **fields)
 
   @parameterized.parameters(*METHODS)
@@ -201,8 +202,8 @@ class CacheTest(parameterized.TestCase):
     config.optimizer.learning_rate, config.alpha = 0.1, 0.5
     config.extracted.loss, config.loss = 'cosine', 'reverse_kl'
     config.extracted.freeze = True
-    recipe = experiment.student_recipe(config, teacher)
-    here = experiment.stored_config(config, recipe)
+    recipe = build.student_recipe(config, teacher)
+    here = build.stored_config(config, recipe)
     cache_lib.load(self.root / 'extracted').require_same(here)
 
   def test_a_finished_cache_is_not_made_again(self):
@@ -324,14 +325,14 @@ class TextTest(parameterized.TestCase):
     config.data.source = f'files:{folder}/text.txt'
     config.top_k = 4
     config.extracted.steps, config.num_steps = (5, 15), 20
-    return experiment.located(config, folder)
+    return build.located(config, folder)
 
   def test_rows_and_targets_are_the_live_ones(self):
     """The students share batches, and have projections of their own."""
     folder = pathlib.Path(self.create_tempdir().full_path)
     config = self.config(folder)
     teacher = mesh_test.random_teacher(config)
-    recipe = experiment.student_recipe(config, teacher)
+    recipe = build.student_recipe(config, teacher)
     recipe = dataclasses.replace(recipe, period=20)
     cache_lib.write(folder / 'cache', recipe, {}, 'float32')
     found = cache_lib.load(folder / 'cache')

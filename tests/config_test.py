@@ -9,8 +9,8 @@ import numpy as np
 import tokenizers
 
 import cxjax
+from cxjax import build
 from cxjax import errors
-from cxjax import experiment
 from cxjax import methods
 from cxjax.data import corpus
 from cxjax.data import text
@@ -68,7 +68,7 @@ class ConfigTest(parameterized.TestCase):
     for config in configs:
       self.assertEqual(config.method, method)
       with mock.patch.object(text, 'load', fake_text):
-        experiment.check(config)
+        build.check(config)
 
   def test_finds_the_configs(self):
     parity = ('parity_mlp', 'parity_transformer')

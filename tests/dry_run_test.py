@@ -9,9 +9,9 @@ from unittest import mock
 from absl.testing import parameterized
 import jax
 
+from cxjax import build
 from cxjax import dry_run
 from cxjax import errors
-from cxjax import experiment
 from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import programs as programs_lib
@@ -37,7 +37,7 @@ def mlp(**mesh):
 def dry(config, topology='cpu'):
   """The estimates, by run and stage."""
   devices = mesh_lib.topology(topology)
-  recipes = experiment.abstract(config, [config.method], devices)
+  recipes = build.abstract(config, [config.method], devices)
   return {
     f'{run}/{one.stage}': one
     for run, recipe in recipes.items()
@@ -104,14 +104,14 @@ class RunTest(parameterized.TestCase):
     config = parity_mlp.tiny('extracted')
     config.mesh.update({'data': 2, 'fsdp': 2, 'model': 2})
     found = dry(config)
-    recipe = experiment.teacher_recipe(config)
+    recipe = build.teacher_recipe(config)
     params = jax.jit(recipe.student.init)(
       jax.random.key(1), recipe.held_out['x']
     )
     teacher = methods.Teacher(
       recipe.student.apply, params, recipe.student.layers
     )
-    recipe = experiment.student_recipe(config, teacher)
+    recipe = build.student_recipe(config, teacher)
     run = programs_lib.Programs(recipe)
     with jax.set_mesh(recipe.mesh):
       params = run.init(recipe.init_keys)
@@ -152,7 +152,7 @@ class RunTest(parameterized.TestCase):
     config.teacher.folder = '/nowhere'
     devices = mesh_lib.topology('cpu')
     names = ['supervised', 'progressive']
-    recipes = experiment.abstract(config, names, devices)
+    recipes = build.abstract(config, names, devices)
     self.assertCountEqual(recipes, names)
     stages = [one.stage.name for one in recipes['progressive'].planned()]
     self.assertLen(stages, 2)

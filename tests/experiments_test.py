@@ -12,6 +12,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from cxjax import build
 from cxjax import errors
 from cxjax import experiment
 from cxjax import journal
@@ -42,7 +43,7 @@ class PcfgTest(parameterized.TestCase):
     self.assertLess(losses[-1], 1.6)  # log 8 = 2.1 at the start.
 
   def test_plan_tells_the_projection_and_the_readout(self):
-    recipe = experiment.student_recipe(self.config, self.teacher)
+    recipe = build.student_recipe(self.config, self.teacher)
     hidden, output = recipe.planned()
     self.assertEqual(hidden.stage.name, 'block0')
     self.assertEqual((hidden.projection, hidden.readout), ((16, 16), (8, 16)))
@@ -53,7 +54,7 @@ class PcfgTest(parameterized.TestCase):
     task, tokens, ancestors = probe_masked.sentences(config, 32)
     networks = probe_masked.networks_of(config, self.workdir, teacher)
     self.assertEqual(list(networks), ['teacher'])
-    student = experiment.make_model(config, 'student')
+    student = build.make_model(config, 'student')
     params = jax.jit(student.init)(jax.random.key(0), tokens)
     networks['extracted'] = student, params
     found = probe_masked.versions(teacher, networks)
@@ -81,11 +82,11 @@ class PcfgTest(parameterized.TestCase):
 class ParityTest(parameterized.TestCase):
   def test_every_block_in_turn_then_the_output(self):
     config = parity_transformer.tiny('extracted')
-    recipe = experiment.teacher_recipe(config)
+    recipe = build.teacher_recipe(config)
     teacher = methods.Teacher(
       recipe.student.apply, recipe.student_shapes, recipe.student.layers
     )
-    planned = experiment.student_recipe(config, teacher).planned()
+    planned = build.student_recipe(config, teacher).planned()
     names = [one.stage.name for one in planned]
     self.assertEqual(names, ['block0', 'block1', 'output'])
     self.assertEqual(planned[0].projection, (16, 8))
@@ -96,9 +97,9 @@ class ParityTest(parameterized.TestCase):
 
   def test_the_tokens_are_the_bits(self):
     config = parity_transformer.tiny('extracted')
-    tokens = experiment.make_task(config)
+    tokens = build.make_task(config)
     config.task = 'parity'
-    bits = experiment.make_task(config)
+    bits = build.make_task(config)
     key = jax.random.key(1)
     ours, theirs = tokens.draw(key, 3, 16), bits.draw(key, 3, 16)
     np.testing.assert_array_equal(ours['y'][:, 0], theirs['y'])
@@ -129,7 +130,7 @@ class BadInputTest(parameterized.TestCase):
     config.data.start = 13
     config.update_from_flattened_dict({field: value})
     with self.assertRaisesRegex(errors.UserError, message) as caught:
-      experiment.check(config)
+      build.check(config)
     self.assertNotIn('\n', str(caught.exception))
 
 

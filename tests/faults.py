@@ -18,6 +18,7 @@ from unittest import mock
 
 import tensorboardX.event_file_writer  # noqa: F401  Once, before every fork.
 
+from cxjax import build
 from cxjax import checkpoint
 from cxjax import errors
 from cxjax import experiment
@@ -50,7 +51,7 @@ def killed_after(rows):
 def arrays(config, folder):
   """All that the last checkpoint of a student holds, by path."""
   teacher = experiment.train_teacher(config, folder.parent)
-  recipe = experiment.student_recipe(config, teacher)
+  recipe = build.student_recipe(config, teacher)
   last = checkpoint.latest(folder)
   index = sum(last > end for end in recipe.ends[:-1])
   shapes = recipe.state_shapes(recipe.planned()[index])

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from cxjax import build
 from cxjax import errors
 from cxjax import experiment
 from cxjax import journal
@@ -47,7 +48,7 @@ def config_of(model, method, mesh):
 
 
 def random_teacher(config):
-  recipe = experiment.teacher_recipe(config)
+  recipe = build.teacher_recipe(config)
   params = jax.jit(recipe.student.init)(jax.random.key(1), recipe.held_out['x'])
   return methods.Teacher(
     recipe.student.apply, jax.device_get(params), recipe.student.layers
@@ -59,7 +60,7 @@ def train(model, method, mesh):
   """The students after a few steps of every stage, and their metrics."""
   config = config_of(model, method, MESHES[mesh] if mesh else {'data': 1})
   teacher = random_teacher(config)
-  recipe = experiment.student_recipe(config, teacher)
+  recipe = build.student_recipe(config, teacher)
   run = programs_lib.Programs(recipe)
   place = lambda params: mesh_lib.place(params, recipe.mesh, recipe.rules[1])
   with jax.set_mesh(recipe.mesh):
@@ -148,7 +149,7 @@ class MeshTest(parameterized.TestCase):
   def test_what_cannot_be_is_one_line(self, mesh, message):
     config = config_of('mlp', 'one_shot', mesh)
     with self.assertRaisesRegex(errors.UserError, message):
-      experiment.check(config)
+      build.check(config)
 
   @parameterized.parameters(
     ({}, 8), ({'fsdp': 2}, 4), ({'model': 4, 'seed': 2}, 1), ({'fsdp': 8}, 1)

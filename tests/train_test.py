@@ -15,6 +15,7 @@ import chex
 import jax
 import numpy as np
 
+from cxjax import build
 from cxjax import checkpoint
 from cxjax import errors
 from cxjax import experiment
@@ -81,7 +82,7 @@ class RunTest(parameterized.TestCase):
     recipes = []
     for name in methods.METHODS:
       config.method = name
-      recipes.append(experiment.student_recipe(config, teacher))
+      recipes.append(build.student_recipe(config, teacher))
     for other in recipes[1:]:
       for field in ('init_keys', 'data_keys'):
         np.testing.assert_array_equal(
@@ -307,7 +308,7 @@ class RunTest(parameterized.TestCase):
     config.progressive.checkpoints = (20, 40)
     config.progressive.steps = (10, 20, 30)
     teacher = experiment.train_teacher(config, self.workdir)
-    recipe = experiment.student_recipe(config, teacher)
+    recipe = build.student_recipe(config, teacher)
     self.assertEqual([s.checkpoint for s in recipe.stages], [20, 40, None])
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -416,12 +417,12 @@ class BadInputTest(parameterized.TestCase):
   def test_any_choice_of_checkpoints_may_have_its_steps(self, **block):
     config = parity_mlp.tiny('progressive')
     config.progressive.update(block, steps=(10, 20, 30))
-    experiment.check(config)
+    build.check(config)
 
   def test_hard_labels_need_no_temperature(self):
     config = parity_mlp.tiny('one_shot')
     config.temperature, config.hard_labels = 0.0, True
-    experiment.check(config)
+    build.check(config)
 
 
 class CompareTest(parameterized.TestCase):

@@ -20,9 +20,9 @@ from absl import flags
 import jax
 import numpy as np
 
+from cxjax import build
 from cxjax import cache
 from cxjax import command
-from cxjax import experiment
 from cxjax import methods
 from cxjax import programs as programs_lib
 from cxjax import table
@@ -93,13 +93,13 @@ def make_sides(case, folder):
   config = text_bert.get_config('extracted')
   config.num_steps, config.top_k = STEPS, case.top_k
   config.mesh.data = 1
-  config = experiment.located(config, folder)
-  trainer = experiment.teacher_recipe(config)
+  config = build.located(config, folder)
+  trainer = build.teacher_recipe(config)
   init = jax.jit(trainer.student.init)
   params = init(jax.random.key(1), trainer.held_out['x'])
   network = trainer.student
   teacher = methods.Teacher(network.apply, params, network.layers)
-  recipe = experiment.student_recipe(config, teacher)
+  recipe = build.student_recipe(config, teacher)
   (stage,) = (stage for stage in recipe.stages if stage.name == case.stage)
   stages = (dataclasses.replace(stage, steps=STEPS),)
   live = dataclasses.replace(recipe, stages=stages, period=STEPS)

@@ -13,9 +13,9 @@ import re
 from absl import app
 import jax
 
+from cxjax import build
 from cxjax import command
 from cxjax import dry_run
-from cxjax import experiment
 from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import programs
@@ -46,14 +46,14 @@ def measure(name, config):
   """A row for each stage."""
   config.num_seeds, config.log_every = 1, 10
   config.eval_every = config.save_every = 10
-  recipe = experiment.teacher_recipe(config)
+  recipe = build.teacher_recipe(config)
   init = jax.jit(recipe.student.init)
   params = init(jax.random.key(1), recipe.held_out['x'])
   layers = recipe.student.layers
   teacher = methods.Teacher(recipe.student.apply, params, layers)
-  recipes = experiment.abstract(config, ['extracted'], jax.devices())
+  recipes = build.abstract(config, ['extracted'], jax.devices())
   said = dry_run.estimate(name, recipes['extracted'])
-  recipe = experiment.student_recipe(config, teacher)
+  recipe = build.student_recipe(config, teacher)
   run = programs.Programs(recipe)
   with jax.set_mesh(recipe.mesh):
     params = run.init(recipe.init_keys)

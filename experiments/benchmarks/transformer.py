@@ -47,10 +47,10 @@ from absl import flags
 import jax
 import numpy as np
 
+from cxjax import build
 from cxjax import command
 from cxjax import curriculum
 from cxjax import errors
-from cxjax import experiment
 from cxjax import methods
 from cxjax import optimizers
 from cxjax import table
@@ -80,8 +80,7 @@ _COMPILE = flags.DEFINE_bool('compile', True, 'Whether to try torch.compile.')
 def make_stages(config):
   """Labels, output, and every block of the student."""
   teacher, student = (
-    experiment.make_model(config, role).layers
-    for role in ('teacher', 'student')
+    build.make_model(config, role).layers for role in ('teacher', 'student')
   )
   pairs = curriculum.match_layers(teacher, student)
   *hidden, output = curriculum.extracted(pairs, (1,) * (len(pairs) + 1))
@@ -96,11 +95,11 @@ def make_recipe(config, stage, num_seeds):
   c.data.eval_size = 1
   c.optimizer = optimizers.default()
   c.optimizer.name, c.optimizer.learning_rate = 'adam', LEARNING_RATE
-  module = experiment.make_model(c, 'teacher')
-  x = experiment.make_task(c).draw(jax.random.key(0), 0, 1)['x']
+  module = build.make_model(c, 'teacher')
+  x = build.make_task(c).draw(jax.random.key(0), 0, 1)['x']
   params = jax.jit(module.init)(jax.random.key(1), x)
   teacher = methods.Teacher(module.apply, params, module.layers)
-  recipe = experiment.student_recipe(c, teacher)
+  recipe = build.student_recipe(c, teacher)
   return dataclasses.replace(recipe, stages=(stage,))
 
 
@@ -213,7 +212,7 @@ def make_sides(config, stage, batches):
   }
   ours = sides['ours 1']
   models = (
-    (experiment.make_model(config, 'teacher'), recipe.teacher.params),
+    (build.make_model(config, 'teacher'), recipe.teacher.params),
     (recipe.student, ours.first),
   )
   args = stage, models, ours.matrix, batches
