@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import os
 import pathlib
 import sys
+import traceback
 from typing import Any
 
 from absl import logging
@@ -30,6 +31,11 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except errors.Stopped as stopped:
       if processes.is_first():
         print(stopped, file=sys.stderr)
+    except BaseException as error:
+      if not processes.leave(f'{type(error).__name__}: {error}'):
+        raise
+      traceback.print_exc()
+      _end(1)
     processes.leave()
 
   return run
@@ -45,10 +51,15 @@ def fail(error: Exception | str) -> None:
   disk = isinstance(getattr(error, '__cause__', None), OSError)
   # Threads of orbax would wait for a disk that failed, JAX for the others.
   if processes.leave(said) or disk:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(2)
+    _end(2)
   sys.exit(2)
+
+
+def _end(code):
+  """Ends the process at once, whatever its threads wait for."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def quiet() -> None:

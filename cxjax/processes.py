@@ -176,8 +176,7 @@ def _watch(host: str | None) -> None:
   address = np.zeros(5, np.int32)
   if is_first():
     server = socket.create_server(('', 0), backlog=count())
-    name = socket.gethostbyname(host or socket.gethostname())
-    address[:] = (*map(int, name.split('.')), server.getsockname()[1])
+    address[:] = (*_address(host), server.getsockname()[1])
   address = multihost_utils.broadcast_one_to_all(address).tolist()
   try:
     if is_first():
@@ -194,10 +193,22 @@ def _watch(host: str | None) -> None:
       error,
     )
     return
+  finally:
+    if is_first():
+      server.close()
   for peer in _peers:
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     threading.Thread(target=_listen, args=(peer,), daemon=True).start()
+
+
+def _address(host):
+  """Four numbers; without a name that leads anywhere, of this machine."""
+  try:
+    name = socket.gethostbyname(host or socket.gethostname())
+  except OSError:
+    name = '0.0.0.0'
+  return map(int, name.split('.'))
 
 
 def _listen(peer: socket.socket) -> None:

@@ -148,9 +148,9 @@ class RunTest(parameterized.TestCase):
     config.save_minutes = 1e-9
     saved, save = [], checkpoint.save
 
-    def note(folder, step, items, record):
+    def note(folder, step, items, record, own):
       saved.append((step, checkpoint.steps(folder), record['extra']))
-      save(folder, step, items, record)
+      save(folder, step, items, record, own)
 
     with mock.patch.object(checkpoint, 'save', note):
       experiment.run(config, workdir)
@@ -201,8 +201,8 @@ class RunTest(parameterized.TestCase):
     config = parity_mlp.tiny()
     save = checkpoint.save
 
-    def kill(folder, step, items, record):
-      save(folder, step, items, record)
+    def kill(folder, step, items, record, own):
+      save(folder, step, items, record, own)
       if step == 20:
         raise faults.Killed
 
