@@ -263,6 +263,7 @@ class CacheTest(parameterized.TestCase):
     message = 'stage1.array_record.*is damaged. Remove .*cache_targets='
     if damage == 'cut':
       path.write_bytes(path.read_bytes()[:-1])
+      message = 'has 131071 bytes, not 131072: it is damaged'
     elif damage == 'gone':
       path.unlink()
     elif damage == 'garbage':
