@@ -137,12 +137,11 @@ def from_first(find: Callable[[], int]) -> int:
   return int(multihost_utils.broadcast_one_to_all(value))
 
 
-def any_of(*flags: bool) -> tuple[bool, ...]:
-  """For each flag whether any process has it set."""
+def any_of(flag: bool) -> bool:
+  """Whether any process has the flag set."""
   if count() == 1:
-    return flags
-  every = multihost_utils.process_allgather(np.array(flags))
-  return tuple(every.any(axis=0).tolist())
+    return flag
+  return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def leave(said: str = '') -> bool:

@@ -213,9 +213,8 @@ class _Run:
       row = self.step - self.step % recipe.log_every + recipe.log_every
       stop = min(row, self._stage_end)
       loss = self._advance(planned, schedule, stop, args)
-      asked, late = processes.any_of(bool(self.signals), self._late())
-      self._log(loss, late)
-      if asked:
+      self._log(loss)
+      if processes.any_of(bool(self.signals)):
         self._stop()
 
   def _teacher_params(self):
@@ -289,7 +288,7 @@ class _Run:
     found = jax.device_get(found)
     return {f'eval/{name}': v.tolist() for name, v in found.items()}
 
-  def _log(self, loss, late):
+  def _log(self, loss):
     recipe = self.recipe
     name = self.planned[self.stage].stage.name
     row = {'step': self.step, 'stage': name, 'loss': loss}
@@ -304,6 +303,7 @@ class _Run:
     if self.step == self.end and judged:
       row |= self._agree()
     self.journal.write(row)
+    late = processes.any_of(self._late())
     if crossed or self.step % recipe.save_every == 0 or self.step == self.end:
       self._save(row.get(self._score))
     elif late:
