@@ -27,8 +27,12 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # Else pytest-xdist's worker.
   atexit.register(shutil.rmtree, _cache, ignore_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
   # More than half of XLA's time to compile for a CPU.
-  _flags = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'--xla_cpu_use_fusion_emitters=false {_flags}'
+  _flags = (
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
+    os.environ.get('XLA_FLAGS', ''),
+  )
+  os.environ['XLA_FLAGS'] = ' '.join(_flags)
 for _name, _value in {
   'jax_compilation_cache_dir': os.environ['JAX_COMPILATION_CACHE_DIR'],
   'jax_persistent_cache_min_compile_time_secs': 0,

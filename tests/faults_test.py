@@ -13,7 +13,7 @@ from cxjax import checkpoint
 import faults
 
 ROOT = pathlib.Path(__file__).parent.parent
-KILLS = int(os.environ.get('KILLS', '5'))
+KILLS = int(os.environ.get('KILLS', '4'))
 
 
 def start(before, *args):
