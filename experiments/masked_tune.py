@@ -114,12 +114,16 @@ def _variant(method, overrides, seeds):
 
 
 def search(method, workdir):
-  """`(overrides, summary)` of the runs of a method, best first."""
+  """`(overrides, accuracy of the first seed)` of the runs, best first."""
   tried = []
 
   def add(overrides):
-    tried.append((overrides, attempt(method, overrides, workdir)))
-    tried.sort(key=lambda item: -accuracy(item[1]))
+    # A final run that is there has the seed of the search as its first.
+    final = _folder(method, overrides, workdir) / 'summary.json'
+    seeds = _SEEDS.value if final.exists() else 1
+    summary = attempt(method, overrides, workdir, seeds)
+    tried.append((overrides, summary['final']['accuracy'][0]))
+    tried.sort(key=lambda item: -item[1])
 
   for rate in RATES[_EXPERIMENT.value]:
     add({'optimizer.learning_rate': rate})
@@ -160,8 +164,8 @@ def tune(workdir, results):
     found = search(method, workdir)
     best[method] = found[0][0]
     rows += [
-      {'method': method, 'settings': describe(o), 'top-1': accuracy(s)}
-      for o, s in found
+      {'method': method, 'settings': describe(o), 'top-1': value}
+      for o, value in found
     ]
     name = f'{_EXPERIMENT.value}_tune'
     command.write(results / name, table.markdown(rows), rows)
@@ -175,7 +179,7 @@ def tune(workdir, results):
   for method, overrides in best.items():
     finals[method] = attempt(method, overrides, workdir, _SEEDS.value)
     add(method, finals[method])
-  curves = {m: rows_of(m, best[m], workdir) for m in finals}
+  curves = {m: journal.read(_folder(m, best[m], workdir)) for m in finals}
   plots.accuracy_curves(curves, results / f'{name}.png')
   for method, summary in finals.items():
     steps = equal_steps(summary, finals['one_shot'])
@@ -191,10 +195,10 @@ def equal_steps(summary, other):
   return round(summary['steps'] * ratio / 25) * 25
 
 
-def rows_of(method, overrides, workdir):
-  """The logged rows of a finished run."""
+def _folder(method, overrides, workdir):
+  """Of a final run."""
   config, overrides = _variant(method, overrides, _SEEDS.value)
-  return journal.read(sweeps.folder(config, overrides, workdir) / method)
+  return sweeps.folder(config, overrides, workdir) / method
 
 
 def recipes(workdir, results):
