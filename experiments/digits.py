@@ -101,12 +101,25 @@ def run(teacher, method, rate, seeds, batches, held_out):
   options = METHODS[method]
   if options is None:
     options = {'stages': cxjax.supervised(STEPS)}
-  student = fresh(STUDENT, seeds, example[0])
-  plan = cxjax.plan(teacher, student, example, num_steps=STEPS, **options)
-  _, history = cxjax.distill(
-    plan, batches, held_out=held_out, learning_rate=rate
-  )
-  return plan, history
+  histories = []
+  # One by one: a CPU is slow at the convolutions of several networks at once.
+  for seed in seeds:
+    student = fresh(STUDENT, [seed], example[0])
+    plan = cxjax.plan(teacher, student, example, num_steps=STEPS, **options)
+    _, history = cxjax.distill(
+      plan, batches, held_out=held_out, learning_rate=rate
+    )
+    histories.append(history)
+  return plan, [together(rows) for rows in zip(*histories, strict=True)]
+
+
+def together(rows):
+  """Rows of one student each, as the row of all; the loss is the first's."""
+  return rows[0] | {
+    key: [row[key][0] for row in rows]
+    for key, value in rows[0].items()
+    if isinstance(value, list)
+  }
 
 
 def trained_teacher(batches, held_out):
@@ -142,6 +155,9 @@ def main(argv):
   """Trains the teacher, searches, compares."""
   del argv
   results = places.results()
+  # Every student compiles the same programs.
+  folder = places.workdir('digits') / 'cache'
+  jax.config.update('jax_compilation_cache_dir', str(folder))
   learn, held_out = digits()
   batches = Batches(*learn)
   teacher = trained_teacher(batches, held_out)

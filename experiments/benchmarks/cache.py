@@ -1,12 +1,12 @@
-"""What stored targets take up, and how much faster a student is with them.
+"""Steps of a student on text, with its teacher and with stored targets.
 
-  python -m experiments.benchmarks.cache --workdir=runs/cache_speed
+  python -m experiments.benchmarks.cache --workdir=runs/text
 
-The students of `text_bert.py`, in one stage at a time; the teacher is trained
-for --teacher_steps, since how well targets compress depends on what it knows.
-After the losses of the first steps have been found equal, a step with the
-teacher and one with its stored targets, read from the disk, are timed in turns.
-Writes cache.md and cache.csv; some twenty minutes on one core.
+A student of `text_bert.py`, in one stage at a time, and the teacher of the
+workdir, which is trained first if it is not there. After the losses of the
+first steps have been found equal, a step with the teacher and one with its
+stored targets, read from the disk, are timed in turns: what they save is the
+teacher's forward pass. Writes cache.md and cache.csv; some ten minutes.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import functools
 import os
 import pathlib
 import shutil
+import statistics
 
 from absl import app
 from absl import flags
@@ -30,12 +31,17 @@ from experiments import text_bert
 from experiments.benchmarks import rounds
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/cache_speed', 'Where the teacher and the targets go.'
-)
-_TEACHER_STEPS = flags.DEFINE_integer(
-  'teacher_steps', 2_500, 'How long the teacher is trained.', 1
+  'workdir', 'runs/text', 'Where the teacher is, and the targets go.'
 )
 STEPS = 100  # Batches that are stored.
+BATCH_TOKENS = 32 * 64
+HEADER = f"""\
+jax {jax.__version__}, {len(os.sched_getaffinity(0))} CPUs. {STEPS} batches of \
+32 rows of 64 tokens, one student.
+
+Tokens a second, median of the rounds; the share of a step that stored \
+targets save, which is the teacher's; ratio of the medians (median of the \
+ratios of the rounds)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +49,17 @@ class Case:
   """A stage, and how its targets are stored."""
 
   stage: str
-  top_k: int
-  dtype: str
+  top_k: int = 0
+  dtype: str = 'bfloat16'
 
 
 CASES = (
-  Case('block0', 0, 'float32'),
-  Case('block0', 0, 'bfloat16'),
-  Case('block3', 0, 'bfloat16'),
-  Case('output', 0, 'bfloat16'),
-  Case('output', 64, 'float32'),
-  Case('output', 64, 'bfloat16'),
-  Case('output', 16, 'float32'),
-  Case('output', 16, 'bfloat16'),
+  Case('labels'),
+  Case('block0', dtype='float32'),
+  *(Case(f'block{i}') for i in range(4)),
+  Case('output'),
+  Case('output', top_k=64),
+  Case('output', top_k=16),
 )
 
 
@@ -95,24 +99,45 @@ class Side:
 
 
 def make_sides(case, folder):
-  """The two sides of a case, and what its cache takes up."""
-  config = text_bert.get_config('extracted')
-  config.teacher.num_steps = _TEACHER_STEPS.value
+  """The sides of a case, and what its cache takes up."""
+  config = text_bert.get_config(
+    'supervised' if case.stage == 'labels' else 'extracted'
+  )
   config.num_steps, config.top_k = STEPS, case.top_k
-  config.mesh.data = 1
+  config.num_seeds, config.mesh.data, config.log_every = 1, 1, 10
   config = build.located(config, folder)
   teacher = experiment.train_teacher(config, folder)
   recipe = build.student_recipe(config, teacher)
   (stage,) = (stage for stage in recipe.stages if stage.name == case.stage)
   stages = (dataclasses.replace(stage, steps=STEPS),)
   live = dataclasses.replace(recipe, stages=stages, period=STEPS)
-  path = folder / 'targets'
+  if not stage.needs_teacher:
+    return {'live': Side(live)}, None
+  path = folder / 'cache_benchmark'
   shutil.rmtree(path, ignore_errors=True)
   summary = cache.write(path, live, {}, case.dtype)
   stored = dataclasses.replace(live, teacher=None, absent=teacher)
   feed = functools.partial(cache.Feed, cache.load(path), stored)
   stored = dataclasses.replace(stored, feed=feed)
   return {'live': Side(live), 'stored': Side(stored)}, summary
+
+
+def line(us, summary):
+  """What was measured of a case; None is not stored."""
+  per_second = {
+    side: BATCH_TOKENS / statistics.median(times) * 1e6
+    for side, times in us.items()
+  }
+  live, stored = per_second['live'], per_second.get('stored')
+  return {
+    'tokens/s': round(live),
+    'stored: tokens/s': stored and round(stored),
+    "teacher's share": stored and f'{1 - live / stored:.0%}',
+    'live / stored': stored and rounds.ratio(us['live'], us['stored']),
+    'bytes a token': summary and round(summary['bytes_per_token'], 1),
+    'before zstd': summary
+    and round(summary['raw_bytes'] / summary['tokens'], 1),
+  }
 
 
 def main(argv):
@@ -126,28 +151,10 @@ def main(argv):
     rtol = 1e-3 if case.dtype == 'float32' else 1e-2
     rounds.check(str(case), sides, rtol=rtol, atol=0)
     found = rounds.measure(labels, sides)
-    us = rounds.times(found)
     rows += found
-    lines.append(
-      labels
-      | {
-        'bytes a token': round(summary['bytes_per_token'], 1),
-        'before zstd': round(summary['raw_bytes'] / summary['tokens'], 1),
-        'live': rounds.spread(us['live']),
-        'stored': rounds.spread(us['stored']),
-        'live / stored': rounds.ratio(us['live'], us['stored']),
-      }
-    )
-  text = (
-    f'jax {jax.__version__}, {os.cpu_count()} CPUs, load '
-    f'{os.getloadavg()[0]:.1f}. A teacher of {_TEACHER_STEPS.value} steps; '
-    f'{STEPS} batches of 32 rows of 64 tokens; three students share them, and '
-    'each has its own projection.\n\nMicroseconds of one '
-    'step of one student: median (min..max) of the rounds. Ratio of the '
-    'medians (median of the ratios of the rounds).\n\n'
-  )
-  text += table.markdown(lines)
-  command.write(pathlib.Path(rounds.OUT.value) / 'cache', text, rows)
+    lines.append(labels | line(rounds.times(found), summary))
+    text = f'{HEADER}\n\n{table.markdown(lines)}'
+    command.write(pathlib.Path(rounds.OUT.value) / 'cache', text, rows)
 
 
 if __name__ == '__main__':
