@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> list[str]:
   """Parses flags; a mistake in them ends the program with one line."""
   try:
     rest = flags.FLAGS(argv)
-    needed = ['config'] if _DRY_RUN.value else ['config', 'workdir']
+    needed = ['config'] if _DRY_RUN.value is not None else ['config', 'workdir']
     missing = [n for n in needed if flags.FLAGS[n].value is None]
     if not missing:
       _ = flags.FLAGS.config.seed  # A file that is not there is noticed here.
@@ -101,7 +101,12 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     command.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
   config = _CONFIG.value
-  if _DRY_RUN.value:
+  if _DRY_RUN.value is not None:
+    errors.require(
+      not (_CACHE.value or config.cache.folder),
+      '--dry_run plans a run with its teacher: leave --cache_targets and '
+      'cache.folder out.',
+    )
     devices = mesh_lib.topology(_DRY_RUN.value)
     names = _COMPARE.value or [config.method]
     recipes = build.abstract(config, names, devices)

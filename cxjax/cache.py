@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import contextlib
 import math
 import pathlib
+import secrets
 import struct
 import time
 from typing import Any
@@ -301,6 +302,10 @@ def write(
   steps = [stage.steps for stage in recipe.stages]
   made = {'batches': recipe.period, 'dtype': dtype, 'steps': steps}
   parameters = _digests(recipe)
+  errors.require(
+    not (folder / 'config.json').exists(),
+    f'{folder} holds a run: targets need a folder of their own.',
+  )
   with files.lock(folder), jax.set_mesh(recipe.mesh):
     if (folder / 'index.json').exists():
       load(folder).require_same(
@@ -329,8 +334,14 @@ def write(
 def _digests(recipe):
   """Of the teacher's parameters, at each checkpoint that a stage uses."""
   used = dict.fromkeys(stage.checkpoint for stage in recipe.stages)
-  digest = lambda at: checkpoint.fingerprint(recipe.teacher.at(at))
-  return {'final' if at is None else str(at): digest(at) for at in used}
+  whole, found = jax.jit(mesh_lib.whole), {}
+  with jax.set_mesh(recipe.mesh):
+    for at in used:
+      params = recipe.teacher.at(at)
+      params = whole(mesh_lib.place(params, recipe.mesh, recipe.rules[1]))
+      name = 'final' if at is None else str(at)
+      found[name] = checkpoint.fingerprint(params)
+  return found
 
 
 def check(
@@ -355,7 +366,9 @@ def check(
     )
   if programs is None:
     programs = programs_lib.Programs(recipe)
-  random = np.random.default_rng()
+  # The same batches in every process: they are looked at by all together.
+  seed = processes.from_first(lambda: secrets.randbits(30))
+  random = np.random.default_rng(seed)
   tolerance = TOLERANCES[cache.record['cache']['dtype']]
   with jax.set_mesh(recipe.mesh):
     for index, planned, wanted in stages_of(recipe):

@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from cxjax import errors
 from cxjax import files
+from cxjax import journal
 from cxjax import processes
 
 Record = dict[str, Any]
@@ -178,17 +179,25 @@ def latest(folder: pathlib.Path) -> int | None:
 
 
 def _latest(folder):
+  rows = [row['step'] for row in journal.read(folder)]
   for step in reversed(steps(folder)):
     problem = fault(folder, step)
     if problem is None:
-      return step
+      wanted = read_record(folder, step).get('rows', 0)
+      if sum(row <= step for row in rows) == wanted:
+        return step
+      problem = f'{folder}/metrics.jsonl lacks some of its {wanted} rows'
     logging.warning('Checkpoint %d is passed over: %s.', step, problem)
   return -1
 
 
 def read_record(folder: pathlib.Path, step: int) -> Record:
-  """The record of a good checkpoint."""
-  return files.read_json(_path(folder, step) / 'record.json')['record']
+  """The record of a checkpoint.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  return files.read_sealed(_path(folder, step) / 'record.json')
 
 
 def restore(

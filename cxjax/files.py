@@ -170,6 +170,12 @@ def claim(folder: pathlib.Path, config: dict[str, Any]) -> None:
   """
   path = folder / 'config.json'
   if not path.exists():
+    for name in ('checkpoints', 'summary.json'):
+      errors.require(
+        not (folder / name).exists(),
+        f'{folder} holds a run whose config.json is missing. Restore it, or '
+        'choose another --workdir.',
+      )
     write_json(path, config)
     return
   differ = differences(read_json(path), config)

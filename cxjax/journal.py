@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -28,9 +29,12 @@ def read(folder: pathlib.Path) -> list[Row]:
   if path.exists():
     for line in path.read_text(errors='replace').splitlines():
       try:
-        rows.append(json.loads(line))
+        row = json.loads(line)
       except ValueError:
         break
+      if not isinstance(row, dict) or not isinstance(row.get('step'), int):
+        break
+      rows.append(row)
   return rows
 
 
@@ -79,6 +83,14 @@ class Journal:
     """Sets the number of steps at which the bar is full."""
     self._bar.total = total
     self._bar.refresh()
+
+  def sync(self) -> int:
+    """Puts the rows on the disk for good; how many there are."""
+    if self._files:
+      lines, _ = self._files
+      with files.written(lines.name):
+        os.fsync(lines.fileno())
+    return len(self.rows)
 
   def write(self, row: Row) -> None:
     """Appends a row and shows it.

@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from cxjax import errors
+from cxjax import processes
 
 T = TypeVar('T')
 SEED, DATA, FSDP, MODEL = AXES = ('seed', 'data', 'fsdp', 'model')
@@ -190,12 +191,20 @@ def make(
     f'batch_size={batch_size} is not a multiple of mesh.data * mesh.fsdp = '
     f'{parts}.',
   )
+  used = devices[:total]
+  if place == 'this machine':
+    idle = set(range(processes.count())) - {d.process_index for d in used}
+    errors.require(
+      not idle,
+      f'{named} take {total} of {available} devices, none of them of process '
+      f'{min(idle, default=0)}: give all, or start fewer processes.',
+    )
   # Auto: the default is Explicit, where linen's Embed fails when sharded.
   return jax.make_mesh(
     tuple(sizes.values()),
     AXES,
     axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices[:total],
+    devices=used,
   )
 
 

@@ -118,7 +118,8 @@ class Programs:
       wants = self._teacher and step.targets(
         self._teacher, params, matrices, batches, stage, recipe.microbatches
       )
-      return jax.tree.map(lambda leaf: leaf[:, 0], (batches, wants))
+      first = jax.tree.map(lambda leaf: leaf[:, 0], (batches, wants))
+      return mesh_lib.whole(first)
 
     name = ('look', stage.objective)
     args = (np.int32(at), rows, params, matrices, recipe.data_keys)

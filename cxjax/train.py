@@ -341,6 +341,7 @@ class _Run:
       'end': self.end,
       'best': self.best,
       'extra': extra,
+      'rows': self.journal.sync(),
       'seconds': self.seconds,
     }
     own = self.feed and self.feed.state(self.step)

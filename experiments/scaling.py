@@ -22,6 +22,7 @@ import jax
 from cxjax import build
 from cxjax import command
 from cxjax import dry_run
+from cxjax import errors
 from cxjax import experiment
 from cxjax import files
 from cxjax import hlo
@@ -322,8 +323,17 @@ def write() -> None:
   for name, topology, stage in plan():
     path = _path(name, topology, stage)
     if path.exists():
-      found = row(name, topology, stage, _read(path))
+      found = _read(path)
+      errors.require(
+        found.memory is not None,
+        f'{stage} of {name} on {topology} does not fit: {found.misfit}. Change '
+        f'its case, and remove {path}.',
+      )
+      found = row(name, topology, stage, found)
       rows.setdefault((name, topology), {})[stage] = found
+  errors.require(
+    rows, f'{places.workdir("scaling")} has no finished stage to write of.'
+  )
   files.write_text(
     pathlib.Path('experiments/scaling.md').absolute(), report(rows)
   )

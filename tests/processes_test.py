@@ -12,12 +12,14 @@ from unittest import mock
 from absl.testing import parameterized
 import chex
 import jax
+import numpy as np
 
 from cxjax import checkpoint
 from cxjax import errors
 from cxjax import experiment
 from cxjax import journal
 from cxjax import processes
+from experiments import parity_mlp
 from experiments import text_bert
 import text_test
 
@@ -161,6 +163,31 @@ class ProcessesTest(parameterized.TestCase):
       f'Error: Process {who} of this run ended abruptly. Start all',
       said[1 - who][1],
     )
+
+  def test_stored_targets_are_read_by_both(self):
+    config = parity_mlp.tiny('extracted')
+    workdir, targets = self.root / 'mlp', self.root / 'targets'
+    experiment.cache_targets(config, workdir, targets)
+    experiment.run(config, workdir)
+    flags = (
+      '--config=experiments/parity_mlp.py:extracted,tiny',
+      f'--config.cache.folder={targets}',
+      f'--config.teacher.folder={workdir}/teacher',
+      f'--coordinator=127.0.0.1:{free_port()}',
+      '--num_processes=2',
+      '--process_id={}',
+    )
+    for size, text in ((-1, ''), (1, 'none of them of process 1')):
+      other = self.root / f'mlp{size}'
+      more = (f'--config.mesh.data={size}', f'--workdir={other}')
+      codes, said = finished(pair('launch.py', *flags, *more))
+      self.assertEqual(any(codes), bool(text), said)
+      self.assertIn(text, said[0][1])
+    live, stored = (
+      [row['loss'] for row in journal.read(self.root / name / 'extracted')]
+      for name in ('mlp', 'mlp-1')
+    )
+    np.testing.assert_allclose(live, stored, rtol=1e-3)
 
   def test_a_mistake_in_one_ends_both(self):
     """Here of both; each says it once."""

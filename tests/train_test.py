@@ -425,6 +425,57 @@ class BadInputTest(parameterized.TestCase):
     build.check(config)
 
 
+class DamageTest(parameterized.TestCase):
+  """A run of which something else than a checkpoint is damaged."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.config = parity_mlp.tiny('progressive')
+    cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    experiment.run(cls.config, cls.root)
+
+  def copy(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    return shutil.copytree(self.root, workdir, dirs_exist_ok=True)
+
+  @parameterized.parameters('damaged', 'missing', 'short')
+  def test_rows_that_are_gone_are_made_again(self, what):
+    workdir = self.copy()
+    folder = workdir / 'progressive'
+    (folder / 'summary.json').unlink()
+    path = folder / 'metrics.jsonl'
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    if what == 'missing':
+      path.unlink()
+    else:
+      lines[2:3] = ['{"ste\n'] if what == 'damaged' else []
+      path.write_text(''.join(lines))
+    with self.assertLogs(level='WARNING') as log:
+      experiment.run(self.config, workdir)
+    self.assertIn('metrics.jsonl lacks some of its', log.output[0])
+    self.assertEqual(path.read_text(), whole)
+
+  def test_the_record_of_any_checkpoint_of_a_teacher(self):
+    workdir = self.copy()
+    path = workdir / 'teacher' / 'checkpoints' / '000000020' / 'record.json'
+    path.write_text(path.read_text().replace('accuracy', 'accuracies'))
+    with self.assertRaisesRegex(errors.UserError, 'record.json is damaged'):
+      experiment.run(self.config, workdir)
+
+  def test_a_run_without_its_config_is_nobodys(self):
+    workdir = self.copy()
+    (workdir / 'teacher' / 'config.json').unlink()
+    with self.assertRaisesRegex(errors.UserError, 'config.json is missing'):
+      experiment.run(self.config, workdir)
+
+  def test_targets_do_not_go_into_the_folder_of_a_run(self):
+    workdir = self.copy()
+    with self.assertRaisesRegex(errors.UserError, 'teacher holds a run'):
+      experiment.cache_targets(self.config, workdir, workdir / 'teacher')
+
+
 class CompareTest(parameterized.TestCase):
   def test_writes_a_table_a_picture_and_numbers(self):
     workdir = pathlib.Path(self.create_tempdir().full_path)
