@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from unittest import mock
 
 from absl.testing import parameterized
 import chex
@@ -80,6 +81,13 @@ def train(model, method, mesh):
 
 
 class MeshTest(parameterized.TestCase):
+  def test_every_process_has_a_device(self):
+    with (
+      mock.patch.object(mesh_lib.processes, 'count', lambda: 2),
+      self.assertRaisesRegex(errors.UserError, 'none of them of process 1'),
+    ):
+      mesh_lib.make({'data': 1}, 8)
+
   @parameterized.parameters(
     *(('mlp', 'extracted', mesh) for mesh in MESHES if mesh != 'all'),
     ('mlp', 'supervised', 'tensor'),

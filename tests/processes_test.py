@@ -164,31 +164,6 @@ class ProcessesTest(parameterized.TestCase):
       said[1 - who][1],
     )
 
-  def test_stored_targets_are_read_by_both(self):
-    config = parity_mlp.tiny('extracted')
-    workdir, targets = self.root / 'mlp', self.root / 'targets'
-    experiment.cache_targets(config, workdir, targets)
-    experiment.run(config, workdir)
-    flags = (
-      '--config=experiments/parity_mlp.py:extracted,tiny',
-      f'--config.cache.folder={targets}',
-      f'--config.teacher.folder={workdir}/teacher',
-      f'--coordinator=127.0.0.1:{free_port()}',
-      '--num_processes=2',
-      '--process_id={}',
-    )
-    for size, text in ((-1, ''), (1, 'none of them of process 1')):
-      other = self.root / f'mlp{size}'
-      more = (f'--config.mesh.data={size}', f'--workdir={other}')
-      codes, said = finished(pair('launch.py', *flags, *more))
-      self.assertEqual(any(codes), bool(text), said)
-      self.assertIn(text, said[0][1])
-    live, stored = (
-      [row['loss'] for row in journal.read(self.root / name / 'extracted')]
-      for name in ('mlp', 'mlp-1')
-    )
-    np.testing.assert_allclose(live, stored, rtol=1e-3)
-
   def test_a_mistake_in_one_ends_both(self):
     """Here of both; each says it once."""
     both = start(self.source.with_name('other.txt'), self.root / 'mistake')
@@ -196,6 +171,32 @@ class ProcessesTest(parameterized.TestCase):
     for code, (_, text) in zip(codes, said, strict=True):
       self.assertIn(code, (1, 2))
       self.assertRegex(text, 'Error: .*other.txt')
+
+
+class StoredTest(parameterized.TestCase):
+  def test_stored_targets_are_read_by_both(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    config = parity_mlp.tiny('extracted')
+    experiment.cache_targets(config, root / 'live', root / 'targets')
+    experiment.run(config, root / 'live')
+    both = pair(
+      'launch.py',
+      '--config=experiments/parity_mlp.py:extracted,tiny',
+      f'--config.cache.folder={root}/targets',
+      f'--config.teacher.folder={root}/live/teacher',
+      '--config.mesh.data=-1',
+      f'--workdir={root}/stored',
+      f'--coordinator=127.0.0.1:{free_port()}',
+      '--num_processes=2',
+      '--process_id={}',
+    )
+    codes, said = finished(both)
+    self.assertEqual(codes, [0, 0], said)
+    live, stored = (
+      [row['loss'] for row in journal.read(root / name / 'extracted')]
+      for name in ('live', 'stored')
+    )
+    np.testing.assert_allclose(live, stored, rtol=1e-3)
 
 
 class JoinTest(parameterized.TestCase):
