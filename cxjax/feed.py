@@ -222,7 +222,9 @@ class Stream:
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes on where `get_state` was asked."""
-    self._iterator, self._taken = iter(self._batches), state['taken']
+    if self._taken:  # Else it is at its start, and may bear no second one.
+      self._iterator = iter(self._batches)
+    self._taken = state['taken']
     if state['own'] is not None:
       self._iterator.set_state(state['own'])
       return

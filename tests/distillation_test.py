@@ -15,7 +15,9 @@ import optax
 
 import cxjax
 from cxjax import checkpoint
+from cxjax import distillation
 from cxjax import errors
+from cxjax import feed as feed_lib
 from cxjax import losses
 import faults
 
@@ -247,6 +249,18 @@ class DistillTest(parameterized.TestCase):
       other = network(Net((4,)), X, 7)
       plan = cxjax.plan(TEACHER, other, X, num_steps=20, share=0.5)
       distill(plan, workdir=folder, log_every=2)
+
+  def test_an_iterator_that_was_looked_at_goes_on(self):
+    """Without held-out data the first batch is taken before the run begins."""
+    make, dict_of = lambda: iter(rows(number=25)), lambda x: {'x': x}
+    stream = feed_lib.Stream(distillation._Peeked(make()), {'x': X}, dict_of)
+    first = [next(stream)['x'] for _ in range(3)]
+    state = stream.get_state()
+    fourth = next(stream)['x']
+    other = feed_lib.Stream(distillation._Peeked(make()), {'x': X}, dict_of)
+    other.set_state(state)
+    np.testing.assert_array_equal(next(other)['x'], fourth)
+    self.assertFalse(np.array_equal(first[-1], fourth))
 
   def test_labels(self):
     labels = np.arange(B) % C
