@@ -174,10 +174,6 @@ def _feed(config: Config, role: str, mesh: jax.sharding.Mesh, streams: int):
   text, task = text_of(config), make_task(config)
   block = config.teacher if role == 'teacher' else config
   number = config.data.shards
-  errors.require(
-    number >= 1 and block.batch_size % number == 0,
-    f'data.shards={number} must divide the batch_size={block.batch_size}.',
-  )
   seeds = jax.vmap(jax.random.bits)(_seed_keys(config, f'{role}_data', streams))
   shards = [
     [
@@ -412,14 +408,14 @@ def stored_config(config: Config, recipe: recipe_lib.Recipe) -> dict[str, Any]:
 
   Not how students learn from them: rates, losses and the like.
   """
-  stages = {
-    planned.stage.name: {
+  stages: dict[str, Any] = {}
+  for i, planned in enumerate(recipe.planned()):
+    name = planned.stage.name  # The student's layer, which may come again.
+    stages[f'{name}#{i}' if name in stages else name] = {
       'number': i,
       **{name: getattr(planned.stage, name) for name in STORED},
       'projection': planned.projection,
     }
-    for i, planned in enumerate(recipe.planned())
-  }
   names = ('method', 'batch_size', 'num_seeds', 'share_batches')
   return {
     **{name: config[name] for name in names},
@@ -486,6 +482,13 @@ def check(config: Config) -> None:
   """
   if config.cache.folder:
     check_stored(config)
+  if config.task == 'text':
+    number = config.data.shards
+    for size in (config.batch_size, config.teacher.batch_size):
+      errors.require(
+        number >= 1 and size % number == 0,
+        f'data.shards={number} must divide the batch_size={size}.',
+      )
   student_recipe(config, stand_in(config)).planned()
 
 

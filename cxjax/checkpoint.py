@@ -183,8 +183,9 @@ def _latest(folder):
   for step in reversed(steps(folder)):
     problem = fault(folder, step)
     if problem is None:
-      wanted = read_record(folder, step).get('rows', 0)
-      if sum(row <= step for row in rows) == wanted:
+      kept = sum(row <= step for row in rows)
+      wanted = read_record(folder, step).get('rows', kept)
+      if kept == wanted:
         return step
       problem = f'{folder}/metrics.jsonl lacks some of its {wanted} rows'
     logging.warning('Checkpoint %d is passed over: %s.', step, problem)

@@ -314,6 +314,8 @@ def distill(
     log_every = int(min(100, tenth, max(AHEAD // size, 1)))
   multiple = lambda steps: max(steps // log_every, 1) * log_every
   batch_size = _leaves(shapes)[0].shape[0]
+  for name in mesh or {}:
+    errors.lookup('mesh', name, dict.fromkeys(MESH))
   sizes = {'data': -1, 'student': 'fsdp', 'teacher': 'fsdp', **(mesh or {})}
   devices = mesh_lib.make(sizes, batch_size)
   labelled = 'y' in shapes
@@ -363,7 +365,9 @@ def distill(
       result = train.fit(recipe, pathlib.Path(folder), 'distill')
   else:
     folder = pathlib.Path(workdir)
-    files.claim(folder, _identity(plan, recipe, seed))
+    rate = learning_rate if optimizer is None else 'of the optimizer'
+    identity = _identity(plan, recipe, seed)
+    files.claim(folder, {**identity, 'learning_rate': rate})
     result = train.fit(recipe, folder, folder.name)
   params = [
     plan.student.wrap(jax.tree.map(lambda leaf, i=i: leaf[i], result.params))
@@ -373,6 +377,7 @@ def distill(
 
 
 _leaves = jax.tree.leaves
+MESH = (*mesh_lib.AXES, 'student', 'teacher')
 
 
 def _none(rows):

@@ -9,6 +9,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
@@ -258,6 +259,13 @@ class Stream:
       strict=True,
     ):
       name = jax.tree_util.keystr(path, simple=True, separator='.')
+      kinds = (np.asarray(leaf).dtype, like.dtype)
+      real = [jnp.issubdtype(kind, jnp.inexact) for kind in kinds]
+      errors.require(
+        real != [True, False],
+        f'{name} of batch {self._taken} is {kinds[0]}, that of the example '
+        f'{kinds[1]}: it would be rounded. Give an example of the same kind.',
+      )
       errors.require(
         np.shape(leaf) == like.shape,
         f'{name} of batch {self._taken} has shape {list(np.shape(leaf))}, that '

@@ -164,8 +164,10 @@ def make(
     UserError: more devices than there are, or a batch that they do not divide.
   """
   sizes = {axis: sizes.get(axis, 1) for axis in AXES}
-  place = 'this machine' if devices is None else 'the topology'
-  devices = jax.devices() if devices is None else devices
+  own = devices is None
+  place = 'this machine' if own else 'the topology'
+  if devices is None:
+    devices = jax.devices()
   available = len(devices)
   others = sizes[SEED] * sizes[FSDP] * sizes[MODEL]
   for axis in AXES:
@@ -192,7 +194,7 @@ def make(
     f'{parts}.',
   )
   used = devices[:total]
-  if place == 'this machine':
+  if own:
     idle = set(range(processes.count())) - {d.process_index for d in used}
     errors.require(
       not idle,

@@ -1,6 +1,7 @@
 """Models of any make as pure functions that return their activations."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
@@ -14,6 +15,7 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 import jax.numpy as jnp
+import numpy as np
 
 from cxjax import curriculum
 from cxjax import errors
@@ -118,10 +120,25 @@ def from_linen(
 
   if not whole:
     return Network(apply, variables)
+  if isinstance(variables, list):
+    _require_alike(
+      {k: v for k, v in each.items() if k != 'params'} for each in variables
+    )
   params = first['params']
   if isinstance(variables, list):
     params = [each['params'] for each in variables]
   return Network(apply, params, lambda params: {**rest, 'params': params})
+
+
+def _require_alike(rests: Iterable[Any]) -> None:
+  """Raises UserError if what is not trained differs between students."""
+  first, *others = (jax.tree.leaves(rest) for rest in rests)
+  for i, other in enumerate(others, 1):
+    errors.require(
+      all(map(np.array_equal, first, other)),
+      f'Student {i} differs from the first in what is not trained, as '
+      'batch_stats: all of a list share that. Train them one by one.',
+    )
 
 
 def from_nnx(
@@ -146,13 +163,15 @@ def from_nnx(
     The network. What is trained comes back as a new module.
   """
   models = model if isinstance(model, list) else [model]
-  parts: list[Any] = [nnx.split(each, nnx.Param, ...) for each in models]
-  graph, state, rest = parts[0]
+  kinds = (nnx.Param, nnx.RngState, ...)
+  parts: list[Any] = [nnx.split(each, *kinds) for each in models]
+  graph, state, *rest = parts[0]
+  _require_alike(part[-1] for part in parts)
 
   def merge(params):
     full = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(full, params)
-    return nnx.merge(graph, full, rest, copy=True)
+    return nnx.merge(graph, full, *rest, copy=True)
 
   def apply(params, x):
     module = merge(params)
@@ -160,7 +179,7 @@ def from_nnx(
     out, found = run(x, **kwargs)
     return _output(output(out)), _captured(nnx.to_pure_dict(found))
 
-  params = [nnx.to_pure_dict(state) for _, state, _ in parts]
+  params = [nnx.to_pure_dict(state) for _, state, *_ in parts]
   several = isinstance(model, list)
   return Network(apply, params if several else params[0], merge)
 

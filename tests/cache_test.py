@@ -317,6 +317,19 @@ class CacheTest(parameterized.TestCase):
     self.assertEqual(found.tolist(), expected)
 
 
+class IdentityTest(parameterized.TestCase):
+  def test_a_layer_of_the_student_may_come_twice(self):
+    found = []
+    for first in ('hidden0', 'hidden1'):
+      config = parity_mlp.tiny('extracted')
+      config.teacher.depth = 2
+      config.extracted.layers = ((first, 'hidden0'), ('hidden1', 'hidden0'))
+      recipe = build.student_recipe(config, build.stand_in(config))
+      found.append(build.stored_config(config, recipe))
+    self.assertLen(found[0]['stages'], 3)
+    self.assertNotEqual(*found)
+
+
 class TextTest(parameterized.TestCase):
   """With a feed: rows are stored with their targets."""
 

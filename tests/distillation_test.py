@@ -262,6 +262,21 @@ class DistillTest(parameterized.TestCase):
     np.testing.assert_array_equal(next(other)['x'], fourth)
     self.assertFalse(np.array_equal(first[-1], fourth))
 
+  def test_a_workdir_of_another_learning_rate(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    distill(workdir=folder)
+    with self.assertRaisesRegex(errors.UserError, 'learning_rate'):
+      distill(workdir=folder, learning_rate=0.3)
+
+  def test_batches_that_would_be_rounded(self):
+    stream = feed_lib.Stream([X], np.zeros(X.shape, int))
+    with self.assertRaisesRegex(errors.UserError, 'float32, that of the .*int'):
+      next(stream)
+
+  def test_an_axis_that_is_none(self):
+    with self.assertRaisesRegex(errors.UserError, "'tensor'"):
+      distill(mesh={'tensor': 2})
+
   def test_labels(self):
     labels = np.arange(B) % C
     plan = cxjax.plan(TEACHER, STUDENT, (X, labels), num_steps=20, alpha=0.5)

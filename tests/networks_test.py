@@ -117,6 +117,19 @@ class LinenTest(parameterized.TestCase):
     back = network.wrap(jax.tree.map(lambda leaf: leaf + 1, network.params))
     chex.assert_trees_all_equal(back['batch_stats'], variables['batch_stats'])
 
+  def test_students_of_other_statistics_are_refused(self):
+    models = [Nnx(nnx.Rngs(seed)) for seed in range(2)]
+    networks.from_nnx(models)
+    models[1].norm.mean[...] += 1
+    with self.assertRaisesRegex(errors.UserError, 'Student 1.*batch_stats'):
+      networks.from_nnx(models)
+    x = jnp.ones((B, 8, 8, 1))
+    _, one = of_linen(Convolutional(), x)
+    other = {**one, 'batch_stats': jax.tree.map(jnp.sin, one['batch_stats'])}
+    networks.from_linen(Convolutional(), [one, one])
+    with self.assertRaisesRegex(errors.UserError, 'Student 1.*batch_stats'):
+      networks.from_linen(Convolutional(), [one, other])
+
   def test_several(self):
     x = jnp.ones((B, 5))
     keys = jax.random.split(jax.random.key(0))

@@ -516,6 +516,12 @@ class RunTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'fingerprints.tokenizer'):
       experiment.run(config, other)
 
+  def test_shards_that_do_not_divide_a_batch(self):
+    config, other = self.fresh(**{'data.shards': 3})
+    with self.assertRaisesRegex(errors.UserError, 'shards=3 must divide'):
+      experiment.run(config, other)
+    self.assertEmpty(list(other.iterdir()))
+
   def test_a_tokenizer_of_another_size_is_refused(self):
     path = self.workdir / 'text' / 'tokenizer.json'
     config, other = self.fresh(
