@@ -344,7 +344,10 @@ def distill(
     draw=lambda key, at, rows: rows if labelled else {**rows, 'y': _none(rows)},
     rows=shapes,
     feed=lambda: feed.Feed(
-      [[feed.Stream(batches, shapes, _to_batch)]], log_every, devices, shapes
+      [[feed.Stream(batches, shapes, _to_batch, num_steps)]],
+      log_every,
+      devices,
+      shapes,
     ),
     batch_size=batch_size,
     optimizer=_optimizer(optimizer, learning_rate),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from concurrent import futures
+import math
 from typing import Any
 
 import grain
@@ -187,6 +188,7 @@ class Stream:
     batches: Iterable[Any],
     shapes: Any,
     convert: Callable[[Any], Any] = lambda batch: batch,
+    limit: float = math.inf,
   ):
     """Reads nothing yet.
 
@@ -194,7 +196,9 @@ class Stream:
       batches: what the batches are made of.
       shapes: of one batch, with its dtypes; a tree.
       convert: from an item to a batch.
+      limit: how many are wanted; zeros, read ahead for nobody, come after them.
     """
+    self._limit = limit
     self._batches, self._shapes, self._convert = batches, shapes, convert
     self._iterator: Any = iter(batches)  # It may have a state.
     self._taken = 0
@@ -209,6 +213,9 @@ class Stream:
     Raises:
       UserError: it is not of the shapes, or there is none.
     """
+    if self._taken >= self._limit:
+      zeros = lambda like: np.zeros(like.shape, like.dtype)
+      return jax.tree.map(zeros, self._shapes)
     batch = self._convert(self._item())
     self._taken += 1
     self._check(batch)

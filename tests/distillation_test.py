@@ -268,6 +268,17 @@ class DistillTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'learning_rate'):
       distill(workdir=folder, learning_rate=0.3)
 
+  @parameterized.parameters(2, 7)  # 7: the last batches are no whole chunk.
+  def test_as_many_batches_as_steps(self, log_every):
+    data = rows(number=20)
+    params, _ = distill(
+      batches=iter(data), log_every=log_every, held_out=X, save_every=log_every
+    )
+    want, _ = distill(batches=data, held_out=X, log_every=log_every)
+    chex.assert_trees_all_equal(params, want)
+    with self.assertRaisesRegex(errors.UserError, 'ended after 19'):
+      distill(batches=iter(data[:19]), log_every=log_every)
+
   def test_batches_that_would_be_rounded(self):
     stream = feed_lib.Stream([X], np.zeros(X.shape, int))
     with self.assertRaisesRegex(errors.UserError, 'float32, that of the .*int'):
