@@ -31,6 +31,7 @@ from cxjax import dry_run
 from cxjax import errors
 from cxjax import experiment
 from cxjax import mesh as mesh_lib
+from cxjax import overrides
 from cxjax import processes
 from cxjax import summary
 
@@ -64,11 +65,10 @@ _CACHE = flags.DEFINE_string(
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; a mistake in them ends the program with one line."""
   try:
+    overrides.check(argv)
     rest = flags.FLAGS(argv)
     needed = ['config'] if _DRY_RUN.value is not None else ['config', 'workdir']
-    missing = [n for n in needed if flags.FLAGS[n].value is None]
-    if not missing:
-      _ = flags.FLAGS.config.seed  # A file that is not there is noticed here.
+    missing = [n for n in needed if not flags.FLAGS[n].value]
   # ml_collections answers a mistake in an override with any of these.
   except (
     flags.Error,
@@ -88,9 +88,6 @@ def parse(argv: list[str]) -> list[str]:
 
 def _reason(error: Exception) -> Exception | str:
   """The sentence for people in what a flag raised."""
-  field = str(error).strip('\'"')
-  if field.isidentifier():  # All that ml_collections says of an unknown one.
-    return f'The config has no field {field!r}.'
   # A config file's own error comes as the text of its traceback.
   _, found, reason = str(error).partition('errors.UserError: ')
   return reason.strip() if found else error
@@ -103,6 +100,10 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   if _DRY_RUN.value is not None:
     errors.require(
+      bool(_DRY_RUN.value),
+      '--dry_run= is empty: give cpu, or a topology of TPUs, as v5e:4x4.',
+    )
+    errors.require(
       not (_CACHE.value or config.cache.folder),
       '--dry_run plans a run with its teacher: leave --cache_targets and '
       'cache.folder out.',
@@ -113,6 +114,12 @@ def main(argv: list[str]) -> None:
     print(dry_run.report(_DRY_RUN.value, recipes))
     return
   workdir = pathlib.Path(_WORKDIR.value)
+  folder = config.teacher.folder
+  errors.require(
+    not folder or pathlib.Path(folder).is_dir(),
+    f'teacher.folder={folder} does not exist. Give the folder of a teacher, as '
+    'WORKDIR/teacher of another run; without it one is trained.',
+  )
   for flag in (_WORKDIR, _CACHE):
     errors.require(
       '://' not in flag.value,
@@ -130,6 +137,11 @@ def main(argv: list[str]) -> None:
     )
     print(cache.show(stored))
     return
+  twice = sorted({n for n in _COMPARE.value if _COMPARE.value.count(n) > 1})
+  errors.require(
+    not twice,
+    f'--compare names {", ".join(twice)} twice: each method is run once.',
+  )
   if _COMPARE.value:
     summaries = experiment.compare(config, _COMPARE.value, workdir)
   else:

@@ -22,6 +22,7 @@ from cxjax import cache as cache_lib
 from cxjax import curriculum
 from cxjax import errors
 from cxjax import feed as feed_lib
+from cxjax import limits
 from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import optimizers
@@ -155,7 +156,6 @@ def key_for(config: Config, purpose: str) -> jax.Array:
 
 
 def _key(seed: int, purpose: str) -> jax.Array:
-  errors.require(seed >= 0, f'seed={seed} must not be negative.')
   return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
 
@@ -207,16 +207,6 @@ def make_model(config: Config, role: str, task: Any = None) -> Any:
   """The module of 'teacher' or 'student', for a task or that of the config."""
   build = errors.lookup('model', config.model, MODELS)
   return build(config[role], task or make_task(config))
-
-
-def _check_sizes(config: Config, block: Config, prefix: str) -> None:
-  for name, value in (
-    ('num_seeds', config.num_seeds),
-    (f'{prefix}num_steps', block.num_steps),
-    (f'{prefix}batch_size', block.batch_size),
-    ('data.eval_size', config.data.eval_size),
-  ):
-    errors.require(value >= 1, f'{name}={value} must be at least 1.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,18 +316,19 @@ def teacher_recipe(
     UserError: settings that cannot be.
   """
   block = config.teacher
-  _check_sizes(config, block, 'teacher.')
-  return _recipe(
-    config,
-    'teacher',
-    _source(config, devices),
-    devices,
-    num_seeds=1,
-    stages=curriculum.supervised(block.num_steps),
-    save_at=tuple(block.save_at),
-    overrun=block.overrun,
-    keep=0,
-  )
+  limits.check(config.to_dict())
+  with errors.about('The teacher'):
+    return _recipe(
+      config,
+      'teacher',
+      _source(config, devices),
+      devices,
+      num_seeds=1,
+      stages=curriculum.supervised(block.num_steps),
+      save_at=tuple(block.save_at),
+      overrun=block.overrun,
+      keep=0,
+    )
 
 
 def student_recipe(
@@ -356,7 +347,7 @@ def student_recipe(
   Raises:
     UserError: settings that cannot be.
   """
-  _check_sizes(config, config, '')
+  limits.check(config.to_dict())
   source = _source(config, devices)
   layers = make_model(config, 'student', source.task).layers
   stages = methods.from_config(config, teacher, layers)
@@ -446,7 +437,6 @@ def check_stored(config: Config) -> None:
     'The method supervised learns the labels: it has no targets to store. '
     'Leave --cache_targets and cache.folder out.',
   )
-  errors.lookup('cache.dtype', config.cache.dtype, cache_lib.TOLERANCES)
   period(config)
 
 
@@ -480,6 +470,7 @@ def check(config: Config) -> None:
 
   The teacher is not there yet, so one that has every checkpoint stands in.
   """
+  errors.lookup('cache.dtype', config.cache.dtype, cache_lib.TOLERANCES)
   if config.cache.folder:
     check_stored(config)
   if config.task == 'text':

@@ -9,6 +9,8 @@ output.
 
 from collections.abc import Sequence
 import dataclasses
+import math
+import numbers
 
 from cxjax import errors
 from cxjax import losses
@@ -79,9 +81,9 @@ class Stage:
   def __post_init__(self):
     """Raises UserError for a stage that cannot be trained."""
     errors.require(
-      self.steps >= 1,
-      f'Stage {self.name!r} has {self.steps} steps; give it at least 1, or '
-      'leave it out.',
+      isinstance(self.steps, numbers.Integral) and self.steps >= 1,
+      f'Stage {self.name!r} has {self.steps!r} steps; give it a whole number, '
+      'at least 1, or leave it out.',
     )
     errors.require(
       self.width is None or self.readout,
@@ -95,7 +97,8 @@ class Stage:
     ):
       errors.lookup(name, getattr(self, name), dict.fromkeys(allowed))
     errors.require(
-      self.scale > 0, f'scale={self.scale} of a target must be above 0.'
+      0 < self.scale < math.inf,
+      f'scale={self.scale} of a target must be above 0, and finite.',
     )
     errors.require(
       0 <= self.alpha <= 1, f'alpha={self.alpha} must be in [0, 1].'
@@ -329,6 +332,10 @@ def split_steps(
     UserError: explicit lengths that do not add up, or a share outside (0, 1).
   """
   if steps:
+    errors.require(
+      all(isinstance(n, numbers.Integral) for n in steps),
+      f'Stages of {tuple(steps)} steps: they must be whole numbers.',
+    )
     errors.require(
       sum(steps) == num_steps and len(steps) == parts + 1,
       f'Stages of {tuple(steps)} steps do not add up: they must be '

@@ -1,6 +1,8 @@
 """Errors for people: one line, the value, what is allowed, what to do."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import difflib
 from typing import TypeVar
 
@@ -38,6 +40,15 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
   raise UserError(
     f'Unknown {kind} {name!r}.{hint} Choose one of: {", ".join(table)}.'
   )
+
+
+@contextlib.contextmanager
+def about(what: str) -> Iterator[None]:
+  """Puts `what` and a colon before the message of a UserError."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{what}: {error}') from error
 
 
 class Stopped(Exception):

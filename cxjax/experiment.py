@@ -190,6 +190,11 @@ def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
   Raises:
     UserError: input that cannot be; the message is for people.
   """
+  errors.require(
+    bool(config.cache.folder) or config.cache.batches == 0,
+    f'cache.batches={config.cache.batches} is of stored targets: give '
+    'cache.folder or --cache_targets, or leave it out.',
+  )
   config = build.located(config, workdir)
   build.check(config)
   _save_text(config)

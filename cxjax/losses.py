@@ -8,6 +8,7 @@ the caller makes it so (`cxjax.target` does).
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
 
 import chex
@@ -280,8 +281,8 @@ def logit_loss(
   if hard_labels:
     return hard_kl
   errors.require(
-    temperature > 0,
-    f'temperature={temperature} is not above 0. For the limit at 0, the '
-    "teacher's most likely class as the label, set hard_labels=True.",
+    0 < temperature < math.inf,
+    f'temperature={temperature} must be above 0, and finite. For the limit at '
+    "0, the teacher's most likely class as the label, set hard_labels=True.",
   )
   return functools.partial(top_k_kl if top else loss, temperature=temperature)

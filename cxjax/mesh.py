@@ -106,8 +106,8 @@ def topology(name: str) -> Sequence[Any]:
     return jax.devices()
   errors.require(
     importlib.util.find_spec('libtpu') is not None,
-    f"{name} needs TPU's compiler, which is not installed. Install it: pip "
-    "install 'libtpu>=0.0.52'; or give cpu.",
+    f"--dry_run={name} needs TPU's compiler, which is not installed. Install "
+    "it: pip install 'libtpu>=0.0.52'; or give cpu.",
   )
   for variable, value in LIBTPU.items():
     os.environ.setdefault(variable, value)

@@ -5,6 +5,7 @@ import ml_collections
 import optax
 
 from cxjax import errors
+from cxjax import limits
 
 
 # Schedules over the fraction of the span that has passed, from 0 to 1, so that
@@ -67,14 +68,10 @@ def make(
   Raises:
     UserError: an unknown name, or a number out of range.
   """
+  limits.check(config.to_dict(), 'optimizer.')
   build = errors.lookup('optimizer', config.name, OPTIMIZERS)
   schedule = errors.lookup('schedule', config.schedule, SCHEDULES)
   peak, warmup = config.learning_rate, config.warmup
-  errors.require(peak > 0, f'optimizer.learning_rate={peak} must be above 0.')
-  errors.require(
-    0 <= warmup < 1,
-    f'optimizer.warmup={warmup} is a share of the steps, in [0, 1).',
-  )
   rate = _warm(warmup, peak, schedule(peak, 1 - warmup))
   if config.schedule == 'constant' and not warmup:
     return build(peak, config)

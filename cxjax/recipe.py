@@ -131,9 +131,9 @@ class Recipe:
       'checkpoint has one before it.',
     )
     errors.require(
-      self.lookahead >= 0 and self.overrun >= 0,
-      f'lookahead={self.lookahead} and overrun={self.overrun} must not be '
-      'negative.',
+      0 <= self.lookahead <= self.log_every,
+      f'lookahead={self.lookahead} must be from 0, which chooses, to '
+      f'log_every={self.log_every}.',
     )
     errors.require(
       self.microbatches >= 1 and self.batch_size % self.microbatches == 0,

@@ -24,11 +24,17 @@ for args in sys.argv[1:]:
   print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 MISTAKES = {
-  (CONFIG, '--workdir=x', '--config.data.kk=3'): 'kk',
-  (CONFIG, '--workdir=x', '--config.batch_size=many'): 'many',
+  (CONFIG, '--workdir=x', '--config.data.kk=3'): "config.data 'kk'.* d, depth",
+  (CONFIG, '--workdir=x', '--config.techer.width=3'): "mean 'teacher'",
+  (CONFIG, '--workdir=x', '--config.seed.x=3'): 'config.seed has no fields',
+  (CONFIG, '--workdir=x', '--config.teacher=abc'): 'config.teacher is a block',
+  (CONFIG, '--workdir=x', '--config.batch_size=many'): 'many: .*whole number',
+  (CONFIG, '--workdir=x', '--config.batch_size', '1.5'): '=1.5: .*whole number',
+  (CONFIG, '--workdir=x', '--config.hard_labels=maybe'): 'true or false',
   ('--config=experiments/none.py', '--workdir=x'): 'none.py',
   (CONFIG, '--workdri=x'): 'mean: workdir',
   (CONFIG,): '--workdir is missing',
+  (CONFIG, '--workdir='): '--workdir is missing',
 }
 
 
@@ -50,6 +56,9 @@ class LaunchTest(parameterized.TestCase):
   @parameterized.parameters(
     ((f'{CONFIG}:extrakted',), "mean 'extracted'"),
     ((CONFIG, '--compare=one_shot,two_shot'), "mean 'one_shot'"),
+    ((CONFIG, '--compare=one_shot,one_shot'), 'one_shot twice'),
+    ((CONFIG, '--config.teacher.folder=typo'), 'folder=typo does not exist'),
+    ((CONFIG, '--dry_run='), '--dry_run= is empty'),
     ((CONFIG, '--dry_run=nowhere'), 'nowhere'),
     ((f'{CONFIG}:supervised', '--cache_targets=x'), 'no targets to store'),
   )

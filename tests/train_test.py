@@ -354,9 +354,9 @@ BAD = (
   ('k', {'data.k': 9}, 'data.k=9.*data.d=8'),
   ('tree', {'data.depth': 3}, '7 nodes do not fit in data.d=8'),
   ('support', {'data.support': 'last'}, "support 'last'.*first, random"),
-  ('batch', {'batch_size': 0}, 'batch_size=0 must be at least 1'),
-  ('seeds', {'num_seeds': 0}, 'num_seeds=0 must be at least 1'),
-  ('steps', {'num_steps': 0}, 'num_steps=0 must be at least 1'),
+  ('batch', {'batch_size': 0}, 'batch_size=0 must be a whole number from 1 '),
+  ('seeds', {'num_seeds': 0}, 'num_seeds=0 must be'),
+  ('steps', {'num_steps': 0}, 'num_steps=0 must be'),
   ('temperature', {'temperature': 0.0}, 'temperature=0.0.*hard_labels=True'),
   ('sum', {'extracted.steps': (10, 20)}, r'sum num_steps=60, not 30'),
   ('parts', {'extracted.steps': (10, 20, 30)}, 'must be 2 numbers'),
@@ -372,6 +372,10 @@ BAD = (
   ('keep', {'keep': 1}, 'keep=1'),
   ('mesh', {'mesh.data': 64}, 'mesh.data=64'),
   ('seed', {'seed': -1}, 'seed=-1'),
+  ('teacher', {'teacher.save_every': 15}, 'teacher: save_every=15 must be'),
+  ('lookahead', {'lookahead': 10**6}, 'lookahead=1000000.*log_every=10'),
+  ('unread', {'cache.dtype': 'int8'}, "cache.dtype 'int8'.*bfloat16"),
+  ('nothing stored', {'cache.batches': 5}, 'cache.batches=5.*cache.folder'),
   ('target', {'extracted.checkpoint': 7}, 'has no checkpoint 7. It has: 0, 20'),
 )
 
