@@ -90,6 +90,11 @@ class Stage:
       f'Stage {self.name!r} projects to width {self.width}: without a readout '
       "the width is the student's. Set readout=True or leave width out.",
     )
+    errors.require(
+      callable(self.loss),
+      f'loss={self.loss!r} of stage {self.name!r} is no function of (student, '
+      'target), as cxjax.kl is.',
+    )
     for name, allowed in (
       ('norm', NORMS),
       ('positions', (ALL, READ_ONLY)),
@@ -246,6 +251,14 @@ def extracted(
     Gupta, Karmalkar, 2025. https://arxiv.org/abs/2503.17494.
     Romero et al. "FitNets", 2014. https://arxiv.org/abs/1412.6550.
   """
+  for pair in layers:
+    errors.require(
+      not isinstance(pair, str)
+      and len(pair) == 2
+      and all(isinstance(name, str) for name in pair),
+      f"layers: {pair!r} is not a pair of the teacher's and the student's "
+      "activation, as in [('block3', 'block1')].",
+    )
   _check_equal('layer pairs and the output', (*layers, None), 'stages', steps)
   done = tuple(student for _, student in layers)
   hidden = tuple(
@@ -304,7 +317,8 @@ def match_layers(
   high, low = len(teacher), len(student)
   errors.require(
     high > 0 and low > 0,
-    f'Cannot match {high} layers of the teacher with {low} of the student.',
+    f'Cannot match {high} layers of the teacher with {low} of the student. '
+    'Name activations in layers; none, (), is one-shot distillation.',
   )
   # In integers: a half must not be lost to rounding.
   index = (max((2 * i * high + low) // (2 * low), 1) for i in range(1, low + 1))

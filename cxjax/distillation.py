@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import pathlib
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cxjax import checkpoint
@@ -41,6 +43,20 @@ STAGES = 4
 # Bytes of the batches that lie on the devices at once.
 AHEAD = 64e6
 LOSSES = {**losses.LOGIT_LOSSES, **losses.HIDDEN_LOSSES}
+BATCH = ('x', 'y', 'weights')
+OUTPUT = ('alpha', 'top_k')
+# Arguments of `cxjax.extracted` that `plan` passes on.
+OPTIONS = (
+  *OUTPUT,
+  *(
+    name
+    for name, parameter in inspect.signature(
+      curriculum.extracted
+    ).parameters.items()
+    if parameter.kind == parameter.KEYWORD_ONLY
+    and name not in ('pool', 'checkpoint')
+  ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +70,7 @@ class Plan:
     stages: the curriculum.
     planned: the same with shapes.
     loss: name of the last stage's loss, if it has one.
+    dtype: that it is computed in, if that was given.
   """
 
   teacher: networks.Network
@@ -62,6 +79,7 @@ class Plan:
   stages: curriculum.Curriculum
   planned: tuple[planning.PlannedStage, ...]
   loss: str | None
+  dtype: str | None = None
 
   @functools.cached_property
   def costed(self) -> tuple[planning.PlannedStage, ...]:
@@ -115,7 +133,8 @@ def plan(
     teacher: trained.
     student: fresh, or trained before.
     x: an example of a batch: the input, `(x, labels)`, or `{'x': ..., 'y':
-      ...}`. Batches must be of its shape.
+      ..., 'weights': ...}` without one or both of the last. Batches must be of
+      its shape. Several inputs are one dict, `{'x': {...}}`.
     num_steps: updates, over all stages.
     layers: pairs of `(teacher's, student's)` activation in place of those; none
       at all, `()`, is one-shot distillation.
@@ -139,17 +158,20 @@ def plan(
     The plan. Nothing was computed yet.
 
   Raises:
-    UserError: activations that are not there or cannot be matched.
+    UserError: activations that are not there or cannot be matched; models that
+      do not run on the example; labels or a loss that do not fit.
   """
+  batch = jax.eval_shape(_to_batch, _arrays(x))
+  for role, network in (('teacher', teacher), ('student', student)):
+    networks.outputs(network, batch['x'], role)
   errors.require(
     not teacher.several, 'A plan has one teacher: give it one set of params.'
   )
   if dtype is not None:
     teacher, student = (networks.cast(n, dtype) for n in (teacher, student))
-  batch = jax.eval_shape(_to_batch, x)
   name = loss if isinstance(loss, str) else None
   if stages is None:
-    fun = _loss(loss, temperature)
+    fun = _loss(loss, temperature, options.get('top_k', 0))
     stages = _stages(
       teacher, student, batch, num_steps, layers, share, steps, fun, options
     )
@@ -159,34 +181,65 @@ def plan(
     'A plan knows the final teacher alone: leave checkpoints out, or distill '
     'from each of them in turn.',
   )
-  labels = any(s.alpha or not s.needs_teacher for s in stages)
-  errors.require(
-    not labels or 'y' in batch,
-    'The curriculum needs the labels: give (x, labels) as the example, and as '
-    'batches.',
-  )
+  if any(s.alpha or not s.needs_teacher for s in stages):
+    errors.require(
+      'y' in batch,
+      'The curriculum needs the labels: give (x, labels) as the example, and '
+      'as batches.',
+    )
+    _check_labels(student, batch)
   _check_outputs(teacher, student, batch['x'], stages)
   models = _models(teacher, student)
   planned = tuple(planning.plan_stage(s, batch, *models) for s in stages)
-  return Plan(teacher, student, batch, stages, planned, name)
+  computed = None if dtype is None else jnp.dtype(dtype).name
+  return Plan(teacher, student, batch, stages, planned, name, computed)
+
+
+def _arrays(x):
+  """Arrays of NumPy in place of others that JAX does not know, as torch's."""
+  known = jax.Array | jax.ShapeDtypeStruct
+  return jax.tree.map(
+    lambda leaf: leaf if isinstance(leaf, known) else np.asarray(leaf), x
+  )
 
 
 def _to_batch(x):
   """What a user gives as a batch, as in `cxjax.step`."""
-  if isinstance(x, tuple) and len(x) == 2:
+  if isinstance(x, tuple | list) and len(x) == 2:
     return {'x': x[0], 'y': x[1]}
-  if isinstance(x, Mapping) and 'x' in x:
-    return {name: x[name] for name in ('x', 'y', 'weights') if name in x}
-  return {'x': x}
+  if not isinstance(x, Mapping) or 'x' not in x:
+    return {'x': x}
+  others = [str(name) for name in x if name not in BATCH]
+  errors.require(
+    not others,
+    f'A batch has {", ".join(others)} beside x: it may have x, y (labels) and '
+    "weights. Drop what is not read; inputs of the model go into x, as {'x': "
+    '{...}}.',
+  )
+  return dict(x)
 
 
-def _loss(loss, temperature):
+def _loss(loss, temperature, top_k):
   if not isinstance(loss, str):
     return loss
   fun = errors.lookup('loss', loss, LOSSES)
-  if temperature == 1 or loss in ('mse', *losses.HIDDEN_LOSSES):
+  if loss in losses.HIDDEN_LOSSES:
     return fun
-  return losses.logit_loss(loss, temperature, hard_labels=False)
+  if temperature == 1 and not top_k:
+    return fun
+  return losses.logit_loss(loss, temperature, hard_labels=False, top=top_k)
+
+
+def _check_labels(student, batch):
+  """Raises UserError unless the labels are classes, one for each output."""
+  want = networks.outputs(student, batch['x'], 'student')[0].shape[:-1]
+  y = batch['y']
+  errors.require(
+    jnp.issubdtype(y.dtype, jnp.integer) and y.shape == want,
+    f'The labels are {y.dtype}{list(y.shape)}; they must be whole numbers, the '
+    f'classes, {list(want)}. Give y.argmax(-1) of one-hot labels; of a '
+    'regression leave labels and alpha out, or give your own loss and metrics.',
+  )
 
 
 def _stages(
@@ -199,7 +252,19 @@ def _stages(
     layers = curriculum.match_layers(theirs, ours)
     if len(layers) > STAGES:
       layers = [layers[(i * len(layers)) // STAGES - 1] for i in range(1, 5)]
-  output = {k: options.pop(k) for k in ('alpha', 'top_k') if k in options}
+  options = dict(options)
+  for option in options:
+    errors.lookup('option', option, dict.fromkeys(OPTIONS))
+  if isinstance(options.get('hidden_loss'), str):
+    options['hidden_loss'] = errors.lookup(
+      'hidden_loss', options['hidden_loss'], losses.HIDDEN_LOSSES
+    )
+  errors.require(
+    not isinstance(layers, str),
+    f"layers={layers!r} must be pairs of the teacher's and the student's "
+    "activation, as [('block3', 'block1')].",
+  )
+  output = {k: options.pop(k) for k in OUTPUT if k in options}
   if not layers:
     errors.require(
       not options,
@@ -304,6 +369,23 @@ def distill(
       finite, or a workdir of another run.
     Stopped: the process was asked to stop; the run is saved.
   """
+  for name, steps in (
+    ('log_every', log_every),
+    ('save_every', save_every),
+    ('eval_every', eval_every),
+  ):
+    errors.require(
+      steps is None or steps >= 1, f'{name}={steps} must be at least 1.'
+    )
+  errors.require(
+    optimizer is None or isinstance(optimizer, optax.GradientTransformation),
+    f'optimizer={optimizer!r} must be one of optax, as optax.adam(1e-3).',
+  )
+  errors.require(
+    isinstance(batches, Iterable),
+    f'The batches are a {type(batches).__name__}: give something that can be '
+    'iterated, as a list.',
+  )
   students = plan.student.params if plan.student.several else [plan.student.one]
   start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *students)
   num_steps = sum(stage.steps for stage in plan.stages)
@@ -321,11 +403,15 @@ def distill(
   labelled = 'y' in shapes
   # Else by what the teacher says.
   by_labels = labelled and (_logits(plan) or not plan.stages[-1].needs_teacher)
+  what = 'held_out'
   if held_out is None:
     batches = _Peeked(batches)
-    held_out = batches.first
-  held_out = jax.tree.map(jnp.asarray, _to_batch(held_out))
+    what, held_out = 'the first batch', batches.first
+  held_out = _held_out(held_out, shapes, what)
+  if by_labels and metrics is None:
+    _check_labels(plan.student, shapes)
   chosen = metrics or _metrics(plan, by_labels)
+  convert = functools.partial(_checked, classes=_classes(plan, metrics))
   keys = jax.random.split(jax.random.key(seed), 2)
   stage_keys = jax.vmap(jax.random.fold_in, (None, 0))(
     keys[0], jnp.arange(len(students))
@@ -344,7 +430,7 @@ def distill(
     draw=lambda key, at, rows: rows if labelled else {**rows, 'y': _none(rows)},
     rows=shapes,
     feed=lambda: feed.Feed(
-      [[feed.Stream(batches, shapes, _to_batch, num_steps)]],
+      [[feed.Stream(batches, shapes, convert, num_steps)]],
       log_every,
       devices,
       shapes,
@@ -379,6 +465,40 @@ def distill(
   return params if plan.student.several else params[0], result.rows
 
 
+def _held_out(held_out, shapes, what):
+  """A batch of any number of examples like those of the plan."""
+  found = _to_batch(held_out)
+  wanted = {name: shapes[name] for name in ('x', 'y') if name in shapes}
+  got = {name: found[name] for name in wanted if name in found}
+  feed.require_alike(got, wanted, what, sized=False)
+  # Labels and weights that the plan has not are passed on as they are.
+  like = lambda leaf, like: jnp.asarray(leaf, like.dtype)
+  return jax.tree.map(jnp.asarray, found) | jax.tree.map(like, got, wanted)
+
+
+def _classes(plan, metrics):
+  """How many classes the labels may name, if they are read as such."""
+  used = any(s.alpha or not s.needs_teacher for s in plan.stages)
+  if 'y' not in plan.batch or not (used or (_logits(plan) and not metrics)):
+    return None
+  output, _ = networks.outputs(plan.student, plan.batch['x'], 'student')
+  return output.shape[-1]
+
+
+def _checked(batch, classes):
+  """`_to_batch`, with labels that name classes."""
+  batch = _to_batch(batch)
+  if classes is None or 'y' not in batch:
+    return batch
+  low, high = np.min(batch['y']), np.max(batch['y'])
+  errors.require(
+    low >= 0 and high < classes,
+    f'Labels from {low} to {high}: the output has {classes} classes, 0 to '
+    f"{classes - 1}. Leave examples out by 'weights' of 0, with any class.",
+  )
+  return batch
+
+
 _leaves = jax.tree.leaves
 MESH = (*mesh_lib.AXES, 'student', 'teacher')
 
@@ -394,9 +514,15 @@ class _Peeked:
   def __init__(self, batches):
     self._batches = batches
     iterator = iter(batches)
+    self._again = iterator is not batches
+    state = None
+    if not self._again and hasattr(batches, 'get_state'):
+      state = batches.get_state()
     self.first = next(iterator, None)
     errors.require(self.first is not None, 'There is no batch.')
-    self._again = iterator is not batches
+    if state is not None:  # As if nothing had been read; it may be asked again.
+      batches.set_state(state)
+      self._again = True
     self._ahead = [] if self._again else [self.first]
 
   def __iter__(self):
@@ -416,8 +542,10 @@ def _metrics(plan, by_labels) -> step.Metrics:
     return step.LABEL_METRICS
   last = plan.stages[-1]
   if _logits(plan):
-    agreement = step.TEACHER_METRICS['agreement']
-    return {'agreement': agreement, 'loss': last.loss}
+    loss = last.loss
+    if last.top_k:
+      loss = lambda got, want: last.loss(got, losses.top_k(want, last.top_k))
+    return {'agreement': step.TEACHER_METRICS['agreement'], 'loss': loss}
   if plan.loss == 'cosine':
     cosine = lambda got, want: 1 - losses.cosine(got, want)
     return {'cosine': cosine, 'loss': last.loss}
@@ -456,10 +584,15 @@ def _identity(plan, recipe, seed) -> dict[str, Any]:
     'log_every': recipe.log_every,
     'microbatches': recipe.microbatches,
     'mesh': dict(recipe.mesh.shape),
+    'dtype': plan.dtype,
   }
 
 
 def _describe(value):
   if isinstance(value, functools.partial):
     return f'{_describe(value.func)}({value.keywords})'
-  return getattr(value, '__qualname__', value)
+  name = getattr(value, '__qualname__', value)
+  if callable(value) and '<' in name:  # Its name says nothing, its code does.
+    like = jax.ShapeDtypeStruct((1, 2), jnp.float32)
+    return f'{name} {files.digest(str(jax.make_jaxpr(value)(like, like)))[:12]}'
+  return name

@@ -218,7 +218,7 @@ class Stream:
       return jax.tree.map(zeros, self._shapes)
     batch = self._convert(self._item())
     self._taken += 1
-    self._check(batch)
+    require_alike(batch, self._shapes, f'batch {self._taken}')
     return jax.tree.map(
       lambda leaf, like: np.asarray(leaf, like.dtype), batch, self._shapes
     )
@@ -252,30 +252,50 @@ class Stream:
         'steps, or something that can be iterated again, as a list.'
       ) from error
 
-  def _check(self, batch):
-    want: Any = jax.tree.structure(self._shapes)
-    got: Any = jax.tree.structure(batch)
+
+def require_alike(
+  batch: Any, shapes: Any, what: str, *, sized: bool = True
+) -> None:
+  """Raises UserError unless a batch is like the example of a plan.
+
+  Args:
+    batch: a tree of arrays.
+    shapes: of the example.
+    what: what the batch is, for the message.
+    sized: whether it must have as many examples.
+  """
+  leaves, wanted = jax.tree.leaves_with_path(batch), jax.tree.leaves(shapes)
+  errors.require(
+    _names(batch) == _names(shapes),
+    f'{what} has {_names(batch)}, the example of the plan {_names(shapes)}: '
+    'they must be alike.',
+  )
+  for (path, leaf), like in zip(leaves, wanted, strict=True):
+    name = jax.tree_util.keystr(path, simple=True, separator='.')
+    kinds = (np.asarray(leaf).dtype, like.dtype)
+    real = [jnp.issubdtype(kind, jnp.inexact) for kind in kinds]
     errors.require(
-      want == got,
-      f'Batch {self._taken} is {got}, the example of the plan {want}: they '
-      'must be alike.',
+      real != [True, False],
+      f'{name} of {what} is {kinds[0]}, that of the example {kinds[1]}: it '
+      'would be rounded. Give an example of the same kind.',
     )
-    for (path, leaf), like in zip(
-      jax.tree.leaves_with_path(batch),
-      jax.tree.leaves(self._shapes),
-      strict=True,
-    ):
-      name = jax.tree_util.keystr(path, simple=True, separator='.')
-      kinds = (np.asarray(leaf).dtype, like.dtype)
-      real = [jnp.issubdtype(kind, jnp.inexact) for kind in kinds]
-      errors.require(
-        real != [True, False],
-        f'{name} of batch {self._taken} is {kinds[0]}, that of the example '
-        f'{kinds[1]}: it would be rounded. Give an example of the same kind.',
-      )
-      errors.require(
-        np.shape(leaf) == like.shape,
-        f'{name} of batch {self._taken} has shape {list(np.shape(leaf))}, that '
-        f'of the example {list(like.shape)}. Drop a last batch that is '
-        'smaller, or give another example.',
-      )
+    shape = np.shape(leaf)
+    errors.require(
+      shape == like.shape
+      or (not sized and len(shape) > 0 and shape[1:] == like.shape[1:]),
+      f'{name} of {what} has shape {list(shape)}, that of the example '
+      f'{list(like.shape)}. '
+      + (
+        'Drop a last batch that is smaller, or give another example.'
+        if sized
+        else 'Only the number of examples may be another.'
+      ),
+    )
+
+
+def _names(tree):
+  names = (
+    jax.tree_util.keystr(path, simple=True, separator='.')
+    for path, _ in jax.tree.leaves_with_path(tree)
+  )
+  return ', '.join(names) or 'nothing'

@@ -32,7 +32,7 @@ def written(path: pathlib.Path | str) -> Iterator[None]:
   except OSError as error:
     raise errors.UserError(
       f'Cannot write {path}: {error.strerror}. Make room there, or choose '
-      'another --workdir.'
+      'another workdir.'
     ) from error
 
 
@@ -127,7 +127,7 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     except BlockingIOError as error:
       raise errors.UserError(
         f'{folder} is in use by another process. Wait for it, or choose '
-        'another --workdir.'
+        'another workdir.'
       ) from error
     except OSError as error:  # A mount without locks.
       logging.warning('%s cannot be locked: %s.', folder, error.strerror)
@@ -135,6 +135,8 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:
+  if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+    value = dict(enumerate(value))
   if not isinstance(value, dict):
     return {prefix: value}
   flat = {}
@@ -174,7 +176,7 @@ def claim(folder: pathlib.Path, config: dict[str, Any]) -> None:
       errors.require(
         not (folder / name).exists(),
         f'{folder} holds a run whose config.json is missing. Restore it, or '
-        'choose another --workdir.',
+        'choose another workdir.',
       )
     write_json(path, config)
     return
@@ -182,5 +184,5 @@ def claim(folder: pathlib.Path, config: dict[str, Any]) -> None:
   errors.require(
     not differ,
     f'{folder} belongs to another configuration. What differs: {differ}. '
-    'Choose another --workdir, or the configuration of this one.',
+    'Choose another workdir, or the configuration of this one.',
   )

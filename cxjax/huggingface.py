@@ -415,6 +415,11 @@ def _require_same(
 
 def _require_bert(encoder: transformer.Transformer) -> None:
   errors.require(
+    isinstance(encoder, transformer.Transformer),
+    f'{type(encoder).__name__} has no layout of Hugging Face here: give a '
+    'cxjax.Transformer or a SentenceEncoder. Any model leaves by cxjax.export.',
+  )
+  errors.require(
     not encoder.causal,
     'causal=True is a decoder; only encoders are written, as BERT. Keep a '
     'decoder in a checkpoint.',

@@ -72,17 +72,11 @@ def _progressive(config: Config, teacher, layers) -> curriculum.Curriculum:
 def _extracted(config: Config, teacher, layers) -> curriculum.Curriculum:
   block = config.extracted
   pairs = block.layers or curriculum.match_layers(teacher.layers, layers)
-  for pair in pairs:
-    errors.require(
-      not isinstance(pair, str) and len(pair) == 2,
-      f"extracted.layers: {pair!r} is not a pair of the teacher's and the "
-      "student's activation, as in (('block3', 'block1'),).",
-    )
   steps = curriculum.split_steps(
     config.num_steps, len(pairs), block.share, block.steps
   )
   return curriculum.extracted(
-    tuple(map(tuple, pairs)),
+    pairs,
     steps,
     **_output(config),
     hidden_loss=errors.lookup(

@@ -51,6 +51,61 @@ class Network:
     return self.params[0] if self.several else self.params
 
 
+def outputs(network: Network, x: step.Input, role: str = 'model') -> Any:
+  """Shapes of what a network returns for a batch.
+
+  Args:
+    network: of `from_linen`, `from_nnx` or `from_fn`.
+    x: a batch, or its shapes.
+    role: what it is to the caller, for the message.
+
+  Returns:
+    `(output, activations)`, as shapes.
+
+  Raises:
+    UserError: it is no network, it does not run on the batch, or it does not
+      return those two.
+  """
+  errors.require(
+    isinstance(network, Network),
+    f'The {role} is a {type(network).__name__}, not a network. Make it one: '
+    'cxjax.from_linen(module, variables), from_nnx(module) or from_fn(apply, '
+    'params).',
+  )
+  params, x = jax.eval_shape(lambda tree: tree, (network.params, x))
+  sets = params if network.several else [params]
+  for i, other in enumerate(sets[1:], 1):
+    errors.require(
+      other == sets[0],
+      f'The parameters of {role} {i} have other shapes than those of the '
+      'first: several at once must be alike. Train them one by one.',
+    )
+  try:
+    found = jax.eval_shape(network.apply, sets[0], x)
+  except errors.UserError:
+    raise
+  except Exception as error:  # Whatever a model of the user raises.
+    shapes = ', '.join(
+      f'{leaf.dtype}{list(leaf.shape)}' for leaf in jax.tree.leaves(x)
+    )
+    # A flax error ends with the address of its page.
+    reason = str(error).partition('\n')[0].partition(' (http')[0].rstrip('.')
+    raise errors.UserError(
+      f'The {role} does not run on an x of {shapes}: {reason}. Give it the '
+      'parameters of that model, and an x as it reads; several inputs are one '
+      "dict, as {'x': {...}}."
+    ) from error
+  errors.require(
+    isinstance(found, tuple)
+    and len(found) == 2
+    and isinstance(found[0], jax.ShapeDtypeStruct)
+    and isinstance(found[1], Mapping),
+    f'The {role} returns {jax.tree.structure(found)}; it must return '
+    '(output, activations), an array and a dict of arrays.',
+  )
+  return found
+
+
 def from_fn(apply: step.Apply, params: step.Params) -> Network:
   """A pure function as a network.
 
@@ -62,7 +117,16 @@ def from_fn(apply: step.Apply, params: step.Params) -> Network:
   Returns:
     The network.
   """
+  _first(params)
   return Network(apply, params)
+
+
+def _first(several: Any) -> Any:
+  """The first of a list, or what is no list."""
+  if not isinstance(several, list):
+    return several
+  errors.require(bool(several), 'There are no students: the list is empty.')
+  return several[0]
 
 
 def from_linen(
@@ -94,7 +158,7 @@ def from_linen(
     UserError: when it is used, if the module wants to change its variables or
       to draw random numbers.
   """
-  first = variables[0] if isinstance(variables, list) else variables
+  first = _first(variables)
   whole = isinstance(first, Mapping) and 'params' in first
   rest = {k: v for k, v in first.items() if k != 'params'} if whole else {}
 
@@ -162,6 +226,7 @@ def from_nnx(
   Returns:
     The network. What is trained comes back as a new module.
   """
+  _first(model)
   models = model if isinstance(model, list) else [model]
   kinds = (nnx.Param, nnx.RngState, ...)
   parts: list[Any] = [nnx.split(each, *kinds) for each in models]
@@ -305,6 +370,7 @@ def taps(network: Network, x: step.Input) -> Taps:
   Returns:
     The activations, lowest first, and the output as 'logits'.
   """
+  outputs(network, x)
   shapes = jax.eval_shape(lambda tree: tree, (network.one, x))
 
   def apply(params, x):

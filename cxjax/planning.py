@@ -12,6 +12,7 @@ import optax
 
 from cxjax import curriculum
 from cxjax import errors
+from cxjax import losses
 from cxjax import projection as projection_lib
 from cxjax import step
 from cxjax import table
@@ -112,9 +113,33 @@ def plan_stage(
       f'Stage {stage.name!r} compares {stage.student!r}, {student_width} wide, '
       f'with {stage.target!r}, {got} wide. Give it a projection law.',
     )
+    _check_loss(stage, (*places, got))
   mask = step.trained(student, student_params, batch['x'], stage)
   return PlannedStage(
     stage, mask, projection, readout, teacher_width, student_width
+  )
+
+
+def _check_loss(stage, shape):
+  """Raises UserError for a loss that does not reduce the last axis alone."""
+  features = jax.ShapeDtypeStruct(shape, jnp.float32)
+  want = features
+  if stage.top_k:
+    want = jax.eval_shape(lambda x: losses.top_k(x, stage.top_k), features)
+  try:
+    found = jax.eval_shape(stage.loss, features, want)
+  except Exception as error:  # Whatever a function of the user raises.
+    reason = str(error).partition('\n')[0].rstrip('.')
+    raise errors.UserError(
+      f"The loss of stage {stage.name!r} does not take the student's and the "
+      f"target's {list(shape)}: {reason}."
+    ) from error
+  got = getattr(found, 'shape', None)
+  errors.require(
+    got == shape[:-1],
+    f'The loss of stage {stage.name!r} makes {found if got is None else list(got)} of '
+    f'{list(shape)}: it must reduce the last axis alone, to '
+    f'{list(shape[:-1])}, as cxjax.mse does.',
   )
 
 

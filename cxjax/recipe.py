@@ -30,7 +30,8 @@ EVAL_ROWS = 32_768
 def num_rows(x: step.Input) -> int:
   """Rows of a model's products for an input: examples, or tokens of all."""
   if isinstance(x, Mapping):
-    x = x['tokens'] if 'tokens' in x else jax.tree.leaves(x)[0]
+    x = x.get('tokens', x)
+  x = jax.tree.leaves(x)[0]
   return x.shape[0] if jnp.issubdtype(x.dtype, jnp.inexact) else x.size
 
 

@@ -47,7 +47,13 @@ def export(
   run = jax_export.export(jax.jit(fun), platforms=platforms)
   try:
     exported = run(shapes)
-  except jax.errors.InconclusiveDimensionOperation as error:
+  except (
+    jax.errors.InconclusiveDimensionOperation,
+    TypeError,
+    ValueError,
+  ) as error:
+    if not batch:
+      raise
     raise errors.UserError(
       'The function does not run on an unknown number of examples '
       f'({str(error).splitlines()[0]}). Export it for the number of x alone, '

@@ -260,7 +260,7 @@ class _Run:
       f'The loss of seed {bad.argmin()} is not finite at step {bad.min()}, in '
       f'stage {self.planned[self.stage].stage.name!r} of {self.folder}. The '
       f'last good checkpoint: {kept}. Try a smaller optimizer.learning_rate, '
-      'in another --workdir.'
+      'in another workdir.'
     )
 
   def _check_weights(self, seed, at):

@@ -165,12 +165,22 @@ class PlanTest(parameterized.TestCase):
     ({'steps': (1, 2)}, 'do not add up'),
     ({'alpha': 0.5}, r'needs the labels: give \(x, labels\)'),
     ({'stages': cxjax.supervised(5)}, 'needs the labels'),
-    ({'checkpoint': 5}, 'leave checkpoints out'),
+    ({'checkpoint': 5}, "option 'checkpoint'"),
+    ({'lawn': 'sparse'}, "option 'lawn'.*mean 'law'"),
+    ({'hidden_loss': 'l1'}, "hidden_loss 'l1'.*l2, cosine"),
+    ({'layers': ('Dense_1', 'Dense_0')}, "'Dense_1' is not a pair"),
+    ({'layers': [('Dense_1', 'Dense_0', 'x')]}, 'is not a pair'),
+    ({'layers': 'Dense_0'}, "layers='Dense_0' must be pairs"),
+    ({'loss': lambda got, want: jnp.mean(got)}, r'makes \[\] of \[8, 3\]'),
+    ({'loss': lambda got: got}, 'does not take the student'),
+    ({'loss': 3}, 'loss=3.*no function'),
+    ({'steps': ('a', 'b')}, 'whole numbers'),
+    ({'num_steps': 9.5}, 'whole number'),
     ({'stages': cxjax.progressive((5, None), (1, 1))}, 'checkpoints out'),
   )
   def test_refuses(self, options, message):
     with self.assertRaisesRegex(errors.UserError, message) as caught:
-      cxjax.plan(TEACHER, STUDENT, X, num_steps=20, **options)
+      cxjax.plan(TEACHER, STUDENT, X, **{'num_steps': 20, **options})
     self.assertNotIn('\n', str(caught.exception))
 
   def test_refuses_other_classes_and_two_teachers(self):
@@ -178,6 +188,46 @@ class PlanTest(parameterized.TestCase):
       cxjax.plan(TEACHER, network(Net((4,), 5), X), X, num_steps=9)
     with self.assertRaisesRegex(errors.UserError, 'one teacher'):
       cxjax.plan(network(Net((4,)), X, 0, 1), STUDENT, X, num_steps=9)
+
+  def test_refuses_what_is_no_network_or_does_not_run(self):
+    with self.assertRaisesRegex(errors.UserError, 'student is a Net,.*from_li'):
+      cxjax.plan(TEACHER, Net((4,)), X, num_steps=9)
+    with self.assertRaisesRegex(
+      errors.UserError, r'teacher does not run on an x of float32\[8, 5\]: '
+    ) as caught:
+      cxjax.plan(TEACHER, STUDENT, X[:, :5], num_steps=9)
+    self.assertNotIn('\n', str(caught.exception))
+    with self.assertRaisesRegex(errors.UserError, r'has mask beside x'):
+      cxjax.plan(TEACHER, STUDENT, {'x': X, 'mask': X}, num_steps=9)
+
+  @parameterized.parameters(
+    (np.eye(C, dtype=np.float32)[np.arange(B) % C], r'float32\[8, 3\].*argmax'),
+    (np.zeros((B, 1), int), r'\[8, 1\].*\[8\]'),
+  )
+  def test_refuses_labels_that_are_no_classes(self, y, message):
+    plan = functools.partial(cxjax.plan, TEACHER, STUDENT, (X, y), num_steps=9)
+    with self.assertRaisesRegex(errors.UserError, message):
+      plan(alpha=0.5)
+    # Without alpha they are read by the accuracy alone.
+    with self.assertRaisesRegex(errors.UserError, message):
+      distill(plan(), [(X, y)])
+
+  def test_the_largest_logits_alone(self):
+    for options in ({}, {'temperature': 2.0}):
+      plan = cxjax.plan(
+        TEACHER, STUDENT, X, num_steps=20, layers=(), top_k=C, **options
+      )
+      few, history = distill(plan)
+      plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=20, layers=(), **options)
+      whole, want = distill(plan)
+      chex.assert_trees_all_close(few, whole, rtol=1e-4, atol=1e-5)
+      np.testing.assert_allclose(
+        history[-1]['eval/loss'], want[-1]['eval/loss'], rtol=1e-3
+      )
+
+  def test_a_loss_of_hidden_layers_by_name(self):
+    plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=9, hidden_loss='cosine')
+    self.assertIs(plan.stages[0].loss, losses.cosine)
 
 
 class DistillTest(parameterized.TestCase):
@@ -267,6 +317,54 @@ class DistillTest(parameterized.TestCase):
     distill(workdir=folder)
     with self.assertRaisesRegex(errors.UserError, 'learning_rate'):
       distill(workdir=folder, learning_rate=0.3)
+
+  def test_a_workdir_of_another_loss_or_precision(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    plan = functools.partial(cxjax.plan, TEACHER, STUDENT, X, num_steps=20)
+    loss = lambda got, want: jnp.sum((got - want) ** 2, -1)
+    distill(plan(loss=loss), workdir=folder)
+    distill(plan(loss=loss), workdir=folder)
+    with self.assertRaisesRegex(errors.UserError, r'stages.\d.loss'):
+      other = lambda got, want: jnp.mean((got - want) ** 2, -1)
+      distill(plan(loss=other), workdir=folder)
+    with self.assertRaisesRegex(errors.UserError, r'dtype \(None there, bfl'):
+      distill(plan(loss=loss, dtype=jnp.bfloat16), workdir=folder)
+
+  def test_the_state_of_an_iterator_that_was_looked_at_is_its_own(self):
+    import grain  # noqa: PLC0415
+
+    data = grain.MapDataset.source(rows()).repeat().to_iter_dataset()
+    stream = feed_lib.Stream(
+      distillation._Peeked(iter(data)), {'x': X}, lambda x: {'x': x}
+    )
+    np.testing.assert_array_equal(next(stream)['x'], rows()[0])
+    self.assertIsNotNone(stream.get_state()['own'])
+
+  @parameterized.parameters(
+    ({'log_every': 0}, 'log_every=0'),
+    ({'eval_every': 0}, 'eval_every=0'),
+    ({'optimizer': 'adam'}, "optimizer='adam' must be one of optax"),
+    ({'batches': 3}, 'batches are a int'),
+    ({'held_out': X[:, :4]}, r'held_out has shape \[8, 4\]'),
+    ({'batches': [X[:, :4]]}, r'the first batch has shape \[8, 4\]'),
+  )
+  def test_arguments_that_cannot_be(self, options, message):
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      distill(**options)
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(7, -100)
+  def test_labels_of_no_class(self, label):
+    y = np.full(B, label)
+    plan = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, alpha=0.5)
+    with self.assertRaisesRegex(errors.UserError, f'{label}: the output has 3'):
+      distill(plan, [(X, y)], held_out=(X, y * 0))
+
+  def test_a_list_of_two_is_an_input_and_its_labels(self):
+    y = np.arange(B) % C
+    plan = cxjax.plan(TEACHER, STUDENT, [X, y], num_steps=20)
+    _, history = distill(plan, [[X, y]])
+    self.assertIn('eval/accuracy', history[-1])
 
   @parameterized.parameters(2, 7)  # 7: the last batches are no whole chunk.
   def test_as_many_batches_as_steps(self, log_every):
@@ -369,7 +467,7 @@ class DistillTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ([X, X[:5]], r'batch 2 has shape \[5, 6\].*\[8, 6\].*Drop a last batch'),
-    ([(X, X)], 'Batch 1 is .*y'),
+    ([(X, X)], 'batch 1 has x, y, the example of the plan x'),
     ([], 'ended after 0'),
     (iter([]), 'ended after 0'),
   )

@@ -153,6 +153,18 @@ class LinenTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'Sequential is not at inf'):
       networks.taps(networks.from_linen(noisy, {}), x)
 
+  def test_what_is_no_network_is_told(self):
+    x = jnp.ones((B, 5))
+    with self.assertRaisesRegex(errors.UserError, 'list is empty'):
+      networks.from_linen(nn.Dense(3), [])
+    dense = nn.Dense(3)
+    several = [dense.init(jax.random.key(0), jnp.ones((1, n))) for n in (5, 4)]
+    with self.assertRaisesRegex(errors.UserError, 'model 1 have other shapes'):
+      networks.taps(networks.from_linen(dense, several), x)
+    alone = networks.from_fn(lambda params, x: x @ params, jnp.ones((5, 3)))
+    with self.assertRaisesRegex(errors.UserError, r'must return \(output, act'):
+      networks.taps(alone, x)
+
   def test_an_output_that_is_no_array_is_told(self):
     network, _ = of_linen(Odd(), jnp.ones((B, 5)))
     with self.assertRaisesRegex(errors.UserError, 'a dict, .*output=lambda'):

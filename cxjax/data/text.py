@@ -106,7 +106,7 @@ def load(
       before['corpus'] == corpus.fingerprint,
       f'The text of data.source={source} changed since {kept} was made '
       f'(fingerprint {before["corpus"]} then, {corpus.fingerprint} now). '
-      'Restore it, or choose another --workdir.',
+      'Restore it, or choose another workdir.',
     )
   learn, hold = split(len(corpus.documents), held_out)
   learn, hold = (Chosen(corpus.documents, part) for part in (learn, hold))
@@ -123,7 +123,7 @@ def load(
     errors.require(
       size == vocab_size,
       f'The tokenizer {path} has {size} ids and data.vocab_size={vocab_size}. '
-      f'Set data.vocab_size={size}, or choose another --workdir.',
+      f'Set data.vocab_size={size}, or choose another workdir.',
     )
   return Text(corpus, made, *(_tokenized(part, made) for part in (learn, hold)))
 
