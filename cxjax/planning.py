@@ -134,12 +134,11 @@ def _check_loss(stage, shape):
       f"The loss of stage {stage.name!r} does not take the student's and the "
       f"target's {list(shape)}: {reason}."
     ) from error
-  got = getattr(found, 'shape', None)
+  got = list(getattr(found, 'shape', [None]))
   errors.require(
-    got == shape[:-1],
-    f'The loss of stage {stage.name!r} makes {found if got is None else list(got)} of '
-    f'{list(shape)}: it must reduce the last axis alone, to '
-    f'{list(shape[:-1])}, as cxjax.mse does.',
+    got == list(shape[:-1]),
+    f'The loss of stage {stage.name!r} makes {got} of {list(shape)}: it must '
+    f'reduce the last axis alone, to {list(shape[:-1])}, as cxjax.mse does.',
   )
 
 
