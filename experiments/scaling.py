@@ -4,8 +4,8 @@ Run, with libtpu (pip install 'libtpu>=0.0.52'), two hours or so on one core:
   python -m experiments.scaling
 
 Writes experiments/scaling.md, and scaling.csv into --results, anew after every
-stage. A stage that is finished is kept in --workdir and not compiled again;
---written compiles none.
+stage. A stage that is finished is kept in --workdir and not compiled again,
+unless its configuration is another; --written compiles none.
 """
 
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ from experiments import wikipedia_bert
 _WRITTEN = flags.DEFINE_bool(
   'written', False, 'Compile nothing: the page of what is finished.'
 )
+PAGE = pathlib.Path('experiments/scaling.md')
 SLICES = {'v5e:4x4': 16, 'v5e:8x8': 64, 'v5e:16x16': 256}
 SMALL, LARGE = 'v5e:4x4', 'v5e:16x16'
 LABELS, OUTPUT, LAST = 'labels', 'output', 'last hidden'
@@ -166,14 +167,29 @@ def compile_stage(name, topology, stage) -> None:
   seconds = time.perf_counter() - begin
   files.write_json(
     _path(name, topology, stage),
-    {'seconds': seconds, **dataclasses.asdict(found)},
+    {
+      'seconds': seconds,
+      'config': _digest(name, topology, stage),
+      **dataclasses.asdict(found),
+    },
   )
   logging.info('%s, %s on %s: %.0f s', name, stage, topology, seconds)
 
 
-def _read(path) -> dry_run.Estimate:
+def _digest(name, topology, stage):
+  config = CASES[name].config(SLICES[topology], stage)
+  return files.digest(config.to_dict())
+
+
+def finished(name, topology, stage) -> dry_run.Estimate | None:
+  """The estimate of a stage, if it was compiled with this configuration."""
+  path = _path(name, topology, stage)
+  if not path.exists():
+    return None
   record = files.read_json(path)
   del record['seconds']
+  if record.pop('config', None) != _digest(name, topology, stage):
+    return None
   for name, kind in (
     ('chip', mesh_lib.Chip),
     ('memory', dry_run.Memory),
@@ -321,9 +337,9 @@ def write() -> None:
   """The page and the CSV, of the stages that are finished."""
   rows: dict = {}
   for name, topology, stage in plan():
-    path = _path(name, topology, stage)
-    if path.exists():
-      found = _read(path)
+    found = finished(name, topology, stage)
+    if found is not None:
+      path = _path(name, topology, stage)
       errors.require(
         found.memory is not None,
         f'{stage} of {name} on {topology} does not fit: {found.misfit}. Change '
@@ -334,9 +350,7 @@ def write() -> None:
   errors.require(
     rows, f'{places.workdir("scaling")} has no finished stage to write of.'
   )
-  files.write_text(
-    pathlib.Path('experiments/scaling.md').absolute(), report(rows)
-  )
+  files.write_text(PAGE.absolute(), report(rows))
   flat = [r for key in sorted(rows) for r in rows[key].values()]
   experiment.write_csv(places.results() / 'scaling.csv', flat)
 
@@ -345,7 +359,7 @@ def main(argv: list[str]) -> None:
   """Compiles what is missing, and writes the report."""
   del argv
   for name, topology, stage in plan():
-    missing = not _path(name, topology, stage).exists()
+    missing = finished(name, topology, stage) is None
     if missing and not _WRITTEN.value:
       compile_stage(name, topology, stage)
       write()

@@ -1,5 +1,6 @@
 """The experiments on sequences, whole, at their smallest size."""
 
+import dataclasses
 import importlib.util
 import itertools
 import pathlib
@@ -7,15 +8,19 @@ import sys
 from unittest import mock
 
 from absl import flags
+from absl.testing import absltest
 from absl.testing import flagsaver
 from absl.testing import parameterized
 import jax
 import numpy as np
 
 from cxjax import build
+from cxjax import dry_run
 from cxjax import errors
 from cxjax import experiment
+from cxjax import hlo
 from cxjax import journal
+from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax.data import pcfg
 from experiments import digits
@@ -23,6 +28,7 @@ from experiments import minilm
 from experiments import parity_transformer
 from experiments import pcfg_bert
 from experiments import probe_masked
+from experiments import scaling
 
 
 class PcfgTest(parameterized.TestCase):
@@ -132,6 +138,51 @@ class BadInputTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message) as caught:
       build.check(config)
     self.assertNotIn('\n', str(caught.exception))
+
+
+class ScalingTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.page = self.folder / 'scaling.md'
+    self.enter_context(mock.patch.object(scaling, 'PAGE', self.page))
+    places = flagsaver.flagsaver(
+      workdir=str(self.folder / 'work'), results=str(self.folder), written=True
+    )
+    self.enter_context(places)
+
+  def test_without_stages_nothing_is_written(self):
+    with self.assertRaisesRegex(errors.UserError, 'no finished stage'):
+      scaling.main([])
+    self.assertEmpty(list(self.folder.glob('scaling.*')))
+
+  def test_a_stage_of_another_configuration_is_none(self):
+    stage = ('wikipedia', scaling.SMALL, scaling.OUTPUT)
+    (chip,) = {c for k, c in mesh_lib.CHIPS.items() if 'v5 lite' in k}
+    estimate = dry_run.Estimate(
+      run='extracted',
+      stage='output',
+      steps=10,
+      devices=16,
+      chip=chip,
+      memory=dry_run.Memory(1e9, 1e9, 0.0, 0.0),
+      cost=hlo.Cost(1e12, 1e9),
+      written=16e12,
+      teacher_share=0.5,
+    )
+    with (
+      mock.patch.object(
+        scaling.dry_run, 'estimate', lambda *unused: [estimate]
+      ),
+      mock.patch.object(mesh_lib, 'topology', lambda name: jax.devices()[:1]),
+    ):
+      scaling.compile_stage(*stage)
+    self.assertEqual(scaling.finished(*stage), estimate)
+    scaling.main([])
+    self.assertIn('| output |', self.page.read_text())
+    case = dataclasses.replace(scaling.CASES['wikipedia'], depth=6)
+    with mock.patch.dict(scaling.CASES, wikipedia=case):
+      self.assertIsNone(scaling.finished(*stage))
 
 
 class OwnCodeTest(parameterized.TestCase):

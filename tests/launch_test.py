@@ -59,6 +59,8 @@ class LaunchTest(parameterized.TestCase):
     ((CONFIG, '--compare=one_shot,one_shot'), 'one_shot twice'),
     ((CONFIG, '--config.teacher.folder=typo'), 'folder=typo does not exist'),
     ((CONFIG, '--dry_run='), '--dry_run= is empty'),
+    ((CONFIG, '--dry_run=cpu', '--cache_targets=x'), 'leave --cache_targets'),
+    ((CONFIG, '--dry_run=cpu', '--config.cache.folder=x'), 'and cache.folder'),
     ((CONFIG, '--dry_run=nowhere'), 'nowhere'),
     ((f'{CONFIG}:supervised', '--cache_targets=x'), 'no targets to store'),
   )
