@@ -470,10 +470,9 @@ def _held_out(held_out, shapes, what):
   found = _to_batch(held_out)
   wanted = {name: shapes[name] for name in ('x', 'y') if name in shapes}
   got = {name: found[name] for name in wanted if name in found}
-  feed.require_alike(got, wanted, what, sized=False)
   # Labels and weights that the plan has not are passed on as they are.
-  like = lambda leaf, like: jnp.asarray(leaf, like.dtype)
-  return jax.tree.map(jnp.asarray, found) | jax.tree.map(like, got, wanted)
+  found |= feed.alike(got, wanted, what, sized=False)
+  return jax.tree.map(jnp.asarray, found)
 
 
 def _classes(plan, metrics):
@@ -591,8 +590,13 @@ def _identity(plan, recipe, seed) -> dict[str, Any]:
 def _describe(value):
   if isinstance(value, functools.partial):
     return f'{_describe(value.func)}({value.keywords})'
-  name = getattr(value, '__qualname__', value)
-  if callable(value) and '<' in name:  # Its name says nothing, its code does.
-    like = jax.ShapeDtypeStruct((1, 2), jnp.float32)
-    return f'{name} {files.digest(str(jax.make_jaxpr(value)(like, like)))[:12]}'
+  if not callable(value):
+    return value
+  name = getattr(value, '__qualname__', type(value).__qualname__)
+  code = getattr(inspect.unwrap(value), '__code__', None)
+  if '<' in name and code:  # Its name says nothing, its code does.
+    simple = [str(c) for c in code.co_consts if not hasattr(c, 'co_code')]
+    return (
+      f'{name} {files.digest([code.co_code.hex(), code.co_names, simple])[:12]}'
+    )
   return name

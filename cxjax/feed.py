@@ -218,10 +218,7 @@ class Stream:
       return jax.tree.map(zeros, self._shapes)
     batch = self._convert(self._item())
     self._taken += 1
-    require_alike(batch, self._shapes, f'batch {self._taken}')
-    return jax.tree.map(
-      lambda leaf, like: np.asarray(leaf, like.dtype), batch, self._shapes
-    )
+    return alike(batch, self._shapes, f'batch {self._taken}')
 
   def get_state(self) -> dict[str, Any]:
     """How many were read, and where the iterator is, if it says so; JSON."""
@@ -253,16 +250,20 @@ class Stream:
       ) from error
 
 
-def require_alike(
-  batch: Any, shapes: Any, what: str, *, sized: bool = True
-) -> None:
-  """Raises UserError unless a batch is like the example of a plan.
+def alike(batch: Any, shapes: Any, what: str, *, sized: bool = True) -> Any:
+  """A batch as the example of a plan: the same tree, the same dtypes.
 
   Args:
     batch: a tree of arrays.
     shapes: of the example.
     what: what the batch is, for the message.
     sized: whether it must have as many examples.
+
+  Returns:
+    The batch, as numpy arrays.
+
+  Raises:
+    UserError: it has other parts or shapes, or would be rounded.
   """
   leaves, wanted = jax.tree.leaves_with_path(batch), jax.tree.leaves(shapes)
   errors.require(
@@ -291,6 +292,13 @@ def require_alike(
         else 'Only the number of examples may be another.'
       ),
     )
+  return jax.tree.unflatten(
+    jax.tree.structure(shapes),
+    [
+      np.asarray(leaf, like.dtype)
+      for (_, leaf), like in zip(leaves, wanted, strict=True)
+    ],
+  )
 
 
 def _names(tree):

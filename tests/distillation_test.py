@@ -321,7 +321,8 @@ class DistillTest(parameterized.TestCase):
   def test_a_workdir_of_another_loss_or_precision(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     plan = functools.partial(cxjax.plan, TEACHER, STUDENT, X, num_steps=20)
-    loss = lambda got, want: jnp.sum((got - want) ** 2, -1)
+    by_class = jnp.arange(1.0, C + 1)[None]
+    loss = lambda got, want: jnp.sum(by_class * (got - want) ** 2, -1)
     distill(plan(loss=loss), workdir=folder)
     distill(plan(loss=loss), workdir=folder)
     with self.assertRaisesRegex(errors.UserError, r'stages.\d.loss'):
@@ -329,6 +330,16 @@ class DistillTest(parameterized.TestCase):
       distill(plan(loss=other), workdir=folder)
     with self.assertRaisesRegex(errors.UserError, r'dtype \(None there, bfl'):
       distill(plan(loss=loss, dtype=jnp.bfloat16), workdir=folder)
+
+  def test_a_loss_that_is_an_object(self):
+    class Squared:
+      def __call__(self, got, want):
+        return jnp.sum((got - want) ** 2, -1)
+
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=20, loss=Squared())
+    distill(plan, workdir=folder)
+    self.assertIn('Squared', (folder / 'config.json').read_text())
 
   def test_the_state_of_an_iterator_that_was_looked_at_is_its_own(self):
     import grain  # noqa: PLC0415
