@@ -4,6 +4,7 @@ That it computes what BERT and GPT-2 do is in huggingface_test.py.
 """
 
 import functools
+import math
 
 from absl.testing import parameterized
 import jax
@@ -215,6 +216,17 @@ class TransformerTest(parameterized.TestCase):
         # 5 standard errors of a deviation.
         error = 5 / np.sqrt(2 * kernel.size)
         self.assertAlmostEqual(kernel.std() / std, 1, delta=error)
+
+
+class GeluTest(parameterized.TestCase):
+  def test_is_x_times_the_normal_distribution(self):
+    x = np.linspace(-12, 12, 97, dtype=np.float32)
+    value, slope = jax.vmap(jax.value_and_grad(transformer.gelu))(x)
+    wide = x.astype(np.float64)
+    share = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in wide])
+    density = np.exp(-(wide**2) / 2) / math.sqrt(2 * math.pi)
+    np.testing.assert_allclose(value, wide * share, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(slope, share + wide * density, atol=1e-6)
 
 
 class AttentionTest(parameterized.TestCase):

@@ -73,6 +73,24 @@ def attention(
   return (out / total.astype(value.dtype)).transpose(0, 2, 1, 3)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+  """`x Phi(x)`, the exact function.
+
+  By erf: `jax.nn.gelu` goes by erfc, which is as exact far below 0, where the
+  result is nothing, and takes longer.
+
+  Args:
+    x: any shape.
+
+  Returns:
+    The same shape; within 1e-6 of the exact values.
+
+  References:
+    Hendrycks, Gimpel, 2016. https://arxiv.org/abs/1606.08415.
+  """
+  return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
+
+
 def dropout(
   h: jax.Array, keys: jax.Array | None, number: int, rate: float
 ) -> jax.Array:
@@ -152,7 +170,7 @@ class Block(nn.Module):
     hidden = mlp_norm(h) if self.causal else h
     hidden = self.dense(self.mlp_width, name='mlp_in')(hidden)
     # BERT's is the exact function, GPT-2's its approximation.
-    hidden = nn.gelu(hidden, approximate=self.causal)
+    hidden = nn.gelu(hidden) if self.causal else gelu(hidden)
     hidden = self.dense_out(self.width, name='mlp_out')(hidden)
     out = h + self.drop(hidden, 2)
     return out if self.causal else mlp_norm(out), attended, hidden
@@ -350,7 +368,7 @@ class Transformer(nn.Module):
 
   def _head(self, h, dense, norm, embed):
     if not self.causal:
-      h = nn.gelu(dense(self.width, name='transform')(h), approximate=False)
+      h = gelu(dense(self.width, name='transform')(h))
       h = norm(name='transform_norm')(h)
     if self.tied:
       logits = embed.attend(h)
