@@ -13,6 +13,7 @@ import functools
 import inspect
 import itertools
 import math
+import operator
 import pathlib
 import tempfile
 from typing import Any
@@ -161,7 +162,14 @@ def plan(
     UserError: activations that are not there or cannot be matched; models that
       do not run on the example; labels or a loss that do not fit.
   """
-  batch = jax.eval_shape(_to_batch, _arrays(x))
+  batch = jax.eval_shape(lambda x: x, _arrays(_to_batch(x)))
+  num_steps = _whole('num_steps', num_steps)
+  steps = tuple(_whole('steps', n) for n in steps)
+  if isinstance(stages, curriculum.Stage):
+    stages = (stages,)
+  errors.require(
+    stages is None or len(stages) > 0, 'stages=() has no stage: give one.'
+  )
   for role, network in (('teacher', teacher), ('student', student)):
     networks.outputs(network, batch['x'], role)
   errors.require(
@@ -192,7 +200,17 @@ def plan(
   models = _models(teacher, student)
   planned = tuple(planning.plan_stage(s, batch, *models) for s in stages)
   computed = None if dtype is None else jnp.dtype(dtype).name
-  return Plan(teacher, student, batch, stages, planned, name, computed)
+  return Plan(teacher, student, batch, tuple(stages), planned, name, computed)
+
+
+def _whole(name, value):
+  """An int, whatever library it is of."""
+  try:
+    return int(operator.index(value))
+  except TypeError as error:
+    raise errors.UserError(
+      f'{name}={value!r} must be a whole number.'
+    ) from error
 
 
 def _arrays(x):
@@ -206,7 +224,7 @@ def _arrays(x):
 def _to_batch(x):
   """What a user gives as a batch, as in `cxjax.step`."""
   if isinstance(x, tuple | list) and len(x) == 2:
-    return {'x': x[0], 'y': x[1]}
+    x = {'x': x[0], 'y': x[1]}
   if not isinstance(x, Mapping) or 'x' not in x:
     return {'x': x}
   others = [str(name) for name in x if name not in BATCH]
@@ -216,7 +234,7 @@ def _to_batch(x):
     "weights. Drop what is not read; inputs of the model go into x, as {'x': "
     '{...}}.',
   )
-  return dict(x)
+  return {name: leaf for name, leaf in x.items() if leaf is not None}
 
 
 def _loss(loss, temperature, top_k):
@@ -239,6 +257,12 @@ def _check_labels(student, batch):
     f'The labels are {y.dtype}{list(y.shape)}; they must be whole numbers, the '
     f'classes, {list(want)}. Give y.argmax(-1) of one-hot labels; of a '
     'regression leave labels and alpha out, or give your own loss and metrics.',
+  )
+  shape = batch['weights'].shape if 'weights' in batch else want
+  errors.require(
+    shape == want,
+    f"'weights' of shape {list(shape)}: give one for each output, "
+    f'{list(want)}.',
   )
 
 
@@ -265,6 +289,7 @@ def _stages(
     "activation, as [('block3', 'block1')].",
   )
   output = {k: options.pop(k) for k in OUTPUT if k in options}
+  layers = tuple(layers)
   if not layers:
     errors.require(
       not options,
@@ -375,14 +400,22 @@ def distill(
     ('eval_every', eval_every),
   ):
     errors.require(
-      steps is None or steps >= 1, f'{name}={steps} must be at least 1.'
+      steps is None or _whole(name, steps) >= 1,
+      f'{name}={steps} must be at least 1.',
     )
   errors.require(
-    optimizer is None or isinstance(optimizer, optax.GradientTransformation),
+    optimizer is None or hasattr(optimizer, 'update'),
     f'optimizer={optimizer!r} must be one of optax, as optax.adam(1e-3).',
   )
+  try:
+    learning_rate = float(learning_rate)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(
+      f'learning_rate={learning_rate!r} must be a number. Give a schedule to '
+      'an optimizer, as optimizer=optax.adam(schedule).'
+    ) from error
   errors.require(
-    isinstance(batches, Iterable),
+    hasattr(batches, '__iter__') or hasattr(batches, '__getitem__'),
     f'The batches are a {type(batches).__name__}: give something that can be '
     'iterated, as a list.',
   )
@@ -407,8 +440,9 @@ def distill(
   if held_out is None:
     batches = _Peeked(batches)
     what, held_out = 'the first batch', batches.first
-  held_out = _held_out(held_out, shapes, what)
-  if by_labels and metrics is None:
+  needed = ('x', 'y') if by_labels else ('x',)
+  held_out = _held_out(held_out, shapes, needed, what)
+  if by_labels and not metrics:
     _check_labels(plan.student, shapes)
   chosen = metrics or _metrics(plan, by_labels)
   convert = functools.partial(_checked, classes=_classes(plan, metrics))
@@ -465,13 +499,19 @@ def distill(
   return params if plan.student.several else params[0], result.rows
 
 
-def _held_out(held_out, shapes, what):
+def _held_out(held_out, shapes, needed, what):
   """A batch of any number of examples like those of the plan."""
-  found = _to_batch(held_out)
-  wanted = {name: shapes[name] for name in ('x', 'y') if name in shapes}
+  found = _classes_where_read(_to_batch(held_out))
+  wanted = {name: shapes[name] for name in needed if name in shapes}
   got = {name: found[name] for name in wanted if name in found}
   # Labels and weights that the plan has not are passed on as they are.
   found |= feed.alike(got, wanted, what, sized=False)
+  sizes = {np.shape(leaf)[0] for leaf in _leaves(found)}
+  errors.require(
+    len(sizes) == 1 and 0 not in sizes,
+    f'{what} has parts of {" and ".join(map(str, sorted(sizes)))} examples: '
+    'they must be as many, and one at least.',
+  )
   return jax.tree.map(jnp.asarray, found)
 
 
@@ -486,16 +526,27 @@ def _classes(plan, metrics):
 
 def _checked(batch, classes):
   """`_to_batch`, with labels that name classes."""
-  batch = _to_batch(batch)
-  if classes is None or 'y' not in batch:
+  batch = _classes_where_read(_to_batch(batch))
+  if classes is None or 'y' not in batch or not np.size(batch['y']):
     return batch
-  low, high = np.min(batch['y']), np.max(batch['y'])
+  y = np.asarray(batch['y'])
+  low, high = y.min(), y.max()
   errors.require(
     low >= 0 and high < classes,
     f'Labels from {low} to {high}: the output has {classes} classes, 0 to '
-    f"{classes - 1}. Leave examples out by 'weights' of 0, with any class.",
+    f"{classes - 1}. Leave examples out by 'weights' of 0.",
   )
   return batch
+
+
+def _classes_where_read(batch):
+  """A label that no weight counts, as -100, is class 0."""
+  if not {'y', 'weights'} <= batch.keys():
+    return batch
+  y, weights = np.asarray(batch['y']), np.asarray(batch['weights'])
+  if y.shape != weights.shape:
+    return batch
+  return {**batch, 'y': np.where(weights == 0, np.zeros_like(y), y)}
 
 
 _leaves = jax.tree.leaves

@@ -74,9 +74,10 @@ def outputs(network: Network, x: step.Input, role: str = 'model') -> Any:
   )
   params, x = jax.eval_shape(lambda tree: tree, (network.params, x))
   sets = params if network.several else [params]
+  tree: Any = jax.tree.structure(sets[0])
   for i, other in enumerate(sets[1:], 1):
     errors.require(
-      other == sets[0],
+      tree == jax.tree.structure(other) and other == sets[0],
       f'The parameters of {role} {i} have other shapes than those of the '
       'first: several at once must be alike. Train them one by one.',
     )

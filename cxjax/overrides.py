@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from absl import flags
+import ml_collections
 from ml_collections.config_flags import config_flags
 
 from cxjax import errors
@@ -27,6 +28,7 @@ def check(argv: Sequence[str]) -> None:
     argv: of the program, with `--config=FILE[:WORDS]` and `--config.F=VALUE`.
   """
   config = None
+  argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
   for flag, value in _given(argv):
     if flag != 'config':
       if config is not None:  # Else absl says which must come first.
@@ -38,12 +40,20 @@ def check(argv: Sequence[str]) -> None:
       f'--config={value or ""}: there is no such file. Give one that defines '
       'get_config, as --config=experiments/parity_mlp.py.',
     )
-    config = config_flags.ConfigFileFlagParser('config').parse(value).to_dict()
+    found = config_flags.ConfigFileFlagParser('config').parse(value)
+    errors.require(
+      isinstance(found, ml_collections.ConfigDict),
+      f'--config={value}: get_config returns a {type(found).__name__}; it must '
+      'be an ml_collections.ConfigDict.',
+    )
+    config = found.to_dict()
 
 
 def _given(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
   """Name and value, if it has one, of every flag of the config."""
   for i, given in enumerate(argv[1:], 1):
+    if given == '--':
+      return
     name, found, value = given.lstrip('-').partition('=')
     if given.startswith('-') and name.partition('.')[0] == 'config':
       # The value may be the next word, where a field is not true or false.

@@ -174,8 +174,9 @@ class PlanTest(parameterized.TestCase):
     ({'loss': lambda got, want: jnp.mean(got)}, r'makes \[\] of \[8, 3\]'),
     ({'loss': lambda got: got}, 'does not take the student'),
     ({'loss': 3}, 'loss=3.*no function'),
-    ({'steps': ('a', 'b')}, 'whole numbers'),
+    ({'steps': ('a', 'b')}, "steps='a' must be a whole"),
     ({'num_steps': 9.5}, 'whole number'),
+    ({'stages': ()}, 'has no stage'),
     ({'stages': cxjax.progressive((5, None), (1, 1))}, 'checkpoints out'),
   )
   def test_refuses(self, options, message):
@@ -356,6 +357,9 @@ class DistillTest(parameterized.TestCase):
     ({'eval_every': 0}, 'eval_every=0'),
     ({'optimizer': 'adam'}, "optimizer='adam' must be one of optax"),
     ({'batches': 3}, 'batches are a int'),
+    ({'learning_rate': lambda step: 0.1}, 'learning_rate=.*optimizer=optax'),
+    ({'log_every': 2.5}, 'log_every=2.5 must be a whole number'),
+    ({'held_out': X[:0]}, 'held_out has parts of 0 examples'),
     ({'held_out': X[:, :4]}, r'held_out has shape \[8, 4\]'),
     ({'batches': [X[:, :4]]}, r'the first batch has shape \[8, 4\]'),
   )
@@ -370,6 +374,61 @@ class DistillTest(parameterized.TestCase):
     plan = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, alpha=0.5)
     with self.assertRaisesRegex(errors.UserError, f'{label}: the output has 3'):
       distill(plan, [(X, y)], held_out=(X, y * 0))
+
+  def test_what_other_libraries_have_for_arrays_and_numbers(self):
+    class Tensor:
+      def __init__(self, array):
+        self.array = array
+
+      def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.array, dtype)
+
+    class Batches:  # Without __iter__.
+      def __getitem__(self, i):
+        return [Tensor(rows()[i]), Tensor(y)]
+
+    y = np.arange(B, dtype=np.int64) % C
+    plan = cxjax.plan(
+      TEACHER,
+      STUDENT,
+      [Tensor(X), Tensor(y)],
+      num_steps=np.int64(20),
+      steps=np.array([10, 10]),
+      layers=zip(['Dense_1'], ['Dense_0'], strict=True),
+    )
+    optimizer = optax.MultiSteps(optax.adam(1e-3), 2)
+    folder = self.create_tempdir().full_path
+    got, _ = distill(plan, Batches(), optimizer=optimizer, workdir=folder)
+    same = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, steps=(10, 10))
+    self.assertEqual(same.stages[0].target, 'Dense_1')
+    data = [(x, y) for x in rows()]
+    want, _ = distill(same, data, optimizer=optimizer)
+    chex.assert_trees_all_equal(got, want)
+    distill(learning_rate=np.float32(1e-3))
+
+  def test_labels_that_no_weight_counts(self):
+    weights = np.array([1] * (B - 2) + [0] * 2, np.float32)
+    y = np.arange(B) % C
+    data = {'x': X, 'y': y, 'weights': weights}
+    plan = cxjax.plan(TEACHER, STUDENT, data, num_steps=20, alpha=0.5)
+    want, history = distill(plan, [data])
+    ignored = {**data, 'y': np.where(weights == 0, -100, y)}
+    got, same = distill(plan, [ignored])
+    chex.assert_trees_all_equal(got, want)
+    self.assertEqual(history[-1], same[-1])
+    with self.assertRaisesRegex(
+      errors.UserError, r"'weights' of shape \[8, 2\]"
+    ):
+      bad = {**data, 'weights': np.ones((B, 2))}
+      cxjax.plan(TEACHER, STUDENT, bad, num_steps=20, alpha=0.5)
+
+  def test_held_out_needs_no_labels_that_are_not_read(self):
+    y = np.zeros((B, 1), np.float32)
+    plan = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, loss='mse')
+    _, history = distill(plan, [(X, y)], held_out=X)
+    self.assertIn('eval/loss', history[-1])
+    plan = cxjax.plan(TEACHER, STUDENT, (X, None), num_steps=20)
+    self.assertNotIn('y', plan.batch)
 
   def test_a_list_of_two_is_an_input_and_its_labels(self):
     y = np.arange(B) % C

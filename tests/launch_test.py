@@ -34,6 +34,8 @@ MISTAKES = {
   ('--config=experiments/none.py', '--workdir=x'): 'none.py',
   (CONFIG, '--workdri=x'): 'mean: workdir',
   (CONFIG,): '--workdir is missing',
+  ('--config=setup_none.py', '--workdir=x'): 'setup_none.py: there is no such',
+  (f'{CONFIG}:tiny', '--workdir=x', '--config.data'): 'config.data is a block',
   (CONFIG, '--workdir='): '--workdir is missing',
 }
 
