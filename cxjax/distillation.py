@@ -170,12 +170,23 @@ def plan(
   errors.require(
     stages is None or len(stages) > 0, 'stages=() has no stage: give one.'
   )
+  errors.require(
+    stages is None or not options,
+    f'{", ".join(options)}: a curriculum that is given as stages says that '
+    'itself. Leave it out.',
+  )
   for role, network in (('teacher', teacher), ('student', student)):
     networks.outputs(network, batch['x'], role)
   errors.require(
     not teacher.several, 'A plan has one teacher: give it one set of params.'
   )
   if dtype is not None:
+    try:
+      dtype = jnp.dtype(dtype)
+    except TypeError as error:
+      raise errors.UserError(
+        f'dtype={dtype!r} is none. Give jnp.bfloat16, for example.'
+      ) from error
     teacher, student = (networks.cast(n, dtype) for n in (teacher, student))
   name = loss if isinstance(loss, str) else None
   if stages is None:
@@ -199,7 +210,7 @@ def plan(
   _check_outputs(teacher, student, batch['x'], stages)
   models = _models(teacher, student)
   planned = tuple(planning.plan_stage(s, batch, *models) for s in stages)
-  computed = None if dtype is None else jnp.dtype(dtype).name
+  computed = None if dtype is None else dtype.name
   return Plan(teacher, student, batch, tuple(stages), planned, name, computed)
 
 
@@ -419,6 +430,9 @@ def distill(
     f'The batches are a {type(batches).__name__}: give something that can be '
     'iterated, as a list.',
   )
+  errors.require(
+    _whole('seed', seed) >= 0, f'seed={seed} must not be negative.'
+  )
   students = plan.student.params if plan.student.several else [plan.student.one]
   start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *students)
   num_steps = sum(stage.steps for stage in plan.stages)
@@ -441,11 +455,11 @@ def distill(
     batches = _Peeked(batches)
     what, held_out = 'the first batch', batches.first
   needed = ('x', 'y') if by_labels else ('x',)
-  held_out = _held_out(held_out, shapes, needed, what)
+  convert = functools.partial(_checked, classes=_classes(plan, metrics))
+  held_out = _held_out(convert(held_out), shapes, needed, what)
   if by_labels and not metrics:
     _check_labels(plan.student, shapes)
   chosen = metrics or _metrics(plan, by_labels)
-  convert = functools.partial(_checked, classes=_classes(plan, metrics))
   keys = jax.random.split(jax.random.key(seed), 2)
   stage_keys = jax.vmap(jax.random.fold_in, (None, 0))(
     keys[0], jnp.arange(len(students))
@@ -501,7 +515,7 @@ def distill(
 
 def _held_out(held_out, shapes, needed, what):
   """A batch of any number of examples like those of the plan."""
-  found = _classes_where_read(_to_batch(held_out))
+  found = dict(held_out)
   wanted = {name: shapes[name] for name in needed if name in shapes}
   got = {name: found[name] for name in wanted if name in found}
   # Labels and weights that the plan has not are passed on as they are.

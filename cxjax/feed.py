@@ -271,6 +271,7 @@ def alike(batch: Any, shapes: Any, what: str, *, sized: bool = True) -> Any:
     f'{what} has {_names(batch)}, the example of the plan {_names(shapes)}: '
     'they must be alike.',
   )
+  cast = []
   for (path, leaf), like in zip(leaves, wanted, strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator='.')
     kinds = (np.asarray(leaf).dtype, like.dtype)
@@ -279,6 +280,12 @@ def alike(batch: Any, shapes: Any, what: str, *, sized: bool = True) -> Any:
       real != [True, False],
       f'{name} of {what} is {kinds[0]}, that of the example {kinds[1]}: it '
       'would be rounded. Give an example of the same kind.',
+    )
+    cast.append(np.asarray(leaf, like.dtype))
+    errors.require(
+      any(real) or np.array_equal(cast[-1], leaf),
+      f'{name} of {what} has numbers that {kinds[1]}, the kind of the example, '
+      'does not hold. Give an example of another kind.',
     )
     shape = np.shape(leaf)
     errors.require(
@@ -292,13 +299,7 @@ def alike(batch: Any, shapes: Any, what: str, *, sized: bool = True) -> Any:
         else 'Only the number of examples may be another.'
       ),
     )
-  return jax.tree.unflatten(
-    jax.tree.structure(shapes),
-    [
-      np.asarray(leaf, like.dtype)
-      for (_, leaf), like in zip(leaves, wanted, strict=True)
-    ],
-  )
+  return jax.tree.unflatten(jax.tree.structure(shapes), cast)
 
 
 def _names(tree):

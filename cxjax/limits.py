@@ -16,19 +16,21 @@ from cxjax import errors
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Finite numbers from `low` to `high`.
+  """Numbers from `low` to `high`.
 
   Attributes:
     low: the smallest, or the bound below all.
     high: the largest, or the bound above all.
     ends: whether `low` and `high` are among them.
     whole: integers only.
+    never: infinity as well; else it is refused.
   """
 
   low: float
   high: float = math.inf
   ends: tuple[bool, bool] = (True, True)
   whole: bool = False
+  never: bool = False
 
   def __contains__(self, value: Any) -> bool:
     kind = numbers.Integral if self.whole else numbers.Real
@@ -36,7 +38,7 @@ class Range:
       return False
     value = typing.cast(float, value)
     return (
-      abs(value) < math.inf
+      (abs(value) < math.inf or (self.never and value == math.inf))
       and (self.low < value or (self.ends[0] and value == self.low))
       and (value < self.high or (self.ends[1] and value == self.high))
     )
@@ -46,9 +48,8 @@ class Range:
       return f'a whole number from {self.low} to {self.high}'
     low, high = '(['[self.ends[0]], ')]'[self.ends[1]]
     if math.isinf(self.high):
-      return (
-        f'a finite number {"not below" if self.ends[0] else "above"} {self.low}'
-      )
+      kind = 'a number' if self.never else 'a finite number'
+      return f'{kind} {"not below" if self.ends[0] else "above"} {self.low}'
     return f'a number in {low}{self.low}, {self.high}{high}'
 
 
@@ -74,7 +75,7 @@ RANGES = {
   'save_every': COUNT,
   'save_minutes': NOT_NEGATIVE,
   'save_at': FRACTION,
-  'stop_at': NOT_NEGATIVE,
+  'stop_at': Range(0, never=True),
   'overrun': NOT_NEGATIVE,
   'keep': COUNT_OR_0,
   'lookahead': COUNT_OR_0,

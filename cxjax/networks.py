@@ -75,11 +75,12 @@ def outputs(network: Network, x: step.Input, role: str = 'model') -> Any:
   params, x = jax.eval_shape(lambda tree: tree, (network.params, x))
   sets = params if network.several else [params]
   tree: Any = jax.tree.structure(sets[0])
+  alike = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
   for i, other in enumerate(sets[1:], 1):
     errors.require(
-      tree == jax.tree.structure(other) and other == sets[0],
-      f'The parameters of {role} {i} have other shapes than those of the '
-      'first: several at once must be alike. Train them one by one.',
+      tree == jax.tree.structure(other) and alike(other) == alike(sets[0]),
+      f'The parameters of {role} {i} have other shapes or dtypes than those of '
+      'the first: several at once must be alike. Train them one by one.',
     )
   try:
     found = jax.eval_shape(network.apply, sets[0], x)

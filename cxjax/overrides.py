@@ -69,6 +69,8 @@ def _check_field(
   given = f'--{flag}' + ('' if value is None else f'={value}')
   at, found = 'config', block
   for name in path:
+    if '[' in name:  # Of a list; ml_collections knows.
+      return
     errors.require(
       isinstance(found, Mapping), f'{given}: {at} has no fields, it is {found}.'
     )

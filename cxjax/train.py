@@ -273,7 +273,8 @@ class _Run:
     errors.require(
       weights is None or bool(weights.any()),
       f'The batch of seed {seed} at step {at} has no position that counts in '
-      'the loss: none was masked. Raise batch_size or data.mask_rate.',
+      'the loss: none was masked, or all weights are 0. Raise batch_size or '
+      'data.mask_rate, or mend the weights.',
     )
 
   def _evaluate(self):

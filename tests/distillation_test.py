@@ -177,6 +177,8 @@ class PlanTest(parameterized.TestCase):
     ({'steps': ('a', 'b')}, "steps='a' must be a whole"),
     ({'num_steps': 9.5}, 'whole number'),
     ({'stages': ()}, 'has no stage'),
+    ({'stages': cxjax.one_shot(5), 'law': 'sparse'}, 'law: a curriculum'),
+    ({'dtype': 'bf17'}, "dtype='bf17' is none"),
     ({'stages': cxjax.progressive((5, None), (1, 1))}, 'checkpoints out'),
   )
   def test_refuses(self, options, message):
@@ -358,6 +360,7 @@ class DistillTest(parameterized.TestCase):
     ({'optimizer': 'adam'}, "optimizer='adam' must be one of optax"),
     ({'batches': 3}, 'batches are a int'),
     ({'learning_rate': lambda step: 0.1}, 'learning_rate=.*optimizer=optax'),
+    ({'seed': -1}, 'seed=-1'),
     ({'log_every': 2.5}, 'log_every=2.5 must be a whole number'),
     ({'held_out': X[:0]}, 'held_out has parts of 0 examples'),
     ({'held_out': X[:, :4]}, r'held_out has shape \[8, 4\]'),
@@ -374,6 +377,8 @@ class DistillTest(parameterized.TestCase):
     plan = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, alpha=0.5)
     with self.assertRaisesRegex(errors.UserError, f'{label}: the output has 3'):
       distill(plan, [(X, y)], held_out=(X, y * 0))
+    with self.assertRaisesRegex(errors.UserError, f'{label}: the output has 3'):
+      distill(plan, [(X, y * 0)], held_out=(X, y))
 
   def test_what_other_libraries_have_for_arrays_and_numbers(self):
     class Tensor:
@@ -450,6 +455,9 @@ class DistillTest(parameterized.TestCase):
   def test_batches_that_would_be_rounded(self):
     stream = feed_lib.Stream([X], np.zeros(X.shape, int))
     with self.assertRaisesRegex(errors.UserError, 'float32, that of the .*int'):
+      next(stream)
+    stream = feed_lib.Stream([np.array([300])], np.zeros(1, np.uint8))
+    with self.assertRaisesRegex(errors.UserError, 'uint8, .*does not hold'):
       next(stream)
 
   def test_an_axis_that_is_none(self):

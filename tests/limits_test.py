@@ -62,6 +62,7 @@ class LimitsTest(parameterized.TestCase):
     ('seed', 2**32 - 1),
     ('optimizer.b1', 0),
     ('teacher.stop_at', 1.5),
+    ('stop_at', INF),
     ('extracted.steps', (30, 30)),
     ('progressive.accuracies', (0, 1)),
     ('extracted.checkpoint', -1),

@@ -159,7 +159,9 @@ class LinenTest(parameterized.TestCase):
       networks.from_linen(nn.Dense(3), [])
     dense = nn.Dense(3)
     several = [dense.init(jax.random.key(0), jnp.ones((1, n))) for n in (5, 4)]
-    with self.assertRaisesRegex(errors.UserError, 'model 1 have other shapes'):
+    with self.assertRaisesRegex(
+      errors.UserError, 'model 1 have other shapes or'
+    ):
       networks.taps(networks.from_linen(dense, several), x)
     alone = networks.from_fn(lambda params, x: x @ params, jnp.ones((5, 3)))
     with self.assertRaisesRegex(errors.UserError, r'must return \(output, act'):
