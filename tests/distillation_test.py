@@ -216,17 +216,14 @@ class PlanTest(parameterized.TestCase):
       distill(plan(), [(X, y)])
 
   def test_the_largest_logits_alone(self):
-    for options in ({}, {'temperature': 2.0}):
+    found = []
+    for top in (C, 0):  # All of them, whichever way.
       plan = cxjax.plan(
-        TEACHER, STUDENT, X, num_steps=20, layers=(), top_k=C, **options
+        TEACHER, STUDENT, X, num_steps=9, layers=(), temperature=2.0, top_k=top
       )
-      few, history = distill(plan)
-      plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=20, layers=(), **options)
-      whole, want = distill(plan)
-      chex.assert_trees_all_close(few, whole, rtol=1e-4, atol=1e-5)
-      np.testing.assert_allclose(
-        history[-1]['eval/loss'], want[-1]['eval/loss'], rtol=1e-3
-      )
+      params, history = distill(plan)
+      found.append((params, history[-1]['eval/loss']))
+    chex.assert_trees_all_close(*found, rtol=1e-3, atol=1e-5)
 
   def test_a_loss_of_hidden_layers_by_name(self):
     plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=9, hidden_loss='cosine')
@@ -339,10 +336,8 @@ class DistillTest(parameterized.TestCase):
       def __call__(self, got, want):
         return jnp.sum((got - want) ** 2, -1)
 
-    folder = pathlib.Path(self.create_tempdir().full_path)
-    plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=20, loss=Squared())
-    distill(plan, workdir=folder)
-    self.assertIn('Squared', (folder / 'config.json').read_text())
+    plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=9, loss=Squared())
+    self.assertIn('Squared', distillation._describe(plan.stages[-1].loss))
 
   def test_the_state_of_an_iterator_that_was_looked_at_is_its_own(self):
     import grain  # noqa: PLC0415
@@ -401,24 +396,27 @@ class DistillTest(parameterized.TestCase):
       steps=np.array([10, 10]),
       layers=zip(['Dense_1'], ['Dense_0'], strict=True),
     )
-    optimizer = optax.MultiSteps(optax.adam(1e-3), 2)
+    rate = 2**-10
     folder = self.create_tempdir().full_path
-    got, _ = distill(plan, Batches(), optimizer=optimizer, workdir=folder)
+    got, history = distill(
+      plan, Batches(), learning_rate=np.float32(rate), workdir=folder
+    )
+    self.assertIn('eval/accuracy', history[-1])
     same = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, steps=(10, 10))
     self.assertEqual(same.stages[0].target, 'Dense_1')
     data = [(x, y) for x in rows()]
-    want, _ = distill(same, data, optimizer=optimizer)
+    want, _ = distill(same, data, learning_rate=rate)
     chex.assert_trees_all_equal(got, want)
-    distill(learning_rate=np.float32(1e-3))
 
   def test_labels_that_no_weight_counts(self):
     weights = np.array([1] * (B - 2) + [0] * 2, np.float32)
     y = np.arange(B) % C
     data = {'x': X, 'y': y, 'weights': weights}
     plan = cxjax.plan(TEACHER, STUDENT, data, num_steps=20, alpha=0.5)
-    want, history = distill(plan, [data])
+    optimizer = optax.MultiSteps(optax.adam(1e-3), 2)
+    want, history = distill(plan, [data], optimizer=optimizer)
     ignored = {**data, 'y': np.where(weights == 0, -100, y)}
-    got, same = distill(plan, [ignored])
+    got, same = distill(plan, [ignored], optimizer=optimizer)
     chex.assert_trees_all_equal(got, want)
     self.assertEqual(history[-1], same[-1])
     with self.assertRaisesRegex(
@@ -434,12 +432,6 @@ class DistillTest(parameterized.TestCase):
     self.assertIn('eval/loss', history[-1])
     plan = cxjax.plan(TEACHER, STUDENT, (X, None), num_steps=20)
     self.assertNotIn('y', plan.batch)
-
-  def test_a_list_of_two_is_an_input_and_its_labels(self):
-    y = np.arange(B) % C
-    plan = cxjax.plan(TEACHER, STUDENT, [X, y], num_steps=20)
-    _, history = distill(plan, [[X, y]])
-    self.assertIn('eval/accuracy', history[-1])
 
   @parameterized.parameters(2, 7)  # 7: the last batches are no whole chunk.
   def test_as_many_batches_as_steps(self, log_every):

@@ -409,7 +409,9 @@ class BadInputTest(parameterized.TestCase):
   def test_a_folder_that_cannot_be_written(self):
     blocked = self.workdir / 'file'
     blocked.write_text('')
-    with self.assertRaisesRegex(errors.UserError, 'Cannot write .*--workdir'):
+    with self.assertRaisesRegex(
+      errors.UserError, 'Cannot write .*another workdir'
+    ):
       experiment.run(parity_mlp.tiny(), blocked / 'run')
     blocked.unlink()
 
