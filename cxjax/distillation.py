@@ -133,9 +133,9 @@ def plan(
   Args:
     teacher: trained.
     student: fresh, or trained before.
-    x: an example of a batch: the input, `(x, labels)`, or `{'x': ..., 'y':
-      ..., 'weights': ...}` without one or both of the last. Batches must be of
-      its shape. Several inputs are one dict, `{'x': {...}}`.
+    x: an example of a batch: the input, `(x, labels)` or `[x, labels]`, or
+      `{'x': ..., 'y': ..., 'weights': ...}` without one or both of the last.
+      Batches must be of its shape. Several inputs are one dict, `{'x': {...}}`.
     num_steps: updates, over all stages.
     layers: pairs of `(teacher's, student's)` activation in place of those; none
       at all, `()`, is one-shot distillation.

@@ -76,8 +76,8 @@ def attention(
 def gelu(x: jax.Array) -> jax.Array:
   """`x Phi(x)`, the exact function.
 
-  By erf: `jax.nn.gelu` goes by erfc, which is as exact far below 0, where the
-  result is nothing, and takes longer.
+  By erf: `jax.nn.gelu` goes by erfc, which takes longer and is the more exact
+  only far below 0, where the result is next to nothing.
 
   Args:
     x: any shape.
