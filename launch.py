@@ -98,6 +98,7 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     command.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
   config = _CONFIG.value
+  mesh_lib.part_cpu(config.mesh.cpu_devices)
   if _DRY_RUN.value is not None:
     errors.require(
       bool(_DRY_RUN.value),

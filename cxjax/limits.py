@@ -65,6 +65,7 @@ FRACTION = Range(0, 1)
 RANGES = {
   'seed': Range(0, 2**32 - 1, whole=True),
   'mesh.seed': COUNT,
+  'cpu_devices': COUNT,
   'num_seeds': COUNT,
   'batch_size': COUNT,
   'microbatches': COUNT,

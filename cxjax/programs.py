@@ -195,8 +195,11 @@ class Programs:
       metrics=self._recipe.metrics,
       parts=self._recipe.eval_parts,
     )
-    every = jax.vmap(one, in_axes=(0, None))
-    fun = lambda *args: mesh_lib.whole(every(*args))
+
+    def fun(params, batch):
+      every = step.each_seed(lambda params: one(params, batch))
+      return mesh_lib.whole(every(params))
+
     return self._call('evaluate', fun, params, self._recipe.held_out)
 
   def agree(
@@ -211,8 +214,11 @@ class Programs:
       metrics=self._recipe.teacher_metrics,
       parts=self._recipe.eval_parts,
     )
-    every = jax.vmap(one, in_axes=(0, None, None))
-    fun = lambda *args: mesh_lib.whole(every(*args))
+
+    def fun(params, teacher, batch):
+      every = step.each_seed(lambda params: one(params, teacher, batch))
+      return mesh_lib.whole(every(params))
+
     return self._call('agree', fun, params, teacher, self._recipe.held_out)
 
 

@@ -433,6 +433,18 @@ def targets(
   return jax.vmap(projection.project, in_axes=seeds)(want, matrices)
 
 
+def each_seed(fun: Callable) -> Callable:
+  """`fun` of every seed; a single one is not vmapped, which is slower."""
+
+  def every(*args):
+    if len(jax.tree.leaves(args)[0]) > 1:
+      return jax.vmap(fun)(*args)
+    one = jax.tree.map(lambda leaf: leaf[0], args)
+    return jax.tree.map(lambda leaf: leaf[None], fun(*one))
+
+  return every
+
+
 def advance(
   states: State,
   start: jax.Array,
@@ -523,7 +535,7 @@ def advance(
         mask=mask,
         microbatches=microbatches,
       )
-      states, loss = jax.vmap(step)(states, batch, want)
+      states, loss = each_seed(step)(states, batch, want)
       failed = (bad == stop) & ~jnp.isfinite(loss)
       return states, total + loss, jnp.where(failed, first + i, bad)
 

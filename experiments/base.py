@@ -126,6 +126,7 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.mesh.fsdp = 1  # For examples, and for parameters, gathered when used.
   c.mesh.model = 1  # For the width of each product.
   c.mesh.seed = 1  # For students, if it divides num_seeds.
+  c.mesh.cpu_devices = 1  # To make of a CPU, of a core each.
   # What of each network is parted over fsdp and model: replicated is nothing,
   # fsdp that alone, tensor both.
   c.mesh.student = 'tensor'
@@ -181,6 +182,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c = config
   c.num_seeds = 2
   c.mesh.data = 1  # Compiled in half the time that eight devices take.
+  c.mesh.cpu_devices = 1
   for block in (c, c.teacher):
     block.batch_size = 8
     block.num_steps = 60

@@ -44,6 +44,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.teacher.update(base.transformer(width=64, heads=8, depth=2))
 
   c.num_seeds = 4
+  c.mesh.cpu_devices = 2
   c.num_steps = 4_000
   c.teacher.num_steps = 40_000
   c.teacher.save_every = 1_000

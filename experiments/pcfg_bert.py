@@ -44,6 +44,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.teacher.update(base.transformer(width=128, heads=16, depth=4))
 
   c.num_seeds = 3
+  c.mesh.cpu_devices = 2
   for block in (c, c.teacher):
     block.batch_size = 64
     block.num_steps = 1_500

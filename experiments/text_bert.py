@@ -39,6 +39,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.teacher.update(base.transformer(width=128, heads=8, depth=4))
 
   c.num_seeds = 3
+  c.mesh.cpu_devices = 2
   for block in (c, c.teacher):
     block.optimizer.name = 'adamw'
     block.optimizer.b2 = 0.98
