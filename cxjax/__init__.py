@@ -12,9 +12,7 @@ from cxjax.curriculum import one_shot
 from cxjax.curriculum import progressive
 from cxjax.curriculum import split_steps
 from cxjax.curriculum import supervised
-from cxjax.distillation import Plan
 from cxjax.distillation import distill
-from cxjax.distillation import plan
 from cxjax.errors import UserError
 from cxjax.losses import cosine
 from cxjax.losses import cross_entropy
@@ -40,6 +38,8 @@ from cxjax.planning import PlannedStage
 from cxjax.planning import plan_stage
 from cxjax.planning import show
 from cxjax.planning import with_costs
+from cxjax.plans import Plan
+from cxjax.plans import plan
 from cxjax.probes import cka
 from cxjax.probes import degree_one
 from cxjax.probes import linear_probe

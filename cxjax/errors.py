@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import difflib
+import operator
+from typing import Any
 from typing import TypeVar
 
 T = TypeVar('T')
@@ -53,3 +55,11 @@ def about(what: str) -> Iterator[None]:
 
 class Stopped(Exception):
   """The process was asked to stop; what it did is saved."""
+
+
+def whole(name: str, value: Any) -> int:
+  """An int, whatever library it is of; raises UserError for anything else."""
+  try:
+    return int(operator.index(value))
+  except TypeError as error:
+    raise UserError(f'{name}={value!r} must be a whole number.') from error

@@ -140,13 +140,13 @@ def part_cpu(count: int) -> None:
   Args:
     count: of the devices; no more are made than this process has cores.
   """
-  told = '--xla_force_host_platform_device_count'
-  if jax.config.jax_num_cpu_devices < 0 and told not in os.environ.get(
-    'XLA_FLAGS', ''
-  ):
-    known = hasattr(os, 'sched_getaffinity')
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    jax.config.update('jax_num_cpu_devices', max(min(count, cores), 1))
+  told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
+  flags = os.environ.get('XLA_FLAGS', '')
+  known = hasattr(os, 'sched_getaffinity')
+  cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+  if told or 'host_platform_device_count' in flags or min(count, cores) < 2:
+    return
+  jax.config.update('jax_num_cpu_devices', min(count, cores))
 
 
 def host() -> Any:

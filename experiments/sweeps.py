@@ -12,6 +12,7 @@ import ml_collections
 
 from cxjax import build
 from cxjax import experiment
+from cxjax import mesh as mesh_lib
 from cxjax import summary as summary_lib
 
 Config = ml_collections.ConfigDict
@@ -52,6 +53,7 @@ def run(
   """
   # Variants often compile the same programs.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
+  mesh_lib.part_cpu(config.mesh.cpu_devices)
   changed = _located(config, overrides, workdir)
   return experiment.run(changed, folder(config, overrides, workdir))
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import cxjax
+from cxjax import batches
 from cxjax import checkpoint
 from cxjax import distillation
 from cxjax import errors
@@ -303,11 +304,11 @@ class DistillTest(parameterized.TestCase):
   def test_an_iterator_that_was_looked_at_goes_on(self):
     """Without held-out data the first batch is taken before the run begins."""
     make, dict_of = lambda: iter(rows(number=25)), lambda x: {'x': x}
-    stream = feed_lib.Stream(distillation._Peeked(make()), {'x': X}, dict_of)
+    stream = feed_lib.Stream(batches.Peeked(make()), {'x': X}, dict_of)
     first = [next(stream)['x'] for _ in range(3)]
     state = stream.get_state()
     fourth = next(stream)['x']
-    other = feed_lib.Stream(distillation._Peeked(make()), {'x': X}, dict_of)
+    other = feed_lib.Stream(batches.Peeked(make()), {'x': X}, dict_of)
     other.set_state(state)
     np.testing.assert_array_equal(next(other)['x'], fourth)
     self.assertFalse(np.array_equal(first[-1], fourth))
@@ -344,7 +345,7 @@ class DistillTest(parameterized.TestCase):
 
     data = grain.MapDataset.source(rows()).repeat().to_iter_dataset()
     stream = feed_lib.Stream(
-      distillation._Peeked(iter(data)), {'x': X}, lambda x: {'x': x}
+      batches.Peeked(iter(data)), {'x': X}, lambda x: {'x': x}
     )
     np.testing.assert_array_equal(next(stream)['x'], rows()[0])
     self.assertIsNotNone(stream.get_state()['own'])

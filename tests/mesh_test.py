@@ -160,6 +160,28 @@ class MeshTest(parameterized.TestCase):
       build.check(config)
 
   @parameterized.parameters(
+    (2, 8, -1, '', 2),
+    (2, 1, -1, '', -1),
+    (1, 8, -1, '', -1),
+    (2, 8, 4, '', 4),
+    (2, 8, -1, '--xla_force_host_platform_device_count=3', -1),
+  )
+  def test_a_cpu_is_parted_unless_told_otherwise(
+    self, count, cores, told, flags, made
+  ):
+    config = mock.Mock(jax_num_cpu_devices=told)
+    config.update = lambda name, value: setattr(config, name, value)
+    with (
+      mock.patch.object(mesh_lib.jax, 'config', config),
+      mock.patch.object(
+        mesh_lib.os, 'sched_getaffinity', lambda _: [0] * cores
+      ),
+      mock.patch.dict(mesh_lib.os.environ, XLA_FLAGS=flags),
+    ):
+      mesh_lib.part_cpu(count)
+    self.assertEqual(config.jax_num_cpu_devices, made)
+
+  @parameterized.parameters(
     ({}, 8), ({'fsdp': 2}, 4), ({'model': 4, 'seed': 2}, 1), ({'fsdp': 8}, 1)
   )
   def test_data_takes_what_is_left(self, mesh, data):

@@ -171,6 +171,19 @@ class AdvanceTest(parameterized.TestCase):
     alone, _ = advance(stage, 0, 5, seeds=1)
     assert_close(jax.tree.map(lambda leaf: leaf[:1], all_seeds), alone)
 
+  @parameterized.parameters((1, (4,)), (3, (4,)))
+  def test_each_seed_is_vmapped_but_one_alone_is_not(self, seeds, shape):
+    batched = []
+
+    def fun(x, y):
+      batched.append(isinstance(x, jax.core.Tracer))
+      self.assertEqual(x.shape, shape)
+      return {'sum': x + y}
+
+    got = step.each_seed(fun)(jnp.ones((seeds, 4)), jnp.ones((seeds, 4)))
+    np.testing.assert_array_equal(got['sum'], np.full((seeds, 4), 2))
+    self.assertEqual(batched, [seeds > 1])
+
   @parameterized.named_parameters(*STAGES)
   def test_sharing_batches_is_giving_all_the_same(self, stage):
     stream = jax.random.key(5)
