@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     command.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
   config = _CONFIG.value
-  mesh_lib.part_cpu(config.mesh.cpu_devices)
+  cpu_devices = config.mesh.get('cpu_devices', 1)
   if _DRY_RUN.value is not None:
     errors.require(
       bool(_DRY_RUN.value),
@@ -109,6 +109,7 @@ def main(argv: list[str]) -> None:
       '--dry_run plans a run with its teacher: leave --cache_targets and '
       'cache.folder out.',
     )
+    mesh_lib.part_cpu(cpu_devices)
     devices = mesh_lib.topology(_DRY_RUN.value)
     names = _COMPARE.value or [config.method]
     recipes = build.abstract(config, names, devices)
@@ -128,6 +129,7 @@ def main(argv: list[str]) -> None:
       'for gs://), and give the folder.',
     )
   processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  mesh_lib.part_cpu(cpu_devices)
   if _CACHE.value:
     errors.require(
       not _COMPARE.value,

@@ -385,6 +385,7 @@ def student_config(config: Config) -> dict[str, Any]:
   block = config.to_dict()
   unread = set(methods.METHODS) - {config.method}
   block['data'] = _without_paths(block['data'])
+  block['mesh'].pop('cpu_devices', None)
   if config.cache.folder:
     # Where it lies changes nothing, nor does what it was made with.
     names = ('batches', 'fingerprint')

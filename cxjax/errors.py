@@ -44,6 +44,14 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
   )
 
 
+def whole(name: str, value: Any) -> int:
+  """An int, whatever library it is of; raises UserError for anything else."""
+  try:
+    return int(operator.index(value))
+  except TypeError as error:
+    raise UserError(f'{name}={value!r} must be a whole number.') from error
+
+
 @contextlib.contextmanager
 def about(what: str) -> Iterator[None]:
   """Puts `what` and a colon before the message of a UserError."""
@@ -55,11 +63,3 @@ def about(what: str) -> Iterator[None]:
 
 class Stopped(Exception):
   """The process was asked to stop; what it did is saved."""
-
-
-def whole(name: str, value: Any) -> int:
-  """An int, whatever library it is of; raises UserError for anything else."""
-  try:
-    return int(operator.index(value))
-  except TypeError as error:
-    raise UserError(f'{name}={value!r} must be a whole number.') from error

@@ -11,6 +11,7 @@ the optimizer keeps of them, by the rules below.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -135,7 +136,8 @@ def part_cpu(count: int) -> None:
 
   A small network gains: its single products are too small for several cores.
   Nothing changes on an accelerator, nor where JAX_NUM_CPU_DEVICES or XLA_FLAGS
-  say how many there are. To be called before anything is computed.
+  say how many there are, nor in one of several processes, nor once anything was
+  computed.
 
   Args:
     count: of the devices; no more are made than this process has cores.
@@ -144,9 +146,11 @@ def part_cpu(count: int) -> None:
   flags = os.environ.get('XLA_FLAGS', '')
   known = hasattr(os, 'sched_getaffinity')
   cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-  if told or 'host_platform_device_count' in flags or min(count, cores) < 2:
+  told |= 'host_platform_device_count' in flags
+  if told or jax.distributed.is_initialized() or min(count, cores) < 2:
     return
-  jax.config.update('jax_num_cpu_devices', min(count, cores))
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_num_cpu_devices', min(count, cores))
 
 
 def host() -> Any:
@@ -204,7 +208,7 @@ def make(
   errors.require(
     total <= available,
     f'{named} take {total} devices: {place} has {available}; give that '
-    'many at most, or mesh.data=-1.',
+    'many at most, or mesh.data=-1. A CPU has mesh.cpu_devices.',
   )
   parts = sizes[DATA] * sizes[FSDP]
   errors.require(

@@ -50,11 +50,10 @@ def join(
   if process_id is None:
     process_id = _number('JAX_PROCESS_ID')
   given = (coordinator, num_processes, process_id)
-  if all(value is None for value in given):
-    if not _cluster():
-      return
-  else:
+  if any(value is not None for value in given):
     _check(*given)
+  elif not _cluster():
+    return
   # It would take the signals that stop a run.
   jax.config.update('jax_enable_preemption_service', False)
   try:

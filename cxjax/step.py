@@ -434,7 +434,7 @@ def targets(
 
 
 def each_seed(fun: Callable) -> Callable:
-  """`fun` of every seed; a single one is not vmapped, which is slower."""
+  """`fun` of every seed; one alone goes without vmap, which is faster."""
 
   def every(*args):
     if len(jax.tree.leaves(args)[0]) > 1:

@@ -126,7 +126,7 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.mesh.fsdp = 1  # For examples, and for parameters, gathered when used.
   c.mesh.model = 1  # For the width of each product.
   c.mesh.seed = 1  # For students, if it divides num_seeds.
-  c.mesh.cpu_devices = 1  # To make of a CPU, of a core each.
+  c.mesh.cpu_devices = 1  # That a CPU is parted into, one a core at most.
   # What of each network is parted over fsdp and model: replicated is nothing,
   # fsdp that alone, tensor both.
   c.mesh.student = 'tensor'

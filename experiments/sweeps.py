@@ -53,8 +53,8 @@ def run(
   """
   # Variants often compile the same programs.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
-  mesh_lib.part_cpu(config.mesh.cpu_devices)
   changed = _located(config, overrides, workdir)
+  mesh_lib.part_cpu(changed.mesh.cpu_devices)
   return experiment.run(changed, folder(config, overrides, workdir))
 
 

@@ -1,6 +1,7 @@
 """Tests of the errors for people."""
 
 from absl.testing import absltest
+import numpy as np
 
 from cxjax import errors
 
@@ -12,6 +13,11 @@ class ErrorsTest(absltest.TestCase):
     errors.require(True, 'all is well')
     with self.assertRaisesRegex(errors.UserError, '^rate=0 is too low.$'):
       errors.require(False, 'rate=0 is too low.')
+
+  def test_whole(self):
+    self.assertEqual(errors.whole('steps', np.int32(3)), 3)
+    with self.assertRaisesRegex(errors.UserError, '^steps=3.0 must be a whole'):
+      errors.whole('steps', 3.0)
 
   def test_is_a_value_error(self):
     self.assertTrue(issubclass(errors.UserError, ValueError))

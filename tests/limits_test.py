@@ -18,6 +18,7 @@ class LimitsTest(parameterized.TestCase):
     ('seed', -1),
     ('seed', 2**32),
     ('num_steps', 0),
+    ('mesh.cpu_devices', 0),
     ('num_steps', 2**31),
     ('optimizer.learning_rate', INF),
     ('optimizer.learning_rate', 0.0),

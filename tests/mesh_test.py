@@ -159,6 +159,12 @@ class MeshTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       build.check(config)
 
+  def test_cpu_devices_do_not_make_another_run(self):
+    one, two = (
+      config_of('mlp', 'one_shot', {'cpu_devices': n}) for n in (1, 2)
+    )
+    self.assertEqual(build.student_config(one), build.student_config(two))
+
   @parameterized.parameters(
     (2, 8, -1, '', 2),
     (2, 1, -1, '', -1),
@@ -174,7 +180,7 @@ class MeshTest(parameterized.TestCase):
     with (
       mock.patch.object(mesh_lib.jax, 'config', config),
       mock.patch.object(
-        mesh_lib.os, 'sched_getaffinity', lambda _: [0] * cores
+        mesh_lib.os, 'sched_getaffinity', lambda _: [0] * cores, create=True
       ),
       mock.patch.dict(mesh_lib.os.environ, XLA_FLAGS=flags),
     ):

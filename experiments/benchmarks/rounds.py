@@ -28,7 +28,7 @@ OUT = flags.DEFINE_string(
   'out', 'experiments/results/benchmark', 'Folder of the results.'
 )
 CHECKED_STEPS = 100
-ROUND_SECONDS = 0.4  # At least, and less than twice that.
+ROUND_SECONDS = 0.4  # At least.
 
 
 def begin():
@@ -180,7 +180,8 @@ def describe():
   """What it was measured with, and how to read the table."""
   return (
     f'jax {jax.__version__}, torch {torch.__version__} with '
-    f'{torch.get_num_threads()} threads, {os.cpu_count()} CPUs, load '
+    f'{torch.get_num_threads()} threads, {os.cpu_count()} CPUs, '
+    f'{jax.device_count()} devices of JAX, load '
     f'{os.getloadavg()[0]:.1f}.\n\n'
     'Microseconds of one step of one student: median (min..max) of the rounds. '
     'Ratio of the medians (median of the ratios of the rounds).\n\n'

@@ -70,7 +70,7 @@ except ImportError:
 
 LEARNING_RATE = 1e-3
 SEEDS = (1, 4)
-LOG_EVERY = 25  # As in training.
+LOG_EVERY = 25  # As in training on the grammar.
 BATCHES = 128  # Drawn for PyTorch; a round of it is no longer.
 CASES = {
   'parity': lambda: parity_transformer.get_config('paper'),
