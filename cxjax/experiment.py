@@ -70,6 +70,16 @@ def train_teacher(config: Config, workdir: pathlib.Path) -> methods.Teacher:
   recipe = build.teacher_recipe(config)
   files.claim(folder, build.teacher_config(config))
   finished = _finish('teacher', recipe, folder)
+  accuracy, goal = finished['final']['accuracy'][0], config.teacher.stop_at
+  if accuracy < goal <= 1 and finished['steps'] >= config.teacher.num_steps:
+    logging.warning(
+      'The teacher ended at an accuracy of %.3g, teacher.stop_at=%.3g was not '
+      'reached: students learn what it knows. Give it more teacher.num_steps '
+      'than %d, or another seed.',
+      accuracy,
+      goal,
+      config.teacher.num_steps,
+    )
   return load_teacher(config, folder, last=finished['steps'])
 
 

@@ -248,6 +248,18 @@ class RunTest(parameterized.TestCase):
     self.assertRegex(log.output[0], 'Checkpoint 60 is passed over.*000000060')
     self.same_run(config, folder)
 
+  @parameterized.parameters((0.5, 60, 1), (0.5, 40, 0), (0.99, 60, 0))
+  def test_a_teacher_that_did_not_learn_is_told_of(self, accuracy, steps, told):
+    config = parity_mlp.tiny('extracted')
+    ended = {'steps': steps, 'final': {'accuracy': [accuracy]}}
+    with (
+      mock.patch.object(experiment, '_finish', lambda *_: ended),
+      mock.patch.object(experiment, 'load_teacher'),
+      mock.patch.object(experiment.logging, 'warning') as warning,
+    ):
+      experiment.train_teacher(config, pathlib.Path(self.create_tempdir()))
+    self.assertEqual(warning.call_count, told)
+
   def test_a_damaged_teacher_is_an_error(self):
     workdir = self.fresh()
     for path in (workdir / 'teacher/checkpoints/000000060').rglob('*'):
