@@ -69,18 +69,25 @@ def train_teacher(config: Config, workdir: pathlib.Path) -> methods.Teacher:
   folder = teacher_folder(config, workdir)
   recipe = build.teacher_recipe(config)
   files.claim(folder, build.teacher_config(config))
+  told = (folder / 'summary.json').exists()
   finished = _finish('teacher', recipe, folder)
-  accuracy, goal = finished['final']['accuracy'][0], config.teacher.stop_at
-  if accuracy < goal <= 1 and finished['steps'] >= config.teacher.num_steps:
+  if not told:
+    _judge(config.teacher, finished)
+  return load_teacher(config, folder, last=finished['steps'])
+
+
+def _judge(block, finished):
+  """Warns of a teacher that used its steps up and did not learn enough."""
+  accuracy = finished['final']['accuracy'][0]
+  if accuracy < block.stop_at <= 1 and finished['steps'] >= block.num_steps:
     logging.warning(
       'The teacher ended at an accuracy of %.3g, teacher.stop_at=%.3g was not '
       'reached: students learn what it knows. Give it more teacher.num_steps '
       'than %d, or another seed.',
       accuracy,
-      goal,
-      config.teacher.num_steps,
+      block.stop_at,
+      block.num_steps,
     )
-  return load_teacher(config, folder, last=finished['steps'])
 
 
 def _template(recipe, module, num_seeds):
