@@ -205,10 +205,12 @@ def make(
     )
   total = others * sizes[DATA]
   named = ', '.join(f'mesh.{axis}={size}' for axis, size in sizes.items())
+  cpu = devices[0].platform == 'cpu'
+  hint = ' Of a CPU mesh.cpu_devices makes several.' if cpu else ''
   errors.require(
     total <= available,
     f'{named} take {total} devices: {place} has {available}; give that '
-    'many at most, or mesh.data=-1. A CPU has mesh.cpu_devices.',
+    f'many at most, or mesh.data=-1.{hint}',
   )
   parts = sizes[DATA] * sizes[FSDP]
   errors.require(
