@@ -12,8 +12,11 @@ from cxjax.curriculum import one_shot
 from cxjax.curriculum import progressive
 from cxjax.curriculum import split_steps
 from cxjax.curriculum import supervised
+from cxjax.dispatch import advance
 from cxjax.distillation import distill
 from cxjax.errors import UserError
+from cxjax.evaluation import agreement
+from cxjax.evaluation import evaluate
 from cxjax.losses import cosine
 from cxjax.losses import cross_entropy
 from cxjax.losses import hard_kl
@@ -50,10 +53,7 @@ from cxjax.projection import random_projection
 from cxjax.stablehlo import export
 from cxjax.step import State
 from cxjax.step import activation
-from cxjax.step import advance
-from cxjax.step import agreement
 from cxjax.step import enter
-from cxjax.step import evaluate
 from cxjax.step import target
 from cxjax.step import train_step
 from cxjax.step import trained

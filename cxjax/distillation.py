@@ -22,6 +22,7 @@ import optax
 from cxjax import batches as batches_lib
 from cxjax import checkpoint
 from cxjax import errors
+from cxjax import evaluation
 from cxjax import feed
 from cxjax import files
 from cxjax import journal
@@ -52,7 +53,7 @@ def distill(
   save_every: int | None = None,
   log_every: int | None = None,
   eval_every: int | None = None,
-  metrics: step.Metrics | None = None,
+  metrics: evaluation.Metrics | None = None,
   microbatches: int = 1,
   mesh: Mapping[str, Any] | None = None,
 ) -> tuple[Any, list[journal.Row]]:
@@ -182,7 +183,7 @@ def distill(
     batch_size=batch_size,
     optimizer=_optimizer(optimizer, learning_rate),
     metrics=chosen,
-    teacher_metrics=step.TEACHER_METRICS if by_labels else {},
+    teacher_metrics=evaluation.TEACHER_METRICS if by_labels else {},
     mesh=devices,
     rules=(sizes['student'], sizes['teacher']),
     log_every=log_every,
@@ -222,16 +223,16 @@ def _logits(plan):
   return plan.loss in losses.LOGIT_LOSSES and plan.loss != 'mse'
 
 
-def _metrics(plan, by_labels) -> step.Metrics:
+def _metrics(plan, by_labels) -> evaluation.Metrics:
   """What a plan is judged by."""
   if by_labels:
-    return step.LABEL_METRICS
+    return evaluation.LABEL_METRICS
   last = plan.stages[-1]
   if _logits(plan):
     loss = last.loss
     if last.top_k:
       loss = lambda got, want: last.loss(got, losses.top_k(want, last.top_k))
-    return {'agreement': step.TEACHER_METRICS['agreement'], 'loss': loss}
+    return {'agreement': evaluation.TEACHER_METRICS['agreement'], 'loss': loss}
   if plan.loss == 'cosine':
     cosine = lambda got, want: 1 - losses.cosine(got, want)
     return {'cosine': cosine, 'loss': last.loss}

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax import dispatch
+from cxjax import evaluation
 from cxjax import mesh as mesh_lib
 from cxjax import planning
 from cxjax import projection
@@ -113,9 +115,9 @@ class Programs:
 
     def fun(at, rows, params, matrices, keys):
       rows = jax.tree.map(lambda leaf: leaf[None], rows)
-      batches = step.draw_batches(recipe.batch, keys, at[None], rows)
+      batches = dispatch.draw_batches(recipe.batch, keys, at[None], rows)
       batches = {**batches, 'x': step.undropped(batches['x'])}
-      wants = self._teacher and step.targets(
+      wants = self._teacher and dispatch.targets(
         self._teacher, params, matrices, batches, stage, recipe.microbatches
       )
       first = jax.tree.map(lambda leaf: leaf[:, 0], (batches, wants))
@@ -143,7 +145,7 @@ class Programs:
     stop: int,
     *args,
   ) -> tuple[step.State, dict[str, jax.Array]]:
-    """`step.advance`; `states` are given away.
+    """`dispatch.advance`; `states` are given away.
 
     Args:
       planned: the stage.
@@ -168,7 +170,7 @@ class Programs:
     recipe, stage = self._recipe, planned.stage
 
     def fun(states, schedule, start, stop, *args):
-      states, out = step.advance(
+      states, out = dispatch.advance(
         states,
         start,
         stop,
@@ -190,14 +192,14 @@ class Programs:
   def evaluate(self, params: step.Params) -> dict[str, jax.Array]:
     """Held-out metrics of `[S]` students, `[S]` each."""
     one = functools.partial(
-      step.evaluate,
+      evaluation.evaluate,
       apply=self._student,
       metrics=self._recipe.metrics,
       parts=self._recipe.eval_parts,
     )
 
     def fun(params, batch):
-      every = step.each_seed(lambda params: one(params, batch))
+      every = dispatch.each_seed(lambda params: one(params, batch))
       return mesh_lib.whole(every(params))
 
     return self._call('evaluate', fun, params, self._recipe.held_out)
@@ -208,7 +210,7 @@ class Programs:
     """Held-out agreement of `[S]` students with the teacher, `[S]` each."""
     assert self._teacher is not None
     one = functools.partial(
-      step.agreement,
+      evaluation.agreement,
       apply=self._student,
       teacher=self._teacher,
       metrics=self._recipe.teacher_metrics,
@@ -216,7 +218,7 @@ class Programs:
     )
 
     def fun(params, teacher, batch):
-      every = step.each_seed(lambda params: one(params, teacher, batch))
+      every = dispatch.each_seed(lambda params: one(params, teacher, batch))
       return mesh_lib.whole(every(params))
 
     return self._call('agree', fun, params, teacher, self._recipe.held_out)

@@ -13,6 +13,7 @@ import optax
 
 from cxjax import curriculum
 from cxjax import errors
+from cxjax import evaluation
 from cxjax import feed as feed_lib
 from cxjax import mesh as mesh_lib
 from cxjax import methods
@@ -67,8 +68,8 @@ class Recipe:
     microbatches: parts of a batch, computed one after the other.
     restart_schedule: at each stage; else one schedule for the run.
     carry_state: of the optimizer into the next stage.
-    metrics: of every evaluation, as for `step.evaluate`; by the first a run is
-      stopped early, and its checkpoints are told apart.
+    metrics: of every evaluation, as for `evaluation.evaluate`; by the first a
+      run is stopped early, and its checkpoints are told apart.
     teacher_metrics: of the last one, against the teacher's output.
     start: `[S]` students in place of fresh ones.
     teacher: for stages that need one.
@@ -101,11 +102,11 @@ class Recipe:
   microbatches: int = 1
   restart_schedule: bool = True
   carry_state: bool = False
-  metrics: step.Metrics = dataclasses.field(
-    default_factory=lambda: step.LABEL_METRICS
+  metrics: evaluation.Metrics = dataclasses.field(
+    default_factory=lambda: evaluation.LABEL_METRICS
   )
-  teacher_metrics: step.Metrics = dataclasses.field(
-    default_factory=lambda: step.TEACHER_METRICS
+  teacher_metrics: evaluation.Metrics = dataclasses.field(
+    default_factory=lambda: evaluation.TEACHER_METRICS
   )
   start: step.Params = None
   teacher: methods.Teacher | None = None

@@ -1,9 +1,8 @@
-"""The train step, the evaluation and their pieces: pure functions.
+"""The train step of one student and its pieces: pure functions.
 
-In shapes, `S` is the number of seeds (students trained at once), `B` the batch
-of one seed, `K` the number of batches looked ahead, `C` the number of classes.
-A model enters as `apply(params, x) -> (logits, activations)`, for a linen
-module its bound `apply` with `params` the whole dict of variables.
+In shapes, `B` is the batch and `C` the number of classes. A model enters as
+`apply(params, x) -> (logits, activations)`, for a linen module its bound
+`apply` with `params` the whole dict of variables.
 
 A batch is `{'x': input, 'y': labels}`. For vectors the input is `[B, d]` and
 the labels are `[B]`. For sequences the input is a dict: `'tokens'`, `[B, L]`;
@@ -27,7 +26,6 @@ import optax
 from cxjax import curriculum
 from cxjax import errors
 from cxjax import losses
-from cxjax import mesh as mesh_lib
 from cxjax import projection
 
 Params = Any  # A tree of arrays.
@@ -94,7 +92,7 @@ def _pooled(value, x, pool):
   mask = x.get('mask') if isinstance(x, Mapping) else None
   if mask is None or mask.shape != flat.shape[:2]:
     return jnp.mean(flat, axis=1)
-  return _mean(flat, jnp.broadcast_to(mask[..., None], flat.shape), axis=1)
+  return mean(flat, jnp.broadcast_to(mask[..., None], flat.shape), axis=1)
 
 
 def weights(batch: Batch, stage: curriculum.Stage) -> jax.Array | None:
@@ -106,8 +104,8 @@ def weights(batch: Batch, stage: curriculum.Stage) -> jax.Array | None:
   return batch['x'].get('mask') if isinstance(batch['x'], Mapping) else None
 
 
-def _mean(values, weights, axis=None):
-  """Weighted mean, over `axis`; not a number where nothing counts."""
+def mean(values, weights, axis=None):
+  """Weighted mean over `axis`, of all by default; NaN where nothing counts."""
   if weights is None:
     return jnp.mean(values, axis=axis)
   weights = weights.astype(values.dtype)
@@ -204,10 +202,10 @@ def target(
   want = shape(want, weights(batch, stage), stage)
   if matrix is not None:
     return projection.project(want, matrix)
-  return jax.lax.stop_gradient(_top(want, stage))
+  return jax.lax.stop_gradient(top(want, stage))
 
 
-def _top(want, stage):
+def top(want, stage):
   """All logits, or the largest."""
   return losses.top_k(want, stage.top_k) if stage.top_k else want
 
@@ -231,8 +229,8 @@ def shape(
   if stage.centred:
     axes = tuple(range(want.ndim - 1))
     each = None if weights is None else weights[..., None]
-    mean = _mean(want, each, axes)
-    want = want - jnp.expand_dims(mean, axes)
+    middle = mean(want, each, axes)
+    want = want - jnp.expand_dims(middle, axes)
   return want if stage.scale == 1 else want * stage.scale
 
 
@@ -314,8 +312,8 @@ def in_parts(tree: Any, parts: int) -> Any:
   )
 
 
-def _by_parts(fun, tree, parts):
-  """`fun(tree)`, computed on one part of the leading axis after the other."""
+def by_parts(fun, tree, parts):
+  """`fun(tree)`, one part of the leading axis after the other."""
   if parts == 1:
     return fun(tree)
   out = jax.lax.map(fun, in_parts(tree, parts))
@@ -362,300 +360,6 @@ def carry(old: optax.OptState, new: optax.OptState) -> optax.OptState:
     return leaf if other is None or other.shape != leaf.shape else other
 
   return jax.tree.map_with_path(pick, new)
-
-
-def draw_batches(
-  draw: Callable[[jax.Array, jax.Array, Any], Batch],
-  keys: jax.Array,
-  steps: jax.Array,
-  rows: Any,
-) -> Batch:
-  """The batches of some steps, of every stream.
-
-  Args:
-    draw: `(key, step, rows) -> batch`.
-    keys: `[streams]`.
-    steps: `[K]` integers.
-    rows: `[K, streams, ...]`, or None.
-
-  Returns:
-    `[streams, K, B, ...]` in every leaf, over the devices.
-  """
-  rows = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), rows)
-  stream = lambda key, rows: jax.vmap(draw, (None, 0, 0))(key, steps, rows)
-  batches = jax.vmap(stream)(keys, rows)
-  return mesh_lib.split(batches, axis=2, seeds=0)
-
-
-def targets(
-  teacher: Apply,
-  params: Params,
-  matrices: jax.Array | None,
-  batches: Batch,
-  stage: curriculum.Stage,
-  microbatches: int = 1,
-) -> Target:
-  """`target` for many batches in one product, and for every seed.
-
-  Args:
-    teacher: the teacher.
-    params: its parameters.
-    matrices: `[S, d_T, r]` projections, or None.
-    batches: `[streams, K, B, ...]`; one stream is shared by the seeds.
-    stage: what to imitate; it needs a teacher.
-    microbatches: parts that the teacher sees one after the other.
-
-  Returns:
-    `[streams, K, B, ...]` in every leaf; projected, `[S, K, B, ...]`.
-  """
-  x = undropped(batches['x'])
-  # Examples first where devices part them, or each would compute all.
-  first = 2 if mesh_lib.parts() > 1 else 0
-  axes = list(jax.tree.leaves(x)[0].shape[:3])
-  shared = axes[0] == 1
-  axes.insert(0, axes.pop(first))
-  every = jax.tree.map(
-    lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), x
-  )
-  see = lambda x: compared(teacher, params, x, stage.target, stage)
-  want = _by_parts(lambda x: _top(see(x), stage), every, microbatches)
-  part = lambda want: want.reshape(*axes, *want.shape[1:])
-  want = jax.tree.map(lambda want: jnp.moveaxis(part(want), 0, first), want)
-  if stage.top_k:
-    return jax.lax.stop_gradient(want)
-  form = lambda want, batch: shape(want, weights(batch, stage), stage)
-  want = jax.vmap(jax.vmap(form))(want, batches)
-  if matrices is None:
-    return jax.lax.stop_gradient(want)
-  # A projection belongs to a seed: it parts the targets of a shared batch.
-  seeds = (None if shared else 0, 0)
-  want = want[0] if shared else want
-  return jax.vmap(projection.project, in_axes=seeds)(want, matrices)
-
-
-def each_seed(fun: Callable) -> Callable:
-  """`fun` of every seed; one alone goes without vmap, which is faster."""
-
-  def every(*args):
-    if len(jax.tree.leaves(args)[0]) > 1:
-      return jax.vmap(fun)(*args)
-    one = jax.tree.map(lambda leaf: leaf[0], args)
-    return jax.tree.map(lambda leaf: leaf[None], fun(*one))
-
-  return every
-
-
-def advance(
-  states: State,
-  start: jax.Array,
-  stop: jax.Array,
-  teacher_params: Params,
-  matrices: jax.Array | None,
-  keys: jax.Array,
-  rows: Any = None,
-  wants: Target = None,
-  *,
-  draw: Callable[[jax.Array, jax.Array, Any], Batch],
-  student: Apply,
-  teacher: Apply | None,
-  stage: curriculum.Stage,
-  tx: optax.GradientTransformation,
-  mask: Params,
-  lookahead: int,
-  microbatches: int = 1,
-) -> tuple[State, dict[str, jax.Array]]:
-  """Updates `start` to `stop` of every seed, in one dispatch.
-
-  The frozen teacher sees `lookahead` batches of all streams in one product.
-  Blocks of that many steps begin at its multiples whatever `start` is, so that
-  where a run was interrupted does not change its floats.
-
-  Args:
-    states: `[S, ...]` in every leaf.
-    start: first step, an integer scalar; also names the batch.
-    stop: one past the last step.
-    teacher_params: one teacher for all seeds.
-    matrices: `[S, d_T, r]` projections, or None.
-    keys: `[S]` streams of batches, or `[1]`: one that the seeds share.
-    rows: `[T, S, ...]`, or `[T, 1, ...]`, what `draw` makes the batches of: of
-      `T` steps, a multiple of `lookahead`, `start` and `stop - 1` among them,
-      the first a multiple of `T`. None where it needs no more than the key.
-    wants: `[T, S, ...]` or `[T, 1, ...]`, of the same steps: targets that were
-      stored, in place of the teacher; or None.
-    draw: `(key, step, rows) -> batch`.
-    student: the students.
-    teacher: the teacher, or None.
-    stage: what to imitate.
-    tx: the optimizer.
-    mask: from `trained`.
-    lookahead: `K`.
-    microbatches: as for `train_step`; the teacher goes by them as well.
-
-  Returns:
-    The states, and `{'loss': [S] sums over the steps, 'bad': [S] first step
-    whose loss is not finite, or stop}`; the last step also if it leaves
-    parameters that are not finite.
-  """
-  num_seeds = jax.tree.leaves(states.params)[0].shape[0]
-
-  def look(block):
-    """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
-    steps = block * lookahead + jnp.arange(lookahead)
-    here = lambda tree: jax.tree.map(lambda leaf: leaf[steps % len(leaf)], tree)
-    batches = draw_batches(draw, keys, steps, here(rows))
-    if wants is not None:
-      stored = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), here(wants))
-      return batches, mesh_lib.split(stored, axis=2, seeds=0)
-    if not stage.needs_teacher:
-      return batches, batches['y']
-    assert teacher is not None
-    want = targets(
-      teacher, teacher_params, matrices, batches, stage, microbatches
-    )
-    return batches, want
-
-  def spread(leaf):
-    """A shared batch for every seed; vmap over one copy is slower."""
-    return jnp.broadcast_to(leaf, (num_seeds, *leaf.shape[1:]))
-
-  def one_block(block, carried):
-    seen = look(block)
-    first = block * lookahead
-
-    def one_step(i, carried):
-      states, total, bad = carried
-      batch, want = jax.tree.map(lambda leaf: spread(leaf[:, i]), seen)
-      step = lambda state, batch, want: train_step(
-        state,
-        batch,
-        want,
-        apply=student,
-        stage=stage,
-        tx=tx,
-        mask=mask,
-        microbatches=microbatches,
-      )
-      states, loss = each_seed(step)(states, batch, want)
-      failed = (bad == stop) & ~jnp.isfinite(loss)
-      return states, total + loss, jnp.where(failed, first + i, bad)
-
-    low = jnp.maximum(start - first, 0)
-    high = jnp.minimum(stop - first, lookahead)
-    return jax.lax.fori_loop(low, high, one_step, carried)
-
-  carried = (
-    states,
-    jnp.zeros(num_seeds),
-    jnp.full(num_seeds, stop, jnp.int32),
-  )
-  blocks = (start // lookahead, (stop - 1) // lookahead + 1)
-  states, total, bad = jax.lax.fori_loop(*blocks, one_block, carried)
-  # A finite loss can have a gradient that is not.
-  bad = jnp.where(
-    jax.vmap(_finite)(states.params), bad, jnp.minimum(bad, stop - 1)
-  )
-  return states, {'loss': total, 'bad': bad}
-
-
-def _finite(tree) -> jax.Array:
-  return jnp.all(
-    jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
-  )
-
-
-def _same_top(ours, theirs):
-  return jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
-
-
-Metrics = Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]
-LABEL_METRICS = {
-  'accuracy': lambda logits, y: jnp.argmax(logits, axis=-1) == y,
-  'loss': losses.cross_entropy,
-}
-TEACHER_METRICS = {'agreement': _same_top, 'teacher_kl': losses.kl}
-
-
-def evaluate(
-  params: Params,
-  batch: Batch,
-  *,
-  apply: Apply,
-  metrics: Metrics = LABEL_METRICS,
-  parts: int = 1,
-) -> dict[str, jax.Array]:
-  """Held-out metrics of one student.
-
-  Args:
-    params: the student's.
-    batch: as above, of `N` examples; positions of weight 0 do not count.
-    apply: the student.
-    metrics: `(output, y) -> [...]`, one value per example or position.
-    parts: computed one after the other, to save memory; they divide `N`.
-
-  Returns:
-    The mean of each, scalars; by default `{'accuracy': in [0, 1], 'loss': in
-    nats}`.
-  """
-  return _measure(
-    lambda batch: (_output(apply, params, batch), batch['y']),
-    batch,
-    metrics,
-    parts,
-  )
-
-
-def agreement(
-  params: Params,
-  teacher_params: Params,
-  batch: Batch,
-  *,
-  apply: Apply,
-  teacher: Apply,
-  metrics: Metrics = TEACHER_METRICS,
-  parts: int = 1,
-) -> dict[str, jax.Array]:
-  """How near one student's held-out outputs are to its teacher's.
-
-  Args:
-    params: the student's.
-    teacher_params: the teacher's.
-    batch: as for `evaluate`.
-    apply: the student.
-    teacher: the teacher.
-    metrics: `(output, output of the teacher) -> [...]`.
-    parts: as for `evaluate`.
-
-  Returns:
-    The mean of each, scalars; by default `{'agreement': share of equal top-1,
-    'teacher_kl': KL(teacher || student) in nats}`.
-  """
-  return _measure(
-    lambda batch: (
-      _output(apply, params, batch),
-      _output(teacher, teacher_params, batch),
-    ),
-    batch,
-    metrics,
-    parts,
-  )
-
-
-def _output(apply, params, batch):
-  return apply(params, undropped(batch['x']))[0]
-
-
-def _measure(pair, batch, metrics, parts):
-  """Means of `metrics` of the two arrays that `pair` makes of a batch."""
-
-  def measure(batch):
-    pairs = pair(mesh_lib.split(batch, axis=0))
-    return jnp.stack([metric(*pairs) for metric in metrics.values()], axis=1)
-
-  measured = _by_parts(measure, batch, parts)
-  return {
-    name: _mean(measured[:, i], batch.get('weights'))
-    for i, name in enumerate(metrics)
-  }
 
 
 def flops(fun: Callable, *args) -> float:

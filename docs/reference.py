@@ -21,7 +21,7 @@ DOCS = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 WIDTH = 80
 # Which modules define the types that signatures name.
-ALIASES = ('losses', 'step', 'journal')
+ALIASES = ('losses', 'step', 'evaluation', 'journal')
 SECTIONS = 'Args|Attributes|Returns|Raises|References'
 INTRODUCTION = """\
 # Reference

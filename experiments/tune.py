@@ -1,46 +1,88 @@
 r"""Every method at its best: the same search for each, then the same test.
 
-Sparse parity, 8 seeds. Each method gets the same five learning rates; those
-that have a first stage get it in five lengths as well, at their best rate; and
-progressive, whose checkpoint is a choice too, five checkpoints at its best rate
-and length. What is minimised is the number of steps until all 8 seeds are at
-99% (the worst seed), in a budget of 40,000.
+Sparse parity. Each method gets the same learning rates, and at the best of them
+the same scales of the student's start, where they are a choice; those that have
+stages before the output get them in some lengths as well; and progressive,
+whose checkpoint is a choice too, some checkpoints, all at the best of what was
+chosen before. What is minimised is the number of steps until all seeds are at
+99% (the worst seed), in a budget.
 
 Run:
   python -m experiments.tune --workdir=runs/tune
+  python -m experiments.tune --experiment=parity_transformer
 
-Writes tune.{md,csv} into --results.
+Writes EXPERIMENT_tune.{md,csv} into --results.
 """
 
+from collections.abc import Callable
+import dataclasses
+
 from absl import app
+from absl import flags
+import ml_collections
 
 from cxjax import command
+from cxjax import errors
 from cxjax import methods
 from cxjax import summary as summary_lib
 from cxjax import table
 from experiments import parity_mlp
+from experiments import parity_transformer
 from experiments import places
 from experiments import sweeps
 
-BUDGET = 40_000
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-LENGTHS = (250, 500, 1_000, 2_000, 4_000)
-ACCURACIES = (0.55, 0.65, 0.75, 0.85, 0.95)
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """What is tried of an experiment.
+
+  Attributes:
+    get_config: the experiment's.
+    budget: steps of a run.
+    rates: learning rates.
+    lengths: of all stages before the output, in steps; the first is that of
+      the search for the others.
+    accuracies: the teacher's, at the checkpoint of progressive; as `lengths`.
+    inits: scales of the student's start besides that of the experiment.
+  """
+
+  get_config: Callable[[str], ml_collections.ConfigDict]
+  budget: int
+  rates: tuple[float, ...]
+  lengths: tuple[int, ...]
+  accuracies: tuple[float, ...]
+  inits: tuple[float, ...] = ()
 
 
-def base(method):
+STAGED = ('progressive', 'extracted')
+SEARCHES = {
+  'parity_mlp': Search(
+    parity_mlp.get_config,
+    budget=40_000,
+    rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    lengths=(2_000, 250, 500, 1_000, 4_000),
+    accuracies=(0.75, 0.55, 0.65, 0.85, 0.95),
+  ),
+  'parity_transformer': Search(
+    parity_transformer.get_config,
+    budget=4_000,
+    rates=(3e-4, 1e-3, 3e-3),
+    lengths=(2_000, 1_000, 3_000),
+    accuracies=(0.75, 0.55, 0.95),
+    inits=(0.1, 0.4),
+  ),
+}
+_EXPERIMENT = flags.DEFINE_string('experiment', 'parity_mlp', 'Which.')
+
+
+def base(method, space):
   """The config that the search varies."""
-  config = parity_mlp.get_config(method)
+  config = space.get_config(method)
   config[method].rate_factor = 1.0
-  config.num_steps = BUDGET
-  config.save_every = 10_000
+  config.num_steps = space.budget
+  config.save_every = space.budget // 4
   config.stop_at = 0.99
   return config
-
-
-def first_stage(method, length):
-  """Overrides for a first stage of `length` steps."""
-  return {f'{method}.steps': (length, BUDGET - length)}
 
 
 def score(summary):
@@ -55,53 +97,62 @@ def score(summary):
   )
 
 
-def search(method, workdir):
-  """All variants tried for a method, with their summaries, best last."""
+def search(method, space, workdir):
+  """All variants tried for a method, with their summaries, best first."""
   tried = {}
 
   def best_of(candidates):
     for overrides in candidates:
       key = tuple(sorted(overrides.items()))
-      tried[key] = sweeps.run(base(method), overrides, workdir)
+      if key not in tried:
+        tried[key] = sweeps.run(base(method, space), overrides, workdir)
     return dict(min(tried, key=lambda key: score(tried[key])))
 
-  staged = method in ('progressive', 'extracted')
-  start = first_stage(method, 2_000) if staged else {}
+  shares = tuple(length / space.budget for length in space.lengths)
+  start = {}
+  if method in STAGED:
+    start[f'{method}.share'] = shares[0]
   if method == 'progressive':
-    start['progressive.accuracies'] = (0.75,)
-  best = best_of({**start, 'optimizer.learning_rate': r} for r in RATES)
-  if staged:
-    best = best_of({**best, **first_stage(method, n)} for n in LENGTHS)
+    start['progressive.accuracies'] = space.accuracies[:1]
+  best = best_of({**start, 'optimizer.learning_rate': r} for r in space.rates)
+  best = best_of(
+    [best, *({**best, 'student.init_std': s} for s in space.inits)]
+  )
+  if method in STAGED:
+    best = best_of({**best, f'{method}.share': share} for share in shares)
   if method == 'progressive':
-    best = best_of({**best, 'progressive.accuracies': (a,)} for a in ACCURACIES)
+    best_of({**best, 'progressive.accuracies': (a,)} for a in space.accuracies)
   return sorted(tried.items(), key=lambda item: score(item[1]))
 
 
-def row(method, overrides, summary, best):
+def row(method, space, overrides, summary, best):
   """One line of the table."""
   overrides = dict(overrides)
-  length = overrides.get(f'{method}.steps', (None,))[0]
-  accuracy = overrides.get('progressive.accuracies', (None,))[0]
-  shown = summary_lib.compare_row(summary)
-  return {
+  share = overrides.get(f'{method}.share')
+  line = {
     'method': method,
     'learning rate': overrides['optimizer.learning_rate'],
-    'first stage': length,
-    'checkpoint at': accuracy,
-    **{name: shown[name] for name in list(shown)[1:6]},
-    'best': 'best' if best else '',
+    'before output': None if share is None else round(share * space.budget),
+    'checkpoint at': overrides.get('progressive.accuracies', (None,))[0],
   }
+  if space.inits:
+    line['init'] = overrides.get('student.init_std', 'as it is')
+  shown = summary_lib.compare_row(summary)
+  line |= {name: shown[name] for name in list(shown)[1:7]}
+  return line | {'best': 'best' if best else ''}
 
 
 def main(argv):
   """Searches, prints and keeps everything that was tried."""
   del argv
+  name = _EXPERIMENT.value
+  space = errors.lookup('experiment', name, SEARCHES)
   rows = []
   for method in methods.METHODS:
-    found = search(method, places.workdir('tune'))
-    rows += [row(method, o, s, i == 0) for i, (o, s) in enumerate(found)]
-  text = table.markdown(rows)
-  command.write(places.results() / 'tune', text, rows)
+    found = search(method, space, places.workdir('tune'))
+    rows += [row(method, space, o, s, i == 0) for i, (o, s) in enumerate(found)]
+    results = places.results() / f'{name}_tune'
+    command.write(results, table.markdown(rows), rows)
 
 
 if __name__ == '__main__':

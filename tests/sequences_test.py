@@ -10,6 +10,8 @@ import numpy as np
 import optax
 
 from cxjax import curriculum
+from cxjax import dispatch
+from cxjax import evaluation
 from cxjax import losses
 from cxjax import planning
 from cxjax import projection
@@ -123,7 +125,7 @@ def update(stage, state, data, matrix, microbatches=1):
 @functools.cache
 def program(stage, lookahead=1, microbatches=1):
   fun = functools.partial(
-    step.advance,
+    dispatch.advance,
     draw=draw,
     student=STUDENT.apply,
     teacher=TEACHER.apply,
@@ -265,7 +267,10 @@ class EvaluateTest(parameterized.TestCase):
     )
     found = jax.jit(
       functools.partial(
-        step.agreement, apply=STUDENT.apply, teacher=TEACHER.apply, parts=2
+        evaluation.agreement,
+        apply=STUDENT.apply,
+        teacher=TEACHER.apply,
+        parts=2,
       )
     )(*pair, batch())
     same = ours.argmax(-1) == theirs.argmax(-1)
@@ -280,7 +285,7 @@ class EvaluateTest(parameterized.TestCase):
     hits = (np.array(logits).argmax(-1) == batch()['y'])[weights].mean()
     for parts in (1, 2):
       found = jax.jit(
-        functools.partial(step.evaluate, apply=STUDENT.apply, parts=parts)
+        functools.partial(evaluation.evaluate, apply=STUDENT.apply, parts=parts)
       )(state, batch())
       assert_close(found['accuracy'], hits)
     loss = losses.cross_entropy(logits, batch()['y'])

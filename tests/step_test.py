@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from cxjax import curriculum
+from cxjax import dispatch
 from cxjax import mesh as mesh_lib
 from cxjax import planning
 from cxjax import projection
@@ -87,7 +88,7 @@ def begin(stage, seeds=SEEDS):
 @functools.cache
 def program(stage, lookahead, devices=1):
   fun = functools.partial(
-    step.advance,
+    dispatch.advance,
     draw=draw,
     student=STUDENT.apply,
     teacher=TEACHER.apply,
@@ -180,7 +181,7 @@ class AdvanceTest(parameterized.TestCase):
       self.assertEqual(x.shape, shape)
       return {'sum': x + y}
 
-    got = step.each_seed(fun)(jnp.ones((seeds, 4)), jnp.ones((seeds, 4)))
+    got = dispatch.each_seed(fun)(jnp.ones((seeds, 4)), jnp.ones((seeds, 4)))
     np.testing.assert_array_equal(got['sum'], np.full((seeds, 4), 2))
     self.assertEqual(batched, [seeds > 1])
 
@@ -208,7 +209,7 @@ class AdvanceTest(parameterized.TestCase):
     streams = lambda t: jax.vmap(draw, (0, None))(keys, t)
     rows = jax.jit(jax.vmap(streams))(4 + jnp.arange(4))
     fun = functools.partial(
-      step.advance,
+      dispatch.advance,
       student=STUDENT.apply,
       teacher=TEACHER.apply,
       stage=OUTPUT,
@@ -230,7 +231,7 @@ class AdvanceTest(parameterized.TestCase):
     states, matrices, keys = begin(LABELS)
     fun = jax.jit(
       functools.partial(
-        step.advance,
+        dispatch.advance,
         draw=poisoned,
         student=STUDENT.apply,
         teacher=None,
