@@ -30,7 +30,7 @@ from cxjax import command
 from cxjax import dry_run
 from cxjax import errors
 from cxjax import experiment
-from cxjax import mesh as mesh_lib
+from cxjax import machines
 from cxjax import overrides
 from cxjax import processes
 from cxjax import summary
@@ -109,8 +109,8 @@ def main(argv: list[str]) -> None:
       '--dry_run plans a run with its teacher: leave --cache_targets and '
       'cache.folder out.',
     )
-    mesh_lib.part_cpu(cpu_devices)
-    devices = mesh_lib.topology(_DRY_RUN.value)
+    machines.part_cpu(cpu_devices)
+    devices = machines.topology(_DRY_RUN.value)
     names = _COMPARE.value or [config.method]
     recipes = build.abstract(config, names, devices)
     print(dry_run.report(_DRY_RUN.value, recipes))
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
       'for gs://), and give the folder.',
     )
   processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  mesh_lib.part_cpu(cpu_devices)
+  machines.part_cpu(cpu_devices)
   if _CACHE.value:
     errors.require(
       not _COMPARE.value,

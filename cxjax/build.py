@@ -306,7 +306,7 @@ def teacher_recipe(
 
   Args:
     config: of the experiment.
-    devices: from `mesh.topology`: the recipe then holds shapes in place of
+    devices: from `machines.topology`: the recipe then holds shapes in place of
       arrays, and no text is read. None is those of this process.
 
   Returns:
@@ -520,7 +520,7 @@ def abstract(
   Args:
     config: of the experiment; its `method` is not read, nor a file it names.
     names: methods.
-    devices: from `mesh.topology`.
+    devices: from `machines.topology`.
 
   Returns:
     That of the teacher, unless it comes from elsewhere, and those of the

@@ -32,6 +32,7 @@ from cxjax import checkpoint
 from cxjax import errors
 from cxjax import feed
 from cxjax import files
+from cxjax import machines
 from cxjax import mesh as mesh_lib
 from cxjax import planning
 from cxjax import processes
@@ -536,7 +537,7 @@ def _summary(recipe, record, seconds):
     'bytes_per_token': total['bytes'] / total['tokens'],
     'seconds': round(seconds, 3),
     'stages': stages,
-    'device': mesh_lib.describe(),
+    'device': machines.describe(),
   }
 
 

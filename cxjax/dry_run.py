@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import hlo
+from cxjax import machines
 from cxjax import mesh as mesh_lib
 from cxjax import planning
 from cxjax import programs as programs_lib
@@ -80,7 +81,7 @@ class Estimate:
   stage: str
   steps: int
   devices: int
-  chip: mesh_lib.Chip
+  chip: machines.Chip
   memory: Memory | None
   cost: hlo.Cost | None
   written: float
@@ -142,7 +143,7 @@ def estimate(run: str, recipe: recipe_lib.Recipe) -> list[Estimate]:
     UserError: stages that do not fit the models.
   """
   programs = programs_lib.Programs(recipe)
-  chip = mesh_lib.chip(recipe.mesh)
+  chip = machines.chip(recipe.mesh)
   analysed: dict[Any, Any] = {}
   found = []
   for planned in recipe.costed(step.flops_as_written):

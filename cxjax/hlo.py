@@ -16,7 +16,7 @@ import re
 from jaxlib import _hlo  # type: ignore[attr-defined]
 from jaxlib import _jax
 
-from cxjax import mesh as mesh_lib
+from cxjax import machines
 
 # What a device of a ring of `n` sends, as a share of the whole array: of what
 # all of them reduce, or have in the end (all-gather) or at first.
@@ -170,7 +170,7 @@ class _Program:
     text = '\n'.join(line for block in blocks for line in block)
     entry = '\n'.join(self.lines[name])
     module = _hlo.hlo_module_from_text(f'HloModule _\n{text}\nENTRY {entry}')
-    client = mesh_lib.host().client
+    client = machines.host().client
     return _jax.hlo_module_cost_analysis(client, module).get('flops', 0.0)
 
   def _below(self, name, *without) -> set[str]:

@@ -26,7 +26,7 @@ from cxjax import errors
 from cxjax import experiment
 from cxjax import files
 from cxjax import hlo
-from cxjax import mesh as mesh_lib
+from cxjax import machines
 from cxjax import table
 from experiments import places
 from experiments import wikipedia_bert
@@ -159,7 +159,7 @@ def compile_stage(name, topology, stage) -> None:
   """Writes the estimate of a stage to its file."""
   begin = time.perf_counter()
   config = CASES[name].config(SLICES[topology], stage)
-  recipes = build.abstract(config, ['extracted'], mesh_lib.topology(topology))
+  recipes = build.abstract(config, ['extracted'], machines.topology(topology))
   recipe = recipes['teacher' if stage == LABELS else 'extracted']
   at = -1 if stage in (LABELS, OUTPUT) else 0
   recipe = dataclasses.replace(recipe, stages=(recipe.stages[at],))
@@ -191,7 +191,7 @@ def finished(name, topology, stage) -> dry_run.Estimate | None:
   if record.pop('config', None) != _digest(name, topology, stage):
     return None
   for name, kind in (
-    ('chip', mesh_lib.Chip),
+    ('chip', machines.Chip),
     ('memory', dry_run.Memory),
     ('cost', hlo.Cost),
   ):
@@ -296,7 +296,7 @@ def parameters(name):
   """Of the teacher and of the student."""
   config = CASES[name].config(SLICES[SMALL])
   config.mesh.fsdp = 1
-  recipes = build.abstract(config, ['extracted'], mesh_lib.topology('cpu'))
+  recipes = build.abstract(config, ['extracted'], machines.topology('cpu'))
   for run in ('teacher', 'extracted'):
     yield sum(x.size for x in jax.tree.leaves(recipes[run].student_shapes))
 

@@ -12,7 +12,7 @@ import ml_collections
 
 from cxjax import build
 from cxjax import experiment
-from cxjax import mesh as mesh_lib
+from cxjax import machines
 from cxjax import summary as summary_lib
 
 Config = ml_collections.ConfigDict
@@ -54,7 +54,7 @@ def run(
   # Variants often compile the same programs.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
   changed = _located(config, overrides, workdir)
-  mesh_lib.part_cpu(changed.mesh.cpu_devices)
+  machines.part_cpu(changed.mesh.cpu_devices)
   return experiment.run(changed, folder(config, overrides, workdir))
 
 

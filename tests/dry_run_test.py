@@ -12,6 +12,7 @@ import jax
 from cxjax import build
 from cxjax import dry_run
 from cxjax import errors
+from cxjax import machines
 from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import programs as programs_lib
@@ -36,7 +37,7 @@ def mlp(**mesh):
 
 def dry(config, topology='cpu'):
   """The estimates, by run and stage."""
-  devices = mesh_lib.topology(topology)
+  devices = machines.topology(topology)
   recipes = build.abstract(config, [config.method], devices)
   return {
     f'{run}/{one.stage}': one
@@ -150,7 +151,7 @@ class RunTest(parameterized.TestCase):
   def test_a_teacher_from_elsewhere_is_not_trained(self):
     config = parity_mlp.tiny('one_shot')
     config.teacher.folder = '/nowhere'
-    devices = mesh_lib.topology('cpu')
+    devices = machines.topology('cpu')
     names = ['supervised', 'progressive']
     recipes = build.abstract(config, names, devices)
     self.assertCountEqual(recipes, names)
@@ -176,19 +177,19 @@ class TopologyTest(parameterized.TestCase):
       mock.patch.object(importlib.util, 'find_spec', return_value=None),
       self.assertRaisesRegex(errors.UserError, "v5e:4x4.*pip install 'libtpu"),
     ):
-      mesh_lib.topology('v5e:4x4')
+      machines.topology('v5e:4x4')
 
   @unittest.skipUnless(HAS_LIBTPU, 'Needs libtpu.')
   @parameterized.parameters('v5e:3x3', 'gpu', 'h100:2x2')
   def test_no_such_topology(self, name):
     with self.assertRaisesRegex(errors.UserError, f'{name}.* is no topology'):
-      mesh_lib.topology(name)
+      machines.topology(name)
 
   @unittest.skipUnless(HAS_LIBTPU, 'Needs libtpu.')
   def test_a_slice(self):
     on_cpu, found = estimates(4), dry(mlp(data=4), 'v5e:2x2')
     for name, one in found.items():
-      self.assertEqual(one.chip, mesh_lib.CHIPS['TPU v5 lite'])
+      self.assertEqual(one.chip, machines.CHIPS['TPU v5 lite'])
       self.assertIn(one.bound, ('FLOPs', 'memory', 'collectives'))
       ratio = one.cost.flops / on_cpu[name].cost.flops
       self.assertBetween(ratio, 0.97, 1.03, name)
@@ -207,9 +208,9 @@ class TopologyTest(parameterized.TestCase):
   @unittest.skipUnless(HAS_LIBTPU, 'Needs libtpu.')
   @parameterized.parameters('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2')
   def test_a_chip_is_a_device(self, name):
-    mesh = mesh_lib.make({'data': -1}, 8, mesh_lib.topology(name))
+    mesh = mesh_lib.make({'data': -1}, 8, machines.topology(name))
     self.assertEqual(mesh.size, 4)
-    self.assertIsNotNone(mesh_lib.chip(mesh).links)
+    self.assertIsNotNone(machines.chip(mesh).links)
 
 
 class HumanTest(parameterized.TestCase):

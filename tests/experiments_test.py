@@ -20,7 +20,7 @@ from cxjax import errors
 from cxjax import experiment
 from cxjax import hlo
 from cxjax import journal
-from cxjax import mesh as mesh_lib
+from cxjax import machines
 from cxjax import methods
 from cxjax.data import pcfg
 from experiments import digits
@@ -158,7 +158,7 @@ class ScalingTest(absltest.TestCase):
 
   def test_a_stage_of_another_configuration_is_none(self):
     stage = ('wikipedia', scaling.SMALL, scaling.OUTPUT)
-    (chip,) = {c for k, c in mesh_lib.CHIPS.items() if 'v5 lite' in k}
+    (chip,) = {c for k, c in machines.CHIPS.items() if 'v5 lite' in k}
     estimate = dry_run.Estimate(
       run='extracted',
       stage='output',
@@ -174,7 +174,7 @@ class ScalingTest(absltest.TestCase):
       mock.patch.object(
         scaling.dry_run, 'estimate', lambda *unused: [estimate]
       ),
-      mock.patch.object(mesh_lib, 'topology', lambda name: jax.devices()[:1]),
+      mock.patch.object(machines, 'topology', lambda name: jax.devices()[:1]),
     ):
       scaling.compile_stage(*stage)
     self.assertEqual(scaling.finished(*stage), estimate)

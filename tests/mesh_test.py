@@ -14,6 +14,7 @@ from cxjax import build
 from cxjax import errors
 from cxjax import experiment
 from cxjax import journal
+from cxjax import machines
 from cxjax import mesh as mesh_lib
 from cxjax import methods
 from cxjax import programs as programs_lib
@@ -178,13 +179,13 @@ class MeshTest(parameterized.TestCase):
     config = mock.Mock(jax_num_cpu_devices=told)
     config.update = lambda name, value: setattr(config, name, value)
     with (
-      mock.patch.object(mesh_lib.jax, 'config', config),
+      mock.patch.object(machines.jax, 'config', config),
       mock.patch.object(
-        mesh_lib.os, 'sched_getaffinity', lambda _: [0] * cores, create=True
+        machines.os, 'sched_getaffinity', lambda _: [0] * cores, create=True
       ),
-      mock.patch.dict(mesh_lib.os.environ, XLA_FLAGS=flags),
+      mock.patch.dict(machines.os.environ, XLA_FLAGS=flags),
     ):
-      mesh_lib.part_cpu(count)
+      machines.part_cpu(count)
     self.assertEqual(config.jax_num_cpu_devices, made)
 
   @parameterized.parameters(

@@ -16,7 +16,7 @@ import jax
 from cxjax import build
 from cxjax import command
 from cxjax import dry_run
-from cxjax import mesh as mesh_lib
+from cxjax import machines
 from cxjax import methods
 from cxjax import programs
 from cxjax import table
@@ -82,7 +82,7 @@ def measure(name, config):
 def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
-  mesh_lib.topology('cpu')
+  machines.topology('cpu')
   rows = [row for name, c in configs() for row in measure(name, c)]
   print(table.markdown(rows))
 

@@ -53,7 +53,7 @@ from cxjax import build
 from cxjax import command
 from cxjax import curriculum
 from cxjax import errors
-from cxjax import mesh as mesh_lib
+from cxjax import machines
 from cxjax import methods
 from cxjax import optimizers
 from cxjax import table
@@ -277,7 +277,7 @@ def main(argv):
   del argv
   begin()
   cases = {name: errors.lookup('case', name, CASES)() for name in _CASES.value}
-  mesh_lib.part_cpu(max(c.mesh.cpu_devices for c in cases.values()))
+  machines.part_cpu(max(c.mesh.cpu_devices for c in cases.values()))
   sides, costs = {}, {}
   for case, config in cases.items():
     stages = make_stages(config)

@@ -1,0 +1,140 @@
+"""Machines: the devices of this process, and those that are compiled for.
+
+A topology is of devices that are not here.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from cxjax import errors
+
+# What libtpu asks of a machine that has no TPU.
+LIBTPU = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a device can do at most; None where it is not known.
+
+  Attributes:
+    memory: bytes.
+    flops: FLOPs per second, of products in bfloat16.
+    bandwidth: bytes per second, from and to its memory.
+    links: bytes per second that it sends to other chips, over all its links.
+  """
+
+  memory: float | None = None
+  flops: float | None = None
+  bandwidth: float | None = None
+  links: float | None = None
+
+
+# By `device_kind`, from https://docs.cloud.google.com/tpu/docs/v4 (v5e, v5p,
+# v6e alike), as read in 2025: the capacity in GiB, half of the bidirectional
+# bandwidth of the links. That of the v4 is from Jouppi et al., 2023,
+# https://arxiv.org/abs/2304.01433: 6 links of 50 GB/s.
+CHIPS = {
+  'TPU v4': Chip(32 * 2**30, 275e12, 1200e9, 300e9),
+  'TPU v5 lite': Chip(16 * 2**30, 197e12, 819e9, 200e9),
+  'TPU v5': Chip(95 * 2**30, 459e12, 2765e9, 600e9),
+  'TPU v6 lite': Chip(32 * 2**30, 918e12, 1638e9, 400e9),
+}
+
+
+def topology(name: str) -> Sequence[Any]:
+  """The devices of a machine to compile for; this process stays on its CPU.
+
+  To be called before anything is computed.
+
+  Args:
+    name: 'cpu' is this machine; else as libtpu has it, as in 'v5e:4x4'.
+
+  Returns:
+    The devices. Those of a TPU hold nothing and run nothing.
+
+  Raises:
+    UserError: no such topology, or no libtpu.
+  """
+  jax.config.update('jax_platforms', 'cpu')
+  if name == 'cpu':
+    return jax.devices()
+  errors.require(
+    importlib.util.find_spec('libtpu') is not None,
+    f"--dry_run={name} needs TPU's compiler, which is not installed. Install "
+    "it: pip install 'libtpu>=0.0.52'; or give cpu.",
+  )
+  for variable, value in LIBTPU.items():
+    os.environ.setdefault(variable, value)
+  # Of this process's own compiler, which has read them once there are devices;
+  # libtpu would end the process for one that it does not know.
+  jax.devices()
+  os.environ.pop('XLA_FLAGS', None)
+  ask = functools.partial(
+    topologies.get_topology_desc, platform='tpu', topology_name=name
+  )
+  try:
+    found: Sequence[Any] = ask().devices
+    if found[0].device_kind == 'TPU v4':  # Else each core is a device.
+      found = ask(chip_config_name='megacore').devices
+  except jax.errors.JaxRuntimeError as error:
+    raise errors.UserError(
+      f'{name!r} is no topology of libtpu ({error}). Give chips and how they '
+      'lie, as in v5e:4x4, or cpu.'
+    ) from error
+  return found
+
+
+def part_cpu(count: int) -> None:
+  """Makes several devices of the CPU, each of which works on its own examples.
+
+  A small network gains: its single products are too small for several cores.
+  Nothing changes on an accelerator, nor where JAX_NUM_CPU_DEVICES or XLA_FLAGS
+  say how many there are, nor in one of several processes, nor once anything was
+  computed.
+
+  Args:
+    count: of the devices; no more are made than this process has cores.
+  """
+  told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
+  flags = os.environ.get('XLA_FLAGS', '')
+  known = hasattr(os, 'sched_getaffinity')
+  cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+  told |= 'host_platform_device_count' in flags
+  if told or jax.distributed.is_initialized() or min(count, cores) < 2:
+    return
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_num_cpu_devices', min(count, cores))
+
+
+def host() -> Any:
+  """The CPU of this process."""
+  return jax.devices('cpu')[0]
+
+
+def chip(mesh: jax.sharding.Mesh) -> Chip:
+  """What one device of a mesh can do; a CPU's memory is parted among them."""
+  devices = list(mesh.devices.flat)
+  if devices[0].platform == 'cpu':
+    ram = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return Chip(memory=ram / len(devices))
+  return CHIPS.get(devices[0].device_kind, Chip())
+
+
+def describe() -> str:
+  """The devices of this process, for a summary: 'cpu x 1 (cpu)'."""
+  device = jax.devices()[0]
+  return f'{device.platform} x {jax.device_count()} ({device.device_kind})'
