@@ -79,6 +79,7 @@ def paper(method: str) -> ml_collections.ConfigDict:
     block.eval_every = 1_250
     block.save_every = 3_125  # 100,000 examples.
   c.progressive.rate_factor = 1.0
+  c.progressive.accuracies = (0.75,)
   c.num_seeds = 1
   c.mesh.cpu_devices = 2
   c.teacher.stop_at = 2.0  # All 8M.
