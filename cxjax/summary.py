@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cxjax import journal
-from cxjax import mesh
+from cxjax import machines
 from cxjax import recipe as recipe_lib
 from cxjax import table
 from cxjax import train
@@ -60,7 +60,7 @@ def summarize(
       'cxjax': version.__version__,
       **{name: importlib.metadata.version(name) for name in PACKAGES},
     },
-    'device': mesh.describe(),
+    'device': machines.describe(),
   }
 
 
