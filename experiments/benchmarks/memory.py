@@ -33,6 +33,7 @@ def configs():
   yield 'parity_mlp', c
   c = parity_transformer.get_config('extracted')
   c.teacher.width, c.student.width, c.batch_size = 256, 128, 128
+  c.data.d, c.share_batches = 20, False
   yield 'parity_transformer', c
 
 
