@@ -55,8 +55,8 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.teacher.save_every = 250
   c.teacher.optimizer.learning_rate = 3e-4
   c.optimizer.schedule = 'cosine'
-  # The best rates of experiments/tune.py. Its best first stages, 1,000 steps and
-  # a checkpoint at 0.95, did not do for another teacher of the same settings.
+  # The best rates of experiments/tune.py. Its best first stages, 1,000 steps
+  # and a checkpoint at 0.95, did not do for another teacher of these settings.
   c.progressive.rate_factor = 3.0
   c.progressive.share = c.extracted.share = 0.5
   # A residual stream grows in training: as it is, it may take many steps.
