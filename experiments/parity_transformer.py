@@ -50,7 +50,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.num_seeds = 4
   c.share_batches = True  # One teacher's forward pass for all students.
   c.num_steps = 4_000
-  c.teacher.num_steps = 40_000  # It takes 1,000 to 5,000.
+  c.teacher.num_steps = 40_000  # It takes 500 to 5,000.
   c.teacher.log_every = c.teacher.eval_every = 25
   c.teacher.save_every = 250
   c.teacher.optimizer.learning_rate = 3e-4
