@@ -24,16 +24,16 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from cxjax import build
-from cxjax import cache
-from cxjax import command
-from cxjax import dry_run
+from cxjax.configs import builders
+from cxjax.training import target_cache
+from cxjax.configs import cli
+from cxjax.analysis import dry_run
 from cxjax import errors
-from cxjax import experiment
-from cxjax import machines
-from cxjax import overrides
-from cxjax import processes
-from cxjax import summary
+from cxjax.configs import experiment
+from cxjax.parallel import devices as devices_lib
+from cxjax.configs import flags as flags_lib
+from cxjax.parallel import multihost
+from cxjax.training import summary as summary_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of the experiment, :method after it.', lock_config=True
@@ -65,7 +65,7 @@ _CACHE = flags.DEFINE_string(
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; a mistake in them ends the program with one line."""
   try:
-    overrides.check(argv)
+    flags_lib.check(argv)
     rest = flags.FLAGS(argv)
     needed = ['config'] if _DRY_RUN.value is not None else ['config', 'workdir']
     missing = [n for n in needed if not flags.FLAGS[n].value]
@@ -80,9 +80,9 @@ def parse(argv: list[str]) -> list[str]:
     TypeError,
     ValueError,
   ) as error:
-    command.fail(_reason(error))
+    cli.fail(_reason(error))
   if missing:
-    command.fail(f'--{missing[0]} is missing. See launch.py --help.')
+    cli.fail(f'--{missing[0]} is missing. See launch.py --help.')
   return rest
 
 
@@ -96,7 +96,7 @@ def _reason(error: Exception) -> Exception | str:
 def main(argv: list[str]) -> None:
   """Runs what the flags ask for, and prints the table."""
   if argv[1:]:
-    command.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
+    cli.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
   config = _CONFIG.value
   cpu_devices = config.mesh.get('cpu_devices', 1)
   if _DRY_RUN.value is not None:
@@ -109,11 +109,11 @@ def main(argv: list[str]) -> None:
       '--dry_run plans a run with its teacher: leave --cache_targets and '
       'cache.folder out.',
     )
-    machines.part_cpu(cpu_devices)
-    devices = machines.topology(_DRY_RUN.value)
+    devices_lib.part_cpu(cpu_devices)
+    devices = devices_lib.topology(_DRY_RUN.value)
     names = _COMPARE.value or [config.method]
-    recipes = build.abstract(config, names, devices)
-    print(dry_run.report(_DRY_RUN.value, recipes))
+    specs = builders.abstract(config, names, devices)
+    print(dry_run.report(_DRY_RUN.value, specs))
     return
   workdir = pathlib.Path(_WORKDIR.value)
   folder = config.teacher.folder
@@ -128,8 +128,8 @@ def main(argv: list[str]) -> None:
       f'--{flag.name}={flag.value} is no local path. Mount the bucket (gcsfuse '
       'for gs://), and give the folder.',
     )
-  processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  machines.part_cpu(cpu_devices)
+  multihost.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  devices_lib.part_cpu(cpu_devices)
   if _CACHE.value:
     errors.require(
       not _COMPARE.value,
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
     stored = experiment.cache_targets(
       config, workdir, pathlib.Path(_CACHE.value)
     )
-    print(cache.show(stored))
+    print(target_cache.show(stored))
     return
   twice = sorted({n for n in _COMPARE.value if _COMPARE.value.count(n) > 1})
   errors.require(
@@ -149,9 +149,9 @@ def main(argv: list[str]) -> None:
     summaries = experiment.compare(config, _COMPARE.value, workdir)
   else:
     summaries = [experiment.run(config, workdir)]
-  if processes.is_first():
-    print(summary.compare_table(summaries))
+  if multihost.is_first():
+    print(summary_lib.compare_table(summaries))
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main), flags_parser=parse)
+  app.run(cli.guarded(main), flags_parser=parse)

@@ -4,8 +4,8 @@ Pure functions to use on their own; `launch.py` and `cxjax.experiment` join them
 into runs.
 """
 
-from cxjax.curriculum import Curriculum
-from cxjax.curriculum import Stage
+from cxjax.methods.stage import Curriculum
+from cxjax.methods.stage import Stage
 from cxjax.curriculum import extracted
 from cxjax.curriculum import match_layers
 from cxjax.curriculum import one_shot
@@ -29,29 +29,29 @@ from cxjax.losses import top_k
 from cxjax.losses import top_k_kl
 from cxjax.models.mlp import MLP
 from cxjax.models.transformer import Transformer
-from cxjax.networks import Network
-from cxjax.networks import Tap
-from cxjax.networks import Taps
+from cxjax.models.adapters import ModelAdapter
+from cxjax.models.adapters import Tap
+from cxjax.models.adapters import Taps
 from cxjax.networks import cast
 from cxjax.networks import from_fn
 from cxjax.networks import from_linen
 from cxjax.networks import from_nnx
 from cxjax.networks import taps
-from cxjax.planning import PlannedStage
+from cxjax.methods.stage_plan import StagePlan
 from cxjax.planning import plan_stage
 from cxjax.planning import show
 from cxjax.planning import with_costs
-from cxjax.plans import Plan
+from cxjax.api.plan import Plan
 from cxjax.plans import plan
 from cxjax.probes import cka
 from cxjax.probes import degree_one
 from cxjax.probes import linear_probe
 from cxjax.probes import ngram_distance
-from cxjax.projection import LAWS
+from cxjax.methods.projections import LAWS
 from cxjax.projection import project
 from cxjax.projection import random_projection
 from cxjax.stablehlo import export
-from cxjax.step import State
+from cxjax.methods.train_step import State
 from cxjax.step import activation
 from cxjax.step import enter
 from cxjax.step import target
@@ -65,7 +65,7 @@ __all__ = [
   'Curriculum',
   'Network',
   'Plan',
-  'PlannedStage',
+  'StagePlan',
   'Stage',
   'State',
   'Tap',

@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 
 from cxjax import errors
-from cxjax import processes
+from cxjax.parallel import multihost
 
 SHOWN = 12  # Fields that differ, in one line for people.
 
@@ -47,7 +47,7 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
   Raises:
     UserError: the folder cannot be written.
   """
-  if not (own or processes.is_first()):
+  if not (own or multihost.is_first()):
     return
   temporary = path.with_name(path.name + '.tmp')
   with written(path):
@@ -114,7 +114,7 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     UserError: another process has it, or the folder cannot be written.
   """
-  if not processes.is_first():
+  if not multihost.is_first():
     yield
     return
   path = folder / 'lock'

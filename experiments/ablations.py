@@ -11,22 +11,22 @@ Writes ablations.{md,csv} into --results.
 
 from absl import app
 
-from cxjax import command
-from cxjax import summary as summary_lib
-from cxjax import table
+from cxjax.configs import cli
+from cxjax.training import summary as summary_lib
+from cxjax import tables
 from experiments import parity_mlp
-from experiments import places
+from experiments import paths
 from experiments import sweeps
 
-LEARNED = {'extracted.law': 'identity', 'extracted.readout': True}
+LEARNED = {'extracted.projection': 'identity', 'extracted.regressor': True}
 UNTRAINED = {'extracted.checkpoint': 0}
 VARIANTS = {
   'default': {},
-  'law rademacher': {'extracted.law': 'rademacher'},
-  'law sparse': {'extracted.law': 'sparse'},
-  'law orthogonal': {'extracted.law': 'orthogonal'},
+  'law rademacher': {'extracted.projection': 'rademacher'},
+  'law sparse': {'extracted.projection': 'sparse'},
+  'law orthogonal': {'extracted.projection': 'orthogonal'},
   'learned projection (FitNets)': LEARNED,
-  'random projection, then readout': {'extracted.readout': True},
+  'random projection, then readout': {'extracted.regressor': True},
   'lower layer frozen after its stage': {'extracted.freeze': True},
   'hidden stage 1/16 of the steps': {'extracted.share': 0.0625},
   'hidden stage 1/8': {'extracted.share': 0.125},
@@ -51,13 +51,13 @@ def main(argv):
   rows = []
   for name, overrides in VARIANTS.items():
     config = parity_mlp.get_config('extracted')
-    summary = sweeps.run(config, overrides, places.workdir('ablations'))
+    summary = sweeps.run(config, overrides, paths.workdir('ablations'))
     shown = summary_lib.compare_row(summary)
     del shown['method'], shown['seconds']
     rows.append({'variant': name, **shown})
-  text = table.markdown(rows)
-  command.write(places.results() / 'ablations', text, rows)
+  text = tables.markdown(rows)
+  cli.write(paths.results() / 'ablations', text, rows)
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

@@ -7,8 +7,8 @@ from typing import Any
 import ml_collections
 
 from cxjax import errors
-from cxjax import methods
-from cxjax import optimizers
+from cxjax.methods import curricula
+from cxjax.training import optimizers
 
 Build = Callable[[str], ml_collections.ConfigDict]
 
@@ -31,7 +31,7 @@ def choose(
   """
   method, size = 'extracted', next(iter(sizes))
   for word in variant.split(','):
-    errors.lookup('method or size', word, {**methods.METHODS, **sizes})
+    errors.lookup('method or size', word, {**curricula.METHODS, **sizes})
     if word in sizes:
       size = word
     else:
@@ -96,14 +96,14 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.extracted.rate_factor = 1.0
   c.extracted.layers = ()  # Pairs (teacher, student); () matches by depth.
   c.extracted.loss = 'l2'  # cosine
-  c.extracted.law = 'gaussian'  # rademacher, sparse, orthogonal, identity
-  c.extracted.readout = False  # Match a linear readout of the student's layer.
+  c.extracted.projection = 'gaussian'  # rademacher, sparse, orthogonal, identity
+  c.extracted.regressor = False  # Match a linear readout of the student's layer.
   c.extracted.width = 0  # Of the projection, with readout; 0 chooses.
-  c.extracted.shared = False  # One projection for all layers.
+  c.extracted.shared_projection = False  # One projection for all layers.
   c.extracted.norm = 'none'  # Of the teacher's activation: none, layer.
-  c.extracted.centred = False  # Less its mean over the batch.
+  c.extracted.centered = False  # Less its mean over the batch.
   c.extracted.scale = 1.0  # Times this.
-  c.extracted.positions = 'all'  # Of a sequence; read: where the loss reads.
+  c.extracted.tokens = 'all'  # Of a sequence; read: where the loss reads.
   c.extracted.freeze = False  # Layers whose stage is over.
   c.extracted.checkpoint = -1  # Of the hidden targets; -1 is the final teacher.
   c.extracted.share = 0.25  # Of num_steps before the output stage.

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 import cxjax
-from cxjax import command
+from cxjax.configs import cli
 from cxjax import errors
-from cxjax import plots
-from cxjax import table
-from experiments import places
+from cxjax.analysis import plots
+from cxjax import tables
+from experiments import paths
 
 BATCH, HELD_OUT = 64, 360
 STEPS, SEEDS = 400, 8  # Of the students.
@@ -31,7 +31,7 @@ METHODS = {
   'supervised': None,
   'one_shot': {'layers': ()},
   'extracted': {},
-  'fitnets': {'law': 'identity', 'readout': True},
+  'fitnets': {'projection': 'identity', 'regressor': True},
 }
 
 
@@ -154,9 +154,9 @@ def line(method, rate, history):
 def main(argv):
   """Trains the teacher, searches, compares."""
   del argv
-  results = places.results()
+  results = paths.results()
   # Every student compiles the same programs.
-  folder = places.workdir('digits') / 'cache'
+  folder = paths.workdir('digits') / 'cache'
   jax.config.update('jax_compilation_cache_dir', str(folder))
   learn, held_out = digits()
   batches = Batches(*learn)
@@ -173,15 +173,15 @@ def main(argv):
       found.append(line(method, rate, history))
     best = max(found, key=lambda row: row['accuracy'])['learning rate']
     tried += found
-    command.write(results / 'digits_tune', table.markdown(tried), tried)
+    cli.write(results / 'digits_tune', tables.markdown(tried), tried)
     plan, history = run(teacher, method, best, range(SEEDS), batches, held_out)
     if method == 'extracted':
       print(plan)
     rows.append(line(method, best, history))
     curves[method] = history
-  command.write(results / 'digits', table.markdown(rows), rows)
+  cli.write(results / 'digits', tables.markdown(rows), rows)
   plots.accuracy_curves(curves, results / 'digits.png')
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

@@ -8,11 +8,11 @@ student's and its teacher's), if that is another number of steps. All of it is
 measured on the same held-out sentences or rows, and the first of the three
 seeds is the one of the search.
 
-With --recipes, in place of that, recipes of the hidden stages, one seed each.
+With --specs, in place of that, specs of the hidden stages, one seed each.
 
 Run (it trains its teacher first):
   python -m experiments.masked_tune --experiment=pcfg_bert
-  python -m experiments.masked_tune --experiment=pcfg_bert --recipes
+  python -m experiments.masked_tune --experiment=pcfg_bert --specs
 
 Writes EXPERIMENT_tune.{md,csv} and EXPERIMENT.{md,csv,png}, or
 EXPERIMENT_recipes.{md,csv}, into --results. Runs that are finished are not run
@@ -23,21 +23,21 @@ from absl import app
 from absl import flags
 import numpy as np
 
-from cxjax import command
+from cxjax.configs import cli
 from cxjax import errors
-from cxjax import journal
-from cxjax import methods
-from cxjax import plots
-from cxjax import summary as summary_lib
-from cxjax import table
+from cxjax.training import metric_log
+from cxjax.methods import curricula
+from cxjax.analysis import plots
+from cxjax.training import summary as summary_lib
+from cxjax import tables
 from experiments import pcfg_bert
-from experiments import places
+from experiments import paths
 from experiments import sweeps
 from experiments import text_bert
 
 EXPERIMENTS = {'pcfg_bert': pcfg_bert, 'text_bert': text_bert}
 _EXPERIMENT = flags.DEFINE_string('experiment', 'pcfg_bert', 'Which.')
-_RECIPES = flags.DEFINE_bool('recipes', False, 'Try recipes of extraction.')
+_RECIPES = flags.DEFINE_bool('specs', False, 'Try specs of extraction.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Of the final runs.')
 
 RATES = {
@@ -73,26 +73,26 @@ RECIPES = {
   'every block': {'extracted.layers': EACH},
   'every block, no readout, one projection for all': {
     'extracted.layers': EACH,
-    'extracted.readout': False,
+    'extracted.regressor': False,
     'extracted.width': 0,
-    'extracted.shared': True,
+    'extracted.shared_projection': True,
   },
-  'no readout': {'extracted.readout': False, 'extracted.width': 0},
+  'no readout': {'extracted.regressor': False, 'extracted.width': 0},
   'raw activation': {'extracted.norm': 'none'},
   'learned projection (FitNets)': {
-    'extracted.law': 'identity',
+    'extracted.projection': 'identity',
     'extracted.width': 0,
   },
   'second and last block': {'extracted.layers': SECOND_AND_LAST},
   'second block': {'extracted.layers': EACH[1:2]},
   'projection to 32': {'extracted.width': 32},
-  'centred': {'extracted.centred': True},
-  'masked positions only': {'extracted.positions': 'read'},
+  'centered': {'extracted.centered': True},
+  'masked positions only': {'extracted.tokens': 'read'},
   'one schedule for both stages': {'optimizer.restart_schedule': False},
   'hard labels at the end': {'hard_labels': True},
   'blocks frozen after their stage': {'extracted.freeze': True},
   'target times 0.1': {'extracted.scale': 0.1},
-  'law orthogonal': {'extracted.law': 'orthogonal'},
+  'law orthogonal': {'extracted.projection': 'orthogonal'},
 }
 
 
@@ -160,7 +160,7 @@ def line(name, summary):
 def tune(workdir, results):
   """The search, and the best of each with several seeds."""
   best, rows = {}, []
-  for method in methods.METHODS:
+  for method in curricula.METHODS:
     found = search(method, workdir)
     best[method] = found[0][0]
     rows += [
@@ -168,18 +168,18 @@ def tune(workdir, results):
       for o, value in found
     ]
     name = f'{_EXPERIMENT.value}_tune'
-    command.write(results / name, table.markdown(rows), rows)
+    cli.write(results / name, tables.markdown(rows), rows)
   finals, lines = {}, []
   name = _EXPERIMENT.value
 
   def add(label, summary):
     lines.append(line(label, summary))
-    command.write(results / name, table.markdown(lines), lines)
+    cli.write(results / name, tables.markdown(lines), lines)
 
   for method, overrides in best.items():
     finals[method] = attempt(method, overrides, workdir, _SEEDS.value)
     add(method, finals[method])
-  curves = {m: journal.read(_folder(m, best[m], workdir)) for m in finals}
+  curves = {m: metric_log.read(_folder(m, best[m], workdir)) for m in finals}
   plots.accuracy_curves(curves, results / f'{name}.png')
   for method, summary in finals.items():
     steps = equal_steps(summary, finals['one_shot'])
@@ -201,20 +201,20 @@ def _folder(method, overrides, workdir):
   return sweeps.folder(config, overrides, workdir) / method
 
 
-def recipes(workdir, results):
+def specs(workdir, results):
   """What was tried of the hidden stages."""
   rows = []
   for name, overrides in RECIPES.items():
     summary = attempt('extracted', overrides, workdir)
     rows.append(
       {
-        'recipe': name,
+        'spec': name,
         'top-1': round(accuracy(summary), 4),
         'TFLOP': round(summary_lib.flops(summary) / 1e12, 2),
       }
     )
-    command.write(
-      results / f'{_EXPERIMENT.value}_recipes', table.markdown(rows), rows
+    cli.write(
+      results / f'{_EXPERIMENT.value}_recipes', tables.markdown(rows), rows
     )
 
 
@@ -222,10 +222,10 @@ def main(argv):
   """Searches, prints and keeps everything that was tried."""
   del argv
   errors.lookup('experiment', _EXPERIMENT.value, EXPERIMENTS)
-  workdir = places.workdir('tune')
-  results = places.results()
-  (recipes if _RECIPES.value else tune)(workdir, results)
+  workdir = paths.workdir('tune')
+  results = paths.results()
+  (specs if _RECIPES.value else tune)(workdir, results)
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

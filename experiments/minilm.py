@@ -31,17 +31,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import cxjax
-from cxjax import command
+from cxjax.configs import cli
 from cxjax import errors
 from cxjax import files
-from cxjax import huggingface
-from cxjax import plots
-from cxjax import table
-from cxjax.data import corpus
-from cxjax.data import text
+from cxjax.interop import huggingface
+from cxjax.analysis import plots
+from cxjax import tables
+from cxjax.data import corpus as corpus_lib
+from cxjax.data import tokenized_corpus
 from cxjax.models import sentence
 from cxjax.models import transformer
-from experiments import places
+from experiments import paths
 
 _TEACHER = flags.DEFINE_string('teacher', '', 'Its folder; MiniLM without.')
 _SOURCE = flags.DEFINE_string('source', 'docstrings', 'As data.source.')
@@ -58,11 +58,11 @@ RATES = (5e-4, 1e-3, 3e-3)
 SHORTEST = 40  # Characters of a text.
 # As on text: every layer through a readout that is thrown away, of the
 # activation with mean 0 and variance 1 at every token.
-HIDDEN = {'readout': True, 'norm': 'layer'}
+HIDDEN = {'regressor': True, 'norm': 'layer'}
 METHODS = {
   'one_shot': {'layers': ()},
   'extracted': {**HIDDEN, 'width': 128},
-  'fitnets': {**HIDDEN, 'law': 'identity'},
+  'fitnets': {**HIDDEN, 'projection': 'identity'},
 }
 
 
@@ -90,10 +90,10 @@ def paragraphs(documents) -> Iterator[str]:
 
 def texts(source: str) -> tuple[list[str], list[str]]:
   """Texts to learn from, and those held out, of other documents."""
-  documents = corpus.load(source).documents
+  documents = corpus_lib.load(source).documents
   learn, hold = (
     list(dict.fromkeys(paragraphs([documents[i] for i in part])))
-    for part in text.split(len(documents), 0.1)
+    for part in tokenized_corpus.split(len(documents), 0.1)
   )
   seen = set(learn)
   hold = [one for one in hold if one not in seen]
@@ -238,7 +238,7 @@ def line(found, label=None):
 def main(argv):
   """Searches, compares, keeps the best student for others."""
   del argv
-  workdir, results = places.workdir('minilm'), places.results()
+  workdir, results = paths.workdir('minilm'), paths.results()
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
   comparison = Comparison(workdir)
   print(comparison.plan('extracted', _STEPS.value))
@@ -249,7 +249,7 @@ def main(argv):
     ]
     best[method] = max(found, key=lambda f: f['cosine'])['learning rate']
     tried += map(line, found)
-    command.write(results / 'minilm_tune', table.markdown(tried), tried)
+    cli.write(results / 'minilm_tune', tables.markdown(tried), tried)
   lines, curves, kept = [], {}, {}
 
   def add(method, num_steps, label):
@@ -257,7 +257,7 @@ def main(argv):
       method, best[method], num_steps, _SEEDS.value
     )
     lines.append(line(found, label))
-    command.write(results / 'minilm', table.markdown(lines), lines)
+    cli.write(results / 'minilm', tables.markdown(lines), lines)
     return found, students, history
 
   for method in METHODS:
@@ -278,4 +278,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

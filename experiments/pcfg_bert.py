@@ -68,7 +68,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.progressive.share = 0.5
   # One hidden stage, at the last block, through a readout.
   c.extracted.layers = (('block3', 'block3'),)
-  c.extracted.readout = True
+  c.extracted.regressor = True
   c.extracted.width = 128
   c.extracted.norm = 'layer'
   c.extracted.share = 0.6

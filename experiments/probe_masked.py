@@ -27,18 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from cxjax import build
-from cxjax import command
+from cxjax.configs import builders
+from cxjax.configs import cli
 from cxjax import errors
-from cxjax import experiment
-from cxjax import methods
-from cxjax import plots
-from cxjax import probes
-from cxjax import table
-from cxjax.data import masked_text
-from cxjax.data import pcfg
+from cxjax.configs import experiment
+from cxjax.methods import curricula
+from cxjax.analysis import plots
+from cxjax.analysis import probes
+from cxjax import tables
+from cxjax.tasks import masked_text
+from cxjax.tasks import masked_grammar
 from experiments import base
-from experiments import places
+from experiments import paths
 
 _SENTENCES = flags.DEFINE_integer('sentences', 128, 'To measure on.', 2)
 _EVERY = flags.DEFINE_integer(
@@ -49,18 +49,18 @@ _N = flags.DEFINE_list('n', ['3', '7', '15'], 'Lengths of the n-grams, odd.')
 
 def sentences(config, number):
   """Held-out sentences with what is above them; BOS first."""
-  task = build.make_task(config)
-  key = build.key_for(config, 'held_out')
+  task = builders.make_task(config)
+  key = builders.key_for(config, 'held_out')
   sample = jax.jit(functools.partial(task.grammar.sample, n=number))
   found = jax.device_get(sample(key))
-  bos = np.full((number, 1), pcfg.BOS, np.int32)
+  bos = np.full((number, 1), masked_grammar.BOS, np.int32)
   tokens = np.concatenate([bos, found['tokens']], axis=1)
   return task, tokens, found['ancestors']
 
 
 def rows_of_text(config, number):
   """Held-out rows that are one piece of one document, and which are real."""
-  task, text = build.make_task(config), build.text_of(config)
+  task, text = builders.make_task(config), builders.text_of(config)
   rows = masked_text.held_out_rows(text.held_out, task, 20 * number)
   whole = rows['segments'].max(axis=1) == 1
   tokens = rows['tokens'][whole][:number]
@@ -109,7 +109,7 @@ def ngrams(found, tokens, real, mask_id, lengths, every):
 
 def trees(networks, task, tokens, ancestors):
   """A row per network and activation: accuracy of the probe at each level."""
-  real = tokens != pcfg.PAD
+  real = tokens != masked_grammar.PAD
   x = {'tokens': tokens, 'mask': real}
   inside = real[:, 1:]
   levels = task.grammar.levels
@@ -135,8 +135,8 @@ def trees(networks, task, tokens, ancestors):
 
 def networks_of(config, workdir, teacher):
   """`{name: (module, params)}` of what the workdir holds."""
-  found = {'teacher': (build.make_model(config, 'teacher'), teacher.params)}
-  for method in methods.METHODS:
+  found = {'teacher': (builders.make_model(config, 'teacher'), teacher.params)}
+  for method in curricula.METHODS:
     if (workdir / method / 'summary.json').exists():
       model, params = experiment.load_students(config, workdir, method)
       found[method] = model, jax.tree.map(lambda leaf: leaf[0], params)
@@ -206,7 +206,7 @@ def draw_trees(rows, path):
 def main(argv):
   """Measures, prints the tables, draws the pictures."""
   del argv
-  workdir = places.workdir()
+  workdir = paths.workdir()
   config, teacher = experiment.load(base.get_config('extracted'), workdir)
   errors.require(
     config.task in ('pcfg', 'text'),
@@ -220,19 +220,19 @@ def main(argv):
   networks = networks_of(config, workdir, teacher)
   if config.task == 'pcfg':
     task, tokens, ancestors = sentences(config, _SENTENCES.value)
-    real, mask_id = tokens != pcfg.PAD, pcfg.MASK
+    real, mask_id = tokens != masked_grammar.PAD, masked_grammar.MASK
   else:
     task, tokens, real = rows_of_text(config, _SENTENCES.value)
     mask_id = task.mask_id
   found = versions(teacher, networks)
   rows = list(ngrams(found, tokens, real, mask_id, lengths, _EVERY.value))
-  command.write(workdir / 'probe_ngram', table.markdown(rows), rows)
+  cli.write(workdir / 'probe_ngram', tables.markdown(rows), rows)
   draw_ngrams(rows, workdir / 'probe_ngram.png')
   if config.task == 'pcfg':
     rows = list(trees(networks, task, tokens, ancestors))
-    command.write(workdir / 'probe_trees', table.markdown(rows), rows)
+    cli.write(workdir / 'probe_trees', tables.markdown(rows), rows)
     draw_trees(rows, workdir / 'probe_trees.png')
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

@@ -21,18 +21,18 @@ from absl import flags
 import jax
 import numpy as np
 
-from cxjax import build
-from cxjax import command
-from cxjax import curriculum
+from cxjax.configs import builders
+from cxjax.configs import cli
+from cxjax.methods import stage as stage_lib
 from cxjax import errors
-from cxjax import experiment
-from cxjax import plots
-from cxjax import probes
-from cxjax import projection
-from cxjax import step
-from cxjax import table
+from cxjax.configs import experiment
+from cxjax.analysis import plots
+from cxjax.analysis import probes
+from cxjax.methods import projections
+from cxjax.methods import train_step
+from cxjax import tables
 from experiments import base
-from experiments import places
+from experiments import paths
 
 _WIDTH = flags.DEFINE_integer('width', 100, 'Columns of the projection.')
 _EXAMPLES = flags.DEFINE_integer('examples', 2**18, 'To average over.')
@@ -42,24 +42,24 @@ MARKERS = ('o', 's', '^', 'v')
 
 def measure(config, teacher, width, examples):
   """`{layer or step: [d] root mean square correlation}` of each function."""
-  task = build.make_task(config)
+  task = builders.make_task(config)
   draw = functools.partial(task.draw, batch_size=BATCH)
-  key = build.key_for(config, 'held_out')
+  key = builders.key_for(config, 'held_out')
   num_batches = max(examples // BATCH, 1)
 
   @functools.partial(jax.jit, static_argnames='name')
   def correlations(params, matrix, name):
-    stage = curriculum.Stage(
-      name, 1, target=name, positions=curriculum.READ_ONLY
+    stage = stage_lib.Stage(
+      name, 1, target=name, positions=stage_lib.READ_ONLY
     )
 
     def features(x):
-      value = step.compared(teacher.apply, params, x, name, stage)
+      value = train_step.compared(teacher.apply, params, x, name, stage)
       value = value.reshape(-1, value.shape[-1])  # One position is read.
-      if name == curriculum.LOGITS:
+      if name == stage_lib.LOGITS:
         # One class is redundant: probabilities sum to 1.
         return jax.nn.softmax(value)[:, 1:]
-      return projection.project(value, matrix)
+      return projections.project(value, matrix)
 
     found = probes.degree_one(
       features, draw, key, num_batches, task.coordinates
@@ -67,8 +67,8 @@ def measure(config, teacher, width, examples):
     return jax.numpy.sqrt(jax.numpy.square(found).mean(0))
 
   d_in = config.teacher.width
-  stage_key = build.key_for(config, 'student_stage')
-  matrix = projection.random_projection(stage_key, 'gaussian', (d_in, width))
+  stage_key = builders.key_for(config, 'student_stage')
+  matrix = projections.random_projection(stage_key, 'gaussian', (d_in, width))
   found = {
     layer: correlations(teacher.params, matrix, layer)
     for layer in teacher.layers
@@ -154,9 +154,9 @@ def draw_picture(found, support, accuracies, path):
 def main(argv):
   """Measures, prints the table, draws the picture."""
   del argv
-  workdir = places.workdir()
+  workdir = paths.workdir()
   config, teacher = experiment.load(base.get_config('extracted'), workdir)
-  task = build.make_task(config)
+  task = builders.make_task(config)
   errors.require(
     hasattr(task, 'supports'),
     f'{workdir} is a run of task {config.task!r}; this probe is for parity.',
@@ -165,10 +165,10 @@ def main(argv):
   found = measure(config, teacher, _WIDTH.value, _EXAMPLES.value)
   accuracies = dict(teacher.checkpoints)
   lines = list(rows(found, support, accuracies))
-  text = table.markdown(lines)
-  command.write(workdir / 'probe_parity', text, lines)
+  text = tables.markdown(lines)
+  cli.write(workdir / 'probe_parity', text, lines)
   draw_picture(found, support, accuracies, workdir / 'probe_parity.png')
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

@@ -17,17 +17,17 @@ from absl import app
 from absl import flags
 import numpy as np
 
-from cxjax import command
-from cxjax import methods
-from cxjax import plots
-from cxjax import table
+from cxjax.configs import cli
+from cxjax.methods import curricula
+from cxjax.analysis import plots
+from cxjax import tables
 from experiments import parity_mlp
-from experiments import places
+from experiments import paths
 from experiments import sweeps
 
 _K = flags.DEFINE_list('k', ['3', '4', '5'], 'Sizes of the support.')
 _D = flags.DEFINE_list('d', ['20', '30', '40', '60', '80', '100'], 'Widths.')
-_METHODS = flags.DEFINE_list('methods', list(methods.METHODS), 'Which.')
+_METHODS = flags.DEFINE_list('methods', list(curricula.METHODS), 'Which.')
 
 LENGTHS = tuple(125 * 2**i for i in range(8))  # 125 to 16,000.
 # Updates of the labels and one-shot, at most; a seed that needs more is
@@ -103,7 +103,7 @@ def exponents(rows):
   """One row per (k, method): the fitted exponent beside the theory's."""
   lines = []
   for k in sorted({r['k'] for r in rows}):
-    for method in methods.METHODS:
+    for method in curricula.METHODS:
       mine = [r for r in rows if (r['k'], r['method']) == (k, method)]
       if not mine:
         continue
@@ -136,7 +136,7 @@ def draw_picture(rows, path):
     'd', 'examples to 99%', columns=len(sizes), width=4.6
   )
   for k, panel in zip(sizes, panels, strict=True):
-    for method in methods.METHODS:
+    for method in curricula.METHODS:
       mine = [r for r in rows if (r['k'], r['method']) == (k, method)]
       mine = [r for r in mine if np.isfinite(r['median'])]
       if not mine:
@@ -165,8 +165,8 @@ def draw_picture(rows, path):
 def main(argv):
   """Runs every point, and writes after each so that nothing is lost."""
   del argv
-  workdir = places.workdir('sample_complexity')
-  stem = places.results() / 'sample_complexity'
+  workdir = paths.workdir('sample_complexity')
+  stem = paths.results() / 'sample_complexity'
   rows = []
   for k in map(int, _K.value):
     for d in map(int, _D.value):
@@ -186,10 +186,10 @@ def main(argv):
           }
         )
   lines = exponents(rows)
-  text = table.markdown(lines)
-  command.write(stem, text, rows)
+  text = tables.markdown(lines)
+  cli.write(stem, text, rows)
   draw_picture(rows, stem.with_suffix('.png'))
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

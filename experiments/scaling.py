@@ -19,16 +19,16 @@ from absl import flags
 from absl import logging
 import jax
 
-from cxjax import build
-from cxjax import command
-from cxjax import dry_run
+from cxjax.configs import builders
+from cxjax.configs import cli
+from cxjax.analysis import dry_run
 from cxjax import errors
-from cxjax import experiment
+from cxjax.configs import experiment
 from cxjax import files
-from cxjax import hlo
-from cxjax import machines
-from cxjax import table
-from experiments import places
+from cxjax.analysis import hlo_cost
+from cxjax.parallel import devices as devices_lib
+from cxjax import tables
+from experiments import paths
 from experiments import wikipedia_bert
 
 _WRITTEN = flags.DEFINE_bool(
@@ -152,18 +152,18 @@ def plan() -> Iterator[tuple[str, str, str]]:
 
 def _path(name, topology, stage):
   file = '-'.join((name, topology, stage)).replace(':', '-').replace(' ', '-')
-  return places.workdir('scaling') / f'{file}.json'
+  return paths.workdir('scaling') / f'{file}.json'
 
 
 def compile_stage(name, topology, stage) -> None:
   """Writes the estimate of a stage to its file."""
   begin = time.perf_counter()
   config = CASES[name].config(SLICES[topology], stage)
-  recipes = build.abstract(config, ['extracted'], machines.topology(topology))
-  recipe = recipes['teacher' if stage == LABELS else 'extracted']
+  specs = builders.abstract(config, ['extracted'], devices_lib.topology(topology))
+  spec = specs['teacher' if stage == LABELS else 'extracted']
   at = -1 if stage in (LABELS, OUTPUT) else 0
-  recipe = dataclasses.replace(recipe, stages=(recipe.stages[at],))
-  (found,) = dry_run.estimate(name, recipe)
+  spec = dataclasses.replace(spec, stages=(spec.stages[at],))
+  (found,) = dry_run.estimate(name, spec)
   seconds = time.perf_counter() - begin
   files.write_json(
     _path(name, topology, stage),
@@ -191,9 +191,9 @@ def finished(name, topology, stage) -> dry_run.Estimate | None:
   if record.pop('config', None) != _digest(name, topology, stage):
     return None
   for name, kind in (
-    ('chip', machines.Chip),
+    ('chip', devices_lib.Chip),
     ('memory', dry_run.Memory),
-    ('cost', hlo.Cost),
+    ('cost', hlo_cost.Cost),
   ):
     record[name] = record[name] and kind(**record[name])
   return dry_run.Estimate(**record)
@@ -296,9 +296,9 @@ def parameters(name):
   """Of the teacher and of the student."""
   config = CASES[name].config(SLICES[SMALL])
   config.mesh.fsdp = 1
-  recipes = build.abstract(config, ['extracted'], machines.topology('cpu'))
+  specs = builders.abstract(config, ['extracted'], devices_lib.topology('cpu'))
   for run in ('teacher', 'extracted'):
-    yield sum(x.size for x in jax.tree.leaves(recipes[run].student_shapes))
+    yield sum(x.size for x in jax.tree.leaves(specs[run].student_shapes))
 
 
 def report(rows):
@@ -321,14 +321,14 @@ def report(rows):
     shown = [{k: v for k, v in r.items() if k not in IN_CSV} for r in mine]
     bullets = (f'- {sentence}' for sentence in conclusions(name, rows))
     parts += [
-      table.markdown(shown),
+      tables.markdown(shown),
       '\n'.join(textwrap.fill(s, 80, subsequent_indent='  ') for s in bullets),
     ]
     if whole := list(run_rows(name, rows)):
       parts += [
         'At least, for 120,000 steps of the teacher and as many of each student'
         '\n(extracted: 40% of them at the last block):',
-        table.markdown(whole),
+        tables.markdown(whole),
       ]
   return '\n\n'.join(part.rstrip('\n') for part in parts) + '\n'
 
@@ -348,11 +348,11 @@ def write() -> None:
       found = row(name, topology, stage, found)
       rows.setdefault((name, topology), {})[stage] = found
   errors.require(
-    rows, f'{places.workdir("scaling")} has no finished stage to write of.'
+    rows, f'{paths.workdir("scaling")} has no finished stage to write of.'
   )
   files.write_text(PAGE.absolute(), report(rows))
   flat = [r for key in sorted(rows) for r in rows[key].values()]
-  experiment.write_csv(places.results() / 'scaling.csv', flat)
+  experiment.write_csv(paths.results() / 'scaling.csv', flat)
 
 
 def main(argv: list[str]) -> None:
@@ -367,4 +367,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

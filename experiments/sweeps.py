@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import ml_collections
 
-from cxjax import build
-from cxjax import experiment
-from cxjax import machines
-from cxjax import summary as summary_lib
+from cxjax.configs import builders
+from cxjax.configs import experiment
+from cxjax.parallel import devices as devices_lib
+from cxjax.training import summary as summary_lib
 
 Config = ml_collections.ConfigDict
 Overrides = Mapping[str, Any]
@@ -31,7 +31,7 @@ def folder(
 ) -> pathlib.Path:
   """Where `run` puts a variant; the students' files are in a folder there."""
   changed = _located(config, overrides, workdir)
-  return workdir / 'runs' / _digest(build.student_config(changed))
+  return workdir / 'runs' / _digest(builders.student_config(changed))
 
 
 def run(
@@ -54,14 +54,14 @@ def run(
   # Variants often compile the same programs.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
   changed = _located(config, overrides, workdir)
-  machines.part_cpu(changed.mesh.cpu_devices)
+  devices_lib.part_cpu(changed.mesh.cpu_devices)
   return experiment.run(changed, folder(config, overrides, workdir))
 
 
 def _located(config, overrides, workdir):
   """The variant, with the folder of its teacher."""
   changed = variant(config, overrides)
-  teacher = _digest(build.teacher_config(changed))
+  teacher = _digest(builders.teacher_config(changed))
   changed.teacher.folder = str(workdir / 'teachers' / teacher)
   if 'folder' in changed.data:
     changed.data.folder = str(

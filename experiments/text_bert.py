@@ -63,7 +63,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.progressive.share = 0.75
   # Every block in turn, through a readout.
   c.extracted.layers = tuple((f'block{i}', f'block{i}') for i in range(4))
-  c.extracted.readout = True
+  c.extracted.regressor = True
   c.extracted.width = 128
   c.extracted.norm = 'layer'
   c.extracted.share = 0.4

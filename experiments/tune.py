@@ -21,14 +21,14 @@ from absl import app
 from absl import flags
 import ml_collections
 
-from cxjax import command
+from cxjax.configs import cli
 from cxjax import errors
-from cxjax import methods
-from cxjax import summary as summary_lib
-from cxjax import table
+from cxjax.methods import curricula
+from cxjax.training import summary as summary_lib
+from cxjax import tables
 from experiments import parity_mlp
 from experiments import parity_transformer
-from experiments import places
+from experiments import paths
 from experiments import sweeps
 
 
@@ -148,12 +148,12 @@ def main(argv):
   name = _EXPERIMENT.value
   space = errors.lookup('experiment', name, SEARCHES)
   rows = []
-  for method in methods.METHODS:
-    found = search(method, space, places.workdir('tune'))
+  for method in curricula.METHODS:
+    found = search(method, space, paths.workdir('tune'))
     rows += [row(method, space, o, s, i == 0) for i, (o, s) in enumerate(found)]
-    results = places.results() / f'{name}_tune'
-    command.write(results, table.markdown(rows), rows)
+    results = paths.results() / f'{name}_tune'
+    cli.write(results, tables.markdown(rows), rows)
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

@@ -23,14 +23,14 @@ class ErrorsTest(absltest.TestCase):
     self.assertTrue(issubclass(errors.UserError, ValueError))
 
   def test_lookup(self):
-    self.assertEqual(errors.lookup('law', 'sparse', TABLE), 2)
+    self.assertEqual(errors.lookup('projection', 'sparse', TABLE), 2)
 
   def test_lookup_of_a_falsy_entry(self):
-    self.assertEqual(errors.lookup('law', 'none', {'none': None}), None)
+    self.assertEqual(errors.lookup('projection', 'none', {'none': None}), None)
 
   def test_lookup_suggests_and_lists(self):
     with self.assertRaises(errors.UserError) as caught:
-      errors.lookup('law', 'gausian', TABLE)
+      errors.lookup('projection', 'gausian', TABLE)
     expected = (
       "Unknown law 'gausian'. Did you mean 'gaussian'? Choose one of: "
       'gaussian, sparse.'
@@ -39,13 +39,13 @@ class ErrorsTest(absltest.TestCase):
 
   def test_lookup_suggests_nothing_far_off(self):
     with self.assertRaises(errors.UserError) as caught:
-      errors.lookup('law', 'xyz', TABLE)
+      errors.lookup('projection', 'xyz', TABLE)
     expected = "Unknown law 'xyz'. Choose one of: gaussian, sparse."
     self.assertEqual(str(caught.exception), expected)
 
   def test_lookup_of_something_else_than_a_string(self):
     with self.assertRaisesRegex(errors.UserError, 'Unknown law None'):
-      errors.lookup('law', None, TABLE)
+      errors.lookup('projection', None, TABLE)
 
 
 if __name__ == '__main__':

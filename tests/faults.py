@@ -18,11 +18,11 @@ from unittest import mock
 
 import tensorboardX.event_file_writer  # noqa: F401  Once, before every fork.
 
-from cxjax import build
-from cxjax import checkpoint
+from cxjax.configs import builders
+from cxjax.training import checkpoints as checkpoints_lib
 from cxjax import errors
-from cxjax import experiment
-from cxjax import journal
+from cxjax.configs import experiment
+from cxjax.training import metric_log
 from experiments import parity_mlp
 
 
@@ -33,14 +33,14 @@ class Killed(Exception):
 @contextlib.contextmanager
 def killed_after(rows):
   """A process that dies once it has written so many rows of metrics."""
-  write, written = journal.Journal.write, itertools.count(1)
+  write, written = metric_log.MetricLog.write, itertools.count(1)
 
   def kill(self, row):
     write(self, row)
     if next(written) == rows:
       raise Killed
 
-  with mock.patch.object(journal.Journal, 'write', kill):
+  with mock.patch.object(metric_log.MetricLog, 'write', kill):
     try:
       yield
     except Killed:
@@ -51,13 +51,13 @@ def killed_after(rows):
 def arrays(config, folder):
   """All that the last checkpoint of a student holds, by path."""
   teacher = experiment.train_teacher(config, folder.parent)
-  recipe = build.student_recipe(config, teacher)
-  last = checkpoint.latest(folder)
-  index = sum(last > end for end in recipe.ends[:-1])
-  shapes = recipe.state_shapes(recipe.planned()[index])
-  names = ('params', 'readout', 'opt_state')
+  spec = builders.student_spec(config, teacher)
+  last = checkpoints_lib.latest(folder)
+  index = sum(last > end for end in spec.ends[:-1])
+  shapes = spec.state_shapes(spec.planned()[index])
+  names = ('params', 'regressor', 'opt_state')
   items = {name: getattr(shapes, name) for name in names}
-  return checkpoint.restore(folder, last, items)
+  return checkpoints_lib.restore(folder, last, items)
 
 
 def config():
@@ -105,7 +105,7 @@ def kills(folder, number):
       continue
     done += 1
     found = {
-      name: checkpoint.steps(workdir / name)[-1:]
+      name: checkpoints_lib.steps(workdir / name)[-1:]
       for name in ('teacher', 'extracted')
     }
     print(f'kill {done} of {workdir.name}: {found}', flush=True)
@@ -117,7 +117,7 @@ def disk(folder, fault, teacher):
   c = config()
   c.teacher.folder = str(teacher)
   workdir, ballast = folder / 'run', folder / 'ballast'
-  write = journal.Journal.write
+  write = metric_log.MetricLog.write
 
   def break_it(self, row):
     write(self, row)
@@ -134,11 +134,11 @@ def disk(folder, fault, teacher):
         pass
 
   try:
-    with mock.patch.object(journal.Journal, 'write', break_it):
+    with mock.patch.object(metric_log.MetricLog, 'write', break_it):
       experiment.run(c, workdir)
   except errors.UserError as error:
     print(error)
-  print(checkpoint.latest(workdir / 'extracted'), flush=True)
+  print(checkpoints_lib.latest(workdir / 'extracted'), flush=True)
   ballast.unlink(missing_ok=True)
   subprocess.run(['chmod', '-R', 'u+w', workdir], check=True)
   experiment.run(c, workdir)

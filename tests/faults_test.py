@@ -9,7 +9,7 @@ import sys
 from absl.testing import parameterized
 import chex
 
-from cxjax import checkpoint
+from cxjax.training import checkpoints as checkpoints_lib
 import faults
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,7 +49,7 @@ class FaultsTest(parameterized.TestCase):
           (other / 'metrics.jsonl').read_text(),
           self.done.stdout,
         )
-        self.assertEqual(checkpoint.steps(whole), checkpoint.steps(other))
+        self.assertEqual(checkpoints_lib.steps(whole), checkpoints_lib.steps(other))
       chex.assert_trees_all_equal(
         faults.arrays(faults.config(), self.whole / 'extracted'),
         faults.arrays(faults.config(), workdir / 'extracted'),
@@ -59,7 +59,7 @@ class FaultsTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     shutil.copytree(self.whole / 'extracted', folder, dirs_exist_ok=True)
     path = folder / 'checkpoints' / '000000060'
-    self.assertEqual(checkpoint.latest(folder), 60)
+    self.assertEqual(checkpoints_lib.latest(folder), 60)
     found = [p for p in path.rglob('*') if p.is_file()]
     for file in found:
       content = file.read_bytes()
@@ -72,10 +72,10 @@ class FaultsTest(parameterized.TestCase):
         else:
           file.write_bytes(damaged)
         with self.assertLogs(level='WARNING') as log:
-          self.assertEqual(checkpoint.latest(folder), 40)
+          self.assertEqual(checkpoints_lib.latest(folder), 40)
         self.assertRegex(log.output[0], f'Checkpoint 60 .*{file.name}')
         file.write_bytes(content)
-    self.assertEqual(checkpoint.latest(folder), 60)
+    self.assertEqual(checkpoints_lib.latest(folder), 60)
 
   @parameterized.parameters(
     ('full', '1m', 'No space left on device'),

@@ -1,1 +1,1 @@
-"""Sources of batches."""
+"""Data on the host: corpora, tokenizers, packing and loaders."""

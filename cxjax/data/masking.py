@@ -60,7 +60,7 @@ def mask_tokens(
     random_ids: `(low, high)`; a random id is uniform over `low..high - 1`.
 
   Returns:
-    `{'tokens': [B, L], 'positions': [B, P] int32, 'labels': [B, P], 'weights':
+    `{'tokens': [B, L], 'target_positions': [B, P] int32, 'labels': [B, P], 'weights':
     [B, P] float32}`: what the model sees; the chosen positions in ascending
     order, their true ids, and 1. Empty slots, last, are 0 in all three.
   """
@@ -86,7 +86,7 @@ def mask_tokens(
   labels = jnp.take_along_axis(tokens, positions, axis=1)
   return {
     'tokens': jnp.where(chosen, changed, tokens),
-    'positions': positions,
+    'target_positions': positions,
     'labels': jnp.where(full, labels, 0),
     'weights': full.astype(jnp.float32),
   }

@@ -1,1 +1,1 @@
-"""Flax linen modules that return `(logits, activations)`."""
+"""Models: the protocol, the registry, adapters and the networks of the project."""

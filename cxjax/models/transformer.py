@@ -284,7 +284,7 @@ class Transformer(nn.Module):
         `[B, L]` bool, the real tokens, which alone are attended to;
         `'positions'`: `[B, P]`, where the logits are read, else everywhere;
         `'segments'`: `[B, L]` integers, a token sees those of its own segment;
-        `'places'`: `[B, L]` integers, positions for the embedding, else `0..L -
+        `'position_ids'`: `[B, L]` integers, positions for the embedding, else `0..L -
         1`; `'dropout'`: `[B]` typed PRNG keys; nothing is dropped without.
 
     Returns:
@@ -299,7 +299,7 @@ class Transformer(nn.Module):
     """
     if not isinstance(x, Mapping):
       x = {'tokens': x}
-    tokens, positions = x['tokens'], x.get('positions')
+    tokens, positions = x['tokens'], x.get('target_positions')
     length = tokens.shape[1]
     errors.require(
       length <= self.max_length,
@@ -329,8 +329,8 @@ class Transformer(nn.Module):
     h = _lookup(embed.embedding.astype(self.dtype), tokens)
     table = self.param('positions', start, (self.max_length, self.width))
     table = table.astype(self.dtype)
-    if 'places' in x:
-      h = h + _lookup(table, x['places'])
+    if 'position_ids' in x:
+      h = h + _lookup(table, x['position_ids'])
     else:
       h = h + table[None, :length]
     if not self.causal:

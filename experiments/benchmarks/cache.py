@@ -21,12 +21,12 @@ from absl import flags
 import jax
 import numpy as np
 
-from cxjax import build
-from cxjax import cache
-from cxjax import command
-from cxjax import experiment
-from cxjax import programs as programs_lib
-from cxjax import table
+from cxjax.configs import builders
+from cxjax.training import target_cache
+from cxjax.configs import cli
+from cxjax.configs import experiment
+from cxjax.training import compiled_steps
+from cxjax import tables
 from experiments import text_bert
 from experiments.benchmarks import rounds
 
@@ -64,28 +64,28 @@ CASES = (
 
 
 class Side:
-  """The students of a recipe of one stage, from its first batch on."""
+  """The students of a spec of one stage, from its first batch on."""
 
   limit = STEPS
 
-  def __init__(self, recipe):
+  def __init__(self, spec):
     """Fresh students."""
-    self.seeds, self.block = recipe.num_seeds, recipe.blocks
-    self.unit = recipe.log_every
-    self._recipe, self._programs = recipe, programs_lib.Programs(recipe)
-    (self._planned,) = recipe.planned()
+    self.seeds, self.block = spec.num_seeds, spec.blocks
+    self.unit = spec.log_every
+    self._spec, self._programs = spec, compiled_steps.CompiledSteps(spec)
+    (self._planned,) = spec.planned()
     matrices = self._programs.matrices(self._planned, 0)
-    params = self._programs.init(recipe.init_keys)
+    params = self._programs.init(spec.init_keys)
     self._states = self._programs.enter(
-      self._planned, recipe.stage_keys, params
+      self._planned, spec.stage_keys, params
     )
-    teacher = recipe.teacher and recipe.teacher.params
-    self._args = (teacher, matrices, recipe.data_keys)
+    teacher = spec.teacher and spec.teacher.params
+    self._args = (teacher, matrices, spec.data_keys)
 
   def losses(self, num_steps):
     """Trains; the loss of the first student, summed over each chunk."""
     found = []
-    with jax.set_mesh(self._recipe.mesh), self._recipe.feed() as feed:
+    with jax.set_mesh(self._spec.mesh), self._spec.feed() as feed:
       for start in range(0, num_steps, self.unit):
         rows, wants = feed.rows(start), feed.wants(start)
         span = start, start + self.unit
@@ -105,19 +105,19 @@ def make_sides(case, folder):
   )
   config.num_steps, config.top_k = STEPS, case.top_k
   config.num_seeds, config.mesh.data, config.log_every = 1, 1, 10
-  config = build.located(config, folder)
+  config = builders.resolve_paths(config, folder)
   teacher = experiment.train_teacher(config, folder)
-  recipe = build.student_recipe(config, teacher)
-  (stage,) = (stage for stage in recipe.stages if stage.name == case.stage)
+  spec = builders.student_spec(config, teacher)
+  (stage,) = (stage for stage in spec.stages if stage.name == case.stage)
   stages = (dataclasses.replace(stage, steps=STEPS),)
-  live = dataclasses.replace(recipe, stages=stages, period=STEPS)
+  live = dataclasses.replace(spec, stages=stages, period=STEPS)
   if not stage.needs_teacher:
     return {'live': Side(live)}, None
   path = folder / 'cache_benchmark'
   shutil.rmtree(path, ignore_errors=True)
-  summary = cache.write(path, live, {}, case.dtype)
+  summary = target_cache.write(path, live, {}, case.dtype)
   stored = dataclasses.replace(live, teacher=None, absent=teacher)
-  feed = functools.partial(cache.Feed, cache.load(path), stored)
+  feed = functools.partial(target_cache.Feed, target_cache.load(path), stored)
   stored = dataclasses.replace(stored, feed=feed)
   return {'live': Side(live), 'stored': Side(stored)}, summary
 
@@ -153,9 +153,9 @@ def main(argv):
     found = rounds.measure(labels, sides)
     rows += found
     lines.append(labels | line(rounds.times(found), summary))
-    text = f'{HEADER}\n\n{table.markdown(lines)}'
-    command.write(pathlib.Path(rounds.OUT.value) / 'cache', text, rows)
+    text = f'{HEADER}\n\n{tables.markdown(lines)}'
+    cli.write(pathlib.Path(rounds.OUT.value) / 'cache', text, rows)
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

@@ -13,13 +13,13 @@ import re
 from absl import app
 import jax
 
-from cxjax import build
-from cxjax import command
-from cxjax import dry_run
-from cxjax import machines
-from cxjax import methods
-from cxjax import programs
-from cxjax import table
+from cxjax.configs import builders
+from cxjax.configs import cli
+from cxjax.analysis import dry_run
+from cxjax.parallel import devices as devices_lib
+from cxjax.methods import curricula
+from cxjax.training import compiled_steps
+from cxjax import tables
 from experiments import parity_mlp
 from experiments import parity_transformer
 
@@ -47,22 +47,22 @@ def measure(name, config):
   """A row for each stage."""
   config.num_seeds, config.log_every = 1, 10
   config.eval_every = config.save_every = 10
-  recipe = build.teacher_recipe(config)
-  init = jax.jit(recipe.student.init)
-  params = init(jax.random.key(1), recipe.held_out['x'])
-  layers = recipe.student.layers
-  teacher = methods.Teacher(recipe.student.apply, params, layers)
-  recipes = build.abstract(config, ['extracted'], jax.devices())
-  said = dry_run.estimate(name, recipes['extracted'])
-  recipe = build.student_recipe(config, teacher)
-  run = programs.Programs(recipe)
-  with jax.set_mesh(recipe.mesh):
-    params = run.init(recipe.init_keys)
-    for planned, one in zip(recipe.planned(), said, strict=True):
-      matrices = run.project(planned, recipe.stage_keys)
-      states = run.enter(planned, recipe.stage_keys, params)
-      args = teacher.params, matrices, recipe.data_keys, None
-      numbers = programs.numbers((1, 0), 0, 2)
+  spec = builders.teacher_spec(config)
+  init = jax.jit(spec.student.init)
+  params = init(jax.random.key(1), spec.held_out['x'])
+  layers = spec.student.layers
+  teacher = curricula.Teacher(spec.student.apply, params, layers)
+  specs = builders.abstract(config, ['extracted'], jax.devices())
+  said = dry_run.estimate(name, specs['extracted'])
+  spec = builders.student_spec(config, teacher)
+  run = compiled_steps.CompiledSteps(spec)
+  with jax.set_mesh(spec.mesh):
+    params = run.init(spec.init_keys)
+    for planned, one in zip(spec.planned(), said, strict=True):
+      matrices = run.project(planned, spec.stage_keys)
+      states = run.enter(planned, spec.stage_keys, params)
+      args = teacher.params, matrices, spec.data_keys, None
+      numbers = compiled_steps.numbers((1, 0), 0, 2)
       program = run.compile_advance(planned, states, *numbers, *args)
       jax.block_until_ready((states, matrices))
       before = resident('VmRSS')
@@ -83,10 +83,10 @@ def measure(name, config):
 def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
-  machines.topology('cpu')
+  devices_lib.topology('cpu')
   rows = [row for name, c in configs() for row in measure(name, c)]
-  print(table.markdown(rows))
+  print(tables.markdown(rows))
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

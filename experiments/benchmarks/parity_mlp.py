@@ -10,7 +10,7 @@ turns, so that what else the machine does slows both.
 
 Not the same:
   - Ours draws its batches as it trains. Those of PyTorch are drawn in advance.
-  - Ours runs as in training: `Programs.advance` and a look at the loss, every
+  - Ours runs as in training: `CompiledSteps.advance` and a look at the loss, every
     100 steps. PyTorch is spared modules, optimizer and looks, which cost it
     time: networks are functions of tensors, the update is written by hand.
   - Ours computes the frozen teacher's targets of K batches in one product.
@@ -34,15 +34,15 @@ from absl import flags
 import jax
 import numpy as np
 
-from cxjax import command
-from cxjax import curriculum
+from cxjax.configs import cli
+from cxjax.methods import stage as stage_lib
 from cxjax import errors
-from cxjax import mesh as mesh_lib
-from cxjax import methods
-from cxjax import optimizers
-from cxjax import recipe as recipe_lib
-from cxjax import table
-from cxjax.data import parity
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.methods import curricula
+from cxjax.training import optimizers
+from cxjax.training import run_spec
+from cxjax import tables
+from cxjax.tasks import parity
 from cxjax.models import mlp
 from experiments.benchmarks import rounds
 
@@ -90,9 +90,9 @@ def make_recipe(case, num_seeds):
   optimizer = optimizers.default()
   optimizer.name, optimizer.learning_rate = 'sgd', LEARNING_RATE
   mesh = mesh_lib.make({'data': 1}, case.batch)
-  return recipe_lib.Recipe(
+  return run_spec.RunSpec(
     student=mlp.MLP((case.student,), task.num_classes),
-    stages=curriculum.one_shot(1),
+    stages=stage_lib.one_shot(1),
     draw=task.draw,
     held_out=mesh_lib.replicate(held_out, mesh),
     init_keys=mesh_lib.replicate(keys, mesh),
@@ -105,7 +105,7 @@ def make_recipe(case, num_seeds):
     log_every=LOG_EVERY,
     eval_every=LOG_EVERY,
     save_every=LOG_EVERY,
-    teacher=methods.Teacher(
+    teacher=curricula.Teacher(
       teacher.apply,
       mesh_lib.replicate(teacher.init(key, held_out['x']), mesh),
       teacher.layers,
@@ -183,14 +183,14 @@ class Torch:
 
 def make_sides(case):
   """`{name: side}` of a case, all before their first step."""
-  recipe = make_recipe(case, 1)
+  spec = make_recipe(case, 1)
   sides = {f'ours {n}': rounds.Ours(make_recipe(case, n)) for n in SEEDS}
-  draw = jax.jit(jax.vmap(recipe.batch, in_axes=(None, 0)))
-  x = np.array(draw(recipe.data_keys[0], np.arange(BATCHES))['x'])
-  models = recipe.teacher.params, sides['ours 1'].first
+  draw = jax.jit(jax.vmap(spec.batch, in_axes=(None, 0)))
+  x = np.array(draw(spec.data_keys[0], np.arange(BATCHES))['x'])
+  models = spec.teacher.params, sides['ours 1'].first
   sides['plain'] = Torch(*models, x, block=1)
-  if recipe.blocks > 1:
-    sides['look-ahead'] = Torch(*models, x, recipe.blocks)
+  if spec.blocks > 1:
+    sides['look-ahead'] = Torch(*models, x, spec.blocks)
   return sides
 
 
@@ -225,9 +225,9 @@ def main(argv):
     found = rounds.measure(dataclasses.asdict(case), sides[name])
     rows += found
     lines += summarize(case, found)
-  text = rounds.describe() + table.markdown(lines)
-  command.write(pathlib.Path(rounds.OUT.value) / 'parity_mlp', text, rows)
+  text = rounds.describe() + tables.markdown(lines)
+  cli.write(pathlib.Path(rounds.OUT.value) / 'parity_mlp', text, rows)
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

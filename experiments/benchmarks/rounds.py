@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from cxjax import errors
-from cxjax import mesh as mesh_lib
-from cxjax import programs as programs_lib
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import compiled_steps
 
 try:
   import torch
@@ -40,7 +40,7 @@ def begin():
 
 
 class Ours:
-  """Students of this project in the one stage of a recipe.
+  """Students of this project in the one stage of a spec.
 
   Attributes:
     first: parameters of the first student, as they were before its first step.
@@ -49,25 +49,25 @@ class Ours:
 
   limit = float('inf')
 
-  def __init__(self, recipe):
+  def __init__(self, spec):
     """Fresh students."""
-    self.seeds, self.block = recipe.num_seeds, recipe.blocks
-    self.unit = recipe.log_every
-    self._mesh = recipe.mesh
-    self._programs = programs_lib.Programs(recipe)
-    (self._planned,) = recipe.planned()
-    matrices = self._programs.project(self._planned, recipe.stage_keys)
-    params = self._programs.init(recipe.init_keys)
+    self.seeds, self.block = spec.num_seeds, spec.blocks
+    self.unit = spec.log_every
+    self._mesh = spec.mesh
+    self._programs = compiled_steps.CompiledSteps(spec)
+    (self._planned,) = spec.planned()
+    matrices = self._programs.project(self._planned, spec.stage_keys)
+    params = self._programs.init(spec.init_keys)
     self.first, self.matrix = jax.device_get(
       jax.tree.map(lambda leaf: leaf[0], (params, matrices))
     )
     self._states = self._programs.enter(
-      self._planned, recipe.stage_keys, params
+      self._planned, spec.stage_keys, params
     )
     teacher = None
     if self._planned.stage.needs_teacher:
-      teacher = mesh_lib.replicate(recipe.teacher.params, recipe.mesh)
-    self._args = (teacher, matrices, recipe.data_keys)
+      teacher = mesh_lib.replicate(spec.teacher.params, spec.mesh)
+    self._args = (teacher, matrices, spec.data_keys)
     self._step = 0
 
   def _advance(self, num_steps):

@@ -24,7 +24,7 @@ stops at its block. The columns:
 
 Not the same:
   - Ours draws its batches as it trains. Those of PyTorch are drawn in advance.
-  - Ours runs as in training: `Programs.advance` and a look at the loss, every
+  - Ours runs as in training: `CompiledSteps.advance` and a look at the loss, every
     25 steps; on as many CPU devices as the config asks for, each of which works
     on its part of the batch. PyTorch parts every product among its threads, and
     never looks.
@@ -49,14 +49,14 @@ from absl import flags
 import jax
 import numpy as np
 
-from cxjax import build
-from cxjax import command
-from cxjax import curriculum
+from cxjax.configs import builders
+from cxjax.configs import cli
+from cxjax.methods import stage as stage_lib
 from cxjax import errors
-from cxjax import machines
-from cxjax import methods
-from cxjax import optimizers
-from cxjax import table
+from cxjax.parallel import devices as devices_lib
+from cxjax.methods import curricula
+from cxjax.training import optimizers
+from cxjax import tables
 from experiments import parity_transformer
 from experiments import pcfg_bert
 from experiments.benchmarks import rounds
@@ -83,11 +83,11 @@ _COMPILE = flags.DEFINE_bool('compile', True, 'Whether to try torch.compile.')
 def make_stages(config):
   """Labels, output, and every block of the student."""
   teacher, student = (
-    build.make_model(config, role).layers for role in ('teacher', 'student')
+    builders.make_model(config, role).layers for role in ('teacher', 'student')
   )
-  pairs = curriculum.match_layers(teacher, student)
-  *hidden, output = curriculum.extracted(pairs, (1,) * (len(pairs) + 1))
-  return (*curriculum.supervised(1), output, *hidden)
+  pairs = stage_lib.match_layers(teacher, student)
+  *hidden, output = stage_lib.extracted(pairs, (1,) * (len(pairs) + 1))
+  return (*stage_lib.supervised(1), output, *hidden)
 
 
 def make_recipe(config, stage, num_seeds):
@@ -98,12 +98,12 @@ def make_recipe(config, stage, num_seeds):
   c.data.eval_size = 1
   c.optimizer = optimizers.default()
   c.optimizer.name, c.optimizer.learning_rate = 'adam', LEARNING_RATE
-  module = build.make_model(c, 'teacher')
-  x = build.make_task(c).draw(jax.random.key(0), 0, 1)['x']
+  module = builders.make_model(c, 'teacher')
+  x = builders.make_task(c).draw(jax.random.key(0), 0, 1)['x']
   params = jax.jit(module.init)(jax.random.key(1), x)
-  teacher = methods.Teacher(module.apply, params, module.layers)
-  recipe = build.student_recipe(c, teacher)
-  return dataclasses.replace(recipe, stages=(stage,))
+  teacher = curricula.Teacher(module.apply, params, module.layers)
+  spec = builders.student_spec(c, teacher)
+  return dataclasses.replace(spec, stages=(stage,))
 
 
 class Torch:
@@ -163,7 +163,7 @@ class Torch:
 
   def _divergence(self, got, want, batch):
     """Of logits, at the positions that are read."""
-    read = batch['positions'][..., None]
+    read = batch['target_positions'][..., None]
     log_q = got.take_along_dim(read, 1).log_softmax(-1)
     if want is None:
       return -log_q.take_along_dim(batch['y'][..., None], -1)[..., 0]
@@ -190,10 +190,10 @@ class Torch:
       self._update(batch)
 
 
-def draw(recipe):
-  """The first batches of a recipe, as flat dicts of tensors."""
-  many = jax.jit(jax.vmap(recipe.batch, in_axes=(None, 0)))
-  batch = many(recipe.data_keys[0], np.arange(BATCHES))
+def draw(spec):
+  """The first batches of a spec, as flat dicts of tensors."""
+  many = jax.jit(jax.vmap(spec.batch, in_axes=(None, 0)))
+  batch = many(spec.data_keys[0], np.arange(BATCHES))
   flat = {**batch.pop('x'), **batch}
 
   def tensor(leaf):
@@ -209,14 +209,14 @@ def draw(recipe):
 
 def make_sides(config, stage, batches):
   """`{name: side}` of a stage, all before their first step."""
-  recipe = make_recipe(config, stage, 1)
+  spec = make_recipe(config, stage, 1)
   sides = {
     f'ours {n}': rounds.Ours(make_recipe(config, stage, n)) for n in SEEDS
   }
   ours = sides['ours 1']
   models = (
-    (build.make_model(config, 'teacher'), recipe.teacher.params),
-    (recipe.student, ours.first),
+    (builders.make_model(config, 'teacher'), spec.teacher.params),
+    (spec.student, ours.first),
   )
   args = stage, models, ours.matrix, batches
   sides['eager'] = Torch(*args, plain=True)
@@ -277,7 +277,7 @@ def main(argv):
   del argv
   begin()
   cases = {name: errors.lookup('case', name, CASES)() for name in _CASES.value}
-  machines.part_cpu(max(c.mesh.cpu_devices for c in cases.values()))
+  devices_lib.part_cpu(max(c.mesh.cpu_devices for c in cases.values()))
   sides, costs = {}, {}
   for case, config in cases.items():
     stages = make_stages(config)
@@ -301,9 +301,9 @@ def main(argv):
       case, stage, planned, us[case, stage.name], us[case, 'output']
     )
   ]
-  text = rounds.describe() + table.markdown(lines)
-  command.write(pathlib.Path(rounds.OUT.value) / 'transformer', text, rows)
+  text = rounds.describe() + tables.markdown(lines)
+  cli.write(pathlib.Path(rounds.OUT.value) / 'transformer', text, rows)
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

@@ -21,7 +21,7 @@ import nbformat
 from PIL import Image
 from traitlets import config as traitlets_config
 
-from cxjax import command
+from cxjax.configs import cli
 from cxjax import errors
 from cxjax import files
 
@@ -121,4 +121,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(command.guarded(main))
+  app.run(cli.guarded(main))

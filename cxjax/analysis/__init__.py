@@ -1,0 +1,1 @@
+"""Analysis: dry runs, costs, probes and plots."""

@@ -1,0 +1,1 @@
+"""Configs: from ml_collections and flags to runs."""

@@ -1,0 +1,1 @@
+"""The method: losses, projections, terms, stages, curricula, the train step."""

@@ -1,0 +1,288 @@
+"""Losses: from logits, never from probabilities.
+
+Every loss takes the student's array and its target, computes in float32,
+reduces the last axis only and returns one value per example; the caller takes
+the mean. Divergences are in nats. A target is constant to the gradient only if
+the caller makes it so (`cxjax.make_targets` does).
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from cxjax import errors
+
+# The target is an array, or what `top_k` makes of one.
+Loss = Callable[[jax.Array, Any], jax.Array]
+
+
+def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
+  """Cross entropy with the true labels, `-log softmax(student)[label]`.
+
+  Args:
+    student: `[..., C]` logits.
+    labels: `[...]` integer classes in `[0, C)`.
+
+  Returns:
+    `[...]` loss per example, in nats.
+  """
+  chex.assert_equal_shape_prefix([student, labels], labels.ndim)
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32))
+  return -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+
+
+def _divergence(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+  """`KL(p || q)` over the last axis, with 0 log 0 = 0."""
+  p = jnp.exp(log_p)
+  possible = p > 0
+  # Both sides are masked before they meet: a NaN that is only masked after the
+  # product would come back in the gradient.
+  log_p = jnp.where(possible, log_p, 0.0)
+  log_q = jnp.where(possible, log_q, 0.0)
+  return jnp.sum(p * (log_p - log_q), axis=-1)
+
+
+def kl(
+  student: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+  """`T^2 KL(softmax(teacher / T) || softmax(student / T))`.
+
+  The factor `T^2` keeps gradients of the same size as `T` changes:
+  `d loss / d student = T (softmax(student / T) - softmax(teacher / T))`.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits; `-inf` marks an impossible class.
+    temperature: `T > 0`, of both.
+
+  Returns:
+    `[...]` loss per example, in nats; 0 where the two distributions agree.
+
+  References:
+    Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531, section 2.
+  """
+  chex.assert_equal_shape([student, teacher])
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+  log_p = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+  return temperature**2 * _divergence(log_q, log_p)
+
+
+def reverse_kl(
+  student: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+  """`T^2 KL(softmax(student / T) || softmax(teacher / T))`.
+
+  It is lenient to a student that leaves some of the teacher's classes out, and
+  infinite for one that gives a chance to a class the teacher excludes.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits.
+    temperature: `T > 0`, of both.
+
+  Returns:
+    `[...]` loss per example, in nats; 0 where the two distributions agree.
+
+  References:
+    Gu et al., 2023. https://arxiv.org/abs/2306.08543, section 2.
+  """
+  return kl(teacher, student, temperature)
+
+
+def jensen_shannon(
+  student: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+  """`T^2` times the mean KL of the two distributions to their average.
+
+  Symmetric, and at most `T^2 log 2`.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits; `-inf` marks an impossible class.
+    temperature: `T > 0`, of both.
+
+  Returns:
+    `[...]` loss per example, in nats; 0 where the two distributions agree.
+
+  References:
+    Lin, 1991. Divergence measures based on the Shannon entropy.
+    Agarwal et al., 2023. https://arxiv.org/abs/2306.13649, section 2.
+  """
+  chex.assert_equal_shape([student, teacher])
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+  log_p = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+  log_m = jnp.logaddexp(log_q, log_p) - jnp.log(2.0)
+  total = _divergence(log_m, log_p) + _divergence(log_m, log_q)
+  return temperature**2 * total / 2
+
+
+def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """`KL(p || softmax(student))`, `p` the limit of `softmax(teacher / T)` at 0.
+
+  The teacher's most likely class is the label; classes that tie share it. This
+  is the setting of Panigrahi et al., whose temperature of 1e-20 acts on the
+  teacher alone.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits; only the order matters.
+
+  Returns:
+    `[...]` loss per example, in nats.
+
+  References:
+    Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 3.
+  """
+  chex.assert_equal_shape([student, teacher])
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32))
+  best = teacher == jnp.max(teacher, axis=-1, keepdims=True)
+  log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True))
+  return _divergence(log_q, log_p)
+
+
+def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """Mean squared error of the logits.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits, finite.
+
+  Returns:
+    `[...]` mean over the classes, in squared logits.
+  """
+  chex.assert_equal_shape([student, teacher])
+  error = student.astype(jnp.float32) - teacher.astype(jnp.float32)
+  return jnp.mean(jnp.square(error), axis=-1)
+
+
+def l2(student: jax.Array, target: jax.Array) -> jax.Array:
+  """Squared error of features, summed over the width.
+
+  Args:
+    student: `[..., D]` activations.
+    target: `[..., D]` what they should be.
+
+  Returns:
+    `[...]` sum over the width, in squared activations.
+  """
+  chex.assert_equal_shape([student, target])
+  error = student.astype(jnp.float32) - target.astype(jnp.float32)
+  return jnp.sum(jnp.square(error), axis=-1)
+
+
+def cosine(student: jax.Array, target: jax.Array) -> jax.Array:
+  """`1 - cos` of the angle between features: their lengths do not matter.
+
+  Args:
+    student: `[..., D]` activations.
+    target: `[..., D]` what they should point to.
+
+  Returns:
+    `[...]` between 0 and 2; 1, without a gradient, where either is zero.
+
+  References:
+    Sanh et al., 2019. https://arxiv.org/abs/1910.01108, section 2.
+  """
+  chex.assert_equal_shape([student, target])
+
+  def unit(x):
+    x = x.astype(jnp.float32)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # The root has no gradient at 0.
+    return jnp.where(
+      square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0
+    )
+
+  return 1 - jnp.sum(unit(student) * unit(target), axis=-1)
+
+
+def top_k(logits: jax.Array, k: int) -> dict[str, jax.Array]:
+  """The `k` largest logits and their classes, for `top_k_kl`.
+
+  Args:
+    logits: `[..., C]`, `k <= C`.
+    k: how many.
+
+  Returns:
+    `{'values': [..., k], 'classes': [..., k] int32}`, largest first.
+  """
+  values, classes = jax.lax.top_k(logits, k)
+  return {'values': values, 'classes': classes}
+
+
+def top_k_kl(
+  student: jax.Array, teacher: dict[str, jax.Array], temperature: float = 1.0
+) -> jax.Array:
+  """`kl` to the teacher's most likely classes, their probabilities scaled to 1.
+
+  Where the vocabulary is large, `k` values and classes take the memory of all
+  logits. The other classes count as impossible: our choice.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `{'values': [..., k], 'classes': [..., k]}`, of `top_k`.
+    temperature: `T > 0`, of both.
+
+  Returns:
+    `[...]` loss per example, in nats; with `k = C` that of `kl`.
+  """
+  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+  log_q = jnp.take_along_axis(log_q, teacher['classes'], axis=-1)
+  values = teacher['values'].astype(jnp.float32)
+  log_p = jax.nn.log_softmax(values / temperature)
+  return temperature**2 * _divergence(log_q, log_p)
+
+
+LOGIT_LOSSES: dict[str, Callable[..., jax.Array]] = {
+  'kl': kl,
+  'reverse_kl': reverse_kl,
+  'jensen_shannon': jensen_shannon,
+  'mse': mse,
+}
+HIDDEN_LOSSES: dict[str, Loss] = {'l2': l2, 'cosine': cosine}
+
+
+def logit_loss(
+  name: str, temperature: float, hard_labels: bool, top: int = 0
+) -> Loss:
+  """The loss between logits that a config asks for.
+
+  Args:
+    name: of `LOGIT_LOSSES`.
+    temperature: `T > 0` of the divergences; 'mse' has none.
+    hard_labels: the limit `T -> 0` on the teacher alone, `hard_kl`, in place of
+      'kl'; the temperature is not read.
+    top: how many of the teacher's logits there are, as of `top_k`; 0 is all.
+
+  Returns:
+    A function of `(student, teacher)`.
+
+  Raises:
+    UserError: an unknown name, a temperature that is not positive, or hard
+      labels for a loss that has no such limit.
+  """
+  loss = errors.lookup('loss', name, LOGIT_LOSSES)
+  errors.require(
+    top == 0 or (top > 0 and loss is kl and not hard_labels),
+    f"top_k={top} must be 0 (all logits), or a number of classes for loss='kl' "
+    'without hard_labels.',
+  )
+  errors.require(
+    loss is kl or not hard_labels,
+    f"hard_labels is a limit of loss='kl', not of {name!r}.",
+  )
+  if loss is mse:
+    return loss
+  if hard_labels:
+    return hard_kl
+  errors.require(
+    0 < temperature < math.inf,
+    f'temperature={temperature} must be above 0, and finite. For the limit at '
+    "0, the teacher's most likely class as the label, set hard_labels=True.",
+  )
+  return functools.partial(top_k_kl if top else loss, temperature=temperature)

@@ -1,0 +1,1 @@
+"""Tasks: where batches come from and how they are evaluated."""

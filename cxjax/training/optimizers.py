@@ -1,0 +1,78 @@
+"""Optax optimizers by name."""
+
+import jax
+import ml_collections
+import optax
+
+from cxjax import errors
+from cxjax.configs import ranges
+
+
+# Schedules over the fraction of the span that has passed, from 0 to 1, so that
+# a stage of another length compiles nothing.
+def _warm(warmup, peak, rest):
+  if not warmup:
+    return rest
+  rise = optax.linear_schedule(0.0, peak, warmup)
+  return optax.join_schedules([rise, rest], [warmup])
+
+
+SCHEDULES = {
+  'constant': lambda peak, span: optax.constant_schedule(peak),
+  'cosine': lambda peak, span: optax.cosine_decay_schedule(peak, span),
+  'linear': lambda peak, span: optax.linear_schedule(peak, 0.0, span),
+}
+
+OPTIMIZERS = {
+  'sgd': lambda rate, c: optax.sgd(rate, momentum=c.momentum or None),
+  'adam': lambda rate, c: optax.adam(rate, b1=c.b1, b2=c.b2),
+  'adamw': lambda rate, c: optax.adamw(
+    rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay
+  ),
+}
+
+
+def default() -> ml_collections.ConfigDict:
+  """The block of a config that `make` reads, every field of it."""
+  return ml_collections.ConfigDict(
+    dict(
+      name='adam',  # sgd, adam, adamw
+      learning_rate=1e-3,  # Peak of the schedule.
+      schedule='constant',  # constant, cosine, linear
+      warmup=0.0,  # Share of the schedule in which the rate rises from 0.
+      restart_schedule=True,  # At each stage; else one schedule for the run.
+      carry_state=False,  # Into the next stage; else the moments start afresh.
+      momentum=0.0,  # sgd
+      b1=0.9,  # adam, adamw
+      b2=0.999,  # adam, adamw
+      weight_decay=0.0,  # adamw
+    )
+  )
+
+
+def make(
+  config: ml_collections.ConfigDict,
+  length: int | jax.Array = 1,
+  offset: int | jax.Array = 0,
+) -> optax.GradientTransformation:
+  """The optimizer that a config names.
+
+  Args:
+    config: as `default()`.
+    length: steps that the schedule spans; may be traced.
+    offset: steps of the schedule that have passed; may be traced.
+
+  Returns:
+    The optax transformation.
+
+  Raises:
+    UserError: an unknown name, or a number out of range.
+  """
+  ranges.check(config.to_dict(), 'optimizer.')
+  build = errors.lookup('optimizer', config.name, OPTIMIZERS)
+  schedule = errors.lookup('schedule', config.schedule, SCHEDULES)
+  peak, warmup = config.learning_rate, config.warmup
+  rate = _warm(warmup, peak, schedule(peak, 1 - warmup))
+  if config.schedule == 'constant' and not warmup:
+    return build(peak, config)
+  return build(lambda count: rate((count + offset) / length), config)

@@ -1,0 +1,156 @@
+"""What a finished run says of itself: `summary.json`, and comparisons."""
+
+import importlib.metadata
+from typing import Any
+
+import numpy as np
+
+from cxjax.training import metric_log
+from cxjax.parallel import devices as devices_lib
+from cxjax.training import run_spec
+from cxjax import tables
+from cxjax.training import trainer
+from cxjax import version
+
+Summary = dict[str, Any]
+THRESHOLDS = (0.9, 0.99)
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def summarize(
+  method: str, spec: run_spec.RunSpec, result: trainer.Result
+) -> Summary:
+  """The summary of a finished run; JSON values throughout."""
+  last = result.rows[-1]
+  final = {
+    name.removeprefix('eval/'): values
+    for name, values in last.items()
+    if name.startswith('eval/')
+  }
+  steps = last['step']
+  begins = (0, *spec.ends)
+  return {
+    'method': method,
+    'num_seeds': spec.num_seeds,
+    'steps': steps,
+    'examples': steps * spec.batch_size,
+    'length': spec.length,
+    'final': final | {'perplexity': np.exp(final['loss']).tolist()},
+    'steps_to': {str(a): metric_log.steps_to(result.rows, a) for a in THRESHOLDS},
+    'stages': [
+      {
+        'name': planned.stage.name,
+        'steps': min(planned.stage.steps, steps - begin),
+        'checkpoint': planned.stage.checkpoint,
+        'target': planned.stage.target,
+        'student': planned.stage.student,
+        'projection': planned.stage.law,
+        'projection': planned.projection and list(planned.projection),
+        'student_flops': planned.student_flops,
+        # 0 where the targets were stored: summary.json of the cache has them.
+        'teacher_flops': planned.teacher_flops,
+      }
+      for planned, begin in zip(result.planned, begins, strict=False)
+    ],
+    'seconds': {k: round(v, 3) for k, v in result.seconds.items()},
+    'steps_per_second': round(steps / result.seconds['train'], 1),
+    'lookahead': spec.blocks,
+    'stored_targets': spec.absent is not None,
+    'packages': {
+      'cxjax': version.__version__,
+      **{name: importlib.metadata.version(name) for name in PACKAGES},
+    },
+    'device': devices_lib.describe(),
+  }
+
+
+def flops(summary: Summary, steps: int | None = None) -> float:
+  """FLOPs of one student's run and of its teacher's forward passes.
+
+  As if it were trained alone: students that share batches share those passes.
+
+  Args:
+    summary: of the run.
+    steps: of the first so many steps; None for the whole run.
+
+  Returns:
+    FLOPs, as compiled, without the evaluations.
+  """
+  left = summary['steps'] if steps is None else steps
+  total = 0.0
+  for stage in summary['stages']:
+    n = min(left, stage['steps'])
+    total += n * (stage['student_flops'] + stage['teacher_flops'])
+    left -= n
+  return total
+
+
+def compare_row(summary: Summary) -> dict[str, Any]:
+  """One line of a comparison."""
+  reached = summary['steps_to']['0.99']
+  solved = [step for step in reached if step is not None]
+  median = worst = None
+  # A median over those that got there would flatter a method that often fails.
+  if len(solved) == len(reached):
+    median, worst = int(np.median(solved)), max(solved)
+  batch_size = summary['examples'] // summary['steps']
+  accuracy = np.array(summary['final']['accuracy'])
+  total = flops(summary, median)
+  seconds = summary['seconds']['train']
+  row = {
+    'method': summary['method'],
+    'at 99%': f'{len(solved)} of {len(reached)}' if solved else None,
+    'steps to 99%: median': median,
+    'worst': worst,
+    'examples': median and median * batch_size,
+    'GFLOP': round(total / 1e9, 1),
+    'final accuracy: mean': round(float(accuracy.mean()), 4),
+    'sd': round(float(accuracy.std()), 4),
+    'cross entropy': round(float(np.mean(summary['final']['loss'])), 4),
+    'agreement': None,
+    'seconds': round(seconds, 1),
+  }
+  if 'agreement' in summary['final']:
+    row['agreement'] = round(float(np.mean(summary['final']['agreement'])), 4)
+  if summary['length'] > 1:
+    # All that one of the students saw, in its share of the time.
+    tokens = summary['examples'] * summary['length']
+    row['tokens/s'] = round(tokens * summary['num_seeds'] / seconds)
+    row['teacher share'] = round(teacher_share(summary), 2)
+  return row
+
+
+def teacher_share(summary: Summary) -> float:
+  """Share of the teacher's forward passes in `flops`."""
+  stages = summary['stages']
+  return sum(s['steps'] * s['teacher_flops'] for s in stages) / flops(summary)
+
+
+def compare_table(summaries: list[Summary]) -> str:
+  """The table of a comparison, without the columns that are empty.
+
+  When no seed of any method is at 99%, there is nothing to say of that.
+  """
+  rows = [compare_row(summary) for summary in summaries]
+  if any(row['at 99%'] for row in rows):
+    for row, summary in zip(rows, summaries, strict=True):
+      row['at 99%'] = row['at 99%'] or f'0 of {summary["num_seeds"]}'
+  used = [n for n in rows[0] if any(row[n] is not None for row in rows)]
+  return tables.markdown({name: row[name] for name in used} for row in rows)
+
+
+def seed_rows(summary: Summary) -> list[dict[str, Any]]:
+  """One row a seed, for a CSV file."""
+  return [
+    {
+      'method': summary['method'],
+      'seed': seed,
+      'steps': summary['steps'],
+      'examples': summary['examples'],
+      'final_accuracy': accuracy,
+      'steps_to_0.9': summary['steps_to']['0.9'][seed],
+      'steps_to_0.99': summary['steps_to']['0.99'][seed],
+      'flops': flops(summary),
+    }
+    for seed, accuracy in enumerate(summary['final']['accuracy'])
+  ]

@@ -1,0 +1,368 @@
+"""Tests of the losses."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+
+from cxjax import errors
+from cxjax.methods import losses
+
+LOG3 = np.log(3.0)
+DIVERGENCES = (losses.kl, losses.reverse_kl, losses.jensen_shannon)
+PAIRWISE = (
+  *DIVERGENCES,
+  losses.hard_kl,
+  losses.mse,
+  losses.l2,
+  losses.cosine,
+)
+ALL = (losses.cross_entropy, *PAIRWISE)
+
+# Compiled once for all tests.
+jit = functools.cache(jax.jit)
+
+
+def random(seed, shape=(3, 4)):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def target_of(loss, seed, shape=(3, 4)):
+  target = random(seed, shape)
+  return target.argmax(-1) if loss is losses.cross_entropy else target
+
+
+def softmax(x):
+  e = np.exp(np.asarray(x) - np.max(x, -1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_grads(loss, student, target):
+  """Value per example, and the gradients of their sum in both arguments."""
+  total = lambda s, t: jnp.sum(loss(s, t))
+  grads = jax.grad(total, argnums=(0, 1))(student, target)
+  return loss(student, target), *grads
+
+
+class ValueTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_cross_entropy_by_hand(self):
+    student = jnp.log(jnp.array([[0.25] * 4, [0.1, 0.1, 0.7, 0.1]]))
+    loss = self.variant(losses.cross_entropy)(student, jnp.array([3, 2]))
+    np.testing.assert_allclose(loss, [np.log(4), -np.log(0.7)], rtol=1e-6)
+
+  # With logits (log 3, 0) the probabilities are (3/4, 1/4).
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.named_parameters(
+    ('kl', losses.kl, [0, 0], [LOG3, 0], 0.75 * LOG3 - np.log(2)),
+    ('kl_reversed', losses.kl, [LOG3, 0], [0, 0], np.log(2) - 0.5 * LOG3),
+    (
+      'kl_of_temperature_2',
+      functools.partial(losses.kl, temperature=2.0),
+      [0, 0],
+      [2 * LOG3, 0],
+      4 * (0.75 * LOG3 - np.log(2)),
+    ),
+    ('hard_kl', losses.hard_kl, [LOG3, 0], [1, 2], np.log(4)),
+    ('hard_kl_tie', losses.hard_kl, [LOG3, 0], [2, 2], np.log(2) - LOG3 / 2),
+    ('mse', losses.mse, [1, 2, 3], [0, 0, 1], 3),
+    ('l2', losses.l2, [1, 2, 3], [0, 0, 1], 9),
+    ('reverse', losses.reverse_kl, [LOG3, 0], [0, 0], 0.75 * LOG3 - np.log(2)),
+    # The average of (3/4, 1/4) and (1/2, 1/2) is (5/8, 3/8).
+    (
+      'jensen_shannon',
+      losses.jensen_shannon,
+      [LOG3, 0],
+      [0, 0],
+      (
+        0.75 * np.log(6 / 5)
+        + 0.25 * np.log(2 / 3)
+        + 0.5 * np.log(4 / 5)
+        + 0.5 * np.log(4 / 3)
+      )
+      / 2,
+    ),
+    (
+      'jensen_shannon_of_strangers',
+      functools.partial(losses.jensen_shannon, temperature=2.0),
+      [99, 0],
+      [0, 99],
+      4 * np.log(2),
+    ),
+    ('cosine', losses.cosine, [3, 0], [1, 1], 1 - 0.5**0.5),
+    ('cosine_opposite', losses.cosine, [3, 1], [-6, -2], 2),
+    ('cosine_of_nothing', losses.cosine, [0, 0], [1, 1], 1),
+  )
+  def test_by_hand(self, loss, student, target, expected):
+    student, target = jnp.array(student, float), jnp.array(target, float)
+    value = self.variant(loss)(student, target)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+  def test_the_largest_logits_alone(self):
+    student, teacher = random(0, (3, 5)), random(1, (3, 5))
+    whole = losses.top_k(teacher, 5)
+    for temperature in (1.0, 2.0):
+      np.testing.assert_allclose(
+        losses.top_k_kl(student, whole, temperature),
+        losses.kl(student, teacher, temperature),
+        rtol=1e-5,
+      )
+    few = losses.top_k(teacher, 2)
+    least = jnp.sort(teacher)[:, 3:4]
+    some = jnp.where(teacher >= least, teacher, -jnp.inf)
+    np.testing.assert_allclose(
+      losses.top_k_kl(student, few), losses.kl(student, some), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      losses.top_k_kl(student, losses.top_k(teacher, 1)),
+      losses.hard_kl(student, teacher),
+      rtol=1e-5,
+    )
+
+  @parameterized.product(loss=ALL, lead=((), (3,), (2, 3)))
+  def test_reduces_the_last_axis_only(self, loss, lead):
+    student, target = random(0, (*lead, 4)), target_of(loss, 1, (*lead, 4))
+    value = jit(loss)(student, target)
+    self.assertEqual(value.shape, lead)
+    last = (-1,) * len(lead)
+    alone = jit(loss)(student[last], target[last])
+    np.testing.assert_allclose(value[last], alone, rtol=1e-5)
+
+  @parameterized.parameters(*ALL)
+  def test_bfloat16_is_computed_in_float32(self, loss):
+    student = random(0).astype(jnp.bfloat16)
+    target = target_of(loss, 1)
+    if loss is not losses.cross_entropy:
+      target = target.astype(jnp.bfloat16)
+    value = jit(loss)(student, target)
+    self.assertEqual(value.dtype, jnp.float32)
+    if loss is not losses.cross_entropy:
+      target = target.astype(jnp.float32)
+    expected = jit(loss)(student.astype(jnp.float32), target)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+  @parameterized.parameters(*DIVERGENCES, losses.mse, losses.l2, losses.cosine)
+  def test_zero_at_equality_and_positive_elsewhere(self, loss):
+    loss = jit(loss)
+    np.testing.assert_allclose(loss(random(0), random(0)), 0, atol=1e-6)
+    self.assertGreater(loss(random(0), random(1)).min(), 1e-3)
+
+  @parameterized.parameters(losses.cross_entropy, *DIVERGENCES, losses.hard_kl)
+  def test_a_shift_of_the_logits_changes_nothing(self, loss):
+    student, target = random(0), target_of(loss, 1)
+    shift = jnp.array([[10.0], [-3.0], [0.5]])
+    moved = target if loss is losses.cross_entropy else target - 2 * shift
+    np.testing.assert_allclose(
+      jit(loss)(student + shift, moved),
+      jit(loss)(student, target),
+      rtol=1e-5,
+      atol=1e-6,
+    )
+
+  @parameterized.parameters(*PAIRWISE)
+  def test_refuses_to_broadcast(self, loss):
+    with self.assertRaises(AssertionError):
+      loss(random(0, (3, 4)), random(1, (3, 1)))
+
+  def test_cross_entropy_refuses_a_column_of_labels(self):
+    with self.assertRaises(AssertionError):
+      losses.cross_entropy(random(0), jnp.zeros((3, 1), int))
+
+
+class GradientTest(parameterized.TestCase):
+  @parameterized.parameters(0.5, 1.0, 4.0)
+  def test_kl(self, temperature):
+    student, teacher = random(0), random(1)
+    loss = functools.partial(losses.kl, temperature=temperature)
+    _, grad, _ = value_and_grads(loss, student, teacher)
+    q, p = softmax(student / temperature), softmax(teacher / temperature)
+    np.testing.assert_allclose(grad, temperature * (q - p), atol=1e-6)
+
+  def test_cross_entropy(self):
+    student, labels = random(0), target_of(losses.cross_entropy, 1)
+    total = lambda s: losses.cross_entropy(s, labels).sum()
+    grad = jax.jit(jax.grad(total))(student)
+    np.testing.assert_allclose(
+      grad, softmax(student) - np.eye(4)[labels], atol=1e-6
+    )
+
+  def test_hard_kl(self):
+    student = random(0)
+    teacher = jnp.array([[0.0, 3, 1, 2], [2, 2, 0, 1], [1, 1, 1, 1]])
+    _, grad, to_teacher = value_and_grads(losses.hard_kl, student, teacher)
+    p = [[0, 1, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4]
+    np.testing.assert_allclose(grad, softmax(student) - p, atol=1e-6)
+    np.testing.assert_array_equal(to_teacher, 0)
+
+  @parameterized.parameters((losses.mse, 2 / 4), (losses.l2, 2))
+  def test_squared_errors(self, loss, factor):
+    student, target = random(0), random(1)
+    _, grad, to_target = value_and_grads(loss, student, target)
+    expected = factor * (student - target)
+    np.testing.assert_allclose(grad, expected, rtol=1e-5)
+    np.testing.assert_allclose(to_target, -expected, rtol=1e-5)
+
+  @parameterized.parameters(*DIVERGENCES, losses.mse, losses.l2, losses.cosine)
+  def test_numerically_in_both_arguments(self, loss):
+    args = random(0, (2, 3)), random(1, (2, 3))
+    jax.test_util.check_grads(
+      jit(loss), args, order=1, modes=('rev',), atol=5e-3, rtol=5e-3, eps=1e-2
+    )
+
+  @parameterized.parameters(losses.cross_entropy, losses.hard_kl)
+  def test_numerically_in_the_student(self, loss):
+    target = target_of(loss, 1, (2, 3))
+    jax.test_util.check_grads(
+      jax.jit(lambda s: loss(s, target)),
+      (random(0, (2, 3)),),
+      order=1,
+      modes=('rev',),
+      atol=5e-3,
+      rtol=5e-3,
+      eps=1e-2,
+    )
+
+
+class HighTemperatureTest(parameterized.TestCase):
+  # The KL tends to the mean squared error of the centered logits, halved
+  # (Hinton et al., section 2.1), with an error of order 1/T: 1% at T = 100.
+  # Above it float32 loses the value, but not the gradient.
+  def test_kl_is_half_the_centred_mse(self):
+    student, teacher = random(0), random(1)
+    value = losses.kl(student, teacher, temperature=100.0)
+    error = student - teacher
+    error = error - error.mean(-1, keepdims=True)
+    np.testing.assert_allclose(value, 0.5 * (error**2).mean(-1), rtol=0.03)
+
+  def test_its_gradient_is_that_of_half_the_centred_mse(self):
+    student, teacher = random(0), random(1)
+    loss = functools.partial(losses.kl, temperature=1e3)
+    _, grad, _ = value_and_grads(loss, student, teacher)
+    error = student - teacher
+    error = error - error.mean(-1, keepdims=True)
+    np.testing.assert_allclose(grad, error / 4, atol=2e-3)
+
+
+class ImpossibleClassTest(parameterized.TestCase):
+  @parameterized.parameters(1.0, 2.0)
+  def test_kl_with_a_class_that_the_teacher_excludes(self, temperature):
+    student, teacher = random(0), random(1).at[:, 2].set(-jnp.inf)
+    loss = functools.partial(losses.kl, temperature=temperature)
+    value, grad, to_teacher = value_and_grads(loss, student, teacher)
+    q, p = softmax(student / temperature), softmax(teacher / temperature)
+    kept = np.array([0, 1, 3])
+    ratio = np.log(p[:, kept] / q[:, kept])
+    kl = (p[:, kept] * ratio).sum(-1)
+    np.testing.assert_allclose(value, temperature**2 * kl, rtol=1e-5)
+    np.testing.assert_allclose(grad, temperature * (q - p), atol=1e-5)
+    np.testing.assert_allclose(
+      to_teacher[:, kept],
+      temperature * p[:, kept] * (ratio - kl[:, None]),
+      atol=1e-5,
+    )
+    self.assertTrue(np.isfinite(to_teacher).all())
+
+  def test_jensen_shannon_with_a_class_that_the_teacher_excludes(self):
+    student, teacher = random(0), random(1).at[:, 2].set(-jnp.inf)
+    value, grad, _ = value_and_grads(losses.jensen_shannon, student, teacher)
+    q, p = softmax(student), softmax(teacher)
+    m = (q + p) / 2
+    kept = p > 0
+    ratio = np.log(np.where(kept, p / m, 1))
+    expected = (p * ratio + q * np.log(q / m)).sum(-1) / 2
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    self.assertTrue(np.isfinite(grad).all())
+
+  def test_cosine_with_nothing_has_no_gradient(self):
+    _, grad, _ = value_and_grads(
+      losses.cosine, jnp.zeros((2, 3)), random(1, (2, 3))
+    )
+    np.testing.assert_array_equal(grad, 0)
+
+  def test_kl_with_a_class_that_both_exclude_is_that_of_the_others(self):
+    student = random(0).at[:, 2].set(-jnp.inf)
+    teacher = random(1).at[:, 2].set(-jnp.inf)
+    kept = jnp.array([0, 1, 3])
+    got = value_and_grads(losses.kl, student, teacher)
+    want = value_and_grads(losses.kl, student[:, kept], teacher[:, kept])
+    for a, b in zip(got, want, strict=True):
+      self.assertTrue(np.isfinite(a).all())
+      np.testing.assert_allclose(a[:, kept] if a.ndim > 1 else a, b, atol=1e-6)
+
+  def test_kl_is_infinite_for_a_class_that_only_the_student_excludes(self):
+    student = random(0).at[:, 2].set(-jnp.inf)
+    np.testing.assert_array_equal(losses.kl(student, random(1)), np.inf)
+
+  def test_hard_kl_with_a_class_that_both_exclude(self):
+    student = random(0).at[:, 2].set(-jnp.inf)
+    teacher = random(1).at[:, 2].set(-jnp.inf)
+    value, grad, _ = value_and_grads(losses.hard_kl, student, teacher)
+    self.assertTrue(np.isfinite(value).all())
+    p = np.eye(4)[teacher.argmax(-1)]
+    np.testing.assert_allclose(grad, softmax(student) - p, atol=1e-6)
+
+
+class HardLabelTest(parameterized.TestCase):
+  def test_is_the_kl_to_a_sharp_teacher(self):
+    # Panigrahi et al.: a temperature of 1e-20, of the teacher alone.
+    student = random(0)
+    teacher = jnp.array([[0.0, 3, 1, 2], [2, 2, 0, 1], [-5, -4, -3, -3]])
+    np.testing.assert_allclose(
+      losses.hard_kl(student, teacher),
+      losses.kl(student, teacher / 1e-20, temperature=1.0),
+      rtol=1e-6,
+    )
+
+  def test_is_the_cross_entropy_with_the_likeliest_class(self):
+    student, teacher = random(0), random(1)
+    np.testing.assert_allclose(
+      losses.hard_kl(student, teacher),
+      losses.cross_entropy(student, teacher.argmax(-1)),
+      rtol=1e-6,
+    )
+
+
+class LogitLossTest(parameterized.TestCase):
+  def test_unknown_name_lists_the_names(self):
+    with self.assertRaisesRegex(
+      errors.UserError, "'kll'.*kl, reverse_kl, jensen_shannon, mse"
+    ):
+      losses.logit_loss('kll', 1.0, False)
+
+  @parameterized.parameters(0.0, -1.0)
+  def test_temperature_must_be_positive(self, temperature):
+    with self.assertRaisesRegex(errors.UserError, 'hard_labels=True'):
+      losses.logit_loss('kl', temperature, False)
+
+  def test_hard_labels_need_no_temperature(self):
+    self.assertIs(losses.logit_loss('kl', 0.0, True), losses.hard_kl)
+
+  def test_temperature_is_passed_on(self):
+    student, teacher = random(0), random(1)
+    np.testing.assert_array_equal(
+      losses.logit_loss('kl', 3.0, False)(student, teacher),
+      losses.kl(student, teacher, temperature=3.0),
+    )
+
+  @parameterized.parameters('reverse_kl', 'jensen_shannon')
+  def test_other_divergences(self, name):
+    student, teacher = random(0), random(1)
+    np.testing.assert_array_equal(
+      losses.logit_loss(name, 3.0, False)(student, teacher),
+      getattr(losses, name)(student, teacher, temperature=3.0),
+    )
+    with self.assertRaisesRegex(errors.UserError, f"not of '{name}'"):
+      losses.logit_loss(name, 1.0, True)
+
+  def test_mse(self):
+    self.assertIs(losses.logit_loss('mse', 1.0, False), losses.mse)
+
+
+if __name__ == '__main__':
+  absltest.main()

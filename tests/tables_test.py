@@ -1,0 +1,51 @@
+"""Tests of the tables."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from cxjax import tables
+
+
+class MarkdownTest(parameterized.TestCase):
+  def test_numbers_right_and_text_left(self):
+    rows = [
+      {'name': 'a', 'n': 1, 'rate': 0.5},
+      {'name': 'longer', 'n': 20_000, 'rate': 1 / 3},
+    ]
+    expected = (
+      '| name   |      n |   rate |\n'
+      '| ------ | -----: | -----: |\n'
+      '| a      |      1 |    0.5 |\n'
+      '| longer | 20,000 | 0.3333 |\n'
+    )
+    self.assertEqual(tables.markdown(rows), expected)
+
+  @parameterized.parameters(
+    (None, '-'),
+    (1234567, '1,234,567'),
+    (0.123456, '0.1235'),
+    (1e-9, '1e-09'),
+    (float('nan'), 'nan'),
+    ('text', 'text'),
+  )
+  def test_cell(self, value, expected):
+    last = tables.markdown([{'h': value}]).splitlines()[-1]
+    self.assertEqual(last.strip('| '), expected)
+
+  def test_a_gap_in_a_column_of_numbers(self):
+    lines = tables.markdown([{'number': None}, {'number': 2.5}]).splitlines()
+    self.assertEqual(
+      lines, ['| number |', '| -----: |', '|      - |', '|    2.5 |']
+    )
+
+  def test_rule_has_three_dashes_at_least(self):
+    lines = tables.markdown([{'a': 'x', 'b': 1}]).splitlines()
+    self.assertEqual(lines[1], '| --- | --: |')
+
+  def test_rows_may_be_an_iterator(self):
+    rows = [{'a': 'x', 'b': 1}, {'a': 'y', 'b': 2}]
+    self.assertEqual(tables.markdown(iter(rows)), tables.markdown(rows))
+
+
+if __name__ == '__main__':
+  absltest.main()
