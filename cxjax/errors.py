@@ -1,4 +1,4 @@
-"""Errors for people: one line, the value, what is allowed, what to do."""
+"""One-line errors: what is wrong, the value, what is allowed, what to do."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -12,7 +12,11 @@ T = TypeVar('T')
 
 
 class UserError(ValueError):
-  """A mistake that one line explains; `launch.py` prints it alone."""
+  """Invalid input, explained in one line; `launch.py` prints only the line."""
+
+
+class Stopped(Exception):
+  """The process was asked to stop, and the run is saved."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -22,18 +26,19 @@ def require(condition: bool, message: str) -> None:
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-  """The entry `name` of `table`.
+  """Returns the entry `name` of `table`.
 
   Args:
-    kind: what the table holds, for the message ('method', 'activation', ...).
-    name: the key asked for.
-    table: the allowed names and what they stand for.
+    kind: the kind of the entries, for the message ('method', 'activation').
+    name: the key.
+    table: the entries by their allowed names.
 
   Returns:
     `table[name]`.
 
   Raises:
-    UserError: `name` is not there; the message lists the names that are.
+    UserError: `name` is not in the table; the message names the nearest key and
+      lists all keys.
   """
   if name in table:
     return table[name]
@@ -45,7 +50,18 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def whole(name: str, value: Any) -> int:
-  """An int, whatever library it is of; raises UserError for anything else."""
+  """Converts a whole number of any library to an int.
+
+  Args:
+    name: the name of the value, for the message.
+    value: the number.
+
+  Returns:
+    The int.
+
+  Raises:
+    UserError: `value` is no whole number.
+  """
   try:
     return int(operator.index(value))
   except TypeError as error:
@@ -53,13 +69,9 @@ def whole(name: str, value: Any) -> int:
 
 
 @contextlib.contextmanager
-def about(what: str) -> Iterator[None]:
-  """Puts `what` and a colon before the message of a UserError."""
+def about(subject: str) -> Iterator[None]:
+  """Prefixes the message of a UserError with `subject` and a colon."""
   try:
     yield
   except UserError as error:
-    raise UserError(f'{what}: {error}') from error
-
-
-class Stopped(Exception):
-  """The process was asked to stop; what it did is saved."""
+    raise UserError(f'{subject}: {error}') from error

@@ -1,6 +1,6 @@
-"""Small files of a run, each written whole or not at all.
+"""Small files of a run, which are written atomically.
 
-Of several processes the first writes them, and the others do not.
+In a run of several processes, the first process writes them.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,22 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import jax
 
 from cxjax import errors
-from cxjax.parallel import multihost
 
-SHOWN = 12  # Fields that differ, in one line for people.
+MAX_SHOWN = 12  # Number of differing fields that an error message lists.
 
 
 @contextlib.contextmanager
 def written(path: pathlib.Path | str) -> Iterator[None]:
-  """Whatever is done here writes `path`; if that cannot be, says so.
+  """Turns an OSError of the block into a UserError that names `path`.
+
+  Args:
+    path: the file or folder that the block writes.
+
+  Yields:
+    Nothing.
 
   Raises:
     UserError: the disk is full, or the folder cannot be written.
@@ -37,22 +43,23 @@ def written(path: pathlib.Path | str) -> Iterator[None]:
 
 
 def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
-  """Replaces `path` by `text` in one move, so that no reader sees half of it.
+  """Writes a text file atomically, in UTF-8.
 
   Args:
-    path: the file.
-    text: what will be in it.
-    own: of this process, whichever it is; else of the first alone.
+    path: the file; its folder is made if it is missing.
+    text: the content.
+    own: whether every process writes a file of its own; otherwise only the
+      first process writes.
 
   Raises:
     UserError: the folder cannot be written.
   """
-  if not (own or multihost.is_first()):
+  if not own and jax.process_index() != 0:
     return
   temporary = path.with_name(path.name + '.tmp')
   with written(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open('w') as f:
+    with temporary.open('w', encoding='utf-8') as f:
       f.write(text)
       f.flush()
       os.fsync(f.fileno())
@@ -60,18 +67,24 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:
-  """Writes `value` as indented JSON, as `write_text`."""
+  """Writes `value` as indented JSON, as `write_text` does."""
   write_text(path, json.dumps(value, indent=1) + '\n', own)
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The value of a JSON file.
+  """Reads a JSON file.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Its value.
 
   Raises:
     UserError: the file is damaged.
   """
   try:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
     raise errors.UserError(
       f'{path} cannot be read ({error}). Restore it, or remove its folder to '
@@ -80,18 +93,24 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def digest(record: Any) -> str:
-  """SHA-256 of a JSON value."""
+  """Returns the SHA-256 of a JSON value, in hexadecimal."""
   text = json.dumps(record, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_sealed(path: pathlib.Path, record: Any) -> None:
-  """Writes a JSON value with its digest, whole or not at all."""
+  """Writes a JSON value with its digest, atomically."""
   write_json(path, {'record': record, 'sha256': digest(record)})
 
 
 def read_sealed(path: pathlib.Path) -> Any:
-  """What `write_sealed` wrote.
+  """Reads a JSON value that `write_sealed` wrote.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The value, without its digest.
 
   Raises:
     UserError: the file is damaged.
@@ -107,14 +126,21 @@ def read_sealed(path: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other runs of this machine out of a run's folder.
+  """Keeps other runs on this machine out of a run's folder.
 
-  The lock goes with the process, however that ends.
+  The operating system releases the lock when the process ends, even if it is
+  killed.
+
+  Args:
+    folder: the folder of the run; made if it is missing.
+
+  Yields:
+    Nothing.
 
   Raises:
-    UserError: another process has it, or the folder cannot be written.
+    UserError: another process has the lock, or the folder cannot be written.
   """
-  if not multihost.is_first():
+  if jax.process_index() != 0:
     yield
     return
   path = folder / 'lock'
@@ -129,12 +155,13 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
         f'{folder} is in use by another process. Wait for it, or choose '
         'another workdir.'
       ) from error
-    except OSError as error:  # A mount without locks.
+    except OSError as error:  # The file system has no locks.
       logging.warning('%s cannot be locked: %s.', folder, error.strerror)
     yield
 
 
 def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:
+  """Flattens nested dicts and lists of dicts to dotted names."""
   if isinstance(value, list) and any(isinstance(v, dict) for v in value):
     value = dict(enumerate(value))
   if not isinstance(value, dict):
@@ -146,7 +173,16 @@ def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-  """The fields in which two configurations differ, for people; '' if none."""
+  """Lists the fields in which two configurations differ.
+
+  Args:
+    there: the configuration that a file holds; any JSON value by name.
+    here: the configuration of this run.
+
+  Returns:
+    The fields with both values, at most `MAX_SHOWN` of them; '' if there are
+    none.
+  """
   there, here = (
     _flatten(json.loads(json.dumps(value))) for value in (there, here)
   )
@@ -155,20 +191,22 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     for n in {**there, **here}
     if there.get(n) != here.get(n)
   ]
-  more = [f'and {len(differ) - SHOWN} more'] if len(differ) > SHOWN else []
-  return ', '.join(differ[:SHOWN] + more)
+  hidden = len(differ) - MAX_SHOWN
+  more = [f'and {hidden} more'] if hidden > 0 else []
+  return ', '.join(differ[:MAX_SHOWN] + more)
 
 
-def claim(folder: pathlib.Path, config: dict[str, Any]) -> None:
-  """Makes `folder` the place of the run that `config` describes.
+def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
+  """Reserves `folder` for the run that `config` describes.
 
   Args:
-    folder: made if it is not there.
-    config: everything that the run depends on; written as `config.json`.
+    folder: the folder of the run; made if it is missing.
+    config: everything that the result of the run depends on; written as
+      `config.json`.
 
   Raises:
     UserError: the folder cannot be written, or holds a run of another
-      configuration; names the fields that differ.
+      configuration; the message names the fields that differ.
   """
   path = folder / 'config.json'
   if not path.exists():

@@ -1,16 +1,22 @@
-"""Tables as text."""
+"""Tables of records, as Markdown and CSV."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
+import io
+import pathlib
 from typing import Any
+
+from cxjax import files
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
-  """An aligned Markdown table; columns of numbers are right-aligned.
+  """Formats an aligned Markdown table; numbers are right-aligned.
 
   Args:
-    rows: at least one, all with the same fields in the same order: the columns.
-      None is shown as a dash.
+    rows: at least one row, all with the same fields in the same order: the
+      columns. None is shown as a dash.
 
   Returns:
     The table, with a final newline.
@@ -25,7 +31,7 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
   cells = [[str(h) for h in header], *([_cell(c) for c in r] for r in rows)]
   widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
 
-  def line(row):
+  def line(row: Sequence[str]) -> str:
     fill = (
       c.rjust(w) if n else c.ljust(w)
       for c, w, n in zip(row, widths, numeric, strict=True)
@@ -40,7 +46,25 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
   return '\n'.join(lines) + '\n'
 
 
+def write_csv(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
+  """Writes records as CSV, atomically; their fields are the columns.
+
+  Args:
+    path: the file.
+    records: at least one record, all with the same fields.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(records[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(records)
+  files.write_text(path, text.getvalue())
+
+
 def _cell(value: Any) -> str:
+  """Formats the cell of a Markdown table."""
   if value is None:
     return '-'
   if isinstance(value, bool):

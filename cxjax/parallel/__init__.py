@@ -1,1 +1,1 @@
-"""Devices: meshes, shardings and several processes."""
+"""Devices, meshes, shardings, and runs of several processes."""

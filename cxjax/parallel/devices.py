@@ -1,7 +1,4 @@
-"""Machines: the devices of this process, and those that are compiled for.
-
-A topology is of devices that are not here.
-"""
+"""Devices: those of this process, and those of a topology to compile for."""
 
 from collections.abc import Sequence
 import contextlib
@@ -16,7 +13,7 @@ from jax.experimental import topologies
 
 from cxjax import errors
 
-# What libtpu asks of a machine that has no TPU.
+# Environment variables that libtpu needs on a host without a TPU.
 LIBTPU = {
   'TPU_SKIP_MDS_QUERY': '1',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -28,12 +25,12 @@ LIBTPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What a device can do at most; None where it is not known.
+  """Peak numbers of one device; None where we do not know them.
 
   Attributes:
     memory: bytes.
-    flops: FLOPs per second, of products in bfloat16.
-    bandwidth: bytes per second, from and to its memory.
+    flops: FLOPs per second in bfloat16 matrix products.
+    bandwidth: bytes per second from and to its memory.
     links: bytes per second that it sends to other chips, over all its links.
   """
 
@@ -43,7 +40,7 @@ class Chip:
   links: float | None = None
 
 
-# By `device_kind`, from https://docs.cloud.google.com/tpu/docs/v4 (v5e, v5p,
+# By `device_kind`, from https://docs.cloud.google.com/tpu/docs/v4 (v5e, v5p and
 # v6e alike), as read in 2025: the capacity in GiB, half of the bidirectional
 # bandwidth of the links. That of the v4 is from Jouppi et al., 2023,
 # https://arxiv.org/abs/2304.01433: 6 links of 50 GB/s.
@@ -56,18 +53,18 @@ CHIPS = {
 
 
 def topology(name: str) -> Sequence[Any]:
-  """The devices of a machine to compile for; this process stays on its CPU.
+  """Returns the devices of a topology; this process stays on its CPU.
 
-  To be called before anything is computed.
+  Must be called before any computation.
 
   Args:
-    name: 'cpu' is this machine; else as libtpu has it, as in 'v5e:4x4'.
+    name: 'cpu' for this machine, or a topology of libtpu, as 'v5e:4x4'.
 
   Returns:
-    The devices. Those of a TPU hold nothing and run nothing.
+    The devices. Those of a TPU can be compiled for, but hold and run nothing.
 
   Raises:
-    UserError: no such topology, or no libtpu.
+    UserError: libtpu is not installed or does not know the topology.
   """
   jax.config.update('jax_platforms', 'cpu')
   if name == 'cpu':
@@ -79,8 +76,8 @@ def topology(name: str) -> Sequence[Any]:
   )
   for variable, value in LIBTPU.items():
     os.environ.setdefault(variable, value)
-  # Of this process's own compiler, which has read them once there are devices;
-  # libtpu would end the process for one that it does not know.
+  # The compiler of this process reads XLA_FLAGS when the devices are made, and
+  # libtpu aborts on a flag that it does not know.
   jax.devices()
   os.environ.pop('XLA_FLAGS', None)
   ask = functools.partial(
@@ -88,26 +85,27 @@ def topology(name: str) -> Sequence[Any]:
   )
   try:
     found: Sequence[Any] = ask().devices
-    if found[0].device_kind == 'TPU v4':  # Else each core is a device.
+    if found[0].device_kind == 'TPU v4':
+      # Without megacore, each of its cores is a device.
       found = ask(chip_config_name='megacore').devices
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
-      f'{name!r} is no topology of libtpu ({error}). Give chips and how they '
-      'lie, as in v5e:4x4, or cpu.'
+      f'{name!r} is no topology of libtpu ({error}). Give the chip and the '
+      'shape of the slice, as v5e:4x4, or cpu.'
     ) from error
   return found
 
 
-def part_cpu(count: int) -> None:
-  """Makes several devices of the CPU, each of which works on its own examples.
+def split_cpu(count: int) -> None:
+  """Makes several JAX devices of the CPU, each for its own examples.
 
-  A small network gains: its single products are too small for several cores.
-  Nothing changes on an accelerator, nor where JAX_NUM_CPU_DEVICES or XLA_FLAGS
-  say how many there are, nor in one of several processes, nor once anything was
-  computed.
+  A small network trains faster: its single matrix products are too small to use
+  several cores. Has no effect on an accelerator, if JAX_NUM_CPU_DEVICES or
+  XLA_FLAGS set the number of devices, in one of several processes, or after
+  the first computation.
 
   Args:
-    count: of the devices; no more are made than this process has cores.
+    count: number of devices; at most one is made for each core.
   """
   told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
   flags = os.environ.get('XLA_FLAGS', '')
@@ -121,12 +119,15 @@ def part_cpu(count: int) -> None:
 
 
 def host() -> Any:
-  """The CPU of this process."""
+  """Returns the CPU device of this process."""
   return jax.devices('cpu')[0]
 
 
 def chip(mesh: jax.sharding.Mesh) -> Chip:
-  """What one device of a mesh can do; a CPU's memory is parted among them."""
+  """Returns the peak numbers of one device of a mesh.
+
+  Devices of a CPU share its memory equally.
+  """
   devices = list(mesh.devices.flat)
   if devices[0].platform == 'cpu':
     ram = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -135,6 +136,9 @@ def chip(mesh: jax.sharding.Mesh) -> Chip:
 
 
 def describe() -> str:
-  """The devices of this process, for a summary: 'cpu x 1 (cpu)'."""
+  """Describes the devices of this run for a summary: 'cpu x 1 (cpu)'."""
   device = jax.devices()[0]
   return f'{device.platform} x {jax.device_count()} ({device.device_kind})'
+
+
+part_cpu = split_cpu

@@ -1,11 +1,11 @@
-"""Several processes that are one run, each with devices of its own.
+"""Runs of several processes, each with its own devices.
 
-All of them execute the same program; only the first writes what a run leaves,
-but for the arrays of checkpoints, which are written and read by all. They share
-a folder.
+All processes execute the same program and share a folder. The first process
+writes the files of a run; all of them write and read the arrays of checkpoints.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 import os
 import socket
 import sys
@@ -18,9 +18,11 @@ import numpy as np
 
 from cxjax import errors
 
-# What jax.distributed knows by itself, if there is more than one of them.
+# Environment variables of the clusters that jax.distributed detects.
 _SLURM, _TPU = 'SLURM_NTASKS', 'TPU_WORKER_HOSTNAMES'
-_DONE = b'done'
+_DONE = b'done'  # Message of a process that ends because the run is done.
+# Connections for the death watch: to every other process in the first one, to
+# the first process in the others.
 _peers: list[socket.socket] = []
 
 
@@ -31,17 +33,18 @@ def join(
 ) -> None:
   """Joins the other processes of the run, if there are any.
 
-  What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID; without those, a SLURM job of several tasks and a TPU pod are
-  noticed. To be called before anything is computed.
+  Missing arguments are read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID. Without any of them, a SLURM job of several tasks and a TPU
+  pod are detected. Must be called before any computation.
 
   Args:
-    coordinator: `HOST:PORT` of the first process, the same for all.
-    num_processes: how many there are.
-    process_id: which one this is, from 0.
+    coordinator: `HOST:PORT` of the first process, the same in all processes.
+    num_processes: number of processes.
+    process_id: number of this process, from 0.
 
   Raises:
-    UserError: half of that, or an address where nobody can be met.
+    UserError: one of the arguments is missing or malformed, or the coordinator
+      cannot be reached.
   """
   env = os.environ
   coordinator = coordinator or env.get('JAX_COORDINATOR_ADDRESS')
@@ -54,7 +57,7 @@ def join(
     _check(*given)
   elif not _cluster():
     return
-  # It would take the signals that stop a run.
+  # The preemption service would catch the signals that stop a run.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(*given)
@@ -67,22 +70,31 @@ def join(
   _watch(coordinator and coordinator.rpartition(':')[0])
 
 
-def _number(name):
+def _number(name: str) -> int | None:
+  """Reads a whole number from an environment variable, if it is set."""
   text = os.environ.get(name)
   if text is None:
     return None
-  errors.require(text.isdigit(), f'{name}={text} must be a number.')
+  errors.require(_is_number(text), f'{name}={text} must be a number.')
   return int(text)
 
 
-def _cluster():
-  """Whether the environment is of several processes."""
+def _is_number(text: str) -> bool:
+  """Whether a text is ASCII digits alone; `isdigit` also accepts '²'."""
+  return text.isascii() and text.isdecimal()
+
+
+def _cluster() -> bool:
+  """Whether a SLURM job or a TPU pod started several processes."""
   tasks = os.environ.get(_SLURM, '1')
-  started = 'SLURM_PROCID' in os.environ and tasks.isdigit() and int(tasks) > 1
-  return started or ',' in os.environ.get(_TPU, '')
+  slurm = 'SLURM_PROCID' in os.environ and _is_number(tasks) and int(tasks) > 1
+  return slurm or ',' in os.environ.get(_TPU, '')
 
 
-def _check(coordinator, num_processes, process_id):
+def _check(
+  coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+  """Raises UserError if an argument of `join` is missing or malformed."""
   for name, value in (
     ('coordinator', coordinator),
     ('num_processes', num_processes),
@@ -93,9 +105,12 @@ def _check(coordinator, num_processes, process_id):
       f'--{name} is missing: several processes need --coordinator=HOST:PORT of '
       'the first, --num_processes, and each its own --process_id.',
     )
+  assert coordinator is not None
+  assert num_processes is not None
+  assert process_id is not None
   host, _, port = coordinator.rpartition(':')
   errors.require(
-    bool(host) and port.isdigit(),
+    bool(host) and _is_number(port),
     f'--coordinator={coordinator} must be HOST:PORT.',
   )
   errors.require(
@@ -106,29 +121,29 @@ def _check(coordinator, num_processes, process_id):
 
 
 def count() -> int:
-  """How many processes there are."""
+  """Returns the number of processes."""
   return jax.process_count()
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes."""
+  """Whether this is the first process, the one that writes files."""
   return jax.process_index() == 0
 
 
 def barrier() -> None:
-  """Waits until all processes are here."""
+  """Waits until every process calls this function."""
   if count() > 1:
     multihost_utils.sync_global_devices('barrier')
 
 
 def from_first(find: Callable[[], int]) -> int:
-  """What the first process finds; for all, even if they would find another.
+  """Broadcasts a number from the first process to all.
 
   Args:
-    find: called in the first process alone.
+    find: returns the number; called only in the first process.
 
   Returns:
-    The number.
+    The number that `find` returned there.
   """
   if count() == 1:
     return find()
@@ -137,7 +152,7 @@ def from_first(find: Callable[[], int]) -> int:
 
 
 def any_of(flag: bool) -> bool:
-  """Whether any process has the flag set."""
+  """Whether the flag is set in any process."""
   if count() == 1:
     return flag
   return bool(multihost_utils.process_allgather(np.array(flag)).any())
@@ -147,29 +162,31 @@ def leave(said: str = '') -> bool:
   """Tells the other processes that this one is about to end.
 
   Args:
-    said: why, if the run is not done; they end then as well.
+    said: the reason, if the run is not done; the other processes then print it
+      and end as well.
 
   Returns:
-    Whether there are others. A process that ends before its time should then do
-    so at once: JAX's own end waits for all of them.
+    Whether there are other processes. If so, a process that failed must end
+    with `os._exit`: the exit handlers of JAX wait for all processes.
   """
   for peer in _peers:
     try:
       peer.sendall(said.encode() or _DONE)
       peer.shutdown(socket.SHUT_WR)
     except OSError:
-      pass  # That one is gone already.
+      pass  # The other process has ended already.
   return bool(_peers)
 
 
 def _watch(host: str | None) -> None:
-  """Ends this process when another one is gone, with a sentence.
+  """Ends this process with an error message when another one dies.
 
-  JAX would wait for it, for a minute or for ever, and then abort. Every process
-  keeps a connection to the first, which breaks when either end dies.
+  JAX would wait for the dead process for a minute or forever, and then abort.
+  Every process keeps a connection to the first one, which breaks when either
+  end dies.
 
   Args:
-    host: of the first process; None is where its name leads to.
+    host: address of the first process; None resolves its host name.
   """
   address = np.zeros(5, np.int32)
   if is_first():
@@ -186,8 +203,8 @@ def _watch(host: str | None) -> None:
       _peers[0].sendall(jax.process_index().to_bytes(4))
   except OSError as error:
     logging.warning(
-      'Processes do not watch each other (%s): one that dies is noticed after '
-      'a minute or two.',
+      'The processes cannot connect to watch each other (%s): the death of one '
+      'is noticed after a minute or two.',
       error,
     )
     return
@@ -200,8 +217,8 @@ def _watch(host: str | None) -> None:
     threading.Thread(target=_listen, args=(peer,), daemon=True).start()
 
 
-def _address(host):
-  """Four numbers; without a name that leads anywhere, of this machine."""
+def _address(host: str | None) -> Iterator[int]:
+  """The four numbers of an IPv4 address; zeros if the name is not resolved."""
   try:
     name = socket.gethostbyname(host or socket.gethostname())
   except OSError:
@@ -210,7 +227,13 @@ def _address(host):
 
 
 def _listen(peer: socket.socket) -> None:
-  """Waits for what the process at the other end has to say, or its end."""
+  """Waits until the process at the other end leaves or dies.
+
+  Ends this process, unless the other one left because the run is done.
+
+  Args:
+    peer: the connection to the other process.
+  """
   who, said = 0, b''
   try:
     if is_first():
@@ -218,7 +241,7 @@ def _listen(peer: socket.socket) -> None:
     while part := peer.recv(4096):
       said += part
   except OSError:
-    pass  # A connection that broke is one that ended.
+    pass  # A broken connection means that the process died.
   if said == _DONE:
     return
   reason = said.decode(errors='replace') or (
