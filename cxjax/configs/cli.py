@@ -1,28 +1,42 @@
-"""What the scripts share: one line for a mistake, results as text and CSV."""
+"""Helpers of the command-line programs: one-line errors, logs and results."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import logging as std_logging
 import os
 import pathlib
 import sys
 import traceback
 from typing import Any
+from typing import NoReturn
 
+from absl import flags
 from absl import logging
+import ml_collections
 
 from cxjax import errors
-from cxjax.configs import experiment
 from cxjax import files
+from cxjax import tables
 from cxjax.parallel import multihost
+
+PACKAGE = pathlib.Path(__file__).parent.parent
 
 
 def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """`main`, with a `UserError` as one line on stderr and exit code 2.
+  """Wraps the main function of a program to report mistakes in one line.
 
-  A run that was asked to stop, and saved, is no error: exit code 0.
+  Args:
+    main: the main function.
+
+  Returns:
+    A function that runs it. A `UserError`, or a field that the config lacks,
+    is printed as one line on stderr, with exit code 2. A run that was asked to
+    stop and is saved ends with exit code 0. Any other error keeps its
+    traceback.
   """
 
-  def run(argv):
+  def run(argv: list[str]) -> None:
     quiet()
     try:
       main(argv)
@@ -32,6 +46,8 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       if multihost.is_first():
         print(stopped, file=sys.stderr)
     except BaseException as error:
+      if _lacks_field(error):
+        fail(f'The config has no field {_text(error)}')
       if not multihost.leave(f'{type(error).__name__}: {error}'):
         raise
       traceback.print_exc()
@@ -41,44 +57,83 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   return run
 
 
-def fail(error: Exception | str) -> None:
+def _lacks_field(error: BaseException) -> bool:
+  """Whether the error is of a field that a ConfigDict does not have."""
+  if not isinstance(error, AttributeError | KeyError):
+    return False
+  last = traceback.extract_tb(error.__traceback__)[-1].filename
+  package = ml_collections.__file__
+  return package is not None and (
+    pathlib.Path(package).parent in pathlib.Path(last).parents
+  )
+
+
+def fail(error: Exception | str) -> NoReturn:
   """Ends the program with one line on stderr and exit code 2."""
-  # A KeyError puts quotes around its message.
-  text = error.args[0] if isinstance(error, KeyError) else error
-  lines = str(text).split('\n')
-  said = ' '.join(map(str.strip, lines))
+  said = _text(error)
   print(f'Error: {said}', file=sys.stderr)
   disk = isinstance(getattr(error, '__cause__', None), OSError)
-  # Threads of orbax would wait for a disk that failed, JAX for the others.
+  # Otherwise orbax's threads would wait for a disk that failed, and JAX for the
+  # other processes.
   if multihost.leave(said) or disk:
     _end(2)
   sys.exit(2)
 
 
-def _end(code):
-  """Ends the process at once, whatever its threads wait for."""
+def _text(error: BaseException | str) -> str:
+  """The message of an error, in one line."""
+  # A KeyError puts quotes around its message.
+  text = error.args[0] if isinstance(error, KeyError) else error
+  return ' '.join(map(str.strip, str(text).split('\n')))
+
+
+def _end(code: int) -> NoReturn:
+  """Ends the process at once; its threads and exit handlers do not run."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
 
 
 def quiet() -> None:
-  """Logs what cxjax says, and of others their warnings only."""
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(
-    # Orbax reports every save in twenty lines, and one that failed in hundreds
-    # before it raises.
-    lambda record: (
-      'cxjax' in record.pathname
-      or (record.levelno > 20 and 'orbax' not in record.pathname)
-    )
-  )
+  """Logs the messages of cxjax, and only warnings of other packages.
+
+  The level is INFO, or that of --verbosity.
+  """
+  verbosity = flags.FLAGS['verbosity']
+  if verbosity.using_default_value:
+    logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(is_shown)
+
+
+def is_shown(record: std_logging.LogRecord) -> bool:
+  """Whether the log shows a record.
+
+  Args:
+    record: of any package.
+
+  Returns:
+    True for records of cxjax, and for warnings of packages other than orbax,
+    which reports a failed save in hundreds of lines before it raises.
+  """
+  path = pathlib.Path(record.pathname)
+  if PACKAGE in path.parents:
+    return True
+  return record.levelno > std_logging.INFO and 'orbax' not in path.parts
 
 
 def write(
-  stem: pathlib.Path, text: str, rows: Sequence[dict[str, Any]]
+  stem: pathlib.Path, text: str, records: Sequence[Mapping[str, Any]]
 ) -> None:
-  """Prints a table, and writes it as `stem.md` and its rows as `stem.csv`."""
+  """Prints a table, and writes it to `stem.md` and its records to `stem.csv`.
+
+  Args:
+    stem: path of the two files, without a suffix.
+    text: the table.
+    records: the rows of the CSV file, all with the same fields.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
   print(text)
   files.write_text(stem.with_suffix('.md'), text)
-  experiment.write_csv(stem.with_suffix('.csv'), rows)
+  tables.write_csv(stem.with_suffix('.csv'), records)

@@ -1,11 +1,12 @@
-"""What the numbers of a config may be, by the name of their field.
+"""Ranges of the numeric fields of a config, by name.
 
-What one field asks of another is checked where the two meet.
+Relations between fields are checked where the fields are used together.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import json
 import math
 import numbers
 import typing
@@ -19,18 +20,18 @@ class Range:
   """Numbers from `low` to `high`.
 
   Attributes:
-    low: the smallest, or the bound below all.
-    high: the largest, or the bound above all.
-    ends: whether `low` and `high` are among them.
-    whole: integers only.
-    never: infinity as well; else it is refused.
+    low: the lower bound.
+    high: the upper bound.
+    ends: whether the range includes `low` and `high`.
+    whole: whether only integers are allowed.
+    infinite: whether infinity is allowed.
   """
 
   low: float
   high: float = math.inf
   ends: tuple[bool, bool] = (True, True)
   whole: bool = False
-  never: bool = False
+  infinite: bool = False
 
   def __contains__(self, value: Any) -> bool:
     kind = numbers.Integral if self.whole else numbers.Real
@@ -38,7 +39,7 @@ class Range:
       return False
     value = typing.cast(float, value)
     return (
-      (abs(value) < math.inf or (self.never and value == math.inf))
+      (abs(value) < math.inf or (self.infinite and value == math.inf))
       and (self.low < value or (self.ends[0] and value == self.low))
       and (value < self.high or (self.ends[1] and value == self.high))
     )
@@ -46,10 +47,12 @@ class Range:
   def __str__(self) -> str:
     if self.whole:
       return f'a whole number from {self.low} to {self.high}'
-    low, high = '(['[self.ends[0]], ')]'[self.ends[1]]
     if math.isinf(self.high):
-      kind = 'a number' if self.never else 'a finite number'
+      kind = 'a number' if self.infinite else 'a finite number'
+      if math.isinf(self.low):
+        return kind
       return f'{kind} {"not below" if self.ends[0] else "above"} {self.low}'
+    low, high = '(['[self.ends[0]], ')]'[self.ends[1]]
     return f'a number in {low}{self.low}, {self.high}{high}'
 
 
@@ -60,11 +63,11 @@ NOT_NEGATIVE = Range(0)
 SHARE = Range(0, 1, ends=(False, False))
 RATE = Range(0, 1, ends=(True, False))
 FRACTION = Range(0, 1)
-# A field of a list holds such numbers. The full name, where the last word has
-# several meanings.
+FINITE = Range(-math.inf)  # A value of any metric.
+# By the full name of a field, or else by its last word. The elements of a
+# sequence have the range of its field.
 RANGES = {
   'seed': Range(0, 2**32 - 1, whole=True),
-  'mesh.seed': COUNT,
   'cpu_devices': COUNT,
   'num_seeds': COUNT,
   'batch_size': COUNT,
@@ -75,8 +78,8 @@ RANGES = {
   'eval_every': COUNT,
   'save_every': COUNT,
   'save_minutes': NOT_NEGATIVE,
-  'save_at': FRACTION,
-  'stop_at': Range(0, never=True),
+  'save_at': FINITE,
+  'stop_at': Range(-math.inf, infinite=True),
   'overrun': NOT_NEGATIVE,
   'keep': COUNT_OR_0,
   'lookahead': COUNT_OR_0,
@@ -92,7 +95,7 @@ RANGES = {
   'top_k': COUNT_OR_0,
   'share': SHARE,
   'steps': COUNT,
-  'accuracies': FRACTION,
+  'scores': FINITE,
   'count': COUNT_OR_0,
   'checkpoints': COUNT_OR_0,
   'extracted.width': COUNT_OR_0,
@@ -114,28 +117,58 @@ RANGES = {
   'length': COUNT,
   'shards': COUNT,
 }
+# Fields that the code which reads them checks, because it also serves callers
+# without a config.
+FREE = frozenset(
+  {
+    # `mesh.make`.
+    'mesh.data',
+    'mesh.fsdp',
+    'mesh.model',
+    'mesh.seed',
+    # `grammar.Grammar`: one of its symbols.
+    'data.start',
+    # `Stage` and `Term`.
+    'custom.stages',
+  }
+)
 
 
 def check(config: Mapping[str, Any], prefix: str = '') -> None:
-  """Raises UserError for a number out of its range, in any block of a config.
+  """Checks every field of a config, in all its blocks.
 
   Args:
-    config: by field; a block is a mapping.
+    config: values by field; a block is a mapping.
     prefix: full name of the block, with a dot.
+
+  Raises:
+    UserError: a number is out of its range or NaN, or a value cannot be written
+      as JSON.
   """
   for name, value in config.items():
     full = f'{prefix}{name}'
     if isinstance(value, Mapping):
       check(value, f'{full}.')
-      continue
-    allowed = RANGES.get(full, RANGES.get(name))
-    if allowed is None:
-      continue
-    listed = isinstance(value, Sequence) and not isinstance(value, str)
-    for one in value if listed else (value,):
-      errors.require(
-        one in allowed,
-        f'{full}={value!r}: {one!r} is not {allowed}.'
-        if listed
-        else f'{full}={value!r} must be {allowed}.',
-      )
+    elif full not in FREE:
+      _check_field(full, value, RANGES.get(full, RANGES.get(name)))
+
+
+def _check_field(full: str, value: Any, allowed: Range | None) -> None:
+  """Raises UserError for a value, or an element of one, that is not allowed."""
+  listed = isinstance(value, Sequence) and not isinstance(value, str)
+  for one in value if listed else (value,):
+    what = f'{one!r} is not' if listed else 'it must be'
+    if allowed is not None:
+      errors.require(one in allowed, f'{full}={value!r}: {what} {allowed}.')
+    # A run whose config has NaN would never be found to be the same run.
+    errors.require(
+      not isinstance(one, float) or not math.isnan(one),
+      f'{full}={value!r}: {what} a number.',
+    )
+  try:
+    json.dumps(value)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(
+      f'{full}={value!r} cannot be written as JSON. Give numbers, strings, '
+      'True, False, None, or lists of them.'
+    ) from error
