@@ -1,1 +1,1 @@
-"""Interoperability: Hugging Face folders and StableHLO."""
+"""Interoperability with other tools: Hugging Face folders and StableHLO."""

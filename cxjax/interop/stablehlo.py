@@ -1,4 +1,4 @@
-"""Models that leave: one file that runs without the code that made them."""
+"""Exporting a function as StableHLO: one file that runs without cxjax."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -8,32 +8,33 @@ import jax
 from jax import export as jax_export
 
 from cxjax import errors
+from cxjax import types
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
 def export(
-  fun: Callable[[Any], Any],
-  x: Any,
+  fun: Callable[[types.Input], Any],
+  x: types.Input,
   *,
   batch: bool = True,
   platforms: Sequence[str] = PLATFORMS,
 ) -> bytes:
-  """A function of an input as StableHLO, its parameters within.
+  """Exports a function of an input, its parameters included, as StableHLO.
 
-  It needs JAX alone to run: `jax.export.deserialize(data).call(x)`.
+  The result needs JAX alone: `jax.export.deserialize(data).call(x)`.
 
   Args:
     fun: `x -> output`, as in `lambda x: module.apply(variables, x)`.
-    x: an example, a tree of arrays `[B, ...]`; shapes are enough.
-    batch: whether it is to run on any number of examples, or on `B` alone.
-    platforms: where it is to run.
+    x: an example input, a tree of arrays `[B, ...]`; shapes are enough.
+    batch: whether the exported function accepts any batch size, or `B` alone.
+    platforms: platforms that it can run on.
 
   Returns:
-    What `jax.export` serializes, to be written to a file.
+    The bytes that `jax.export` serializes, to be written to a file.
 
   Raises:
-    UserError: `fun` depends on the number of examples, or an unknown platform.
+    UserError: `fun` depends on the batch size, or a platform is unknown.
   """
   for platform in platforms:
     errors.lookup('platform', platform, dict.fromkeys(PLATFORMS))
@@ -55,8 +56,8 @@ def export(
     if not batch:
       raise
     raise errors.UserError(
-      'The function does not run on an unknown number of examples '
-      f'({str(error).splitlines()[0]}). Export it for the number of x alone, '
-      'with batch=False.'
+      'The function does not run on an unknown batch size '
+      f'({str(error).splitlines()[0]}). Export it for the batch size of x '
+      'alone, with batch=False.'
     ) from error
   return bytes(exported.serialize())

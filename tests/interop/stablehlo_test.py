@@ -1,4 +1,4 @@
-"""An exported student, run by a process that knows nothing of cxjax."""
+"""An exported function, run by a process without cxjax."""
 
 import pathlib
 import subprocess
@@ -9,12 +9,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-import cxjax
 from cxjax import errors
+from cxjax.interop import stablehlo
 
-# Read the model and the input, write the output.
-ELSEWHERE = """
+# A script that reads a model and its input and writes the output.
+SCRIPT = """
 import sys
 import jax
 import numpy as np
@@ -25,19 +26,20 @@ assert not {'cxjax', 'flax', 'orbax'} & set(sys.modules)
 """
 
 
-class ExportTest(absltest.TestCase):
-  def test_runs_in_a_process_without_this_project(self):
+@pytest.mark.slow
+class RoundTripTest(absltest.TestCase):
+  def test_runs_in_a_process_without_cxjax(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     module = nn.Dense(3)
     x = jax.random.normal(jax.random.key(0), (4, 5))
     variables = module.init(jax.random.key(1), x)
-    data = cxjax.export(lambda x: module.apply(variables, x), x)
-    more = jax.random.normal(jax.random.key(2), (7, 5))  # Another number.
+    data = stablehlo.export(lambda x: module.apply(variables, x), x)
+    more = jax.random.normal(jax.random.key(2), (7, 5))  # Another batch size.
     (folder / 'model').write_bytes(data)
     np.save(folder / 'x.npy', more)
     paths = [folder / name for name in ('model', 'x.npy', 'out.npy')]
     done = subprocess.run(
-      [sys.executable, '-c', 'import jax.export\n' + ELSEWHERE, *paths],
+      [sys.executable, '-c', 'import jax.export\n' + SCRIPT, *paths],
       cwd=folder,
       capture_output=True,
       text=True,
@@ -48,14 +50,19 @@ class ExportTest(absltest.TestCase):
       np.load(paths[-1]), module.apply(variables, more), rtol=1e-6
     )
 
-  def test_what_cannot_be_exported(self):
+
+class ErrorTest(absltest.TestCase):
+  def test_a_function_that_depends_on_the_batch_size(self):
     x = jnp.ones((4, 5))
     odd = lambda x: x if x.shape[0] > 3 else x + 1
     with self.assertRaisesRegex(errors.UserError, 'batch=False'):
-      cxjax.export(odd, x)
-    self.assertNotEmpty(cxjax.export(odd, x, batch=False))
+      stablehlo.export(odd, x)
+    self.assertNotEmpty(stablehlo.export(odd, x, batch=False))
+
+  def test_an_unknown_platform(self):
+    x = jnp.ones((4, 5))
     with self.assertRaisesRegex(errors.UserError, "'gpu'.*cuda"):
-      cxjax.export(odd, x, platforms=['gpu'])
+      stablehlo.export(jnp.sin, x, platforms=['gpu'])
 
 
 if __name__ == '__main__':

@@ -1,0 +1,214 @@
+"""Families of Hugging Face models: what a family declares, and their registry.
+
+A family maps the fields of its `config.json` to those of a module of cxjax, and
+each parameter of the module to a tensor of `model.safetensors`. A new family is
+one file that calls `register`, and its import in `__init__.py`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+from typing import TypeAlias
+
+from flax import traverse_util
+import numpy as np
+
+from cxjax import errors
+
+Config: TypeAlias = dict[str, Any]
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
+Tensors: TypeAlias = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """A parameter of a module and the tensor that holds it in a file.
+
+  Attributes:
+    path: path of the parameter in the module, as in 'block0/query/kernel'.
+    tensor: name of the tensor.
+    transposed: whether the file holds the transpose, as PyTorch's linear layers
+      do.
+    part: `(i, n)`: the parameter is part `i` of `n` equal parts of the tensor
+      along the last axis, after the transposition.
+    added: name of a second tensor, whose first row is added to every row of the
+      parameter; '' if there is none.
+  """
+
+  path: str
+  tensor: str
+  transposed: bool = False
+  part: tuple[int, int] = (0, 1)
+  added: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """A family of models: how its config and its tensors map to a module.
+
+  Attributes:
+    model_type: `model_type` of its `config.json`.
+    module_type: class of the modules that it can hold.
+    sizes: names of config fields by the name of the module's field; each is a
+      required whole number of at least 1.
+    fixed: the only supported value of each of these config fields, which is
+      also the value of a field that is absent.
+    defaults: values of other optional fields, checked to be of that kind: a
+      whole number of at least 1, or a number of at least 0.
+    select: `(tensors, config) -> tensors`: those of a file that belong to the
+      module, under the names of the table.
+    module: `(config, tensors) -> module`.
+    parameters: `module -> table` of its parameters.
+    constants: `config -> tensors` of the file that hold no parameter.
+    refusal: `module -> reason` why the family cannot hold a module; '' if it
+      can.
+    config: `module -> config`, the inverse of `module`.
+    complete: `(tensors, module) -> tensors`: all tensors of a file, under the
+      names that transformers reads.
+  """
+
+  model_type: str
+  module_type: type
+  sizes: Mapping[str, str]
+  fixed: Mapping[str, Any]
+  defaults: Mapping[str, int | float | bool]
+  select: Callable[[Tensors, Config], Tensors]
+  module: Callable[[Config, Tensors], Any]
+  parameters: Callable[[Any], Sequence[Parameter]]
+  constants: Callable[[Config], Tensors]
+  refusal: Callable[[Any], str]
+  config: Callable[[Any], Config]
+  complete: Callable[[Tensors, Any], Tensors]
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+  """Adds a family; its `model_type` must be new."""
+  errors.require(
+    family.model_type not in FAMILIES,
+    f'A family of model_type={family.model_type!r} is registered already. '
+    'Choose another name.',
+  )
+  FAMILIES[family.model_type] = family
+
+
+def family_of(module: Any) -> Family:
+  """The first family that can hold a module.
+
+  Raises:
+    UserError: no family can; says why.
+  """
+  families = [f for f in FAMILIES.values() if isinstance(module, f.module_type)]
+  reasons = [family.refusal(module) for family in families]
+  for family, reason in zip(families, reasons, strict=True):
+    if not reason:
+      return family
+  raise errors.UserError(
+    reasons[0]
+    if reasons
+    else f'{type(module).__name__} has no Hugging Face layout. Give a '
+    'cxjax.Transformer or a SentenceEncoder, or write any model with '
+    'cxjax.export.'
+  )
+
+
+def linear(
+  path: str, tensor: str, transposed: bool = True
+) -> tuple[Parameter, Parameter]:
+  """Table rows of a linear layer: its kernel and its bias."""
+  return (
+    Parameter(f'{path}/kernel', f'{tensor}.weight', transposed),
+    Parameter(f'{path}/bias', f'{tensor}.bias'),
+  )
+
+
+def norm(path: str, tensor: str) -> tuple[Parameter, Parameter]:
+  """Table rows of a layer norm: its scale and its bias."""
+  return (
+    Parameter(f'{path}/scale', f'{tensor}.weight'),
+    Parameter(f'{path}/bias', f'{tensor}.bias'),
+  )
+
+
+def to_variables(
+  table: Iterable[Parameter], tensors: Tensors
+) -> dict[str, Any]:
+  """The variables of a module from the tensors of a file.
+
+  Args:
+    table: the parameters of the module.
+    tensors: arrays by name, in any floating-point type.
+
+  Returns:
+    `{'params': ...}`, float32.
+
+  Raises:
+    UserError: a tensor is missing; names it.
+  """
+
+  def get(name: str) -> np.ndarray:
+    return np.asarray(errors.lookup('tensor', name, tensors), np.float32)
+
+  flat = {}
+  for parameter in table:
+    array = get(parameter.tensor)
+    if parameter.transposed:
+      array = array.T
+    index, count = parameter.part
+    array = np.split(array, count, axis=-1)[index]
+    if parameter.added:
+      array = array + get(parameter.added)[:1]
+    flat[parameter.path] = array
+  return {'params': traverse_util.unflatten_dict(flat, sep='/')}
+
+
+def tensor_shapes(
+  table: Iterable[Parameter], params: Mapping[str, Any]
+) -> Shapes:
+  """The shapes of the tensors that `to_tensors` makes.
+
+  Args:
+    table: the parameters of the module.
+    params: the tree that the table's paths lead into; shapes are enough.
+
+  Returns:
+    Shapes by name, without the tensors that are only added to others.
+  """
+  flat = traverse_util.flatten_dict(params, sep='/')
+  shapes = {}
+  for parameter in table:
+    shape = np.shape(flat[parameter.path])
+    shape = (*shape[:-1], shape[-1] * parameter.part[1])
+    shapes[parameter.tensor] = shape[::-1] if parameter.transposed else shape
+  return shapes
+
+
+def to_tensors(
+  table: Iterable[Parameter], params: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """The tensors of a file, float32, from the parameters of a module.
+
+  Args:
+    table: the parameters of the module, the parts of a tensor in order.
+    params: the tree of arrays that the table's paths lead into.
+
+  Returns:
+    Arrays by name, without the tensors that are only added to others.
+  """
+  flat = traverse_util.flatten_dict(params, sep='/')
+  parts: dict[str, list[np.ndarray]] = {}
+  transposed = {}
+  for parameter in table:
+    array = np.asarray(flat[parameter.path], np.float32)
+    parts.setdefault(parameter.tensor, []).append(array)
+    transposed[parameter.tensor] = parameter.transposed
+  tensors = {}
+  for name, arrays in parts.items():
+    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+    tensors[name] = whole.T if transposed[name] else whole
+  return tensors

@@ -1,0 +1,76 @@
+"""Reading a model and its tokenizer from a Hugging Face folder."""
+
+import pathlib
+from typing import Any
+
+import tokenizers
+
+from cxjax.interop.huggingface import base
+from cxjax.interop.huggingface import config as config_lib
+from cxjax.interop.huggingface import tensors as tensors_lib
+from cxjax.interop.huggingface import tokenizer_files
+from cxjax.models import transformer
+
+
+def read(
+  folder: pathlib.Path | str,
+) -> tuple[transformer.Transformer, dict[str, Any]]:
+  """Reads a pretrained BERT encoder.
+
+  Args:
+    folder: holds `config.json` and `model.safetensors`, or the shards that
+      `model.safetensors.index.json` lists, in any floating-point type.
+
+  Returns:
+    The module and its variables, in float32. The module has a head if the file
+    has one of a masked language model, tied if that is tied. Its dropout rate
+    is the config's `hidden_dropout_prob`. Poolers and other heads are left out.
+
+  Raises:
+    UserError: a file is missing or damaged; the config is of another model;
+      tensors are missing, unexpected, or of other shapes than the config says
+      (the message names the first three).
+  """
+  folder = pathlib.Path(folder)
+  family, config = config_lib.read(folder)
+  tensors = family.select(tensors_lib.read(folder), config)
+  module = family.module(config, tensors)
+  table = family.parameters(module)
+  params = tensors_lib.variables_of(module)['params']
+  want = {
+    **base.tensor_shapes(table, params),
+    **tensors_lib.shapes(family.constants(config)),
+  }
+  tensors_lib.require_same(
+    f'The tensors of {folder} do not fit its config.json',
+    tensors_lib.shapes(tensors),
+    want,
+    ('in the file', 'by the config'),
+    'Take both from one model.',
+  )
+  return module, base.to_variables(table, tensors)
+
+
+def tokenizer(folder: pathlib.Path | str) -> tokenizers.Tokenizer:
+  """Reads the tokenizer of a pretrained model.
+
+  It neither truncates nor pads, whatever the file says, and encodes a '[MASK]'
+  in a text as its six characters.
+
+  Args:
+    folder: holds `config.json`, and `tokenizer.json` or else `vocab.txt`, the
+      vocabulary of BERT's WordPiece. For the latter `tokenizer_config.json`
+      says whether text is lowercased; without that file it is.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    UserError: the folder has neither file, or a damaged one; the vocabulary has
+      another size than the model's.
+  """
+  folder = pathlib.Path(folder)
+  _, config = config_lib.read(folder)
+  found = tokenizer_files.read(folder)
+  tokenizer_files.require_size(found, config['vocab_size'])
+  return found

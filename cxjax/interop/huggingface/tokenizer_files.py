@@ -1,0 +1,108 @@
+"""Tokenizers in a model's folder: `tokenizer.json`, or BERT's `vocab.txt`."""
+
+import pathlib
+
+import tokenizers
+
+from cxjax import errors
+from cxjax import files
+from cxjax.data import tokenizer as tokenizer_lib
+
+# Names of each special token in tokenizers of others, the preferred one first.
+SPECIAL = {
+  **tokenizer_lib.SPECIAL,
+  'sep': ('[SEP]', '</s>', '[EOS]'),
+  'unk': ('[UNK]', '<unk>'),
+}
+
+
+def read(folder: pathlib.Path) -> tokenizers.Tokenizer:
+  """The tokenizer of a folder; it neither truncates nor pads.
+
+  Raises:
+    UserError: the folder has no tokenizer, or a damaged one.
+  """
+  path, words = folder / 'tokenizer.json', folder / 'vocab.txt'
+  errors.require(
+    path.exists() or words.exists(),
+    f'{folder} has no tokenizer.json and no vocab.txt. Copy one there from the '
+    'model.',
+  )
+  return tokenizer_lib.load(path) if path.exists() else _wordpiece(words)
+
+
+def require_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
+  """Raises a UserError unless the tokenizer has `vocab_size` tokens."""
+  found = tokenizer.get_vocab_size()
+  errors.require(
+    found == vocab_size,
+    f'The tokenizer has {found} tokens and the model {vocab_size}. Take the '
+    'tokenizer that the model was trained with.',
+  )
+
+
+def _wordpiece(path: pathlib.Path) -> tokenizers.Tokenizer:
+  """BERT's WordPiece tokenizer of a `vocab.txt`."""
+  try:
+    vocab = tokenizers.models.WordPiece.read_file(str(path))
+  except Exception as error:  # The library raises nothing narrower.
+    raise errors.UserError(
+      f'{path} cannot be read ({error}). It must have a token a line.'
+    ) from error
+  missing = [t for t in ('[UNK]', '[CLS]', '[SEP]') if t not in vocab]
+  errors.require(
+    not missing,
+    f'{path} lacks {", ".join(missing)}. It must be the vocabulary of BERT.',
+  )
+  settings = path.with_name('tokenizer_config.json')
+  settings = files.read_json(settings) if settings.exists() else {}
+  made = tokenizers.BertWordPieceTokenizer(
+    vocab,
+    lowercase=settings.get('do_lower_case', True),
+    strip_accents=settings.get('strip_accents'),
+    handle_chinese_chars=settings.get('tokenize_chinese_chars', True),
+  )
+  made = tokenizers.Tokenizer.from_str(made.to_str())
+  made.encode_special_tokens = True
+  return made
+
+
+def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+  """Fields of `config.json` with the ids of special tokens: the padding's."""
+  ids = map(tokenizer.token_to_id, SPECIAL['pad'])
+  found = [i for i in ids if i is not None]
+  return {'pad_token_id': found[0]} if found else {}
+
+
+def _special_names(tokenizer: tokenizers.Tokenizer) -> dict[str, str]:
+  """The names of a tokenizer's special tokens by role; roles may be missing."""
+  found = {}
+  for role, names in SPECIAL.items():
+    there = [n for n in names if tokenizer.token_to_id(n) is not None]
+    if there:
+      found[role] = there[0]
+  return found
+
+
+def write(
+  folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, max_length: int
+) -> None:
+  """Writes `tokenizer.json` and `tokenizer_config.json`.
+
+  Args:
+    folder: folder of the model.
+    tokenizer: the tokenizer.
+    max_length: length of the longest sequence that the model reads.
+
+  Raises:
+    UserError: a file cannot be written.
+  """
+  tokenizer_lib.save(tokenizer, folder / 'tokenizer.json')
+  special = _special_names(tokenizer)
+  settings = {
+    # The class of transformers that reads any `tokenizer.json`.
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'model_max_length': max_length,
+    **{f'{role}_token': name for role, name in special.items()},
+  }
+  files.write_json(folder / 'tokenizer_config.json', settings)

@@ -1,0 +1,81 @@
+"""Writing an encoder as a Hugging Face folder."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+import tokenizers
+
+from cxjax import files
+from cxjax.interop.huggingface import base
+from cxjax.interop.huggingface import sentence_files
+from cxjax.interop.huggingface import tensors as tensors_lib
+from cxjax.interop.huggingface import tokenizer_files
+from cxjax.models import sentence
+from cxjax.models import transformer
+from cxjax.parallel import multihost
+
+
+def write(
+  folder: pathlib.Path | str,
+  module: transformer.Transformer | sentence.SentenceEncoder,
+  variables: Mapping[str, Any],
+  tokenizer: tokenizers.Tokenizer | None = None,
+) -> None:
+  """Writes an encoder to a folder that transformers' `from_pretrained` reads.
+
+  An encoder without a head is written as a `BertModel`, one with a head as a
+  `BertForMaskedLM`. Both have a table of sentence types and the first has a
+  pooler; the module has neither, so that these are zeros, and `pooler_output`
+  means nothing. A `SentenceEncoder` is written as its encoder plus the files
+  that sentence-transformers reads: the mean and the linear layer. `read` gives
+  its encoder back.
+
+  Of several processes the first one writes.
+
+  Args:
+    folder: created if it does not exist; files of the same names are replaced.
+      `config.json` is written last: a folder without it is incomplete.
+    module: an encoder without a head, or with one of `vocab_size` classes.
+    variables: its `{'params': ...}`.
+    tokenizer: written as `tokenizer.json` and `tokenizer_config.json`.
+
+  Raises:
+    UserError: the module is a decoder or has another head; the variables do not
+      fit the module; the tokenizer has another size; the folder cannot be
+      written.
+  """
+  folder = pathlib.Path(folder)
+  is_sentence = isinstance(module, sentence.SentenceEncoder)
+  encoder = (
+    module.encoder if isinstance(module, sentence.SentenceEncoder) else module
+  )
+  family = base.family_of(encoder)
+  tensors_lib.require_same(
+    'The variables do not fit the module',
+    tensors_lib.shapes(variables),
+    tensors_lib.shapes(tensors_lib.variables_of(module)),
+    ('given', 'in the module'),
+    'Give the variables of this module.',
+  )
+  if tokenizer is not None:
+    tokenizer_files.require_size(tokenizer, encoder.vocab_size)
+  if not multihost.is_first():
+    return
+  with files.written(folder):
+    # Files of an earlier model, which would describe the new tensors wrongly.
+    for name in ('config.json', sentence_files.FILE):
+      (folder / name).unlink(missing_ok=True)
+  params = variables['params']
+  config = family.config(encoder)
+  tensors = base.to_tensors(
+    family.parameters(encoder), params['encoder'] if is_sentence else params
+  )
+  tensors = family.complete({**tensors, **family.constants(config)}, encoder)
+  tensors_lib.write(folder / tensors_lib.FILE, tensors)
+  if tokenizer is not None:
+    tokenizer_files.write(folder, tokenizer, encoder.max_length)
+    config |= tokenizer_files.special_ids(tokenizer)
+  if isinstance(module, sentence.SentenceEncoder):
+    sentence_files.write(folder, module, params)
+  files.write_json(folder / 'config.json', config)

@@ -1,0 +1,65 @@
+"""Tokenizers of a folder: WordPiece vocabularies, and damaged files."""
+
+from absl.testing import parameterized
+import pytest
+
+from cxjax import errors
+from cxjax.interop import huggingface
+from tests.interop.huggingface import fixtures
+from tests.interop.huggingface import torch_models
+
+
+class TokenizerTest(fixtures.TestCase):
+  def test_does_not_truncate_pad_or_read_a_mask_in_a_text(self):
+    folder = fixtures.wordpiece(self.folder())
+    text = '[MASK] hello hello hello'
+    want = [2, 1, 1, 1, 6, 6, 6, 3]
+    tokenizer = huggingface.tokenizer(folder)
+    self.assertEqual(tokenizer.encode(text).ids, want)
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    # The vocabulary is not read where there is a tokenizer.json.
+    (folder / 'vocab.txt').write_text('not read')
+    self.assertEqual(huggingface.tokenizer(folder).encode(text).ids, want)
+
+  def test_errors(self):
+    folder, words = self.folder(), fixtures.WORDS
+    fixtures.wordpiece(folder, [*words, 'more'])
+    (folder / 'vocab.txt').write_text('\n'.join(words))
+    with self.assertRaisesRegex(errors.UserError, '16 tokens.*the model 17'):
+      huggingface.tokenizer(folder)
+    fixtures.wordpiece(folder, ['[UNK]', 'hello'])
+    with self.assertRaisesRegex(errors.UserError, r'lacks \[CLS\], \[SEP\]\.'):
+      huggingface.tokenizer(folder)
+    (folder / 'vocab.txt').write_bytes(b'\xff')
+    with self.assertRaisesRegex(errors.UserError, 'vocab.txt cannot be read'):
+      huggingface.tokenizer(folder)
+    (folder / 'tokenizer.json').write_text('{}')
+    with self.assertRaisesRegex(errors.UserError, 'tokenizer.json .*tokenizer'):
+      huggingface.tokenizer(folder)
+    (folder / 'tokenizer.json').unlink()
+    (folder / 'vocab.txt').unlink()
+    with self.assertRaisesRegex(errors.UserError, 'has no tokenizer.json and'):
+      huggingface.tokenizer(folder)
+
+
+@pytest.mark.slow
+class TransformersTest(fixtures.TestCase):
+  @parameterized.parameters(
+    dict(),
+    dict(do_lower_case=True),
+    dict(do_lower_case=False),
+    dict(do_lower_case=True, strip_accents=False),
+    dict(do_lower_case=True, tokenize_chinese_chars=False),
+  )
+  def test_a_vocabulary_gives_the_same_ids(self, **settings):
+    folder = fixtures.wordpiece(self.folder(), **settings)
+    theirs = torch_models.tokenizer('BertTokenizer', folder)
+    ours = huggingface.tokenizer(folder)
+    known = set()
+    for text in fixtures.SENTENCES:
+      ids = ours.encode(text).ids
+      known |= set(ids)
+      self.assertEqual(ids, theirs(text)['input_ids'])
+    self.assertGreater(len(known), 7)

@@ -1,0 +1,163 @@
+"""Encoders that are written: read back here, and read by transformers."""
+
+import functools
+import json
+
+from absl.testing import parameterized
+import jax
+import numpy as np
+import pytest
+
+from cxjax import errors
+from cxjax.data import tokenizer as tokenizer_lib
+from cxjax.interop import huggingface
+from cxjax.models import sentence
+from cxjax.parallel import multihost
+from tests.interop.huggingface import fixtures
+from tests.interop.huggingface import torch_models
+
+VOCAB = fixtures.VOCAB
+
+
+class WriteTest(fixtures.TestCase):
+  @parameterized.parameters((0, False), (VOCAB, True), (VOCAB, False))
+  def test_a_model_is_read_back_bit_by_bit(self, num_classes, tied):
+    module, variables = fixtures.make(num_classes=num_classes, tied=tied)
+    folder = self.folder()
+    huggingface.write(folder, module, variables)
+    found, there = huggingface.read(folder)
+    self.assertEqual(found, module)
+    self.assert_same_tree(there, variables)
+
+  def test_an_untied_head_that_equals_the_embedding_stays_untied(self):
+    module, variables = fixtures.make(num_classes=VOCAB)
+    embedding = variables['params']['tokens']['embedding']
+    variables['params']['logits']['kernel'] = embedding.T
+    folder = self.folder()
+    huggingface.write(folder, module, variables)
+    found, there = huggingface.read(folder)
+    self.assertEqual(found, module)
+    self.assert_same_tree(there, variables)
+
+  def test_an_incomplete_folder_is_no_model(self):
+    folder = self.folder()
+    tokenizer = huggingface.tokenizer(fixtures.wordpiece(folder))
+    module, variables = fixtures.make(vocab_size=len(fixtures.WORDS))
+    model = sentence.SentenceEncoder(module)
+    inner = {'params': {'encoder': variables['params']}}
+    huggingface.write(folder, model, inner)
+    self.assertTrue((folder / 'modules.json').exists())
+    (folder / 'tokenizer.json').mkdir()  # It cannot be replaced by a file.
+    with self.assertRaisesRegex(errors.UserError, 'tokenizer.json'):
+      huggingface.write(folder, module, variables, tokenizer)
+    self.assertFalse((folder / 'config.json').exists())
+    self.assertFalse((folder / 'modules.json').exists())
+
+  def test_of_several_processes_the_first_writes(self):
+    module, variables = fixtures.make()
+    folder = self.folder() / 'none'
+    self.enter_context(pytest.MonkeyPatch.context()).setattr(
+      multihost, 'is_first', lambda: False
+    )
+    huggingface.write(folder, module, variables)
+    self.assertFalse(folder.exists())
+
+
+class ErrorTest(fixtures.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.path = self.folder() / 'none'
+    self.write = functools.partial(huggingface.write, self.path)
+
+  def test_modules_without_a_layout(self):
+    with self.assertRaisesRegex(errors.UserError, 'causal=True is a decoder'):
+      self.write(*fixtures.make(causal=True))
+    with self.assertRaisesRegex(errors.UserError, 'num_classes=5.*_size=30'):
+      self.write(*fixtures.make(num_classes=5))
+    self.assertFalse(self.path.exists())
+
+  def test_variables_of_another_module(self):
+    module, variables = fixtures.make()
+    deeper = module.clone(depth=3, width=64)
+    message = (
+      r'params/block0/attention_norm/bias: \(32,\) given, \(64,\) in the '
+      'module; .*; and 47 more. Give'
+    )
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.write(deeper, variables)
+    message = r'/block1/.*: \(32,\) given, none in the module'
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.write(module.clone(depth=1), variables)
+    with self.assertRaisesRegex(errors.UserError, 'do not fit the module'):
+      self.write(module, variables['params'])
+    self.assertFalse(self.path.exists())
+
+  def test_a_tokenizer_of_another_size(self):
+    folder = fixtures.wordpiece(self.folder())
+    with self.assertRaisesRegex(errors.UserError, '16 tokens.*model 30'):
+      self.write(*fixtures.make(), huggingface.tokenizer(folder))
+    self.assertFalse(self.path.exists())
+
+  def test_a_file_in_the_way(self):
+    self.path.write_text('a file')
+    with self.assertRaisesRegex(errors.UserError, 'Cannot write'):
+      self.write(*fixtures.make())
+
+
+@pytest.mark.slow
+class TransformersTest(fixtures.TestCase):
+  @parameterized.parameters(
+    dict(),
+    dict(mlp_width=0, norm_eps=0.0),
+    dict(heads=1, max_length=fixtures.LENGTH),
+  )
+  def test_transformers_reads_a_bert_model(self, **kwargs):
+    module, variables = fixtures.make(**kwargs)
+    folder = self.folder() / 'new' / 'folder'
+    huggingface.write(folder, module, variables)
+    model = torch_models.load('AutoModel', folder)
+    self.assertEqual(type(model).__name__, 'BertModel')
+    self.assertEqual(model.config.layer_norm_eps, module.norm_eps or 1e-12)
+    hidden, activations = jax.jit(module.apply)(variables, fixtures.X)
+    theirs = torch_models.run(model)
+    fixtures.assert_real_close(theirs.output, hidden)
+    for at, want in zip(
+      ['embeddings', *module.layers], theirs.hidden, strict=True
+    ):
+      fixtures.assert_real_close(want, activations[at], at)
+    # A sentence of the second type is read as the first.
+    second = torch_models.run(model, token_type_ids=fixtures.TOKENS % 2)
+    np.testing.assert_array_equal(second.output, theirs.output)
+
+  @parameterized.parameters(True, False)
+  def test_transformers_reads_a_masked_language_model(self, tied):
+    module, variables = fixtures.make(num_classes=VOCAB, tied=tied)
+    folder = self.folder()
+    huggingface.write(folder, module, variables)
+    model = torch_models.load('AutoModelForMaskedLM', folder)
+    self.assertEqual(type(model).__name__, 'BertForMaskedLM')
+    self.assertEqual(model.config.tie_word_embeddings, tied)
+    logits, _ = jax.jit(module.apply)(variables, fixtures.X)
+    fixtures.assert_real_close(torch_models.run(model).output, logits)
+
+  @parameterized.parameters('wordpiece', 'bytes')
+  def test_transformers_reads_the_tokenizer(self, kind):
+    folder = self.folder()
+    if kind == 'wordpiece':
+      ours = huggingface.tokenizer(fixtures.wordpiece(folder))
+    else:
+      ours = tokenizer_lib.train(fixtures.SENTENCES, 262)
+    module, variables = fixtures.make(vocab_size=ours.get_vocab_size())
+    huggingface.write(folder / kind, module, variables, ours)
+    theirs = torch_models.tokenizer('AutoTokenizer', folder / kind)
+    self.assertEqual(theirs.model_max_length, fixtures.LENGTH + 2)
+    self.assertEqual(theirs.pad_token, '[PAD]')
+    self.assertEqual(theirs.mask_token, '[MASK]')
+    config = json.loads((folder / kind / 'config.json').read_text())
+    self.assertEqual(config['pad_token_id'], theirs.pad_token_id)
+    torch_models.load('AutoModel', folder / kind)
+    again = huggingface.tokenizer(folder / kind)
+    for text in fixtures.SENTENCES:
+      want = ours.encode(text).ids
+      self.assertEqual(theirs(text)['input_ids'], want)
+      self.assertEqual(again.encode(text).ids, want)
