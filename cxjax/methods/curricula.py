@@ -1,194 +1,172 @@
-"""Methods by name: from a config and a teacher to a curriculum."""
+"""Methods as curricula: functions that return stages."""
 
-from collections.abc import Callable
 from collections.abc import Sequence
-import dataclasses
 from typing import Any
-from typing import TypeAlias
 
-import ml_collections
-
-from cxjax.methods import stage as stage_lib
 from cxjax import errors
+from cxjax import types
+from cxjax.methods import layer_matching
+from cxjax.methods import legacy
 from cxjax.methods import losses
-from cxjax.methods import train_step
+from cxjax.methods import stage as stage_lib
 
-Config: TypeAlias = ml_collections.ConfigDict
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-  """A trained model and, if they were kept, its earlier checkpoints.
-
-  Attributes:
-    apply: `(params, x) -> (logits, activations)`.
-    params: of the final teacher.
-    layers: names of its hidden activations, lowest first.
-    checkpoints: `(step, held-out accuracy)` of each checkpoint, oldest first.
-    load: the parameters at the step of a checkpoint.
-  """
-
-  apply: train_step.Apply
-  params: train_step.Params
-  layers: tuple[str, ...]
-  checkpoints: tuple[tuple[int, float], ...] = ()
-  load: Callable[[int], train_step.Params] | None = None
-
-  def at(self, checkpoint: int | None) -> train_step.Params:
-    """The parameters at the step of a checkpoint; None is the final teacher."""
-    if checkpoint is None:
-      return self.params
-    assert self.load is not None
-    return self.load(checkpoint)
+# Fields of a hidden term that `extracted` takes.
+HIDDEN_OPTIONS = (
+  'projection',
+  'regressor',
+  'width',
+  'shared_projection',
+  'norm',
+  'centered',
+  'scale',
+  'tokens',
+  'pool',
+)
 
 
-def _supervised(config: Config, teacher, layers) -> stage_lib.Curriculum:
-  del teacher, layers
-  return stage_lib.supervised(config.num_steps)
-
-
-def _one_shot(config: Config, teacher, layers) -> stage_lib.Curriculum:
-  del teacher, layers
-  return stage_lib.one_shot(config.num_steps, **_output(config))
-
-
-def _progressive(config: Config, teacher, layers) -> stage_lib.Curriculum:
-  del layers
-  block = config.progressive
-  checkpoints = choose_checkpoints(
-    teacher.checkpoints,
-    block.rule,
-    accuracies=block.accuracies,
-    count=block.count,
-    listed=block.checkpoints,
-  )
-  parts = len(checkpoints)
-  steps = stage_lib.split_steps(
-    config.num_steps, parts, block.share, block.steps
-  )
-  return stage_lib.progressive((*checkpoints, None), steps, **_output(config))
-
-
-def _extracted(config: Config, teacher, layers) -> stage_lib.Curriculum:
-  block = config.extracted
-  pairs = block.layers or stage_lib.match_layers(teacher.layers, layers)
-  steps = stage_lib.split_steps(
-    config.num_steps, len(pairs), block.share, block.steps
-  )
-  return stage_lib.extracted(
-    pairs,
-    steps,
-    **_output(config),
-    hidden_loss=errors.lookup(
-      'extracted.loss', block.loss, losses.HIDDEN_LOSSES
-    ),
-    projection=block.law,
-    regressor=block.readout,
-    width=block.width or None,
-    shared_projection=block.shared,
-    norm=block.norm,
-    centered=block.centered,
-    scale=block.scale,
-    positions=block.positions,
-    freeze=block.freeze,
-    checkpoint=None if block.checkpoint < 0 else block.checkpoint,
-  )
-
-
-METHODS = {
-  'supervised': _supervised,
-  'one_shot': _one_shot,
-  'progressive': _progressive,
-  'extracted': _extracted,
-}
-
-
-def from_config(
-  config: Config, teacher: Teacher | None, layers: Sequence[str]
-) -> stage_lib.Curriculum:
-  """The stages of `config.method`.
+def supervised(num_steps: int) -> stage_lib.Curriculum:
+  """Cross entropy with the true labels: the baseline, and how teachers train.
 
   Args:
-    config: of the experiment.
-    teacher: the teacher; None for `supervised`.
-    layers: names of the student's hidden activations, lowest first.
+    num_steps: total number of updates.
 
   Returns:
-    The curriculum, `config.num_steps` long.
-
-  Raises:
-    UserError: an unknown method, or settings that do not fit the teacher.
+    One stage.
   """
-  build = errors.lookup('method', config.method, METHODS)
-  return build(config, teacher, layers)
+  term = stage_lib.Term(target=stage_lib.LABELS)
+  return (stage_lib.Stage('labels', num_steps, (term,)),)
 
 
-def _output(config: Config) -> dict[str, Any]:
-  """Fields of the stages of logits."""
-  loss = losses.logit_loss(
-    config.loss, config.temperature, config.hard_labels, config.top_k
-  )
-  return {'loss': loss, 'alpha': config.alpha, 'top_k': config.top_k}
-
-
-def choose_checkpoints(
-  available: Sequence[tuple[int, float]],
-  rule: str,
+def one_shot(
+  num_steps: int,
+  loss: types.Loss | str | None = None,
   *,
-  accuracies: Sequence[float] = (),
-  count: int = 0,
-  listed: Sequence[int] = (),
-) -> tuple[int, ...]:
-  """The intermediate checkpoints that progressive distillation learns from.
+  alpha: float = 0.0,
+  top_k: int = 0,
+) -> stage_lib.Curriculum:
+  """Distillation from the final teacher's logits.
 
   Args:
-    available: `(step, accuracy)` of the teacher's checkpoints, oldest first;
-      the last is the final teacher and is not chosen.
-    rule: 'transition', the checkpoint nearest to each of `accuracies`; 'even',
-      `count` evenly spaced in steps; 'list', those `listed`.
-    accuracies: held-out accuracies inside the transition.
-    count: how many.
-    listed: steps.
+    num_steps: total number of updates.
+    loss: of `(student, teacher)` logits; None is the KL divergence.
+    alpha: weight of the labels beside the teacher, in [0, 1].
+    top_k: only so many of the teacher's logits, the largest; 0 is all.
 
   Returns:
-    Steps, oldest first; the final teacher comes after them.
+    One stage.
 
-  Raises:
-    UserError: an unknown rule, or a checkpoint that the teacher does not have.
+  References:
+    Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531.
   """
-  accuracy = dict(available[:-1])
-  if not accuracy:
-    raise errors.UserError(
-      'Progressive distillation needs earlier checkpoints of the teacher, and '
-      'there are none. Set teacher.save_every, or choose another method.'
-    )
-  last = available[-1][0]
+  terms = stage_lib.output_terms(loss, alpha, top_k)
+  return (stage_lib.Stage('output', num_steps, terms),)
 
-  def nearest(values, wanted):
-    return min(values, key=lambda step: abs(values[step] - wanted))
 
-  def by_transition():
-    return {nearest(accuracy, wanted) for wanted in accuracies}
+def progressive(
+  checkpoints: Sequence[int | None],
+  steps: Sequence[int],
+  loss: types.Loss | str | None = None,
+  *,
+  alpha: float = 0.0,
+  top_k: int = 0,
+) -> stage_lib.Curriculum:
+  """Distillation from the logits of the teacher's checkpoints, oldest first.
 
-  def by_count():
-    own = {step: step for step in accuracy}
-    even = (last * i / (count + 1) for i in range(1, count + 1))
-    return {nearest(own, wanted) for wanted in even}
+  Args:
+    checkpoints: the step of each checkpoint; None is the final teacher.
+    steps: number of updates for each.
+    loss: of `(student, teacher)` logits; None is the KL divergence.
+    alpha: weight of the labels beside the teacher, in [0, 1].
+    top_k: only so many of the teacher's logits, the largest; 0 is all.
 
-  def by_list():
-    have = ', '.join(map(str, accuracy))
-    for wanted in listed:
-      errors.require(
-        wanted in accuracy,
-        f'The teacher has no intermediate checkpoint {wanted}. It has: {have}.',
-      )
-    return set(listed)
+  Returns:
+    One stage per checkpoint.
 
-  rules = {'transition': by_transition, 'even': by_count, 'list': by_list}
-  chosen = errors.lookup('progressive.rule', rule, rules)()
-  errors.require(
-    bool(chosen),
-    f'progressive.rule={rule!r} chooses no checkpoint: fill its field, '
-    'progressive.accuracies, .count or .checkpoints.',
+  References:
+    Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464.
+  """
+  _check_equal('checkpoints', checkpoints, 'stages', steps)
+  terms = stage_lib.output_terms(loss, alpha, top_k)
+  names = ('final' if c is None else f'checkpoint {c}' for c in checkpoints)
+  return tuple(
+    stage_lib.Stage(name, n, terms, checkpoint=c)
+    for name, c, n in zip(names, checkpoints, steps, strict=True)
   )
-  return tuple(sorted(chosen))
+
+
+def extracted(
+  layers: Sequence[layer_matching.Pair],
+  steps: Sequence[int],
+  loss: types.Loss | str | None = None,
+  *,
+  hidden_loss: types.Loss | str | None = None,
+  alpha: float = 0.0,
+  top_k: int = 0,
+  freeze: bool = False,
+  checkpoint: int | None = None,
+  **options: Any,
+) -> stage_lib.Curriculum:
+  """The curriculum extracted from a finished teacher.
+
+  Each of the student's activations in turn is trained to match a random
+  projection of one of the teacher's, with the squared error; then the logits
+  with `loss`. The squared error, the distribution of the projection, the
+  lengths and the matching of layers are our choices where the paper's abstract
+  is silent.
+
+  Args:
+    layers: pairs `(teacher's activation, student's activation)`, lowest first.
+    steps: number of updates for each pair, and last for the output.
+    loss: of `(student, teacher)` logits, for the last stage; None is the KL
+      divergence.
+    hidden_loss: of `(student, target)` features, for the stages before it; None
+      is the squared error.
+    alpha: weight of the labels beside the teacher in the last stage.
+    top_k: only so many of the teacher's logits in the last stage; 0 is all.
+    freeze: leave the layers of a stage as they are once it is over.
+    checkpoint: of the hidden activations; None is the final teacher.
+    **options: fields of the hidden terms: `projection`, by default 'gaussian',
+      `regressor`, `width`, `shared_projection`, `norm`, `centered`, `scale`,
+      `tokens` and `pool`, as for `Term`. The projection 'identity' with
+      `regressor=True` is the learned projection of FitNets.
+
+  Returns:
+    One stage per pair, and the output stage.
+
+  References:
+    Gupta, Karmalkar, 2025. https://arxiv.org/abs/2503.17494.
+    Romero et al. "FitNets", 2014. https://arxiv.org/abs/1412.6550.
+  """
+  layers = layer_matching.check_pairs(layers)
+  _check_equal('layer pairs and the output', (*layers, None), 'stages', steps)
+  options = legacy.term_fields(options, 'extracted')
+  for name in options:
+    errors.lookup('option', name, dict.fromkeys(HIDDEN_OPTIONS))
+  options.setdefault('projection', 'gaussian')
+  done = tuple(student for _, student in layers)
+  hidden = tuple(
+    stage_lib.Stage(
+      student,
+      n,
+      (stage_lib.Term(student, teacher, hidden_loss or losses.l2, **options),),
+      frozen=done[:i] if freeze else (),
+      checkpoint=checkpoint,
+    )
+    for i, ((teacher, student), n) in enumerate(
+      zip(layers, steps[:-1], strict=True)
+    )
+  )
+  terms = stage_lib.output_terms(loss, alpha, top_k)
+  last = stage_lib.Stage(
+    'output', steps[-1], terms, frozen=done if freeze else ()
+  )
+  return (*hidden, last)
+
+
+def _check_equal(
+  kind_a: str, a: Sequence[Any], kind_b: str, b: Sequence[Any]
+) -> None:
+  errors.require(
+    len(a) == len(b),
+    f'{len(a)} {kind_a} and {len(b)} {kind_b}: give one length for each.',
+  )

@@ -9,16 +9,13 @@ the caller makes it so (`cxjax.make_targets` does).
 from collections.abc import Callable
 import functools
 import math
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from cxjax import errors
-
-# The target is an array, or what `top_k` makes of one.
-Loss = Callable[[jax.Array, Any], jax.Array]
+from cxjax import types
 
 
 def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
@@ -244,12 +241,20 @@ LOGIT_LOSSES: dict[str, Callable[..., jax.Array]] = {
   'jensen_shannon': jensen_shannon,
   'mse': mse,
 }
-HIDDEN_LOSSES: dict[str, Loss] = {'l2': l2, 'cosine': cosine}
+HIDDEN_LOSSES: dict[str, types.Loss] = {'l2': l2, 'cosine': cosine}
+# All losses by name. To add one, write the function and a line here.
+LOSSES: dict[str, types.Loss] = {
+  'cross_entropy': cross_entropy,
+  'hard_kl': hard_kl,
+  'top_k_kl': top_k_kl,
+  **LOGIT_LOSSES,
+  **HIDDEN_LOSSES,
+}
 
 
 def logit_loss(
   name: str, temperature: float, hard_labels: bool, top: int = 0
-) -> Loss:
+) -> types.Loss:
   """The loss between logits that a config asks for.
 
   Args:

@@ -1,10 +1,11 @@
-"""Random projections: a value `(key, law, shape)`, rebuilt and never stored.
+"""Random projections: values that are rebuilt and never stored.
 
-Every law is scaled so that `E[P P^T]` is the identity, hence
+A projection matrix is rebuilt from its key, its distribution and its shape.
+Every distribution is scaled so that `E[P P^T]` is the identity, hence
 `E |x P|^2 = |x|^2` for every `x`. The widths are the teacher's, `d_in`, and the
 student's, `d_out`. The paper's abstract asks for "a random projection of the
-hidden representations of the teacher" without naming a law: `gaussian` as the
-default is our choice.
+hidden representations of the teacher" without naming a distribution: 'gaussian'
+as the default is our choice.
 
 References:
   Gupta, Karmalkar, 2025. https://arxiv.org/abs/2503.17494.
@@ -16,37 +17,36 @@ import jax.numpy as jnp
 from cxjax import errors
 
 
-def _gaussian(key, d_in, d_out):
+def _gaussian(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
   return jax.random.normal(key, (d_in, d_out)) / jnp.sqrt(d_out)
 
 
-def _rademacher(key, d_in, d_out):
+def _rademacher(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
   return jax.random.rademacher(key, (d_in, d_out), float) / jnp.sqrt(d_out)
 
 
-def _sparse(key, d_in, d_out):
+def _sparse(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
   die = jax.random.randint(key, (d_in, d_out), 0, 6)
   sign = (die == 0).astype(float) - (die == 1).astype(float)
   return sign * jnp.sqrt(3.0 / d_out)
 
 
-def _orthogonal(key, d_in, d_out):
+def _orthogonal(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
   matrix = jax.random.orthogonal(key, d_in, m=d_out)
   return matrix * jnp.sqrt(jnp.maximum(d_in / d_out, 1.0))
 
 
-def _identity(key, d_in, d_out):
+def _identity(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
   del key
   errors.require(
     d_in == d_out,
-    f"The law 'identity' needs equal widths, got {d_in} and {d_out}.",
+    f"The projection 'identity' needs equal widths, got {d_in} and {d_out}.",
   )
   return jnp.eye(d_in)
 
 
-# Laws by name: 'gaussian', 'rademacher', 'sparse', 'orthogonal' and 'identity'
-# draw a matrix, `(key, d_in, d_out) -> [d_in, d_out]`.
-LAWS = {
+# Projections by name, `(key, d_in, d_out) -> [d_in, d_out]`.
+PROJECTIONS = {
   'gaussian': _gaussian,
   'rademacher': _rademacher,
   'sparse': _sparse,
@@ -56,28 +56,30 @@ LAWS = {
 
 
 def random_projection(
-  key: jax.Array, law: str, shape: tuple[int, int]
+  key: jax.Array, projection: str, shape: tuple[int, int]
 ) -> jax.Array:
-  """The matrix `P` that `(key, law, shape)` stands for.
+  """Draws a projection matrix `P`.
 
   Args:
     key: typed PRNG key; consumed.
-    law: 'gaussian', i.i.d. N(0, 1/d_out); 'rademacher', +-1/sqrt(d_out);
-      'sparse', two thirds zeros and +-sqrt(3/d_out) (Achlioptas); 'orthogonal',
-      orthonormal columns times sqrt(d_in/d_out), or orthonormal rows where
-      d_out > d_in (Haar measure); 'identity', for equal widths.
+    projection: 'gaussian', i.i.d. N(0, 1/d_out); 'rademacher',
+      +-1/sqrt(d_out); 'sparse', two thirds zeros and +-sqrt(3/d_out)
+      (Achlioptas); 'orthogonal', orthonormal columns times sqrt(d_in/d_out), or
+      orthonormal rows where d_out > d_in (Haar measure); 'identity', for equal
+      widths.
     shape: `(d_in, d_out)`, both positive.
 
   Returns:
     `[d_in, d_out]` float32, the same for the same arguments.
 
   Raises:
-    UserError: an unknown law, a width below 1, 'identity' of unequal widths.
+    UserError: an unknown projection, a width below 1, or 'identity' for unequal
+      widths.
 
   References:
     Achlioptas. "Database-friendly random projections", 2003.
   """
-  draw = errors.lookup('projection law', law, LAWS)
+  draw = errors.lookup('projection', projection, PROJECTIONS)
   d_in, d_out = shape
   errors.require(
     d_in > 0 and d_out > 0,
@@ -88,7 +90,7 @@ def random_projection(
 
 @jax.jit
 def project(x: jax.Array, matrix: jax.Array) -> jax.Array:
-  """`x P`, constant to the gradient in both.
+  """Projects activations, `x P`; constant to the gradient in both.
 
   Args:
     x: `[..., d_in]` activations of the teacher.

@@ -9,147 +9,188 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxjax.training import multi_step
-from cxjax.training import evaluation
-from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import stage_plan
+from cxjax import types
 from cxjax.methods import projections
-from cxjax.training import run_spec
+from cxjax.methods import stage_plan
+from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import evaluation
+from cxjax.training import multi_step
+from cxjax.training import run_spec
+
+Matrices = dict[str, jax.Array]
 
 
 class CompiledSteps:
-  """Compiles what a spec needs when it is first called, and counts the time.
+  """Compiles the programs of a run when first called, and counts the time.
 
-  A stage's program is found by its objective: another checkpoint of the
-  teacher, another length or another place in the run compiles nothing.
+  The program of a stage is found by its objective: another checkpoint of the
+  teacher, another length or another place in the run compiles nothing. The one
+  place where the arguments of a step are assembled: the loop, the dry run, the
+  cache of targets and the benchmarks use it alike.
   """
 
-  def __init__(self, spec: run_spec.RunSpec):
+  def __init__(self, spec: run_spec.RunSpec) -> None:
     """Compiles nothing yet."""
     self._spec = spec
-    student, teacher = spec.rules
-    self._student = mesh_lib.gathered(spec.student.apply, student)
-    self._teacher = None
-    if spec.teacher is not None:
-      self._teacher = mesh_lib.gathered(spec.teacher.apply, teacher)
-    self._compiled: dict[Any, Callable] = {}
+    layout = spec.layout
+    self._student = mesh_lib.gathered(spec.student.apply, layout.student)
+    self._teacher: types.Apply | None = None
+    if spec.teacher is not None and spec.teacher.available:
+      self._teacher = mesh_lib.gathered(spec.teacher.apply, layout.teacher)
+    self._compiled: dict[Any, Callable[..., Any]] = {}
     self.seconds = 0.0
 
   def __len__(self) -> int:
-    """How many programs were compiled."""
+    """Number of programs that were compiled."""
     return len(self._compiled)
 
-  def _compile(self, name, fun: Callable, *args, **kwargs):
+  def _compile(
+    self, name: Any, fun: Callable[..., Any], *args: Any, **kwargs: Any
+  ) -> Callable[..., Any]:
     if name not in self._compiled:
       begin = time.perf_counter()
       self._compiled[name] = jax.jit(fun, **kwargs).lower(*args).compile()
       self.seconds += time.perf_counter() - begin
     return self._compiled[name]
 
-  def _call(self, name, fun: Callable, *args, **kwargs):
+  def _call(
+    self, name: Any, fun: Callable[..., Any], *args: Any, **kwargs: Any
+  ) -> Any:
     return self._compile(name, fun, *args, **kwargs)(*args)
+
+  def _sharded(self, tree: Any) -> Any:
+    """Shards `[S]` student arrays by the student's sharding."""
+    layout = self._spec.layout
+    return mesh_lib.constrain(tree, layout.mesh, layout.student, seeds=True)
+
+  def place_teacher(self, params: types.Params) -> types.Params:
+    """Parameters of the teacher, on the devices."""
+    layout = self._spec.layout
+    return mesh_lib.place(params, layout.mesh, layout.teacher)
 
   def keys(self, keys: jax.Array, number: int) -> jax.Array:
     """`[S]` keys for the purpose `number`, from `[S]` keys."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     return self._call('keys', fold, keys, np.int32(number))
 
-  def init(self, keys: jax.Array) -> train_step.Params:
+  def init(self, keys: jax.Array) -> types.Params:
     """`[S]` students to begin with."""
     start = self._spec.start
     if start is not None:
-      # A copy: what the run gives away is not the caller's.
-      fun = lambda start: self._parted(jax.tree.map(jnp.copy, start))
+      # A copy: what the run donates is not the caller's.
+      fun = lambda start: self._sharded(jax.tree.map(jnp.copy, start))
       return self._call('init', fun, start)
     x = jax.tree.map(lambda leaf: leaf[:1], self._spec.held_out['x'])
     student = self._spec.student
-    fun = lambda keys: self._parted(
+    fun = lambda keys: self._sharded(
       jax.vmap(lambda key: student.init(key, x))(keys)
     )
     return self._call('init', fun, keys)
 
-  def _parted(self, tree):
-    """Of `[S]` students, over the devices; what else there is stays whole."""
-    spec = self._spec
-    return mesh_lib.constrain(tree, spec.mesh, spec.rules[0], seeds=True)
+  def matrices(
+    self, planned: stage_plan.StagePlan, index: int
+  ) -> Matrices | None:
+    """Projection matrices of the stage `index` of the run.
 
-  def project(self, planned: stage_plan.StagePlan, keys: jax.Array):
-    """`[S, d_T, r]` projections of a stage, or None."""
-    law, shape = planned.stage.law, planned.projection
-    if law is None or shape is None:
+    Args:
+      planned: the stage.
+      index: its number in the curriculum.
+
+    Returns:
+      `[S, d_T, r]` for each term that has a projection, by its name; None
+      without a teacher that is run.
+    """
+    if self._teacher is None:
       return None
-    draw = lambda key: projections.random_projection(key, law, shape)
-    fun = lambda keys: self._parted(jax.vmap(draw)(keys))
-    return self._call(('project', law, shape), fun, keys)
+    found = {}
+    for i, (name, shape) in enumerate(planned.projections.items()):
+      term = planned.stage.named_terms[name]
+      number = 0 if term.shared_projection else 2 * index
+      keys = self.keys(self._spec.keys.stage, number)
+      if i and not term.shared_projection:
+        keys = self.keys(keys, i)
+      found[name] = self._draw(term.projection, shape, keys)
+    return found
 
-  def matrices(self, planned: stage_plan.StagePlan, index: int):
-    """`[S, d_T, r]` projections of the stage `index` of the run, or None."""
-    if self._spec.teacher is None:
-      return None
-    number = 0 if planned.stage.shared else 2 * index
-    return self.project(planned, self.keys(self._spec.stage_keys, number))
+  def _draw(
+    self, projection: str | None, shape: tuple[int, int], keys: jax.Array
+  ) -> jax.Array:
+    assert projection is not None
+    draw = lambda key: projections.random_projection(key, projection, shape)
+    fun = lambda keys: self._sharded(jax.vmap(draw)(keys))
+    return self._call(('project', projection, shape), fun, keys)
 
-  def look(
+  def targets(
     self,
     planned: stage_plan.StagePlan,
     at: int,
     rows: Any,
-    params: train_step.Params,
-    matrices: jax.Array | None,
-  ) -> tuple[train_step.Batch, train_step.Target]:
-    """The batches of one step, and what the teacher makes of them.
+    params: types.Params,
+    matrices: Matrices | None,
+  ) -> tuple[types.Batch, dict[str, types.Target] | None]:
+    """The batches of one step, and their targets.
 
     Args:
       planned: the stage.
       at: the step.
       rows: `[streams, ...]`, what the batches are made of, or None.
-      params: the teacher's; not read by a spec without a teacher.
+      params: the teacher's; not read where it is not available.
       matrices: from `matrices`.
 
     Returns:
-      `[streams, B, ...]` batches, and `[streams, B, ...]` targets; projected,
-      `[S, B, ...]`; None without a teacher.
+      `[streams, B, ...]` batches, and for each term that needs the teacher
+      `[streams, B, ...]` targets; projected, `[S, B, ...]`; None where the
+      teacher is not available.
     """
     spec, stage = self._spec, planned.stage
 
-    def fun(at, rows, params, matrices, keys):
+    def fun(
+      at: Any, rows: Any, params: Any, matrices: Any, keys: jax.Array
+    ) -> Any:
       rows = jax.tree.map(lambda leaf: leaf[None], rows)
       batches = multi_step.draw_batches(spec.batch, keys, at[None], rows)
-      batches = {**batches, 'x': train_step.without_dropout(batches['x'])}
-      wants = self._teacher and multi_step.targets(
-        self._teacher, params, matrices, batches, stage, spec.microbatches
-      )
-      first = jax.tree.map(lambda leaf: leaf[:, 0], (batches, wants))
-      return mesh_lib.whole(first)
+      x = targets_lib.without_dropout(batches['x'])
+      batches = {**batches, 'x': x}
+      found = None
+      if self._teacher is not None:
+        found = multi_step.many_targets(
+          self._teacher, params, matrices, batches, stage, spec.microbatches
+        )
+        found = {name: found[name] for name in stage.teacher_terms}
+      first = jax.tree.map(lambda leaf: leaf[:, 0], (batches, found))
+      return mesh_lib.constrain_replicated(first)
 
-    name = ('look', stage.objective)
-    args = (np.int32(at), rows, params, matrices, spec.data_keys)
+    name = ('targets', stage.objective)
+    args = (np.int32(at), rows, params, matrices, spec.keys.data)
     return self._call(name, fun, *args)
 
-  def enter(
-    self, planned: stage_plan.StagePlan, keys: jax.Array, params: train_step.Params
+  def init_stage(
+    self, planned: stage_plan.StagePlan, keys: jax.Array, params: types.Params
   ) -> train_step.State:
-    """`[S]` states for the start of a stage; `params` are given away."""
-    enter = jax.vmap(self._spec.enter(planned))
-    fun = lambda keys, params: self._parted(enter(keys, params))
-    name = ('enter', planned.stage.objective)
+    """`[S]` states for the start of a stage; `params` are donated."""
+    init = jax.vmap(self._spec.init_stage(planned))
+    fun = lambda keys, params: self._sharded(init(keys, params))
+    name = ('init_stage', planned.stage.objective)
     return self._call(name, fun, keys, params, donate_argnums=1)
 
   def advance(
     self,
     planned: stage_plan.StagePlan,
     schedule: tuple[int, int],
+    span: tuple[int, int],
     states: train_step.State,
     start: int,
     stop: int,
-    *args,
-  ) -> tuple[train_step.State, dict[str, jax.Array]]:
-    """`multi_step.train_many_steps`; `states` are given away.
+    *args: Any,
+  ) -> tuple[train_step.State, dict[str, Any]]:
+    """Dispatches `multi_step.train_many_steps`; `states` are donated.
 
     Args:
       planned: the stage.
       schedule: length and offset of the learning rate's schedule.
+      span: first step and length of the stage.
       states: `[S]`.
       start: first step.
       stop: one past the last step.
@@ -158,23 +199,26 @@ class CompiledSteps:
         may be None.
 
     Returns:
-      The states, and what was seen on the way.
+      The states, and the sums of the losses; not waited for.
     """
-    args = (states, *numbers(schedule, start, stop), *args)
+    args = (states, *numbers(schedule, span, start, stop), *args)
     return self.compile_advance(planned, *args)(*args)
 
   def compile_advance(
-    self, planned: stage_plan.StagePlan, *args
+    self, planned: stage_plan.StagePlan, *args: Any
   ) -> jax.stages.Compiled:
-    """The program of `advance`, not run; of its arguments shapes are enough."""
+    """The program of `advance`, not run; shapes are enough as arguments."""
     spec, stage = self._spec, planned.stage
 
-    def fun(states, schedule, start, stop, *args):
+    def fun(
+      states: Any, schedule: Any, span: Any, start: Any, stop: Any, *args: Any
+    ) -> Any:
       states, out = multi_step.train_many_steps(
         states,
         start,
         stop,
         *args,
+        span=span,
         draw=spec.batch,
         student=self._student,
         teacher=self._teacher,
@@ -184,13 +228,15 @@ class CompiledSteps:
         lookahead=spec.blocks,
         microbatches=spec.microbatches,
       )
-      return self._parted(states), mesh_lib.whole(out)
+      return self._sharded(states), mesh_lib.constrain_replicated(out)
 
     name = ('advance', stage.objective)
-    return self._compile(name, fun, *args, donate_argnums=0)
+    return self._compile(  # type: ignore[return-value]
+      name, fun, *args, donate_argnums=0
+    )
 
-  def evaluate(self, params: train_step.Params) -> dict[str, jax.Array]:
-    """Held-out metrics of `[S]` students, `[S]` each."""
+  def evaluate(self, params: types.Params) -> dict[str, jax.Array]:
+    """Held-out metrics of `[S]` students, `[S]` each; not waited for."""
     one = functools.partial(
       evaluation.evaluate,
       apply=self._student,
@@ -198,14 +244,14 @@ class CompiledSteps:
       parts=self._spec.eval_parts,
     )
 
-    def fun(params, batch):
+    def fun(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
       every = multi_step.each_seed(lambda params: one(params, batch))
-      return mesh_lib.whole(every(params))
+      return mesh_lib.constrain_replicated(every(params))
 
     return self._call('evaluate', fun, params, self._spec.held_out)
 
-  def agree(
-    self, params: train_step.Params, teacher: train_step.Params
+  def agreement(
+    self, params: types.Params, teacher: types.Params
   ) -> dict[str, jax.Array]:
     """Held-out agreement of `[S]` students with the teacher, `[S]` each."""
     assert self._teacher is not None
@@ -217,13 +263,62 @@ class CompiledSteps:
       parts=self._spec.eval_parts,
     )
 
-    def fun(params, teacher, batch):
+    def fun(
+      params: types.Params, teacher: types.Params, batch: types.Batch
+    ) -> dict[str, jax.Array]:
       every = multi_step.each_seed(lambda params: one(params, teacher, batch))
-      return mesh_lib.whole(every(params))
+      return mesh_lib.constrain_replicated(every(params))
 
-    return self._call('agree', fun, params, teacher, self._spec.held_out)
+    return self._call('agreement', fun, params, teacher, self._spec.held_out)
+
+  def abstract_arguments(
+    self, planned: stage_plan.StagePlan
+  ) -> tuple[Any, ...]:
+    """Arguments of `compile_advance` as shapes that know where they lie.
+
+    Args:
+      planned: one of the stages of the specification.
+
+    Returns:
+      States, schedule, span, start, stop; the teacher's parameters,
+      projections, keys and rows, or None for those that the stage does without.
+    """
+    spec, layout = self._spec, self._spec.layout
+    sharded = functools.partial(mesh_lib.abstract, mesh=layout.mesh)
+    states = sharded(
+      spec.state_shapes(planned), sharding=layout.student, seeds=True
+    )
+    params = matrices = None
+    if planned.stage.needs_teacher and spec.teacher is not None:
+      params = sharded(spec.teacher.params, sharding=layout.teacher)
+      matrices = {
+        name: sharded(
+          jax.ShapeDtypeStruct((spec.num_seeds, *shape), jnp.float32),
+          sharding=layout.student,
+          seeds=True,
+        )
+        for name, shape in planned.projections.items()
+      }
+    keys = sharded(spec.keys.data, sharding=mesh_lib.REPLICATED)
+    scalars = numbers((1, 0), (0, 1), 0, spec.loop.log_every)
+    return states, *scalars, params, matrices, keys, self.abstract_rows()
+
+  def abstract_rows(self) -> Any:
+    """Shapes of the rows of one dispatch, or None without a loader."""
+    spec = self._spec
+    if spec.host.loader is None:
+      return None
+    lead = (spec.loop.log_every, spec.keys.data.shape[0])
+    rows = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype),
+      spec.host.rows,
+    )
+    return mesh_lib.abstract_rows(rows, spec.layout.mesh)
 
 
-def numbers(schedule: tuple[int, int], start: int, stop: int) -> tuple:
+def numbers(
+  schedule: tuple[int, int], span: tuple[int, int], start: int, stop: int
+) -> tuple[Any, ...]:
   """The arguments of `advance` that are numbers, as its program takes them."""
-  return tuple(map(np.int32, schedule)), np.int32(start), np.int32(stop)
+  pair = lambda values: tuple(map(np.int32, values))
+  return pair(schedule), pair(span), np.int32(start), np.int32(stop)

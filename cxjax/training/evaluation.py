@@ -1,69 +1,62 @@
-"""Held-out metrics of a student, and how near it is to its teacher."""
+"""Held-out evaluation of a student, by its labels or by its teacher."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cxjax.methods import losses
+from cxjax import types
+from cxjax.methods import microbatches
+from cxjax.methods import targets
 from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import train_step
-
-Metrics = Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]
-
-
-def _same_top(ours, theirs):
-  return jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
-
-
-LABEL_METRICS = {
-  'accuracy': lambda logits, y: jnp.argmax(logits, axis=-1) == y,
-  'loss': losses.cross_entropy,
-}
-TEACHER_METRICS = {'agreement': _same_top, 'teacher_kl': losses.kl}
+from cxjax.training import metrics as metrics_lib
 
 
 def evaluate(
-  params: train_step.Params,
-  batch: train_step.Batch,
+  params: types.Params,
+  batch: types.Batch,
   *,
-  apply: train_step.Apply,
-  metrics: Metrics = LABEL_METRICS,
+  apply: types.Apply,
+  metrics: metrics_lib.Metrics = metrics_lib.LABEL_METRICS,
   parts: int = 1,
 ) -> dict[str, jax.Array]:
   """Held-out metrics of one student.
 
   Args:
     params: the student's.
-    batch: as in `step.py`, of `N` examples; positions of weight 0 do not count.
+    batch: as in `cxjax.types`, of `N` examples; positions of weight 0 do not
+      count.
     apply: the student.
-    metrics: `(output, y) -> [...]`, one value per example or position.
-    parts: computed one after the other, to save memory; they divide `N`.
+    metrics: names of registered metrics, or a mapping as for
+      `metrics.resolve`.
+    parts: parts of the batch that are computed one after the other, to save
+      memory; they divide `N`.
 
   Returns:
-    The mean of each, scalars; by default `{'accuracy': in [0, 1], 'loss': in
-    nats}`.
+    A scalar for each; by default `{'accuracy': in [0, 1], 'loss': in nats,
+    'perplexity'}`.
   """
   return _measure(
     lambda batch: (_output(apply, params, batch), batch['y']),
     batch,
-    metrics,
+    metrics_lib.resolve(metrics),
     parts,
   )
 
 
 def agreement(
-  params: train_step.Params,
-  teacher_params: train_step.Params,
-  batch: train_step.Batch,
+  params: types.Params,
+  teacher_params: types.Params,
+  batch: types.Batch,
   *,
-  apply: train_step.Apply,
-  teacher: train_step.Apply,
-  metrics: Metrics = TEACHER_METRICS,
+  apply: types.Apply,
+  teacher: types.Apply,
+  metrics: metrics_lib.Metrics = metrics_lib.TEACHER_METRICS,
   parts: int = 1,
 ) -> dict[str, jax.Array]:
-  """How near one student's held-out outputs are to its teacher's.
+  """Held-out agreement of one student with its teacher.
 
   Args:
     params: the student's.
@@ -71,11 +64,11 @@ def agreement(
     batch: as for `evaluate`.
     apply: the student.
     teacher: the teacher.
-    metrics: `(output, output of the teacher) -> [...]`.
+    metrics: as for `evaluate`, of the two outputs.
     parts: as for `evaluate`.
 
   Returns:
-    The mean of each, scalars; by default `{'agreement': share of equal top-1,
+    A scalar for each; by default `{'agreement': share of equal top-1,
     'teacher_kl': KL(teacher || student) in nats}`.
   """
   return _measure(
@@ -84,24 +77,36 @@ def agreement(
       _output(teacher, teacher_params, batch),
     ),
     batch,
-    metrics,
+    metrics_lib.resolve(metrics),
     parts,
   )
 
 
-def _output(apply, params, batch):
-  return apply(params, train_step.without_dropout(batch['x']))[0]
+def _output(
+  apply: types.Apply, params: types.Params, batch: types.Batch
+) -> jax.Array:
+  return apply(params, targets.without_dropout(batch['x']))[0]
 
 
-def _measure(pair, batch, metrics, parts):
-  """Means of `metrics` of the two arrays that `pair` makes of a batch."""
+def _measure(
+  pair: Callable[[types.Batch], tuple[jax.Array, jax.Array]],
+  batch: types.Batch,
+  metrics: Mapping[str, metrics_lib.Metric],
+  parts: int,
+) -> dict[str, jax.Array]:
+  """Metrics of the two arrays that `pair` makes of a batch."""
 
-  def measure(batch):
-    pairs = pair(mesh_lib.split(batch, axis=0))
-    return jnp.stack([metric(*pairs) for metric in metrics.values()], axis=1)
+  def statistics(batch: types.Batch) -> dict[str, Any]:
+    outputs = pair(mesh_lib.constrain_batch(batch, axis=0))
+    return {
+      name: jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32), metric.statistics(*outputs)
+      )
+      for name, metric in metrics.items()
+    }
 
-  measured = train_step.by_parts(measure, batch, parts)
+  found = microbatches.apply(statistics, batch, parts)
   return {
-    name: train_step.mean(measured[:, i], batch.get('weights'))
-    for i, name in enumerate(metrics)
+    name: metric.total(found[name], batch.get('weights'))
+    for name, metric in metrics.items()
   }

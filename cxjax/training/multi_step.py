@@ -1,29 +1,33 @@
-"""Many steps of many seeds in one dispatch, with the teacher's look-ahead.
+"""Many steps of many students in one dispatch, with the teacher's look-ahead.
 
 In shapes, `S` is the number of seeds (students trained at once), `K` the number
-of batches looked ahead; the rest is as in `step.py`.
+of batches whose targets are computed together; the rest is as in `cxjax.types`.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cxjax.methods import stage as stage_lib
-from cxjax.parallel import mesh as mesh_lib
+from cxjax import types
+from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import projections
+from cxjax.methods import stage as stage_lib
+from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
+from cxjax.parallel import mesh as mesh_lib
+
+# `(key, step, rows) -> batch`; see `train_many_steps`.
+Draw = Callable[[jax.Array, jax.Array, Any], types.Batch]
 
 
 def draw_batches(
-  draw: Callable[[jax.Array, jax.Array, Any], train_step.Batch],
-  keys: jax.Array,
-  steps: jax.Array,
-  rows: Any,
-) -> train_step.Batch:
-  """The batches of some steps, of every stream.
+  draw: Draw, keys: jax.Array, steps: jax.Array, rows: Any
+) -> types.Batch:
+  """Draws the batches of some steps, of every stream.
 
   Args:
     draw: `(key, step, rows) -> batch`.
@@ -32,64 +36,107 @@ def draw_batches(
     rows: `[K, streams, ...]`, or None.
 
   Returns:
-    `[streams, K, B, ...]` in every leaf, over the devices.
+    `[streams, K, B, ...]` in every leaf, sharded over the devices.
   """
   rows = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), rows)
   stream = lambda key, rows: jax.vmap(draw, (None, 0, 0))(key, steps, rows)
   batches = jax.vmap(stream)(keys, rows)
-  return mesh_lib.split(batches, axis=2, seeds=0)
+  return mesh_lib.constrain_batch(batches, axis=2, seeds=0)
 
 
-def targets(
-  teacher: train_step.Apply,
-  params: train_step.Params,
-  matrices: jax.Array | None,
-  batches: train_step.Batch,
+def many_targets(
+  teacher: types.Apply | None,
+  params: types.Params,
+  matrices: Mapping[str, jax.Array] | None,
+  batches: types.Batch,
   stage: stage_lib.Stage,
   microbatches: int = 1,
-) -> train_step.Target:
-  """`target` for many batches in one product, and for every seed.
+) -> dict[str, types.Target]:
+  """Targets of many batches and of every seed, in one forward pass.
 
   Args:
-    teacher: the teacher.
+    teacher: the teacher; not read by a stage that needs none.
     params: its parameters.
-    matrices: `[S, d_T, r]` projections, or None.
+    matrices: `[S, d_T, r]` projections of the terms that have one.
     batches: `[streams, K, B, ...]`; one stream is shared by the seeds.
-    stage: what to imitate; it needs a teacher.
+    stage: what to imitate.
     microbatches: parts that the teacher sees one after the other.
 
   Returns:
-    `[streams, K, B, ...]` in every leaf; projected, `[S, K, B, ...]`.
+    `[streams, K, B, ...]` in every leaf of every term; projected, `[S, K, B,
+    ...]`.
   """
-  x = train_step.without_dropout(batches['x'])
-  # Examples first where devices part them, or each would compute all.
-  first = 2 if mesh_lib.parts() > 1 else 0
+  if not stage.needs_teacher:
+    return dict.fromkeys(stage.named_terms, batches['y'])
+  assert teacher is not None
+  raw = _raw_targets(teacher, params, batches, stage, microbatches)
+  found = {}
+  for name, term in stage.named_terms.items():
+    if term.needs_teacher:
+      matrix = (matrices or {}).get(name)
+      found[name] = _finished(raw[name], batches, matrix, term)
+    else:
+      found[name] = batches['y']
+  return found
+
+
+def _raw_targets(
+  teacher: types.Apply,
+  params: types.Params,
+  batches: types.Batch,
+  stage: stage_lib.Stage,
+  microbatches: int,
+) -> dict[str, types.Target]:
+  """Activations that the terms compare, `[streams, K, B, ...]`."""
+  x = targets_lib.without_dropout(batches['x'])
+  # Examples first where devices shard them, or each would compute all.
+  first = 2 if mesh_lib.num_batch_shards() > 1 else 0
   axes = list(jax.tree.leaves(x)[0].shape[:3])
-  shared = axes[0] == 1
   axes.insert(0, axes.pop(first))
-  every = jax.tree.map(
+  examples = jax.tree.map(
     lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), x
   )
-  see = lambda x: train_step.compared(teacher, params, x, stage.target, stage)
-  want = train_step.by_parts(lambda x: train_step.top(see(x), stage), every, microbatches)
-  part = lambda want: want.reshape(*axes, *want.shape[1:])
-  want = jax.tree.map(lambda want: jnp.moveaxis(part(want), 0, first), want)
-  if stage.top_k:
+
+  def see(x: types.Input) -> dict[str, types.Target]:
+    found = targets_lib.forward(teacher, params, x)
+    return {
+      name: targets_lib.top(
+        targets_lib.compared(found, x, term.target, term), term
+      )
+      for name, term in stage.teacher_terms.items()
+    }
+
+  found = microbatches_lib.apply(see, examples, microbatches)
+  part = lambda leaf: leaf.reshape(*axes, *leaf.shape[1:])
+  return jax.tree.map(lambda leaf: jnp.moveaxis(part(leaf), 0, first), found)
+
+
+def _finished(
+  want: types.Target,
+  batches: types.Batch,
+  matrices: jax.Array | None,
+  term: stage_lib.Term,
+) -> types.Target:
+  """Targets of one term, shaped batch by batch and projected seed by seed."""
+  if term.top_k:
     return jax.lax.stop_gradient(want)
-  form = lambda want, batch: train_step.shape(want, train_step.weights(batch, stage), stage)
-  want = jax.vmap(jax.vmap(form))(want, batches)
+  shape = lambda want, batch: targets_lib.transform(
+    want, targets_lib.loss_weights(batch, term), term
+  )
+  want = jax.vmap(jax.vmap(shape))(want, batches)
   if matrices is None:
     return jax.lax.stop_gradient(want)
-  # A projection belongs to a seed: it parts the targets of a shared batch.
+  # A projection belongs to a seed: the targets of a shared batch differ.
+  shared = want.shape[0] == 1
   seeds = (None if shared else 0, 0)
   want = want[0] if shared else want
   return jax.vmap(projections.project, in_axes=seeds)(want, matrices)
 
 
-def each_seed(fun: Callable) -> Callable:
-  """`fun` of every seed; one alone goes without vmap, which is faster."""
+def each_seed(fun: Callable[..., Any]) -> Callable[..., Any]:
+  """Maps `fun` over the seeds; a single one goes without vmap: it is faster."""
 
-  def every(*args):
+  def every(*args: Any) -> Any:
     if len(jax.tree.leaves(args)[0]) > 1:
       return jax.vmap(fun)(*args)
     one = jax.tree.map(lambda leaf: leaf[0], args)
@@ -98,119 +145,133 @@ def each_seed(fun: Callable) -> Callable:
   return every
 
 
-def advance(
+def train_many_steps(
   states: train_step.State,
   start: jax.Array,
   stop: jax.Array,
-  teacher_params: train_step.Params,
-  matrices: jax.Array | None,
+  teacher_params: types.Params,
+  matrices: Mapping[str, jax.Array] | None,
   keys: jax.Array,
   rows: Any = None,
-  wants: train_step.Target = None,
+  targets: Any = None,
+  span: tuple[Any, Any] | None = None,
   *,
-  draw: Callable[[jax.Array, jax.Array, Any], train_step.Batch],
-  student: train_step.Apply,
-  teacher: train_step.Apply | None,
+  draw: Draw,
+  student: types.Apply,
+  teacher: types.Apply | None,
   stage: stage_lib.Stage,
   tx: optax.GradientTransformation,
-  mask: train_step.Params,
+  mask: train_step.Mask,
   lookahead: int,
   microbatches: int = 1,
-) -> tuple[train_step.State, dict[str, jax.Array]]:
-  """Updates `start` to `stop` of every seed, in one dispatch.
+) -> tuple[train_step.State, dict[str, Any]]:
+  """Trains every seed from step `start` to `stop`, in one dispatch.
 
   The frozen teacher sees `lookahead` batches of all streams in one product.
   Blocks of that many steps begin at its multiples whatever `start` is, so that
-  where a run was interrupted does not change its floats.
+  the step at which a run was interrupted does not change its floats.
 
   Args:
     states: `[S, ...]` in every leaf.
     start: first step, an integer scalar; also names the batch.
     stop: one past the last step.
     teacher_params: one teacher for all seeds.
-    matrices: `[S, d_T, r]` projections, or None.
+    matrices: `[S, d_T, r]` projections of the terms that have one, or None.
     keys: `[S]` streams of batches, or `[1]`: one that the seeds share.
     rows: `[T, S, ...]`, or `[T, 1, ...]`, what `draw` makes the batches of: of
       `T` steps, a multiple of `lookahead`, `start` and `stop - 1` among them,
       the first a multiple of `T`. None where it needs no more than the key.
-    wants: `[T, S, ...]` or `[T, 1, ...]`, of the same steps: targets that were
-      stored, in place of the teacher; or None.
+    targets: `[T, S, ...]` or `[T, 1, ...]`, of the same steps: stored targets
+      by term, in place of the teacher; or None.
+    span: first step and length of the stage, for weights that are schedules;
+      None is one step.
     draw: `(key, step, rows) -> batch`.
     student: the students.
     teacher: the teacher, or None.
     stage: what to imitate.
     tx: the optimizer.
-    mask: from `trained`.
+    mask: from `trainable_mask`.
     lookahead: `K`.
     microbatches: as for `train_step`; the teacher goes by them as well.
 
   Returns:
     The states, and `{'loss': [S] sums over the steps, 'bad': [S] first step
-    whose loss is not finite, or stop}`; the last step also if it leaves
+    whose loss is not finite, or stop}`, with 'terms', the sums of each term,
+    where there are several. `bad` is the last step also if that leaves
     parameters that are not finite.
   """
   num_seeds = jax.tree.leaves(states.params)[0].shape[0]
+  names = list(stage.named_terms)
 
-  def look(block):
+  def look(block: jax.Array) -> tuple[types.Batch, dict[str, types.Target]]:
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
     steps = block * lookahead + jnp.arange(lookahead)
     here = lambda tree: jax.tree.map(lambda leaf: leaf[steps % len(leaf)], tree)
     batches = draw_batches(draw, keys, steps, here(rows))
-    if wants is not None:
-      stored = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), here(wants))
-      return batches, mesh_lib.split(stored, axis=2, seeds=0)
-    if not stage.needs_teacher:
-      return batches, batches['y']
-    assert teacher is not None
-    want = targets(
-      teacher, teacher_params, matrices, batches, stage, microbatches
-    )
-    return batches, want
+    if targets is None:
+      return batches, many_targets(
+        teacher, teacher_params, matrices, batches, stage, microbatches
+      )
+    stored = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), here(targets))
+    stored = mesh_lib.constrain_batch(stored, axis=2, seeds=0)
+    labels = dict.fromkeys(names, batches.get('y'))
+    return batches, {**labels, **stored}
 
-  def spread(leaf):
+  def for_all_seeds(leaf: jax.Array) -> jax.Array:
     """A shared batch for every seed; vmap over one copy is slower."""
     return jnp.broadcast_to(leaf, (num_seeds, *leaf.shape[1:]))
 
-  def one_block(block, carried):
+  def one_block(block: jax.Array, carried: Any) -> Any:
     seen = look(block)
     first = block * lookahead
 
-    def one_step(i, carried):
-      states, total, bad = carried
-      batch, want = jax.tree.map(lambda leaf: spread(leaf[:, i]), seen)
-      update = lambda state, batch, want: train_step.train_step(
+    def one_step(i: jax.Array, carried: Any) -> Any:
+      states, total, terms, bad = carried
+      batch, wanted = jax.tree.map(lambda leaf: for_all_seeds(leaf[:, i]), seen)
+      update = lambda state, batch, wanted: train_step.update(
         state,
         batch,
-        want,
+        wanted,
+        _progress(first + i, span),
         apply=student,
         stage=stage,
         tx=tx,
         mask=mask,
         microbatches=microbatches,
       )
-      states, loss = each_seed(update)(states, batch, want)
+      states, loss, each = each_seed(update)(states, batch, wanted)
       failed = (bad == stop) & ~jnp.isfinite(loss)
-      return states, total + loss, jnp.where(failed, first + i, bad)
+      terms = {name: terms[name] + each[name] for name in terms}
+      return states, total + loss, terms, jnp.where(failed, first + i, bad)
 
     low = jnp.maximum(start - first, 0)
     high = jnp.minimum(stop - first, lookahead)
     return jax.lax.fori_loop(low, high, one_step, carried)
 
-  carried = (
-    states,
-    jnp.zeros(num_seeds),
-    jnp.full(num_seeds, stop, jnp.int32),
-  )
+  zeros = jnp.zeros(num_seeds)
+  each = {name: zeros for name in names} if len(names) > 1 else {}
+  bad = jnp.full(num_seeds, stop, jnp.int32)
   blocks = (start // lookahead, (stop - 1) // lookahead + 1)
-  states, total, bad = jax.lax.fori_loop(*blocks, one_block, carried)
+  states, total, terms, bad = jax.lax.fori_loop(
+    *blocks, one_block, (states, zeros, each, bad)
+  )
   # A finite loss can have a gradient that is not.
   bad = jnp.where(
     jax.vmap(_finite)(states.params), bad, jnp.minimum(bad, stop - 1)
   )
-  return states, {'loss': total, 'bad': bad}
+  out = {'loss': total, 'bad': bad}
+  return states, {**out, 'terms': terms} if terms else out
 
 
-def _finite(tree) -> jax.Array:
+def _progress(step: jax.Array, span: tuple[Any, Any] | None) -> Any:
+  """Fraction of the stage that is done before `step`."""
+  if span is None:
+    return 0.0
+  begin, length = span
+  return (step - begin) / jnp.asarray(length, jnp.float32)
+
+
+def _finite(tree: Any) -> jax.Array:
   return jnp.all(
     jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
   )

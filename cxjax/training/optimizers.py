@@ -1,29 +1,33 @@
 """Optax optimizers by name."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import ml_collections
 import optax
 
 from cxjax import errors
-from cxjax.configs import ranges
+
+
+def _with_warmup(
+  warmup: float, peak: float, rest: optax.Schedule
+) -> optax.Schedule:
+  if not warmup:
+    return rest
+  rise = optax.linear_schedule(0.0, peak, warmup)  # type: ignore[arg-type]
+  return optax.join_schedules([rise, rest], [warmup])  # type: ignore[list-item]
 
 
 # Schedules over the fraction of the span that has passed, from 0 to 1, so that
 # a stage of another length compiles nothing.
-def _warm(warmup, peak, rest):
-  if not warmup:
-    return rest
-  rise = optax.linear_schedule(0.0, peak, warmup)
-  return optax.join_schedules([rise, rest], [warmup])
-
-
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[float, Any], optax.Schedule]] = {
   'constant': lambda peak, span: optax.constant_schedule(peak),
   'cosine': lambda peak, span: optax.cosine_decay_schedule(peak, span),
   'linear': lambda peak, span: optax.linear_schedule(peak, 0.0, span),
 }
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
   'sgd': lambda rate, c: optax.sgd(rate, momentum=c.momentum or None),
   'adam': lambda rate, c: optax.adam(rate, b1=c.b1, b2=c.b2),
   'adamw': lambda rate, c: optax.adamw(
@@ -33,7 +37,7 @@ OPTIMIZERS = {
 
 
 def default() -> ml_collections.ConfigDict:
-  """The block of a config that `make` reads, every field of it."""
+  """The block of a config that `make` reads, with every field of it."""
   return ml_collections.ConfigDict(
     dict(
       name='adam',  # sgd, adam, adamw
@@ -58,7 +62,7 @@ def make(
   """The optimizer that a config names.
 
   Args:
-    config: as `default()`.
+    config: as `default()`; its numbers are in the ranges of the configs.
     length: steps that the schedule spans; may be traced.
     offset: steps of the schedule that have passed; may be traced.
 
@@ -66,13 +70,12 @@ def make(
     The optax transformation.
 
   Raises:
-    UserError: an unknown name, or a number out of range.
+    UserError: an unknown optimizer or schedule.
   """
-  ranges.check(config.to_dict(), 'optimizer.')
   build = errors.lookup('optimizer', config.name, OPTIMIZERS)
   schedule = errors.lookup('schedule', config.schedule, SCHEDULES)
   peak, warmup = config.learning_rate, config.warmup
-  rate = _warm(warmup, peak, schedule(peak, 1 - warmup))
+  rate = _with_warmup(warmup, peak, schedule(peak, 1 - warmup))
   if config.schedule == 'constant' and not warmup:
     return build(peak, config)
   return build(lambda count: rate((count + offset) / length), config)

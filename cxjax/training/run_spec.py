@@ -11,25 +11,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cxjax.methods import stage as stage_lib
 from cxjax import errors
-from cxjax.training import evaluation
-from cxjax.data import loader
-from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import curricula
+from cxjax import types
+from cxjax.data import loader as loader_lib
+from cxjax.methods import flops as flops_lib
+from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import train_step
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import metrics as metrics_lib
+from cxjax.training import teacher as teacher_lib
 
 # Rows of the teacher's product that are worth gathering: more gain nothing and
 # leave the cache (experiments/benchmarks/parity_mlp.py).
 LOOKAHEAD_ROWS = 128
-DROPOUT = 0x64726F70  # Parts its keys from those of the batch.
+DROPOUT = 0x64726F70  # Domain separator for dropout keys.
 # Rows of an evaluation that are computed at once.
 EVAL_ROWS = 32_768
 
 
-def num_rows(x: train_step.Input) -> int:
-  """Rows of a model's products for an input: examples, or tokens of all."""
+def num_rows(x: types.Input) -> int:
+  """Rows of a model's products for an input: examples, or all their tokens."""
   if isinstance(x, Mapping):
     x = x.get('tokens', x)
   x = jax.tree.leaves(x)[0]
@@ -37,89 +39,65 @@ def num_rows(x: train_step.Input) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSpec:
-  """Everything that a run does, config and files apart.
+class Layout:
+  """Where the arrays of a run lie.
 
   Attributes:
-    student: module with `apply(params, x)` and, without `start`, `init(key,
-      x)`.
-    stages: the curriculum.
-    draw: `(key, step, batch_size) -> batch`, as in `cxjax.step`; with `rows`
-      `(key, step, rows)`.
-    held_out: the batch of the evaluation.
-    init_keys: `[S]`, one per student.
-    data_keys: `[S]`, or `[1]` for batches that all students share.
-    stage_keys: `[S]`, of projections and readouts.
-    batch_size: `B`.
-    optimizer: `(length, offset) -> transformation`, of a schedule that spans so
-      many steps, so many of which have passed.
     mesh: the devices.
-    rules: how the student is parted over them, and the teacher; of
-      `mesh.RULES`.
-    log_every: steps to a row of metrics.
-    eval_every: steps between evaluations, a multiple of log_every.
-    save_every: steps between checkpoints, a multiple of log_every.
-    save_minutes: after which to save as well; 0 is never.
-    save_at: accuracies at which to save as well, when first reached.
-    keep: how many checkpoints; 0 keeps all, and the untrained network.
-    stop_at: accuracy that, once all seeds have it, ends the last stage.
-    overrun: share of the steps so far to go on after that.
-    lookahead: batches whose targets are computed at once; 0 chooses.
-    microbatches: parts of a batch, computed one after the other.
-    restart_schedule: at each stage; else one schedule for the run.
-    carry_state: of the optimizer into the next stage.
-    metrics: of every evaluation, as for `evaluation.evaluate`; by the first a
-      run is stopped early, and its checkpoints are told apart.
-    teacher_metrics: of the last one, against the teacher's output.
-    start: `[S]` students in place of fresh ones.
-    teacher: for stages that need one.
-    feed: opens what the rows of the batches come from, if not from the keys.
-    rows: shapes of the rows of one batch.
-    period: steps after which the batches come again; 0 is never.
-    absent: a teacher whose targets the feed brings; its parameters are shapes.
+    student: how the parameters of the students are sharded.
+    teacher: how those of the teacher are.
   """
 
-  student: Any
-  stages: stage_lib.Curriculum
-  draw: Callable[..., train_step.Batch]
-  held_out: train_step.Batch
-  init_keys: jax.Array
-  data_keys: jax.Array
-  stage_keys: jax.Array
-  batch_size: int
-  optimizer: Callable[..., optax.GradientTransformation]
   mesh: jax.sharding.Mesh
-  rules: tuple[str, str]
+  student: mesh_lib.ParameterSharding = mesh_lib.REPLICATED
+  teacher: mesh_lib.ParameterSharding = mesh_lib.REPLICATED
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+  """PRNG keys of a run.
+
+  Attributes:
+    init: `[S]`, one for each student.
+    data: `[S]`, or `[1]` for batches that all students share.
+    stage: `[S]`, of projections and regressors.
+  """
+
+  init: jax.Array
+  data: jax.Array
+  stage: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """When a run logs, evaluates, saves and ends.
+
+  Attributes:
+    log_every: steps to a record of metrics.
+    eval_every: steps between evaluations, a multiple of log_every.
+    save_every: steps between checkpoints, a multiple of log_every.
+    save_minutes: minutes after which to save as well; 0 is never.
+    save_at: scores at which to save as well, when first reached. The score is
+      the primary metric of the worst seed.
+    keep: number of checkpoints; 0 keeps all, and the untrained network.
+    keep_best: name of the metric whose best checkpoint is kept too; '' keeps
+      none.
+    stop_at: score that, once all seeds have it, ends the last stage.
+    overrun: share of the steps so far to go on after that.
+  """
+
   log_every: int
   eval_every: int
   save_every: int
   save_minutes: float = 0.0
   save_at: tuple[float, ...] = ()
   keep: int = 3
-  stop_at: float = 2.0
+  keep_best: str = ''
+  stop_at: float | None = None
   overrun: float = 0.0
-  lookahead: int = 0
-  microbatches: int = 1
-  restart_schedule: bool = True
-  carry_state: bool = False
-  metrics: evaluation.Metrics = dataclasses.field(
-    default_factory=lambda: evaluation.LABEL_METRICS
-  )
-  teacher_metrics: evaluation.Metrics = dataclasses.field(
-    default_factory=lambda: evaluation.TEACHER_METRICS
-  )
-  start: train_step.Params = None
-  teacher: curricula.Teacher | None = None
-  feed: Callable[[], loader.Ahead] | None = None
-  rows: Any = None
-  period: int = 0
-  absent: curricula.Teacher | None = None
 
-  def __post_init__(self):
-    """Raises UserError for settings that cannot be."""
-    self.optimizer()
-    for rule in self.rules:
-      mesh_lib.check(rule)
+  def __post_init__(self) -> None:
+    """Raises UserError for settings that do not fit each other."""
     for name in ('log_every', 'eval_every', 'save_every'):
       value = getattr(self, name)
       errors.require(value >= 1, f'{name}={value} must be at least 1.')
@@ -132,10 +110,88 @@ class RunSpec:
       f'keep={self.keep} must be 0 (all) or at least 2, so that a damaged '
       'checkpoint has one before it.',
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class HostData:
+  """What the batches of a run are made of, where the host reads it.
+
+  Attributes:
+    loader: opens the prefetching reader; None where batches need only keys.
+    rows: shapes of the rows of one batch.
+    period: steps after which the batches come again; 0 is never.
+  """
+
+  loader: Callable[[], loader_lib.Prefetch] | None = None
+  rows: Any = None
+  period: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+  """Specification of a run: everything but its files.
+
+  Attributes:
+    student: a model with `apply(params, x)` and, without `start`, `init(key,
+      x)`.
+    stages: the curriculum.
+    draw: `(key, step, batch_size) -> batch`, as in `cxjax.types`; where the
+      host reads rows, `(key, step, rows)`.
+    held_out: the batch of the evaluation.
+    keys: PRNG keys.
+    batch_size: `B`.
+    optimizer: `(length, offset) -> transformation`, of a schedule that spans so
+      many steps, so many of which have passed.
+    layout: where the arrays lie.
+    loop: when the run logs, evaluates, saves and ends.
+    metrics: the held-out metrics, by name.
+    primary: which of them decides when the run saves and ends.
+    teacher_metrics: metrics of the last evaluation, against the teacher.
+    host: what the batches are made of, where the host reads it.
+    teacher: for stages that need one.
+    start: `[S]` students in place of fresh ones.
+    lookahead: batches whose targets are computed at once; 0 chooses.
+    microbatches: parts of a batch, computed one after the other.
+    restart_schedule: at each stage; else one schedule for the run.
+    carry_state: of the optimizer into the next stage.
+    trainable: pattern of the paths of the parameters that are trained; '' is
+      all.
+  """
+
+  student: Any
+  stages: stage_lib.Curriculum
+  draw: Callable[..., types.Batch]
+  held_out: types.Batch
+  keys: Keys
+  batch_size: int
+  optimizer: Callable[..., optax.GradientTransformation]
+  layout: Layout
+  loop: Loop
+  metrics: Mapping[str, metrics_lib.Metric]
+  primary: str
+  teacher_metrics: Mapping[str, metrics_lib.Metric] = dataclasses.field(
+    default_factory=dict
+  )
+  host: HostData = HostData()
+  teacher: teacher_lib.Teacher | None = None
+  start: types.Params = None
+  lookahead: int = 0
+  microbatches: int = 1
+  restart_schedule: bool = True
+  carry_state: bool = False
+  trainable: str = ''
+
+  def __post_init__(self) -> None:
+    """Raises UserError for settings that do not fit each other."""
+    self.optimizer()
+    errors.lookup('primary metric', self.primary, self.metrics)
+    if self.loop.keep_best:
+      errors.lookup('keep_best', self.loop.keep_best, self.metrics)
+    log_every = self.loop.log_every
     errors.require(
-      0 <= self.lookahead <= self.log_every,
+      0 <= self.lookahead <= log_every,
       f'lookahead={self.lookahead} must be from 0, which chooses, to '
-      f'log_every={self.log_every}.',
+      f'log_every={log_every}.',
     )
     errors.require(
       self.microbatches >= 1 and self.batch_size % self.microbatches == 0,
@@ -145,8 +201,13 @@ class RunSpec:
 
   @property
   def num_seeds(self) -> int:
-    """`S`."""
-    return self.init_keys.shape[0]
+    """Number of students trained at once, `S`."""
+    return self.keys.init.shape[0]
+
+  @property
+  def primary_metric(self) -> metrics_lib.Metric:
+    """The metric that decides when the run saves and ends."""
+    return self.metrics[self.primary]
 
   @property
   def ends(self) -> tuple[int, ...]:
@@ -154,22 +215,28 @@ class RunSpec:
     return tuple(itertools.accumulate(stage.steps for stage in self.stages))
 
   @property
-  def batch(self) -> Callable[..., train_step.Batch]:
-    """`(key, step, rows) -> batch`; dropout is new in every epoch."""
+  def stored_targets(self) -> bool:
+    """Whether the targets come from a cache instead of the teacher."""
+    return self.teacher is not None and not self.teacher.available
 
-    def draw(key, at, rows=None):
-      source = self.batch_size if self.rows is None else rows
-      number = at % self.period if self.period else at
-      batch = self.draw(key, number, source)
-      if not getattr(self.student, 'dropout', 0):
-        return batch
-      x = batch['x']
-      x = x if isinstance(x, Mapping) else {'tokens': x}
-      key = jax.random.fold_in(jax.random.fold_in(key, at), DROPOUT)
-      keys = jax.random.split(key, self.batch_size)
-      return {**batch, 'x': {**x, 'dropout': keys}}
+  @property
+  def dropout(self) -> float:
+    """Dropout rate of the student."""
+    abilities = getattr(self.student, 'abilities', None)
+    return (abilities and abilities.dropout) or 0.0
 
-    return draw
+  def batch(self, key: jax.Array, at: Any, rows: Any = None) -> types.Batch:
+    """The batch of a step; its dropout keys are new in every epoch."""
+    source = self.batch_size if self.host.rows is None else rows
+    number = at % self.host.period if self.host.period else at
+    batch = self.draw(key, number, source)
+    if not self.dropout:
+      return batch
+    x = batch['x']
+    x = x if isinstance(x, Mapping) else {'tokens': x}
+    key = jax.random.fold_in(jax.random.fold_in(key, at), DROPOUT)
+    keys = jax.random.split(key, self.batch_size)
+    return {**batch, 'x': {**x, 'dropout': keys}}
 
   @property
   def length(self) -> int:
@@ -179,11 +246,12 @@ class RunSpec:
   @property
   def blocks(self) -> int:
     """Batches whose targets are computed in one product, `K`."""
-    total = self.batch_size * self.data_keys.shape[0] * self.length
+    total = self.batch_size * self.keys.data.shape[0] * self.length
     most = max(int(LOOKAHEAD_ROWS // total), 1)
-    # A block that a logging step parts is computed twice.
-    whole = (k for k in range(1, most + 1) if self.log_every % k == 0)
-    return self.lookahead or max(whole)
+    # A block that a logging step divides is computed twice.
+    log_every = self.loop.log_every
+    divisors = (k for k in range(1, most + 1) if log_every % k == 0)
+    return self.lookahead or max(divisors)
 
   @property
   def eval_parts(self) -> int:
@@ -194,7 +262,7 @@ class RunSpec:
     return next(n for n in parts if examples % n == 0)
 
   @property
-  def student_shapes(self) -> train_step.Params:
+  def student_shapes(self) -> types.Params:
     """Shapes of one student's parameters."""
     if self.start is not None:
       return jax.eval_shape(
@@ -204,12 +272,14 @@ class RunSpec:
       self.student.init, jax.random.key(0), self.held_out['x']
     )
 
-  def enter(self, planned: stage_plan.StagePlan) -> Callable[..., train_step.State]:
+  def init_stage(
+    self, planned: stage_plan.StagePlan
+  ) -> Callable[..., train_step.State]:
     """`(key, params) -> State` of one student, for the start of a stage."""
     return functools.partial(
       train_step.init_stage,
       stage=planned.stage,
-      shape=planned.readout,
+      shapes=planned.regressors,
       tx=self.optimizer(),
       mask=planned.mask,
     )
@@ -217,7 +287,7 @@ class RunSpec:
   def state_shapes(self, planned: stage_plan.StagePlan) -> train_step.State:
     """Shapes of the states of all seeds in a stage."""
     one = jax.eval_shape(
-      self.enter(planned), jax.random.key(0), self.student_shapes
+      self.init_stage(planned), jax.random.key(0), self.student_shapes
     )
     return jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(
@@ -226,32 +296,35 @@ class RunSpec:
       one,
     )
 
-  def planned(self) -> list[stage_plan.StagePlan]:
+  def plan(self) -> list[stage_plan.StagePlan]:
     """The stages with their shapes; raises UserError where they do not fit."""
     batch, models = self._shapes()
-    return [stage_plan.plan_stage(stage, batch, *models) for stage in self.stages]
+    return [
+      stage_plan.plan_stage(stage, batch, *models, trainable=self.trainable)
+      for stage in self.stages
+    ]
 
-  def costed(
-    self, flops: Callable[..., float] = train_step.flops
+  def costed_plan(
+    self, flops: Callable[..., float] = flops_lib.compiled
   ) -> list[stage_plan.StagePlan]:
     """The stages with their shapes and their costs, by default as compiled."""
     batch, models = self._shapes()
     tx = self.optimizer()
     costed: dict[stage_lib.Stage, stage_plan.StagePlan] = {}
-    planned = self.planned()
-    for one in planned:
-      if one.stage.objective not in costed:
-        costed[one.stage.objective] = stage_plan.with_costs(
-          one,
+    plans = self.plan()
+    for planned in plans:
+      if planned.stage.objective not in costed:
+        costed[planned.stage.objective] = stage_plan.with_costs(
+          planned,
           batch,
           tx,
           *models,
           flops=flops,
-          stored=self.absent is not None,
+          stored=self.stored_targets,
         )
     return [
       dataclasses.replace(costed[one.stage.objective], stage=one.stage)
-      for one in planned
+      for one in plans
     ]
 
   def target_flops(self, planned: stage_plan.StagePlan) -> float:
@@ -259,15 +332,15 @@ class RunSpec:
     batch, (_, _, *teacher) = self._shapes()
     return stage_plan.target_flops(planned, batch, *teacher)
 
-  def _shapes(self):
-    batch = jax.eval_shape(self.batch, jax.random.key(0), 0, self.rows)
+  def _shapes(self) -> tuple[types.Batch, tuple[Any, ...]]:
+    """Shapes of a batch, and the models with the shapes of their parameters."""
+    batch = jax.eval_shape(self.batch, jax.random.key(0), 0, self.host.rows)
     models = (self.student.apply, self.student_shapes)
-    teacher = self.teacher or self.absent
-    if teacher is not None:
-      params = jax.eval_shape(lambda params: params, teacher.params)
-      models += (teacher.apply, params)
+    if self.teacher is not None:
+      params = jax.eval_shape(lambda params: params, self.teacher.params)
+      models += (self.teacher.apply, params)
     return batch, models
 
 
-def _examples(batch):
+def _examples(batch: types.Batch) -> int:
   return batch['y'].shape[0]

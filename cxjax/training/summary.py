@@ -1,18 +1,20 @@
-"""What a finished run says of itself: `summary.json`, and comparisons."""
+"""What a finished run reports: `summary.json`, and comparisons."""
 
 import importlib.metadata
 from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
-from cxjax.training import metric_log
-from cxjax.parallel import devices as devices_lib
-from cxjax.training import run_spec
 from cxjax import tables
-from cxjax.training import trainer
 from cxjax import version
+from cxjax.methods import stage_plan
+from cxjax.parallel import devices as devices_lib
+from cxjax.training import metric_log
+from cxjax.training import run_spec
+from cxjax.training import trainer
 
-Summary = dict[str, Any]
+Summary: TypeAlias = dict[str, Any]
 THRESHOLDS = (0.9, 0.99)
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -21,46 +23,69 @@ def summarize(
   method: str, spec: run_spec.RunSpec, result: trainer.Result
 ) -> Summary:
   """The summary of a finished run; JSON values throughout."""
-  last = result.rows[-1]
-  final = {
-    name.removeprefix('eval/'): values
-    for name, values in last.items()
-    if name.startswith('eval/')
-  }
+  last = result.records[-1]
+  metric = spec.primary_metric
   steps = last['step']
   begins = (0, *spec.ends)
+  train_seconds = result.seconds['train']
   return {
     'method': method,
     'num_seeds': spec.num_seeds,
     'steps': steps,
     'examples': steps * spec.batch_size,
     'length': spec.length,
-    'final': final | {'perplexity': np.exp(final['loss']).tolist()},
-    'steps_to': {str(a): metric_log.steps_to(result.rows, a) for a in THRESHOLDS},
+    'primary_metric': spec.primary,
+    'final': {
+      name.removeprefix('eval/'): values
+      for name, values in last.items()
+      if name.startswith('eval/')
+    },
+    'best_step': result.best,
+    'steps_to': {
+      str(threshold): metric_log.steps_to(
+        result.records, spec.primary, threshold, metric.higher_is_better
+      )
+      for threshold in THRESHOLDS
+    },
     'stages': [
-      {
-        'name': planned.stage.name,
-        'steps': min(planned.stage.steps, steps - begin),
-        'checkpoint': planned.stage.checkpoint,
-        'target': planned.stage.target,
-        'student': planned.stage.student,
-        'projection': planned.stage.law,
-        'projection': planned.projection and list(planned.projection),
-        'student_flops': planned.student_flops,
-        # 0 where the targets were stored: summary.json of the cache has them.
-        'teacher_flops': planned.teacher_flops,
-      }
+      _stage_summary(planned, min(planned.stage.steps, steps - begin))
       for planned, begin in zip(result.planned, begins, strict=False)
     ],
     'seconds': {k: round(v, 3) for k, v in result.seconds.items()},
-    'steps_per_second': round(steps / result.seconds['train'], 1),
+    'steps_per_second': round(steps / train_seconds, 1),
     'lookahead': spec.blocks,
-    'stored_targets': spec.absent is not None,
+    'stored_targets': spec.stored_targets,
     'packages': {
       'cxjax': version.__version__,
       **{name: importlib.metadata.version(name) for name in PACKAGES},
     },
     'device': devices_lib.describe(),
+  }
+
+
+def _stage_summary(planned: stage_plan.StagePlan, steps: int) -> Summary:
+  """One stage: what was compared with what, and what a step cost."""
+  stage = planned.stage
+  return {
+    'name': stage.name,
+    'steps': steps,
+    'checkpoint': stage.checkpoint,
+    'target': stage.terms[0].target,
+    'student': stage.terms[0].student,
+    'terms': [
+      {
+        'name': name,
+        'target': term.target,
+        'student': term.student,
+        'weight': 'schedule' if term.scheduled else term.weight,
+        'projection': term.projection,
+        'shape': list(planned.terms[name].projection or ()) or None,
+      }
+      for name, term in stage.named_terms.items()
+    ],
+    'student_flops': planned.student_flops,
+    # 0 where the targets were stored: summary.json of the cache has them.
+    'teacher_flops': planned.teacher_flops,
   }
 
 
@@ -94,9 +119,14 @@ def compare_row(summary: Summary) -> dict[str, Any]:
   if len(solved) == len(reached):
     median, worst = int(np.median(solved)), max(solved)
   batch_size = summary['examples'] // summary['steps']
-  accuracy = np.array(summary['final']['accuracy'])
+  primary = summary['primary_metric']
+  final = summary['final']
+  score = np.array(final[primary])
   total = flops(summary, median)
   seconds = summary['seconds']['train']
+  mean = lambda name: (
+    round(float(np.mean(final[name])), 4) if name in final else None
+  )
   row = {
     'method': summary['method'],
     'at 99%': f'{len(solved)} of {len(reached)}' if solved else None,
@@ -104,14 +134,12 @@ def compare_row(summary: Summary) -> dict[str, Any]:
     'worst': worst,
     'examples': median and median * batch_size,
     'GFLOP': round(total / 1e9, 1),
-    'final accuracy: mean': round(float(accuracy.mean()), 4),
-    'sd': round(float(accuracy.std()), 4),
-    'cross entropy': round(float(np.mean(summary['final']['loss'])), 4),
-    'agreement': None,
+    f'final {primary}: mean': round(float(score.mean()), 4),
+    'sd': round(float(score.std()), 4),
+    'cross entropy': mean('loss'),
+    'agreement': mean('agreement'),
     'seconds': round(seconds, 1),
   }
-  if 'agreement' in summary['final']:
-    row['agreement'] = round(float(np.mean(summary['final']['agreement'])), 4)
   if summary['length'] > 1:
     # All that one of the students saw, in its share of the time.
     tokens = summary['examples'] * summary['length']
@@ -140,17 +168,18 @@ def compare_table(summaries: list[Summary]) -> str:
 
 
 def seed_rows(summary: Summary) -> list[dict[str, Any]]:
-  """One row a seed, for a CSV file."""
+  """One row for each seed, for a CSV file."""
+  primary = summary['primary_metric']
   return [
     {
       'method': summary['method'],
       'seed': seed,
       'steps': summary['steps'],
       'examples': summary['examples'],
-      'final_accuracy': accuracy,
+      f'final_{primary}': score,
       'steps_to_0.9': summary['steps_to']['0.9'][seed],
       'steps_to_0.99': summary['steps_to']['0.99'][seed],
       'flops': flops(summary),
     }
-    for seed, accuracy in enumerate(summary['final']['accuracy'])
+    for seed, score in enumerate(summary['final'][primary])
   ]

@@ -1,32 +1,41 @@
-"""The loop: a curriculum, trained stage by stage, saved and taken up again.
+"""The loop: a curriculum, trained stage by stage, saved and resumed.
 
 Teachers and students train here alike; a teacher is a `supervised` run of one
 seed that keeps its checkpoints.
+
+The loop dispatches the next steps before it reads the metrics of the last ones,
+so that the device never waits for the host. It waits only where the metrics
+decide what comes next (`milestones.py`), and where a checkpoint is saved.
 """
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
-import signal
-import threading
 import time
 from typing import Any
 
 from absl import logging
 import jax
 
-from cxjax.training import checkpoints as checkpoints_lib
 from cxjax import errors
 from cxjax import files
-from cxjax.training import metric_log
-from cxjax.parallel import mesh as mesh_lib
+from cxjax import types
 from cxjax.methods import stage_plan
-from cxjax.parallel import multihost
-from cxjax.training import compiled_steps
-from cxjax.training import run_spec
 from cxjax.methods import train_step
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import multihost
+from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import compiled_steps
+from cxjax.training import failures
+from cxjax.training import metric_log
+from cxjax.training import milestones as milestones_lib
+from cxjax.training import run_spec
+from cxjax.training import signals as signals_lib
+from cxjax.training import stopwatch as stopwatch_lib
+
+OnRecord = Callable[[types.Record], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +44,32 @@ class Result:
 
   Attributes:
     params: `[S, ...]` in every leaf.
-    rows: of metrics.jsonl.
+    records: the lines of metrics.jsonl.
     planned: the stages with their costs.
-    seconds: of 'compile', 'train' and 'evaluate', over all restarts.
+    seconds: time by purpose, over all restarts, as of `stopwatch.PURPOSES`.
+    best: step of the best checkpoint, where one is kept.
   """
 
-  params: train_step.Params
-  rows: list[metric_log.Row]
+  params: types.Params
+  records: list[types.Record]
   planned: list[stage_plan.StagePlan]
   seconds: dict[str, float]
+  best: int | None = None
 
 
-def fit(spec: run_spec.RunSpec, folder: pathlib.Path, title: str) -> Result:
-  """Trains the stages of a spec, from the newest good checkpoint on.
+def fit(
+  spec: run_spec.RunSpec,
+  folder: pathlib.Path,
+  title: str,
+  on_record: OnRecord | None = None,
+) -> Result:
+  """Trains the stages of a run, from the newest good checkpoint on.
 
   Args:
     spec: what to do.
     folder: where the run keeps its files.
     title: for the plan and the progress bar.
+    on_record: called with every record of metrics once it is written.
 
   Returns:
     The students, and what was logged.
@@ -61,301 +78,323 @@ def fit(spec: run_spec.RunSpec, folder: pathlib.Path, title: str) -> Result:
     UserError: a loss that is not finite, or a folder that cannot be written.
     Stopped: the process was asked to stop; the run is saved.
   """
-  with files.lock(folder), _signals() as signals:
-    return _fit(spec, folder, title, signals)
-
-
-def _fit(spec, folder, title, signals):
-  """`fit`, alone in its folder."""
-  begin = time.perf_counter()
-  planned = spec.costed()
-  spent = {'compile': time.perf_counter() - begin, 'train': 0, 'evaluate': 0}
-  logging.info('The plan of %s:\n%s', title, stage_plan.format_plan(planned))
-  found = checkpoints_lib.latest(folder)
-  with (
-    jax.set_mesh(spec.mesh),
-    metric_log.MetricLog(folder, found or 0, title) as journal,
-  ):
-    run = _Run(spec, folder, planned, journal, spent, signals)
-    with run.feed or contextlib.nullcontext():
+  with files.lock(folder), signals_lib.catch() as signals:
+    begin = time.perf_counter()
+    planned = spec.costed_plan()
+    seconds = time.perf_counter() - begin
+    logging.info('The plan of %s:\n%s', title, stage_plan.format_plan(planned))
+    found = checkpoints_lib.latest(folder)
+    loader = contextlib.nullcontext()
+    if spec.host.loader is not None:
+      loader = spec.host.loader()  # type: ignore[assignment]
+    log = metric_log.MetricLog(
+      folder, found or 0, title, primary=spec.primary, on_record=on_record
+    )
+    with (
+      jax.set_mesh(spec.layout.mesh),
+      log,
+      checkpoints_lib.CheckpointWriter(folder, spec.loop.keep) as writer,
+      loader as opened,
+    ):
+      trainer = Trainer(spec, planned, folder, log, writer, opened, signals)
+      trainer.stopwatch.add({'compile': seconds})
       if found is None:
-        run.begin()
+        trainer.begin()
       else:
-        run.go_on(found)
-      run.train()
-  return Result(run.states.params, journal.rows, planned, run.seconds)
+        trainer.resume(found)
+      trainer.train()
+    return trainer.result()
 
 
-@contextlib.contextmanager
-def _signals():
-  """A list that the signals which ask the process to stop are put into.
-
-  It is looked at after every row of metrics.
-  """
-  seen: list[str] = []
-
-  def note(number, frame):
-    del frame
-    if seen:
-      raise KeyboardInterrupt  # Asked twice: without saving.
-    seen.append(signal.Signals(number).name)
-
-  if threading.current_thread() is not threading.main_thread():
-    yield seen  # Only there can handlers be set.
-    return
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  # A job in the background may have been told to ignore them.
-  heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
-  before = {n: signal.signal(n, note) for n in heard}
-  try:
-    yield seen
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
-def _items(states):
+def _items(states: train_step.State) -> dict[str, Any]:
   return {f.name: getattr(states, f.name) for f in dataclasses.fields(states)}
 
 
-class _Run:
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+  """Steps that were dispatched and whose metrics nobody has read yet.
+
+  Attributes:
+    start: first step.
+    stop: one past the last step.
+    stage: number of the stage.
+    rows: what the batches were made of, or None.
+    out: sums of the losses, on the device.
+    metrics: held-out metrics, on the device, where they were evaluated.
+  """
+
+  start: int
+  stop: int
+  stage: int
+  rows: Any
+  out: dict[str, Any]
+  metrics: dict[str, Any] | None
+
+
+class Trainer:
   """A run under way: where it is, and how it goes on."""
 
-  def __init__(self, spec, folder, planned, journal, spent, signals):
-    self.spec = spec
-    self.folder = folder
-    self.planned = planned
-    self.journal = journal
-    self.signals = signals
-    # The last checkpoint, and when; those that the next one makes superfluous.
-    self.saved, self.saved_at = None, time.monotonic()
-    self.stale = {
-      at
-      for at in checkpoints_lib.steps(folder)
-      if not checkpoints_lib.is_scheduled(folder, at)
-    }
-    self.programs = compiled_steps.CompiledSteps(spec)
-    self.feed = spec.feed and spec.feed()
-    self.spent = spent
-    self.step = self.stage = 0
-    self.end = spec.ends[-1]
-    self.best = 0.0
-    self.states: Any = None
+  def __init__(
+    self,
+    spec: run_spec.RunSpec,
+    planned: list[stage_plan.StagePlan],
+    folder: pathlib.Path,
+    log: metric_log.MetricLog,
+    writer: checkpoints_lib.CheckpointWriter,
+    loader: Any,
+    signals: list[str],
+  ) -> None:
+    """Computes nothing yet.
 
-  @property
-  def seconds(self):
-    """Time spent by purpose, over all restarts."""
-    compiled = self.spent['compile'] + self.programs.seconds
-    return {**self.spent, 'compile': compiled}
+    Args:
+      spec: what to do.
+      planned: its stages, with their costs.
+      folder: of the run.
+      log: where the records go.
+      writer: where the checkpoints go.
+      loader: what the rows come from, or None.
+      signals: names of the signals that ask to stop, as they arrive.
+    """
+    self._spec, self._planned, self._folder = spec, planned, folder
+    self._log, self._writer, self._loader = log, writer, loader
+    self._signals = signals
+    self._steps = compiled_steps.CompiledSteps(spec)
+    self._milestones = milestones_lib.Milestones(spec)
+    self.stopwatch = stopwatch_lib.Stopwatch(lambda: self._steps.seconds)
+    self._step = self._stage = 0
+    self._states: Any = None
+    self._pending: _Pending | None = None
+    self._saved: int | None = None
+    self._saved_at = time.monotonic()
 
-  def begin(self):
+  def result(self) -> Result:
+    """What the finished run leaves."""
+    best = None
+    if self._spec.loop.keep_best:
+      best = checkpoints_lib.best_step(self._folder)
+    return Result(
+      self._states.params,
+      self._log.records,
+      self._planned,
+      self.stopwatch.seconds,
+      best,
+    )
+
+  def begin(self) -> None:
     """Starts with fresh students."""
-    self._enter(0, self.programs.init(self.spec.init_keys))
-    if self.spec.keep == 0:
-      self._save()
+    self._enter(0, self._steps.init(self._spec.keys.init))
+    if self._spec.loop.keep == 0:
+      self._save(None)
 
-  def go_on(self, found):
-    """Takes the run up at the checkpoint `found`."""
-    record = checkpoints_lib.read_record(self.folder, found)
-    self.step, self.end, self.best = found, record['end'], record['best']
-    self.saved = found
-    self.spent = {k: v + record['seconds'][k] for k, v in self.spent.items()}
-    if self.feed is not None:
-      read = functools.partial(checkpoints_lib.read_own, self.folder, found)
-      self.feed.restore(found, read)
-    # At the end of a stage its state was saved, not that of the next.
-    self.stage = sum(found > end for end in self.spec.ends[:-1])
-    shapes = self.spec.state_shapes(self.planned[self.stage])
+  def resume(self, found: int) -> None:
+    """Goes on from the checkpoint `found`."""
+    spec, folder = self._spec, self._folder
+    record = checkpoints_lib.read_record(folder, found)
+    self._milestones.restore(record)
+    self.stopwatch.add(record['seconds'])
+    self._writer.clear_later(found)
+    self._step = self._saved = found
+    if self._loader is not None:
+      read = functools.partial(checkpoints_lib.read_local, folder, found)
+      self._loader.restore(found, read)
+    # At the end of a stage its own state was saved, not that of the next.
+    self._stage = sum(found > end for end in spec.ends[:-1])
+    shapes = spec.state_shapes(self._planned[self._stage])
     template = mesh_lib.abstract(
-      shapes, self.spec.mesh, self.spec.rules[0], seeds=True
+      shapes, spec.layout.mesh, spec.layout.student, seeds=True
     )
-    self.states = train_step.State(
-      **checkpoints_lib.restore(self.folder, found, _items(template))
-    )
-    logging.info('Goes on from checkpoint %d of %s.', found, self.folder)
+    items = checkpoints_lib.restore(folder, found, _items(template))
+    self._states = train_step.State(**items)
+    logging.info('Resuming from checkpoint %d of %s.', found, folder)
 
-  def train(self):
+  def train(self) -> None:
     """Trains what is left of every stage."""
-    self.journal.expect(self.end)
+    self._log.expect(self._milestones.end)
+    self.stopwatch.restart()
     self._train_stage()
-    while self.stage + 1 < len(self.planned):
-      self._enter(self.stage + 1, self.states.params)
+    while not self._final:
+      self._enter(self._stage + 1, self._states.params)
       self._train_stage()
-    self._clean()
+    self._read()
+    self._writer.wait()
 
-  def _enter(self, index, params):
-    keys = self.programs.keys(self.spec.stage_keys, 2 * index + 1)
-    fresh = self.programs.enter(self.planned[index], keys, params)
-    if self.spec.carry_state and self.states is not None:
-      carried = train_step.carry_optimizer_state(self.states.opt_state, fresh.opt_state)
+  def _enter(self, index: int, params: types.Params) -> None:
+    """Begins the stage `index`."""
+    keys = self._steps.keys(self._spec.keys.stage, 2 * index + 1)
+    fresh = self._steps.init_stage(self._planned[index], keys, params)
+    if self._spec.carry_state and self._states is not None:
+      carried = train_step.carry_optimizer_state(
+        self._states.opt_state, fresh.opt_state
+      )
       fresh = fresh.replace(opt_state=carried)
-    self.stage, self.states = index, fresh
+    self._stage, self._states = index, fresh
 
   @property
-  def _score(self):
-    """Name of the metric that a run is judged by."""
-    return f'eval/{next(iter(self.spec.metrics))}'
+  def _final(self) -> bool:
+    return self._stage + 1 == len(self._planned)
 
   @property
-  def _stage_end(self):
-    final = self.stage + 1 == len(self.planned)
-    return self.end if final else self.spec.ends[self.stage]
+  def _stage_end(self) -> int:
+    return self._milestones.end if self._final else self._spec.ends[self._stage]
 
-  def _train_stage(self):
-    spec, planned = self.spec, self.planned[self.stage]
-    begin, end = (0, *spec.ends)[self.stage], spec.ends[self.stage]
+  def _train_stage(self) -> None:
+    """Dispatches the steps of a stage, up to log_every at a time."""
+    spec, planned = self._spec, self._planned[self._stage]
+    begin, end = (0, *spec.ends)[self._stage], spec.ends[self._stage]
     schedule = (end - begin, 0)
     if not spec.restart_schedule:
       schedule = (spec.ends[-1], begin)
-    matrices = self.programs.matrices(planned, self.stage)
-    args = (self._teacher_params(), matrices, spec.data_keys)
-    while self.step < self._stage_end:
-      row = self.step - self.step % spec.log_every + spec.log_every
-      stop = min(row, self._stage_end)
-      loss = self._advance(planned, schedule, stop, args)
-      self._log(loss)
-      if multihost.any_of(bool(self.signals)):
+    matrices = self._steps.matrices(planned, self._stage)
+    constant = (self._teacher_params(planned), matrices, spec.keys.data)
+    advance = functools.partial(
+      self._steps.advance, planned, schedule, (begin, end - begin)
+    )
+    log_every = spec.loop.log_every
+    while self._step < self._stage_end:
+      next_record = self._step - self._step % log_every + log_every
+      self._dispatch(advance, min(next_record, self._stage_end), constant)
+      if multihost.any_of(bool(self._signals)):
         self._stop()
 
-  def _teacher_params(self):
-    stage, teacher = self.planned[self.stage].stage, self.spec.teacher
-    if teacher is None or not stage.needs_teacher:
+  def _teacher_params(self, planned: stage_plan.StagePlan) -> types.Params:
+    teacher = self._spec.teacher
+    if teacher is None or not teacher.available:
       return None
-    return self._placed(teacher.at(stage.checkpoint))
+    if not planned.stage.needs_teacher:
+      return None
+    return self._steps.place_teacher(teacher.at(planned.stage.checkpoint))
 
-  def _placed(self, params):
-    """Parameters of the teacher, on the devices."""
-    return mesh_lib.place(params, self.spec.mesh, self.spec.rules[1])
+  def _dispatch(
+    self, advance: Callable[..., Any], stop: int, constant: tuple[Any, ...]
+  ) -> None:
+    """Dispatches the steps up to `stop`, then reads those before them."""
+    start = self._step
+    rows = targets = None
+    if self._loader is not None:
+      rows, targets = self._loader.rows(start), self._loader.targets(start)
+    self._states, out = advance(
+      self._states, start, stop, *constant, rows, targets
+    )
+    self._step = stop
+    metrics = None
+    if self._milestones.is_evaluated(stop, self._stage_end):
+      metrics = self._steps.evaluate(self._states.params)
+    before = self._pending
+    self._pending = _Pending(start, stop, self._stage, rows, out, metrics)
+    if before is not None:
+      self._record(before)
+    if self._must_read():
+      self._read()
 
-  def _timed(self, purpose, program, *args):
-    compiled, begin = self.programs.seconds, time.perf_counter()
-    out = jax.block_until_ready(program(*args))
-    compiled = self.programs.seconds - compiled
-    self.spent[purpose] += time.perf_counter() - begin - compiled
-    return out
-
-  def _dispatch(self, planned, schedule, stop, args):
-    rows = self.feed and self.feed.rows(self.step)
-    wants = self.feed and self.feed.wants(self.step)
-    return self.programs.advance(
-      planned, schedule, self.states, self.step, stop, *args, rows, wants
+  def _must_read(self) -> bool:
+    """Whether metrics have to be read before more steps are dispatched."""
+    if self._milestones.is_saved(self._step) or self._late():
+      return True
+    assert self._pending is not None
+    return self._pending.metrics is not None and self._milestones.depend_on(
+      self._step, self._final
     )
 
-  def _advance(self, planned, schedule, stop, args):
-    self.states, out = self._timed(
-      'train', self._dispatch, planned, schedule, stop, args
-    )
-    out = jax.device_get(out)
-    if (out['bad'] < stop).any():
-      self._fail(out['bad'])
-    loss = float(out['loss'].mean()) / (stop - self.step)
-    self.step = stop
-    return loss
+  def _read(self) -> None:
+    """Reads and records the metrics of the last dispatch."""
+    if self._pending is not None:
+      pending, self._pending = self._pending, None
+      self._record(pending)
 
-  def _fail(self, bad):
-    self._check_weights(int(bad.argmin()), int(bad.min()))
-    good = checkpoints_lib.latest(self.folder)
-    kept = 'none was saved yet' if good is None else f'checkpoint {good}'
-    raise errors.UserError(
-      f'The loss of seed {bad.argmin()} is not finite at step {bad.min()}, in '
-      f'stage {self.planned[self.stage].stage.name!r} of {self.folder}. The '
-      f'last good checkpoint: {kept}. Try a smaller optimizer.learning_rate, '
-      'in another workdir.'
-    )
-
-  def _check_weights(self, seed, at):
-    keys, rows = self.spec.data_keys, None
-    if self.feed is not None:
-      one = lambda leaf: leaf[at % len(leaf), seed % len(keys)]
-      rows = jax.tree.map(one, self.feed.rows(at))
-    batch = jax.jit(self.spec.batch)(keys[seed % len(keys)], at, rows)
-    weights = train_step.weights(batch, self.planned[self.stage].stage)
-    errors.require(
-      weights is None or bool(weights.any()),
-      f'The batch of seed {seed} at step {at} has no position that counts in '
-      'the loss: none was masked, or all weights are 0. Raise batch_size or '
-      'data.mask_rate, or mend the weights.',
-    )
-
-  def _evaluate(self):
-    return self._metrics(self.programs.evaluate)
-
-  def _agree(self):
-    teacher = self._placed(self.spec.teacher.params)
-    return self._metrics(self.programs.agree, teacher)
-
-  def _metrics(self, program, *args):
-    found = self._timed('evaluate', program, self.states.params, *args)
-    found = jax.device_get(found)
-    return {f'eval/{name}': v.tolist() for name, v in found.items()}
-
-  def _log(self, loss):
-    spec = self.spec
-    name = self.planned[self.stage].stage.name
-    row = {'step': self.step, 'stage': name, 'loss': loss}
-    crossed = False
-    if self.step % spec.eval_every == 0 or self.step == self._stage_end:
-      row |= self._evaluate()
-      accuracy = min(row[self._score])
-      crossed = any(self.best < a <= accuracy for a in spec.save_at)
-      self.best = max(self.best, accuracy)
-      self._stop_early(accuracy)
-    judged = spec.teacher is not None and spec.teacher_metrics
-    if self.step == self.end and judged:
-      row |= self._agree()
-    self.journal.write(row)
-    late = multihost.any_of(self._late())
-    if crossed or self.step % spec.save_every == 0 or self.step == self.end:
-      self._save(row.get(self._score))
-    elif late:
-      self._save(row.get(self._score), extra=True)
-
-  def _late(self):
-    """Whether it is time to save by the clock."""
-    minutes = (time.monotonic() - self.saved_at) / 60
-    return 0 < self.spec.save_minutes <= minutes
-
-  def _stop(self):
-    if self.saved != self.step:
-      self._save(extra=True)
-    # Another process may have been asked.
-    signals = self.signals or ['a signal']
-    raise errors.Stopped(
-      f'Stopped by {signals[0]}: saved step {self.step} of {self.folder}. '
-      'The same command goes on.'
-    )
-
-  def _stop_early(self, accuracy):
-    spec = self.spec
-    final = self.stage + 1 == len(self.planned)
-    undecided = self.end == spec.ends[-1]
-    if final and undecided and accuracy >= spec.stop_at:
-      self.end = min(math.ceil(self.step * (1 + spec.overrun)), self.end)
-      self.journal.expect(self.end)
-
-  def _save(self, accuracy=None, extra=False):
-    """Saves; an `extra` checkpoint goes when the next is there."""
-    accuracy = accuracy or self._evaluate()[self._score]
-    record = {
-      'stage': self.planned[self.stage].stage.name,
-      'accuracy': accuracy,
-      'end': self.end,
-      'best': self.best,
-      'extra': extra,
-      'rows': self.journal.sync(),
-      'seconds': self.seconds,
+  def _record(self, pending: _Pending) -> None:
+    """Logs the steps of one dispatch, and saves where it is time."""
+    out = self.stopwatch.wait('train', pending.out)
+    if (out['bad'] < pending.stop).any():
+      self._writer.wait()
+      stage = self._planned[pending.stage].stage
+      failures.explain(
+        self._spec, stage, self._folder, out['bad'], pending.rows
+      )
+    steps = pending.stop - pending.start
+    record: types.Record = {
+      'step': pending.stop,
+      'stage': self._planned[pending.stage].stage.name,
+      'loss': float(out['loss'].mean()) / steps,
     }
-    own = self.feed and self.feed.state(self.step)
-    checkpoints_lib.save(self.folder, self.step, _items(self.states), record, own)
-    self._clean()
-    self.stale = {self.step} if extra else set()
-    self.saved, self.saved_at = self.step, time.monotonic()
-    if self.spec.keep:
-      checkpoints_lib.prune(self.folder, self.spec.keep)
+    for name, total in out.get('terms', {}).items():
+      record[f'loss/{name}'] = float(total.mean()) / steps
+    crossed = best = False
+    metrics = None
+    if pending.metrics is not None:
+      metrics = self._values(pending.metrics)
+      final = pending.stage + 1 == len(self._planned)
+      crossed = self._milestones.observe(metrics, pending.stop, final)
+      best = self._milestones.is_best(metrics)
+      self._log.expect(self._milestones.end)
+      if pending.stop == self._milestones.end:
+        metrics |= self._agreement()
+      record |= {f'eval/{name}': values for name, values in metrics.items()}
+    self._log.write(record)
+    if self._pending is not None:
+      return  # The states are those of later steps already.
+    if crossed or self._milestones.is_saved(pending.stop):
+      self._save(metrics, best=best)
+    elif best or self._late():
+      self._save(metrics, best=best, temporary=True)
 
-  def _clean(self):
-    """Removes what is not of the schedule, once there is a later checkpoint."""
-    for other in checkpoints_lib.steps(self.folder):
-      # Those after this step are of a run that was taken up before them.
-      if other > self.step or (other in self.stale and other != self.step):
-        checkpoints_lib.remove(self.folder, other)
+  def _values(self, metrics: dict[str, Any]) -> milestones_lib.Metrics:
+    found = self.stopwatch.wait('evaluate', metrics)
+    return {name: values.tolist() for name, values in found.items()}
+
+  def _agreement(self) -> milestones_lib.Metrics:
+    """Metrics against the teacher, where there is one."""
+    teacher = self._spec.teacher
+    if teacher is None or not (
+      teacher.available and self._spec.teacher_metrics
+    ):
+      return {}
+    params = self._steps.place_teacher(teacher.params)
+    return self._values(self._steps.agreement(self._states.params, params))
+
+  def _late(self) -> bool:
+    """Whether it is time to save by the clock, for any process."""
+    limit = self._spec.loop.save_minutes
+    minutes = (time.monotonic() - self._saved_at) / 60
+    return bool(limit) and multihost.any_of(limit <= minutes)
+
+  def _save(
+    self,
+    metrics: milestones_lib.Metrics | None,
+    *,
+    best: bool = False,
+    temporary: bool = False,
+  ) -> None:
+    """Saves the present states; a temporary checkpoint goes with the next."""
+    if metrics is None:
+      metrics = self._values(self._steps.evaluate(self._states.params))
+    record = {
+      'stage': self._planned[self._stage].stage.name,
+      'score': metrics[self._spec.primary],
+      'records': self._log.sync(),
+      'seconds': self.stopwatch.seconds,
+      **self._milestones.state(),
+    }
+    local = self._loader and self._loader.state(self._step)
+    self._writer.save(
+      self._step,
+      _items(self._states),
+      record,
+      local,
+      temporary=temporary,
+      best=best,
+    )
+    self._saved, self._saved_at = self._step, time.monotonic()
+    self.stopwatch.wait('save')
+
+  def _stop(self) -> None:
+    """Saves, and raises Stopped."""
+    self._read()
+    if self._saved != self._step:
+      self._save(None, temporary=True)
+    self._writer.wait()
+    # Another process may have been asked.
+    signals = self._signals or ['a signal']
+    raise errors.Stopped(
+      f'Stopped by {signals[0]}: saved step {self._step} of {self._folder}. '
+      'The same command resumes.'
+    )

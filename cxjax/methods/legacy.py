@@ -1,0 +1,100 @@
+"""Keyword arguments of the previous release, for one more.
+
+A stage had the fields of a single term. They still work, with a warning that
+names what to write now.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import functools
+from typing import Any
+import warnings
+
+from cxjax import errors
+
+# The old name of each field, and the new one.
+RENAMED = {
+  'law': 'projection',
+  'readout': 'regressor',
+  'shared': 'shared_projection',
+  'centred': 'centered',
+  'positions': 'tokens',
+}
+VALUES = {('tokens', 'read'): 'predicted'}
+
+
+def term_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Fields of a term under their new names.
+
+  Args:
+    fields: by their old or new names.
+    where: what they were given to, for the warning.
+
+  Returns:
+    The fields by their new names.
+
+  Raises:
+    UserError: a field was given by both of its names.
+  """
+  found: dict[str, Any] = {}
+  for old, value in fields.items():
+    name = RENAMED.get(old, old)
+    if name != old:
+      warnings.warn(
+        f'{old}= of {where} is now {name}=; the old name goes with the next '
+        'release.',
+        DeprecationWarning,
+        stacklevel=4,
+      )
+    errors.require(
+      name not in found,
+      f'{where} has {name} twice, the second time as {old}. Leave {old} out.',
+    )
+    value = VALUES.get((name, value), value) if name == 'tokens' else value
+    found[name] = value
+  return found
+
+
+def stage_of_one_term(make_terms: Callable[[dict[str, Any]], Any]) -> Callable:
+  """Decorator of `Stage`: accepts the fields of its single term as well.
+
+  Args:
+    make_terms: from the fields of a term to the terms.
+
+  Returns:
+    The decorator.
+  """
+
+  def decorate(cls: type) -> type:
+    init: Callable[..., None] = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def __init__(  # noqa: N807
+      self: Any,
+      name: str,
+      steps: int,
+      terms: Any = (),
+      frozen: tuple[str, ...] = (),
+      checkpoint: int | None = None,
+      **fields: Any,
+    ) -> None:
+      if fields:
+        errors.require(
+          not terms,
+          f'Stage {name!r} has terms and also {", ".join(fields)}: give those '
+          'to its terms.',
+        )
+        warnings.warn(
+          f'Stage({name!r}, {", ".join(fields)}=...) is now Stage({name!r}, '
+          'steps, terms=(cxjax.Term(...),)); the old form goes with the next '
+          'release.',
+          DeprecationWarning,
+          stacklevel=2,
+        )
+        terms = make_terms(term_fields(fields, f'stage {name!r}'))
+      init(self, name, steps, terms, frozen, checkpoint)
+
+    cls.__init__ = __init__  # type: ignore[misc]
+    return cls
+
+  return decorate

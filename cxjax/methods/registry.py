@@ -1,0 +1,227 @@
+"""The one registry of methods: from the block of a config to a curriculum.
+
+A method is a function that returns stages. To add one, write such a function
+and a line in `METHODS`: its options become a block of the configs, and its name
+a value of `config.method`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from cxjax import errors
+from cxjax.methods import curricula
+from cxjax.methods import custom as custom_lib
+from cxjax.methods import layer_matching
+from cxjax.methods import losses
+from cxjax.methods import stage as stage_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a method knows of a run besides its own options.
+
+  Attributes:
+    num_steps: total number of updates.
+    teacher_layers: names of the teacher's hidden activations, lowest first.
+    student_layers: the same of the student.
+    checkpoints: `(step, score)` of each of the teacher's checkpoints, oldest
+      first; the score is its task's primary metric.
+    output: arguments of `stage_lib.output_terms`.
+  """
+
+  num_steps: int
+  teacher_layers: tuple[str, ...] = ()
+  student_layers: tuple[str, ...] = ()
+  checkpoints: tuple[tuple[int, float], ...] = ()
+  output: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A method of the configs.
+
+  Attributes:
+    build: from its block of a config and the context to the curriculum.
+    options: its block of a config, with the defaults.
+  """
+
+  build: Callable[[Any, Context], stage_lib.Curriculum]
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _build_supervised(block: Any, context: Context) -> stage_lib.Curriculum:
+  del block
+  return curricula.supervised(context.num_steps)
+
+
+def _build_one_shot(block: Any, context: Context) -> stage_lib.Curriculum:
+  del block
+  return curricula.one_shot(context.num_steps, **context.output)
+
+
+def _build_progressive(block: Any, context: Context) -> stage_lib.Curriculum:
+  checkpoints = choose_checkpoints(
+    context.checkpoints,
+    block.rule,
+    scores=block.scores,
+    count=block.count,
+    listed=block.checkpoints,
+  )
+  steps = layer_matching.split_steps(
+    context.num_steps, len(checkpoints), block.share, block.steps
+  )
+  return curricula.progressive((*checkpoints, None), steps, **context.output)
+
+
+def _build_extracted(block: Any, context: Context) -> stage_lib.Curriculum:
+  pairs = block.layers or layer_matching.match_layers(
+    context.teacher_layers, context.student_layers
+  )
+  steps = layer_matching.split_steps(
+    context.num_steps, len(pairs), block.share, block.steps
+  )
+  options = {
+    name: block[name] for name in curricula.HIDDEN_OPTIONS if name in block
+  }
+  options['width'] = block.width or None
+  hidden_loss = errors.lookup(
+    'extracted.loss', block.loss, losses.HIDDEN_LOSSES
+  )
+  return curricula.extracted(
+    pairs,
+    steps,
+    **context.output,
+    hidden_loss=hidden_loss,
+    freeze=block.freeze,
+    checkpoint=None if block.checkpoint < 0 else block.checkpoint,
+    **options,
+  )
+
+
+def _build_custom(block: Any, context: Context) -> stage_lib.Curriculum:
+  return custom_lib.custom(block.stages, context.num_steps)
+
+
+# Every block also has `rate_factor`: the learning rate of the method is so many
+# times `optimizer.learning_rate`.
+METHODS = {
+  'supervised': Method(_build_supervised),
+  'one_shot': Method(_build_one_shot),
+  'progressive': Method(
+    _build_progressive,
+    dict(
+      rule='transition',  # transition, even, list
+      scores=(0.75,),  # transition: the checkpoints nearest to these.
+      count=1,  # even: how many.
+      checkpoints=(),  # list: steps.
+      share=0.25,  # Of num_steps before the final teacher.
+      steps=(),  # Lengths of all stages, in place of share.
+    ),
+  ),
+  'extracted': Method(
+    _build_extracted,
+    dict(
+      layers=(),  # Pairs (teacher, student); () matches by depth.
+      loss='l2',  # cosine
+      projection='gaussian',  # rademacher, sparse, orthogonal, identity
+      regressor=False,  # Match a linear map of the student's layer.
+      width=0,  # Of the projection, with a regressor; 0 chooses.
+      shared_projection=False,  # One projection for all layers.
+      norm='none',  # Of the teacher's activation: none, layer.
+      centered=False,  # Less its mean over the batch.
+      scale=1.0,  # Times this.
+      tokens='all',  # predicted: where the output loss reads alone.
+      freeze=False,  # Layers whose stage is over.
+      checkpoint=-1,  # Of the hidden targets; -1 is the final teacher.
+      share=0.25,  # Of num_steps before the output stage.
+      steps=(),  # Lengths of all stages, in place of share.
+    ),
+  ),
+  'custom': Method(
+    _build_custom,
+    dict(stages=()),  # Blocks of stages and terms, as of `custom`.
+  ),
+}
+
+
+def build(name: str, block: Any, context: Context) -> stage_lib.Curriculum:
+  """The curriculum of a method of the configs.
+
+  Args:
+    name: of `METHODS`.
+    block: its options.
+    context: of the run.
+
+  Returns:
+    The stages, `context.num_steps` long together.
+
+  Raises:
+    UserError: an unknown method, or settings that do not fit the teacher.
+  """
+  return errors.lookup('method', name, METHODS).build(block, context)
+
+
+def choose_checkpoints(
+  available: Sequence[tuple[int, float]],
+  rule: str,
+  *,
+  scores: Sequence[float] = (),
+  count: int = 0,
+  listed: Sequence[int] = (),
+) -> tuple[int, ...]:
+  """Intermediate checkpoints that progressive distillation learns from.
+
+  Args:
+    available: `(step, score)` of the teacher's checkpoints, oldest first; the
+      last is the final teacher and is not chosen.
+    rule: 'transition', the checkpoint nearest to each of `scores`; 'even',
+      `count` evenly spaced in steps; 'list', those `listed`.
+    scores: held-out scores inside the transition.
+    count: number of checkpoints.
+    listed: steps.
+
+  Returns:
+    Steps, oldest first; the final teacher comes after them.
+
+  Raises:
+    UserError: an unknown rule, or a checkpoint that the teacher does not have.
+  """
+  score = dict(available[:-1])
+  if not score:
+    raise errors.UserError(
+      'Progressive distillation needs earlier checkpoints of the teacher, and '
+      'there are none. Set teacher.save_every, or choose another method.'
+    )
+  last = available[-1][0]
+
+  def nearest(values: Mapping[int, float], wanted: float) -> int:
+    return min(values, key=lambda step: abs(values[step] - wanted))
+
+  def by_transition() -> set[int]:
+    return {nearest(score, wanted) for wanted in scores}
+
+  def by_count() -> set[int]:
+    own = {step: step for step in score}
+    even = (last * i / (count + 1) for i in range(1, count + 1))
+    return {nearest(own, wanted) for wanted in even}
+
+  def by_list() -> set[int]:
+    have = ', '.join(map(str, score))
+    for wanted in listed:
+      errors.require(
+        wanted in score,
+        f'The teacher has no intermediate checkpoint {wanted}. It has: {have}.',
+      )
+    return set(listed)
+
+  rules = {'transition': by_transition, 'even': by_count, 'list': by_list}
+  chosen = errors.lookup('progressive.rule', rule, rules)()
+  errors.require(
+    bool(chosen),
+    f'progressive.rule={rule!r} chooses no checkpoint: fill its field, '
+    'progressive.scores, .count or .checkpoints.',
+  )
+  return tuple(sorted(chosen))

@@ -1,0 +1,204 @@
+"""What the student is compared with: activations, pooled, shaped, projected."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cxjax import errors
+from cxjax import types
+from cxjax.methods import losses
+from cxjax.methods import projections
+from cxjax.methods import stage as stage_lib
+
+Activations = dict[str, jax.Array]
+
+
+def forward(
+  apply: types.Apply, params: types.Params, x: types.Input
+) -> Activations:
+  """All activations of a model by name; 'logits' is its output.
+
+  Under `jit`, the layers above the highest one that is used cost nothing: XLA
+  drops them.
+  """
+  logits, activations = apply(params, x)
+  return {**activations, stage_lib.LOGITS: logits}
+
+
+def activation(
+  apply: types.Apply, params: types.Params, x: types.Input, name: str
+) -> jax.Array:
+  """The activation `name` of a model; 'logits' is its output.
+
+  Raises:
+    UserError: there is no such activation; lists those that there are.
+  """
+  return errors.lookup('activation', name, forward(apply, params, x))
+
+
+def without_dropout(x: types.Input) -> types.Input:
+  """The input without the keys that make a model drop activations."""
+  if not isinstance(x, Mapping):
+    return x
+  return {name: leaf for name, leaf in x.items() if name != 'dropout'}
+
+
+def compared(
+  activations: Activations, x: types.Input, name: str, term: stage_lib.Term
+) -> jax.Array:
+  """The activation `name` at the tokens that a term compares, pooled.
+
+  Args:
+    activations: from `forward`.
+    x: the input that they are of.
+    name: which of them.
+    term: its `tokens` and `pool`.
+
+  Returns:
+    `[B, D]`, or `[B, ..., D]` where nothing is pooled.
+
+  Raises:
+    UserError: there is no such activation; lists those that there are.
+  """
+  value = errors.lookup('activation', name, activations)
+  positions = x.get('target_positions') if isinstance(x, Mapping) else None
+  if (
+    term.all_tokens
+    or name in stage_lib.TARGET_POSITION_ACTIVATIONS
+    or positions is None
+  ):
+    return _pooled(value, x, term.pool)
+  return jnp.take_along_axis(value, positions[..., None], axis=1)
+
+
+def _pooled(value: jax.Array, x: types.Input, pool: str) -> jax.Array:
+  """`[B, ..., D]` as `[B, D]`, or as it is."""
+  if pool == 'none' or value.ndim == 2:
+    return value
+  flat = value.reshape(len(value), -1, value.shape[-1])
+  if pool == 'flatten':
+    return flat.reshape(len(value), -1)
+  mask = x.get('mask') if isinstance(x, Mapping) else None
+  if mask is None or mask.shape != flat.shape[:2]:
+    return jnp.mean(flat, axis=1)
+  each = jnp.broadcast_to(mask[..., None], flat.shape)
+  return weighted_mean(flat, each, axis=1)
+
+
+def loss_weights(batch: types.Batch, term: stage_lib.Term) -> jax.Array | None:
+  """How much each value of a term's loss counts; None where all count 1."""
+  if not term.all_tokens:
+    return batch.get('weights')
+  if term.pool != 'none':
+    return None
+  return batch['x'].get('mask') if isinstance(batch['x'], Mapping) else None
+
+
+def weighted_mean(
+  values: jax.Array,
+  weights: jax.Array | None,
+  axis: int | tuple[int, ...] | None = None,
+) -> jax.Array:
+  """Weighted mean over `axis`, by default over all; NaN where nothing counts.
+
+  Args:
+    values: any shape.
+    weights: the same shape, or one that broadcasts to it; None is the mean.
+    axis: of `values`.
+
+  Returns:
+    The mean.
+  """
+  if weights is None:
+    return jnp.mean(values, axis=axis)
+  weights = weights.astype(values.dtype)
+  total = jnp.sum(weights, axis=axis)
+  return jnp.sum(values * weights, axis=axis) / total
+
+
+def projection_shape(
+  term: stage_lib.Term, teacher_width: int, student_width: int
+) -> tuple[int, int]:
+  """Shape `(d_T, r)` of a term's projection."""
+  widest = teacher_width if term.projection == 'identity' else student_width
+  width = (term.width or widest) if term.regressor else student_width
+  return teacher_width, width
+
+
+def transform(
+  want: jax.Array, weights: jax.Array | None, term: stage_lib.Term
+) -> jax.Array:
+  """Normalizes, centers and scales a target, before its projection.
+
+  Args:
+    want: `[..., d_T]`, an activation of the teacher for one batch.
+    weights: `[...]`, of the mean that `term.centered` subtracts.
+    term: its `norm`, `centered` and `scale`.
+
+  Returns:
+    `[..., d_T]`.
+  """
+  if term.norm == 'layer':
+    want = want.astype(jnp.float32)
+    want = jax.nn.standardize(want, axis=-1, epsilon=1e-5)
+  if term.centered:
+    axes = tuple(range(want.ndim - 1))
+    each = None if weights is None else weights[..., None]
+    middle = weighted_mean(want, each, axes)
+    want = want - jnp.expand_dims(middle, axes)
+  return want if term.scale == 1 else want * term.scale
+
+
+def top(want: jax.Array, term: stage_lib.Term) -> types.Target:
+  """All logits, or the `term.top_k` largest of them."""
+  return losses.top_k(want, term.top_k) if term.top_k else want
+
+
+def make_targets(
+  apply: types.Apply | None,
+  params: types.Params,
+  matrices: Mapping[str, jax.Array] | None,
+  batch: types.Batch,
+  stage: stage_lib.Stage,
+) -> dict[str, types.Target]:
+  """Targets of a stage, constant to the gradient.
+
+  One forward pass of the teacher serves all terms.
+
+  Args:
+    apply: the teacher; not read by a stage that needs none.
+    params: the teacher's parameters.
+    matrices: the `[d_T, r]` projection matrix of each term that has one.
+    batch: as in `cxjax.types`.
+    stage: what the student imitates.
+
+  Returns:
+    A target for each term, by its name: `[B]` labels, `[B, C]` logits or `[B,
+    r]` projected activations; for sequences `[B, P]`, `[B, P, C]` and `[B, L,
+    r]`, or `[B, P, r]`. With `top_k` it is what `losses.top_k` returns.
+  """
+  found: dict[str, types.Target] = {}
+  activations: Activations = {}
+  if stage.needs_teacher:
+    assert apply is not None
+    x = without_dropout(batch['x'])
+    activations = forward(apply, params, x)
+  for name, term in stage.named_terms.items():
+    if not term.needs_teacher:
+      found[name] = batch['y']
+      continue
+    want = compared(activations, x, term.target, term)
+    want = transform(want, loss_weights(batch, term), term)
+    found[name] = _finished(want, (matrices or {}).get(name), term)
+  return found
+
+
+def _finished(
+  want: jax.Array, matrix: jax.Array | None, term: stage_lib.Term
+) -> Any:
+  """A target, projected or reduced to its largest entries."""
+  if matrix is not None:
+    return projections.project(want, matrix)
+  return jax.lax.stop_gradient(top(want, term))

@@ -1,0 +1,197 @@
+"""Held-out metrics, and the one registry of them.
+
+A metric is computed from statistics of every example, or of every predicted
+token, which are added up over the whole held-out set before the metric is made
+of them. Hence a corpus metric such as perplexity or F1 is exact, however the
+set is split. To add one, call `register`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from cxjax import errors
+from cxjax.methods import losses
+
+# `(output, reference) -> [...]`, or a tree of such arrays.
+Statistics: TypeAlias = Callable[[jax.Array, jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A number that an output and its reference give over a held-out set.
+
+  Attributes:
+    statistics: `(output, reference) -> tree of [...]`, one value per example,
+      or per predicted token of a sequence.
+    finish: from the weighted sums of the statistics and the sum of the weights
+      to the metric, a scalar; None is the weighted mean.
+    reference: 'labels', or 'teacher', whose output is the reference.
+    higher_is_better: whether more of it is better.
+  """
+
+  statistics: Statistics
+  finish: Callable[[Any, jax.Array], jax.Array] | None = None
+  reference: str = 'labels'
+  higher_is_better: bool = True
+
+  def better(self, a: float, b: float) -> bool:
+    """Whether a score `a` is better than `b`."""
+    return a > b if self.higher_is_better else a < b
+
+  def reaches(self, score: float, threshold: float) -> bool:
+    """Whether a score is at least as good as a threshold."""
+    return score == threshold or self.better(score, threshold)
+
+  def worst(self, scores: Iterable[float]) -> float:
+    """The worst of several scores."""
+    return min(scores) if self.higher_is_better else max(scores)
+
+  @property
+  def lowest(self) -> float:
+    """A score that every other is better than."""
+    return -math.inf if self.higher_is_better else math.inf
+
+  def total(
+    self, statistics: Any, weights: jax.Array | None, axis: Any = None
+  ) -> jax.Array:
+    """The metric of a set.
+
+    Args:
+      statistics: a tree of `[N, ...]`.
+      weights: `[N, ...]` how much each counts; None is 1.
+      axis: of the sums; None is all.
+
+    Returns:
+      A scalar; NaN where nothing counts.
+    """
+    leaf = jax.tree.leaves(statistics)[0]
+    if weights is None:
+      weights = jnp.ones(leaf.shape, jnp.float32)
+    weights = weights.astype(jnp.float32)
+    count = jnp.sum(weights, axis=axis)
+    sums = jax.tree.map(lambda x: jnp.sum(x * weights, axis=axis), statistics)
+    return sums / count if self.finish is None else self.finish(sums, count)
+
+
+def _top_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  return jnp.argmax(logits, axis=-1) == labels
+
+
+def _same_top(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+  return jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
+
+
+def _confusion(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+  said, true = jnp.argmax(logits, axis=-1) == 1, labels == 1
+  return {
+    'hit': said & true,
+    'false alarm': said & ~true,
+    'miss': ~said & true,
+  }
+
+
+def _f1(sums: dict[str, jax.Array], count: jax.Array) -> jax.Array:
+  del count
+  hits = 2 * sums['hit']
+  return hits / (hits + sums['false alarm'] + sums['miss'])
+
+
+METRICS: dict[str, Metric] = {
+  'accuracy': Metric(_top_label),
+  'loss': Metric(losses.cross_entropy, higher_is_better=False),
+  'perplexity': Metric(
+    losses.cross_entropy,
+    lambda total, count: jnp.exp(total / count),
+    higher_is_better=False,
+  ),
+  # F1 of class 1, of two classes or more.
+  'f1': Metric(_confusion, _f1),
+  'agreement': Metric(_same_top, reference='teacher'),
+  'teacher_kl': Metric(losses.kl, reference='teacher', higher_is_better=False),
+}
+LABEL_METRICS = ('accuracy', 'loss', 'perplexity')
+TEACHER_METRICS = ('agreement', 'teacher_kl')
+Metrics: TypeAlias = Mapping[str, Metric | Statistics] | Iterable[str] | str
+
+
+def register(name: str, metric: Metric) -> None:
+  """Makes a metric known by a name, as tasks and configs give it.
+
+  Raises:
+    UserError: the name is taken.
+  """
+  errors.require(
+    name not in METRICS,
+    f'There is a metric {name!r} already: choose another name.',
+  )
+  METRICS[name] = metric
+
+
+def resolve(metrics: Metrics) -> dict[str, Metric]:
+  """Metrics by name.
+
+  Args:
+    metrics: names of registered metrics, or a mapping from names to `Metric`s
+      or to functions `(output, reference) -> [...]`, whose mean is the metric.
+
+  Returns:
+    A `Metric` for each name.
+
+  Raises:
+    UserError: a name that is not registered, or a value that is no function.
+  """
+  if isinstance(metrics, str):
+    metrics = (metrics,)
+  if not isinstance(metrics, Mapping):
+    return {n: errors.lookup('metric', n, METRICS) for n in metrics}
+  found = {}
+  for name, metric in metrics.items():
+    errors.require(
+      isinstance(metric, Metric) or callable(metric),
+      f'The metric {name!r} is {metric!r}: give a function of (output, labels) '
+      'that returns a value per example, or a cxjax.Metric.',
+    )
+    known = isinstance(metric, Metric)
+    found[name] = metric if known else Metric(metric)
+  return found
+
+
+def check(
+  metrics: Mapping[str, Metric], output: Any, reference: Any, counted: Any
+) -> None:
+  """Checks that each metric makes one value per example.
+
+  Args:
+    metrics: from `resolve`.
+    output: shape of the model's output for a batch.
+    reference: shape of the labels, or of the teacher's output.
+    counted: the shape that the statistics of a batch must have.
+
+  Raises:
+    UserError: a metric fails on those shapes, or makes another shape.
+  """
+  for name, metric in metrics.items():
+    try:
+      found = jax.eval_shape(metric.statistics, output, reference)
+      shapes = {leaf.shape for leaf in jax.tree.leaves(found)}
+    except Exception as error:  # Whatever a function of the user raises.
+      reason = str(error).partition('\n')[0].rstrip('.')
+      raise errors.UserError(
+        f'The metric {name!r} does not take an output of '
+        f'{list(output.shape)} and a reference of {list(reference.shape)}: '
+        f'{reason}.'
+      ) from error
+    errors.require(
+      shapes == {tuple(counted)},
+      f'The metric {name!r} makes {", ".join(str(list(s)) for s in shapes)} of '
+      f'an output of {list(output.shape)}: it must make one value for each '
+      f'example, {list(counted)}. It is averaged afterwards.',
+    )

@@ -1,0 +1,115 @@
+"""What the held-out metrics decide: when a run saves and when it ends."""
+
+import math
+from typing import Any
+
+from cxjax.training import run_spec
+
+Metrics = dict[str, list[float]]
+
+
+class Milestones:
+  """Follows the metrics of a run, and decides by them.
+
+  The score is the primary metric of the worst seed.
+
+  Attributes:
+    end: the step at which the run ends, as far as is known.
+  """
+
+  def __init__(self, spec: run_spec.RunSpec) -> None:
+    """Nothing was observed yet."""
+    self._spec, self._loop = spec, spec.loop
+    self._metric = spec.primary_metric
+    self._best_score: float | None = None
+    self._best_kept: float | None = None  # The mean over the seeds.
+    self.end = spec.ends[-1]
+
+  def state(self) -> dict[str, Any]:
+    """What `restore` needs; JSON values."""
+    return {
+      'end': self.end,
+      'best_score': self._best_score,
+      'best_kept': self._best_kept,
+    }
+
+  def restore(self, record: dict[str, Any]) -> None:
+    """Goes on with a state."""
+    self.end = record['end']
+    self._best_score = record['best_score']
+    self._best_kept = record['best_kept']
+
+  def is_saved(self, step: int) -> bool:
+    """Whether the schedule saves a checkpoint at a step."""
+    return step % self._loop.save_every == 0 or step == self.end
+
+  def is_evaluated(self, step: int, stage_end: int) -> bool:
+    """Whether the students are evaluated at a step."""
+    return step % self._loop.eval_every == 0 or step == stage_end
+
+  def depend_on(self, step: int, final: bool) -> bool:
+    """Whether the metrics of a step may decide what comes right after it.
+
+    Args:
+      step: that was evaluated.
+      final: whether the last stage is under way.
+
+    Returns:
+      False where the next steps can be dispatched before they are known.
+    """
+    loop = self._loop
+    if loop.keep_best or not all(map(self._was_reached, loop.save_at)):
+      return True
+    if loop.stop_at is None or not (final and self._undecided):
+      return False
+    return self._end_after(step) <= step + loop.log_every
+
+  def observe(self, metrics: Metrics, step: int, final: bool) -> bool:
+    """Takes in the metrics of a step; may bring the end of the run forward.
+
+    Args:
+      metrics: values of each metric over the seeds.
+      step: at which they were taken.
+      final: whether the last stage was under way.
+
+    Returns:
+      Whether the score reached a threshold of `save_at`.
+    """
+    score = self._metric.worst(metrics[self._spec.primary])
+    crossed = any(
+      self._metric.reaches(score, at) and not self._was_reached(at)
+      for at in self._loop.save_at
+    )
+    if self._best_score is None or self._metric.better(score, self._best_score):
+      self._best_score = score
+    stop_at = self._loop.stop_at
+    may_end = final and self._undecided and stop_at is not None
+    if may_end and self._metric.reaches(score, stop_at or 0.0):
+      self.end = self._end_after(step)
+    return crossed
+
+  def is_best(self, metrics: Metrics) -> bool:
+    """Whether the mean of `keep_best` over the seeds is the best so far."""
+    name = self._loop.keep_best
+    if not name:
+      return False
+    score = sum(metrics[name]) / len(metrics[name])
+    metric = self._spec.metrics[name]
+    if self._best_kept is not None and not metric.better(
+      score, self._best_kept
+    ):
+      return False
+    self._best_kept = score
+    return True
+
+  @property
+  def _undecided(self) -> bool:
+    return self.end == self._spec.ends[-1]
+
+  def _was_reached(self, threshold: float) -> bool:
+    best = self._best_score
+    return best is not None and self._metric.reaches(best, threshold)
+
+  def _end_after(self, step: int) -> int:
+    """The end of a run whose score is good enough at a step."""
+    return min(math.ceil(step * (1 + self._loop.overrun)), self.end)

@@ -1,0 +1,36 @@
+"""The teacher of a run, with its parameters or without them."""
+
+from collections.abc import Callable
+import dataclasses
+
+from cxjax import types
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A trained model and, if they were kept, its earlier checkpoints.
+
+  Attributes:
+    apply: `(params, x) -> (logits, activations)`.
+    params: of the final teacher; shapes alone where it is not available.
+    layers: names of its hidden activations, lowest first.
+    checkpoints: `(step, score)` of each checkpoint, oldest first; the score is
+      the primary metric of its task.
+    load: the parameters at the step of a checkpoint.
+    available: whether there are parameters. A teacher whose targets are stored,
+      or whose stages are only planned, has shapes in their place.
+  """
+
+  apply: types.Apply
+  params: types.Params
+  layers: tuple[str, ...] = ()
+  checkpoints: tuple[tuple[int, float], ...] = ()
+  load: Callable[[int], types.Params] | None = None
+  available: bool = True
+
+  def at(self, checkpoint: int | None) -> types.Params:
+    """Parameters at the step of a checkpoint; None is the final teacher."""
+    if checkpoint is None or not self.available:
+      return self.params
+    assert self.load is not None
+    return self.load(checkpoint)
