@@ -1,67 +1,70 @@
-"""Probes: what a network's activations say about its inputs."""
+"""Probes: what the activations of a network say about its inputs.
+
+In shapes, `N` is the number of examples, `d` the number of input coordinates,
+`r` the number of features, and `L` the length of a sequence.
+"""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxjax.methods import train_step
+from cxjax import types
 
 
 def degree_one(
-  features: Callable[[Any], jax.Array],
-  draw: Callable[..., dict[str, Any]],
+  features: Callable[[types.Input], jax.Array],
+  batch_fn: Callable[[jax.Array, jax.typing.ArrayLike], types.Batch],
   key: jax.Array,
   num_batches: int,
-  coordinates: Callable[[Any], jax.Array] = lambda x: x,
+  coordinates: Callable[[types.Input], jax.Array] = lambda x: x,
 ) -> jax.Array:
-  """Correlation of each feature with each single coordinate of the input.
+  """Computes the correlation of each feature with each input coordinate.
 
-  `E[g(x) x_j] / sd(g(x))` for uniform x in {-1, +1}^d: the degree-1 Fourier
-  coefficients of g, of unit variance. It is what a first gradient step sees of
-  the support of a parity. The standard error is `1 / sqrt(N)` with `N` the
-  number of examples.
+  The result is `E[g(x) x_j] / sd(g(x))` for uniform x in {-1, +1}^d: the
+  degree-1 Fourier coefficients of g, scaled to unit variance. A first gradient
+  step sees no more than this of the support of a parity. The standard error is
+  `1 / sqrt(N)`, with `N` the number of examples in all batches.
 
   Args:
-    features: `x -> [N, r]`, pure.
-    draw: `(key, step) -> {'x': x, ...}`.
-    key: the stream of examples.
-    num_batches: of `draw`, accumulated one by one.
-    coordinates: `x -> [N, d]` of +-1, where x is not that already.
+    features: `x -> [N, r]`, a pure function.
+    batch_fn: `(key, step) -> batch`, as `task.batch` for one batch size.
+    key: typed PRNG key of the stream of batches.
+    num_batches: number of batches, one in memory at a time.
+    coordinates: `x -> [N, d]` of +-1; the identity if x is that already.
 
   Returns:
-    `[r, d]` correlations in [-1, 1]; 0 for a feature that is constant.
+    `[r, d]` correlations in [-1, 1]; 0 for a constant feature.
   """
-  # Nearly constant features would lose their variance to rounding.
-  offset = features(draw(key, 0)['x']).mean(0)
+  # Without the offset, the variance of a nearly constant feature would be lost
+  # to rounding.
+  offset = features(batch_fn(key, 0)['x']).mean(0)
 
-  def moments(step):
-    x = draw(key, step)['x']
+  def moments(step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x = batch_fn(key, step)['x']
     g, signs = features(x) - offset[None], coordinates(x)
     return g.mean(0), jnp.square(g).mean(0), g.T @ signs / signs.shape[0]
 
   means = jax.lax.map(moments, jnp.arange(num_batches))
   mean, square, cross = jax.tree.map(lambda leaf: leaf.mean(0), means)
   deviation = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0.0))
-  # A dead unit has no correlation with anything.
   scale = jnp.where(deviation > 0, deviation, 1.0)
   return cross / scale[:, None] * (deviation > 0)[:, None]
 
 
 def cka(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Linear centered kernel alignment of two sets of features.
+  """Computes the linear centered kernel alignment of two sets of features.
 
-  1 where one is the other turned, scaled and shifted; near 0 where they have
-  nothing in common, and the examples outnumber the widths.
+  It is 1 if one set is a rotated, scaled and shifted copy of the other. It is
+  near 0 if the sets are independent and `N` is much larger than the widths.
 
   Args:
-    x: `[N, D]` features of N examples.
+    x: `[N, D]` features.
     y: `[N, E]` other features of the same examples.
 
   Returns:
-    A scalar in [0, 1]; not a number if either is constant.
+    A scalar in [0, 1]; NaN if either set is constant.
 
   References:
     Kornblith et al., 2019. https://arxiv.org/abs/1905.00414, section 3.
@@ -72,30 +75,30 @@ def cka(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def ngram_distance(
-  apply: train_step.Apply,
-  params: train_step.Params,
+  apply: types.Apply,
+  params: types.Params,
   tokens: jax.Array,
-  real: jax.Array,
+  mask: jax.Array,
   position: jax.Array,
   n: int,
   mask_id: int,
 ) -> dict[str, jax.Array]:
-  """How much a masked prediction hangs on what is near, and on what is far.
+  """Measures how much a masked prediction depends on near and far tokens.
 
-  L1 distances between the model's distributions at `position`, of the sentence
-  with that position alone masked, and of the sentence with more masked:
-  'robust', the whole n-gram around it as well: small for a model that knows
-  what is far. 'close', everything but that n-gram: small for a model that
-  looks no further.
+  Both numbers are L1 distances from the model's distribution at `position` with
+  that position alone masked. 'robust' masks the whole n-gram around it as well:
+  it is small for a model that uses far tokens. 'close' masks everything but the
+  n-gram: it is small for a model that uses near tokens alone.
 
   Args:
-    apply: the model.
-    params: its parameters.
-    tokens: `[N, L]`.
-    real: `[N, L]` bool; false is padding.
-    position: a scalar, the same in every sentence; must be real to mean much.
+    apply: forward function of the model.
+    params: parameters of the model.
+    tokens: `[N, L]` ids.
+    mask: `[N, L]` bool, the real tokens.
+    position: a scalar, the same in every sentence. The distances of a sentence
+      mean little if the token there is not real.
     n: length of the n-gram, odd.
-    mask_id: the id that hides a token.
+    mask_id: id of the mask token.
 
   Returns:
     `{'robust': [N], 'close': [N]}`, each in [0, 2].
@@ -103,44 +106,51 @@ def ngram_distance(
   References:
     Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 4.
   """
-  place = jnp.arange(tokens.shape[1])[None]
-  near = jnp.abs(place - position) <= n // 2
-  at = jnp.full((tokens.shape[0], 1), position, jnp.int32)
+  index = jnp.arange(tokens.shape[1])[None]
+  near = jnp.abs(index - position) <= n // 2
+  # The first token marks the begin of the sentence and is never masked.
+  maskable = index > 0
+  target_positions = jnp.full((tokens.shape[0], 1), position, jnp.int32)
 
-  def distribution(hidden):
-    seen = jnp.where(hidden & real, mask_id, tokens)
-    x = {'tokens': seen, 'mask': real, 'target_positions': at}
+  def distribution(masked: jax.Array) -> jax.Array:
+    x = {
+      'tokens': jnp.where(masked & mask, mask_id, tokens),
+      'mask': mask,
+      'target_positions': target_positions,
+    }
     logits, _ = apply(params, x)
     return jax.nn.softmax(logits[:, 0])
 
-  alone = distribution(place == position)
-  # The first position is where a sentence begins, in every version.
-  everything = (place > 0) & ~near | (place == position)
+  reference = distribution(index == position)
+  far = maskable & ~near | (index == position)
   return {
-    'robust': jnp.abs(alone - distribution(near & (place > 0))).sum(-1),
-    'close': jnp.abs(alone - distribution(everything)).sum(-1),
+    'robust': jnp.abs(reference - distribution(near & maskable)).sum(-1),
+    'close': jnp.abs(reference - distribution(far)).sum(-1),
   }
 
 
 def linear_probe(
   features: np.ndarray, labels: np.ndarray, num_classes: int, ridge: float = 1.0
 ) -> float:
-  """Accuracy of a linear read-out, least squares on one half, on the other.
+  """Measures how well a linear classifier predicts labels from features.
+
+  A ridge regression on the one-hot labels is fitted on the first half of the
+  examples and evaluated on the second.
 
   Args:
-    features: `[N, D]`.
+    features: `[N, r]`.
     labels: `[N]` integers in `[0, num_classes)`.
-    num_classes: `C`.
-    ridge: penalty on the squared weights, against one example each.
+    num_classes: number of classes.
+    ridge: penalty on the squared weights, added to a sum over the examples.
 
   Returns:
-    Share of the second half of the examples that is classified correctly.
+    Accuracy on the second half.
   """
   ones = np.ones((len(features), 1))
   design = np.concatenate([features, ones], axis=1, dtype=np.float64)
   half = len(features) // 2
-  train, wanted = design[:half], np.eye(num_classes)[labels[:half]]
+  train, targets = design[:half], np.eye(num_classes)[labels[:half]]
   gram = train.T @ train + ridge * np.eye(design.shape[1])
-  weights = np.linalg.solve(gram, train.T @ wanted)
-  guess = (design[half:] @ weights).argmax(1)
-  return float((guess == labels[half:]).mean())
+  weights = np.linalg.solve(gram, train.T @ targets)
+  predicted = (design[half:] @ weights).argmax(1)
+  return float((predicted == labels[half:]).mean())
