@@ -1,0 +1,221 @@
+"""Old names of modules, functions and arguments, which work for one release.
+
+Each use of an old name warns with a DeprecationWarning that says the new one.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import functools
+import importlib
+import types
+from typing import Any
+from typing import TypeVar
+import warnings
+
+from cxjax import errors
+
+Decorated = TypeVar('Decorated', bound=Callable[..., Any])
+Renaming = str | tuple[str, Mapping[Any, Any]]
+ROOT = __name__.rpartition('.')[0]
+
+# Old public names of `cxjax`, and the new ones.
+NAMES = {
+  'LAWS': 'PROJECTIONS',
+  'Network': 'ModelAdapter',
+  'PlannedStage': 'StagePlan',
+  'advance': 'train_many_steps',
+  'cast': 'with_compute_dtype',
+  'enter': 'init_stage',
+  'show': 'format_plan',
+  'target': 'make_targets',
+  'trained': 'trainable_mask',
+}
+# Old modules of `cxjax`.
+MODULES = {
+  'batches': 'data.user_batches',
+  'build': 'configs.builders',
+  'cache': 'training.target_cache',
+  'checkpoint': 'training.checkpoints',
+  'command': 'configs.cli',
+  'curriculum': 'methods.curricula',
+  'dispatch': 'training.multi_step',
+  'distillation': 'api.distill',
+  'dry_run': 'analysis.dry_run',
+  'evaluation': 'training.evaluation',
+  'experiment': 'configs.experiment',
+  'feed': 'data.loader',
+  'hlo': 'analysis.hlo_cost',
+  'huggingface': 'interop.huggingface',
+  'journal': 'training.metric_log',
+  'limits': 'configs.ranges',
+  'losses': 'methods.losses',
+  'machines': 'parallel.devices',
+  'mesh': 'parallel.mesh',
+  'networks': 'models.adapters',
+  'optimizers': 'training.optimizers',
+  'overrides': 'configs.flags',
+  'planning': 'methods.stage_plan',
+  'plans': 'api.plan',
+  'plots': 'analysis.plots',
+  'probes': 'analysis.probes',
+  'processes': 'parallel.multihost',
+  'programs': 'training.compiled_steps',
+  'projection': 'methods.projections',
+  'recipe': 'training.run_spec',
+  'stablehlo': 'interop.stablehlo',
+  'step': 'methods.train_step',
+  'summary': 'training.summary',
+  'table': 'tables',
+  'train': 'training.trainer',
+}
+# Old modules of `cxjax.data`.
+DATA_MODULES = {
+  'masked_text': 'tasks.masked_text',
+  'parity': 'tasks.parity',
+  'pcfg': 'tasks.masked_grammar',
+  'text': 'data.tokenized_corpus',
+}
+# Names inside the modules above that have changed, too.
+ATTRIBUTES: dict[str, dict[str, str]] = {
+  'training.metric_log': {'Journal': 'training.metric_log.MetricLog'},
+}
+
+
+def module_getattr(
+  package: str, renamed: Mapping[str, str]
+) -> Callable[[str], Any]:
+  """Makes the `__getattr__` of a package that serves its old names.
+
+  Args:
+    package: name of the package, its `__name__`.
+    renamed: place in cxjax of each old name: a public name, a module, or a name
+      of a module, as 'training.metric_log.MetricLog'.
+
+  Returns:
+    The function, to be assigned to `__getattr__` in the package. It warns and
+    returns what the name stands for, or raises AttributeError.
+  """
+
+  def __getattr__(name: str) -> Any:  # noqa: N807
+    if name not in renamed:
+      raise AttributeError(f'module {package!r} has no attribute {name!r}')
+    place = renamed[name]
+    _warn(f'{package}.{name} is now {ROOT}.{place}', stacklevel=3)
+    found = _find(place)
+    if isinstance(found, types.ModuleType):
+      return _OldModule(f'{package}.{name}', found, ATTRIBUTES.get(place, {}))
+    return found
+
+  return __getattr__
+
+
+def _find(place: str) -> Any:
+  """Returns a module of cxjax, or an attribute, by its dotted name."""
+  name = f'{ROOT}.{place}'
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    if error.name != name:
+      raise
+  module, _, attribute = name.rpartition('.')
+  return getattr(importlib.import_module(module), attribute)
+
+
+class _OldModule(types.ModuleType):
+  """A module that also serves its attributes by their old names."""
+
+  def __init__(
+    self, name: str, module: types.ModuleType, renamed: Mapping[str, str]
+  ):
+    """Wraps a module.
+
+    Args:
+      name: the old name of the module.
+      module: the module.
+      renamed: place in cxjax of each old attribute.
+    """
+    super().__init__(name, module.__doc__)
+    self.__dict__.update(_module=module, _renamed=renamed)
+
+  def __getattr__(self, name: str) -> Any:
+    """Returns an attribute of the module, by its new or old name."""
+    if name in self._renamed:
+      place = self._renamed[name]
+      _warn(f'{self.__name__}.{name} is now {ROOT}.{place}', stacklevel=3)
+      return _find(place)
+    return getattr(self._module, name)
+
+  def __setattr__(self, name: str, value: Any) -> None:
+    """Sets an attribute of the module itself."""
+    setattr(self._module, name, value)
+
+  def __delattr__(self, name: str) -> None:
+    """Deletes an attribute of the module itself."""
+    delattr(self._module, name)
+
+  def __dir__(self) -> list[str]:
+    """Lists the attributes of the module."""
+    return dir(self._module)
+
+
+def renamed_arguments(
+  **old_to_new: Renaming,
+) -> Callable[[Decorated], Decorated]:
+  """Decorates a function, or a class, that renamed some of its arguments.
+
+  Calls with the old keyword arguments keep working, with a DeprecationWarning.
+
+  Args:
+    **old_to_new: the new name of each old argument, as `law='projection'`; or
+      the new name and the new values of old ones, as `positions=('tokens',
+      {'read': 'predicted'})`.
+
+  Returns:
+    The decorator. A decorated function raises UserError if it is given the
+    old and the new name of the same argument.
+  """
+
+  def decorate(fun: Any) -> Any:
+    is_class = isinstance(fun, type)
+    call = fun.__init__ if is_class else fun
+
+    @functools.wraps(call)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+      return call(*args, **_renamed(fun.__name__, kwargs, old_to_new))
+
+    if not is_class:
+      return wrapper
+    fun.__init__ = wrapper
+    return fun
+
+  return decorate
+
+
+def _renamed(
+  where: str, given: Mapping[str, Any], old_to_new: Mapping[str, Renaming]
+) -> dict[str, Any]:
+  """Keyword arguments under their new names."""
+  found = {k: v for k, v in given.items() if k not in old_to_new}
+  for old, new in old_to_new.items():
+    if old not in given:
+      continue
+    name, values = (new, {}) if isinstance(new, str) else new
+    errors.require(
+      name not in found,
+      f'{where}: {old}= is the old name of {name}=; give {name}= alone.',
+    )
+    value = given[old]
+    now = values.get(value, value) if isinstance(value, str) else value
+    change = f'{name}={now!r}' if now is not value else f'{name}='
+    _warn(f'{old}= of {where} is now {change}', stacklevel=4)
+    found[name] = now
+  return found
+
+
+def _warn(message: str, stacklevel: int) -> None:
+  """Warns at the line that used the old name."""
+  warnings.warn(
+    f'{message}; the old name goes with the next release.',
+    DeprecationWarning,
+    stacklevel=stacklevel,
+  )
