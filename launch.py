@@ -28,6 +28,7 @@ from cxjax.analysis import dry_run
 from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.configs import experiment
+from cxjax.configs import stored_targets
 from cxjax.configs import flags as flags_lib
 from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import multihost
@@ -113,7 +114,7 @@ def main(argv: list[str]) -> None:
   devices_lib.split_cpu(config.mesh.get('cpu_devices', 1))
   if _CACHE.value:
     folder = pathlib.Path(_CACHE.value)
-    stored = experiment.cache_targets(config, workdir, folder)
+    stored = stored_targets.cache_targets(config, workdir, folder)
     print(target_cache.show(stored))
     return
   if _COMPARE.value:
@@ -139,7 +140,7 @@ def _plan(config: ml_collections.ConfigDict) -> None:
   devices_lib.split_cpu(config.mesh.get('cpu_devices', 1))
   devices = devices_lib.topology(name)
   methods = _COMPARE.value or [config.method]
-  specs = builders.abstract(config, methods, devices)
+  specs = builders.abstract_specs(config, methods, devices)
   print(dry_run.report(name, specs))
 
 

@@ -1,99 +1,111 @@
 """Knowledge distillation by curriculum extraction, in JAX.
 
-Pure functions to use on their own; `launch.py` and `cxjax.experiment` join them
-into runs.
+Pure functions to use on their own; `launch.py` and `cxjax.configs.experiment`
+join them into runs.
 """
 
+from cxjax import deprecation as _deprecation
+from cxjax.analysis.probes import cka
+from cxjax.analysis.probes import degree_one
+from cxjax.analysis.probes import linear_probe
+from cxjax.analysis.probes import ngram_distance
+from cxjax.api.distill import distill
+from cxjax.api.plan import Plan
+from cxjax.api.plan import plan
+from cxjax.errors import Stopped
+from cxjax.errors import UserError
+from cxjax.interop import huggingface
+from cxjax.interop.stablehlo import export
+from cxjax.methods.curricula import extracted
+from cxjax.methods.curricula import one_shot
+from cxjax.methods.curricula import progressive
+from cxjax.methods.curricula import supervised
+from cxjax.methods.custom import weight_schedule
+from cxjax.methods.layer_matching import match_layers
+from cxjax.methods.layer_matching import split_steps
+from cxjax.methods.losses import cosine
+from cxjax.methods.losses import cross_entropy
+from cxjax.methods.losses import hard_kl
+from cxjax.methods.losses import jensen_shannon
+from cxjax.methods.losses import kl
+from cxjax.methods.losses import l2
+from cxjax.methods.losses import mse
+from cxjax.methods.losses import reverse_kl
+from cxjax.methods.losses import top_k
+from cxjax.methods.losses import top_k_kl
+from cxjax.methods.projections import PROJECTIONS
+from cxjax.methods.projections import project
+from cxjax.methods.projections import random_projection
 from cxjax.methods.stage import Curriculum
 from cxjax.methods.stage import Stage
-from cxjax.curriculum import extracted
-from cxjax.curriculum import match_layers
-from cxjax.curriculum import one_shot
-from cxjax.curriculum import progressive
-from cxjax.curriculum import split_steps
-from cxjax.curriculum import supervised
-from cxjax.dispatch import advance
-from cxjax.distillation import distill
-from cxjax.errors import UserError
-from cxjax.evaluation import agreement
-from cxjax.evaluation import evaluate
-from cxjax.losses import cosine
-from cxjax.losses import cross_entropy
-from cxjax.losses import hard_kl
-from cxjax.losses import jensen_shannon
-from cxjax.losses import kl
-from cxjax.losses import l2
-from cxjax.losses import mse
-from cxjax.losses import reverse_kl
-from cxjax.losses import top_k
-from cxjax.losses import top_k_kl
-from cxjax.models.mlp import MLP
-from cxjax.models.transformer import Transformer
-from cxjax.models.adapters import ModelAdapter
-from cxjax.models.adapters import Tap
-from cxjax.models.adapters import Taps
-from cxjax.networks import cast
-from cxjax.networks import from_fn
-from cxjax.networks import from_linen
-from cxjax.networks import from_nnx
-from cxjax.networks import taps
+from cxjax.methods.stage import Term
 from cxjax.methods.stage_plan import StagePlan
-from cxjax.planning import plan_stage
-from cxjax.planning import show
-from cxjax.planning import with_costs
-from cxjax.api.plan import Plan
-from cxjax.plans import plan
-from cxjax.probes import cka
-from cxjax.probes import degree_one
-from cxjax.probes import linear_probe
-from cxjax.probes import ngram_distance
-from cxjax.methods.projections import LAWS
-from cxjax.projection import project
-from cxjax.projection import random_projection
-from cxjax.stablehlo import export
+from cxjax.methods.stage_plan import format_plan
+from cxjax.methods.stage_plan import plan_stage
+from cxjax.methods.stage_plan import with_costs
+from cxjax.methods.targets import activation
+from cxjax.methods.targets import make_targets
 from cxjax.methods.train_step import State
-from cxjax.step import activation
-from cxjax.step import enter
-from cxjax.step import target
-from cxjax.step import train_step
-from cxjax.step import trained
+from cxjax.methods.train_step import init_stage
+from cxjax.methods.train_step import train_step
+from cxjax.methods.train_step import trainable_mask
+from cxjax.models.adapters import ModelAdapter
+from cxjax.models.adapters import from_fn
+from cxjax.models.adapters import with_compute_dtype
+from cxjax.models.base import Abilities
+from cxjax.models.flax_adapters import from_linen
+from cxjax.models.flax_adapters import from_nnx
+from cxjax.models.mlp import MLP
+from cxjax.models.taps import Tap
+from cxjax.models.taps import Taps
+from cxjax.models.taps import taps
+from cxjax.models.transformer import Transformer
+from cxjax.training.evaluation import agreement
+from cxjax.training.evaluation import evaluate
+from cxjax.training.metrics import Metric
+from cxjax.training.multi_step import train_many_steps
 from cxjax.version import __version__
 
 __all__ = [
-  'LAWS',
-  'MLP',
+  'PROJECTIONS',
+  'Abilities',
   'Curriculum',
-  'Network',
+  'MLP',
+  'Metric',
+  'ModelAdapter',
   'Plan',
-  'StagePlan',
   'Stage',
+  'StagePlan',
   'State',
+  'Stopped',
   'Tap',
   'Taps',
+  'Term',
   'Transformer',
   'UserError',
   '__version__',
   'activation',
-  'advance',
   'agreement',
-  'cast',
   'cka',
   'cosine',
   'cross_entropy',
   'degree_one',
   'distill',
-  'enter',
   'evaluate',
   'export',
   'extracted',
+  'format_plan',
   'from_fn',
   'from_linen',
   'from_nnx',
   'hard_kl',
+  'huggingface',
+  'init_stage',
   'jensen_shannon',
   'kl',
   'l2',
   'linear_probe',
+  'make_targets',
   'match_layers',
   'mse',
   'ngram_distance',
@@ -104,14 +116,19 @@ __all__ = [
   'project',
   'random_projection',
   'reverse_kl',
-  'show',
   'split_steps',
   'supervised',
   'taps',
-  'target',
   'top_k',
   'top_k_kl',
+  'train_many_steps',
   'train_step',
-  'trained',
+  'trainable_mask',
+  'weight_schedule',
+  'with_compute_dtype',
   'with_costs',
 ]
+
+__getattr__ = _deprecation.module_getattr(
+  __name__, {**_deprecation.NAMES, **_deprecation.MODULES}
+)

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from cxjax import errors
-from cxjax.methods import curricula
+from cxjax.methods import registry
 from cxjax.training import optimizers
 
 Build = Callable[[str], ml_collections.ConfigDict]
@@ -31,7 +31,7 @@ def choose(
   """
   method, size = 'extracted', next(iter(sizes))
   for word in variant.split(','):
-    errors.lookup('method or size', word, {**curricula.METHODS, **sizes})
+    errors.lookup('method or size', word, {**registry.METHODS, **sizes})
     if word in sizes:
       size = word
     else:
@@ -59,55 +59,33 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.microbatches = 1  # Parts of a batch, one after the other, to save memory.
   c.num_steps = 4_000  # Of a student, over all its stages.
   c.optimizer = optimizers.default()  # Of the students.
+  c.trainable = ''  # Paths of the parameters to train, as 'block*'; '' is all.
 
   c.teacher = ml_collections.ConfigDict()
   c.teacher.folder = ''  # Of a teacher from elsewhere; '' is WORKDIR/teacher.
   c.teacher.batch_size = 32
   c.teacher.microbatches = 1
   c.teacher.num_steps = 60_000  # At most.
-  c.teacher.stop_at = 0.99  # Held-out accuracy; above 1 it never stops early.
+  c.teacher.stop_at = 0.99  # Of the task's primary metric; 2 is never.
   c.teacher.overrun = 0.5  # Then half as many steps again.
   c.teacher.optimizer = optimizers.default()
   c.teacher.log_every = 100
   c.teacher.eval_every = 100
   c.teacher.save_every = 2_000
-  c.teacher.save_at = (0.55, 0.65, 0.75, 0.85, 0.95)  # Accuracies.
+  c.teacher.save_at = (0.55, 0.65, 0.75, 0.85, 0.95)  # As stop_at.
 
-  # What the output stage of every method but `supervised` minimises.
+  # What the output stage of every method but `supervised` minimizes.
   c.loss = 'kl'  # reverse_kl, jensen_shannon, mse
   c.temperature = 1.0  # On both sides; mse has none.
   c.hard_labels = False  # The teacher's most likely class in place of its KL.
   c.alpha = 0.0  # Weight of the true labels beside the teacher.
   c.top_k = 0  # Only so many of the teacher's logits, the largest; 0 is all.
 
-  # Each method reads its own block and no other. Its learning rate is
-  # rate_factor times optimizer.learning_rate.
-  c.supervised = dict(rate_factor=1.0)
-  c.one_shot = dict(rate_factor=1.0)
-  c.progressive = ml_collections.ConfigDict()
-  c.progressive.rate_factor = 1.0
-  c.progressive.rule = 'transition'  # transition, even, list
-  c.progressive.accuracies = (0.75,)  # transition: the nearest checkpoints.
-  c.progressive.count = 1  # even: how many.
-  c.progressive.checkpoints = ()  # list: steps.
-  c.progressive.share = 0.25  # Of num_steps before the final teacher.
-  c.progressive.steps = ()  # Lengths of all stages, in place of share.
-  c.extracted = ml_collections.ConfigDict()
-  c.extracted.rate_factor = 1.0
-  c.extracted.layers = ()  # Pairs (teacher, student); () matches by depth.
-  c.extracted.loss = 'l2'  # cosine
-  c.extracted.projection = 'gaussian'  # rademacher, sparse, orthogonal, identity
-  c.extracted.regressor = False  # Match a linear readout of the student's layer.
-  c.extracted.width = 0  # Of the projection, with readout; 0 chooses.
-  c.extracted.shared_projection = False  # One projection for all layers.
-  c.extracted.norm = 'none'  # Of the teacher's activation: none, layer.
-  c.extracted.centered = False  # Less its mean over the batch.
-  c.extracted.scale = 1.0  # Times this.
-  c.extracted.tokens = 'all'  # Of a sequence; read: where the loss reads.
-  c.extracted.freeze = False  # Layers whose stage is over.
-  c.extracted.checkpoint = -1  # Of the hidden targets; -1 is the final teacher.
-  c.extracted.share = 0.25  # Of num_steps before the output stage.
-  c.extracted.steps = ()  # Lengths of all stages, in place of share.
+  # Each method reads its own block and no other; their fields are in
+  # cxjax/methods/registry.py. Its learning rate is rate_factor times
+  # optimizer.learning_rate.
+  for name, kind in registry.METHODS.items():
+    c[name] = ml_collections.ConfigDict({'rate_factor': 1.0, **kind.options})
 
   # Targets that `launch.py --cache_targets=DIR` wrote, in place of a teacher.
   c.cache = ml_collections.ConfigDict()
@@ -137,6 +115,7 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c.save_every = 1_000
   c.save_minutes = 15.0  # Save as well when so many have passed; 0 is never.
   c.keep = 3  # Checkpoints of the student; 0 keeps all.
+  c.keep_best = ''  # Metric whose best checkpoint is kept as well; '' is none.
   c.stop_at = 2.0  # As teacher.stop_at, for all seeds, without the overrun.
   return c
 

@@ -1,12 +1,11 @@
-"""What every stage of a run would need, compiled for devices that are not here.
+"""Dry runs: memory and work of every stage, for devices that are not here.
 
-What is compiled is the program that a run dispatches, from shapes alone.
+The programs that a run dispatches are compiled from shapes alone.
 """
 
 from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
-import functools
 import math
 import re
 import time
@@ -14,27 +13,26 @@ from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 
+from cxjax import tables
 from cxjax.analysis import hlo_cost
+from cxjax.methods import flops as flops_lib
+from cxjax.methods import stage_plan
 from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import stage_plan
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
-from cxjax.methods import train_step
-from cxjax import tables
 
 LEGEND = """\
-Memory is that of one device. Arguments are what a step is given, output what it
-leaves elsewhere than in their place, beside what else the run holds meanwhile:
-held-out batch, next rows, parameters of the teacher. Its evaluation and its
+Memory is that of one device. Arguments are the inputs of a step; output is what
+it does not write in their place; beside is what else the run holds meanwhile:
+the held-out batch, the next rows, parameters of the teacher. Evaluation and
 checkpoints are not counted.
 
-Work is that of one step on one device. FLOPs over written: those of all devices
-over those of the program as it is written; 1 is a perfect division. A step
-takes at least as long as its FLOPs, its bytes from and to memory, or the bytes
-it sends in rings, whichever is the longest at the full rate of the chip.
+Work is that of one step on one device. FLOPs over written are those of all
+devices over those of the program as it is written; 1 is a perfect division. A
+step takes at least as long as its FLOPs, its bytes from and to memory, or the
+bytes it sends in rings, whichever is the longest at the full rate of the chip.
 """
 
 
@@ -56,13 +54,13 @@ class Memory:
 
   @property
   def total(self) -> float:
-    """All of it."""
+    """Sum of the four."""
     return self.arguments + self.temporaries + self.output + self.beside
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """What one stage would need.
+  """Memory and work that one stage would need.
 
   Attributes:
     run: 'teacher' or the method.
@@ -90,7 +88,7 @@ class Estimate:
 
   @property
   def misfit(self) -> str:
-    """What does not fit, for people; '' where all does."""
+    """The size that does not fit, for people; empty where all fits."""
     need, have = self.refused or ('', '')
     limit = self.chip.memory or math.inf
     if self.memory is not None and self.memory.total > limit:
@@ -99,7 +97,7 @@ class Estimate:
 
   @property
   def seconds(self) -> dict[str, float]:
-    """Of a step by what takes it, as far as the chip's rates are known."""
+    """Seconds of a step by their cause, where the chip's rates are known."""
     if self.cost is None:
       return {}
     chip, cost = self.chip, self.cost
@@ -112,17 +110,17 @@ class Estimate:
 
   @property
   def bound(self) -> str | None:
-    """What takes longest."""
+    """The cause that takes longest."""
     return max(self.seconds, key=self.seconds.__getitem__, default=None)
 
   @property
   def step_seconds(self) -> float | None:
-    """Of a step, at least."""
+    """Lower bound on the seconds of a step."""
     return self.seconds[self.bound] if self.bound else None
 
   @property
   def over_written(self) -> float | None:
-    """FLOPs of all devices over those as written."""
+    """FLOPs of all devices over those of the program as written."""
     if self.cost is None:
       return None
     return self.cost.flops * self.devices / self.written
@@ -133,7 +131,7 @@ def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
 
   Args:
     run: what it is called.
-    spec: of shapes, as from `build.abstract`.
+    spec: of shapes, as from `builders.abstract_specs`.
 
   Returns:
     One for each stage. Those that differ in nothing that is compiled, such as
@@ -143,22 +141,22 @@ def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
     UserError: stages that do not fit the models.
   """
   programs = compiled_steps.CompiledSteps(spec)
-  chip = devices_lib.chip(spec.mesh)
-  analysed: dict[Any, Any] = {}
+  chip = devices_lib.chip(spec.layout.mesh)
+  analyzed: dict[Any, Any] = {}
   found = []
-  for planned in spec.costed(train_step.flops_as_written):
+  for planned in spec.costed_plan(flops_lib.written):
     stage = planned.stage
-    if stage.objective not in analysed:
-      analysed[stage.objective] = _analyse(spec, planned, programs)
-    memory, cost, refused = analysed[stage.objective]
-    teacher = spec.data_keys.shape[0] * (planned.teacher_flops or 0)
+    if stage.objective not in analyzed:
+      analyzed[stage.objective] = _analyze(spec, planned, programs)
+    memory, cost, refused = analyzed[stage.objective]
+    teacher = spec.keys.data.shape[0] * (planned.teacher_flops or 0)
     written = teacher + spec.num_seeds * (planned.student_flops or 0)
     found.append(
       Estimate(
         run=run,
         stage=stage.name,
         steps=stage.steps,
-        devices=spec.mesh.size,
+        devices=spec.layout.mesh.size,
         chip=chip,
         memory=memory,
         cost=cost,
@@ -170,53 +168,17 @@ def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
   return found
 
 
-def arguments(
-  spec: run_spec.RunSpec, planned: stage_plan.StagePlan
-) -> tuple[Any, ...]:
-  """What `CompiledSteps.compile_advance` takes, as shapes that know where they lie.
-
-  Args:
-    spec: of arrays, or of shapes.
-    planned: one of its stages.
-
-  Returns:
-    States, schedule, start, stop; the teacher's parameters, projections, keys
-    and rows, or None for those that the stage does without.
-  """
-  mesh, (student, teacher) = spec.mesh, spec.rules
-  parted = functools.partial(mesh_lib.abstract, mesh=mesh)
-  whole = functools.partial(parted, rule='replicated')
-  states = parted(spec.state_shapes(planned), rule=student, seeds=True)
-  params = matrices = rows = None
-  if planned.stage.needs_teacher:
-    assert spec.teacher is not None
-    params = parted(spec.teacher.params, rule=teacher)
-  if planned.projection is not None:
-    shape = (spec.num_seeds, *planned.projection)
-    matrices = jax.ShapeDtypeStruct(shape, jnp.float32)
-    matrices = parted(matrices, rule=student, seeds=True)
-  if spec.feed is not None:
-    rows = _chunk(spec)
-  numbers = compiled_steps.numbers((1, 0), 0, spec.log_every)
-  return states, *numbers, params, matrices, whole(spec.data_keys), rows
-
-
-def _chunk(spec):
-  """Rows of a dispatch, as `feed.Feed` brings them."""
-  lead = (spec.log_every, spec.data_keys.shape[0])
-  rows = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype),
-    spec.rows,
-  )
-  return mesh_lib.abstract_rows(rows, spec.mesh)
-
-
-def _analyse(spec, planned, programs):
-  """Memory and cost of a stage, or what the compiler refused it for."""
-  args, begin = arguments(spec, planned), time.perf_counter()
+def _analyze(
+  spec: run_spec.RunSpec,
+  planned: stage_plan.StagePlan,
+  programs: compiled_steps.CompiledSteps,
+) -> tuple[Memory | None, hlo_cost.Cost | None, tuple[str, str] | None]:
+  """Memory and cost of a stage, or the sizes for which XLA refused it."""
+  args, begin = programs.abstract_arguments(planned), time.perf_counter()
+  mesh = spec.layout.mesh
   try:
     # Not `set_mesh`: what is computed on the way has no device to be on.
-    with jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       compiled = programs.compile_advance(planned, *args)
   except jax.errors.JaxRuntimeError as error:
     # 'Used 20.01G of 15.75G hbm', or '(20.01G) exceeds available HBM (15.75G)'.
@@ -232,30 +194,36 @@ def _analyse(spec, planned, programs):
     arguments=used.argument_size_in_bytes,
     temporaries=used.temp_size_in_bytes,
     output=used.output_size_in_bytes - used.alias_size_in_bytes,
-    beside=_beside(spec, planned),
+    beside=_beside(spec, planned, programs),
   )
-  steps = spec.log_every
+  steps = spec.loop.log_every
   turns = (steps / spec.blocks, spec.blocks)
   cost = hlo_cost.cost(compiled.as_text(), turns)
   return memory, hlo_cost.Cost().plus(cost, 1 / steps), None
 
 
-def _beside(spec, planned) -> int:
-  """Bytes that a run holds and does not give to the program of a stage."""
-  whole = functools.partial(
-    mesh_lib.abstract, mesh=spec.mesh, rule='replicated'
+def _beside(
+  spec: run_spec.RunSpec,
+  planned: stage_plan.StagePlan,
+  programs: compiled_steps.CompiledSteps,
+) -> int:
+  """Bytes that a run holds and does not pass to the program of a stage."""
+  layout = spec.layout
+  size = mesh_lib.bytes_per_device
+  total = size(
+    mesh_lib.abstract(spec.held_out, layout.mesh, mesh_lib.REPLICATED)
   )
-  total = mesh_lib.held(whole(spec.held_out))
-  if spec.feed is not None:
-    total += mesh_lib.held(_chunk(spec))
+  rows = programs.abstract_rows()
+  if rows is not None:
+    total += size(rows)
   if spec.teacher is not None:
     params = mesh_lib.abstract(
-      spec.teacher.params, spec.mesh, spec.rules[1]
+      spec.teacher.params, layout.mesh, layout.teacher
     )
     # Every checkpoint that the run will need is loaded when it begins.
     needed = {stage.checkpoint for stage in spec.stages} | {None}
     others = len(needed) - planned.stage.needs_teacher
-    total += others * mesh_lib.held(params)
+    total += others * size(params)
   return total
 
 
@@ -271,7 +239,7 @@ def report(title: str, specs: Mapping[str, run_spec.RunSpec]) -> str:
 
   Args:
     title: of the topology.
-    specs: by what they are called, as from `build.abstract`.
+    specs: by what they are called, as from `builders.abstract_specs`.
 
   Returns:
     Markdown.
@@ -281,7 +249,7 @@ def report(title: str, specs: Mapping[str, run_spec.RunSpec]) -> str:
   """
   parts = []
   for run, spec in specs.items():
-    heading = f'{run} on {title}: {mesh_lib.name_of(spec.mesh)}'
+    heading = f'{run} on {title}: {mesh_lib.describe(spec.layout.mesh)}'
     parts += [heading, show(estimate(run, spec))]
   return '\n'.join([*('\n'.join((part, '')) for part in parts), LEGEND])
 

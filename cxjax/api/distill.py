@@ -1,4 +1,4 @@
-"""Distillation of any two networks: the training of a plan.
+"""Distillation of any two models: the training of a plan.
 
 What `launch.py` runs from a config runs here from arguments: the same stages,
 the same step, the same loop.
@@ -9,31 +9,32 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import functools
-import inspect
 import math
 import pathlib
 import tempfile
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import optax
 
-from cxjax.data import user_batches
-from cxjax.training import checkpoints as checkpoints_lib
 from cxjax import errors
-from cxjax.training import evaluation
-from cxjax.data import loader
 from cxjax import files
-from cxjax.training import metric_log
-from cxjax.methods import losses
-from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import curricula
-from cxjax.models import adapters
-from cxjax.training import optimizers
+from cxjax import types
+from cxjax.api import held_out as held_out_lib
 from cxjax.api import plan as plan_lib
+from cxjax.api import run_identity
+from cxjax.data import loader
+from cxjax.data import user_batches
+from cxjax.models import base as models
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import partition
+from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import metrics as metrics_lib
+from cxjax.training import optimizers
 from cxjax.training import run_spec
-from cxjax.methods import train_step
+from cxjax.training import teacher as teacher_lib
 from cxjax.training import trainer
 
 # Bytes of the batches that lie on the devices at once.
@@ -53,53 +54,131 @@ def distill(
   save_every: int | None = None,
   log_every: int | None = None,
   eval_every: int | None = None,
-  metrics: evaluation.Metrics | None = None,
+  metrics: metrics_lib.Metrics | None = None,
   microbatches: int = 1,
   mesh: Mapping[str, Any] | None = None,
-) -> tuple[Any, list[metric_log.Row]]:
+  trainable: str = '',
+  on_record: trainer.OnRecord | None = None,
+  keep_best: str = '',
+) -> tuple[Any, list[types.Record]]:
   """Trains the student, or several at once, as planned.
 
   Args:
     plan: of `cxjax.plan`.
     batches: inputs or `(x, labels)`, as the example of the plan: a list, a data
-      loader, anything that can be iterated, again and again if it ends. A run
-      that goes on passes over what it has seen; an iterator with `get_state`
-      and `set_state` (grain's) is set there at once.
+      loader, anything that can be iterated, again and again if it ends. A
+      resumed run passes over the batches it has seen; an iterator with
+      `get_state` and `set_state` (grain's) is set there at once.
     held_out: such a batch, of any number of examples, to evaluate on; without
       it the first of `batches`.
     optimizer: of optax; its state begins afresh with every stage. Without it
       Adam, with a cosine schedule over each stage.
     learning_rate: of that schedule, at its peak.
-    seed: of the random projections and readouts.
+    seed: of the random projections and regressors.
     workdir: keeps checkpoints, metrics and events for TensorBoard there; the
-      same call goes on from the last checkpoint. Without it nothing is kept.
+      same call resumes from the last checkpoint. Without it nothing is kept.
     save_every: steps between checkpoints; a tenth of the steps without it.
-    log_every: steps to a row of the history, and batches that are put on the
+    log_every: steps to a record of the history, and batches that are put on the
       devices at once; up to 100 without it.
     eval_every: steps between evaluations; a tenth of the steps without it.
-    metrics: `(output, y) -> [...]` by name; `y` are the labels, if there are
-      any and outputs are logits, else the teacher's output. Without them the
-      loss, and of logits 'accuracy' with the labels or 'agreement' with the
-      teacher, of embeddings 'cosine'.
+    metrics: names of registered metrics, or `(output, y) -> [...]` or
+      `cxjax.Metric` by name; `y` are the labels, if there are any and outputs
+      are logits, else the teacher's output. The first decides which checkpoint
+      is the best. Without them the loss, and of logits 'accuracy' with the
+      labels or 'agreement' with the teacher, of embeddings 'cosine'.
     microbatches: parts of a batch, one after the other, to save memory.
     mesh: devices along 'data', 'fsdp' and 'model', and how 'student' and
-      'teacher' are parted, as in `c.mesh` of a config; all devices along 'data'
-      without it.
+      'teacher' are sharded, as in `c.mesh` of a config; all devices along
+      'data' without it.
+    trainable: pattern of the paths of the parameters that are trained, as
+      'block*' or '*/bias': a glob of whole path components, or a regular
+      expression. The others stay exactly as they were.
+    on_record: called with every record of metrics as it is written, a dict of
+      'step', 'stage', 'loss' and, where it was evaluated, 'eval/...'. An
+      exception that it raises ends the run.
+    keep_best: name of a metric; the students come back as they were when its
+      mean was best, instead of as they ended.
 
   Returns:
     The parameters in the form that the student came in (of several, a list),
-    and the history: rows of 'step', 'stage', 'loss' and, where it was
-    evaluated, 'eval/...', a list with a number for each student.
+    and the history: records of 'step', 'stage', 'loss' and, where it was
+    evaluated, 'eval/...', a list with a number for each student. With several
+    terms 'loss/TERM' is the loss of each before its weight.
 
   Raises:
     UserError: batches of other shapes than the example's, a loss that is not
       finite, or a workdir of another run.
     Stopped: the process was asked to stop; the run is saved.
   """
-  for name, steps in (
-    ('log_every', log_every),
-    ('save_every', save_every),
-    ('eval_every', eval_every),
+  lengths = (log_every, save_every, eval_every)
+  _check(plan, batches, optimizer, seed, on_record, lengths)
+  learning_rate = _rate(learning_rate)
+  what = 'held_out'
+  if held_out is None:
+    batches = user_batches.Peeked(batches)
+    what, held_out = 'the first batch', batches.first
+  evaluation = held_out_lib.evaluation(plan, held_out, what, metrics)
+  loop = _loop(plan, workdir, lengths, keep_best)
+  layout = _layout(plan, mesh)
+  spec = _spec(plan, batches, evaluation, loop, layout, seed)
+  spec = dataclasses.replace(
+    spec,
+    optimizer=_optimizer(optimizer, learning_rate),
+    microbatches=errors.whole('microbatches', microbatches),
+    trainable=trainable,
+  )
+  run = functools.partial(_train, plan, spec, on_record=on_record)
+  if workdir is None:
+    with tempfile.TemporaryDirectory() as folder:
+      return run(pathlib.Path(folder), 'distill')
+  folder = pathlib.Path(workdir)
+  rate = learning_rate if optimizer is None else None
+  files.claim_workdir(folder, run_identity.describe(plan, spec, seed, rate))
+  return run(folder, folder.name)
+
+
+def _train(
+  plan: plan_lib.Plan,
+  spec: run_spec.RunSpec,
+  folder: pathlib.Path,
+  title: str,
+  on_record: trainer.OnRecord | None,
+) -> tuple[Any, list[types.Record]]:
+  """Trains, and gives the parameters the form in which they came."""
+  result = trainer.fit(spec, folder, title, on_record)
+  params = result.params
+  if result.best is not None:
+    shapes = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding
+      ),
+      params,
+    )
+    found = checkpoints_lib.restore(folder, result.best, {'params': shapes})
+    params = found['params']
+  students = [
+    plan.student.wrap(jax.tree.map(lambda leaf, i=i: leaf[i], params))
+    for i in range(spec.num_seeds)
+  ]
+  return students if plan.student.several else students[0], result.records
+
+
+def _check(
+  plan: Any,
+  batches: Any,
+  optimizer: Any,
+  seed: Any,
+  on_record: Any,
+  lengths: tuple[Any, ...],
+) -> None:
+  """Raises UserError for arguments of other kinds."""
+  errors.require(
+    isinstance(plan, plan_lib.Plan),
+    f'The plan is a {type(plan).__name__}: make one with cxjax.plan(teacher, '
+    'student, example, num_steps=...).',
+  )
+  for name, steps in zip(
+    ('log_every', 'save_every', 'eval_every'), lengths, strict=True
   ):
     errors.require(
       steps is None or errors.whole(name, steps) >= 1,
@@ -109,13 +188,10 @@ def distill(
     optimizer is None or hasattr(optimizer, 'update'),
     f'optimizer={optimizer!r} must be one of optax, as optax.adam(1e-3).',
   )
-  try:
-    learning_rate = float(learning_rate)
-  except (TypeError, ValueError) as error:
-    raise errors.UserError(
-      f'learning_rate={learning_rate!r} must be a number. Give a schedule to '
-      'an optimizer, as optimizer=optax.adam(schedule).'
-    ) from error
+  errors.require(
+    on_record is None or callable(on_record),
+    f'on_record={on_record!r} must be a function of a record, as print.',
+  )
   errors.require(
     hasattr(batches, '__iter__') or hasattr(batches, '__getitem__'),
     f'The batches are a {type(batches).__name__}: give something that can be '
@@ -124,167 +200,132 @@ def distill(
   errors.require(
     errors.whole('seed', seed) >= 0, f'seed={seed} must not be negative.'
   )
-  students = plan.student.params if plan.student.several else [plan.student.one]
-  start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *students)
+
+
+def _rate(learning_rate: Any) -> float:
+  try:
+    rate = float(learning_rate)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(
+      f'learning_rate={learning_rate!r} must be a number. Give a schedule to '
+      'an optimizer, as optimizer=optax.adam(schedule).'
+    ) from error
+  errors.require(
+    0 < rate < math.inf,
+    f'learning_rate={rate} must be above 0, and finite.',
+  )
+  return rate
+
+
+def _loop(
+  plan: plan_lib.Plan,
+  workdir: Any,
+  lengths: tuple[int | None, int | None, int | None],
+  keep_best: str,
+) -> run_spec.Loop:
+  log_every, save_every, eval_every = lengths
   num_steps = sum(stage.steps for stage in plan.stages)
   tenth = max(num_steps // 10, 1)
-  shapes = plan.batch
   if log_every is None:
     size = sum(
-      math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(shapes)
+      math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(plan.batch)
     )
     log_every = int(min(100, tenth, max(AHEAD // size, 1)))
   multiple = lambda steps: max(steps // log_every, 1) * log_every
-  batch_size = jax.tree.leaves(shapes)[0].shape[0]
+  return run_spec.Loop(
+    log_every=log_every,
+    eval_every=multiple(eval_every or tenth),
+    save_every=multiple(save_every or (tenth if workdir else num_steps)),
+    keep_best=keep_best,
+  )
+
+
+def _layout(
+  plan: plan_lib.Plan, mesh: Mapping[str, Any] | None
+) -> run_spec.Layout:
+  """Where the arrays lie; nothing is left unsharded silently."""
   for name in mesh or {}:
     errors.lookup('mesh', name, dict.fromkeys(MESH))
   sizes = {'data': -1, 'student': 'fsdp', 'teacher': 'fsdp', **(mesh or {})}
+  batch_size = jax.tree.leaves(plan.batch)[0].shape[0]
   devices = mesh_lib.make(sizes, batch_size)
-  labelled = 'y' in shapes
-  # Else by what the teacher says.
-  by_labels = labelled and (_logits(plan) or not plan.stages[-1].needs_teacher)
-  what = 'held_out'
-  if held_out is None:
-    batches = user_batches.Peeked(batches)
-    what, held_out = 'the first batch', batches.first
-  needed = ('x', 'y') if by_labels else ('x',)
-  convert = functools.partial(
-    user_batches.checked, classes=_classes(plan, metrics)
-  )
-  held_out = user_batches.held_out(convert(held_out), shapes, needed, what)
-  if by_labels and not metrics:
-    user_batches.check_labels(plan.student, shapes)
-  chosen = metrics or _metrics(plan, by_labels)
+  shardings = {}
+  for role, model in (('student', plan.student), ('teacher', plan.teacher)):
+    mode = sizes[role]
+    rules = model.abilities.partition_rules
+    if mode == 'tensor' and devices.shape[partition.MODEL] > 1:
+      purpose = f"mesh={{'{role}': 'tensor'}}"
+      rules = models.require(model, 'partition_rules', purpose)
+    shardings[role] = partition.ParameterSharding(mode, rules or ())
+    left = partition.unmatched(model.one, shardings[role])
+    if left and devices.shape[partition.MODEL] > 1:
+      logging.warning(
+        'The %s has %d parameters that match no partition rule; each device '
+        'holds them whole: %s.',
+        role,
+        len(left),
+        ', '.join(left[:5]) + (', ...' if len(left) > 5 else ''),
+      )
+  return run_spec.Layout(devices, shardings['student'], shardings['teacher'])
+
+
+def _spec(
+  plan: plan_lib.Plan,
+  batches: Any,
+  evaluation: held_out_lib.Evaluation,
+  loop: run_spec.Loop,
+  layout: run_spec.Layout,
+  seed: int,
+) -> run_spec.RunSpec:
+  """The specification of the run, the user's optimizer apart."""
+  students = plan.student.params if plan.student.several else [plan.student.one]
+  start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *students)
+  shapes, num_steps = plan.batch, sum(stage.steps for stage in plan.stages)
   keys = jax.random.split(jax.random.key(seed), 2)
   stage_keys = jax.vmap(jax.random.fold_in, (None, 0))(
     keys[0], jnp.arange(len(students))
   )
-  small: dict[str, Any] = {
-    'held_out': held_out if by_labels else _judged(plan, held_out),
-    'stage_keys': stage_keys,
-    'init_keys': stage_keys,
-    'data_keys': keys[1:],
-  }
-  spec = run_spec.RunSpec(
+  placed = mesh_lib.replicate(
+    (stage_keys, keys[1:], evaluation.held_out), layout.mesh
+  )
+  stage_keys, data_keys, held_out = placed
+  stream = lambda: loader.BatchStream(
+    batches, shapes, evaluation.convert, num_steps
+  )
+  draw = lambda key, at, rows: (
+    rows if 'y' in shapes else {**rows, 'y': user_batches.no_labels(rows)}
+  )
+  teacher_metrics = metrics_lib.TEACHER_METRICS if evaluation.by_labels else ()
+  return run_spec.RunSpec(
     student=plan.student,
-    teacher=curricula.Teacher(plan.teacher.apply, plan.teacher.params, ()),
+    teacher=teacher_lib.Teacher(plan.teacher.apply, plan.teacher.params),
     stages=plan.stages,
     start=start,
-    draw=lambda key, at, rows: (
-      rows if labelled else {**rows, 'y': user_batches.no_labels(rows)}
-    ),
-    rows=shapes,
-    feed=lambda: loader.Feed(
-      [[loader.Stream(batches, shapes, convert, num_steps)]],
-      log_every,
-      devices,
+    draw=draw,
+    host=run_spec.HostData(
+      lambda: loader.HostLoader(
+        [[stream()]], loop.log_every, layout.mesh, shapes
+      ),
       shapes,
     ),
-    batch_size=batch_size,
-    optimizer=_optimizer(optimizer, learning_rate),
-    metrics=chosen,
-    teacher_metrics=evaluation.TEACHER_METRICS if by_labels else {},
-    mesh=devices,
-    rules=(sizes['student'], sizes['teacher']),
-    log_every=log_every,
-    eval_every=multiple(eval_every or tenth),
-    save_every=multiple(save_every or (tenth if workdir else num_steps)),
-    stop_at=math.inf,
+    held_out=held_out,
+    keys=run_spec.Keys(stage_keys, data_keys, stage_keys),
+    batch_size=jax.tree.leaves(shapes)[0].shape[0],
+    optimizer=_optimizer(None, 1e-3),
+    metrics=evaluation.metrics,
+    primary=next(iter(evaluation.metrics)),
+    teacher_metrics=metrics_lib.resolve(teacher_metrics),
+    layout=layout,
+    loop=loop,
     lookahead=1,
-    microbatches=microbatches,
-    **mesh_lib.replicate(small, devices),
   )
-  if workdir is None:
-    with tempfile.TemporaryDirectory() as folder:
-      result = trainer.fit(spec, pathlib.Path(folder), 'distill')
-  else:
-    folder = pathlib.Path(workdir)
-    rate = learning_rate if optimizer is None else 'of the optimizer'
-    identity = _identity(plan, spec, seed)
-    files.claim_workdir(folder, {**identity, 'learning_rate': rate})
-    result = trainer.fit(spec, folder, folder.name)
-  params = [
-    plan.student.wrap(jax.tree.map(lambda leaf, i=i: leaf[i], result.params))
-    for i in range(len(students))
-  ]
-  return params if plan.student.several else params[0], result.rows
 
 
-def _classes(plan, metrics):
-  """How many classes the labels may name, if they are read as such."""
-  used = any(s.alpha or not s.needs_teacher for s in plan.stages)
-  if 'y' not in plan.batch or not (used or (_logits(plan) and not metrics)):
-    return None
-  output, _ = adapters.outputs(plan.student, plan.batch['x'], 'student')
-  return output.shape[-1]
-
-
-def _logits(plan):
-  return plan.loss in losses.LOGIT_LOSSES and plan.loss != 'mse'
-
-
-def _metrics(plan, by_labels) -> evaluation.Metrics:
-  """What a plan is judged by."""
-  if by_labels:
-    return evaluation.LABEL_METRICS
-  last = plan.stages[-1]
-  if _logits(plan):
-    loss = last.loss
-    if last.top_k:
-      loss = lambda got, want: last.loss(got, losses.top_k(want, last.top_k))
-    return {'agreement': evaluation.TEACHER_METRICS['agreement'], 'loss': loss}
-  if plan.loss == 'cosine':
-    cosine = lambda got, want: 1 - losses.cosine(got, want)
-    return {'cosine': cosine, 'loss': last.loss}
-  return {'loss': last.loss}
-
-
-def _judged(plan, held_out):
-  """A batch whose labels are the teacher's output."""
-  see = lambda params, x: plan.teacher.apply(params, train_step.without_dropout(x))[0]
-  return {**held_out, 'y': jax.jit(see)(plan.teacher.params, held_out['x'])}
-
-
-def _optimizer(optimizer, learning_rate) -> Callable:
+def _optimizer(
+  optimizer: optax.GradientTransformation | None, learning_rate: float
+) -> Callable[..., optax.GradientTransformation]:
   if optimizer is not None:
     return lambda length=1, offset=0: optimizer
   config = optimizers.default()
   config.learning_rate, config.schedule = learning_rate, 'cosine'
   return functools.partial(optimizers.make, config)
-
-
-def _identity(plan, spec, seed) -> dict[str, Any]:
-  """What a run depends on, for its `config.json`."""
-  described = [
-    {
-      field.name: _describe(getattr(stage, field.name))
-      for field in dataclasses.fields(stage)
-    }
-    for stage in plan.stages
-  ]
-  return {
-    'seed': seed,
-    'stages': described,
-    'batch': jax.tree.map(str, plan.batch),
-    'teacher': checkpoints_lib.fingerprint(plan.teacher.params),
-    'student': checkpoints_lib.fingerprint(spec.start),
-    'log_every': spec.log_every,
-    'microbatches': spec.microbatches,
-    'mesh': dict(spec.mesh.shape),
-    'dtype': plan.dtype,
-  }
-
-
-def _describe(value):
-  if isinstance(value, functools.partial):
-    return f'{_describe(value.func)}({value.keywords})'
-  if not callable(value):
-    return value
-  name = getattr(value, '__qualname__', type(value).__qualname__)
-  code = getattr(inspect.unwrap(value), '__code__', None)
-  if '<' in name and code:  # Its name says nothing, its code does.
-    simple = [str(c) for c in code.co_consts if not hasattr(c, 'co_code')]
-    return (
-      f'{name} {files.digest([code.co_code.hex(), code.co_names, simple])[:12]}'
-    )
-  return name

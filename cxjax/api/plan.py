@@ -3,36 +3,36 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import optax
 
-from cxjax.data import user_batches
-from cxjax.methods import stage as stage_lib
 from cxjax import errors
+from cxjax import types
+from cxjax.data import user_batches
+from cxjax.methods import curricula
+from cxjax.methods import layer_matching
+from cxjax.methods import legacy
 from cxjax.methods import losses
-from cxjax.models import adapters
+from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
-from cxjax.methods import train_step
+from cxjax.methods import targets as targets_lib
+from cxjax.models import adapters
+from cxjax.models import taps as taps_lib
 
-# Stages of hidden layers, unless layers are given.
+# Hidden stages, unless layers are given.
 STAGES = 4
 LOSSES = {**losses.LOGIT_LOSSES, **losses.HIDDEN_LOSSES}
-OUTPUT = ('alpha', 'top_k')
-# Arguments of `cxjax.extracted` that `plan` passes on.
+OUTPUT_OPTIONS = ('alpha', 'top_k')
+# Options that `plan` passes on to `cxjax.extracted`.
 OPTIONS = (
-  *OUTPUT,
-  *(
-    name
-    for name, parameter in inspect.signature(
-      stage_lib.extracted
-    ).parameters.items()
-    if parameter.kind == parameter.KEYWORD_ONLY
-    and name not in ('pool', 'checkpoint')
-  ),
+  *OUTPUT_OPTIONS,
+  'hidden_loss',
+  'freeze',
+  *(name for name in curricula.HIDDEN_OPTIONS if name != 'pool'),
 )
 
 
@@ -43,16 +43,16 @@ class Plan:
   Attributes:
     teacher: the teacher.
     student: the student, or several.
-    batch: shapes of a batch, as in `cxjax.step`.
+    batch: shapes of a batch, as in `cxjax.types`.
     stages: the curriculum.
     planned: the same with shapes.
-    loss: name of the last stage's loss, if it has one.
+    loss: name of the loss between the outputs, if it has one.
     dtype: that it is computed in, if that was given.
   """
 
   teacher: adapters.ModelAdapter
   student: adapters.ModelAdapter
-  batch: train_step.Batch
+  batch: types.Batch
   stages: stage_lib.Curriculum
   planned: tuple[stage_plan.StagePlan, ...]
   loss: str | None
@@ -61,20 +61,22 @@ class Plan:
   @functools.cached_property
   def costed(self) -> tuple[stage_plan.StagePlan, ...]:
     """The stages with their FLOPs, as compiled for Adam."""
-    networks_of = _models(self.teacher, self.student)
+    models = _models(self.teacher, self.student)
     return tuple(
-      stage_plan.with_costs(one, self.batch, optax.adam(1e-3), *networks_of)
+      stage_plan.with_costs(one, self.batch, optax.adam(1e-3), *models)
       for one in self.planned
     )
 
   def __str__(self) -> str:
-    """A row for each stage."""
+    """A table with a row for each term."""
     return stage_plan.format_plan(self.costed)
 
   _repr_markdown_ = __str__
 
 
-def _models(teacher, student):
+def _models(
+  teacher: adapters.ModelAdapter, student: adapters.ModelAdapter
+) -> tuple[Any, ...]:
   shapes = lambda tree: jax.eval_shape(lambda tree: tree, tree)
   return (
     student.apply,
@@ -89,18 +91,18 @@ def plan(
   student: adapters.ModelAdapter,
   x: Any,
   *,
-  num_steps: int,
-  layers: Sequence[tuple[str, str]] | None = None,
+  num_steps: int | None = None,
+  layers: Sequence[layer_matching.Pair] | None = None,
   share: float = 0.4,
   steps: Sequence[int] = (),
-  loss: str | losses.Loss = 'kl',
+  loss: str | types.Loss = 'kl',
   temperature: float = 1.0,
   pool: str | None = None,
-  dtype: jnp.dtype | None = None,
-  stages: stage_lib.Curriculum | None = None,
-  **options,
+  dtype: Any = None,
+  stages: stage_lib.Curriculum | stage_lib.Stage | None = None,
+  **options: Any,
 ) -> Plan:
-  """The curriculum extracted from a teacher, for a student of another make.
+  """Plans the curriculum extracted from a teacher, for any student.
 
   Every layer of the student, or four of them at equal distances if it has
   more, is matched with the teacher's at the same fraction of the depth; then
@@ -112,7 +114,7 @@ def plan(
     x: an example of a batch: the input, `(x, labels)` or `[x, labels]`, or
       `{'x': ..., 'y': ..., 'weights': ...}` without one or both of the last.
       Batches must be of its shape. Several inputs are one dict, `{'x': {...}}`.
-    num_steps: updates, over all stages.
+    num_steps: updates, over all stages; not needed where `stages` are given.
     layers: pairs of `(teacher's, student's)` activation in place of those; none
       at all, `()`, is one-shot distillation.
     share: of the steps for the hidden stages together.
@@ -122,13 +124,14 @@ def plan(
       'l2' of embeddings, or any `(student, teacher) -> [...]` that reduces the
       last axis.
     temperature: of 'kl', 'reverse_kl' and 'jensen_shannon'.
-    pool: what to do with the places of a sequence or the grid of an image:
-      'none' compares place by place, 'mean' their mean, 'flatten' all of them
-      as one vector. By default images whose grids differ are pooled to their
-      mean, as is an image that is compared with a vector.
+    pool: what to do with the tokens of a sequence or the grid of an image:
+      'none' compares position by position, 'mean' their mean, 'flatten' all of
+      them as one vector. By default images whose grids differ are pooled to
+      their mean, as is an image that is compared with a vector.
     dtype: to compute in, as `jnp.bfloat16`; parameters stay float32.
-    stages: a whole curriculum, in place of all of the above.
-    **options: of `cxjax.extracted`: `law`, `readout`, `width`, `norm`,
+    stages: a whole curriculum, in place of all of the above: a tuple of
+      `cxjax.Stage`, or one.
+    **options: of `cxjax.extracted`: `projection`, `regressor`, `width`, `norm`,
       `hidden_loss`, `alpha` and so on.
 
   Returns:
@@ -138,137 +141,210 @@ def plan(
     UserError: activations that are not there or cannot be matched; models that
       do not run on the example; labels or a loss that do not fit.
   """
-  batch = jax.eval_shape(lambda x: x, user_batches.arrays(user_batches.to_batch(x)))
-  num_steps = errors.whole('num_steps', num_steps)
-  steps = tuple(errors.whole('steps', n) for n in steps)
-  if isinstance(stages, stage_lib.Stage):
-    stages = (stages,)
-  errors.require(
-    stages is None or len(stages) > 0, 'stages=() has no stage: give one.'
+  batch = jax.eval_shape(
+    lambda x: x, user_batches.arrays(user_batches.to_batch(x))
   )
-  errors.require(
-    stages is None or not options,
-    f'{", ".join(options)}: a curriculum that is given as stages says that '
-    'itself. Leave it out.',
-  )
-  for role, network in (('teacher', teacher), ('student', student)):
-    adapters.outputs(network, batch['x'], role)
+  for role, model in (('teacher', teacher), ('student', student)):
+    adapters.outputs(model, batch['x'], role)
   errors.require(
     not teacher.several, 'A plan has one teacher: give it one set of params.'
   )
+  _warn_of_dropout(student, batch['x'])
   if dtype is not None:
-    try:
-      dtype = jnp.dtype(dtype)
-    except TypeError as error:
-      raise errors.UserError(
-        f'dtype={dtype!r} is none. Give jnp.bfloat16, for example.'
-      ) from error
-    teacher, student = (adapters.with_compute_dtype(n, dtype) for n in (teacher, student))
+    dtype = _dtype(dtype)
+    teacher, student = (
+      adapters.with_compute_dtype(model, dtype) for model in (teacher, student)
+    )
   name = loss if isinstance(loss, str) else None
-  if stages is None:
+  if stages is not None:
+    stages = _given_stages(stages, num_steps, options)
+  else:
     fun = _loss(loss, temperature, options.get('top_k', 0))
-    stages = _stages(
-      teacher, student, batch, num_steps, layers, share, steps, fun, options
-    )
+    lengths = (num_steps, share, steps)
+    stages = _stages(teacher, student, batch, lengths, layers, fun, options)
     stages = _pooled(stages, teacher, student, batch['x'], pool)
-  errors.require(
-    all(s.checkpoint is None for s in stages),
-    'A plan knows the final teacher alone: leave checkpoints out, or distill '
-    'from each of them in turn.',
-  )
-  if any(s.alpha or not s.needs_teacher for s in stages):
-    errors.require(
-      'y' in batch,
-      'The curriculum needs the labels: give (x, labels) as the example, and '
-      'as batches.',
-    )
-    user_batches.check_labels(student, batch)
-  _check_outputs(teacher, student, batch['x'], stages)
+  _check_stages(stages, teacher, student, batch)
   models = _models(teacher, student)
   planned = tuple(stage_plan.plan_stage(s, batch, *models) for s in stages)
   computed = None if dtype is None else dtype.name
-  return Plan(teacher, student, batch, tuple(stages), planned, name, computed)
+  return Plan(teacher, student, batch, stages, planned, name, computed)
 
 
-def _loss(loss, temperature, top_k):
+def _dtype(dtype: Any) -> Any:
+  try:
+    return jnp.dtype(dtype)
+  except TypeError as error:
+    raise errors.UserError(
+      f'dtype={dtype!r} is none. Give jnp.bfloat16, for example.'
+    ) from error
+
+
+def _warn_of_dropout(student: adapters.ModelAdapter, x: types.Input) -> None:
+  layers = student.unused_dropout(x)
+  if layers:
+    logging.warning(
+      'The student trains without dropout: %s. Training runs the model as its '
+      'arguments say; remove these layers to silence this.',
+      ', '.join(layers[:4]) + (', ...' if len(layers) > 4 else ''),
+    )
+
+
+def _given_stages(
+  stages: Any, num_steps: int | None, options: dict[str, Any]
+) -> stage_lib.Curriculum:
+  """The curriculum that the user gave as it is."""
+  if isinstance(stages, stage_lib.Stage):
+    stages = (stages,)
+  errors.require(
+    isinstance(stages, Sequence)
+    and all(isinstance(stage, stage_lib.Stage) for stage in stages),
+    f'stages={stages!r} must be a tuple of cxjax.Stage, or one of them.',
+  )
+  errors.require(len(stages) > 0, 'stages=() has no stage: give one.')
+  errors.require(
+    not options,
+    f'{", ".join(options)}: a curriculum that is given as stages says that '
+    'itself. Leave it out.',
+  )
+  total = sum(stage.steps for stage in stages)
+  errors.require(
+    num_steps is None or errors.whole('num_steps', num_steps) == total,
+    f'num_steps={num_steps}, and the stages have {total} steps together. Leave '
+    'num_steps out, or give that number.',
+  )
+  return tuple(stages)
+
+
+def _loss(loss: Any, temperature: float, top_k: int) -> types.Loss:
+  """The loss between outputs."""
   if not isinstance(loss, str):
     return loss
   fun = errors.lookup('loss', loss, LOSSES)
-  if loss in losses.HIDDEN_LOSSES:
-    return fun
-  if temperature == 1 and not top_k:
+  if loss in losses.HIDDEN_LOSSES or (temperature == 1 and not top_k):
     return fun
   return losses.logit_loss(loss, temperature, hard_labels=False, top=top_k)
 
 
 def _stages(
-  teacher, student, batch, num_steps, layers, share, steps, loss, options
-):
+  teacher: adapters.ModelAdapter,
+  student: adapters.ModelAdapter,
+  batch: types.Batch,
+  lengths: tuple[int | None, float, Sequence[int]],
+  layers: Sequence[layer_matching.Pair] | None,
+  loss: types.Loss,
+  options: dict[str, Any],
+) -> stage_lib.Curriculum:
+  """The curriculum extracted from the teacher, by its options."""
+  num_steps, share, steps = lengths
+  num_steps = errors.whole('num_steps', num_steps)
+  steps = tuple(errors.whole('steps', n) for n in steps)
   if layers is None:
-    theirs, ours = (
-      adapters.taps(n, batch['x']).layers for n in (teacher, student)
-    )
-    layers = stage_lib.match_layers(theirs, ours)
-    if len(layers) > STAGES:
-      layers = [layers[(i * len(layers)) // STAGES - 1] for i in range(1, 5)]
-  options = dict(options)
+    layers = _matched(teacher, student, batch['x'])
+  options = legacy.term_fields(options, 'plan')
   for option in options:
     errors.lookup('option', option, dict.fromkeys(OPTIONS))
   if isinstance(options.get('hidden_loss'), str):
     options['hidden_loss'] = errors.lookup(
       'hidden_loss', options['hidden_loss'], losses.HIDDEN_LOSSES
     )
-  errors.require(
-    not isinstance(layers, str),
-    f"layers={layers!r} must be pairs of the teacher's and the student's "
-    "activation, as [('block3', 'block1')].",
-  )
-  output = {k: options.pop(k) for k in OUTPUT if k in options}
-  layers = tuple(layers)
+  layers = layer_matching.check_pairs(layers)
+  output = {k: options.pop(k) for k in OUTPUT_OPTIONS if k in options}
   if not layers:
     errors.require(
       not options,
       f'{", ".join(options)}: there is no hidden layer that it could be for.',
     )
-    return stage_lib.one_shot(num_steps, loss, **output)
-  lengths = stage_lib.split_steps(num_steps, len(layers), share, steps)
-  return stage_lib.extracted(layers, lengths, loss, **options, **output)
+    return curricula.one_shot(num_steps, loss, **output)
+  parts = layer_matching.split_steps(num_steps, len(layers), share, steps)
+  return curricula.extracted(layers, parts, loss, **options, **output)
 
 
-def _pooled(stages, teacher, student, x, pool):
-  """The stages, each with its rule for what is not a vector."""
+def _matched(
+  teacher: adapters.ModelAdapter, student: adapters.ModelAdapter, x: types.Input
+) -> Sequence[layer_matching.Pair]:
+  """Pairs of layers by depth, four at most."""
+  theirs, ours = (taps_lib.taps(n, x).layers for n in (teacher, student))
+  layers = layer_matching.match_layers(theirs, ours)
+  if len(layers) <= STAGES:
+    return layers
+  last = [(i * len(layers)) // STAGES - 1 for i in range(1, STAGES + 1)]
+  return [layers[i] for i in last]
 
-  def one(stage):
-    if stage.student == stage_lib.LOGITS or not stage.needs_teacher:
-      return stage
+
+def _pooled(
+  stages: stage_lib.Curriculum,
+  teacher: adapters.ModelAdapter,
+  student: adapters.ModelAdapter,
+  x: types.Input,
+  pool: str | None,
+) -> stage_lib.Curriculum:
+  """The stages, with a rule for hidden activations that are no vectors."""
+  theirs, ours = (
+    jax.eval_shape(
+      functools.partial(targets_lib.forward, model.apply),
+      jax.eval_shape(lambda params: params, model.one),
+      x,
+    )
+    for model in (teacher, student)
+  )
+
+  def one(term: stage_lib.Term) -> stage_lib.Term:
+    if term.student == stage_lib.LOGITS or not term.needs_teacher:
+      return term
     if pool is not None:
-      return dataclasses.replace(stage, pool=pool)
-    theirs, ours = (
-      jax.eval_shape(
-        functools.partial(train_step.activation, network.apply, name=name),
-        jax.eval_shape(lambda params: params, network.one),
-        x,
-      ).shape
-      for network, name in ((teacher, stage.target), (student, stage.student))
-    )
-    grids = 4 in (len(theirs), len(ours)) and theirs[:-1] != ours[:-1]
-    vectors = len(theirs) == len(ours) == 2
-    return dataclasses.replace(
-      stage, pool='mean' if grids or vectors else stage.pool
-    )
+      return dataclasses.replace(term, pool=pool)
+    a = errors.lookup('activation', term.target, theirs).shape
+    b = errors.lookup('activation', term.student, ours).shape
+    grids = 4 in (len(a), len(b)) and a[:-1] != b[:-1]
+    vectors = len(a) == len(b) == 2
+    mean = 'mean' if grids or vectors else term.pool
+    return dataclasses.replace(term, pool=mean)
 
-  return tuple(map(one, stages))
+  return tuple(
+    dataclasses.replace(stage, terms=tuple(map(one, stage.terms)))
+    for stage in stages
+  )
 
 
-def _check_outputs(teacher, student, x, stages):
-  shapes = [
-    jax.eval_shape(network.apply, network.one, x)[0].shape
-    for network in (teacher, student)
-  ]
-  last = stages[-1]
+def _check_stages(
+  stages: stage_lib.Curriculum,
+  teacher: adapters.ModelAdapter,
+  student: adapters.ModelAdapter,
+  batch: types.Batch,
+) -> None:
+  """Raises UserError for stages that the models and the batch do not allow."""
   errors.require(
-    not last.needs_teacher or last.readout or shapes[0] == shapes[1],
-    f"The teacher's output is {list(shapes[0])}, the student's "
-    f'{list(shapes[1])}: the last stage compares them as they are. Give them '
-    'the same classes (the same vocabulary, in the same order).',
+    all(s.checkpoint is None for s in stages),
+    'A plan knows the final teacher alone: leave checkpoints out, or distill '
+    'from each of them in turn.',
+  )
+  if any(stage.needs_labels for stage in stages):
+    errors.require(
+      'y' in batch,
+      'The curriculum needs the labels: give (x, labels) as the example, and '
+      'as batches.',
+    )
+  if reads_classes(stages):
+    user_batches.check_labels(student, batch)
+  theirs, ours = (
+    jax.eval_shape(model.apply, model.one, batch['x'])[0].shape
+    for model in (teacher, student)
+  )
+  for term in stages[-1].terms:
+    compared = (term.student, term.target) == ('logits', 'logits')
+    errors.require(
+      not compared or bool(term.regressor or term.projection) or theirs == ours,
+      f"The teacher's output is {list(theirs)}, the student's {list(ours)}: "
+      'the last stage compares them as they are. Give them the same classes '
+      '(the same vocabulary, in the same order).',
+    )
+
+
+def reads_classes(stages: stage_lib.Curriculum) -> bool:
+  """Whether any term reads the labels as classes."""
+  return any(
+    term.loss is losses.cross_entropy
+    for stage in stages
+    for term in stage.terms
+    if not term.needs_teacher
   )

@@ -1,10 +1,10 @@
-"""From a config to tasks, models and specs.
+"""From a config to an experiment, and from that to the specification of runs.
 
 With `experiment.py` the only module that reads a whole config.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
 import dataclasses
@@ -13,132 +13,32 @@ import pathlib
 from typing import Any
 from typing import TypeAlias
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from cxjax.training import target_cache
-from cxjax.methods import stage as stage_lib
 from cxjax import errors
-from cxjax.data import loader
+from cxjax import types
+from cxjax.configs import identity
 from cxjax.configs import ranges
-from cxjax.parallel import mesh as mesh_lib
 from cxjax.methods import curricula
+from cxjax.methods import losses
+from cxjax.methods import registry
+from cxjax.methods import stage as stage_lib
+from cxjax.models import base as models
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import partition
+from cxjax.tasks import base as tasks
+from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
 from cxjax.training import run_spec
-from cxjax.methods import train_step
-from cxjax.tasks import masked_text
-from cxjax.tasks import parity
-from cxjax.tasks import masked_grammar
-from cxjax.data import tokenized_corpus
-from cxjax.data import tokenizer as tokenizer_lib
-from cxjax.models import mlp
-from cxjax.models import transformer
+from cxjax.training import target_cache
+from cxjax.training import teacher as teacher_lib
 
 Config: TypeAlias = ml_collections.ConfigDict
 Devices: TypeAlias = Sequence[Any] | None
-RunSpecs: TypeAlias = dict[str, run_spec.RunSpec]
 
-
-def _parity(config: Config) -> parity.Parity:
-  data = config.data
-  return parity.make(
-    d=data.d,
-    k=data.k,
-    depth=data.depth,
-    support=data.support,
-    key=key_for(config, 'support'),
-  )
-
-
-def _mlp(block: Config, task: Any) -> mlp.MLP:
-  errors.require(
-    block.width >= 1 and block.depth >= 1,
-    f'A width={block.width} and depth={block.depth} must be at least 1.',
-  )
-  return mlp.MLP((block.width,) * block.depth, task.num_classes)
-
-
-def _parity_tokens(config: Config) -> parity.TokenParity:
-  return parity.TokenParity(_parity(config))
-
-
-def _pcfg(config: Config) -> masked_grammar.MaskedGrammar:
-  data = config.data
-  return masked_grammar.make(
-    grammar=data.grammar, start=data.start, mask_rate=data.mask_rate
-  )
-
-
-def text_of(config: Config) -> tokenized_corpus.Text:
-  """The text of a config whose task is about text."""
-  data = config.data
-  return tokenized_corpus.load(
-    data.source,
-    vocab_size=data.vocab_size,
-    tokenizer=data.tokenizer,
-    held_out=data.held_out,
-    whole_files=data.whole_files,
-    tfds_folder=data.tfds_folder,
-    folder=data.folder,
-  )
-
-
-def _text(config: Config) -> masked_text.MaskedText:
-  data = config.data
-  tokenizer = text_of(config).tokenizer
-  return masked_text.make(
-    tokenizer, length=data.length, mask_rate=data.mask_rate
-  )
-
-
-def _transformer(
-  block: Config, task: Any, *, causal: bool
-) -> transformer.Transformer:
-  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-  return transformer.Transformer(
-    vocab_size=task.vocab_size,
-    num_classes=task.num_classes,
-    max_length=block.max_length or task.length,
-    width=block.width,
-    heads=block.heads,
-    depth=block.depth,
-    causal=causal,
-    mlp_width=block.mlp_width,
-    tied=block.tied,
-    init_std=block.init_std,
-    dtype=errors.lookup('dtype', block.dtype, dtypes),
-    remat=block.remat,
-    dropout=block.dropout,
-  )
-
-
-TASKS = {
-  'parity': _parity,
-  'parity_tokens': _parity_tokens,
-  'pcfg': _pcfg,
-  'text': _text,
-}
-MODELS: dict[str, Callable[[Config, Any], Any]] = {
-  'mlp': _mlp,
-  'encoder': functools.partial(_transformer, causal=False),
-  'decoder': functools.partial(_transformer, causal=True),
-}
-PATHS = ('folder', 'tokenizer')  # Fields of a text that its run leaves out.
-# What of a stage makes its targets what they are.
-STORED = (
-  'target',
-  'checkpoint',
-  'projection',
-  'shared_projection',
-  'norm',
-  'centered',
-  'scale',
-  'everywhere',
-  'pool',
-  'top_k',
-)
 PURPOSES = (
   'support',
   'held_out',
@@ -151,45 +51,87 @@ PURPOSES = (
 
 
 def key_for(config: Config, purpose: str) -> jax.Array:
-  """The PRNG key of a purpose, from `config.seed`."""
-  return _key(config.seed, purpose)
+  """PRNG key of a purpose, from `config.seed`."""
+  return jax.random.fold_in(
+    jax.random.key(config.seed), PURPOSES.index(purpose)
+  )
 
 
-def _key(seed: int, purpose: str) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
+def make_task(config: Config) -> tasks.Task:
+  """The task that a config names."""
+  return tasks.make(config.task, config.data, key_for(config, 'support'))
 
 
-@functools.lru_cache(8)
-def _held_out(task: Any, seed: int, size: int, text: tokenized_corpus.Text | None):
-  source = size
-  if text is not None:
-    source = masked_text.held_out_rows(text.held_out, task, size)
-  # Jitted: a grammar's many small operations are slow one by one.
-  draw = jax.jit(lambda key: task.draw(key, 0, source))
-  return draw(_key(seed, 'held_out'))
+def make_model(config: Config, role: str, task: Any = None) -> Any:
+  """The model of 'teacher' or 'student', for a task or that of the config."""
+  return models.make(config.model, config[role], task or make_task(config))
 
 
-def _feed(config: Config, role: str, mesh: jax.sharding.Mesh, streams: int):
-  """Opens the rows of every stream."""
-  text, task = text_of(config), make_task(config)
-  block = config.teacher if role == 'teacher' else config
-  number = config.data.shards
-  seeds = jax.vmap(jax.random.bits)(_seed_keys(config, f'{role}_data', streams))
-  shards = [
-    [
-      masked_text.pack(
-        text.train,
-        task,
-        batch_size=block.batch_size // number,
-        seed=int(seed),
-        shard=(shard, number),
-      )
-      for seed in seeds
-    ]
-    for shard in range(number)
-  ]
-  shapes = task.host_spec(block.batch_size)
-  return loader.Feed(shards, block.log_every, mesh, shapes)
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A config with its task, which is made once for all runs.
+
+  Attributes:
+    config: with its paths filled in.
+    task: makes the batches.
+    held_out: the batch of the evaluation; shapes for devices that are not here.
+    devices: from `devices.topology`: runs then hold shapes in place of arrays.
+      None is those of this process.
+  """
+
+  config: Config
+  task: tasks.Task
+  held_out: types.Batch
+  devices: Devices = None
+
+  def with_method(self, name: str) -> 'Experiment':
+    """The same experiment by another method."""
+    config = copy.deepcopy(self.config)
+    config.method = name
+    return dataclasses.replace(self, config=config)
+
+  def model(self, role: str) -> Any:
+    """The model of 'teacher' or 'student'."""
+    return make_model(self.config, role, self.task)
+
+  def place(self, tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Arrays on every device of a mesh, or their shapes."""
+    if self.devices is None:
+      return mesh_lib.replicate(tree, mesh)
+    return mesh_lib.abstract(tree, mesh, mesh_lib.REPLICATED)
+
+
+def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
+  """Reads the data of a config.
+
+  Args:
+    config: of the experiment; a copy is changed.
+    workdir: of its runs.
+
+  Returns:
+    The experiment; its config knows the paths and the fingerprints of its data.
+
+  Raises:
+    UserError: invalid settings, or data that are not what the config asks for.
+  """
+  config = copy.deepcopy(config)
+  ranges.check(config.to_dict())
+  tasks.resolve_paths(config.task, config.data, workdir)
+  task = make_task(config)
+  tasks.record_fingerprints(config.data, task)
+  held_out = task.held_out(key_for(config, 'held_out'), config.data.eval_size)
+  return Experiment(config, task, held_out)
+
+
+def abstract_experiment(config: Config, devices: Devices) -> Experiment:
+  """An experiment of shapes alone; no file is read."""
+  ranges.check(config.to_dict())
+  key = key_for(config, 'support')
+  task = tasks.make_abstract(config.task, config.data, key)
+  held_out = functools.partial(task.held_out, size=config.data.eval_size)
+  return Experiment(
+    config, task, jax.eval_shape(held_out, jax.random.key(0)), devices
+  )
 
 
 def _seed_keys(config: Config, purpose: str, num: int) -> jax.Array:
@@ -198,343 +140,252 @@ def _seed_keys(config: Config, purpose: str, num: int) -> jax.Array:
   return fold(key_for(config, purpose), jnp.arange(num))
 
 
-def make_task(config: Config) -> Any:
-  """The source of batches that a config names."""
-  return errors.lookup('task', config.task, TASKS)(config)
+def _sharding(model: Any, mode: str, mesh: Any, role: str) -> Any:
+  """How the parameters of a model are sharded; nothing is left out silently."""
+  errors.lookup(f'mesh.{role}', mode, dict.fromkeys(partition.MODES))
+  rules = models.declared(model).partition_rules
+  if mode == 'tensor' and mesh.shape[partition.MODEL] > 1:
+    rules = models.require(model, 'partition_rules', f'mesh.{role}={mode}')
+  return partition.ParameterSharding(mode, rules or ())
 
 
-def make_model(config: Config, role: str, task: Any = None) -> Any:
-  """The module of 'teacher' or 'student', for a task or that of the config."""
-  build = errors.lookup('model', config.model, MODELS)
-  return build(config[role], task or make_task(config))
+def _warn_unmatched(spec: run_spec.RunSpec, role: str) -> None:
+  """Warns of parameters that tensor parallelism leaves whole."""
+  if spec.layout.mesh.shape[partition.MODEL] == 1:
+    return
+  left = partition.unmatched(spec.student_shapes, spec.layout.student)
+  if left:
+    logging.warning(
+      'The %s has %d parameters that match no partition rule; each device '
+      'holds them whole: %s.',
+      role,
+      len(left),
+      ', '.join(left[:5]) + (', ...' if len(left) > 5 else ''),
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-  """What a spec's batches are made of.
-
-  Attributes:
-    task: makes them.
-    held_out: the batch of the evaluation; shapes for devices that are not here.
-    place: puts arrays on every device of a mesh, or says how they would lie.
-  """
-
-  task: Any
-  held_out: train_step.Batch
-  place: Callable[[Any, jax.sharding.Mesh], Any]
+def _layout(experiment: Experiment, role: str) -> run_spec.Layout:
+  config = experiment.config
+  block = config.teacher if role == 'teacher' else config
+  mesh = mesh_lib.make(config.mesh, block.batch_size, experiment.devices)
+  shardings = {
+    name: _sharding(experiment.model(name), config.mesh[name], mesh, name)
+    for name in ('student', 'teacher')
+  }
+  return run_spec.Layout(mesh, shardings[role], shardings['teacher'])
 
 
-def _source(config: Config, devices: Devices) -> _Source:
-  data = config.data
-  if devices is None:
-    task = make_task(config)
-    text = text_of(config) if config.task == 'text' else None
-    held_out = _held_out(task, config.seed, data.eval_size, text)
-    return _Source(task, held_out, mesh_lib.replicate)
-  task, rows = _task_of_shapes(config)
-  draw = lambda key: task.draw(key, 0, rows)
-  held_out = jax.eval_shape(draw, jax.random.key(0))
-  place = functools.partial(mesh_lib.abstract, rule='replicated')
-  return _Source(task, held_out, place)
+def _host_data(
+  experiment: Experiment, role: str, mesh: jax.sharding.Mesh, streams: int
+) -> run_spec.HostData:
+  """The loader of a task whose batches the host reads."""
+  config, task = experiment.config, experiment.task
+  block = config.teacher if role == 'teacher' else config
+  rows = task.host_spec(block.batch_size)
+  if rows is None:
+    return run_spec.HostData()
+  keys = _seed_keys(config, f'{role}_data', streams)
 
+  def open_loader() -> Any:
+    seeds = jax.device_get(jax.vmap(jax.random.bits)(keys))
+    return tasks.open_loader(
+      task, block.batch_size, list(map(int, seeds)), block.log_every, mesh
+    )
 
-def _task_of_shapes(config):
-  """The task, and what the held-out batch is drawn from; no file is read."""
-  data = config.data
-  if config.task != 'text':
-    return make_task(config), data.eval_size
-  # Of a text nothing else decides a shape.
-  ids = {f'{name}_id': i for i, name in enumerate(tokenizer_lib.SPECIAL)}
-  task = masked_text.MaskedText(
-    data.vocab_size, data.length, data.mask_rate, **ids
-  )
-  rows = jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype), task.host_spec(data.eval_size)
-  )
-  return task, rows
+  return run_spec.HostData(open_loader, rows)
 
 
 def _spec(
-  config: Config,
-  role: str,
-  source: _Source,
-  devices: Devices,
-  num_seeds: int,
-  factor=1.0,
-  **kwargs,
-):
+  experiment: Experiment, role: str, num_seeds: int, loop: Any, **kwargs: Any
+) -> run_spec.RunSpec:
   """What teachers and students have in common; `kwargs` is the rest."""
+  config, task = experiment.config, experiment.task
   block = config.teacher if role == 'teacher' else config
-  optimizer = copy.deepcopy(block.optimizer)
-  optimizer.learning_rate *= factor
-  mesh = mesh_lib.make(config.mesh, block.batch_size, devices)
-  rules = {'student': config.mesh.student, 'teacher': config.mesh.teacher}
   streams = 1 if config.share_batches else num_seeds
-  if config.task == 'text':
-    kwargs['feed'] = functools.partial(_feed, config, role, mesh, streams)
-    kwargs['rows'] = source.task.host_spec(block.batch_size)
-  keys: dict[str, Any] = {
-    'init_keys': _seed_keys(config, f'{role}_init', num_seeds),
-    'data_keys': _seed_keys(config, f'{role}_data', streams),
-    'stage_keys': _seed_keys(config, 'student_stage', num_seeds),
-  }
-  return run_spec.RunSpec(
-    student=make_model(config, role, source.task),
-    draw=source.task.draw,
-    mesh=mesh,
-    rules=(rules[role], rules['teacher']),
-    held_out=source.place(source.held_out, mesh),
-    batch_size=block.batch_size,
-    optimizer=functools.partial(optimizers.make, optimizer),
-    restart_schedule=optimizer.restart_schedule,
-    carry_state=optimizer.carry_state,
+  layout = _layout(experiment, role)
+  keys = run_spec.Keys(
+    *experiment.place(
+      (
+        _seed_keys(config, f'{role}_init', num_seeds),
+        _seed_keys(config, f'{role}_data', streams),
+        _seed_keys(config, 'student_stage', num_seeds),
+      ),
+      layout.mesh,
+    )
+  )
+  loop = run_spec.Loop(
     log_every=block.log_every,
     eval_every=block.eval_every,
     save_every=block.save_every,
     save_minutes=config.save_minutes,
     stop_at=block.stop_at,
+    **loop,
+  )
+  optimizer = kwargs.pop('optimizer', block.optimizer)
+  spec = run_spec.RunSpec(
+    student=experiment.model(role),
+    draw=task.batch,
+    held_out=experiment.place(experiment.held_out, layout.mesh),
+    keys=keys,
+    batch_size=block.batch_size,
+    optimizer=functools.partial(optimizers.make, optimizer),
+    layout=layout,
+    loop=loop,
+    metrics=metrics_lib.resolve(task.metrics),
+    primary=task.primary_metric,
+    host=_host_data(experiment, role, layout.mesh, streams),
     microbatches=block.microbatches,
-    **source.place(keys, mesh),
+    restart_schedule=optimizer.restart_schedule,
+    carry_state=optimizer.carry_state,
     **kwargs,
   )
+  _warn_unmatched(spec, role)
+  return spec
 
 
-def teacher_spec(
-  config: Config, devices: Devices = None
-) -> run_spec.RunSpec:
+def teacher_spec(experiment: Experiment) -> run_spec.RunSpec:
   """How the teacher is trained: on the labels, keeping its checkpoints.
 
-  Args:
-    config: of the experiment.
-    devices: from `machines.topology`: the spec then holds shapes in place of
-      arrays, and no text is read. None is those of this process.
-
-  Returns:
-    The spec.
-
   Raises:
-    UserError: settings that cannot be.
+    UserError: settings that do not fit each other.
   """
-  block = config.teacher
-  ranges.check(config.to_dict())
+  block = experiment.config.teacher
   with errors.about('The teacher'):
     return _spec(
-      config,
+      experiment,
       'teacher',
-      _source(config, devices),
-      devices,
       num_seeds=1,
-      stages=stage_lib.supervised(block.num_steps),
-      save_at=tuple(block.save_at),
-      overrun=block.overrun,
-      keep=0,
+      loop=dict(save_at=tuple(block.save_at), overrun=block.overrun, keep=0),
+      stages=curricula.supervised(block.num_steps),
     )
 
 
 def student_spec(
-  config: Config, teacher: curricula.Teacher | None, devices: Devices = None
+  experiment: Experiment, teacher: teacher_lib.Teacher | None
 ) -> run_spec.RunSpec:
   """How the students are trained by `config.method`.
 
   Args:
-    config: of the experiment.
+    experiment: the experiment.
     teacher: for methods that need one.
-    devices: as for `teacher_spec`.
 
   Returns:
-    The spec.
+    The specification of the run.
 
   Raises:
-    UserError: settings that cannot be.
+    UserError: settings that do not fit each other or the teacher.
   """
-  ranges.check(config.to_dict())
-  source = _source(config, devices)
-  layers = make_model(config, 'student', source.task).layers
-  stages = curricula.from_config(config, teacher, layers)
+  config = experiment.config
+  method = config.method
+  errors.lookup('method', method, registry.METHODS)
+  optimizer = copy.deepcopy(config.optimizer)
+  optimizer.learning_rate *= config[method].rate_factor
+  stages = _stages(experiment, teacher)
+  needs_teacher = any(stage.needs_teacher for stage in stages)
+  teacher_metrics = metrics_lib.TEACHER_METRICS
   return _spec(
-    config,
+    experiment,
     'student',
-    source,
-    devices,
     num_seeds=config.num_seeds,
-    factor=config[config.method].rate_factor,
+    loop=dict(keep=config.keep, keep_best=config.keep_best),
     stages=stages,
-    keep=config.keep,
-    lookahead=config.lookahead,
+    optimizer=optimizer,
     teacher=teacher,
+    teacher_metrics=metrics_lib.resolve(
+      teacher_metrics if teacher is not None or needs_teacher else ()
+    ),
+    lookahead=config.lookahead,
+    trainable=config.trainable,
   )
 
 
-def teacher_config(config: Config) -> dict[str, Any]:
-  """The fields that a teacher depends on; its `config.json`."""
-  block = config.to_dict()
-  names = ('seed', 'task', 'model', 'data', 'teacher')
-  kept = {name: block[name] for name in names}
-  del kept['teacher']['folder']
-  kept['data'] = _without_paths(kept['data'])
-  return kept
+def _stages(
+  experiment: Experiment, teacher: teacher_lib.Teacher | None
+) -> stage_lib.Curriculum:
+  """The curriculum of `config.method`."""
+  config = experiment.config
+  loss = losses.logit_loss(
+    config.loss, config.temperature, config.hard_labels, config.top_k
+  )
+  context = registry.Context(
+    num_steps=config.num_steps,
+    teacher_layers=() if teacher is None else teacher.layers,
+    student_layers=experiment.model('student').layers,
+    checkpoints=() if teacher is None else teacher.checkpoints,
+    output={'loss': loss, 'alpha': config.alpha, 'top_k': config.top_k},
+  )
+  return registry.build(config.method, config[config.method], context)
 
 
-def _without_paths(data):
-  """Where a text lies does not change it: its fingerprints say what it is."""
-  return {name: value for name, value in data.items() if name not in PATHS}
+def check(experiment: Experiment) -> None:
+  """Checks a config before anything is written.
 
-
-def student_config(config: Config) -> dict[str, Any]:
-  """The fields that a student depends on; its `config.json`."""
-  block = config.to_dict()
-  unread = set(curricula.METHODS) - {config.method}
-  block['data'] = _without_paths(block['data'])
-  block['mesh'].pop('cpu_devices', None)
-  if config.cache.folder:
-    # Where it lies changes nothing, nor does what it was made with.
-    names = ('batches', 'fingerprint')
-    block['cache'] = {name: block['cache'][name] for name in names}
-  else:
-    del block['cache']
-  return {name: v for name, v in block.items() if name not in unread}
-
-
-def stored_config(config: Config, spec: run_spec.RunSpec) -> dict[str, Any]:
-  """What the targets of a run depend on: its teacher, its batches, its stages.
-
-  Not how students learn from them: rates, losses and the like.
-  """
-  stages: dict[str, Any] = {}
-  for i, planned in enumerate(spec.planned()):
-    name = planned.stage.name  # The student's layer, which may come again.
-    stages[f'{name}#{i}' if name in stages else name] = {
-      'number': i,
-      **{name: getattr(planned.stage, name) for name in STORED},
-      'projection': planned.projection,
-    }
-  names = ('method', 'batch_size', 'num_seeds', 'share_batches')
-  return {
-    **{name: config[name] for name in names},
-    **teacher_config(config),
-    'stages': stages,
-  }
-
-
-def period(config: Config) -> int:
-  """How many batches the stages read, again and again; of stored targets.
+  The teacher is not there yet, so an abstract one that has every checkpoint
+  stands in for it.
 
   Raises:
-    UserError: more than there are steps.
+    UserError: the config cannot run.
   """
-  batches = config.cache.batches or config.num_steps
-  errors.require(
-    1 <= batches <= config.num_steps,
-    f'cache.batches={batches} must be from 1 to num_steps={config.num_steps}; '
-    '0 is all of them.',
-  )
-  return batches
-
-
-def check_stored(config: Config) -> None:
-  """Raises UserError for settings of stored targets that cannot be."""
-  errors.require(
-    config.method != 'supervised',
-    'The method supervised learns the labels: it has no targets to store. '
-    'Leave --cache_targets and cache.folder out.',
-  )
-  period(config)
-
-
-def located(config: Config, workdir: pathlib.Path) -> Config:
-  """A copy that knows its text, if it is about text: folder, fingerprints.
-
-  Raises:
-    UserError: no such text, or not the one that the config asks for.
-  """
-  config = copy.deepcopy(config)
-  if config.task != 'text':
-    return config
-  data = config.data
-  for name in PATHS:
-    if name not in data:  # As it was read from a run's folder.
-      data[name] = ''
-  data.folder = data.folder or str(workdir / 'text')
-  for name, found in text_of(config).fingerprints.items():
-    wanted = data.fingerprints[name]
-    errors.require(
-      wanted in ('', found),
-      f'data.fingerprints.{name}={wanted}, but that of the {name} here is '
-      f'{found}.',
-    )
-    data.fingerprints[name] = found
-  return config
-
-
-def check(config: Config) -> None:
-  """Raises UserError for a config that cannot run, before anything is written.
-
-  The teacher is not there yet, so one that has every checkpoint stands in.
-  """
+  config = experiment.config
   errors.lookup('cache.dtype', config.cache.dtype, target_cache.TOLERANCES)
   if config.cache.folder:
-    check_stored(config)
-  if config.task == 'text':
-    number = config.data.shards
-    for size in (config.batch_size, config.teacher.batch_size):
-      errors.require(
-        number >= 1 and size % number == 0,
-        f'data.shards={number} must divide the batch_size={size}.',
-      )
-  student_spec(config, stand_in(config)).planned()
+    identity.check_stored(config)
+  for size in (config.batch_size, config.teacher.batch_size):
+    experiment.task.check(size)
+  student_spec(experiment, abstract_teacher(experiment)).plan()
 
 
-def stand_in(
-  config: Config,
+def abstract_teacher(
+  experiment: Experiment,
   checkpoints: Iterable[tuple[int, float]] | None = None,
-  devices: Devices = None,
-) -> curricula.Teacher:
-  """A teacher that is not there: its parameters are shapes.
+) -> teacher_lib.Teacher:
+  """A teacher whose parameters are shapes.
 
   Args:
-    config: of the experiment.
-    checkpoints: `(step, accuracy)` of each; None is of every one there may be.
-    devices: as for `teacher_spec`.
+    experiment: the experiment.
+    checkpoints: `(step, score)` of each; None is every one there may be.
 
   Returns:
-    The teacher.
+    The teacher, not available.
   """
-  spec = teacher_spec(config, devices)
+  spec = teacher_spec(experiment)
   if checkpoints is None:
-    steps = sorted({*range(1_000), *config.progressive.checkpoints})
+    listed = experiment.config.progressive.checkpoints
+    steps = sorted({*range(1_000), *listed})
     ahead = ((step, i / len(steps)) for i, step in enumerate(steps))
     checkpoints = (*ahead, (steps[-1] + 1, 1.0))
-  return curricula.Teacher(
+  return teacher_lib.Teacher(
     apply=spec.student.apply,
     params=spec.student_shapes,
     layers=spec.student.layers,
     checkpoints=tuple(checkpoints),
+    available=False,
   )
 
 
-def abstract(
+def abstract_specs(
   config: Config, names: Sequence[str], devices: Sequence[Any]
-) -> RunSpecs:
-  """The specs of a config for devices that need not be here: shapes alone.
+) -> Mapping[str, run_spec.RunSpec]:
+  """Runs of a config for devices that need not be here: shapes alone.
 
   Args:
     config: of the experiment; its `method` is not read, nor a file it names.
     names: methods.
-    devices: from `machines.topology`.
+    devices: from `devices.topology`.
 
   Returns:
-    That of the teacher, unless it comes from elsewhere, and those of the
-    students; by 'teacher' and the method.
+    The run of the teacher, unless it comes from elsewhere, and those of the
+    students; by 'teacher' and the method. Their teacher counts as available:
+    the programs run it.
 
   Raises:
-    UserError: input that cannot be; the message is for people.
+    UserError: invalid settings.
   """
-  teacher = stand_in(config, devices=devices)
+  experiment = abstract_experiment(config, devices)
+  teacher = dataclasses.replace(abstract_teacher(experiment), available=True)
   specs = {}
   if not config.teacher.folder:
-    specs['teacher'] = teacher_spec(config, devices)
+    specs['teacher'] = teacher_spec(experiment)
   for name in names:
-    chosen = copy.deepcopy(config)
-    chosen.method = name
-    specs[name] = student_spec(chosen, teacher, devices)
+    specs[name] = student_spec(experiment.with_method(name), teacher)
   return specs

@@ -1,144 +1,55 @@
 """Experiments from a config: the teacher, a student by a method, a comparison.
 
-With `build.py` the only module that reads a whole config. Files of a workdir:
-`teacher/` and one folder per method, each with `config.json`, `metrics.jsonl`,
-`checkpoints/`, `tensorboard/` and, once finished, `summary.json`.
+With `builders.py` the only module that reads a whole config. Files of a
+workdir: `teacher/` and one folder per method, each with `config.json`,
+`metrics.jsonl`, `checkpoints/`, `tensorboard/` and, once finished,
+`summary.json`.
 """
 
 from collections.abc import Sequence
 import copy
-import csv
-import dataclasses
-import functools
-import io
 import pathlib
 from typing import Any
 from typing import TypeAlias
 
-from absl import logging
-import jax
 import ml_collections
 
-from cxjax.configs import builders
-from cxjax.training import target_cache
-from cxjax.training import checkpoints as checkpoints_lib
 from cxjax import errors
 from cxjax import files
-from cxjax.training import metric_log
-from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import curricula
+from cxjax import tables
+from cxjax import types
 from cxjax.analysis import plots
-from cxjax.parallel import multihost
-from cxjax.methods import train_step
+from cxjax.configs import builders
+from cxjax.configs import identity
+from cxjax.configs import stored_targets
+from cxjax.configs import teachers
+from cxjax.methods import registry
+from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import metric_log
 from cxjax.training import summary as summary_lib
+from cxjax.training import teacher as teacher_lib
 from cxjax.training import trainer
 
 Config: TypeAlias = ml_collections.ConfigDict
 
 
-def teacher_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-  """Where the teacher lives."""
-  return pathlib.Path(config.teacher.folder or workdir / 'teacher')
-
-
-def _finish(method, spec, folder) -> summary_lib.Summary:
-  """Trains unless finished; the summary."""
-  path = folder / 'summary.json'
-  if multihost.from_first(path.exists):
-    logging.info('%s is finished.', folder)
-    return files.read_json(path)
-  result = trainer.fit(spec, folder, title=f'{folder.parent.name}/{method}')
-  summary = summary_lib.summarize(method, spec, result)
-  files.write_json(path, summary)
-  return summary
-
-
-def train_teacher(config: Config, workdir: pathlib.Path) -> curricula.Teacher:
-  """The teacher of a config: trained, or found finished.
-
-  Args:
-    config: of the experiment.
-    workdir: where `teacher/` is, unless `config.teacher.folder` is another.
-
-  Returns:
-    The teacher.
-
-  Raises:
-    UserError: the folder belongs to another teacher, or is damaged.
-  """
-  folder = teacher_folder(config, workdir)
-  spec = builders.teacher_spec(config)
-  files.claim_workdir(folder, builders.teacher_config(config))
-  told = (folder / 'summary.json').exists()
-  finished = _finish('teacher', spec, folder)
-  if not told:
-    _judge(config.teacher, finished)
-  return load_teacher(config, folder, last=finished['steps'])
-
-
-def _judge(block, finished):
-  """Warns of a teacher that used its steps up and did not learn enough."""
-  accuracy = finished['final']['accuracy'][0]
-  if accuracy < block.stop_at <= 1 and finished['steps'] >= block.num_steps:
-    logging.warning(
-      'The teacher ended at an accuracy of %.3g, teacher.stop_at=%.3g was not '
-      'reached: students learn what it knows. Give it more teacher.num_steps '
-      'than %d, or another seed.',
-      accuracy,
-      block.stop_at,
-      block.num_steps,
-    )
-
-
-def _template(spec, module, num_seeds):
-  """What is restored of `num_seeds` networks, on the devices of a spec."""
-  x = jax.tree.map(lambda leaf: leaf[:1], spec.held_out['x'])
-  one = jax.eval_shape(module.init, jax.random.key(0), x)
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), one
+def _reopen(
+  config: Config, folder: pathlib.Path, workdir: pathlib.Path, what: str
+) -> tuple[builders.Experiment, summary_lib.Summary]:
+  """The experiment and the summary of a finished run, from its files."""
+  errors.require(
+    (folder / 'summary.json').exists(),
+    f'{folder} holds no finished {what}. Run launch.py on {workdir} first.',
   )
-  return mesh_lib.abstract(shapes, spec.mesh, spec.rules[0], seeds=True)
-
-
-def load_teacher(
-  config: Config, folder: pathlib.Path, last: int
-) -> curricula.Teacher:
-  """A finished teacher, from its folder.
-
-  Args:
-    config: of the experiment.
-    folder: of the teacher.
-    last: step of the final checkpoint.
-
-  Returns:
-    The teacher.
-
-  Raises:
-    UserError: a checkpoint is missing, damaged or of other shapes.
-  """
-  spec = builders.teacher_spec(config)
-  template = _template(spec, spec.student, num_seeds=1)
-
-  @functools.cache
-  def load(at):
-    items = checkpoints_lib.restore(folder, at, {'params': template})
-    return jax.tree.map(lambda leaf: leaf[0], items['params'])
-
-  records = (
-    checkpoints_lib.read_record(folder, at) for at in checkpoints_lib.steps(folder)
-  )
-  return curricula.Teacher(
-    apply=spec.student.apply,
-    params=load(last),
-    layers=spec.student.layers,
-    checkpoints=tuple((r['step'], r['accuracy'][0]) for r in records),
-    load=load,
-  )
+  config = copy.deepcopy(config)
+  config.update(files.read_json(folder / 'config.json'))
+  experiment = builders.open_experiment(config, workdir)
+  return experiment, files.read_json(folder / 'summary.json')
 
 
 def load(
   config: Config, workdir: pathlib.Path
-) -> tuple[Config, curricula.Teacher]:
+) -> tuple[Config, teacher_lib.Teacher]:
   """The teacher that a workdir holds, and the config it was trained with.
 
   Args:
@@ -152,158 +63,90 @@ def load(
     UserError: there is no finished teacher, or it is damaged.
   """
   folder = workdir / 'teacher'
-  errors.require(
-    (folder / 'summary.json').exists(),
-    f'{folder} holds no finished teacher. Run launch.py on {workdir} first.',
-  )
-  config = copy.deepcopy(config)
-  config.update(files.read_json(folder / 'config.json'))
-  config = builders.resolve_paths(config, workdir)
-  last = files.read_json(folder / 'summary.json')['steps']
-  return config, load_teacher(config, folder, last)
+  experiment, summary = _reopen(config, folder, workdir, 'teacher')
+  teacher = teachers.load_teacher(experiment, folder, summary['steps'])
+  return experiment.config, teacher
 
 
 def load_students(
-  config: Config, workdir: pathlib.Path, method: str
-) -> tuple[Any, train_step.Params]:
-  """The finished students of a workdir, and their module.
+  config: Config, workdir: pathlib.Path, method: str, *, best: bool = False
+) -> tuple[Any, types.Params]:
+  """The finished students of a workdir, and their model.
 
   Args:
     config: of the same experiment; its fields are replaced.
     workdir: of the run.
     method: which.
+    best: the best checkpoint, of a run with `keep_best`, instead of the last.
 
   Returns:
-    The module, and `[S, ...]` parameters.
+    The model, and `[S, ...]` parameters.
 
   Raises:
     UserError: there are none, or they are damaged.
   """
   folder = workdir / method
+  experiment, summary = _reopen(config, folder, workdir, 'students')
+  at = summary['best_step'] if best else summary['steps']
   errors.require(
-    (folder / 'summary.json').exists(),
-    f'{folder} holds no finished students. Run launch.py on {workdir} first.',
+    at is not None,
+    f'{folder} kept no best checkpoint: run it with keep_best=METRIC.',
   )
-  config = copy.deepcopy(config)
-  config.update(files.read_json(folder / 'config.json'))
-  config = builders.resolve_paths(config, workdir)
-  student = builders.make_model(config, 'student')
-  template = _template(builders.teacher_spec(config), student, config.num_seeds)
-  last = files.read_json(folder / 'summary.json')['steps']
-  found = checkpoints_lib.restore(folder, last, {'params': template})
+  student = experiment.model('student')
+  template = teachers.template(
+    builders.teacher_spec(experiment), student, experiment.config.num_seeds
+  )
+  found = checkpoints_lib.restore(folder, at, {'params': template})
   return student, found['params']
 
 
-def run(config: Config, workdir: pathlib.Path) -> summary_lib.Summary:
+def run(
+  config: Config,
+  workdir: pathlib.Path,
+  on_record: trainer.OnRecord | None = None,
+) -> summary_lib.Summary:
   """Trains the teacher if need be, then students by `config.method`.
 
   Args:
     config: of the experiment.
     workdir: where the files go.
+    on_record: called with every record of the students' metrics.
 
   Returns:
     The summary of the students' run.
 
   Raises:
-    UserError: input that cannot be; the message is for people.
+    UserError: invalid input; the message is for people.
   """
   errors.require(
     bool(config.cache.folder) or config.cache.batches == 0,
     f'cache.batches={config.cache.batches} is of stored targets: give '
     'cache.folder or --cache_targets, or leave it out.',
   )
-  config = builders.resolve_paths(config, workdir)
-  builders.check(config)
-  _save_text(config)
+  experiment = builders.open_experiment(config, workdir)
+  builders.check(experiment)
+  return _run(experiment, workdir, on_record)
+
+
+def _run(
+  experiment: builders.Experiment,
+  workdir: pathlib.Path,
+  on_record: trainer.OnRecord | None = None,
+) -> summary_lib.Summary:
+  """`run` of an experiment that was checked."""
+  teachers.save_task(experiment)
+  config = experiment.config
   folder = workdir / config.method
   if config.cache.folder:
     finished = (folder / 'summary.json').exists()
-    spec = _stored_spec(config, workdir, checked=not finished)
+    spec = stored_targets.stored_spec(experiment, workdir, checked=not finished)
   else:
-    teacher = train_teacher(config, workdir)
-    spec = builders.student_spec(config, teacher)
+    teacher = teachers.train_teacher(experiment, workdir)
+    spec = builders.student_spec(experiment, teacher)
     for stage in spec.stages:
       teacher.at(stage.checkpoint)  # An error now, not after hours.
-  files.claim_workdir(folder, builders.student_config(config))
-  return _finish(config.method, spec, folder)
-
-
-def _save_text(config):
-  if config.task == 'text':
-    builders.text_of(config).save(pathlib.Path(config.data.folder))
-
-
-def cache_targets(
-  config: Config, workdir: pathlib.Path, folder: pathlib.Path
-) -> dict[str, Any]:
-  """Stores the targets of `config.method`, for runs with `cache.folder`.
-
-  Args:
-    config: of the experiment.
-    workdir: where the teacher is, or goes.
-    folder: where the targets go.
-
-  Returns:
-    What was stored, and what it took.
-
-  Raises:
-    UserError: input that cannot be; the message is for people.
-  """
-  errors.require(
-    not config.cache.folder,
-    f'cache.folder={config.cache.folder} is read, --cache_targets={folder} '
-    'written: give one of the two.',
-  )
-  builders.check_stored(config)
-  config = builders.resolve_paths(config, workdir)
-  builders.check(config)
-  _save_text(config)
-  spec = dataclasses.replace(
-    builders.student_spec(config, train_teacher(config, workdir)),
-    period=builders.period(config),
-  )
-  identity = builders.stored_config(config, spec)
-  return target_cache.write(folder, spec, identity, config.cache.dtype)
-
-
-def _stored_spec(config, workdir, checked):
-  """As `student_spec`, but with a cache in place of the teacher."""
-  cache = target_cache.load(pathlib.Path(config.cache.folder))
-  errors.require(
-    config.cache.fingerprint in ('', cache.fingerprint),
-    f'cache.fingerprint={config.cache.fingerprint}, but that of {cache.folder} '
-    f'is {cache.fingerprint}.',
-  )
-  config.cache.fingerprint = cache.fingerprint
-  absent = builders.abstract_teacher(config, map(tuple, cache.record['checkpoints']))
-  spec = dataclasses.replace(
-    builders.student_spec(config, absent),
-    teacher=None,
-    absent=absent,
-    period=builders.period(config),
-  )
-  cache.require_same(builders.stored_config(config, spec))
-  cache.require_all(spec)
-  if checked:
-    teacher = _found_teacher(config, workdir)
-    target_cache.check(cache, dataclasses.replace(spec, teacher=teacher))
-  feed = functools.partial(target_cache.Feed, cache, spec)
-  return dataclasses.replace(spec, feed=feed)
-
-
-def _found_teacher(config, workdir):
-  """The finished teacher, if it is there."""
-  folder = teacher_folder(config, workdir)
-  if not (folder / 'summary.json').exists():
-    logging.info(
-      'No teacher in %s: its targets were compared with it when they were '
-      'written, and are not now.',
-      folder,
-    )
-    return None
-  files.claim_workdir(folder, builders.teacher_config(config))
-  last = files.read_json(folder / 'summary.json')['steps']
-  return load_teacher(config, folder, last)
+  files.claim_workdir(folder, identity.student_config(experiment.config))
+  return teachers.finish(config.method, spec, folder, on_record)
 
 
 def compare(
@@ -320,34 +163,29 @@ def compare(
     One summary per method.
 
   Raises:
-    UserError: input that cannot be; the message is for people.
+    UserError: invalid input; the message is for people.
   """
   errors.require(
     not config.cache.folder,
     'cache.folder holds the targets of one method: leave --compare out.',
   )
-  configs = []
   for name in names:
-    chosen = copy.deepcopy(config)
-    chosen.method = name
-    chosen = builders.resolve_paths(chosen, workdir)
+    errors.lookup('method', name, registry.METHODS)
+  experiment = builders.open_experiment(config, workdir)
+  experiments = [experiment.with_method(name) for name in names]
+  for chosen in experiments:
     builders.check(chosen)
-    configs.append(chosen)
-  summaries = [run(chosen, workdir) for chosen in configs]
+  summaries = [_run(chosen, workdir) for chosen in experiments]
   files.write_text(
     workdir / 'comparison.md', summary_lib.compare_table(summaries)
   )
   rows = [row for s in summaries for row in summary_lib.seed_rows(s)]
-  write_csv(workdir / 'comparison.csv', rows)
-  curves = {s['method']: metric_log.read(workdir / s['method']) for s in summaries}
-  plots.accuracy_curves(curves, workdir / 'comparison.png')
+  tables.write_csv(workdir / 'comparison.csv', rows)
+  curves = {
+    s['method']: metric_log.read(workdir / s['method']) for s in summaries
+  }
+  primary = experiment.task.primary_metric
+  plots.curves(
+    curves, primary, f'held-out {primary}', workdir / 'comparison.png'
+  )
   return summaries
-
-
-def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-  """Writes rows of equal fields as CSV, with a header."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0], lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(rows)
-  files.write_text(path, text.getvalue())

@@ -26,6 +26,7 @@ from cxjax.methods import stage_plan
 from cxjax.methods import train_step
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
+from cxjax.training import checkpoint_writer
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import compiled_steps
 from cxjax.training import failures
@@ -93,7 +94,7 @@ def fit(
     with (
       jax.set_mesh(spec.layout.mesh),
       log,
-      checkpoints_lib.CheckpointWriter(folder, spec.loop.keep) as writer,
+      checkpoint_writer.CheckpointWriter(folder, spec.loop.keep) as writer,
       loader as opened,
     ):
       trainer = Trainer(spec, planned, folder, log, writer, opened, signals)
@@ -140,7 +141,7 @@ class Trainer:
     planned: list[stage_plan.StagePlan],
     folder: pathlib.Path,
     log: metric_log.MetricLog,
-    writer: checkpoints_lib.CheckpointWriter,
+    writer: checkpoint_writer.CheckpointWriter,
     loader: Any,
     signals: list[str],
   ) -> None:

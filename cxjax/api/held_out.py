@@ -1,0 +1,118 @@
+"""Evaluation of the students of a plan on a held-out batch."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from cxjax import types
+from cxjax.api import plan as plan_lib
+from cxjax.data import user_batches
+from cxjax.methods import losses
+from cxjax.methods import targets as targets_lib
+from cxjax.models import adapters
+from cxjax.training import metrics as metrics_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """How the students are evaluated.
+
+  Attributes:
+    held_out: the batch, with the labels or the teacher's output as 'y'.
+    metrics: by name; the first decides.
+    by_labels: whether 'y' are the labels.
+    convert: from what the user gives to a batch.
+  """
+
+  held_out: types.Batch
+  metrics: dict[str, metrics_lib.Metric]
+  by_labels: bool
+  convert: Callable[[Any], types.Batch]
+
+
+def evaluation(
+  plan: plan_lib.Plan, held_out: Any, what: str, metrics: Any
+) -> Evaluation:
+  """Decides how the students of a plan are evaluated.
+
+  Args:
+    plan: what is trained.
+    held_out: a batch as the user gives it.
+    what: its name in error messages.
+    metrics: names or functions, as of `metrics.resolve`; None chooses.
+
+  Returns:
+    The evaluation.
+
+  Raises:
+    UserError: a batch that is not like those of the plan, or metrics that do
+      not make one value per example.
+  """
+  shapes = plan.batch
+  # Without labels that are classes, the teacher's output is the reference.
+  by_labels = 'y' in shapes and (
+    _is_kl(plan) or not plan.stages[-1].needs_teacher
+  )
+  needed = ('x', 'y') if by_labels else ('x',)
+  convert = functools.partial(
+    user_batches.checked, classes=_classes(plan, metrics)
+  )
+  batch = user_batches.held_out(convert(held_out), shapes, needed, what)
+  if by_labels and not metrics:
+    user_batches.check_labels(plan.student, shapes)
+  if not by_labels:
+    batch = _with_teacher_output(plan, batch)
+  chosen = metrics_lib.resolve(metrics or _default_metrics(plan, by_labels))
+  output, _ = adapters.outputs(plan.student, batch['x'], 'student')
+  counted = batch['weights'].shape if 'weights' in batch else output.shape[:-1]
+  metrics_lib.check(chosen, output, batch['y'], counted)
+  return Evaluation(batch, chosen, by_labels, convert)
+
+
+def _is_kl(plan: plan_lib.Plan) -> bool:
+  """Whether outputs are compared as logits."""
+  return plan.loss in losses.LOGIT_LOSSES and plan.loss != 'mse'
+
+
+def _classes(plan: plan_lib.Plan, metrics: Any) -> int | None:
+  """Number of classes that the labels may name, if they are read as such."""
+  read = plan_lib.reads_classes(plan.stages) or (_is_kl(plan) and not metrics)
+  if 'y' not in plan.batch or not read:
+    return None
+  output, _ = adapters.outputs(plan.student, plan.batch['x'], 'student')
+  return output.shape[-1]
+
+
+def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
+  """What a plan is evaluated by."""
+  if by_labels:
+    return ('accuracy', 'loss')
+  output = next(
+    (t for t in plan.stages[-1].terms if t.target == 'logits'), None
+  )
+  loss = output.loss if output is not None else losses.kl
+  lower = lambda fun: metrics_lib.Metric(fun, higher_is_better=False)
+  if _is_kl(plan):
+    if output is not None and output.top_k:
+      loss = lambda got, want: output.loss(
+        got, losses.top_k(want, output.top_k)
+      )
+    agreement = metrics_lib.METRICS['agreement']
+    return {'agreement': agreement, 'loss': lower(loss)}
+  if plan.loss == 'cosine':
+    cosine = lambda got, want: 1 - losses.cosine(got, want)
+    return {'cosine': cosine, 'loss': lower(loss)}
+  return {'loss': lower(loss)}
+
+
+def _with_teacher_output(
+  plan: plan_lib.Plan, held_out: types.Batch
+) -> types.Batch:
+  """A batch whose labels are the teacher's output."""
+  see = lambda params, x: plan.teacher.apply(
+    params, targets_lib.without_dropout(x)
+  )[0]
+  return {**held_out, 'y': jax.jit(see)(plan.teacher.params, held_out['x'])}

@@ -1,0 +1,119 @@
+"""Identity of a run of `distill`: all that decides its result.
+
+A workdir keeps it as `config.json`, and a call whose identity differs is
+refused by the field that does. Functions count by what they compute
+(`identity.py`). Two things are not part of it: the batches, which are read one
+after the other, and what a callback of the host does.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cxjax.api import identity
+from cxjax.api import plan as plan_lib
+from cxjax.methods import stage as stage_lib
+from cxjax.methods import stage_plan
+from cxjax.methods import targets as targets_lib
+from cxjax.models import adapters
+from cxjax.training import run_spec
+
+
+def describe(
+  plan: plan_lib.Plan,
+  spec: run_spec.RunSpec,
+  seed: int,
+  learning_rate: float | None,
+) -> dict[str, Any]:
+  """Fields that the result of a run depends on.
+
+  Args:
+    plan: what is trained.
+    spec: of the run.
+    seed: of the projections and regressors.
+    learning_rate: of the default optimizer; None if the user gave one.
+
+  Returns:
+    JSON values.
+  """
+  return {
+    'seed': seed,
+    'stages': [_stage(plan, planned) for planned in plan.planned],
+    'batch': jax.tree.map(str, plan.batch),
+    'teacher': _model(plan.teacher, plan.batch['x']),
+    'student': _model(plan.student, plan.batch['x']),
+    'optimizer': identity.optimizer_digest(
+      spec.optimizer(), spec.student_shapes
+    ),
+    'learning_rate': learning_rate,
+    'metrics': _metrics(plan, spec),
+    'held_out': identity.tree_digest(jax.device_get(spec.held_out)),
+    'trainable': spec.trainable,
+    'keep_best': spec.loop.keep_best,
+    'log_every': spec.loop.log_every,
+    'microbatches': spec.microbatches,
+    'mesh': dict(spec.layout.mesh.shape),
+    'dtype': plan.dtype,
+  }
+
+
+def _model(model: adapters.ModelAdapter, x: Any) -> dict[str, str]:
+  """Digests of what a model computes, and of its parameters."""
+  shapes = jax.eval_shape(lambda tree: tree, (model.one, x))
+  return {
+    'apply': identity.function_digest(model.apply, *shapes),
+    'params': identity.tree_digest(jax.device_get(model.params)),
+  }
+
+
+def _stage(
+  plan: plan_lib.Plan, planned: stage_plan.StagePlan
+) -> dict[str, Any]:
+  stage = planned.stage
+  return {
+    'name': stage.name,
+    'steps': stage.steps,
+    'frozen': list(stage.frozen),
+    'terms': [_term(plan, term) for term in stage.terms],
+  }
+
+
+def _term(plan: plan_lib.Plan, term: stage_lib.Term) -> dict[str, Any]:
+  """Fields of a term; functions by their digests."""
+  fields = {
+    field.name: getattr(term, field.name) for field in dataclasses.fields(term)
+  }
+  fields['loss'] = _loss(plan, term)
+  if term.scheduled:
+    fraction = jax.ShapeDtypeStruct((), jnp.float32)
+    fields['weight'] = identity.function_digest(term.weight_at, fraction)
+  return fields
+
+
+def _loss(plan: plan_lib.Plan, term: stage_lib.Term) -> str:
+  """Digest of a loss, on what it compares."""
+  student, x = plan.student, plan.batch['x']
+
+  def compared(params: Any, x: Any) -> jax.Array:
+    found = targets_lib.forward(student.apply, params, x)
+    return targets_lib.compared(found, x, term.student, term)
+
+  got = jax.eval_shape(compared, student.one, x)
+  want: Any = jax.ShapeDtypeStruct(got.shape, jnp.float32)
+  if not term.needs_teacher:
+    want = plan.batch['y']
+  elif term.top_k:
+    want = jax.eval_shape(lambda want: targets_lib.top(want, term), want)
+  return identity.function_digest(term.loss, got, want)  # type: ignore[arg-type]
+
+
+def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, str]:
+  """Digests of the metrics, on the held-out batch."""
+  output, _ = adapters.outputs(plan.student, spec.held_out['x'], 'student')
+  y = jax.eval_shape(lambda y: y, spec.held_out['y'])
+  return {
+    name: identity.function_digest(metric.statistics, output, y)
+    for name, metric in spec.metrics.items()
+  }

@@ -1,0 +1,105 @@
+"""Fields of a config that a run depends on, and those it does not."""
+
+from typing import Any
+from typing import TypeAlias
+
+import ml_collections
+
+from cxjax import errors
+from cxjax.methods import registry
+from cxjax.tasks import base as tasks
+from cxjax.training import run_spec
+
+Config: TypeAlias = ml_collections.ConfigDict
+
+# Fields of a term that decide what its stored target is.
+STORED_FIELDS = (
+  'target',
+  'projection',
+  'shared_projection',
+  'norm',
+  'centered',
+  'scale',
+  'all_tokens',
+  'pool',
+  'top_k',
+)
+
+
+def teacher_config(config: Config) -> dict[str, Any]:
+  """Fields that a teacher depends on; its `config.json`."""
+  block = config.to_dict()
+  names = ('seed', 'task', 'model', 'data', 'teacher')
+  kept = {name: block[name] for name in names}
+  del kept['teacher']['folder']
+  kept['data'] = tasks.without_paths(config.task, kept['data'])
+  return kept
+
+
+def student_config(config: Config) -> dict[str, Any]:
+  """Fields that a student depends on; its `config.json`."""
+  block = config.to_dict()
+  unread = set(registry.METHODS) - {config.method}
+  block['data'] = tasks.without_paths(config.task, block['data'])
+  block['mesh'].pop('cpu_devices', None)
+  if config.cache.folder:
+    # Where it lies changes nothing, nor does what it was made with.
+    names = ('batches', 'fingerprint')
+    block['cache'] = {name: block['cache'][name] for name in names}
+  else:
+    del block['cache']
+  return {name: v for name, v in block.items() if name not in unread}
+
+
+def stored_config(config: Config, spec: run_spec.RunSpec) -> dict[str, Any]:
+  """What the stored targets of a run depend on.
+
+  Its teacher, its batches and its stages, but not how students learn from
+  them: rates, losses, weights and the like.
+  """
+  stages: dict[str, Any] = {}
+  for i, planned in enumerate(spec.plan()):
+    name = planned.stage.name  # The student's layer, which may come again.
+    terms = {
+      term_name: {
+        **{field: getattr(term, field) for field in STORED_FIELDS},
+        'shape': planned.terms[term_name].projection,
+      }
+      for term_name, term in planned.stage.teacher_terms.items()
+    }
+    stages[f'{name}#{i}' if name in stages else name] = {
+      'number': i,
+      'checkpoint': planned.stage.checkpoint,
+      'terms': terms,
+    }
+  names = ('method', 'batch_size', 'num_seeds', 'share_batches')
+  return {
+    **{name: config[name] for name in names},
+    **teacher_config(config),
+    'stages': stages,
+  }
+
+
+def period(config: Config) -> int:
+  """Number of batches that the stages read, again and again, if stored.
+
+  Raises:
+    UserError: more than there are steps.
+  """
+  batches = config.cache.batches or config.num_steps
+  errors.require(
+    1 <= batches <= config.num_steps,
+    f'cache.batches={batches} must be from 1 to num_steps={config.num_steps}; '
+    '0 is all of them.',
+  )
+  return batches
+
+
+def check_stored(config: Config) -> None:
+  """Raises UserError for settings of stored targets that do not work."""
+  errors.require(
+    config.method != 'supervised',
+    'The method supervised learns the labels: it has no targets to store. '
+    'Leave --cache_targets and cache.folder out.',
+  )
+  period(config)

@@ -1,0 +1,106 @@
+"""Targets that the teacher computes once, for runs without it."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+from typing import TypeAlias
+
+from absl import logging
+import ml_collections
+
+from cxjax import errors
+from cxjax import files
+from cxjax.configs import builders
+from cxjax.configs import identity
+from cxjax.configs import teachers
+from cxjax.training import run_spec
+from cxjax.training import target_cache
+from cxjax.training import teacher as teacher_lib
+
+Config: TypeAlias = ml_collections.ConfigDict
+
+
+def cache_targets(
+  config: Config, workdir: pathlib.Path, folder: pathlib.Path
+) -> dict[str, Any]:
+  """Stores the targets of `config.method`, for runs with `cache.folder`.
+
+  Args:
+    config: of the experiment.
+    workdir: where the teacher is, or goes.
+    folder: where the targets go.
+
+  Returns:
+    What was stored, and what it took.
+
+  Raises:
+    UserError: invalid input; the message is for people.
+  """
+  errors.require(
+    not config.cache.folder,
+    f'cache.folder={config.cache.folder} is read, --cache_targets={folder} '
+    'written: give one of the two.',
+  )
+  identity.check_stored(config)
+  experiment = builders.open_experiment(config, workdir)
+  builders.check(experiment)
+  teachers.save_task(experiment)
+  spec = builders.student_spec(
+    experiment, teachers.train_teacher(experiment, workdir)
+  )
+  spec = _with_period(spec, experiment)
+  identity = identity.stored_config(experiment.config, spec)
+  return target_cache.write(folder, spec, identity, config.cache.dtype)
+
+
+def _with_period(
+  spec: run_spec.RunSpec, experiment: builders.Experiment
+) -> run_spec.RunSpec:
+  period = identity.period(experiment.config)
+  host = dataclasses.replace(spec.host, period=period)
+  return dataclasses.replace(spec, host=host)
+
+
+def stored_spec(
+  experiment: builders.Experiment, workdir: pathlib.Path, checked: bool
+) -> run_spec.RunSpec:
+  """As `student_spec`, with stored targets in place of the teacher."""
+  config = experiment.config
+  cache = target_cache.load(pathlib.Path(config.cache.folder))
+  errors.require(
+    config.cache.fingerprint in ('', cache.fingerprint),
+    f'cache.fingerprint={config.cache.fingerprint}, but that of {cache.folder} '
+    f'is {cache.fingerprint}.',
+  )
+  config.cache.fingerprint = cache.fingerprint
+  teacher = builders.abstract_teacher(
+    experiment, map(tuple, cache.record['checkpoints'])
+  )
+  spec = builders.student_spec(experiment, teacher)
+  spec = _with_period(spec, experiment)
+  cache.require_same(identity.stored_config(config, spec))
+  cache.require_all(spec)
+  if checked:
+    found = _found_teacher(experiment, workdir) or teacher
+    target_cache.check(cache, dataclasses.replace(spec, teacher=found))
+  loader = functools.partial(target_cache.CachedTargetLoader, cache, spec)
+  host = dataclasses.replace(spec.host, loader=loader)
+  return dataclasses.replace(spec, host=host)
+
+
+def _found_teacher(
+  experiment: builders.Experiment, workdir: pathlib.Path
+) -> teacher_lib.Teacher | None:
+  """The finished teacher, if it is there."""
+  folder = teachers.teacher_folder(experiment.config, workdir)
+  if not (folder / 'summary.json').exists():
+    logging.info(
+      'No teacher in %s: its targets were compared with it when they were '
+      'written, and are not now.',
+      folder,
+    )
+    return None
+  files.claim_workdir(folder, identity.teacher_config(experiment.config))
+  last = files.read_json(folder / 'summary.json')['steps']
+  return teachers.load_teacher(experiment, folder, last)

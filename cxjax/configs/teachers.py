@@ -1,0 +1,152 @@
+"""The teacher of an experiment: trained, found finished, loaded."""
+
+import pathlib
+from typing import Any
+from typing import TypeAlias
+
+from absl import logging
+import jax
+import ml_collections
+
+from cxjax import files
+from cxjax import types
+from cxjax.configs import builders
+from cxjax.configs import identity
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import multihost
+from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import run_spec
+from cxjax.training import summary as summary_lib
+from cxjax.training import teacher as teacher_lib
+from cxjax.training import trainer
+
+Config: TypeAlias = ml_collections.ConfigDict
+
+
+def teacher_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+  """Folder of the teacher."""
+  return pathlib.Path(config.teacher.folder or workdir / 'teacher')
+
+
+def finish(
+  method: str,
+  spec: run_spec.RunSpec,
+  folder: pathlib.Path,
+  on_record: trainer.OnRecord | None = None,
+) -> summary_lib.Summary:
+  """Trains unless finished; the summary."""
+  path = folder / 'summary.json'
+  if multihost.from_first(path.exists):
+    logging.info('%s is finished.', folder)
+    return files.read_json(path)
+  title = f'{folder.parent.name}/{method}'
+  result = trainer.fit(spec, folder, title, on_record)
+  summary = summary_lib.summarize(method, spec, result)
+  files.write_json(path, summary)
+  return summary
+
+
+def train_teacher(
+  experiment: builders.Experiment, workdir: pathlib.Path
+) -> teacher_lib.Teacher:
+  """The teacher of an experiment: trained, or found finished.
+
+  Args:
+    experiment: the experiment.
+    workdir: where `teacher/` is, unless `config.teacher.folder` is another.
+
+  Returns:
+    The teacher.
+
+  Raises:
+    UserError: the folder belongs to another teacher, or is damaged.
+  """
+  config = experiment.config
+  folder = teacher_folder(config, workdir)
+  spec = builders.teacher_spec(experiment)
+  files.claim_workdir(folder, identity.teacher_config(config))
+  was_finished = (folder / 'summary.json').exists()
+  finished = finish('teacher', spec, folder)
+  if not was_finished:
+    _warn_if_untrained(spec, config.teacher.num_steps, finished)
+  return load_teacher(experiment, folder, last=finished['steps'])
+
+
+def _warn_if_untrained(
+  spec: run_spec.RunSpec, num_steps: int, finished: summary_lib.Summary
+) -> None:
+  """Warns of a teacher that used its steps up and did not learn enough."""
+  score, stop_at = finished['final'][spec.primary][0], spec.loop.stop_at
+  if stop_at is None or finished['steps'] < num_steps:
+    return
+  metric = spec.primary_metric
+  possible = not metric.higher_is_better or stop_at <= 1
+  if possible and not metric.reaches(score, stop_at):
+    logging.warning(
+      'The teacher ended with %s %.3g, teacher.stop_at=%.3g was not reached: '
+      'students learn what it knows. Give it more teacher.num_steps than %d, '
+      'or another seed.',
+      spec.primary,
+      score,
+      stop_at,
+      num_steps,
+    )
+
+
+def template(
+  spec: run_spec.RunSpec, model: Any, num_seeds: int
+) -> types.Params:
+  """Shapes of the parameters of `num_seeds` networks, with their shardings."""
+  x = jax.tree.map(lambda leaf: leaf[:1], spec.held_out['x'])
+  one = jax.eval_shape(model.init, jax.random.key(0), x)
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), one
+  )
+  layout = spec.layout
+  return mesh_lib.abstract(shapes, layout.mesh, layout.student, seeds=True)
+
+
+def load_teacher(
+  experiment: builders.Experiment, folder: pathlib.Path, last: int
+) -> teacher_lib.Teacher:
+  """A finished teacher, from its folder.
+
+  Args:
+    experiment: the experiment.
+    folder: of the teacher.
+    last: step of the final checkpoint.
+
+  Returns:
+    The teacher.
+
+  Raises:
+    UserError: a checkpoint is missing, damaged or of other shapes.
+  """
+  spec = builders.teacher_spec(experiment)
+  shapes = template(spec, spec.student, num_seeds=1)
+  loaded: dict[int, types.Params] = {}
+
+  def load(at: int) -> types.Params:
+    if at not in loaded:
+      items = checkpoints_lib.restore(folder, at, {'params': shapes})
+      loaded[at] = jax.tree.map(lambda leaf: leaf[0], items['params'])
+    return loaded[at]
+
+  records = (
+    checkpoints_lib.read_record(folder, at)
+    for at in checkpoints_lib.steps(folder)
+  )
+  return teacher_lib.Teacher(
+    apply=spec.student.apply,
+    params=load(last),
+    layers=spec.student.layers,
+    checkpoints=tuple((r['step'], r['score'][0]) for r in records),
+    load=load,
+  )
+
+
+def save_task(experiment: builders.Experiment) -> None:
+  """Keeps what a later run needs to find the same data."""
+  folder = experiment.config.data.get('folder')
+  if folder:
+    experiment.task.save(pathlib.Path(folder))
