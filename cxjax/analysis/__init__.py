@@ -1,1 +1,1 @@
-"""Analysis: dry runs, costs, probes and plots."""
+"""Analysis: dry runs, costs of compiled programs, probes and plots."""

@@ -1,29 +1,39 @@
-"""Pictures of runs."""
+"""Plots of runs: a metric against steps, for several methods."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import pathlib
+import textwrap
 
 from matplotlib import figure as mpl
+from matplotlib import lines
 from matplotlib.axes import Axes
 import numpy as np
 
+from cxjax import errors
 from cxjax import files
-from cxjax.training import metric_log
+from cxjax import types
 from cxjax.parallel import multihost
+from cxjax.training import metric_log
 
-# Okabe and Ito's palette: told apart without colour vision.
+# The palette of Okabe and Ito, which readers without color vision can tell
+# apart.
 COLORS = {
-  'supervised': '#999999',
+  'supervised': '#333333',
   'one_shot': '#0072B2',
   'progressive': '#E69F00',
   'extracted': '#D55E00',
 }
-OTHERS = ('#009E73', '#CC79A7')  # What is no method by itself.
+# Colors of runs that are none of these methods.
+OTHERS = ('#009E73', '#CC79A7', '#56B4E9', '#999999')
 
 
 def save(figure: mpl.Figure, path: pathlib.Path) -> None:
-  """Writes a figure as PNG; of several processes the first does.
+  """Writes a figure as PNG; of several processes the first one writes.
+
+  Args:
+    figure: the figure.
+    path: path of the PNG file.
 
   Raises:
     UserError: the file cannot be written.
@@ -37,8 +47,19 @@ def save(figure: mpl.Figure, path: pathlib.Path) -> None:
 def axes(
   xlabel: str, ylabel: str, columns: int = 1, rows: int = 1, width: float = 6.4
 ) -> tuple[mpl.Figure, Sequence[Axes]]:
-  """A figure and its panels, row by row, in the style of the project."""
-  # Not pyplot: it would ask for a screen, and keep the figure.
+  """Makes a figure and its panels in the style of the project.
+
+  Args:
+    xlabel: label of the horizontal axes.
+    ylabel: label of the vertical axes.
+    columns: number of panels side by side.
+    rows: number of panels one above the other.
+    width: width of a panel, in inches.
+
+  Returns:
+    The figure, and its panels row by row.
+  """
+  # pyplot would look for a screen and keep every figure in memory.
   figure = mpl.Figure(figsize=(width * columns, 4 * rows))
   panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
   for panel in panels:
@@ -48,58 +69,128 @@ def axes(
   return figure, panels
 
 
-def accuracy_curves(
-  runs: Mapping[str, Sequence[metric_log.Row]], path: pathlib.Path
-) -> None:
-  """`curves` of the held-out accuracy."""
-  curves(runs, 'accuracy', 'held-out accuracy', path)
-
-
 def curves(
-  runs: Mapping[str, Sequence[metric_log.Row]],
+  runs: Mapping[str, Sequence[types.Record]],
   metric: str,
   ylabel: str,
   path: pathlib.Path,
+  title: str = '',
 ) -> None:
-  """A metric against steps: median over seeds, band from min to max.
+  """Plots a metric against steps: median over seeds, band from min to max.
+
+  A dotted line in the color of a run marks the end of each of its stages.
 
   Args:
-    runs: rows of metrics.jsonl by method.
-    metric: of the evaluations, at most 1.
-    ylabel: what it is.
-    path: of the PNG file.
+    runs: records of metrics.jsonl by method or by another name.
+    metric: name of the metric, as in 'accuracy' for `eval/accuracy`.
+    ylabel: label of the vertical axis.
+    path: path of the PNG file.
+    title: title of the plot; by default that it compares `ylabel`.
+
+  Raises:
+    UserError: a run has no record of the metric, or the file cannot be written.
   """
   figure, (panel,) = axes('student steps', ylabel)
-  others, best = iter(OTHERS * len(runs)), 0.0
-  for method, rows in runs.items():
-    steps, values = zip(*metric_log.evaluations(rows, metric), strict=True)
-    values = np.array(values)
-    color = COLORS.get(method) or next(others)
-    # The baselines often lie on one another at chance: both should be seen.
-    style = '--' if method == 'supervised' else '-'
-    panel.plot(
-      steps, np.median(values, axis=1), style, label=method, color=color
+  others = iter(OTHERS * len(runs))
+  staged = [name for name, records in runs.items() if _ends(records)]
+  seeds = 0
+  for name, records in runs.items():
+    color = COLORS.get(name) or next(others)
+    seeds = max(seeds, _curve(panel, name, records, metric, color))
+    if name in staged:
+      shift = staged.index(name), len(staged)
+      boundaries(panel, records, color, shift)
+  band = f'median of {seeds} seeds,\nband: min to max'
+  handles, _ = panel.get_legend_handles_labels()
+  if staged:
+    handles.append(
+      lines.Line2D([], [], color='gray', linestyle=':', label='end of a stage')
     )
-    panel.fill_between(
-      steps,
-      values.min(axis=1),
-      values.max(axis=1),
-      alpha=0.2,
-      color=color,
-      linewidth=0,
-    )
-    boundaries(panel, rows, color)
-    best = max(best, values.max())
-  if best > 0.7:  # Else half of the picture would be empty.
-    panel.set_ylim(None, 1.02)
-  seeds = values.shape[1]
-  title = f'median of {seeds} seeds, min to max' if seeds > 1 else 'one seed'
-  panel.legend(title=title, frameon=False)
+  panel.legend(
+    handles=handles,
+    title=band if seeds > 1 else 'one seed',
+    alignment='left',
+    frameon=False,
+    # Outside, where it cannot cover a curve.
+    loc='upper left',
+    bbox_to_anchor=(1.01, 1.0),
+  )
+  panel.set_title(title or f'{ylabel} by method')
   save(figure, path)
 
 
-def boundaries(panel: Axes, rows: Sequence[metric_log.Row], color: str) -> None:
-  """Marks the steps at which one stage ends and the next begins."""
-  for row, following in zip(rows[:-1], rows[1:], strict=True):
-    if row['stage'] != following['stage']:
-      panel.axvline(row['step'], color=color, linestyle=':', linewidth=1)
+def _curve(
+  panel: Axes,
+  name: str,
+  records: Sequence[types.Record],
+  metric: str,
+  color: str,
+) -> int:
+  """Draws the median and the band of one run; returns its number of seeds."""
+  found = list(metric_log.evaluations(records, metric))
+  names = {key: None for one in records for key in one if 'eval/' in key}
+  errors.require(
+    bool(found),
+    f'The run {name} has no record of eval/{metric}. Choose a metric that it '
+    f'has: {", ".join(names).replace("eval/", "") or "none"}.',
+  )
+  steps = np.array([step for step, _ in found])
+  values = np.array([per_seed for _, per_seed in found])
+  # Baselines often coincide at chance. The dashes lie on top, so that both they
+  # and the curve below are visible.
+  dashed = name == 'supervised'
+  panel.plot(
+    steps,
+    np.median(values, axis=1),
+    linestyle=(0, (3, 3)) if dashed else '-',
+    label=_label(name, records),
+    color=color,
+    zorder=3 if dashed else 2,
+  )
+  panel.fill_between(
+    steps,
+    values.min(axis=1),
+    values.max(axis=1),
+    alpha=0.2,
+    color=color,
+    linewidth=0,
+  )
+  return values.shape[1]
+
+
+def _label(name: str, records: Sequence[types.Record]) -> str:
+  """The name of a run and, if it has several, its stages in order."""
+  stages = list(dict.fromkeys(record['stage'] for record in records))
+  if len(stages) == 1:
+    return name
+  return '\n'.join([name, *textwrap.wrap(', '.join(stages), 24)])
+
+
+def _ends(records: Sequence[types.Record]) -> list[int]:
+  """The last recorded step of each stage but the last."""
+  return [
+    record['step']
+    for record, following in zip(records[:-1], records[1:], strict=True)
+    if record['stage'] != following['stage']
+  ]
+
+
+def boundaries(
+  panel: Axes,
+  records: Sequence[types.Record],
+  color: str,
+  shift: tuple[int, int] = (0, 1),
+) -> None:
+  """Draws a dotted vertical line at the end of each stage but the last.
+
+  Args:
+    panel: the panel.
+    records: records of the run.
+    color: color of the lines.
+    shift: `(i, n)`: these are the lines of run `i` of `n`, whose dots alternate
+      where their lines coincide.
+  """
+  i, count = shift
+  dots = (4 * i, (2, 4 * count - 2))
+  for step in _ends(records):
+    panel.axvline(step, color=color, linestyle=dots, linewidth=1.5, zorder=1)

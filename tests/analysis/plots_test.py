@@ -1,0 +1,164 @@
+"""Plots of runs: what they draw, and the files that they write."""
+
+import pathlib
+
+from absl.testing import parameterized
+import numpy as np
+from PIL import Image
+import pytest
+
+from cxjax import errors
+from cxjax.analysis import plots
+from cxjax.parallel import multihost
+
+
+def records(seeds=3, stages=('hidden0', 'output'), metric='accuracy'):
+  """Two evaluated records and one that is not, for each stage."""
+  found = []
+  for stage in stages:
+    for _ in range(2):
+      step = 10 * (len(found) + 1)
+      values = [0.1 * seed**2 + 0.001 * step for seed in range(seeds)]
+      found.append({'step': step, 'stage': stage, f'eval/{metric}': values})
+    found.append({'step': step + 10, 'stage': stage, 'loss': 1.0})
+  return found
+
+
+class TestCase(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    self.path, self.figures = folder / 'plot.png', []
+    patch = self.enter_context(pytest.MonkeyPatch.context())
+    save = plots.save
+    keep = lambda figure, path: (
+      self.figures.append(figure),
+      save(figure, path),
+    )
+    patch.setattr(plots, 'save', keep)
+    self.patch = patch
+
+  @property
+  def panel(self):
+    (panel,) = self.figures[-1].axes
+    return panel
+
+  def curve(self, label):
+    (line,) = (
+      line
+      for line in self.panel.lines
+      if line.get_label().split('\n')[0] == label
+    )
+    return line
+
+  def draw(self, runs, metric='accuracy', ylabel='held-out accuracy', **kwargs):
+    plots.curves(runs, metric, ylabel, self.path, **kwargs)
+
+
+class CurvesTest(TestCase):
+  def test_a_file_with_the_median_and_the_range_of_seeds(self):
+    self.draw({'one_shot': records(stages=('output',)), 'mine': records()})
+    with Image.open(self.path) as picture:
+      self.assertEqual(picture.format, 'PNG')
+      self.assertGreater(min(picture.size), 400)
+    line = self.curve('mine')
+    np.testing.assert_array_equal(line.get_xdata(), [10, 20, 40, 50])
+    # The median of three seeds is the second.
+    want = [0.11, 0.12, 0.14, 0.15]
+    np.testing.assert_allclose(line.get_ydata(), want)
+    band = self.panel.collections[-1].get_paths()[0].vertices
+    np.testing.assert_allclose(band[:, 1].min(), 0.01)
+    np.testing.assert_allclose(band[:, 1].max(), 0.45)
+
+  def test_another_metric(self):
+    self.draw(
+      {'mine': records(metric='perplexity')}, 'perplexity', 'perplexity'
+    )
+    self.assertEqual(self.panel.get_ylabel(), 'perplexity')
+    self.assertLen(self.curve('mine').get_ydata(), 4)
+
+  def test_supervised_is_dashed_and_on_top(self):
+    self.draw({'supervised': records(), 'one_shot': records()})
+    supervised, one_shot = self.curve('supervised'), self.curve('one_shot')
+    self.assertTrue(supervised.is_dashed())
+    self.assertFalse(one_shot.is_dashed())
+    self.assertGreater(supervised.get_zorder(), one_shot.get_zorder())
+
+  def test_every_run_has_a_color_of_its_own(self):
+    names = [*plots.COLORS, 'normed', 'fitnets']
+    self.draw({name: records() for name in names})
+    colors = {self.curve(name).get_color() for name in names}
+    self.assertLen(colors, len(names))
+    self.assertEqual(
+      self.curve('extracted').get_color(), plots.COLORS['extracted']
+    )
+
+  @parameterized.parameters((1, 'one seed'), (3, 'median of 3 seeds'))
+  def test_the_legend_says_what_the_band_is(self, seeds, expected):
+    self.draw({'mine': records(seeds)})
+    title = self.panel.get_legend().get_title().get_text()
+    self.assertStartsWith(title, expected)
+
+  def test_title(self):
+    self.draw({'mine': records()})
+    self.assertEqual(self.panel.get_title(), 'held-out accuracy by method')
+    self.draw({'mine': records()}, title='Parity')
+    self.assertEqual(self.panel.get_title(), 'Parity')
+
+  def test_of_several_processes_the_first_writes(self):
+    self.patch.setattr(multihost, 'is_first', lambda: False)
+    self.draw({'mine': records()})
+    self.assertFalse(self.path.exists())
+
+  def test_errors(self):
+    message = 'run mine has no record of eval/f1.*it has: accuracy'
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.draw({'mine': records()}, 'f1')
+    with self.assertRaisesRegex(errors.UserError, 'it has: none'):
+      self.draw({'mine': []})
+    self.path.mkdir()
+    with self.assertRaisesRegex(errors.UserError, 'Cannot write .*plot.png'):
+      self.draw({'mine': records()})
+
+
+class BoundariesTest(TestCase):
+  def lines(self):
+    return [
+      line for line in self.panel.lines if len(set(line.get_xdata())) == 1
+    ]
+
+  def test_a_line_where_a_stage_ends(self):
+    runs = {
+      'one_shot': records(stages=('output',)),
+      'extracted': records(stages=('hidden0', 'hidden1', 'output')),
+    }
+    self.draw(runs)
+    lines = self.lines()
+    self.assertEqual([line.get_xdata()[0] for line in lines], [30, 60])
+    for line in lines:
+      self.assertEqual(line.get_color(), plots.COLORS['extracted'])
+    texts = [t.get_text() for t in self.panel.get_legend().get_texts()]
+    self.assertEqual(
+      texts,
+      ['one_shot', 'extracted\nhidden0, hidden1, output', 'end of a stage'],
+    )
+
+  def test_no_line_and_no_entry_for_one_stage(self):
+    self.draw({'one_shot': records(stages=('output',))})
+    self.assertEmpty(self.lines())
+    texts = [t.get_text() for t in self.panel.get_legend().get_texts()]
+    self.assertEqual(texts, ['one_shot'])
+
+  def test_dots_of_lines_that_coincide_alternate(self):
+    self.draw({'progressive': records(), 'extracted': records()})
+    first, second = self.lines()
+    self.assertEqual(first.get_xdata()[0], second.get_xdata()[0])
+    self.assertNotEqual(first._dash_pattern, second._dash_pattern)
+
+
+class AxesTest(parameterized.TestCase):
+  def test_panels_row_by_row(self):
+    figure, panels = plots.axes('x', 'y', columns=2, rows=3, width=2)
+    self.assertLen(panels, 6)
+    self.assertEqual(figure.get_size_inches().tolist(), [4, 12])
+    self.assertEqual(panels[3].get_xlabel(), 'x')
