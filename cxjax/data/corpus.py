@@ -1,10 +1,11 @@
-"""Text to learn from: documents, by where they come from.
+"""Corpora of text documents, by their source.
 
-A source is a word: `docstrings`, `files:GLOB` or `tfds:NAME/CONFIG[:FIELD]`.
+A source is `docstrings`, `files:GLOB` or `tfds:NAME/CONFIG[:FIELD]`.
 """
 
 import ast
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
@@ -18,7 +19,6 @@ import os
 import pathlib
 import platform
 import re
-import socket
 import sysconfig
 import warnings
 import zlib
@@ -27,8 +27,10 @@ from absl import logging
 
 from cxjax import errors
 from cxjax import files
+from cxjax.data import tfds_documents
 
-# Whose docstrings are read, besides Python's own library. Each is a dependency.
+# Packages whose docstrings are read, besides the standard library. Each is a
+# dependency of this one.
 PACKAGES = (
   'numpy',
   'scipy',
@@ -44,20 +46,32 @@ GZIP = b'\x1f\x8b'
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents.
+  """Documents and their provenance.
 
   Attributes:
-    documents: text, in a stable order; read by number.
-    source: where they come from.
-    fingerprint: of all of the text; of a dataset of tfds, which may not fit in
-      memory, of its name, version and size and its first and last document.
-    versions: of the packages that the text depends on.
+    documents: text, in a stable order, read by index.
+    source: source that the documents come from.
+    fingerprint: hash of the whole text. A dataset of tfds may not fit in
+      memory; its hash covers its name, version and size, and its first and last
+      document.
+    versions: versions of the packages that the text depends on.
   """
 
   documents: Sequence[str]
   source: str
   fingerprint: str
   versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+  """Arguments of `load`; `rest` is what follows the colon of the source."""
+
+  source: str
+  rest: str
+  whole_files: bool
+  tfds_folder: str
+  cached: pathlib.Path | None
 
 
 def load(
@@ -67,89 +81,86 @@ def load(
   tfds_folder: str = '',
   cached: pathlib.Path | None = None,
 ) -> Corpus:
-  """The corpus of a source.
+  """Loads the corpus of a source.
 
   Args:
     source: 'docstrings', 'files:GLOB' or 'tfds:NAME/CONFIG[:FIELD]'.
-    whole_files: a file of `files:` is one document; else blank lines part it.
-    tfds_folder: of the datasets of tfds; '' is its own.
-    cached: file of a corpus, by `save`; used, if packages are as they were, in
-      place of reading all docstrings again.
+    whole_files: each file of `files:` is one document; otherwise blank lines
+      separate documents.
+    tfds_folder: folder of prepared datasets; '' is the default of tfds.
+    cached: file written by `save`. If the versions of the packages are still
+      the same, docstrings are read from it.
 
   Returns:
-    The corpus.
+    The corpus, of at least two documents.
 
   Raises:
-    UserError: an unknown source, or one without text; says what to do.
+    UserError: the source is unknown or has too little text.
   """
   kind, _, rest = source.partition(':')
-  corpus = errors.lookup('data.source', kind, SOURCES)(
-    source,
-    rest,
-    whole_files=whole_files,
-    tfds_folder=tfds_folder,
-    cached=cached,
-  )
+  read = errors.lookup('data.source', kind, SOURCES)
+  corpus = read(_Request(source, rest, whole_files, tfds_folder, cached))
   errors.require(
     len(corpus.documents) > 1,
     f'data.source={source} has {len(corpus.documents)} documents; there must '
-    'be at least 2, one to learn from and one held out.',
+    'be at least 2, one for training and one held out.',
   )
   return corpus
 
 
 def save(corpus: Corpus, path: pathlib.Path) -> None:
-  """Writes a corpus that fits in memory, for `load` to find."""
+  """Writes a corpus that fits in memory, to be passed to `load` as `cached`."""
   files.write_json(
     path,
     {'versions': corpus.versions, 'documents': list(corpus.documents)},
   )
 
 
-def _fingerprint(documents):
+def _fingerprint(texts: Iterable[str]) -> str:
   digest = hashlib.sha256()
-  for document in documents:
-    text = document.encode()
-    digest.update(f'{len(text)} '.encode() + text)
+  for text in texts:
+    encoded = text.encode()
+    digest.update(f'{len(encoded)} '.encode() + encoded)
   return digest.hexdigest()[:16]
 
 
-# Docstrings of what is installed.
-
-
-def _docstrings(source, rest, *, cached, **unused):
-  del unused
-  errors.require(not rest, f'data.source={source}: nothing follows docstrings.')
+def _read_docstrings(request: _Request) -> Corpus:
+  """Reads the docstrings of the standard library and of `PACKAGES`."""
+  source, cached = request.source, request.cached
+  errors.require(
+    not request.rest,
+    f'data.source={source}: nothing follows docstrings. Drop :{request.rest}.',
+  )
   versions = {'python': platform.python_version()}
-  roots = [pathlib.Path(sysconfig.get_paths()['stdlib'])]
-  for name in PACKAGES:
-    versions[name] = importlib.metadata.version(name)
-    module = name.replace('-', '.')
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.submodule_search_locations is not None
-    (root,) = spec.submodule_search_locations
-    roots.append(pathlib.Path(root))
+  versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
   if cached is not None and cached.exists():
     found = files.read_json(cached)
     if found['versions'] == versions:
       documents = tuple(found['documents'])
       return Corpus(documents, source, _fingerprint(documents), versions)
   logging.info('Reads the docstrings of %s.', ', '.join(versions))
-  # A dict keeps the first of equals, in order.
-  documents = tuple(
-    dict.fromkeys(
-      text
-      for root in roots
-      for path in sorted(root.rglob('*.py'))
-      if _is_prose(path.relative_to(root))
-      for text in docstrings(path)
-    )
+  standard = pathlib.Path(sysconfig.get_paths()['stdlib'])
+  texts = (
+    text
+    for root in (standard, *map(_package_root, PACKAGES))
+    for path in sorted(root.rglob('*.py'))
+    if _is_prose(path.relative_to(root))
+    for text in docstrings(path)
   )
+  documents = tuple(dict.fromkeys(texts))  # Keeps the first of duplicates.
   return Corpus(documents, source, _fingerprint(documents), versions)
 
 
-def _is_prose(path):
-  """Whether a file may hold docstrings: no tests, nothing installed in it."""
+def _package_root(name: str) -> pathlib.Path:
+  """Folder of an installed package, by the name of its distribution."""
+  spec = importlib.util.find_spec(name.replace('-', '.'))
+  assert spec is not None and spec.submodule_search_locations is not None
+  (root,) = spec.submodule_search_locations
+  return pathlib.Path(root)
+
+
+def _is_prose(path: pathlib.Path) -> bool:
+  """Returns whether to read a file: no tests, no packages installed inside."""
   unwanted = {'test', 'tests', 'site-packages', 'dist-packages', 'idlelib'}
   return not unwanted & set(path.parts)
 
@@ -158,14 +169,14 @@ def docstrings(path: pathlib.Path) -> Iterator[str]:
   """Cleaned docstrings of a Python file, in the order of the file.
 
   Args:
-    path: of the file; one that is not Python of this version has none.
+    path: the file; a file that this Python cannot parse has none.
 
   Yields:
     Docstrings of at least `SHORTEST` characters.
   """
   try:
     with warnings.catch_warnings():
-      # Of a backslash, say; it must not matter whether warnings are errors.
+      # A stray backslash warns; the corpus must not depend on warning filters.
       warnings.simplefilter('ignore')
       tree = ast.parse(path.read_bytes())
   except (SyntaxError, ValueError):
@@ -181,11 +192,12 @@ def docstrings(path: pathlib.Path) -> Iterator[str]:
 def clean(text: str) -> str:
   """A docstring without its indentation and its markup.
 
-  Roles and double backquotes keep their content; lines of examples (`>>>`),
-  rules and directives go; runs of blanks become one, of blank lines too.
+  Roles and double backquotes keep their content. Examples (`>>>`), rules and
+  directives are removed. Runs of blanks become one blank, and runs of blank
+  lines one blank line.
 
   Args:
-    text: as in the source.
+    text: docstring as in the source.
 
   Returns:
     Lines of prose.
@@ -201,45 +213,46 @@ def clean(text: str) -> str:
   return re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)).strip()
 
 
-# Files.
-
-
-def _files(source, pattern, *, whole_files, **unused):
-  del unused
+def _read_files(request: _Request) -> Corpus:
+  """Reads the text files that match a pattern."""
+  source, pattern = request.source, request.rest
   found = glob.glob(os.path.expanduser(pattern), recursive=True)
   paths = sorted(filter(os.path.isfile, found))
   errors.require(
     bool(paths),
     f'data.source={source}: no file matches {pattern!r}. Quote the pattern, so '
-    'that the shell leaves it alone.',
+    'that the shell does not expand it.',
   )
   documents = tuple(
-    d for path in paths for d in read_documents(path, whole_files)
+    document
+    for path in paths
+    for document in read_documents(path, request.whole_files)
   )
   errors.require(
-    bool(documents), f'data.source={source}: the files have no text.'
+    bool(documents),
+    f'data.source={source}: the files have no text. Choose others.',
   )
   return Corpus(documents, source, _fingerprint(documents))
 
 
 def read_documents(path: str, whole: bool = False) -> list[str]:
-  """The documents of a text file.
+  """Documents of a text file, without surrounding whitespace.
 
   Args:
-    path: of a UTF-8 file, plain or gzip.
-    whole: all of it is one; else they are what blank lines separate.
+    path: a UTF-8 file, plain or gzip.
+    whole: the file is one document; otherwise blank lines separate documents.
 
   Returns:
-    Documents, without blanks around them.
+    The documents; none of them is empty.
 
   Raises:
-    UserError: a file that cannot be read, or is not UTF-8; says where.
+    UserError: the file cannot be read, or is not UTF-8; says where.
   """
   unpacked = ''
   try:
     content = pathlib.Path(path).read_bytes()
     if content.startswith(GZIP):
-      content, unpacked = gzip.decompress(content), ' of what it unpacks to'
+      content, unpacked = gzip.decompress(content), ' of the unpacked content'
     text = content.decode().removeprefix('\ufeff')
   except UnicodeDecodeError as error:
     raise errors.UserError(
@@ -247,135 +260,31 @@ def read_documents(path: str, whole: bool = False) -> list[str]:
       f'{error.start}{unpacked}. Convert it, or leave it out of the pattern.'
     ) from error
   except (OSError, EOFError, zlib.error) as error:
-    raise errors.UserError(f'{path} cannot be read: {error}.') from error
+    raise errors.UserError(
+      f'{path} cannot be read: {error}. Restore it, or leave it out of the '
+      'pattern.'
+    ) from error
   parts = [text] if whole else re.split(r'\n\s*\n', text)
-  parts = (part.strip() for part in parts)
-  return [part for part in parts if part]
+  return [stripped for part in parts if (stripped := part.strip())]
 
 
-# Datasets of tfds.
-
-
-class _Field(Sequence):
-  """One field of a source of examples, as text."""
-
-  def __init__(self, examples, name):
-    self._examples, self._name = examples, name
-
-  def __len__(self):
-    return len(self._examples)
-
-  def __getitem__(self, index):
-    if not 0 <= index < len(self):
-      raise IndexError(index)
-    value = self._examples[index][self._name]
-    if not isinstance(value, bytes):
-      return str(value)  # Of a mocked dataset.
-    try:
-      return value.decode()
-    except UnicodeDecodeError as error:
-      raise errors.UserError(
-        f'Example {index} of the dataset, field {self._name!r}, is not UTF-8: '
-        f'byte 0x{value[error.start]:02x} at offset {error.start}.'
-      ) from error
-
-
-def _tfds(source, rest, *, tfds_folder, **unused):
-  del unused
-  name, _, field = rest.partition(':')
+def _read_tfds(request: _Request) -> Corpus:
+  """Opens the training split of a dataset of tfds."""
+  name, _, field = request.rest.partition(':')
   errors.require(
-    bool(name), f'data.source={source}: name a dataset, as in tfds:lm1b.'
+    bool(name),
+    f'data.source={request.source}: name a dataset, as in tfds:lm1b.',
   )
-  builder = _builder(name, tfds_folder)
-  texts = [
-    name
-    for name, feature in builder.info.features.items()
-    if type(feature).__name__ == 'Text'
-  ]
-  errors.require(
-    bool(texts), f'data.source={source}: the dataset {name} has no text.'
-  )
-  field = field or ('text' if 'text' in texts else texts[0])
-  errors.lookup(f'field of text of {name}', field, dict.fromkeys(texts))
-  if not builder.is_prepared():
-    _prepare(builder, name)
-  errors.lookup(f'split of {name}', 'train', builder.info.splits)
-  try:
-    examples = builder.as_data_source(split='train')
-  except (NotImplementedError, ValueError) as error:
-    raise errors.UserError(
-      f'{name} cannot be read: {str(error).splitlines()[0]} It must be '
-      'prepared with --file_format=array_record.'
-    ) from error
-  info = builder.info
-  split = info.splits['train']
-  marks = [info.full_name, field, split.num_examples, split.num_bytes]
-  documents = _Field(examples, field)
+  dataset = tfds_documents.load(name, field, request.tfds_folder)
+  documents = dataset.documents
   ends = [documents[0], documents[len(documents) - 1]] if documents else []
-  fingerprint = _fingerprint([*map(str, marks), *ends])
-  versions = {info.name: info.full_name}
-  return Corpus(documents, source, fingerprint, versions)
+  fingerprint = _fingerprint([*dataset.identity, *ends])
+  versions = {dataset.name: dataset.full_name}
+  return Corpus(documents, request.source, fingerprint, versions)
 
 
-def import_tfds():
-  """The package, imported where it is used: it takes half a second."""
-  import tensorflow_datasets
-
-  return tensorflow_datasets
-
-
-def _builder(name, folder):
-  tfds = import_tfds()
-  kwargs = {'data_dir': folder} if folder else {}
-  try:
-    return tfds.builder(name, file_format='array_record', **kwargs)
-  except tfds.core.DatasetNotFoundError as error:
-    raise errors.UserError(
-      f'tfds has no dataset {name!r}, and none of that name is prepared in '
-      f'data.tfds_folder={folder!r}. The names are at tensorflow.org/datasets; '
-      'Wikipedia must be prepared first, see experiments/wikipedia_bert.py; '
-      'books is no longer distributed, files:GLOB reads a copy of your own.'
-    ) from error
-  except ValueError as error:
-    line = str(error).splitlines()[0]
-    raise errors.UserError(
-      f'{name} cannot be opened: {line} A dataset must be prepared with '
-      '--file_format=array_record.'
-    ) from error
-
-
-def _prepare(builder, name):
-  """Downloads a dataset, if there is a network."""
-  advice = (
-    'On a machine with network and TensorFlow run: tfds build '
-    f'{name} --file_format=array_record, and copy its folder to '
-    'data.tfds_folder.'
-  )
-  errors.require(
-    _has_network(),
-    f'{name} is not in {builder.data_path.parent}, and there is no network to '
-    f'download it. {advice}',
-  )
-  try:
-    builder.download_and_prepare()
-  except Exception as error:  # Of any of the many things that it does.
-    line = str(error).splitlines()[0]
-    raise errors.UserError(
-      f'{name} cannot be downloaded: {line} {advice}'
-    ) from error
-
-
-def _has_network() -> bool:
-  """Whether the host of most datasets answers within seconds."""
-  try:
-    socket.create_connection(('storage.googleapis.com', 443), timeout=5).close()
-  except OSError:
-    return False
-  return True
-
-
-SOURCES: dict[str, Callable[..., Corpus]] = {
-  'docstrings': _docstrings,
-  'files': _files,
-  'tfds': _tfds,
+SOURCES: dict[str, Callable[[_Request], Corpus]] = {
+  'docstrings': _read_docstrings,
+  'files': _read_files,
+  'tfds': _read_tfds,
 }

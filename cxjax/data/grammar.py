@@ -1,6 +1,6 @@
-"""Probabilistic context-free grammars in layers: sampler, parser, lengths.
+"""Layered probabilistic context-free grammars: sampler, parser, lengths.
 
-Symbols are positive integers, and every rule of a symbol is equally likely.
+Symbols are positive integers, and all rules of a symbol are equally likely.
 
 References:
   Allen-Zhu, Li, 2023. https://arxiv.org/abs/2305.13673.
@@ -9,10 +9,14 @@ References:
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
 import itertools
+from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,76 +24,89 @@ import numpy as np
 
 from cxjax import errors
 
+# A derivation: `(symbol, index of its rule, *subtrees)`, () for a terminal.
+Tree: TypeAlias = tuple[Any, ...]
+# The spans that begin at one token: `{symbol: {end: tree}}`.
+Spans: TypeAlias = dict[int, dict[int, Tree]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Grammar:
-  """A layered grammar: all derivations of a symbol have as many levels.
+  """A layered grammar: all derivations of a symbol have the same depth.
 
   Attributes:
     rules: pairs `(symbol, its right-hand sides)`.
-    start: the symbol that sentences derive from.
-    terminals: the symbols that sentences consist of; they have no rule.
+    start: symbol that sentences are derived from.
+    terminals: symbols that sentences consist of; they have no rule.
   """
 
   rules: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
   start: int
   terminals: tuple[int, ...] = (1, 2, 3)
 
-  def __post_init__(self):
-    """Raises UserError for rules that are no layered grammar."""
-    symbols = [symbol for symbol, _ in self.rules]
-    for symbol in (*symbols, *self.terminals):
+  def __post_init__(self) -> None:
+    """Raises UserError if the rules are not a layered grammar."""
+    self._check_symbols()
+    for symbol, sides in self.rules:
+      self._check_sides(symbol, sides)
+    names = ', '.join(map(str, sorted(self._sides)))
+    errors.require(
+      self.start in self._sides,
+      f'data.start={self.start} is no symbol with rules. Choose one of: '
+      f'{names}.',
+    )
+    heights = dict.fromkeys(self.terminals, 0)
+    for symbol in self._sides:
+      self._height(symbol, (), heights)
+
+  def _check_symbols(self) -> None:
+    symbols = (*(symbol for symbol, _ in self.rules), *self.terminals)
+    for symbol in symbols:
       errors.require(
         symbol > 0, f'Symbol {symbol} must be positive: 0 marks the end.'
       )
       errors.require(
-        (*symbols, *self.terminals).count(symbol) == 1,
+        symbols.count(symbol) == 1,
         f'Symbol {symbol} is defined twice: list it once, with its rules or '
         'among the terminals.',
       )
-    for symbol, sides in self.rules:
-      errors.require(
-        bool(sides) and all(sides),
-        f'Symbol {symbol} has no right-hand side, or an empty one: give it '
-        'symbols to derive.',
-      )
-      for child in set().union(*sides):
-        errors.require(
-          child in self._sides or child in self.terminals,
-          f'Symbol {child}, below {symbol}, is undefined: give it rules, or '
-          f'list it among the terminals {self.terminals}.',
-        )
+
+  def _check_sides(
+    self, symbol: int, sides: tuple[tuple[int, ...], ...]
+  ) -> None:
     errors.require(
-      self.start in self._sides,
-      f'data.start={self.start} is no symbol with rules. Choose one of: '
-      f'{", ".join(map(str, sorted(symbols)))}.',
+      bool(sides) and all(sides),
+      f'Symbol {symbol} has no right-hand side, or an empty one: give it '
+      'symbols to derive.',
     )
-    self._check_layers()
-
-  def _check_layers(self):
-    heights = dict.fromkeys(self.terminals, 0)
-
-    def height(symbol, above):
+    for child in sorted(set().union(*sides)):
       errors.require(
-        symbol not in above,
-        f'Symbol {symbol} derives itself: remove the cycle, sentences must be '
-        'finite.',
+        child in self._sides or child in self.terminals,
+        f'Symbol {child}, below {symbol}, is undefined: give it rules, or '
+        f'list it among the terminals {self.terminals}.',
       )
-      if symbol not in heights:
-        below = {
-          height(child, (*above, symbol))
-          for child in set().union(*self._sides[symbol])
-        }
-        errors.require(
-          len(below) == 1,
-          f'Symbol {symbol} is not layered: what it derives must be equally '
-          f'far from the terminals, not {sorted(below)} levels.',
-        )
-        heights[symbol] = 1 + below.pop()
-      return heights[symbol]
 
-    for symbol in self._sides:
-      height(symbol, ())
+  def _height(
+    self, symbol: int, above: tuple[int, ...], heights: dict[int, int]
+  ) -> int:
+    """Levels from a symbol down to the terminals; fills in `heights`."""
+    errors.require(
+      symbol not in above,
+      f'Symbol {symbol} derives itself: remove the cycle, sentences must be '
+      'finite.',
+    )
+    if symbol not in heights:
+      below = {
+        self._height(child, (*above, symbol), heights)
+        for child in set().union(*self._sides[symbol])
+      }
+      errors.require(
+        len(below) == 1,
+        f'Symbol {symbol} is not layered: its children must all be equally far '
+        f'from the terminals, not {sorted(below)} levels.',
+      )
+      heights[symbol] = 1 + below.pop()
+    return heights[symbol]
 
   @functools.cached_property
   def _sides(self) -> dict[int, tuple[tuple[int, ...], ...]]:
@@ -97,7 +114,7 @@ class Grammar:
 
   @functools.cached_property
   def levels(self) -> tuple[tuple[int, ...], ...]:
-    """The symbols that `start` reaches, level by level, the terminals last."""
+    """Symbols that `start` reaches, level by level, the terminals last."""
     levels: list[tuple[int, ...]] = [(self.start,)]
     while levels[-1][0] in self._sides:
       sides = (side for symbol in levels[-1] for side in self._sides[symbol])
@@ -106,18 +123,18 @@ class Grammar:
 
   @property
   def min_length(self) -> int:
-    """Terminals of the shortest sentence."""
+    """Number of terminals of the shortest sentence."""
     return self._extreme_width(min, len(self.levels) - 1)
 
   @property
   def max_length(self) -> int:
-    """Terminals of the longest sentence."""
+    """Number of terminals of the longest sentence."""
     return self._extreme_width(max, len(self.levels) - 1)
 
   def _extreme_width(
     self, extreme: Callable[[Iterable[int]], int], level: int
   ) -> int:
-    """The least or largest number of symbols that a level can hold."""
+    """Smallest or largest possible number of symbols of a level."""
     width = dict.fromkeys(self.levels[level], 1)
     for above in reversed(self.levels[:level]):
       width = {
@@ -129,29 +146,29 @@ class Grammar:
     return width[self.start]
 
   def length_distribution(self) -> np.ndarray:
-    """Exact probability of each length of a sentence.
+    """Exact distribution of the length of a sentence.
 
     Returns:
-      `[max_length + 1]` float64, indexed by the length.
+      `[max_length + 1]` float64 probabilities, indexed by the length.
     """
-    laws = {symbol: np.array([0.0, 1.0]) for symbol in self.levels[-1]}
+    lengths = {symbol: np.array([0.0, 1.0]) for symbol in self.levels[-1]}
     for level in reversed(self.levels[:-1]):
-      laws = {
+      lengths = {
         symbol: _mean(
-          functools.reduce(np.convolve, (laws[child] for child in side))
+          functools.reduce(np.convolve, (lengths[child] for child in side))
           for side in self._sides[symbol]
         )
         for symbol in level
       }
-    return laws[self.start]
+    return lengths[self.start]
 
   @functools.cached_property
   def _tables(self) -> tuple[np.ndarray, ...]:
-    """Rules as arrays; symbol 0 has the one rule 0, which derives nothing.
+    """Rules as arrays; symbol 0 has one rule, 0, which derives nothing.
 
     Returns:
       `(first, count, size, sides)`: the first rule and the number of rules of
-      a symbol, the length and the symbols of the side of a rule.
+      each symbol, the length and the symbols of the side of each rule.
     """
     sides = [side for _, sides in self.rules for side in sides]
     most = max(map(len, sides))
@@ -166,11 +183,11 @@ class Grammar:
     return first, count, size, np.array(table, np.int32)
 
   def sample(self, key: jax.Array, n: int) -> dict[str, jax.Array]:
-    """Sentences, and the derivation above each of their terminals.
+    """Samples sentences and the derivation above each of their terminals.
 
-    Compiled, what the caller does not use costs nothing. A rule is a 32-bit
-    random word modulo the number of rules: uniform, up to 2^-30 where there
-    are three.
+    Under `jit`, outputs that the caller does not use cost nothing. A rule is a
+    32-bit random word modulo the number of rules, which is uniform up to 2^-30
+    for three rules.
 
     Args:
       key: typed PRNG key; consumed.
@@ -178,33 +195,23 @@ class Grammar:
 
     Returns:
       `{'tokens': [n, T], 'length': [n], 'ancestors': [n, D, T],
-      'nodes': [n, D, T]}`, all int32, for `T = max_length` and the `D` levels
-      above the terminals, `start` first. `tokens` and `ancestors`, the symbol
-      of a level above a terminal, are 0 after the end. `nodes`, which symbol
-      of its level that is, counted from the left, is -1 after the end.
+      'nodes': [n, D, T]}`, all int32, with `T = max_length` and the `D` levels
+      above the terminals, `start` first. An ancestor is the symbol of a level
+      above a terminal, and its node is the index of that symbol in the level,
+      counted from the left. After the end of a sentence, `tokens` and
+      `ancestors` are 0 and `nodes` are -1.
     """
-    first, count, size, sides = map(jnp.asarray, self._tables)
     widths = [
       self._extreme_width(max, level) for level in range(len(self.levels))
     ]
     words = jax.random.bits(key, (n, sum(widths[:-1])))
     words = jnp.split(words, np.cumsum(widths[:-2]), axis=1)
-    rows = jnp.arange(n)[:, None, None]
-    child = jnp.arange(sides.shape[1])[None, None]
     symbols = jnp.full((n, 1), self.start, jnp.int32)
     above, parents = [], []
     for word, width in zip(words, widths[1:], strict=True):
       above.append(symbols)
-      rule = first[symbols] + (word % count[symbols]).astype(jnp.int32)
-      begin = jnp.cumsum(size[rule], axis=1) - size[rule]
-      # One place past the widest that a level can get is nowhere.
-      real = child < size[rule][..., None]  # [n, symbols, children]
-      place = jnp.where(real, begin[..., None] + child, width)
-      node = jnp.arange(symbols.shape[1], dtype=jnp.int32)[None, :, None]
-      node = jnp.broadcast_to(node, place.shape)
-      empty = jnp.zeros((n, width), jnp.int32)
-      symbols = empty.at[rows, place].set(sides[rule], mode='drop')
-      parents.append((empty - 1).at[rows, place].set(node, mode='drop'))
+      symbols, parent = self._derive(symbols, word, width)
+      parents.append(parent)
     nodes = parents[-1:]
     for parent in reversed(parents[:-1]):
       nodes.insert(0, _gather(parent, nodes[0], -1))
@@ -216,23 +223,55 @@ class Grammar:
       'nodes': jnp.stack(nodes, axis=1),
     }
 
-  def parse(self, tokens: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
-    """A derivation of a sentence, on the host; independent of `sample`.
+  def _derive(
+    self, symbols: jax.Array, words: jax.Array, width: int
+  ) -> tuple[jax.Array, jax.Array]:
+    """Derives a level from the level above it.
 
-    Bottom-up: which symbols of a level span from where to where follows from
-    the spans of the level below. That is fast as few spans are ever possible.
+    Args:
+      symbols: `[n, W]` symbols of the level above, 0 after its end.
+      words: `[n, W]` random words, which choose the rules.
+      width: largest possible number of symbols of the new level.
+
+    Returns:
+      `[n, width]` symbols, 0 after the end, and the `[n, width]` indices of
+      their parents, -1 after the end.
+    """
+    first, count, size, sides = map(jnp.asarray, self._tables)
+    rows = jnp.arange(len(symbols))[:, None, None]
+    child = jnp.arange(sides.shape[1])[None, None]
+    rule = first[symbols] + (words % count[symbols]).astype(jnp.int32)
+    begin = jnp.cumsum(size[rule], axis=1) - size[rule]
+    real = child < size[rule][..., None]  # [n, W, children]
+    # The index past the widest level does not exist: `mode='drop'` ignores it.
+    index = jnp.where(real, begin[..., None] + child, width)
+    node = jnp.arange(symbols.shape[1], dtype=jnp.int32)[None, :, None]
+    node = jnp.broadcast_to(node, index.shape)
+    empty = jnp.zeros((len(symbols), width), jnp.int32)
+    return (
+      empty.at[rows, index].set(sides[rule], mode='drop'),
+      (empty - 1).at[rows, index].set(node, mode='drop'),
+    )
+
+  def parse(self, tokens: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
+    """Parses a sentence on the host; independent of `sample`.
+
+    The parser works bottom-up: the spans of the symbols of a level follow from
+    the spans of the level below. Few spans are ever possible, which makes it
+    fast.
 
     Args:
       tokens: terminals.
 
     Returns:
-      The leftmost derivation: `(symbol, index of its rule)` in preorder. None
-      if `start` does not derive the tokens. One of several, if ambiguous.
+      The leftmost derivation: `(symbol, index of its rule)` in preorder, or
+      None if `start` does not derive the tokens. An ambiguous sentence gives
+      one of its derivations.
     """
-    # By where it begins: {symbol: {where it ends: its tree}}.
-    chart = [{int(t): {i + 1: ()}} for i, t in enumerate(tokens)] + [{}]
+    chart: list[Spans] = [{int(t): {i + 1: ()}} for i, t in enumerate(tokens)]
+    chart.append({})
     for level in reversed(self.levels[:-1]):
-      spans: list[dict] = [{} for _ in chart]
+      spans: list[Spans] = [{} for _ in chart]
       for i, symbol in itertools.product(range(len(tokens)), level):
         if chart[i] and (ends := self._spans(symbol, i, chart)):
           spans[i][symbol] = ends
@@ -240,10 +279,13 @@ class Grammar:
     tree = chart[0].get(self.start, {}).get(len(tokens))
     return None if tree is None else tuple(_preorder(tree))
 
-  def _spans(self, symbol, begin, chart):
-    spans: dict[int, tuple] = {}
+  def _spans(
+    self, symbol: int, begin: int, chart: Sequence[Spans]
+  ) -> dict[int, Tree]:
+    """Spans of a symbol that begin at one token, as `{end: tree}`."""
+    spans: dict[int, Tree] = {}
     for index, side in enumerate(self._sides[symbol]):
-      ends = {begin: (symbol, index)}
+      ends: Mapping[int, Tree] = {begin: (symbol, index)}
       for child in side:
         ends = {
           end: (*tree, subtree)
@@ -254,21 +296,22 @@ class Grammar:
     return spans
 
 
-def _gather(values, nodes, fill):
-  """`values[nodes]` of each row, `fill` where the node is -1."""
+def _gather(values: jax.Array, nodes: jax.Array, fill: int) -> jax.Array:
+  """`values[nodes]` of each sentence, `fill` where the node is -1."""
   found = jnp.take_along_axis(values, jnp.maximum(nodes, 0), axis=1)
   return jnp.where(nodes < 0, fill, found)
 
 
-def _mean(laws):
-  laws = list(laws)
-  total = np.zeros(max(map(len, laws)))
-  for law in laws:
-    total[: len(law)] += law / len(laws)
+def _mean(distributions: Iterable[np.ndarray]) -> np.ndarray:
+  """Mean of distributions over lengths, each padded with zeros."""
+  given = list(distributions)
+  total = np.zeros(max(map(len, given)))
+  for one in given:
+    total[: len(one)] += one / len(given)
   return total
 
 
-def _preorder(tree):
+def _preorder(tree: Tree) -> Iterator[tuple[int, int]]:
   if tree:
     symbol, index, *subtrees = tree
     yield symbol, index
@@ -277,7 +320,7 @@ def _preorder(tree):
 
 
 def _read(text: str) -> Grammar:
-  """The grammar of lines `symbol -> side | side`; the first is the start."""
+  """Parses lines `symbol -> side | side`; the first symbol is the start."""
   rules = []
   for line in text.strip().splitlines():
     symbol, sides = line.split('->')
@@ -326,26 +369,26 @@ _CFG3F = """
 
 GRAMMARS = {
   'cfg3b': _read(_CFG3B),
-  # The copy of Panigrahi et al. lacks a rule.
+  # The copy of Panigrahi et al. lacks the rule 9 -> 2 1.
   'cfg3b_panigrahi': _read(_CFG3B.replace('3 2 1 | 2 1', '3 2 1')),
   'cfg3f': _read(_CFG3F),
 }
 
 
 def make(name: str, start: int | None = None) -> Grammar:
-  """A grammar of the literature.
+  """Makes a grammar of the literature.
 
   Args:
-    name: 'cfg3b' or 'cfg3f' of Allen-Zhu and Li; 'cfg3b_panigrahi', the copy
+    name: 'cfg3b' or 'cfg3f' of Allen-Zhu and Li, or 'cfg3b_panigrahi', the copy
       of the first that Panigrahi et al. use, without the rule `9 -> 2 1`.
-    start: the symbol that sentences derive from; a lower one makes them
+    start: symbol that sentences are derived from; a lower one makes sentences
       shorter. None or 0 is the grammar's own.
 
   Returns:
     The grammar.
 
   Raises:
-    UserError: an unknown name, or a start that is no symbol with rules.
+    UserError: the name is unknown, or the start is no symbol with rules.
   """
   grammar = errors.lookup('grammar', name, GRAMMARS)
   return dataclasses.replace(grammar, start=start or grammar.start)

@@ -1,29 +1,42 @@
-"""Rows from the host for the steps of a run, one chunk ahead of it."""
+"""Loaders that read host data and put it on the devices ahead of the run.
+
+A chunk holds what the host reads for at most `T` steps, called rows: the
+examples of a user's batches, or packed text that a task masks on the devices.
+"""
 
 import abc
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import math
+import types as builtin_types
 from typing import Any
+from typing import Self
+from typing import TypeAlias
 
-import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
+from cxjax import types
+from cxjax.data import user_batches
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
 
-Rows = Any  # `[T, streams, B, ...]` in every leaf.
+Rows: TypeAlias = Any  # A tree of `[T, streams, B, ...]`.
+State: TypeAlias = Mapping[str, Any]  # JSON values by name.
 
 
-class Ahead(abc.ABC):
-  """Chunks of at most `T` steps, one ahead of the run.
+# Not grain's experimental.device_put: it takes grain datasets alone, and it
+# calls jax.device_put, which in a run of several processes needs the whole
+# array in each of them.
+class Prefetch(abc.ABC):
+  """Serves rows in chunks of at most `T` steps, one chunk ahead of the run.
 
-  While a chunk is computed on, the next is read and put on the devices.
+  While the devices compute on a chunk, a thread reads the next one and puts it
+  on the devices.
   """
 
   def __init__(self, steps: int, mesh: jax.sharding.Mesh):
@@ -36,120 +49,132 @@ class Ahead(abc.ABC):
     self._steps, self._mesh = steps, mesh
     self._pool = futures.ThreadPoolExecutor(1)
     self._number, self._rows = -1, None
-    self._before: dict[str, Any] = {}
-    self._next: futures.Future | None = None
+    self._before: State = {}
+    self._next: futures.Future[tuple[State, Rows]] | None = None
 
   def rows(self, step: int) -> Rows:
-    """The chunk that `step` is in: the current one, or the one after it."""
+    """The chunk that holds `step`: the current chunk or the next one."""
     number = self._chunk(step)
     if number != self._number:
       assert number == self._number + 1, (number, self._number)
-      self._before, self._rows = self._ahead()
+      self._before, self._rows = self._ahead().result()
       self._number, self._next = number, None
-      self._ahead(wait=False)
+      self._ahead()
     return self._rows
 
-  def wants(self, step: int) -> Any:
-    """Targets that are stored with the rows of a chunk; here there are none."""
+  def targets(self, step: int) -> types.Target:
+    """Stored targets of the chunk that holds `step`; None without a cache."""
     del step
 
-  def state(self, step: int) -> dict[str, Any]:
-    """What `restore` needs for a run that goes on at `step`.
+  def state(self, step: int) -> State:
+    """The state from which `restore` continues at `step`.
 
     Args:
-      step: in the current chunk, or at its end.
+      step: a step of the current chunk, or its end.
 
     Returns:
-      JSON values by name; of several processes each has its own names.
+      JSON values by name; several processes have different names, or equal
+      values.
     """
-    now = self._chunk(step) == self._number
-    return self._before if now else self._ahead()[0]
+    if self._chunk(step) == self._number:
+      return self._before
+    return self._ahead().result()[0]
 
   def restore(self, step: int, read: Callable[[str], Any]) -> None:
-    """Goes on where a state was taken.
+    """Continues from a state.
 
     Args:
-      step: at which it was.
-      read: the JSON value of a name in the state.
+      step: the step for which `state` was called.
+      read: returns the JSON value of a name in the state.
     """
     if self._next is not None:
       self._next.result()
     self._next, self._number = None, self._chunk(step) - 1
     self._set(read)
 
-  def __enter__(self) -> 'Ahead':
-    """Itself."""
+  def __enter__(self) -> Self:
+    """Returns the loader."""
     return self
 
-  def __exit__(self, *error) -> None:
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: builtin_types.TracebackType | None,
+  ) -> None:
     """Stops reading."""
     self._pool.shutdown(cancel_futures=True)
 
-  def _ahead(self, wait=True):
+  def _ahead(self) -> futures.Future[tuple[State, Rows]]:
+    """The next chunk, being read."""
     if self._next is None:
       self._next = self._pool.submit(self._read)
-    return self._next.result() if wait else None
+    return self._next
 
-  def _chunk(self, step) -> int:
-    """The number of the chunk that `step` is in."""
+  def _chunk(self, step: int) -> int:
+    """Index of the chunk that holds `step`."""
     return step // self._steps
 
   @abc.abstractmethod
-  def _read(self) -> tuple[dict[str, Any], Rows]:
-    """The state before the next chunk, and that chunk on the devices."""
+  def _read(self) -> tuple[State, Rows]:
+    """Reads the next chunk; returns the state before it, and its arrays."""
 
   @abc.abstractmethod
   def _set(self, read: Callable[[str], Any]) -> None:
-    """Sets the state."""
+    """Sets the state, as `restore`."""
 
 
-class Feed(Ahead):
-  """Chunk `n` is for the steps `n T` to `(n + 1) T - 1`.
+class HostLoader(Prefetch):
+  """Loads batches from host iterators, `T` steps in every chunk.
 
-  A batch is made of equal parts, shards, one after the other; a process reads
-  those that its devices need. How many shards there are changes the batches,
-  how many processes there are does not.
+  A batch consists of equal parts, shards, in order. A process reads the shards
+  that its devices need. The number of shards changes the batches; the number of
+  processes does not.
   """
 
   def __init__(
     self,
-    shards: Sequence[Sequence['grain.IterDataset | Stream']],
+    shards: Sequence[Sequence[Iterable[Any]]],
     steps: int,
     mesh: jax.sharding.Mesh,
     shapes: Any,
   ):
-    """Reads nothing yet.
+    """Opens the iterators of this process; reads nothing yet.
 
     Args:
-      shards: of every shard a dataset a stream, of batches without end, `[B /
-        shards, ...]` in every leaf.
+      shards: for each shard one endless dataset per stream, of trees of
+        `[B / shards, ...]`. Their iterators have `get_state` and `set_state`.
       steps: `T`.
       mesh: the devices.
-      shapes: of a batch of one stream, `[B, ...]`; a tree.
+      shapes: shapes of the batch of one stream, a tree of `[B, ...]`.
 
     Raises:
-      UserError: shards that several processes would have to share.
+      UserError: several processes would have to share a shard.
     """
     super().__init__(steps, mesh)
     batch_size = jax.tree.leaves(shapes)[0].shape[0]
-    self._size, self._shapes = batch_size // len(shards), shapes
+    size = batch_size // len(shards)
     own = mesh_lib.own_rows(mesh, batch_size)
     errors.require(
-      multihost.count() == 1 or len(own) % self._size == 0,
+      multihost.count() == 1 or len(own) % size == 0,
       f'data.shards={len(shards)}: {multihost.count()} processes cannot each '
-      'read parts of its own. Set it to their number, or a multiple.',
+      'read shards of their own. Set it to their number, or a multiple.',
     )
-    self._iterators = {
-      number: [iter(stream) for stream in shards[number]]
-      for number in sorted({row // self._size for row in own})
+    numbers = sorted({row // size for row in own})
+    read = [row for n in numbers for row in range(n * size, (n + 1) * size)]
+    # Where this process needs less than the shards that it reads.
+    self._columns = None if read == own else [read.index(row) for row in own]
+    self._shapes = shapes
+    self._iterators: dict[int, list[Any]] = {
+      number: [iter(stream) for stream in shards[number]] for number in numbers
     }
 
-  def _set(self, read):
+  def _set(self, read: Callable[[str], Any]) -> None:
     for shard, iterators in self._iterators.items():
       for iterator, saved in zip(iterators, read(_name(shard)), strict=True):
         iterator.set_state(saved)
 
-  def _read(self):
+  def _read(self) -> tuple[State, Rows]:
     before, found = {}, {}
     for shard, iterators in self._iterators.items():
       before[_name(shard)] = [iterator.get_state() for iterator in iterators]
@@ -161,27 +186,23 @@ class Feed(Ahead):
       found[shard] = jax.tree.map(stack, *steps)
     return before, jax.tree.map(self._place, self._shapes, *found.values())
 
-  def _place(self, like, *parts):
-    """The parts of a leaf, `[T, streams, B / shards, ...]`, as one array."""
-    by_shard = dict(zip(self._iterators, parts, strict=True))
-
-    def read(rows):
-      first, last = rows[0] // self._size, rows[-1] // self._size
-      found = [by_shard[shard] for shard in range(first, last + 1)]
-      joined = found[0] if len(found) == 1 else np.concatenate(found, axis=2)
-      begin = first * self._size
-      return joined[:, :, rows[0] - begin : rows[-1] + 1 - begin]
-
-    shape = (*parts[0].shape[:2], *like.shape)
-    return mesh_lib.from_rows(shape, read, self._mesh)
+  def _place(self, like: jax.ShapeDtypeStruct, *parts: np.ndarray) -> jax.Array:
+    """Joins the shards of a leaf, `[T, streams, B / shards, ...]` each."""
+    local = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+    if self._columns is not None:
+      local = local[:, :, self._columns]
+    shape = (*local.shape[:2], *like.shape)
+    whole = jax.ShapeDtypeStruct(shape, local.dtype)
+    sharding = mesh_lib.abstract_rows(whole, self._mesh).sharding
+    return jax.make_array_from_process_local_data(sharding, local, shape)
 
 
-def _name(shard):
-  return f'feed-{shard:05d}'
+def _name(shard: int) -> str:
+  return f'loader-{shard:05d}'
 
 
-class Stream:
-  """Batches of any iterable, begun again when it ends, with a state."""
+class BatchStream:
+  """Batches of an iterable, restarted when it ends, with a state."""
 
   def __init__(
     self,
@@ -193,41 +214,55 @@ class Stream:
     """Reads nothing yet.
 
     Args:
-      batches: what the batches are made of.
-      shapes: of one batch, with its dtypes; a tree.
-      convert: from an item to a batch.
-      limit: how many are wanted; zeros, read ahead for nobody, come after them.
+      batches: the items that batches are made from.
+      shapes: shapes and dtypes of a batch, a tree.
+      convert: makes a batch of an item.
+      limit: number of batches to serve; prefetching beyond it yields zeros.
     """
     self._limit = limit
     self._batches, self._shapes, self._convert = batches, shapes, convert
     self._iterator: Any = iter(batches)  # It may have a state.
     self._taken = 0
 
-  def __iter__(self) -> 'Stream':
-    """Itself."""
+  def __iter__(self) -> Self:
+    """Returns the stream."""
     return self
 
   def __next__(self) -> Any:
-    """The next batch, as numpy arrays.
+    """The next batch, as NumPy arrays.
 
     Raises:
-      UserError: it is not of the shapes, or there is none.
+      UserError: the batch does not have the shapes, or there is none.
     """
     if self._taken >= self._limit:
       zeros = lambda like: np.zeros(like.shape, like.dtype)
       return jax.tree.map(zeros, self._shapes)
     batch = self._convert(self._item())
     self._taken += 1
-    return alike(batch, self._shapes, f'batch {self._taken}')
+    return user_batches.conform(batch, self._shapes, f'batch {self._taken}')
 
   def get_state(self) -> dict[str, Any]:
-    """How many were read, and where the iterator is, if it says so; JSON."""
+    """State as JSON: the number of batches read, and the iterator's own state.
+
+    Returns:
+      `{'taken': int, 'own': ...}`; 'own' is None if the iterator has no
+      `get_state`.
+    """
     own = getattr(self._iterator, 'get_state', None)
     return {'taken': self._taken, 'own': own and own()}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on where `get_state` was asked."""
-    if self._taken:  # Else it is at its start, and may bear no second one.
+    """Restores a state.
+
+    A grain iterator restores its own state; any other is fast-forwarded.
+
+    Args:
+      state: returned by `get_state`.
+
+    Raises:
+      UserError: the batches end before the state.
+    """
+    if self._taken:  # An iterator at its start may not allow a second one.
       self._iterator = iter(self._batches)
     self._taken = state['taken']
     if state['own'] is not None:
@@ -236,7 +271,7 @@ class Stream:
     for _ in range(state['taken']):
       self._item()
 
-  def _item(self):
+  def _item(self) -> Any:
     try:
       return next(self._iterator)
     except StopIteration:
@@ -248,63 +283,3 @@ class Stream:
         f'The batches ended after {self._taken}. Give as many as there are '
         'steps, or something that can be iterated again, as a list.'
       ) from error
-
-
-def alike(batch: Any, shapes: Any, what: str, *, sized: bool = True) -> Any:
-  """A batch as the example of a plan: the same tree, the same dtypes.
-
-  Args:
-    batch: a tree of arrays.
-    shapes: of the example.
-    what: what the batch is, for the message.
-    sized: whether it must have as many examples.
-
-  Returns:
-    The batch, as numpy arrays.
-
-  Raises:
-    UserError: it has other parts or shapes, or would be rounded.
-  """
-  leaves, wanted = jax.tree.leaves_with_path(batch), jax.tree.leaves(shapes)
-  errors.require(
-    _names(batch) == _names(shapes),
-    f'{what} has {_names(batch)}, the example of the plan {_names(shapes)}: '
-    'they must be alike.',
-  )
-  cast = []
-  for (path, leaf), like in zip(leaves, wanted, strict=True):
-    name = jax.tree_util.keystr(path, simple=True, separator='.')
-    kinds = (np.asarray(leaf).dtype, like.dtype)
-    real = [jnp.issubdtype(kind, jnp.inexact) for kind in kinds]
-    errors.require(
-      real != [True, False],
-      f'{name} of {what} is {kinds[0]}, that of the example {kinds[1]}: it '
-      'would be rounded. Give an example of the same kind.',
-    )
-    cast.append(np.asarray(leaf, like.dtype))
-    errors.require(
-      any(real) or np.array_equal(cast[-1], leaf),
-      f'{name} of {what} has numbers that {kinds[1]}, the kind of the example, '
-      'does not hold. Give an example of another kind.',
-    )
-    shape = np.shape(leaf)
-    errors.require(
-      shape == like.shape
-      or (not sized and len(shape) > 0 and shape[1:] == like.shape[1:]),
-      f'{name} of {what} has shape {list(shape)}, that of the example '
-      f'{list(like.shape)}. '
-      + (
-        'Drop a last batch that is smaller, or give another example.'
-        if sized
-        else 'Only the number of examples may be another.'
-      ),
-    )
-  return jax.tree.unflatten(jax.tree.structure(shapes), cast)
-
-
-def _names(tree):
-  names = (
-    jax.tree_util.keystr(path, simple=True, separator='.')
-    for path, _ in jax.tree.leaves_with_path(tree)
-  )
-  return ', '.join(names) or 'nothing'

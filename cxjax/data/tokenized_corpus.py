@@ -1,8 +1,8 @@
-"""A corpus, split by document and tokenized."""
+"""A corpus split by document into training and held-out part, tokenized."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -14,21 +14,23 @@ from cxjax import files
 from cxjax.data import corpus as corpus_lib
 from cxjax.data import tokenizer as tokenizer_lib
 
-# Documents that are tokenized all at once.
+# Corpora of at most this many documents are tokenized at once, in memory.
 IN_MEMORY = 200_000
-# Of text that a tokenizer is trained on, at most.
+# A tokenizer is trained on about this many characters at most.
 TRAINING_CHARACTERS = 50_000_000
+# Shorter lines do not count as repeated text.
+SHORTEST_LINE = 40
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Text:
+class TokenizedCorpus:
   """A corpus, its tokenizer and its split.
 
   Attributes:
     corpus: the documents.
-    tokenizer: of both parts.
-    train: documents to learn from, as ids.
-    held_out: documents of the evaluation, as ids.
+    tokenizer: tokenizer of both parts.
+    train: training documents, `[n]` int32 ids each.
+    held_out: held-out documents, `[n]` int32 ids each.
   """
 
   corpus: corpus_lib.Corpus
@@ -38,14 +40,20 @@ class Text:
 
   @property
   def fingerprints(self) -> dict[str, str]:
-    """Of the text and of the tokenizer."""
+    """Hashes of the corpus and of the tokenizer."""
     return {
       'corpus': self.corpus.fingerprint,
       'tokenizer': tokenizer_lib.fingerprint(self.tokenizer),
     }
 
   def save(self, folder: pathlib.Path) -> None:
-    """Keeps what `load` needs to find this text again, unless it is there."""
+    """Writes the tokenizer and the fingerprints, which `load` reads again.
+
+    Docstrings are written too. A folder that holds a corpus is left alone.
+
+    Args:
+      folder: the folder; made if it is missing.
+    """
     if (folder / 'corpus.json').exists():
       return
     tokenizer_lib.save(self.tokenizer, folder / 'tokenizer.json')
@@ -63,7 +71,6 @@ class Text:
     )
 
 
-@functools.lru_cache(4)
 def load(
   source: str,
   *,
@@ -73,24 +80,26 @@ def load(
   whole_files: bool = False,
   tfds_folder: str = '',
   folder: str = '',
-) -> Text:
-  """The text of a source, split and tokenized.
+) -> TokenizedCorpus:
+  """Loads, splits and tokenizes the corpus of a source.
 
   Args:
     source: as for `corpus.load`.
-    vocab_size: of the tokenizer, which is trained on what is not held out.
-    tokenizer: file of one from elsewhere, of that size; '' trains one.
-    held_out: share of the documents.
+    vocab_size: number of ids of the tokenizer.
+    tokenizer: path of a `tokenizer.json` of that size; '' trains a tokenizer on
+      the training documents.
+    held_out: share of the documents that are held out, in (0, 1).
     whole_files: as for `corpus.load`.
     tfds_folder: as for `corpus.load`.
-    folder: where `Text.save` kept this text before; '' is nowhere.
+    folder: folder in which `TokenizedCorpus.save` kept this corpus, or may keep
+      it later; '' is none.
 
   Returns:
-    The text.
+    The corpus.
 
   Raises:
-    UserError: a source or a tokenizer that will not do, or a text that is not
-      what it was.
+    UserError: the source or the tokenizer is invalid, or the text is not the
+      one that `folder` records.
   """
   kept = pathlib.Path(folder) if folder else None
   corpus = corpus_lib.load(
@@ -99,70 +108,88 @@ def load(
     tfds_folder=tfds_folder,
     cached=kept and kept / 'documents.json',
   )
-  record = kept and kept / 'corpus.json'
-  if record and record.exists():
-    before = files.read_json(record)
-    errors.require(
-      before['corpus'] == corpus.fingerprint,
-      f'The text of data.source={source} changed since {kept} was made '
-      f'(fingerprint {before["corpus"]} then, {corpus.fingerprint} now). '
-      'Restore it, or choose another workdir.',
-    )
-  learn, hold = split(len(corpus.documents), held_out)
-  learn, hold = (Chosen(corpus.documents, part) for part in (learn, hold))
+  if kept is not None:
+    _require_unchanged(corpus, kept)
+  parts = split(len(corpus.documents), held_out)
+  learn, hold = (Subset(corpus.documents, part) for part in parts)
   if len(corpus.documents) <= IN_MEMORY:
     hold = unseen(list(learn), list(hold))
-  path = pathlib.Path(tokenizer) if tokenizer else None
-  if path is None and kept and (kept / 'tokenizer.json').exists():
-    path = kept / 'tokenizer.json'
-  if path is None:
-    made = tokenizer_lib.train(_sample(learn), vocab_size)
-  else:
-    made = tokenizer_lib.load(path)
-    size = made.get_vocab_size()
-    errors.require(
-      size == vocab_size,
-      f'The tokenizer {path} has {size} ids and data.vocab_size={vocab_size}. '
-      f'Set data.vocab_size={size}, or choose another workdir.',
-    )
-  return Text(corpus, made, *(_tokenized(part, made) for part in (learn, hold)))
+  chosen = _tokenizer(tokenizer, kept, vocab_size, learn)
+  train, rest = (_tokenize(part, chosen) for part in (learn, hold))
+  return TokenizedCorpus(corpus, chosen, train, rest)
+
+
+def _require_unchanged(corpus: corpus_lib.Corpus, kept: pathlib.Path) -> None:
+  """Raises UserError if `kept` records another corpus."""
+  record = kept / 'corpus.json'
+  if not record.exists():
+    return
+  before = files.read_json(record)['corpus']
+  errors.require(
+    before == corpus.fingerprint,
+    f'The text of data.source={corpus.source} changed since {kept} was made '
+    f'(fingerprint {before} then, {corpus.fingerprint} now). Restore it, or '
+    'choose another workdir.',
+  )
+
+
+def _tokenizer(
+  path: str,
+  kept: pathlib.Path | None,
+  vocab_size: int,
+  documents: Sequence[str],
+) -> tokenizers.Tokenizer:
+  """Loads the tokenizer of a path or of an earlier run, or trains one."""
+  file = pathlib.Path(path) if path else None
+  if file is None and kept and (kept / 'tokenizer.json').exists():
+    file = kept / 'tokenizer.json'
+  if file is None:
+    return tokenizer_lib.train(_sample(documents), vocab_size)
+  tokenizer = tokenizer_lib.load(file)
+  size = tokenizer.get_vocab_size()
+  errors.require(
+    size == vocab_size,
+    f'The tokenizer {file} has {size} ids and data.vocab_size={vocab_size}. '
+    f'Set data.vocab_size={size}, or choose another workdir.',
+  )
+  return tokenizer
 
 
 def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
-  """The documents of `hold` that are not for the most part in `learn`.
+  """Held-out documents that do not mostly repeat the training documents.
 
-  Docstrings repeat each other's paragraphs. A document goes if more than half
-  of its text is lines that stand in `learn` word for word; lines under 40
-  characters do not count.
+  Docstrings repeat each other's paragraphs. A document is dropped if more than
+  half of the text of its lines occurs word for word as lines of the training
+  documents; lines shorter than `SHORTEST_LINE` characters do not count.
 
   Args:
-    learn: documents to learn from.
-    hold: documents held out.
+    learn: training documents.
+    hold: held-out documents.
 
   Returns:
-    Those that stay, in their order.
+    The held-out documents that remain, in their order.
 
   Raises:
-    UserError: none stays.
+    UserError: none remains.
   """
   known = {line for document in learn for line in document.splitlines()}
 
-  def is_new(document):
-    lines = [line for line in document.splitlines() if len(line) >= 40]
+  def is_new(document: str) -> bool:
+    lines = [x for x in document.splitlines() if len(x) >= SHORTEST_LINE]
     old = sum(len(line) for line in lines if line in known)
     return 2 * old <= sum(map(len, lines))
 
   kept = [document for document in hold if is_new(document)]
   errors.require(
     bool(kept),
-    'All documents held out stand in those to learn from. Raise data.held_out, '
-    'or take a text that does not repeat itself.',
+    'All held-out documents repeat the training documents. Raise '
+    'data.held_out, or take a text that does not repeat itself.',
   )
   return kept
 
 
-def _sample(documents):
-  """Enough of the documents for a tokenizer, from all over."""
+def _sample(documents: Sequence[str]) -> Iterator[str]:
+  """Documents in random order, as many as a tokenizer is trained on."""
   seen = 0
   for index in np.random.default_rng(0).permutation(len(documents)):
     document = documents[index]
@@ -172,8 +199,10 @@ def _sample(documents):
       return
 
 
-def _tokenized(documents, tokenizer):
-  """All at once where the text is in memory, else one by one."""
+def _tokenize(
+  documents: Sequence[str], tokenizer: tokenizers.Tokenizer
+) -> Sequence[np.ndarray]:
+  """Tokenizes documents now if they fit in memory, else on access."""
   if len(documents) > IN_MEMORY:
     return Tokens(documents, tokenizer)
   encodings = tokenizer.encode_batch_fast(
@@ -183,7 +212,7 @@ def _tokenized(documents, tokenizer):
 
 
 class Tokens(Sequence):
-  """Documents as ids, tokenized when they are read; cannot be sliced."""
+  """Documents that are tokenized on access; cannot be sliced."""
 
   def __init__(self, documents: Sequence[str], tokenizer: tokenizers.Tokenizer):
     """Tokenizes nothing yet."""
@@ -204,18 +233,20 @@ class Tokens(Sequence):
 
 
 def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-  """Numbers of the documents to learn from, and of those held out.
+  """Splits document indices into training and held-out part.
+
+  The split is the same for the same arguments.
 
   Args:
-    num_documents: at least 2.
-    share: held out, in (0, 1); at least one document, and not all.
+    num_documents: number of documents, at least 2.
+    share: held-out share, in (0, 1); each part has at least one document.
 
   Returns:
-    The first in ascending order; the second in a random one, so that its first
-    documents are from all over. The same for the same arguments.
+    The training indices in ascending order, and the held-out indices in random
+    order, so that the first of them are a sample of all.
 
   Raises:
-    UserError: a share outside (0, 1).
+    UserError: the share is outside (0, 1).
   """
   errors.require(0 < share < 1, f'data.held_out={share} must be in (0, 1).')
   most = num_documents - 1
@@ -224,17 +255,17 @@ def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:
   return np.sort(order[held_out:]), order[:held_out]
 
 
-class Chosen(Sequence):
-  """Some documents of many; cannot be sliced."""
+class Subset(Sequence):
+  """Some of the documents of a sequence; cannot be sliced."""
 
-  def __init__(self, documents: Sequence[Any], numbers: np.ndarray):
+  def __init__(self, documents: Sequence[Any], indices: np.ndarray):
     """Reads nothing yet."""
-    self._documents, self._numbers = documents, numbers
+    self._documents, self._indices = documents, indices
 
   def __len__(self) -> int:
     """Number of documents."""
-    return len(self._numbers)
+    return len(self._indices)
 
   def __getitem__(self, index: int) -> Any:  # type: ignore[override]
-    """The document `index` of those chosen."""
-    return self._documents[int(self._numbers[index])]
+    """The document at `index` of the subset."""
+    return self._documents[int(self._indices[index])]

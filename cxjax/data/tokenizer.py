@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained on a corpus, or read from a file."""
+"""Byte-level BPE tokenizers, trained on a corpus or loaded from a file."""
 
 from collections.abc import Iterable
 import hashlib
@@ -13,7 +13,7 @@ from tokenizers import trainers
 from cxjax import errors
 from cxjax import files
 
-# What each special token may be called in a tokenizer from elsewhere.
+# Accepted names of each special token, in this order of preference.
 SPECIAL = {
   'pad': ('[PAD]', '<pad>'),
   'cls': ('[CLS]', '<s>', '[BOS]'),
@@ -22,28 +22,29 @@ SPECIAL = {
 
 
 def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-  """A byte-level BPE tokenizer of the documents.
+  """Trains a byte-level BPE tokenizer.
 
-  Byte-level BPE because its training is reproducible: that of WordPiece, in the
-  same library, is not.
+  Training of byte-level BPE is reproducible; training of WordPiece, in the same
+  library, is not.
 
   Args:
-    documents: the text.
-    vocab_size: number of ids, special tokens and the 256 bytes included.
+    documents: training text.
+    vocab_size: number of ids, including the special tokens and the 256 bytes.
 
   Returns:
     The tokenizer.
 
   Raises:
-    UserError: a size below those, or above what the text has pairs for.
+    UserError: the vocabulary is smaller than that, or larger than the text
+      supports.
   """
   special = [names[0] for names in SPECIAL.values()]
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   least = len(alphabet) + len(special)
   errors.require(
     vocab_size >= least,
-    f'data.vocab_size={vocab_size} must be at least {least}: every byte and '
-    f'{len(special)} special tokens.',
+    f'data.vocab_size={vocab_size} must be at least {least}: {len(alphabet)} '
+    f'bytes and {len(special)} special tokens.',
   )
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -58,17 +59,23 @@ def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   found = tokenizer.get_vocab_size()
   errors.require(
     found == vocab_size,
-    f'data.vocab_size={vocab_size} is larger than the text supports: it has '
-    f'pairs for {found}.',
+    f'data.vocab_size={vocab_size} is larger than the text supports, which '
+    f'gives {found} ids. Lower it to at most {found}.',
   )
-  return _literal(tokenizer)
+  return _read_literally(tokenizer)
 
 
 def load(path: pathlib.Path) -> tokenizers.Tokenizer:
-  """A tokenizer from its `tokenizer.json`.
+  """Loads a `tokenizer.json`.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The tokenizer, without truncation and padding.
 
   Raises:
-    UserError: no such file, or another kind of file.
+    UserError: the file is missing, or is not a tokenizer.
   """
   try:
     tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
@@ -77,14 +84,14 @@ def load(path: pathlib.Path) -> tokenizers.Tokenizer:
       f'{path} is no tokenizer ({error}). It must be the tokenizer.json of the '
       'library tokenizers.'
     ) from error
-  # Files of models often cut and fill; here a document is whole.
+  # Tokenizers of models often truncate and pad; here a document stays whole.
   tokenizer.no_truncation()
   tokenizer.no_padding()
-  return _literal(tokenizer)
+  return _read_literally(tokenizer)
 
 
-def _literal(tokenizer):
-  """The tokenizer, made to read a '[MASK]' in a text as six characters."""
+def _read_literally(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """Makes a '[MASK]' in a document six characters, not the special token."""
   tokenizer.encode_special_tokens = True
   return tokenizer
 
@@ -95,15 +102,15 @@ def save(tokenizer: tokenizers.Tokenizer, path: pathlib.Path) -> None:
 
 
 def fingerprint(tokenizer: tokenizers.Tokenizer) -> str:
-  """Of all that it does."""
+  """Hash of the serialized tokenizer, 16 hexadecimal digits."""
   return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
 
 
 def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-  """Ids of 'pad', 'cls' and 'mask'.
+  """Ids of the special tokens 'pad', 'cls' and 'mask'.
 
   Raises:
-    UserError: it has none of the names of one of them.
+    UserError: the tokenizer lacks one of them.
   """
   ids = {}
   for role, names in SPECIAL.items():

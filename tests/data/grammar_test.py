@@ -56,9 +56,9 @@ def enumerate_all(g, symbol):
   found = []
   for index, side in enumerate(rules[symbol]):
     for parts in itertools.product(*(enumerate_all(g, c) for c in side)):
-      strings, trees, laws = zip(*parts, strict=True)
+      strings, trees, chances = zip(*parts, strict=True)
       tree = ((symbol, index), *itertools.chain(*trees))
-      p = np.prod(laws) / len(rules[symbol])
+      p = np.prod(chances) / len(rules[symbol])
       found.append((tuple(itertools.chain(*strings)), tree, p))
   return found
 
@@ -81,7 +81,7 @@ def read_tree(g, tokens, ancestors, nodes):
   """The derivation in preorder that the ancestors of one sentence spell."""
   rules = dict(g.rules)
   symbols = [*ancestors, tokens]
-  places = [*nodes, np.arange(len(tokens))]
+  node_of = [*nodes, np.arange(len(tokens))]
 
   def read(level, columns):
     (symbol,) = {int(symbols[level][t]) for t in columns}
@@ -89,7 +89,7 @@ def read_tree(g, tokens, ancestors, nodes):
       return []
     below = [
       list(own)
-      for _, own in itertools.groupby(columns, lambda t: places[level + 1][t])
+      for _, own in itertools.groupby(columns, lambda t: node_of[level + 1][t])
     ]
     side = tuple(int(symbols[level + 1][own[0]]) for own in below)
     uses = [(symbol, rules[symbol].index(side))]
@@ -106,27 +106,27 @@ class LengthTest(parameterized.TestCase):
   )
   def test_lengths_of_the_literature(self, name, start, least, mean, most):
     g = grammars.make(name, start)
-    law = g.length_distribution()
+    lengths = g.length_distribution()
     self.assertEqual(g.min_length, least)
     self.assertEqual(g.max_length, most)
-    self.assertEqual(round(law @ np.arange(len(law))), mean)
+    self.assertEqual(round(lengths @ np.arange(len(lengths))), mean)
 
   @parameterized.parameters(('cfg3b', 0), ('cfg3f', 0), ('cfg3f', 20))
-  def test_law_fits_the_extremes(self, name, start):
+  def test_distribution_fits_the_extremes(self, name, start):
     g = grammars.make(name, start)
-    law = g.length_distribution()
-    possible = np.flatnonzero(law)
+    lengths = g.length_distribution()
+    possible = np.flatnonzero(lengths)
     self.assertEqual((possible[0], possible[-1]), (g.min_length, g.max_length))
-    self.assertLen(law, g.max_length + 1)
-    np.testing.assert_allclose(law.sum(), 1, rtol=1e-12)
+    self.assertLen(lengths, g.max_length + 1)
+    np.testing.assert_allclose(lengths.sum(), 1, rtol=1e-12)
 
   @parameterized.parameters(TINY, AMBIGUOUS)
-  def test_law_of_an_enumerated_language(self, g):
-    law = np.zeros(g.max_length + 1)
+  def test_distribution_of_an_enumerated_language(self, g):
+    want = np.zeros(g.max_length + 1)
     for string, _, p in enumerate_all(g, g.start):
-      law[len(string)] += p
-    np.testing.assert_allclose(g.length_distribution(), law)
-    self.assertEqual(g.min_length, np.flatnonzero(law)[0])
+      want[len(string)] += p
+    np.testing.assert_allclose(g.length_distribution(), want)
+    self.assertEqual(g.min_length, np.flatnonzero(want)[0])
 
   def test_levels(self):
     levels = ((16,), (13, 14, 15), (10, 11, 12), (7, 8, 9), (1, 2, 3))
@@ -137,13 +137,13 @@ class LengthTest(parameterized.TestCase):
 class SampleTest(parameterized.TestCase):
   # Every string of the language against its exact probability.
   @parameterized.parameters(TINY, AMBIGUOUS)
-  def test_law_of_the_strings(self, g):
-    law = collections.Counter()
+  def test_distribution_of_the_strings(self, g):
+    chances = collections.Counter()
     for string, _, p in enumerate_all(g, g.start):
-      law[string] += p
+      chances[string] += p
     found = collections.Counter(sentences(g, NUM))
-    self.assertContainsSubset(found, law)
-    for string, p in law.items():
+    self.assertContainsSubset(found, chances)
+    for string, p in chances.items():
       error = np.sqrt(p * (1 - p) / NUM)
       self.assertLess(abs(found[string] / NUM - p), 5 * error, string)
 

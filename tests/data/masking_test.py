@@ -31,7 +31,7 @@ def masked(rate=0.3, slots=SLOTS, seed=0):
 
 
 def chosen(out):
-  """Which positions are listed, `[ROWS, COLUMNS]` bool."""
+  """The listed positions, `[ROWS, COLUMNS]` bool."""
   found = np.zeros((ROWS, COLUMNS), int)
   row, slot = np.nonzero(out['weights'])
   np.add.at(found, (row, out['target_positions'][row, slot]), 1)
@@ -57,7 +57,7 @@ class MaskTokensTest(parameterized.TestCase):
     both = (picked[:, :-1] & picked[:, 1:])[pairs]
     self.check_share(both.sum(), rate**2, len(both))
 
-  def test_what_becomes_of_the_chosen(self):
+  def test_replacements_of_chosen_tokens(self):
     tokens, _, out = masked()
     picked = chosen(out)
     before, after = tokens[picked], out['tokens'][picked]
@@ -76,7 +76,7 @@ class MaskTokensTest(parameterized.TestCase):
       self.check_share(found.sum(), 1 / 10, changed.sum())
     self.assertContainsSubset(np.unique(after), [*range(LOW, HIGH), MASK])
 
-  def test_others_are_left_alone(self):
+  def test_other_tokens_are_unchanged(self):
     tokens, _, out = masked()
     picked = chosen(out)
     np.testing.assert_array_equal(out['tokens'][~picked], tokens[~picked])
@@ -100,14 +100,16 @@ class MaskTokensTest(parameterized.TestCase):
     both = full[:, 1:]
     self.assertTrue((np.diff(out['target_positions'])[both] > 0).all())
 
-  def test_what_does_not_fit_is_not_masked(self):
+  def test_positions_that_do_not_fit_are_not_masked(self):
     tokens, _, roomy = masked()
     _, _, tight = masked(slots=5)
     count = roomy['weights'].sum(1)
     self.assertGreater((count > 5).mean(), 0.9)
     first = roomy['weights'][:, :5]
     np.testing.assert_array_equal(tight['weights'], first)
-    np.testing.assert_array_equal(tight['target_positions'], roomy['target_positions'][:, :5])
+    np.testing.assert_array_equal(
+      tight['target_positions'], roomy['target_positions'][:, :5]
+    )
     kept = chosen(tight)
     np.testing.assert_array_equal(tight['tokens'][~kept], tokens[~kept])
     np.testing.assert_array_equal(tight['tokens'][kept], roomy['tokens'][kept])
@@ -115,14 +117,16 @@ class MaskTokensTest(parameterized.TestCase):
   def test_key_names_the_masks(self):
     _, _, first = masked()
     _, _, other = masked(seed=1)
-    self.assertFalse(np.array_equal(first['target_positions'], other['target_positions']))
+    self.assertFalse(
+      np.array_equal(first['target_positions'], other['target_positions'])
+    )
     self.assertLen(np.unique(chosen(first), axis=0), ROWS)
 
   def test_nothing_to_mask(self):
     tokens = jnp.ones((2, 3), jnp.int32)
     out = mask(jax.random.key(0), tokens, tokens < 0, rate=0.9, slots=2)
     np.testing.assert_array_equal(out['tokens'], tokens)
-    for name in ('positions', 'labels', 'weights'):
+    for name in ('target_positions', 'labels', 'weights'):
       self.assertFalse(out[name].any(), name)
 
 

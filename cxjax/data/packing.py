@@ -1,0 +1,157 @@
+"""Sequence packing on the host: documents to rows of equal length.
+
+A row holds chunks of documents, each of which begins with a CLS token; the
+attention of a token stays within its chunk.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import itertools
+from typing import TypeAlias
+
+import grain
+from grain import experimental as grain_experimental
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import errors
+
+# Number of rows that are filled at a time, and shuffled among themselves.
+BINS = 64
+# `{'tokens', 'segments', 'position_ids'}`, `[B, L]` int32 each: ids; the number
+# of the chunk in its row, from 1, or 0 for padding; the position in the chunk.
+Rows: TypeAlias = dict[str, np.ndarray]
+
+
+def spec(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of `batch_size` rows of `length` tokens."""
+  leaf = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+  return {'tokens': leaf, 'segments': leaf, 'position_ids': leaf}
+
+
+def pack(
+  documents: Sequence[np.ndarray],
+  *,
+  length: int,
+  pad_id: int,
+  cls_id: int,
+  batch_size: int,
+  seed: int | None,
+  shard: tuple[int, int] = (0, 1),
+) -> grain.IterDataset:
+  """Packs documents into batches of rows.
+
+  Args:
+    documents: `[n]` ids of each document.
+    length: `L`, tokens of a row.
+    pad_id: id that fills a row.
+    cls_id: id that begins a chunk.
+    batch_size: `B`, rows of a batch.
+    seed: seed of the order, which is new in every epoch, without end; None
+      reads the documents once, in their own order.
+    shard: `(i, n)` reads every `n`th document, from the `i`th on.
+
+  Returns:
+    A dataset of `Rows`. Its iterators save and restore their state.
+
+  Raises:
+    UserError: there are fewer documents than shards.
+  """
+  first, number = shard
+  errors.require(
+    len(documents) >= number,
+    f'{len(documents)} documents cannot be read in data.shards={number} parts. '
+    f'Lower it to at most {len(documents)}.',
+  )
+  dataset = grain.MapDataset.source(documents)[first::number]
+  if seed is not None:
+    seed = (seed + first) % 2**32
+    dataset = dataset.seed(seed).shuffle().repeat()
+  # One thread keeps up with training; more would compete with it for the CPU.
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)
+  dataset = dataset.to_iter_dataset(options)
+  dataset = grain_experimental.FlatMapIterDataset(
+    dataset, _Chunks(length, cls_id)
+  )
+  dataset = grain_experimental.FirstFitPackIterDataset(
+    dataset,
+    length_struct={'tokens': length},
+    padding_struct={'tokens': pad_id},
+    num_packing_bins=BINS,
+    seed=seed or 0,
+    shuffle_bins=seed is not None,
+  )
+  return dataset.map(_rename).batch(batch_size, drop_remainder=True)
+
+
+def held_out_rows(
+  documents: Sequence[np.ndarray],
+  size: int,
+  *,
+  length: int,
+  pad_id: int,
+  cls_id: int,
+) -> Rows:
+  """Packs held-out documents into at most `size` rows.
+
+  If the documents end before that and there are more than 32 rows, their number
+  is rounded down to a multiple of 32, so that an evaluation in parts has equal
+  parts.
+
+  Args:
+    documents: `[n]` ids of each held-out document.
+    size: maximal number of rows.
+    length: `L`, tokens of a row.
+    pad_id: id that fills a row.
+    cls_id: id that begins a chunk.
+
+  Returns:
+    The first `N` rows.
+
+  Raises:
+    UserError: the documents have no token.
+  """
+  rows: Iterator[Rows] = iter(
+    pack(
+      documents,
+      length=length,
+      pad_id=pad_id,
+      cls_id=cls_id,
+      batch_size=1,
+      seed=None,
+    )
+  )
+  found = list(itertools.islice(rows, size))
+  errors.require(
+    bool(found), 'The held-out documents have no token. Raise data.held_out.'
+  )
+  if 32 < len(found) < size:
+    found = found[: len(found) // 32 * 32]
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+
+
+class _Chunks(grain_experimental.FlatMapTransform):
+  """Splits a document into chunks of at most a row, each behind a CLS token."""
+
+  max_fan_out = 1_000_000
+
+  def __init__(self, length: int, cls_id: int):
+    self._length, self._cls_id = length, cls_id
+
+  def flat_map(self, element: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Chunks of the `[n]` ids of a document."""
+    most = self._length - 1
+    starts = range(0, len(element), most)
+    cls = np.array([self._cls_id], np.int32)
+    return [
+      {'tokens': np.concatenate([cls, element[i : i + most]])} for i in starts
+    ]
+
+
+def _rename(packed: dict[str, np.ndarray]) -> Rows:
+  return {
+    'tokens': packed['tokens'],
+    'segments': packed['tokens_segment_ids'],
+    'position_ids': packed['tokens_positions'],
+  }

@@ -1,0 +1,141 @@
+"""Tests of corpora: docstrings and files."""
+
+import gzip
+import json
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from cxjax import errors
+from cxjax.data import corpus as corpus_lib
+
+
+def is_optax(path):
+  return path.parts[0].startswith('_src')
+
+
+class CorpusTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+  def write(self, name, content):
+    path = self.folder / name
+    path.write_bytes(content)
+    return path
+
+  def load(self, pattern, **kwargs):
+    return corpus_lib.load(f'files:{self.folder}/{pattern}', **kwargs)
+
+  def test_blank_lines_separate_documents(self):
+    self.write('b.txt', b'third\n \t\nfourth')
+    self.write('a.txt', 'first\nstill \u00e9\n\n\n\nsecond\n'.encode())
+    found = self.load('*.txt').documents
+    self.assertEqual(
+      found, ('first\nstill \u00e9', 'second', 'third', 'fourth')
+    )
+
+  def test_a_file_may_be_a_document(self):
+    self.write('a.txt', b'one\n\nstill one')
+    self.write('b.txt', b'two')
+    found = self.load('*', whole_files=True).documents
+    self.assertEqual(found, ('one\n\nstill one', 'two'))
+
+  def test_gzip(self):
+    self.write('a.txt', b'one\n\ntwo')
+    plain = self.load('a.txt')
+    self.write('a.txt.gz', gzip.compress(b'one\n\ntwo'))
+    packed = self.load('a.txt.gz')
+    self.assertEqual(plain.documents, packed.documents)
+    self.assertEqual(plain.fingerprint, packed.fingerprint)
+
+  def test_the_fingerprint_depends_on_where_documents_end(self):
+    self.write('a.txt', b'one\n\ntwo three')
+    self.write('b.txt', b'one two\n\nthree')
+    a, b = self.load('a.txt'), self.load('b.txt')
+    self.assertNotEqual(a.fingerprint, b.fingerprint)
+
+  def test_bytes_that_are_not_utf8_are_an_error_with_their_offset(self):
+    path = self.write('a.txt', b'good\n\n\xc3\xa9\xff')
+    with self.assertRaisesRegex(
+      errors.UserError, f'{path} is not UTF-8: byte 0xff at offset 8'
+    ):
+      self.load('*')
+
+  @parameterized.parameters(
+    ('files:/nowhere/*.txt', 'no file matches'),
+    ('tfds:', 'name a dataset'),
+    ('docstrings:numpy', 'nothing follows'),
+    ('wiki', "data.source 'wiki'.*docstrings, files, tfds"),
+  )
+  def test_an_invalid_source(self, source, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      corpus_lib.load(source)
+
+  def test_files_without_text(self):
+    self.write('a.txt', b' \n\n ')
+    with self.assertRaisesRegex(errors.UserError, 'have no text'):
+      self.load('*')
+    self.write('a.txt', b'one')
+    with self.assertRaisesRegex(errors.UserError, '1 documents.*at least 2'):
+      self.load('*')
+
+  def test_a_damaged_gzip_file(self):
+    content = gzip.compress(b'one\n\ntwo' * 99)
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 255])
+    for damaged in (
+      content[:-9],
+      content[:middle] + flipped + content[middle + 1 :],
+    ):
+      self.write('a.gz', damaged)
+      with self.assertRaisesRegex(errors.UserError, 'a.gz cannot be read'):
+        self.load('*')
+
+  def test_a_byte_order_mark_and_a_folder_are_skipped(self):
+    self.write('a.txt', b'\xef\xbb\xbfone\n\ntwo')
+    (self.folder / 'deeper').mkdir()
+    self.assertEqual(self.load('*').documents, ('one', 'two'))
+
+  def test_docstrings_of_a_file(self):
+    long = 'Computes the thing that everybody here has been waiting for, now.'
+    path = self.write(
+      'm.py',
+      f'"""Module. {long}"""\ndef f():\n  """Short."""\n'
+      f'class A:\n  """{long}\n\n  Args:\n    x: of ``A``, :func:`~m.f`.\n\n'
+      '  >>> f()\n  """\n'.encode(),
+    )
+    with mock.patch.object(corpus_lib, 'SHORTEST', 60):
+      found = list(corpus_lib.docstrings(path))
+    self.assertEqual(
+      found, [f'Module. {long}', f'{long}\n\nArgs:\nx: of A, m.f.']
+    )
+    path.write_bytes(b'def (:')
+    self.assertEmpty(list(corpus_lib.docstrings(path)))
+
+  def test_docstrings_are_kept_while_the_packages_are_the_same(self):
+    with mock.patch.multiple(
+      corpus_lib, PACKAGES=('optax',), SHORTEST=200, _is_prose=is_optax
+    ):
+      first = corpus_lib.load('docstrings')
+      self.assertGreater(len(first.documents), 50)
+      self.assertLen(set(first.documents), len(first.documents))
+      self.assertIn('optax', first.versions)
+      path = self.folder / 'documents.json'
+      corpus_lib.save(first, path)
+      with mock.patch.object(
+        corpus_lib, 'docstrings', side_effect=AssertionError
+      ):
+        again = corpus_lib.load('docstrings', cached=path)
+        self.assertEqual(first, again)
+        kept = json.loads(path.read_text())
+        kept['versions']['optax'] = '0'
+        path.write_text(json.dumps(kept))
+        with self.assertRaises(AssertionError):
+          corpus_lib.load('docstrings', cached=path)
+
+
+if __name__ == '__main__':
+  absltest.main()

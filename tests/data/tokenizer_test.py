@@ -1,0 +1,63 @@
+"""Tests of tokenizers."""
+
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import tokenizers
+
+from cxjax import errors
+from cxjax.data import tokenizer as tokenizer_lib
+import documents
+
+
+class TokenizerTest(parameterized.TestCase):
+  def test_training_is_reproducible_and_lossless(self):
+    one, two = (tokenizer_lib.train(documents.DOCUMENTS, 300) for _ in range(2))
+    self.assertEqual(*map(tokenizer_lib.fingerprint, (one, two)))
+    strange = 'a \u00e9 \U0001f600\n'
+    ids = one.encode(strange).ids
+    self.assertEqual(one.decode(ids), strange)
+    self.assertEqual(
+      tokenizer_lib.special_ids(one), {'pad': 0, 'cls': 1, 'mask': 2}
+    )
+
+  @parameterized.parameters(
+    (258, 'at least 259'), (9_000, r'larger .* Lower it to at most \d+')
+  )
+  def test_an_invalid_size(self, size, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      tokenizer_lib.train(documents.DOCUMENTS, size)
+
+  def test_a_file_that_is_no_tokenizer(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / 'a.json'
+    with self.assertRaisesRegex(errors.UserError, 'a.json is no tokenizer'):
+      tokenizer_lib.load(path)
+    path.write_text('{}')
+    with self.assertRaisesRegex(errors.UserError, 'a.json is no tokenizer'):
+      tokenizer_lib.load(path)
+
+  def test_special_tokens_in_a_text_are_text(self):
+    made = tokenizer_lib.train(documents.DOCUMENTS, 300)
+    path = pathlib.Path(self.create_tempdir().full_path) / 'a.json'
+    made.enable_truncation(4)
+    made.enable_padding(length=16)
+    tokenizer_lib.save(made, path)
+    for tokenizer in (
+      tokenizer_lib.train(documents.DOCUMENTS, 300),
+      tokenizer_lib.load(path),
+    ):
+      ids = tokenizer.encode('see [MASK] [CLS]', add_special_tokens=False).ids
+      self.assertGreater(min(ids), 2)
+      self.assertEqual(tokenizer.decode(ids), 'see [MASK] [CLS]')
+
+  def test_a_tokenizer_without_a_mask(self):
+    bare = tokenizers.Tokenizer(
+      tokenizers.models.WordLevel({'[PAD]': 0, '[CLS]': 1})
+    )
+    with self.assertRaisesRegex(errors.UserError, r'no mask token.*\[MASK\]'):
+      tokenizer_lib.special_ids(bare)
+
+
+if __name__ == '__main__':
+  absltest.main()
