@@ -1,44 +1,44 @@
-"""Masked-token prediction on text: packed on the host, masked on the device.
+"""Masked-token prediction on text, packed on the host and masked on the device.
 
 References:
   Devlin et al. "BERT", 2018. https://arxiv.org/abs/1810.04805.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import dataclasses
-import itertools
+import pathlib
 from typing import Any
 
 import grain
-from grain import experimental as grain_experimental
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tokenizers
 
 from cxjax import errors
+from cxjax import types
 from cxjax.data import masking
+from cxjax.data import packing
+from cxjax.data import tokenized_corpus
 from cxjax.data import tokenizer as tokenizer_lib
-
-BINS = 64  # Rows that are filled at once, and shuffled among themselves.
-Rows = dict[str, np.ndarray]
+from cxjax.tasks import base
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedText:
-  """Rows of text; the model predicts the tokens that were chosen.
+  """Prediction of masked tokens in rows of packed text.
 
-  A row holds pieces of documents, each behind a CLS token; a token sees its own
-  piece and no other. Of the chosen tokens 80% become MASK, 10% stay and 10%
-  become a random one.
+  A row holds chunks of documents, each of which begins with a CLS token; the
+  attention of a token stays within its chunk. Of the chosen tokens, 80% become
+  MASK, 10% stay and 10% become a random one.
 
   Attributes:
     vocab_size: number of ids, all of them classes.
     length: `L`, tokens of a row.
-    mask_rate: probability of each token but CLS to be chosen, in (0, 1).
-    pad_id: fills a row.
-    cls_id: begins a piece.
-    mask_id: hides a token.
+    mask_rate: probability that a token other than CLS is chosen, in (0, 1).
+    pad_id: id that fills a row.
+    cls_id: id that begins a chunk.
+    mask_id: id that hides a token.
+    shards: number of parts of a batch that are read independently.
+    corpus: documents of the task; None for shapes alone.
   """
 
   vocab_size: int
@@ -47,9 +47,14 @@ class MaskedText:
   pad_id: int
   cls_id: int
   mask_id: int
+  shards: int = 1
+  corpus: tokenized_corpus.TokenizedCorpus | None = None
+  inputs = ('tokens', 'segments', 'position_ids', 'mask', 'target_positions')
+  metrics = base.METRICS
+  primary_metric = base.METRICS[0]
 
-  def __post_init__(self):
-    """Raises UserError for a length or a rate that cannot be."""
+  def __post_init__(self) -> None:
+    """Raises UserError for an invalid length or rate."""
     errors.require(
       self.length >= 2,
       f'data.length={self.length} must be at least 2: CLS and a token.',
@@ -58,32 +63,33 @@ class MaskedText:
 
   @property
   def num_classes(self) -> int:
-    """Every id is a class."""
+    """`C`, the number of ids."""
     return self.vocab_size
 
   @property
   def slots(self) -> int:
-    """`P`: room for the chosen positions of a row."""
+    """`P`, the number of slots for the target positions of a row."""
     return masking.num_masked(self.length, self.mask_rate)
 
-  def spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the rows of a batch."""
-    one = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
-    return {'tokens': one, 'segments': one, 'position_ids': one}
+  @property
+  def fingerprints(self) -> Mapping[str, str]:
+    """Hashes of the corpus and of its tokenizer."""
+    return {} if self.corpus is None else self.corpus.fingerprints
 
-  def draw(self, key: jax.Array, step: jax.Array, rows: Any) -> dict[str, Any]:
-    """The batch of `(key, step)`: its rows, masked afresh.
+  def batch(
+    self, key: jax.Array, step: jax.typing.ArrayLike, rows: Any
+  ) -> types.Batch:
+    """Makes the batch of `(key, step)`: its rows, masked afresh.
 
     Args:
-      key: the stream.
+      key: typed PRNG key of the data stream.
       step: non-negative integer.
-      rows: `{'tokens', 'segments', 'position_ids'}`, `[B, L]` int32 each: ids; which
-        piece of the row, from 1, or 0 for padding; position in the piece.
+      rows: `packing.Rows`, `[B, L]` int32 each.
 
     Returns:
       `{'x': {'tokens', 'segments', 'position_ids': [B, L], 'mask': [B, L] bool,
-      'target_positions': [B, P]}, 'y': [B, P], 'weights': [B, P]}`, as of
-      `masking.mask_tokens`.
+      'target_positions': [B, P]}, 'y': [B, P], 'weights': [B, P]}`, the last
+      three from `masking.mask_tokens`.
     """
     tokens, real = rows['tokens'], rows['segments'] > 0
     masked = masking.mask_tokens(
@@ -106,116 +112,152 @@ class MaskedText:
       'weights': masked['weights'],
     }
 
+  def held_out_rows(self, size: int) -> packing.Rows:
+    """Packs held-out documents into rows, not masked.
+
+    Args:
+      size: maximal number of rows.
+
+    Returns:
+      The rows, see `packing.held_out_rows`.
+    """
+    return packing.held_out_rows(
+      self._opened().held_out,
+      size,
+      length=self.length,
+      pad_id=self.pad_id,
+      cls_id=self.cls_id,
+    )
+
+  def held_out(self, key: jax.Array, size: int) -> types.Batch:
+    """Makes the held-out set: held-out rows, masked once.
+
+    Args:
+      key: typed PRNG key of the masks.
+      size: maximal number of rows.
+
+    Returns:
+      A batch of fewer rows if the documents end before.
+    """
+    if self.corpus is None:
+      errors.require(
+        isinstance(key, jax.core.Tracer),
+        'This task was made for shapes alone: use jax.eval_shape, or '
+        'cxjax.tasks.make.',
+      )
+      rows = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.host_spec(size)
+      )
+    else:
+      rows = self.held_out_rows(size)
+    return jax.jit(self.batch)(key, 0, rows)
+
+  def host_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the rows of a batch, `[B, L]` int32."""
+    return packing.spec(batch_size, self.length)
+
+  def host_batches(
+    self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+  ) -> grain.IterDataset:
+    """Packs the training documents, in a new order in every epoch.
+
+    Args:
+      batch_size: number of rows of each yielded batch.
+      seed: seed of the order.
+      shard: `(i, n)` reads every `n`th document, from the `i`th on.
+
+    Returns:
+      An endless dataset of `packing.Rows`.
+    """
+    return packing.pack(
+      self._opened().train,
+      length=self.length,
+      pad_id=self.pad_id,
+      cls_id=self.cls_id,
+      batch_size=batch_size,
+      seed=seed,
+      shard=shard,
+    )
+
+  def check(self, batch_size: int) -> None:
+    """Raises UserError unless the shards divide the batch."""
+    errors.require(
+      self.shards >= 1 and batch_size % self.shards == 0,
+      f'data.shards={self.shards} must divide the batch_size={batch_size}.',
+    )
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes the tokenizer and what identifies the corpus into a folder."""
+    self._opened().save(folder)
+
+  def _opened(self) -> tokenized_corpus.TokenizedCorpus:
+    assert self.corpus is not None, 'The task was made for shapes alone.'
+    return self.corpus
+
 
 def make(
-  tokenizer: tokenizers.Tokenizer, *, length: int, mask_rate: float
+  corpus: tokenized_corpus.TokenizedCorpus,
+  *,
+  length: int,
+  mask_rate: float,
+  shards: int = 1,
 ) -> MaskedText:
-  """The task of a tokenizer; raises UserError where one cannot be made."""
-  ids = tokenizer_lib.special_ids(tokenizer)
+  """Makes the task of a corpus.
+
+  Args:
+    corpus: the tokenized documents.
+    length: `L`, tokens of a row.
+    mask_rate: probability that a token other than CLS is chosen, in (0, 1).
+    shards: number of parts of a batch that are read independently.
+
+  Returns:
+    The task.
+
+  Raises:
+    UserError: the tokenizer lacks a special token, or a number is invalid.
+  """
+  ids = tokenizer_lib.special_ids(corpus.tokenizer)
   return MaskedText(
-    vocab_size=tokenizer.get_vocab_size(),
+    vocab_size=corpus.tokenizer.get_vocab_size(),
     length=length,
     mask_rate=mask_rate,
     pad_id=ids['pad'],
     cls_id=ids['cls'],
     mask_id=ids['mask'],
+    shards=shards,
+    corpus=corpus,
   )
 
 
-def held_out_rows(
-  documents: Sequence[np.ndarray], task: MaskedText, size: int
-) -> Rows:
-  """The first rows of the held-out documents: `size`, or fewer if they end.
-
-  Fewer are a multiple of 32 if they can be, so that parts are equal.
-
-  Args:
-    documents: ids of each.
-    task: of the rows.
-    size: how many at most.
-
-  Returns:
-    `{'tokens', 'segments', 'position_ids'}`, `[N, L]` int32 each.
-  """
-  rows = pack(documents, task, batch_size=1, seed=None)
-  found = list(itertools.islice(rows, size))
-  errors.require(
-    bool(found), 'The documents held out have no token. Raise data.held_out.'
+def _make(data: Any, key: jax.Array) -> MaskedText:
+  del key
+  corpus = tokenized_corpus.load(
+    data.source,
+    vocab_size=data.vocab_size,
+    tokenizer=data.tokenizer,
+    held_out=data.held_out,
+    whole_files=data.whole_files,
+    tfds_folder=data.tfds_folder,
+    folder=data.folder,
   )
-  if 32 < len(found) < size:
-    found = found[: len(found) // 32 * 32]
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
-
-
-class _Pieces(grain_experimental.FlatMapTransform):
-  """A document in pieces of at most a row, each behind a CLS token."""
-
-  max_fan_out = 1_000_000
-
-  def __init__(self, length, cls_id):
-    self._length, self._cls_id = length, cls_id
-
-  def flat_map(self, element):
-    most = self._length - 1
-    starts = range(0, len(element), most)
-    cls = np.array([self._cls_id], np.int32)
-    return [
-      {'tokens': np.concatenate([cls, element[i : i + most]])} for i in starts
-    ]
-
-
-def _named(packed):
-  return {
-    'tokens': packed['tokens'],
-    'segments': packed['tokens_segment_ids'],
-    'position_ids': packed['tokens_positions'],
-  }
-
-
-def pack(
-  documents: Sequence[np.ndarray],
-  task: MaskedText,
-  *,
-  batch_size: int,
-  seed: int | None,
-  shard: tuple[int, int] = (0, 1),
-) -> grain.IterDataset:
-  """Batches of rows of the documents, in an order that the seed fixes.
-
-  Args:
-    documents: ids of each.
-    task: length of a row and its special tokens.
-    batch_size: `B`.
-    seed: of the order, new in every epoch, without end; None reads the
-      documents once, in their own order.
-    shard: `(i, n)` reads every `n`th document, from the `i`th on.
-
-  Returns:
-    A dataset of `{'tokens', 'segments', 'position_ids'}`, `[B, L]` int32 each. Its
-    iterators save and restore their state.
-  """
-  first, number = shard
-  errors.require(
-    len(documents) >= number,
-    f'{len(documents)} documents cannot be read in data.shards={number} parts. '
-    'Lower it.',
+  return make(
+    corpus, length=data.length, mask_rate=data.mask_rate, shards=data.shards
   )
-  dataset = grain.MapDataset.source(documents)[first::number]
-  if seed is not None:
-    seed = (seed + first) % 2**32
-    dataset = dataset.seed(seed).shuffle().repeat()
-  # One thread: it must keep up with training, and no more.
-  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)
-  dataset = dataset.to_iter_dataset(options)
-  dataset = grain_experimental.FlatMapIterDataset(
-    dataset, _Pieces(task.length, task.cls_id)
+
+
+def _make_abstract(data: Any, key: jax.Array) -> MaskedText:
+  del key
+  # The ids of special tokens change no shape.
+  pad_id, cls_id, mask_id = range(len(tokenizer_lib.SPECIAL))
+  return MaskedText(
+    vocab_size=data.vocab_size,
+    length=data.length,
+    mask_rate=data.mask_rate,
+    pad_id=pad_id,
+    cls_id=cls_id,
+    mask_id=mask_id,
+    shards=data.shards,
   )
-  dataset = grain_experimental.FirstFitPackIterDataset(
-    dataset,
-    length_struct={'tokens': task.length},
-    padding_struct={'tokens': task.pad_id},
-    num_packing_bins=BINS,
-    seed=seed or 0,
-    shuffle_bins=seed is not None,
-  )
-  return dataset.map(_named).batch(batch_size, drop_remainder=True)
+
+
+base.register('text', _make, _make_abstract, paths=('folder', 'tokenizer'))

@@ -1,4 +1,4 @@
-"""Sparse parity and its hierarchical variant, drawn on the device.
+"""Sparse parity and its hierarchical variant, generated on the device.
 
 References:
   Barak et al., 2022. https://arxiv.org/abs/2207.08799.
@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax import types
+from cxjax.tasks import base
 
 
 @dataclasses.dataclass(frozen=True)
-class Parity:
-  """Uniform x in {-1, +1}^d; the class follows from products of coordinates.
+class Parity(base.SyntheticTask):
+  """Uniform x in {-1, +1}^d, classified by products of its coordinates.
 
-  Each of the `2^D - 1` inner nodes of a complete binary tree of depth `D` owns
+  Each of the `2^D - 1` inner nodes of a complete binary tree of depth `D` has
   `k` coordinates of its own: a product of +1 goes left, of -1 right. The class
-  is the leaf, counted from the left. Depth 1 is the plain sparse parity, class
-  1 where the product is -1.
+  is the leaf, counted from the left. Depth 1 is the plain sparse parity, whose
+  class is 1 if the product is -1.
 
   Attributes:
     d: number of coordinates.
@@ -33,17 +35,17 @@ class Parity:
 
   @property
   def num_classes(self) -> int:
-    """`2^D`."""
+    """`2^D`, the number of leaves."""
     return len(self.supports) + 1
 
-  def draw(
-    self, key: jax.Array, step: jax.Array, batch_size: int
-  ) -> dict[str, jax.Array]:
-    """The fresh batch of `(key, step)`.
+  def batch(
+    self, key: jax.Array, step: jax.typing.ArrayLike, batch_size: int
+  ) -> types.Batch:
+    """Makes the batch of `(key, step)`.
 
     Args:
-      key: the stream.
-      step: non-negative integer; a step is a batch.
+      key: typed PRNG key of the data stream.
+      step: non-negative integer.
       batch_size: `B`.
 
     Returns:
@@ -52,18 +54,18 @@ class Parity:
     words = jax.random.bits(
       jax.random.fold_in(key, step), (batch_size, -(-self.d // 32))
     )
-    # One random word is 32 coordinates: a 32nd of the generator's work.
-    places = jnp.arange(32, dtype=words.dtype)[None, None]
-    bits = (words[..., None] >> places) & 1
+    # A random word gives 32 coordinates, a 32nd of the generator's work.
+    shifts = jnp.arange(32, dtype=words.dtype)[None, None]
+    bits = (words[..., None] >> shifts) & 1
     bits = bits.reshape(batch_size, -1)[:, : self.d].astype(jnp.int32)
     return {'x': 1.0 - 2.0 * bits, 'y': self._classes(bits)}
 
   def coordinates(self, x: jax.Array) -> jax.Array:
-    """`[B, d]` of +-1 from the input of a batch: the input itself."""
+    """Coordinates, `[B, d]` of +-1, of the input of a batch: the input."""
     return x
 
   def label(self, x: jax.Array) -> jax.Array:
-    """Classes `[...]` of inputs `[..., d]` of +-1."""
+    """Classes, `[...]` int32, of inputs, `[..., d]` of +-1."""
     return self._classes((x < 0).astype(jnp.int32))
 
   def _classes(self, bits: jax.Array) -> jax.Array:
@@ -76,52 +78,53 @@ class Parity:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenParity:
-  """A parity whose bits are the tokens of a sequence, read at its end.
+class TokenParity(base.SyntheticTask):
+  """A parity on a sequence of bits, predicted at its last token.
 
   A coordinate of +1 is token 0, of -1 token 1.
 
   Attributes:
-    parity: the task on vectors, with the same key the same examples.
+    parity: the parity on vectors; the same key gives the same examples.
   """
 
   parity: Parity
+  inputs = ('tokens', 'target_positions')
   vocab_size = 2
 
   @property
   def num_classes(self) -> int:
-    """`2^D`."""
+    """`2^D`, the number of leaves."""
     return self.parity.num_classes
 
   @property
   def length(self) -> int:
-    """`d` tokens."""
+    """`d`, the number of tokens."""
     return self.parity.d
 
   @property
   def supports(self) -> tuple[tuple[int, ...], ...]:
-    """Of the parity."""
+    """Coordinates of each inner node of the parity."""
     return self.parity.supports
 
   def coordinates(self, x: dict[str, jax.Array]) -> jax.Array:
-    """`[B, d]` of +-1 from the input of a batch."""
+    """Coordinates, `[B, d]` of +-1, of the input of a batch."""
     return 1.0 - 2.0 * x['tokens']
 
-  def draw(
-    self, key: jax.Array, step: jax.Array, batch_size: int
-  ) -> dict[str, Any]:
-    """The fresh batch of `(key, step)`.
+  def batch(
+    self, key: jax.Array, step: jax.typing.ArrayLike, batch_size: int
+  ) -> types.Batch:
+    """Makes the batch of `(key, step)`.
 
     Args:
-      key: the stream.
-      step: non-negative integer; a step is a batch.
+      key: typed PRNG key of the data stream.
+      step: non-negative integer.
       batch_size: `B`.
 
     Returns:
-      `{'x': {'tokens': [B, d] int32, 'target_positions': [B, 1] int32: d - 1}, 'y':
-      [B, 1] int32 classes}`.
+      `{'x': {'tokens': [B, d] int32, 'target_positions': [B, 1] int32: d - 1},
+      'y': [B, 1] int32 classes}`.
     """
-    batch = self.parity.draw(key, step, batch_size)
+    batch = self.parity.batch(key, step, batch_size)
     tokens = (batch['x'] < 0).astype(jnp.int32)
     last = jnp.full((batch_size, 1), self.length - 1, jnp.int32)
     return {
@@ -131,21 +134,21 @@ class TokenParity:
 
 
 def make(*, d: int, k: int, depth: int, support: str, key: jax.Array) -> Parity:
-  """A parity task.
+  """Makes a parity task.
 
   Args:
     d: number of coordinates.
-    k: coordinates of each product.
+    k: number of coordinates of each product.
     depth: `D`; 1 is the plain parity, above it the hierarchical one.
-    support: 'first', coordinates in order; 'random', drawn from `key`.
-    key: typed PRNG key; consumed.
+    support: 'first' takes the coordinates in order; 'random' draws them.
+    key: typed PRNG key of a random support; consumed.
 
   Returns:
     The task.
 
   Raises:
-    UserError: sizes that are not positive, `(2^D - 1) k > d`, or an unknown
-      `support`.
+    UserError: a size is not positive, `(2^D - 1) k > d`, or `support` is
+      unknown.
   """
   for name, value in (('d', d), ('k', k), ('depth', depth)):
     errors.require(value >= 1, f'data.{name}={value} must be at least 1.')
@@ -153,13 +156,27 @@ def make(*, d: int, k: int, depth: int, support: str, key: jax.Array) -> Parity:
     'first': lambda: list(range(d)),
     'random': lambda: jax.random.permutation(key, d).tolist(),
   }
-  order = errors.lookup('support', support, orders)
+  draw = errors.lookup('data.support', support, orders)
   nodes = 2**depth - 1
   errors.require(
     nodes * k <= d,
     f'data.k={k} coordinates for each of {nodes} nodes do not fit in '
     f'data.d={d}: (2^depth - 1) k must be at most d.',
   )
-  order = order()
+  order = draw()
   supports = (tuple(sorted(order[i * k : (i + 1) * k])) for i in range(nodes))
   return Parity(d, tuple(supports))
+
+
+def _make(data: Any, key: jax.Array) -> Parity:
+  return make(
+    d=data.d, k=data.k, depth=data.depth, support=data.support, key=key
+  )
+
+
+def _make_tokens(data: Any, key: jax.Array) -> TokenParity:
+  return TokenParity(_make(data, key))
+
+
+base.register('parity', _make)
+base.register('parity_tokens', _make_tokens)

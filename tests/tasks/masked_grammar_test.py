@@ -13,7 +13,7 @@ from cxjax.tasks import masked_grammar
 
 NUM = 64
 
-draw = jax.jit(masked_grammar.MaskedGrammar.draw, static_argnums=(0, 3))
+batch_of = jax.jit(masked_grammar.MaskedGrammar.batch, static_argnums=(0, 3))
 
 
 def make(name='cfg3b', start=16, mask_rate=0.3):
@@ -22,9 +22,9 @@ def make(name='cfg3b', start=16, mask_rate=0.3):
 
 @functools.cache
 def sample(name='cfg3b', start=16):
-  """A task and a batch of `NUM` of its sequences."""
+  """A task and a batch of `NUM` sequences."""
   task = make(name, start)
-  batch = draw(task, jax.random.key(1), 0, NUM)
+  batch = batch_of(task, jax.random.key(1), 0, NUM)
   return task, jax.tree.map(np.asarray, batch)
 
 
@@ -37,7 +37,7 @@ def restore(batch):
   return tokens
 
 
-class DrawTest(parameterized.TestCase):
+class BatchTest(parameterized.TestCase):
   @parameterized.parameters(('cfg3b', 16), ('cfg3f', 18))
   def test_shapes_and_types(self, name, start):
     task, batch = sample(name, start)
@@ -57,7 +57,7 @@ class DrawTest(parameterized.TestCase):
     self.assertEqual((task.vocab_size, task.num_classes), (8, 8))
 
   @parameterized.parameters(('cfg3b', 16), ('cfg3f', 18))
-  def test_true_sequences_are_bos_and_a_sentence(self, name, start):
+  def test_unmasked_sequences_are_bos_and_a_sentence(self, name, start):
     task, batch = sample(name, start)
     tokens = restore(batch)
     np.testing.assert_array_equal(tokens[:, 0], masked_grammar.BOS)
@@ -65,12 +65,14 @@ class DrawTest(parameterized.TestCase):
     for row in tokens[:24]:
       self.assertIsNotNone(task.grammar.parse(row[row > 0][1:]))
 
-  def test_seen_sequences(self):
+  def test_masked_sequences(self):
     _, batch = sample()
     tokens = batch['x']['tokens']
     np.testing.assert_array_equal(tokens[:, 0], masked_grammar.BOS)
     np.testing.assert_array_equal(tokens > 0, batch['x']['mask'])
-    self.assertContainsSubset(np.unique(tokens[:, 1:]), [0, 1, 2, 3, masked_grammar.MASK])
+    self.assertContainsSubset(
+      np.unique(tokens[:, 1:]), [0, 1, 2, 3, masked_grammar.MASK]
+    )
 
   def test_masked_at_the_rate(self):
     _, batch = sample()
@@ -90,14 +92,22 @@ class DrawTest(parameterized.TestCase):
 
   def test_key_and_step_name_the_batch(self):
     task, key = make(), jax.random.key(3)
-    first, same = (draw(task, key, 5, NUM) for _ in range(2))
+    first, same = (batch_of(task, key, 5, NUM) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, same)
     for k, step in ((key, 6), (jax.random.key(4), 5)):
-      other = draw(task, k, step, NUM)
+      other = batch_of(task, k, step, NUM)
       self.assertFalse(np.array_equal(restore(first), restore(other)))
       self.assertFalse(
-        np.array_equal(first['x']['target_positions'], other['x']['target_positions'])
+        np.array_equal(
+          first['x']['target_positions'], other['x']['target_positions']
+        )
       )
+
+  def test_the_held_out_set_is_the_first_batch_of_its_key(self):
+    task, key = make(), jax.random.key(1)
+    found = task.held_out(key, NUM)
+    want = batch_of(task, key, 0, NUM)
+    jax.tree.map(np.testing.assert_array_equal, found, want)
 
   def test_equal_tasks_are_one_task(self):
     self.assertLen({make(), make(), make(start=17)}, 2)

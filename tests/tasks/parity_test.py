@@ -21,10 +21,10 @@ def make(d=70, k=3, depth=1, support='random', seed=0):
 
 @functools.cache
 def sample(d, k, depth):
-  """A task and a batch of `NUM` of its examples."""
+  """A task and a batch of `NUM` examples."""
   task = make(d, k, depth)
-  draw = jax.jit(task.draw, static_argnums=2)
-  batch = draw(jax.random.key(1), 0, NUM)
+  batch_of = jax.jit(task.batch, static_argnums=2)
+  batch = batch_of(jax.random.key(1), 0, NUM)
   return task, jax.tree.map(np.asarray, batch)
 
 
@@ -39,7 +39,7 @@ def walk(x, supports, depth):
   return leaf
 
 
-class DrawTest(parameterized.TestCase):
+class BatchTest(parameterized.TestCase):
   @parameterized.parameters((70, 3), (33, 33))
   def test_plain_label_is_one_where_the_product_is_negative(self, d, k):
     task, batch = sample(d, k, 1)
@@ -84,11 +84,11 @@ class DrawTest(parameterized.TestCase):
 
   def test_key_and_step_name_the_batch(self):
     task, key = make(), jax.random.key(3)
-    draw = jax.jit(task.draw, static_argnums=2)
-    first = draw(key, 5, 8)
-    same = task.draw(key, 5, 8)  # Compiled or not.
+    batch_of = jax.jit(task.batch, static_argnums=2)
+    first = batch_of(key, 5, 8)
+    same = task.batch(key, 5, 8)  # Compiled or not.
     jax.tree.map(np.testing.assert_array_equal, first, same)
-    for other in (draw(key, 6, 8), draw(jax.random.key(4), 5, 8)):
+    for other in (batch_of(key, 6, 8), batch_of(jax.random.key(4), 5, 8)):
       self.assertFalse(np.array_equal(first['x'], other['x']))
 
   @parameterized.parameters(1, 3)
@@ -97,6 +97,20 @@ class DrawTest(parameterized.TestCase):
     x = batch['x'][:24].reshape(2, 3, 4, 70)
     y = batch['y'][:24].reshape(2, 3, 4)
     np.testing.assert_array_equal(jax.jit(task.label)(x), y)
+
+
+class TokensTest(parameterized.TestCase):
+  def test_the_same_examples_as_tokens(self):
+    bits = make(d=12, k=3, depth=2)
+    tokens = parity.TokenParity(bits)
+    key = jax.random.key(5)
+    ours, theirs = tokens.batch(key, 3, 16), bits.batch(key, 3, 16)
+    np.testing.assert_array_equal(tokens.coordinates(ours['x']), theirs['x'])
+    np.testing.assert_array_equal(ours['y'], theirs['y'][:, None])
+    np.testing.assert_array_equal(ours['x']['target_positions'], 11)
+    self.assertEqual((tokens.length, tokens.vocab_size), (12, 2))
+    self.assertEqual(tokens.num_classes, 4)
+    self.assertEqual(tokens.supports, bits.supports)
 
 
 class SupportTest(parameterized.TestCase):
