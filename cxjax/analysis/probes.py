@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax import deprecation
 from cxjax import types
 
 
+@deprecation.renamed_arguments(draw='batch_fn')
 def degree_one(
   features: Callable[[types.Input], jax.Array],
   batch_fn: Callable[[jax.Array, jax.typing.ArrayLike], types.Batch],
@@ -74,6 +76,7 @@ def cka(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.square(norm(x, y)) / (norm(x, x) * norm(y, y))
 
 
+@deprecation.renamed_arguments(real='mask')
 def ngram_distance(
   apply: types.Apply,
   params: types.Params,

@@ -57,6 +57,14 @@ class DegreeOneTest(absltest.TestCase):
     )
     np.testing.assert_allclose(got[0], np.eye(D)[2], atol=TOLERANCE)
 
+  def test_the_old_name_of_batch_fn_warns(self):
+    features = lambda x: x[:, :1]
+    with self.assertWarnsRegex(DeprecationWarning, 'batch_fn='):
+      got = probes.degree_one(
+        features, draw=batches(TASK), key=jax.random.key(0), num_batches=1
+      )
+    self.assertEqual(got.shape, (1, D))
+
 
 class NgramDistanceTest(absltest.TestCase):
   """Models that read one token, at a known distance."""
