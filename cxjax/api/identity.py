@@ -122,14 +122,20 @@ def tree_digest(tree: Any) -> str:
 
   Returns:
     16 hexadecimal digits.
+
+  Raises:
+    UserError: a leaf is no array and no number.
   """
-  return _join(
-    *(
-      part
-      for path, leaf in jax.tree.leaves_with_path(tree)
-      for part in (jax.tree_util.keystr(path), _array(leaf))
-    )
-  )
+  parts: list[str | bytes] = []
+  for path, leaf in jax.tree.leaves_with_path(tree):
+    name = jax.tree_util.keystr(path)
+    try:
+      parts += [name, _array(leaf)]
+    except _Unhashable as error:
+      raise errors.UserError(
+        f'{name} is a {type(leaf).__name__}; it must be an array or a number.'
+      ) from error
+  return _join(*parts)
 
 
 def _warn(what: str, error: _Unhashable) -> str:

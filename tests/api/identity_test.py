@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from cxjax import errors
 from cxjax.api import identity
 
 X = jax.ShapeDtypeStruct((4, 3), jnp.float32)
@@ -307,6 +308,11 @@ class TreeTest(parameterized.TestCase):
     )
     self.assertNotEqual(identity.tree_digest(tree), identity.tree_digest(other))
     self.assertEqual(identity.tree_digest(other), identity.tree_digest(other))
+
+  def test_an_object_is_refused(self):
+    """Its bytes would be an address."""
+    with self.assertRaisesRegex(errors.UserError, r"^\['a'\] is a Scaled;"):
+      identity.tree_digest({'a': Scaled(1.0)})
 
 
 # Every digest that a fresh process must find again; its sets of strings are in
