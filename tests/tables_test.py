@@ -1,4 +1,6 @@
-"""Tests of the tables."""
+"""Tables of records, as Markdown and CSV."""
+
+import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -45,6 +47,22 @@ class MarkdownTest(parameterized.TestCase):
   def test_rows_may_be_an_iterator(self):
     rows = [{'a': 'x', 'b': 1}, {'a': 'y', 'b': 2}]
     self.assertEqual(tables.markdown(iter(rows)), tables.markdown(rows))
+
+
+class CsvTest(parameterized.TestCase):
+  def test_writes_a_header_and_the_records(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / 'new' / 'table.csv'
+    records = [{'a': 1, 'b': 'x, "y"'}, {'a': 0.1, 'b': None}]
+    tables.write_csv(path, records)
+    self.assertEqual(path.read_text(), 'a,b\n1,"x, ""y"""\n0.1,\n')
+
+  def test_other_fields_are_refused(self):
+    """The file that is there stays whole."""
+    path = pathlib.Path(self.create_tempdir().full_path) / 'table.csv'
+    tables.write_csv(path, [{'a': 1}])
+    with self.assertRaisesRegex(ValueError, "'b'"):
+      tables.write_csv(path, [{'a': 1}, {'b': 2}])
+    self.assertEqual(path.read_text(), 'a\n1\n')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,160 @@
+"""Small files of a run: atomic, sealed, locked, claimed."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import parameterized
+import jax
+import pytest
+
+from cxjax import errors
+from cxjax import files
+
+CONFIG = {'seed': 0, 'teacher': {'width': 8}, 'stages': [{'steps': 3}]}
+
+
+class FilesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+
+class WriteTest(FilesTest):
+  def test_writes_in_a_new_folder(self):
+    path = self.folder / 'new' / 'file.txt'
+    files.write_text(path, 'größer')
+    self.assertEqual(path.read_bytes(), 'größer'.encode())
+    self.assertEqual(os.listdir(path.parent), ['file.txt'])
+
+  def test_a_write_that_fails_leaves_the_old_file(self):
+    path = self.folder / 'file.txt'
+    files.write_text(path, 'old')
+    with (
+      mock.patch.object(os, 'fsync', side_effect=OSError(28, 'No space left')),
+      self.assertRaisesRegex(errors.UserError, 'file.txt: No space left. Make'),
+    ):
+      files.write_text(path, 'new')
+    self.assertEqual(path.read_text(), 'old')
+
+  def test_the_first_process_writes(self):
+    path = self.folder / 'file.txt'
+    with mock.patch.object(jax, 'process_index', lambda: 1):
+      files.write_text(path, 'text')
+      self.assertFalse(path.exists())
+      files.write_text(path, 'text', own=True)
+    self.assertEqual(path.read_text(), 'text')
+
+  def test_json(self):
+    path = self.folder / 'file.json'
+    files.write_json(path, CONFIG)
+    self.assertEqual(files.read_json(path), CONFIG)
+
+  @parameterized.parameters('', '{', '[1, 2', 'nul')
+  def test_damaged_json(self, text):
+    path = self.folder / 'file.json'
+    path.write_text(text)
+    with self.assertRaisesRegex(errors.UserError, 'file.json cannot be read'):
+      files.read_json(path)
+
+  def test_missing_json(self):
+    with self.assertRaisesRegex(errors.UserError, 'cannot be read'):
+      files.read_json(self.folder / 'file.json')
+
+
+class SealTest(FilesTest):
+  def test_reads_what_was_written(self):
+    path = self.folder / 'record.json'
+    files.write_sealed(path, CONFIG)
+    self.assertEqual(files.read_sealed(path), CONFIG)
+
+  @parameterized.parameters(
+    ('"width": 8', '"width": 9'), ('"record"', '"recrod"'), ('sha256', 'sha')
+  )
+  def test_a_change_is_damage(self, old, new):
+    path = self.folder / 'record.json'
+    files.write_sealed(path, CONFIG)
+    path.write_text(path.read_text().replace(old, new))
+    with self.assertRaisesRegex(errors.UserError, 'record.json is damaged'):
+      files.read_sealed(path)
+
+  def test_digest_does_not_depend_on_the_order(self):
+    one, two = {'a': 1, 'b': 2}, {'b': 2, 'a': 1}
+    self.assertEqual(files.digest(one), files.digest(two))
+    self.assertNotEqual(files.digest(one), files.digest({'a': 2, 'b': 1}))
+
+
+LOCK = """
+import pathlib, sys
+from cxjax import errors, files
+try:
+  with files.lock(pathlib.Path(sys.argv[1])):
+    print('locked')
+except errors.UserError as error:
+  print(error)
+"""
+
+
+class LockTest(FilesTest):
+  @pytest.mark.slow
+  def test_keeps_other_processes_out(self):
+    start = lambda: subprocess.run(
+      [sys.executable, '-c', LOCK, str(self.folder)],
+      env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    with files.lock(self.folder):
+      self.assertIn('is in use by another process. Wait', start().stdout)
+    done = start()
+    self.assertEqual(done.stdout, 'locked\n', done.stderr)
+
+  def test_is_released_after_an_error(self):
+    with self.assertRaises(KeyError), files.lock(self.folder):
+      raise KeyError
+    with files.lock(self.folder):
+      pass
+
+  def test_other_processes_of_the_run_take_none(self):
+    with (
+      mock.patch.object(jax, 'process_index', lambda: 1),
+      files.lock(self.folder),
+    ):
+      self.assertEmpty(os.listdir(self.folder))
+
+
+class ClaimTest(FilesTest):
+  def test_the_same_run_goes_on(self):
+    files.claim_workdir(self.folder / 'run', CONFIG)
+    files.claim_workdir(self.folder / 'run', json.loads(json.dumps(CONFIG)))
+    self.assertEqual(files.read_json(self.folder / 'run/config.json'), CONFIG)
+
+  @parameterized.parameters(
+    ({'seed': 1}, r'seed \(0 there, 1 here\)\.'),
+    ({'teacher': {'width': 9}}, r'teacher.width \(8 there, 9 here\)'),
+    ({'stages': [{'steps': 4}]}, r'stages.0.steps \(3 there, 4 here\)'),
+    ({'mesh': 2}, r'mesh \(absent there, 2 here\)'),
+  )
+  def test_another_run_is_refused_with_what_differs(self, change, message):
+    files.claim_workdir(self.folder, CONFIG)
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      files.claim_workdir(self.folder, {**CONFIG, **change})
+    self.assertIn('belongs to another configuration', str(caught.exception))
+
+  def test_many_differences_are_counted(self):
+    there = {f'field{i}': 0 for i in range(20)}
+    here = dict.fromkeys(there, 1)
+    found = files.differences(there, here)
+    self.assertEqual(found.count('there'), files.MAX_SHOWN)
+    self.assertEndsWith(found, ', and 8 more')
+    self.assertEqual(files.differences(there, there), '')
+
+  @parameterized.parameters('checkpoints', 'summary.json')
+  def test_a_run_without_its_config_is_refused(self, name):
+    (self.folder / name).mkdir()
+    with self.assertRaisesRegex(errors.UserError, 'config.json is missing'):
+      files.claim_workdir(self.folder, CONFIG)
