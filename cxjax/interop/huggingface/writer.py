@@ -46,10 +46,7 @@ def write(
       written.
   """
   folder = pathlib.Path(folder)
-  is_sentence = isinstance(module, sentence.SentenceEncoder)
-  encoder = (
-    module.encoder if isinstance(module, sentence.SentenceEncoder) else module
-  )
+  encoder = _encoder(module)
   family = base.family_of(encoder)
   tensors_lib.require_same(
     'The variables do not fit the module',
@@ -66,11 +63,30 @@ def write(
     # Files of an earlier model, which would describe the new tensors wrongly.
     for name in ('config.json', sentence_files.FILE):
       (folder / name).unlink(missing_ok=True)
-  params = variables['params']
+  _write(folder, family, module, variables['params'], tokenizer)
+
+
+def _encoder(
+  module: transformer.Transformer | sentence.SentenceEncoder,
+) -> transformer.Transformer:
+  """The encoder of a module, which may be the module itself."""
+  if isinstance(module, sentence.SentenceEncoder):
+    return module.encoder
+  return module
+
+
+def _write(
+  folder: pathlib.Path,
+  family: base.Family,
+  module: transformer.Transformer | sentence.SentenceEncoder,
+  params: Mapping[str, Any],
+  tokenizer: tokenizers.Tokenizer | None,
+) -> None:
+  """Writes the files of a model; `params` are those of the module."""
+  encoder = _encoder(module)
   config = family.config(encoder)
-  tensors = base.to_tensors(
-    family.parameters(encoder), params['encoder'] if is_sentence else params
-  )
+  inner = params if module is encoder else params['encoder']
+  tensors = base.to_tensors(family.parameters(encoder), inner)
   tensors = family.complete({**tensors, **family.constants(config)}, encoder)
   tensors_lib.write(folder / tensors_lib.FILE, tensors)
   if tokenizer is not None:

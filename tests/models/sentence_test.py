@@ -1,0 +1,71 @@
+"""Sentence encoders: the mean over real tokens, and inputs that are refused."""
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import errors
+from cxjax.models import sentence
+from cxjax.models import transformer
+
+TOKENS = np.random.default_rng(0).integers(0, 30, (3, 12))
+MASK = np.arange(12)[None] < np.array([12, 7, 2])[:, None]
+
+
+def make(features=0, **kwargs):
+  """A sentence encoder and its variables."""
+  sizes = dict(vocab_size=30, max_length=12, num_classes=0, width=32, heads=4)
+  sizes |= dict(depth=2, mlp_width=48, causal=False, init_std=0.3)
+  encoder = transformer.Transformer(**{**sizes, **kwargs})
+  model = sentence.SentenceEncoder(encoder, features)
+  return model, jax.jit(model.init)(jax.random.key(0), TOKENS)
+
+
+class SentenceEncoderTest(absltest.TestCase):
+  def test_the_embedding_is_the_mean_over_real_tokens(self):
+    model, variables = make()
+    self.assertEqual(model.layers, ('block0', 'block1'))
+    x = {'tokens': TOKENS, 'mask': MASK}
+    embedding, found = jax.jit(model.apply)(variables, x)
+    inner = {'params': variables['params']['encoder']}
+    hidden, activations = jax.jit(model.encoder.apply)(inner, x)
+    self.assertEqual(found.keys() - activations.keys(), {'pooled'})
+    mask = MASK[..., None]
+    want = (hidden * mask).sum(1) / mask.sum(1)
+    np.testing.assert_allclose(embedding, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(embedding, found['pooled'])
+
+  def test_a_linear_layer_follows_the_mean(self):
+    model, variables = make(features=5)
+    embedding, found = jax.jit(model.apply)(variables, TOKENS)
+    self.assertEqual(embedding.shape, (3, 5))
+    linear = variables['params']['linear']
+    want = found['pooled'] @ linear['kernel'] + linear['bias'][None]
+    np.testing.assert_allclose(embedding, want, rtol=1e-4, atol=1e-5)
+
+  def test_all_tokens_are_real_without_a_mask(self):
+    model, variables = make(dtype=jnp.bfloat16)
+    apply = jax.jit(model.apply)
+    embedding, _ = apply(variables, TOKENS)
+    ones = np.ones(TOKENS.shape, bool)
+    same, _ = apply(variables, {'tokens': TOKENS, 'mask': ones})
+    self.assertEqual(embedding.dtype, jnp.float32)
+    np.testing.assert_allclose(embedding, same, rtol=0.02, atol=0.02)
+    none, _ = apply(variables, {'tokens': TOKENS, 'mask': ~ones})
+    np.testing.assert_array_equal(none, np.zeros_like(none))
+
+  def test_errors(self):
+    model, variables = make()
+    encoder = model.encoder
+    with self.assertRaisesRegex(errors.UserError, 'num_classes=30; .*=0'):
+      sentence.SentenceEncoder(encoder.clone(num_classes=30))
+    with self.assertRaisesRegex(errors.UserError, 'features=-1'):
+      sentence.SentenceEncoder(encoder, -1)
+    for name in ('target_positions', 'segments'):
+      with self.assertRaisesRegex(errors.UserError, name):
+        model.apply(variables, {'tokens': TOKENS, name: TOKENS})
+
+
+if __name__ == '__main__':
+  absltest.main()
