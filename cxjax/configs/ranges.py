@@ -157,13 +157,13 @@ def _check_field(full: str, value: Any, allowed: Range | None) -> None:
   """Raises UserError for a value, or an element of one, that is not allowed."""
   listed = isinstance(value, Sequence) and not isinstance(value, str)
   for one in value if listed else (value,):
-    what = f'{one!r} is not' if listed else 'it must be'
+    wrong = f': {one!r} is not' if listed else ' must be'
     if allowed is not None:
-      errors.require(one in allowed, f'{full}={value!r}: {what} {allowed}.')
+      errors.require(one in allowed, f'{full}={value!r}{wrong} {allowed}.')
     # A run whose config has NaN would never be found to be the same run.
     errors.require(
       not isinstance(one, float) or not math.isnan(one),
-      f'{full}={value!r}: {what} a number.',
+      f'{full}={value!r}{wrong} a number.',
     )
   try:
     json.dumps(value)

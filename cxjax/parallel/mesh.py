@@ -5,7 +5,6 @@ over 'data' and 'fsdp', parameters and their optimizer state over 'fsdp' and
 'model'.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -184,39 +183,20 @@ def _batch_spec(
 def own_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
   """Lists the rows of a batch that the devices of this process hold."""
   found = _rows(mesh).addressable_devices_indices_map((batch_size,)).values()
-  ranges = (_range(index[0], batch_size) for index in found if index)
+  ranges = (range(*index[0].indices(batch_size)) for index in found if index)
   return sorted(set(itertools.chain.from_iterable(ranges)))
 
 
-def from_rows(
-  shape: tuple[int, ...],
-  read: Callable[[range], np.ndarray],
-  mesh: jax.sharding.Mesh,
-) -> jax.Array:
-  """Builds an array of several batches, whose rows are sharded.
+def abstract_rows(tree: T, mesh: jax.sharding.Mesh) -> T:
+  """Shapes of the batches of several steps, with their shardings.
 
   Args:
-    shape: `[T, streams, B, ...]`.
-    read: returns some rows of the batches, `[T, streams, rows, ...]`; called
-      only for rows that devices of this process hold.
+    tree: shapes `[T, streams, B, ...]`.
     mesh: the devices.
 
   Returns:
-    The array.
+    The shapes, with the axis `B` sharded.
   """
-
-  def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-    assert index is not None
-    return read(_range(index[2], shape[2]))
-
-  # `jax.make_array_from_process_local_data` calls this function with slices of
-  # one array of all rows of the process. The loader has an array per shard of
-  # its data, so that joining them would copy every chunk once more.
-  return jax.make_array_from_callback(shape, _rows(mesh, 2), shard)
-
-
-def abstract_rows(tree: T, mesh: jax.sharding.Mesh) -> T:
-  """Adds the sharding of `from_rows` to a tree of shapes."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=_rows(mesh, 2)
@@ -228,10 +208,6 @@ def abstract_rows(tree: T, mesh: jax.sharding.Mesh) -> T:
 def _rows(mesh: jax.sharding.Mesh, axis: int = 0) -> NamedSharding:
   """Sharding of an array whose `axis` is the examples."""
   return NamedSharding(mesh, PartitionSpec(*(None,) * axis, (DATA, FSDP)))
-
-
-def _range(rows: slice, batch_size: int) -> range:
-  return range(*rows.indices(batch_size))
 
 
 def shardings(

@@ -1,19 +1,89 @@
-"""Tests of what the numbers of a config may be."""
+"""Ranges of the numeric fields of configs."""
 
+from collections.abc import Mapping
+import importlib
 import math
+import numbers
+import pathlib
+import re
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from cxjax import errors
 from cxjax.configs import ranges
+import experiments
 from experiments import parity_mlp
 from experiments import text_bert
 
 NAN, INF = math.nan, math.inf
 
 
-class LimitsTest(parameterized.TestCase):
+def configs():
+  """Every config of experiments/, at every size and of every method."""
+  (folder,) = experiments.__path__
+  for path in sorted(pathlib.Path(folder).glob('*.py')):
+    sizes = re.search(r'base\.choose\(\s*variant,\s*{(.*?)}', path.read_text())
+    if sizes is not None:
+      module = importlib.import_module(f'experiments.{path.stem}')
+      for size in re.findall(r"'(\w+)'", sizes[1]):
+        yield f'{path.stem}:{size}', module.get_config(size).to_dict()
+
+
+def numeric_fields(config, prefix=''):
+  """Names of the fields that hold numbers, or may: empty tuples."""
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      yield from numeric_fields(value, f'{prefix}{name}.')
+      continue
+    parts = value if isinstance(value, list | tuple) else (value,)
+    is_number = [
+      isinstance(part, numbers.Real) and not isinstance(part, bool)
+      for part in parts
+    ]
+    if any(is_number):
+      yield f'{prefix}{name}'
+
+
+class EveryFieldTest(parameterized.TestCase):
+  def test_has_a_range_or_is_listed_as_free(self):
+    names = [name for name, _ in configs()]
+    self.assertContainsSubset(
+      ['parity_mlp:paper', 'text_bert:cpu', 'wikipedia_bert:tiny'], names
+    )
+    without = {
+      f'{config}: {field}'
+      for config, values in configs()
+      for field in numeric_fields(values)
+      if field not in ranges.FREE
+      and field not in ranges.RANGES
+      and field.rpartition('.')[2] not in ranges.RANGES
+    }
+    self.assertEmpty(without)
+
+  def test_is_in_its_range(self):
+    for name, config in configs():
+      with self.subTest(name):
+        ranges.check(config)
+
+  def test_no_name_is_left_over(self):
+    """Neither of a range nor of a free field."""
+    fields = {'custom.stages', 'data.shards'}
+    for _, config in configs():
+      fields.update(_names(config))
+    known = fields | {field.rpartition('.')[2] for field in fields}
+    self.assertContainsSubset(ranges.RANGES.keys() | ranges.FREE, known)
+
+
+def _names(config, prefix=''):
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      yield from _names(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}'
+
+
+class CheckTest(parameterized.TestCase):
   @parameterized.parameters(
     ('seed', -1),
     ('seed', 2**32),
@@ -33,6 +103,7 @@ class LimitsTest(parameterized.TestCase):
     ('teacher.stop_at', NAN),
     ('teacher.overrun', -0.1),
     ('teacher.save_at', ('a',)),
+    ('teacher.save_at', (INF,)),
     ('save_minutes', -1.0),
     ('save_minutes', NAN),
     ('temperature', INF),
@@ -41,14 +112,13 @@ class LimitsTest(parameterized.TestCase):
     ('extracted.share', 1.0),
     ('extracted.steps', ('a', 'b')),
     ('extracted.steps', (30.5, 29.5)),
-    ('progressive.accuracies', (0.5, NAN)),
-    ('progressive.accuracies', (True,)),
+    ('progressive.scores', (0.5, NAN)),
+    ('progressive.scores', (True,)),
     ('progressive.checkpoints', ('x',)),
     ('extracted.checkpoint', -2),
     ('student.init_std', -1.0),
     ('student.dropout', NAN),
     ('teacher.width', 0),
-    ('mesh.seed', 0),
   )
   def test_refuses(self, name, value):
     config = text_bert.tiny()
@@ -64,8 +134,10 @@ class LimitsTest(parameterized.TestCase):
     ('optimizer.b1', 0),
     ('teacher.stop_at', 1.5),
     ('stop_at', INF),
+    ('stop_at', -3.0),
     ('extracted.steps', (30, 30)),
-    ('progressive.accuracies', (0, 1)),
+    ('progressive.scores', (0, 1)),
+    ('progressive.scores', (-2.5,)),
     ('extracted.checkpoint', -1),
     ('extracted.width', 0),
   )
@@ -75,10 +147,35 @@ class LimitsTest(parameterized.TestCase):
     ranges.check(config.to_dict())
 
   @parameterized.parameters(
+    (NAN, r'^data.noise=nan must be a number\.$'),
+    ((0.1, NAN), r'^data.noise=\(0.1, nan\): nan is not a number\.$'),
+    (len, '^data.noise=.* cannot be written as JSON'),
+    (b'x', '^data.noise=.* cannot be written as JSON'),
+  )
+  def test_refuses_in_a_field_that_it_does_not_know(self, value, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      ranges.check({'data': {'noise': value}})
+
+  @parameterized.parameters(INF, -1.0, 'a', None, ((('a', 1),),), True)
+  def test_accepts_in_a_field_that_it_does_not_know(self, value):
+    ranges.check({'data': {'noise': value}})
+
+  def test_free_fields_are_checked_elsewhere(self):
+    ranges.check({'mesh': {'seed': 0, 'data': -1}})
+
+  def test_prefix_names_the_block(self):
+    with self.assertRaisesRegex(errors.UserError, '^optimizer.b1=1.0 must'):
+      ranges.check({'b1': 1.0}, 'optimizer.')
+
+
+class RangeTest(parameterized.TestCase):
+  @parameterized.parameters(
     (ranges.SHARE, 'a number in (0, 1)'),
     (ranges.RATE, 'a number in [0, 1)'),
     (ranges.POSITIVE, 'a finite number above 0'),
     (ranges.NOT_NEGATIVE, 'a finite number not below 0'),
+    (ranges.FINITE, 'a finite number'),
+    (ranges.RANGES['stop_at'], 'a number'),
     (ranges.COUNT, 'a whole number from 1 to 2147483647'),
   )
   def test_says_what_is_allowed(self, allowed, text):
