@@ -1,44 +1,52 @@
-"""Models of any make as pure functions that return their activations."""
+"""Model adapters: the form in which `plan` and `distill` take any model.
+
+A `ModelAdapter` returns every activation of a model beside its output, whatever
+library the model is written in; `flax_adapters` makes them of flax modules.
+"""
 
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
-from flax import errors as flax_errors
 from flax import linen as nn
-from flax import nnx
-from flax import traverse_util
 import jax
-from jax.extend import core
-from jax.interpreters import partial_eval
 import jax.numpy as jnp
-import numpy as np
 
-from cxjax.methods import stage as stage_lib
 from cxjax import errors
-from cxjax.methods import train_step
-from cxjax import tables
-
-PRODUCTS = ('dot_general', 'conv_general_dilated')
+from cxjax import types
+from cxjax.models import base
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ModelAdapter:
-  """A model, whatever it was written in.
+  """A model of any library, with its parameters.
 
   Attributes:
-    apply: `(params, x) -> (output, activations)`, pure; the activations are a
-      dict of arrays, `[B, ..., D]`.
-    params: a tree of arrays, or for several students at once a list of such.
-    wrap: from a tree like `params` to what the user of the model works with.
+    apply: `(params, x) -> (output, activations)`, a pure function; the
+      activations are a dict of arrays, `[B, ..., D]`.
+    params: a tree of arrays, or a list of such trees for several students.
+    wrap: converts a tree like `params` to the form in which the user gave it.
+    abilities: optional features that the model declares.
+    name: name of the model in messages.
+    dropout_layers: dropout layers of an nnx module, with their rates.
   """
 
-  apply: train_step.Apply
-  params: train_step.Params
-  wrap: Callable[[train_step.Params], Any] = lambda params: params
+  apply: types.Apply
+  params: types.Params
+  wrap: Callable[[types.Params], Any] = lambda params: params
+  abilities: base.Abilities = base.Abilities()
+  name: str = ''
+  dropout_layers: tuple[str, ...] = ()
+
+  def __repr__(self) -> str:
+    """Name and number of parameters."""
+    size = sum(_size(leaf) for leaf in jax.tree.leaves(self.one))
+    students = f'{len(self.params)} x ' if self.several else ''
+    name = f'{self.name}, ' if self.name else ''
+    return f'{type(self).__name__}({name}{students}{size:,} parameters)'
 
   @property
   def several(self) -> bool:
@@ -46,56 +54,126 @@ class ModelAdapter:
     return isinstance(self.params, list)
 
   @property
-  def one(self) -> train_step.Params:
-    """The parameters, or the first of them."""
+  def one(self) -> types.Params:
+    """The parameters, or the first set of them."""
     return self.params[0] if self.several else self.params
 
+  def unused_dropout(self, x: types.Input) -> tuple[str, ...]:
+    """Dropout layers that do not act in training.
 
-def outputs(network: ModelAdapter, x: train_step.Input, role: str = 'model') -> Any:
-  """Shapes of what a network returns for a batch.
+    Training runs a model as it is: a layer that the module's arguments turn off
+    for inference stays off. A model that declares `abilities.dropout` gets
+    'dropout' keys from the training loop, if its input is a dict.
+
+    Finds `Dropout` and multi-head attention of linen and nnx with a positive
+    rate. Finds no linen layers inside a function that is jitted, unless
+    `from_fn` was given that function itself.
+
+    Args:
+      x: a batch, or its shapes.
+
+    Returns:
+      Paths of the layers with their rates, as in 'Dropout_0 (rate 0.1)'; empty
+      if all dropout acts.
+    """
+    found: dict[str, float] = {}
+    apply = _without_jit(self.apply)
+    params, x = _abstract((self.one, x))
+    with nn.intercept_methods(_dropout_recorder(found)):
+      # The lambda is new, so JAX traces it again and does not use its cache.
+      jax.eval_shape(lambda params, x: apply(params, x), params, x)
+    layers = [with_rate(path, rate) for path, rate in found.items()]
+    if self.abilities.dropout and not isinstance(x, Mapping):
+      layers.append(with_rate(self.name or 'model', self.abilities.dropout))
+    return (*self.dropout_layers, *layers)
+
+
+def _size(leaf: Any) -> int:
+  """Number of elements of an array, a shape or a number."""
+  return math.prod(getattr(leaf, 'shape', ()))
+
+
+def with_rate(path: str, rate: float) -> str:
+  """A dropout layer in messages."""
+  return f'{path} (rate {rate:g})'
+
+
+def _abstract(tree: Any) -> Any:
+  """Shapes of a tree of arrays or shapes."""
+  return jax.eval_shape(lambda tree: tree, tree)
+
+
+def _without_jit(fun: Callable[..., Any]) -> Callable[..., Any]:
+  """The function inside `jax.jit`."""
+  while isinstance(fun, jax.stages.Wrapped):
+    fun = fun.__wrapped__
+  return fun
+
+
+def _dropout_recorder(found: dict[str, float]) -> Callable[..., Any]:
+  """A flax interceptor that records dropout layers that are off, by path."""
+
+  def record(next_fun, args, kwargs, context):
+    module = context.module
+    if context.method_name == '__call__' and _is_off(module, args, kwargs):
+      path = '/'.join(module.path) or type(module).__name__
+      found[path] = getattr(module, 'rate', None) or module.dropout_rate
+    return next_fun(*args, **kwargs)
+
+  return record
+
+
+def _is_off(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
+  """Whether a call is of a linen layer with dropout that does not act."""
+  off = kwargs.get('deterministic')
+  if isinstance(module, nn.Dropout):
+    rate = module.rate
+    off = args[1] if len(args) > 1 else off  # After the inputs.
+  elif isinstance(module, nn.MultiHeadDotProductAttention):
+    rate = module.dropout_rate
+  else:
+    return False
+  return rate > 0 and bool(module.deterministic if off is None else off)
+
+
+def outputs(
+  model: ModelAdapter, x: types.Input, role: str = 'model'
+) -> tuple[jax.ShapeDtypeStruct, Mapping[str, Any]]:
+  """Shapes of the output and the activations of a model for a batch.
 
   Args:
-    network: of `from_linen`, `from_nnx` or `from_fn`.
+    model: a model of `from_linen`, `from_nnx` or `from_fn`.
     x: a batch, or its shapes.
-    role: what it is to the caller, for the message.
+    role: role of the model in messages, as in 'teacher'.
 
   Returns:
     `(output, activations)`, as shapes.
 
   Raises:
-    UserError: it is no network, it does not run on the batch, or it does not
-      return those two.
+    UserError: `model` is not a `ModelAdapter`, does not run on the batch, or
+      does not return `(output, activations)`.
   """
   errors.require(
-    isinstance(network, ModelAdapter),
-    f'The {role} is a {type(network).__name__}, not a network. Make it one: '
-    'cxjax.from_linen(module, variables), from_nnx(module) or from_fn(apply, '
-    'params).',
+    isinstance(model, ModelAdapter),
+    f'The {role} is a {type(model).__name__}, not a ModelAdapter. Make one '
+    'with cxjax.from_linen(module, variables), from_nnx(module) or '
+    'from_fn(apply, params).',
   )
-  params, x = jax.eval_shape(lambda tree: tree, (network.params, x))
-  sets = params if network.several else [params]
-  tree: Any = jax.tree.structure(sets[0])
-  alike = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
-  for i, other in enumerate(sets[1:], 1):
-    errors.require(
-      tree == jax.tree.structure(other) and alike(other) == alike(sets[0]),
-      f'The parameters of {role} {i} have other shapes or dtypes than those of '
-      'the first: several at once must be alike. Train them one by one.',
-    )
+  params, x = _abstract((model.params, x))
+  sets = params if model.several else [params]
+  _require_equal_shapes(sets, role)
   try:
-    found = jax.eval_shape(network.apply, sets[0], x)
+    found = jax.eval_shape(model.apply, sets[0], x)
   except errors.UserError:
     raise
-  except Exception as error:  # Whatever a model of the user raises.
+  except Exception as error:  # A model of the user may raise anything.
     shapes = ', '.join(
       f'{leaf.dtype}{list(leaf.shape)}' for leaf in jax.tree.leaves(x)
     )
-    # A flax error ends with the address of its page.
-    reason = str(error).partition('\n')[0].partition(' (http')[0].rstrip('.')
     raise errors.UserError(
-      f'The {role} does not run on an x of {shapes}: {reason}. Give it the '
-      'parameters of that model, and an x as it reads; several inputs are one '
-      "dict, as {'x': {...}}."
+      f'The {role} does not run on an x of {shapes}: {reason(error)}. Give it '
+      'the parameters of that model, and an x that it reads; several inputs '
+      "are one dict, as in {'x': {...}}."
     ) from error
   errors.require(
     isinstance(found, tuple)
@@ -108,196 +186,103 @@ def outputs(network: ModelAdapter, x: train_step.Input, role: str = 'model') -> 
   return found
 
 
-def from_fn(apply: train_step.Apply, params: train_step.Params) -> ModelAdapter:
-  """A pure function as a network.
-
-  Args:
-    apply: `(params, x) -> (output, activations)`: `[B, ..., C]`, and a dict of
-      `[B, ..., D]`. The order of the keys does not matter.
-    params: its parameters; of students, a list trains several at once.
-
-  Returns:
-    The network.
-  """
-  _first(params)
-  return ModelAdapter(apply, params)
+def _require_equal_shapes(sets: Sequence[types.Params], role: str) -> None:
+  """Raises UserError if sets of parameters differ in shapes or dtypes."""
+  tree: Any = jax.tree.structure(sets[0])
+  shapes = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+  for i, other in enumerate(sets[1:], 1):
+    errors.require(
+      tree == jax.tree.structure(other) and shapes(other) == shapes(sets[0]),
+      f'The parameters of {role} {i} have other shapes or dtypes than those of '
+      'the first; several at once must have the same. Train them one by one.',
+    )
 
 
-def _first(several: Any) -> Any:
-  """The first of a list, or what is no list."""
-  if not isinstance(several, list):
-    return several
-  errors.require(bool(several), 'There are no students: the list is empty.')
-  return several[0]
+def reason(error: Exception) -> str:
+  """First line of an exception, without the URL at the end of flax errors."""
+  return str(error).partition('\n')[0].partition(' (http')[0].rstrip('.')
 
 
-def from_linen(
-  module: nn.Module,
-  variables: Any,
+def from_fn(
+  apply: types.Apply,
+  params: types.Params,
   *,
-  output: Callable[[Any], jax.Array] = lambda output: output,
-  **kwargs,
+  partition_rules: base.PartitionRules | None = None,
 ) -> ModelAdapter:
-  """A `flax.linen` module as a network, as it is.
+  """Adapts a pure function.
 
-  What every submodule returns is an activation, by its path: 'Dense_0',
-  'encoder/layer_3/attention'; at the second call 'Dense_0#2'; of several
-  returned arrays 'lstm' is the first, 'lstm/1' the second. So is what the
-  module sows as 'intermediates'. Only 'params' are trained: others, such as
-  'batch_stats', stay as they are.
+  If `apply` is the method of a model that declares its abilities, as of
+  `cxjax.Transformer`, the adapter declares them too.
 
   Args:
-    module: the module.
-    variables: what `module.init` returns, or its 'params' alone; of students, a
-      list trains several at once.
-    output: takes the output from what the module returns.
-    **kwargs: of `module.apply`: those of inference, as in `train=False`.
+    apply: `(params, x) -> (output, activations)`: an array `[B, ..., C]`, and a
+      dict of arrays `[B, ..., D]`. The order of the keys does not matter.
+    params: its parameters; a list of parameters trains several students.
+    partition_rules: how the parameters are sharded over the 'model' axis of the
+      mesh: pairs of a regular expression of the path, and the axis or None.
 
   Returns:
-    The network. What is trained comes back in the form of `variables`.
+    The model.
+  """
+  first(params)
+  fun = _without_jit(apply)
+  owner = getattr(fun, '__self__', None)
+  name = type(owner).__name__ if owner is not None else ''
+  return ModelAdapter(
+    apply,
+    params,
+    abilities=declare(owner, partition_rules),
+    name=name or getattr(fun, '__name__', ''),
+  )
+
+
+def declare(
+  model: Any, partition_rules: base.PartitionRules | None
+) -> base.Abilities:
+  """Abilities of an adapter of `model`; an adapter has no head of its own."""
+  abilities = base.declared(model)
+  if not isinstance(abilities, base.Abilities):
+    abilities = base.Abilities()  # An attribute of the user, of another kind.
+  if partition_rules is None:
+    partition_rules = abilities.partition_rules
+  else:
+    partition_rules = tuple(partition_rules)
+  return dataclasses.replace(
+    abilities, partition_rules=partition_rules, head=False
+  )
+
+
+def first(params: Any) -> Any:
+  """The first set of parameters of a list, or `params`."""
+  if not isinstance(params, list):
+    return params
+  errors.require(bool(params), 'There are no students: the list is empty.')
+  return params[0]
+
+
+def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
+  """Returns a model that computes in another floating-point dtype.
+
+  Parameters, outputs and activations stay float32; integers and PRNG keys are
+  not converted.
+
+  Args:
+    model: the model.
+    dtype: dtype of the computation, as in `jnp.bfloat16`.
+
+  Returns:
+    The model.
 
   Raises:
-    UserError: when it is used, if the module wants to change its variables or
-      to draw random numbers.
+    UserError: `dtype` is not a floating-point dtype.
   """
-  first = _first(variables)
-  whole = isinstance(first, Mapping) and 'params' in first
-  rest = {k: v for k, v in first.items() if k != 'params'} if whole else {}
-
-  def apply(params, x):
-    try:
-      out, state = module.apply(
-        {**rest, 'params': params},
-        x,
-        capture_intermediates=True,
-        mutable=['intermediates'],
-        **kwargs,
-      )
-    except (
-      flax_errors.ModifyScopeVariableError,
-      flax_errors.InvalidRngError,
-    ) as error:
-      reason = str(error).split(' (http')[0].rstrip('.')
-      raise errors.UserError(
-        f'{type(module).__name__} is not at inference ({reason}). Give its '
-        'arguments for that, as in from_linen(module, variables, train=False).'
-      ) from error
-    return _output(output(out)), _captured(state.get('intermediates', {}))
-
-  if not whole:
-    return ModelAdapter(apply, variables)
-  if isinstance(variables, list):
-    _require_alike(
-      {k: v for k, v in each.items() if k != 'params'} for each in variables
-    )
-  params = first['params']
-  if isinstance(variables, list):
-    params = [each['params'] for each in variables]
-  return ModelAdapter(apply, params, lambda params: {**rest, 'params': params})
-
-
-def _require_alike(rests: Iterable[Any]) -> None:
-  """Raises UserError if what is not trained differs between students."""
-  first, *others = (jax.tree.leaves(rest) for rest in rests)
-  for i, other in enumerate(others, 1):
-    errors.require(
-      all(map(np.array_equal, first, other)),
-      f'Student {i} differs from the first in what is not trained, as '
-      'batch_stats: all of a list share that. Train them one by one.',
-    )
-
-
-def from_nnx(
-  model: nnx.Module | list[nnx.Module],
-  *,
-  output: Callable[[Any], jax.Array] = lambda output: output,
-  **kwargs,
-) -> ModelAdapter:
-  """A `flax.nnx` module as a network; the module itself is not changed.
-
-  What every method of it and of its submodules returns is an activation, by
-  its path: 'layers/0', 'encoder/attention', 'encoder/features()' of a method
-  that is not `__call__`. So is what it sows as `nnx.Intermediate`. Only
-  `nnx.Param` is trained. Call `model.eval()` first.
-
-  Args:
-    model: the module; of students, a list trains several at once.
-    output: takes the output from what the module returns.
-    **kwargs: of the call: those of inference.
-
-  Returns:
-    The network. What is trained comes back as a new module.
-  """
-  _first(model)
-  models = model if isinstance(model, list) else [model]
-  kinds = (nnx.Param, nnx.RngState, ...)
-  parts: list[Any] = [nnx.split(each, *kinds) for each in models]
-  graph, state, *rest = parts[0]
-  _require_alike(part[-1] for part in parts)
-
-  def merge(params):
-    full = jax.tree.map(lambda leaf: leaf, state)
-    nnx.replace_by_pure_dict(full, params)
-    return nnx.merge(graph, full, *rest, copy=True)
-
-  def apply(params, x):
-    module = merge(params)
-    run = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)
-    out, found = run(x, **kwargs)
-    return _output(output(out)), _captured(nnx.to_pure_dict(found))
-
-  params = [nnx.to_pure_dict(state) for _, state, *_ in parts]
-  several = isinstance(model, list)
-  return ModelAdapter(apply, params if several else params[0], merge)
-
-
-def _output(output):
   errors.require(
-    isinstance(output, jax.Array),
-    f'The model returns a {type(output).__name__}, not an array. Say which '
-    'array is its output, as in output=lambda out: out[0].',
+    jnp.issubdtype(dtype, jnp.floating),
+    f'dtype={jnp.dtype(dtype).name} is not a floating-point dtype. Give '
+    'jnp.bfloat16, for example.',
   )
-  return output
 
-
-def _captured(intermediates) -> dict[str, jax.Array]:
-  """By path; without the output of the whole model."""
-  found = {}
-  for path, values in traverse_util.flatten_dict(intermediates).items():
-    *parents, last = map(str, path)
-    if last == '__call__' and not parents:
-      continue
-    if last != '__call__':
-      method = last.isidentifier() and not isinstance(values, tuple)
-      parents.append(f'{last}()' if method else last)
-    values = values if isinstance(values, tuple) else (values,)
-    for call, value in enumerate(values, 1):
-      name = '/'.join(parents) + (f'#{call}' if call > 1 else '')
-      for suffix, leaf in _leaves(value):
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1:
-          found[name + suffix] = leaf
-  return found
-
-
-def _leaves(value) -> Iterator[tuple[str, jax.Array]]:
-  leaves = jax.tree.leaves_with_path(value)
-  for path, leaf in leaves:
-    suffix = jax.tree_util.keystr(path, simple=True, separator='/')
-    yield (f'/{suffix}' if suffix.strip('0/') else ''), leaf
-
-
-def cast(network: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
-  """A network that computes in `dtype`; parameters and results are float32.
-
-  Args:
-    network: the network.
-    dtype: as `jnp.bfloat16`.
-
-  Returns:
-    The network; integers and keys are left alone.
-  """
-
-  def to(tree, dtype):
+  def convert(tree, dtype):
     return jax.tree.map(
       lambda leaf: (
         leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -306,148 +291,7 @@ def cast(network: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
     )
 
   def apply(params, x):
-    return to(network.apply(to(params, dtype), to(x, dtype)), jnp.float32)
+    out = model.apply(convert(params, dtype), convert(x, dtype))
+    return convert(out, jnp.float32)
 
-  return dataclasses.replace(network, apply=apply)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tap:
-  """An activation, and what it costs to compute.
-
-  Attributes:
-    name: its path.
-    shape: `[B, ..., D]`.
-    dtype: of its values.
-    flops: of one batch up to there, as XLA counts them before it optimizes.
-    layer: whether it is one of the layers that `plan` matches by itself.
-  """
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: jnp.dtype
-  flops: float
-  layer: bool
-
-
-class Taps(tuple[Tap, ...]):
-  """The activations of a model in the order of computation; prints as a table.
-
-  The last is the output.
-  """
-
-  @property
-  def layers(self) -> tuple[str, ...]:
-    """Names of the layers, lowest first."""
-    return tuple(tap.name for tap in self if tap.layer)
-
-  def __str__(self) -> str:
-    """A row for each."""
-    return tables.markdown(
-      {
-        'activation': tap.name,
-        'shape': ' x '.join(map(str, tap.shape)),
-        'dtype': str(tap.dtype),
-        'FLOPs up to it': int(tap.flops),
-        'layer': 'yes' if tap.layer else None,
-      }
-      for tap in self
-    )
-
-  _repr_markdown_ = __str__
-
-
-def taps(network: ModelAdapter, x: train_step.Input) -> Taps:
-  """Every activation of a network, without running it.
-
-  The layers are the activations of the shortest paths, if there is more than
-  one of them, without the output. A layer ends before the next matrix product
-  or convolution, and where its shape changes: a convolution and its norm are
-  one, embeddings and the mean of a sequence are none.
-
-  Args:
-    network: of `from_linen`, `from_nnx` or `from_fn`.
-    x: a batch, or its shapes.
-
-  Returns:
-    The activations, lowest first, and the output as 'logits'.
-  """
-  outputs(network, x)
-  shapes = jax.eval_shape(lambda tree: tree, (network.one, x))
-
-  def apply(params, x):
-    output, found = network.apply(params, x)
-    return output, {k: v for k, v in found.items() if k != stage_lib.LOGITS}
-
-  closed, (output, found) = jax.make_jaxpr(apply, return_shape=True)(*shapes)
-  leaves = {'': output, **found}
-  names = ['', *sorted(found)]  # As JAX flattens a dict.
-  jaxpr = closed.jaxpr
-  born = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
-  place = {
-    name: born.get(var, -1) if isinstance(var, core.Var) else -1
-    for name, var in zip(names, jaxpr.outvars, strict=True)
-  }
-  same = {n for n in found if place[n] == place[''] >= 0}
-  order = sorted(names, key=lambda name: (place[name], name == '', name))
-  alone = {name: _alone(closed, names.index(name)) for name in order}
-  costs = {name: _flops(one) for name, one in alone.items()}
-  products = {name: _products(one.jaxpr) for name, one in alone.items()}
-  shapes = {name: leaves[name].shape for name in order}
-  chosen = _layers([n for n in order if n and n not in same], products, shapes)
-  return Taps(
-    Tap(
-      name or stage_lib.LOGITS,
-      leaves[name].shape,
-      leaves[name].dtype,
-      costs[name],
-      name in chosen,
-    )
-    for name in order
-    if name not in same
-  )
-
-
-def _alone(closed, index):
-  """A jaxpr without what its output `index` does not need."""
-  wanted = [i == index for i in range(len(closed.jaxpr.outvars))]
-  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
-  return core.ClosedJaxpr(jaxpr, closed.consts)
-
-
-def _flops(closed):
-  """Of a jaxpr."""
-  shapes = [
-    jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
-    for v in closed.jaxpr.invars
-  ]
-  lowered = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes)
-  return float((lowered.cost_analysis() or {}).get('flops', 0.0))
-
-
-def _products(jaxpr):
-  """How many matrix products and convolutions there are in a jaxpr."""
-  inside = jax.tree.leaves(
-    [list(eqn.params.values()) for eqn in jaxpr.eqns],
-    is_leaf=lambda leaf: isinstance(leaf, core.Jaxpr | core.ClosedJaxpr),
-  )
-  inside = [getattr(leaf, 'jaxpr', leaf) for leaf in inside]
-  own = sum(eqn.primitive.name in PRODUCTS for eqn in jaxpr.eqns)
-  return own + sum(_products(j) for j in inside if isinstance(j, core.Jaxpr))
-
-
-def _layers(names, products, shapes):
-  """Of names in the order of computation, those that are layers."""
-  depth = lambda name: name.count('/')
-  names = [name for name in names if name not in stage_lib.READ]
-  for level in sorted({depth(name) for name in names}):
-    here = [name for name in names if depth(name) == level]
-    if len(here) > 1:
-      names = here
-      break
-  found: dict[int, str] = {}
-  for name in names:
-    same = found.setdefault(products[name], name)
-    if shapes[name] == shapes[same]:
-      found[products[name]] = name
-  return tuple(name for number, name in found.items() if number)
+  return dataclasses.replace(model, apply=apply)

@@ -1,7 +1,20 @@
 """Multilayer perceptron of any depth."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from flax import linen as nn
 import jax
+
+from cxjax import errors
+from cxjax import types
+from cxjax.models import base
+
+# Every layer is split by its output features.
+PARTITION_RULES: base.PartitionRules = (
+  (r'(hidden\d+|logits)/kernel$', 1),
+  (r'(hidden\d+|logits)/bias$', 0),
+)
 
 
 class MLP(nn.Module):
@@ -22,17 +35,91 @@ class MLP(nn.Module):
     """Names of the hidden activations, lowest first."""
     return tuple(f'hidden{i}' for i in range(len(self.widths)))
 
-  @nn.compact
+  @property
+  def abilities(self) -> base.Abilities:
+    """One input array, no dropout, a head."""
+    return base.Abilities(
+      inputs=(), dropout=0.0, partition_rules=PARTITION_RULES, head=True
+    )
+
+  def setup(self) -> None:
+    """Makes the layers."""
+    self.hidden = [
+      nn.Dense(width, name=name)
+      for name, width in zip(self.layers, self.widths, strict=True)
+    ]
+    self.logits = nn.Dense(self.num_classes)
+
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits `[..., C]` and activations `{'hidden0': [..., widths[0]], ...}`.
+    """Computes the logits and the activations.
 
     Args:
       x: `[..., d]` inputs.
 
     Returns:
-      The logits, and the activation after the ReLU of each hidden layer.
+      Logits `[..., C]` and activations `{'hidden0': [..., widths[0]], ...}`,
+      the output of the ReLU of each hidden layer.
+
+    Raises:
+      UserError: the input is a dict.
     """
+    h, activations = self._trunk(x)
+    return self.logits(h), activations
+
+  @nn.nowrap
+  def trunk(
+    self, params: types.Params, x: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes all hidden layers.
+
+    Args:
+      params: the variables, as for `apply`.
+      x: `[..., d]` inputs.
+
+    Returns:
+      The activation of the last hidden layer, `x` if there is none, and all
+      activations.
+    """
+    return self.apply(params, x, method='_trunk')
+
+  @nn.nowrap
+  def head(self, params: types.Params, h: jax.Array) -> jax.Array:
+    """Computes the logits `[..., C]` from `h` of `trunk`."""
+    return self.apply(params, h, method='_head')
+
+  def _trunk(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    errors.require(
+      not isinstance(x, Mapping),
+      'An MLP reads one array, [..., d]; the input is a dict. Choose a '
+      'transformer for sequences.',
+    )
     activations = {}
-    for name, width in zip(self.layers, self.widths, strict=True):
-      x = activations[name] = nn.relu(nn.Dense(width, name=name)(x))
-    return nn.Dense(self.num_classes, name='logits')(x), activations
+    for name, layer in zip(self.layers, self.hidden, strict=True):
+      x = activations[name] = nn.relu(layer(x))
+    return x, activations
+
+  def _head(self, h: jax.Array) -> jax.Array:
+    return self.logits(h)
+
+
+def build(block: Any, task: Any) -> MLP:
+  """Builds an MLP of equal widths for a task.
+
+  Args:
+    block: config block with `width` and `depth`, the number of hidden layers.
+    task: the task, with `num_classes`.
+
+  Returns:
+    The model.
+
+  Raises:
+    UserError: the width or the depth is less than 1.
+  """
+  errors.require(
+    block.width >= 1 and block.depth >= 1,
+    f'width={block.width} and depth={block.depth} must be at least 1.',
+  )
+  return MLP((block.width,) * block.depth, task.num_classes)
+
+
+base.register('mlp', build)

@@ -1,7 +1,7 @@
 """Sentence embeddings: the mean of an encoder's last hidden state.
 
-In shapes, `B` is the batch, `L` the length, `D` the width of the encoder, `F`
-the features.
+In shapes, `B` is the batch, `L` the length, `D` the width of the encoder and
+`F` the width of the embedding.
 
 References:
   Reimers, Gurevych. "Sentence-BERT", 2019. https://arxiv.org/abs/1908.10084,
@@ -9,35 +9,44 @@ References:
 """
 
 from collections.abc import Mapping
+import dataclasses
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax.models import base
 from cxjax.models import transformer
+
+INPUTS = ('tokens', 'mask', 'position_ids', 'dropout')
+PARTITION_RULES: base.PartitionRules = (
+  *transformer.PARTITION_RULES,
+  (r'linear/kernel$', None),
+)
 
 
 class SentenceEncoder(nn.Module):
-  """A transformer, the mean over the real tokens, and perhaps a linear layer.
+  """A transformer, the mean over the real tokens, and an optional linear layer.
 
-  The linear layer brings a student to the size of its teacher's embeddings.
+  The linear layer brings the embeddings of a student to the width of its
+  teacher's.
 
   Attributes:
-    encoder: without a head.
-    features: `F`, of the linear layer; 0 is none, `F = D`.
+    encoder: a transformer without a head.
+    features: `F`, the width of the linear layer; 0 for no layer, `F = D`.
   """
 
   encoder: transformer.Transformer
   features: int = 0
 
-  def __post_init__(self):
-    """Raises UserError for an encoder with a head, or features below 0."""
+  def __post_init__(self) -> None:
+    """Raises UserError for an encoder with a head, or negative features."""
     classes = self.encoder.num_classes
     errors.require(
       classes == 0,
-      f'The encoder has a head of num_classes={classes}; a sentence is the '
-      'mean of what comes before it. Set num_classes=0.',
+      f'The encoder has a head of num_classes={classes}; the embedding of a '
+      'sentence is the mean of what comes before the head. Set num_classes=0.',
     )
     errors.require(
       self.features >= 0,
@@ -50,36 +59,47 @@ class SentenceEncoder(nn.Module):
     """Names of the encoder's blocks, lowest first."""
     return self.encoder.layers
 
+  @property
+  def abilities(self) -> base.Abilities:
+    """Abilities of the encoder, for whole sentences."""
+    return dataclasses.replace(
+      self.encoder.abilities,
+      inputs=INPUTS,
+      partition_rules=PARTITION_RULES,
+      head=False,
+    )
+
   @nn.compact
   def __call__(
     self, x: jax.Array | Mapping[str, jax.Array]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Embeddings of sentences, and the activations.
+    """Computes sentence embeddings and the activations.
 
     Args:
-      x: `[B, L]` token ids, or `{'tokens': [B, L]}` with, optionally, `'mask'`:
-        `[B, L]` bool, the real tokens, which alone are attended to and count;
-        `'dropout'`: as for `Transformer`.
+      x: `[B, L]` token ids, or `{'tokens': [B, L]}` with these optional inputs:
+        `'mask'`, `[B, L]` bool, the real tokens, which alone are attended to
+        and averaged; `'position_ids'` and `'dropout'`, as for `Transformer`.
 
     Returns:
-      Embeddings `[B, F]` in float32, not scaled to length 1: the cosine, which
-      compares them, does not read it, and a loss may want it. The activations
-      are the encoder's and 'pooled', `[B, D]` in float32, the mean before the
-      linear layer: 0 where no token is real.
+      Embeddings `[B, F]` in float32, not normalized: the cosine loss does not
+      read their length, and another loss may. The activations are those of the
+      encoder and 'pooled', `[B, D]` in float32, the mean before the linear
+      layer; it is 0 for a sentence without real tokens.
 
     Raises:
-      UserError: 'positions' or 'segments', which a mean of all would mix.
+      UserError: the input has 'target_positions' or 'segments'; the mean over
+        all tokens would mix them.
     """
     if not isinstance(x, Mapping):
       x = {'tokens': x}
-    for name in ('positions', 'segments'):
+    for name in ('target_positions', 'segments'):
       errors.require(
         name not in x,
         f'The input has {name!r}; a SentenceEncoder reads one whole sentence a '
         "row. Give it 'tokens' and 'mask'.",
       )
     h, activations = self.encoder(x)
-    pooled = mean(h, x.get('mask'))
+    pooled = masked_mean(h, x.get('mask'))
     embedding = pooled
     if self.features:
       start = nn.initializers.normal(self.encoder.init_std)
@@ -88,15 +108,15 @@ class SentenceEncoder(nn.Module):
     return embedding, {**activations, 'pooled': pooled}
 
 
-def mean(h: jax.Array, mask: jax.Array | None) -> jax.Array:
+def masked_mean(h: jax.Array, mask: jax.Array | None) -> jax.Array:
   """Mean over the real tokens.
 
   Args:
     h: `[B, L, D]`.
-    mask: `[B, L]` bool, the real tokens, or None for all.
+    mask: `[B, L]` bool, the real tokens, or None if all are.
 
   Returns:
-    `[B, D]`; 0 where no token is real.
+    `[B, D]`; 0 for a sentence without real tokens.
   """
   if mask is None:
     return jnp.mean(h, axis=1)

@@ -1,224 +1,79 @@
-"""One transformer: BERT's encoder or GPT-2's decoder, from scratch.
+"""A transformer: BERT's encoder or GPT-2's decoder, from scratch.
 
-In shapes, `B` is the batch, `L` the length, `P` the positions that are read,
-`D` the width.
+In shapes, `B` is the batch, `L` the length, `P` the number of target positions,
+`D` the width, `C` the number of classes.
 
 References:
   Devlin et al. "BERT", 2018. https://arxiv.org/abs/1810.04805.
   Radford et al. "Language models are unsupervised multitask learners", 2019.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax import types
+from cxjax.models import attention
+from cxjax.models import base
+from cxjax.models import transformer_block
 
-# Up to here a lookup is a product with one-hot rows: its gradient is a product
-# too, where a scatter would run one row at a time.
-ONE_HOT_VOCABULARY = 256
-MASKED = -1e9  # Score of a key that is hidden; finite, so no row is NaN.
-
-
-def read(h: jax.Array, positions: jax.Array | None) -> jax.Array:
-  """Rows of `h` at some positions, `[B, L, ...]` to `[B, P, ...]`.
-
-  Args:
-    h: `[B, L, ...]`.
-    positions: `[B, P]` integers, or None for all.
-
-  Returns:
-    `[B, P, ...]`, or `h` itself.
-  """
-  if positions is None:
-    return h
-  index = positions.reshape(*positions.shape, *(1,) * (h.ndim - 2))
-  return jnp.take_along_axis(h, index, axis=1)
-
-
-def attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array | None
-) -> jax.Array:
-  """Scaled dot-product attention.
-
-  Divides by the sum of the weights after the product with the values, not
-  before: `Q K` divisions become `Q d`.
-
-  Args:
-    query: `[B, Q, H, d]`.
-    key: `[B, K, H, d]`.
-    value: `[B, K, H, d]`.
-    visible: `[B or 1, Q or 1, K]` bool, or None where all see all.
-
-  Returns:
-    `[B, Q, H, d]`, in the dtype of `value`.
-
-  References:
-    Vaswani et al., 2017. https://arxiv.org/abs/1706.03762, section 3.2.
-  """
-  query = query * query.shape[-1] ** -0.5
-  scores = jnp.einsum(
-    'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
-  )
-  if visible is not None:
-    scores = jnp.where(visible[:, None], scores, MASKED)
-  top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-  weights = jnp.exp(scores - top)
-  total = jnp.sum(weights, axis=-1)[..., None]
-  out = jnp.einsum('bhqk,bkhd->bhqd', weights.astype(value.dtype), value)
-  return (out / total.astype(value.dtype)).transpose(0, 2, 1, 3)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-  """`x Phi(x)`, the exact function.
-
-  By erf: `jax.nn.gelu` goes by erfc, which takes longer and is the more exact
-  only far below 0, where the result is next to nothing.
-
-  Args:
-    x: any shape.
-
-  Returns:
-    The same shape; within 1e-6 of the exact values.
-
-  References:
-    Hendrycks, Gimpel, 2016. https://arxiv.org/abs/1606.08415.
-  """
-  return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
-
-
-def dropout(
-  h: jax.Array, keys: jax.Array | None, number: int, rate: float
-) -> jax.Array:
-  """Drops activations at random, each example by a key of its own.
-
-  Args:
-    h: `[B, ...]`.
-    keys: `[B]` typed PRNG keys, or None: nothing is dropped.
-    number: of the place in the model; names the draw.
-    rate: probability of each value to become 0; the others grow by
-      `1 / (1 - rate)`.
-
-  Returns:
-    `[B, ...]`.
-
-  References:
-    Srivastava et al. "Dropout", 2014. JMLR 15.
-  """
-  if keys is None or rate == 0:
-    return h
-  keep = lambda key: jax.random.bernoulli(
-    jax.random.fold_in(key, number), 1 - rate, h.shape[1:]
-  )
-  return jnp.where(jax.vmap(keep)(keys), h / (1 - rate), 0)
-
-
-class Block(nn.Module):
-  """Attention and MLP, each with a residual connection and a layer norm.
-
-  The norms come after the sums in an encoder (BERT), before the layers in a
-  decoder (GPT-2).
-
-  Attributes:
-    width: `D`.
-    heads: of the attention; they divide the width.
-    mlp_width: of the hidden layer of the MLP.
-    causal: a decoder.
-    dense: makes a linear layer, `(features, name=...)`.
-    dense_out: the same for the last layer before a residual sum.
-    norm: makes a layer norm, `(name=...)`.
-    drop: dropout of what each branch adds, `(h, number)`.
-  """
-
-  width: int
-  heads: int
-  mlp_width: int
-  causal: bool
-  dense: functools.partial
-  dense_out: functools.partial
-  norm: functools.partial
-  drop: Callable[[jax.Array, int], jax.Array]
-
-  @nn.compact
-  def __call__(
-    self,
-    h: jax.Array,
-    visible: jax.Array | None,
-    positions: jax.Array | None = None,
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The block's output, and of its attention and its MLP.
-
-    Args:
-      h: `[B, L, D]`.
-      visible: as for `attention`, `Q = L`.
-      positions: `[B, P]`, where an output is wanted; None is everywhere.
-
-    Returns:
-      Three of `[B, P, D]`; the last two are before the residual sum.
-    """
-    attention_norm = self.norm(name='attention_norm')
-    mlp_norm = self.norm(name='mlp_norm')
-    source = attention_norm(h) if self.causal else h
-    attended = self._attend(read(source, positions), source, visible, positions)
-    h = read(h, positions) + self.drop(attended, 1)
-    if not self.causal:
-      h = attention_norm(h)
-    hidden = mlp_norm(h) if self.causal else h
-    hidden = self.dense(self.mlp_width, name='mlp_in')(hidden)
-    # BERT's is the exact function, GPT-2's its approximation.
-    hidden = nn.gelu(hidden) if self.causal else gelu(hidden)
-    hidden = self.dense_out(self.width, name='mlp_out')(hidden)
-    out = h + self.drop(hidden, 2)
-    return out if self.causal else mlp_norm(out), attended, hidden
-
-  def _attend(self, queries, source, visible, positions):
-    if visible is not None and visible.shape[1] > 1 and positions is not None:
-      visible = jnp.broadcast_to(visible, (source.shape[0], *visible.shape[1:]))
-      visible = read(visible, positions)
-    shape = (self.heads, self.width // self.heads)
-    query, key, value = (
-      self.dense(self.width, name=name)(part).reshape(*part.shape[:2], *shape)
-      for name, part in (
-        ('query', queries),
-        ('key', source),
-        ('value', source),
-      )
-    )
-    out = attention(query, key, value, visible)
-    return self.dense_out(self.width, name='attention_out')(
-      out.reshape(queries.shape)
-    )
+INPUTS = (
+  'tokens',
+  'mask',
+  'target_positions',
+  'segments',
+  'position_ids',
+  'dropout',
+)
+# Earlier names of inputs. Without an error, a batch that still has them would
+# be read as if it had not.
+_RENAMED = {'positions': 'target_positions', 'places': 'position_ids'}
+# Megatron's rules (Shoeybi et al., 2019, section 3,
+# https://arxiv.org/abs/1909.08053): a product is split by its output features
+# and the next one by its input features, with no communication between them.
+PARTITION_RULES: base.PartitionRules = (
+  (r'(query|key|value|mlp_in)/kernel$', 1),
+  (r'(query|key|value|mlp_in)/bias$', 0),
+  (r'(attention_out|mlp_out)/kernel$', 0),
+  (r'tokens/embedding$', 0),
+  (r'logits/kernel$', 1),
+  (r'logits_bias$', 0),
+  (r'(position_embedding|transform/kernel)$', None),
+)
 
 
 class Transformer(nn.Module):
-  """An encoder as BERT, or a causal decoder as GPT-2.
+  """A BERT encoder or a causal GPT-2 decoder.
 
-  Learned positions, GELU, layer norms; kernels and embeddings start at
-  N(0, 0.02^2) and biases at 0, and the decoder's last layers of each residual
-  branch at that over `sqrt(2 depth)`, as in GPT-2. BERT's sentence types are
-  left out: there is one sentence.
+  Learned position embeddings, GELU, layer norms. Kernels and embeddings start
+  at N(0, 0.02^2) and biases at 0. In the decoder the last layer of each
+  residual branch starts with a standard deviation smaller by `sqrt(2 depth)`,
+  as in GPT-2. BERT's sentence types are left out: there is one sentence.
 
   Attributes:
     vocab_size: number of token ids.
-    max_length: number of positions.
-    num_classes: `C`, the number of logits; 0 is no head.
+    max_length: number of position embeddings.
+    num_classes: `C`, the number of logits; 0 for no head.
     width: `D`.
-    heads: heads of each attention; they divide the width.
+    heads: number of attention heads; it divides the width.
     depth: number of blocks.
-    causal: a decoder; else an encoder.
-    mlp_width: of the MLPs; 0 is four times the width.
-    tied: the head's kernel is that of the embeddings.
-    dtype: of the computation; parameters and logits are float32.
-    remat: compute a block's inside again for its gradient, to save memory.
-    init_std: standard deviation of the kernels at the start.
-    dropout: rate, of the embeddings and of what attention and MLP add; it acts
-      where the input brings keys. Attention weights stay whole: our choice.
-    norm_eps: added to the variance in the layer norms; 0 is BERT's 1e-12 resp.
-      GPT-2's 1e-5.
+    causal: whether it is a decoder; otherwise it is an encoder.
+    mlp_width: hidden width of the MLPs; 0 for four times the width.
+    tied: whether the kernel of the head is the token embedding.
+    dtype: dtype of the computation; parameters and logits are float32.
+    remat: whether the inside of each block is recomputed for its gradient, to
+      save memory.
+    init_std: standard deviation of the initial kernels.
+    dropout: dropout rate of the embeddings and of what attention and the MLP
+      add. It acts when the input has 'dropout' keys. Attention weights have no
+      dropout; this is our choice.
+    norm_eps: epsilon of the layer norms; 0 for 1e-12 in an encoder, as in BERT,
+      and 1e-5 in a decoder, as in GPT-2.
   """
 
   vocab_size: int
@@ -236,7 +91,7 @@ class Transformer(nn.Module):
   dropout: float = 0.0
   norm_eps: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises UserError for sizes that do not fit."""
     for name in ('vocab_size', 'max_length', 'width', 'heads'):
       value = getattr(self, name)
@@ -252,8 +107,8 @@ class Transformer(nn.Module):
     )
     errors.require(
       self.width % self.heads == 0,
-      f'heads={self.heads} do not divide width={self.width}: every head is '
-      'width / heads wide.',
+      f'heads={self.heads} do not divide width={self.width}: the width of a '
+      'head is width / heads.',
     )
     errors.require(
       not self.tied or self.num_classes == self.vocab_size,
@@ -273,75 +128,61 @@ class Transformer(nn.Module):
     """Names of the blocks, lowest first."""
     return tuple(f'block{i}' for i in range(self.depth))
 
-  @nn.compact
-  def __call__(
-    self, x: jax.Array | Mapping[str, jax.Array]
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits where they are read, and the activations.
-
-    Args:
-      x: `[B, L]` token ids, or `{'tokens': [B, L]}` with, optionally, `'mask'`:
-        `[B, L]` bool, the real tokens, which alone are attended to;
-        `'positions'`: `[B, P]`, where the logits are read, else everywhere;
-        `'segments'`: `[B, L]` integers, a token sees those of its own segment;
-        `'position_ids'`: `[B, L]` integers, positions for the embedding, else `0..L -
-        1`; `'dropout'`: `[B]` typed PRNG keys; nothing is dropped without.
-
-    Returns:
-      Logits `[B, P, C]` in float32, or 'final' in float32 where there is no
-      head; and `[B, L, D]` activations: 'embeddings', 'block0',
-      'block0/attention', 'block0/mlp' and so on; 'final', what the head reads,
-      is `[B, P, D]`. The last block is computed at the positions read alone,
-      unless another of its activations is used.
-
-    Raises:
-      UserError: a sequence longer than the positions.
-    """
-    if not isinstance(x, Mapping):
-      x = {'tokens': x}
-    tokens, positions = x['tokens'], x.get('target_positions')
-    length = tokens.shape[1]
-    errors.require(
-      length <= self.max_length,
-      f'A sequence of {length} tokens is longer than the {self.max_length} '
-      'positions of the model.',
+  @property
+  def abilities(self) -> base.Abilities:
+    """Optional features; it has a head if it has classes."""
+    return base.Abilities(
+      inputs=INPUTS,
+      dropout=self.dropout,
+      partition_rules=PARTITION_RULES,
+      head=self.num_classes > 0,
     )
+
+  def setup(self) -> None:
+    """Makes the parameters and the layers."""
     start = nn.initializers.normal(self.init_std)
     dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=start)
+    norm = functools.partial(
+      nn.LayerNorm,
+      epsilon=self.norm_eps or (1e-5 if self.causal else 1e-12),
+      dtype=self.dtype,
+    )
+    self.position_embedding = self.param(
+      'position_embedding', start, (self.max_length, self.width)
+    )
+    self.tokens = nn.Embed(
+      self.vocab_size, self.width, dtype=self.dtype, embedding_init=start
+    )
+    self.blocks = self._make_blocks(dense, norm)
+    if self.causal:
+      self.final_norm = norm()
+    else:
+      self.embeddings_norm = norm()
+    if not self.num_classes:
+      return
+    if not self.tied:
+      self.logits = dense(self.num_classes, use_bias=False)
+    if not self.causal:
+      self.transform = dense(self.width)
+      self.transform_norm = norm()
+      self.logits_bias = self.param(
+        'logits_bias', nn.initializers.zeros_init(), (self.num_classes,)
+      )
+
+  def _make_blocks(
+    self, dense: functools.partial, norm: functools.partial
+  ) -> list[nn.Module]:
     dense_out = dense
     if self.causal:
       std = self.init_std / (2 * self.depth) ** 0.5
       dense_out = functools.partial(
         dense, kernel_init=nn.initializers.normal(std)
       )
-    norm = functools.partial(
-      nn.LayerNorm,
-      epsilon=self.norm_eps or (1e-5 if self.causal else 1e-12),
-      dtype=self.dtype,
-    )
-    embed = nn.Embed(
-      self.vocab_size,
-      self.width,
-      dtype=self.dtype,
-      embedding_init=start,
-      name='tokens',
-    )
-    h = _lookup(embed.embedding.astype(self.dtype), tokens)
-    table = self.param('positions', start, (self.max_length, self.width))
-    table = table.astype(self.dtype)
-    if 'position_ids' in x:
-      h = h + _lookup(table, x['position_ids'])
-    else:
-      h = h + table[None, :length]
-    if not self.causal:
-      h = norm(name='embeddings_norm')(h)
-    drop = lambda h, number: dropout(h, x.get('dropout'), number, self.dropout)
-    h = drop(h, 0)
-    in_block = lambda i: lambda h, number: drop(h, 2 * i + number)
-    activations = {'embeddings': h}
-    visible = _visible(length, self.causal, x.get('mask'), x.get('segments'))
-    for i, name in enumerate(self.layers):
-      block = (nn.remat(Block) if self.remat else Block)(
+    block = transformer_block.Block
+    if self.remat:
+      block = nn.remat(block)
+    return [
+      block(
         width=self.width,
         heads=self.heads,
         mlp_width=self.mlp_width or 4 * self.width,
@@ -349,55 +190,186 @@ class Transformer(nn.Module):
         dense=dense,
         dense_out=dense_out,
         norm=norm,
-        drop=in_block(i),
+        dropout=self.dropout,
+        dropout_layer=2 * i,
         name=name,
       )
+      for i, name in enumerate(self.layers)
+    ]
+
+  def __call__(
+    self, x: jax.Array | Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the logits and the activations.
+
+    Args:
+      x: `[B, L]` token ids, or `{'tokens': [B, L]}` with these optional inputs:
+        `'mask'`, `[B, L]` bool, the real tokens, which alone are attended to;
+        `'target_positions'`, `[B, P]`, where the logits are computed, otherwise
+        everywhere; `'segments'`, `[B, L]` integers, a token sees the tokens of
+        its own segment; `'position_ids'`, `[B, L]` integers, positions for the
+        embedding, otherwise `0..L - 1`; `'dropout'`, `[B]` typed PRNG keys,
+        without which there is no dropout.
+
+    Returns:
+      Logits `[B, P, C]` in float32, or 'final' in float32 if there is no head;
+      and the activations: 'embeddings', 'block0', 'block0/attention',
+      'block0/mlp' and so on are `[B, L, D]`; 'final', the input of the head, is
+      `[B, P, D]`. XLA computes the last block at the target positions only,
+      unless another of its activations is used.
+
+    Raises:
+      UserError: an input is unknown, or a sequence is longer than `max_length`.
+    """
+    h, activations = self._trunk(x)
+    out = self._head(h) if self.num_classes else h.astype(jnp.float32)
+    return out, activations
+
+  @nn.nowrap
+  def trunk(
+    self, params: types.Params, x: jax.Array | Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the embeddings and all blocks.
+
+    Args:
+      params: the variables, as for `apply`.
+      x: as for `__call__`.
+
+    Returns:
+      The input of the head, `[B, P, D]`, and the activations.
+    """
+    return self.apply(params, x, method='_trunk')
+
+  @nn.nowrap
+  def head(self, params: types.Params, h: jax.Array) -> jax.Array:
+    """Computes the logits of any positions.
+
+    Args:
+      params: the variables, as for `apply`.
+      h: `[..., D]`, from `trunk`.
+
+    Returns:
+      `[..., C]` logits in float32.
+
+    Raises:
+      UserError: the model has no head.
+    """
+    base.require(self, 'head', 'head')
+    return self.apply(params, h, method='_head')
+
+  def _trunk(
+    self, x: jax.Array | Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    x = _checked(x, self.max_length)
+    positions, keys = x.get('target_positions'), x.get('dropout')
+    length = x['tokens'].shape[1]
+    h = self._embed(x)
+    activations = {'embeddings': h}
+    visible = attention.visibility(
+      length, self.causal, x.get('mask'), x.get('segments')
+    )
+    for name, block in zip(self.layers, self.blocks, strict=True):
       below = h
-      h, attended, hidden = block(below, visible)
+      h, attended, hidden = block(below, visible, keys)
       activations[name] = h
       activations[f'{name}/attention'] = attended
       activations[f'{name}/mlp'] = hidden
     if positions is not None:
-      h, _, _ = block(below, visible, positions)
+      h, _, _ = block(below, visible, keys, positions)
     if self.causal:
-      h = norm(name='final_norm')(h)
+      h = self.final_norm(h)
     activations['final'] = h
-    if not self.num_classes:
-      return h.astype(jnp.float32), activations
-    return self._head(h, dense, norm, embed), activations
+    return h, activations
 
-  def _head(self, h, dense, norm, embed):
-    if not self.causal:
-      h = gelu(dense(self.width, name='transform')(h))
-      h = norm(name='transform_norm')(h)
-    if self.tied:
-      logits = embed.attend(h)
+  def _embed(self, x: Mapping[str, jax.Array]) -> jax.Array:
+    """`[B, L, D]` sums of token and position embeddings."""
+    table = self.tokens.embedding.astype(self.dtype)
+    h = attention.embedding_lookup(table, x['tokens'])
+    positions = self.position_embedding.astype(self.dtype)
+    if 'position_ids' in x:
+      h = h + attention.embedding_lookup(positions, x['position_ids'])
     else:
-      logits = dense(self.num_classes, use_bias=False, name='logits')(h)
+      h = h + positions[None, : x['tokens'].shape[1]]
+    if not self.causal:
+      h = self.embeddings_norm(h)
+    return attention.dropout(h, x.get('dropout'), 0, self.dropout)
+
+  def _head(self, h: jax.Array) -> jax.Array:
+    if not self.causal:
+      h = attention.gelu(self.transform(h))
+      h = self.transform_norm(h)
+    logits = self.tokens.attend(h) if self.tied else self.logits(h)
     logits = logits.astype(jnp.float32)
     if self.causal:
       return logits
-    zeros = nn.initializers.zeros_init()
-    bias = self.param('logits_bias', zeros, (self.num_classes,))
-    return logits + bias[None, None]
+    return logits + jnp.expand_dims(self.logits_bias, range(logits.ndim - 1))
 
 
-def _lookup(table, ids):
-  """Rows of `table`, `[V, D]`, at `[B, L]` ids."""
-  if len(table) <= ONE_HOT_VOCABULARY:
-    return jax.nn.one_hot(ids, len(table), dtype=table.dtype) @ table
-  return jnp.take(table, ids, axis=0)
+def _checked(
+  x: jax.Array | Mapping[str, jax.Array], max_length: int
+) -> Mapping[str, jax.Array]:
+  """The input as a dict; raises UserError if the model cannot read it."""
+  if not isinstance(x, Mapping):
+    x = {'tokens': x}
+  for name in x:
+    errors.require(
+      name not in _RENAMED,
+      f'The input {name!r} is called {_RENAMED.get(name)!r} now. Rename it.',
+    )
+    errors.lookup('input', name, dict.fromkeys(INPUTS))
+  errors.require('tokens' in x, "The input has no 'tokens': give [B, L] ids.")
+  tokens = x['tokens']
+  errors.require(
+    tokens.ndim == 2 and jnp.issubdtype(tokens.dtype, jnp.integer),
+    f"'tokens' are {tokens.dtype}{list(tokens.shape)}; they must be [B, L] "
+    'integers.',
+  )
+  errors.require(
+    tokens.shape[1] <= max_length,
+    f'A sequence of {tokens.shape[1]} tokens is longer than the {max_length} '
+    'positions of the model. Cut it, or set max_length.',
+  )
+  return x
 
 
-def _visible(length, causal, mask, segments=None):
-  """Which keys each query sees: `[B or 1, L or 1, L]`, None where all do."""
-  visible = None
-  if causal:
-    visible = jnp.tril(jnp.ones((1, length, length), bool))
-  if mask is not None:
-    real = mask[:, None]
-    visible = real if visible is None else visible & real
-  if segments is not None:
-    own = segments[:, :, None] == segments[:, None]
-    visible = own if visible is None else visible & own
-  return visible
+def build(block: Any, task: Any, *, causal: bool) -> Transformer:
+  """Builds a transformer for a task.
+
+  Args:
+    block: config block; its fields are attributes of `Transformer`, with
+      `dtype` by name and `max_length=0` for the length of the task.
+    task: the task, with `num_classes`, `vocab_size` and `length`.
+    causal: whether it is a decoder.
+
+  Returns:
+    The model.
+
+  Raises:
+    UserError: the task is not about sequences, or the sizes do not fit.
+  """
+  for name in ('vocab_size', 'length'):
+    errors.require(
+      hasattr(task, name),
+      f'A transformer reads token ids; task {type(task).__name__} has no '
+      f'{name}. Choose another model or task.',
+    )
+  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+  return Transformer(
+    vocab_size=task.vocab_size,
+    num_classes=task.num_classes,
+    max_length=block.max_length or task.length,
+    width=block.width,
+    heads=block.heads,
+    depth=block.depth,
+    causal=causal,
+    mlp_width=block.mlp_width,
+    tied=block.tied,
+    init_std=block.init_std,
+    dtype=errors.lookup('dtype', block.dtype, dtypes),
+    remat=block.remat,
+    dropout=block.dropout,
+  )
+
+
+base.register('encoder', functools.partial(build, causal=False))
+base.register('decoder', functools.partial(build, causal=True))

@@ -1,0 +1,247 @@
+"""The model protocol, the abilities that a model declares, and the registry.
+
+To add a model, write a class with the four members of `Model` and a builder,
+and register the builder: `register('name', build)`. A config then selects it by
+its name.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+import dataclasses
+from typing import Any
+from typing import Protocol
+from typing import TypeAlias
+from typing import runtime_checkable
+
+import jax
+
+from cxjax import errors
+from cxjax import types
+
+# Pairs of a regular expression of a parameter's path and the axis of the
+# parameter that is sharded over the 'model' axis of the mesh; an axis of None
+# keeps the parameter whole.
+PartitionRules: TypeAlias = tuple[tuple[str, int | None], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Abilities:
+  """Optional features that a model declares.
+
+  None means that the model does not say. Whoever needs the feature then raises
+  an error, see `require`; nothing is assumed.
+
+  Attributes:
+    inputs: keys of the input dict that the model reads; `()` for a model that
+      reads one array.
+    dropout: dropout rate that acts when the input has 'dropout' keys; 0.0 for a
+      model without dropout.
+    partition_rules: how the parameters are sharded over the 'model' axis of the
+      mesh; `()` if none of them is.
+    head: whether the model is a `ModelWithHead`.
+  """
+
+  inputs: tuple[str, ...] | None = None
+  dropout: float | None = None
+  partition_rules: PartitionRules | None = None
+  head: bool = False
+
+
+@runtime_checkable
+class Model(Protocol):
+  """A network as pure functions of its parameters."""
+
+  @property
+  def layers(self) -> tuple[str, ...]:
+    """Names of the activations that count as layers, lowest first."""
+    ...
+
+  @property
+  def abilities(self) -> Abilities:
+    """Optional features that the model declares."""
+    ...
+
+  def init(self, key: jax.Array, x: types.Input, /) -> types.Params:
+    """Returns initial parameters for inputs like `x`."""
+    ...
+
+  def apply(
+    self, params: types.Params, x: types.Input, /
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the output `[B, ..., C]` and the activations `[B, ..., D]`."""
+    ...
+
+
+@runtime_checkable
+class ModelWithHead(Model, Protocol):
+  """A model whose logits can be computed apart from its trunk.
+
+  `head(params, trunk(params, x)[0])` equals the output of `apply(params, x)`,
+  and `head` accepts any part of the leading axes, so that large logits can be
+  computed piece by piece.
+  """
+
+  def trunk(
+    self, params: types.Params, x: types.Input, /
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the input of the head, `[..., D]`, and the activations."""
+    ...
+
+  def head(self, params: types.Params, h: jax.Array, /) -> jax.Array:
+    """Returns the logits `[..., C]` of `h`, `[..., D]`."""
+    ...
+
+
+# A builder: `(config block, task) -> model`. The task has `num_classes`, and
+# for sequences `vocab_size` and `length`.
+Build: TypeAlias = Callable[[Any, Any], Model]
+
+MODELS: dict[str, Build] = {}
+
+
+def register(name: str, build: Build) -> None:
+  """Adds a model to the registry.
+
+  Registering the same builder again is allowed, because a config file may be
+  imported twice.
+
+  Args:
+    name: name of the model in configs.
+    build: makes the model, `(block, task) -> Model`. `block` is the config
+      block of the teacher or the student.
+
+  Raises:
+    UserError: `build` is not callable, or the name is taken by another model.
+  """
+  errors.require(
+    callable(build),
+    f'Model {name!r}: the builder is a {type(build).__name__}; it must be a '
+    'function (block, task) -> model.',
+  )
+  errors.require(
+    name not in MODELS or _origin(MODELS[name]) == _origin(build),
+    f'Model {name!r} is already registered. Choose another name; taken are: '
+    f'{", ".join(MODELS)}.',
+  )
+  MODELS[name] = build
+
+
+def _origin(build: Build) -> tuple[str, ...]:
+  """Module and name of a builder, or of the function of a partial."""
+  fun = getattr(build, 'func', build)
+  return (
+    getattr(fun, '__module__', ''),
+    getattr(fun, '__qualname__', type(fun).__qualname__),
+  )
+
+
+def make(name: str, block: Any, task: Any) -> Model:
+  """Builds a registered model for a task.
+
+  Args:
+    name: name of the model.
+    block: config block of the teacher or the student.
+    task: the task, with `num_classes` and `inputs`, and for sequences
+      `vocab_size` and `length`.
+
+  Returns:
+    The model.
+
+  Raises:
+    UserError: the name is unknown, the builder does not return a `Model`, the
+      model does not read an input of the task, or `block.dropout` is positive
+      and the model has no dropout.
+  """
+  model = errors.lookup('model', name, MODELS)(block, task)
+  missing = [
+    member
+    for member in ('layers', 'abilities', 'init', 'apply')
+    if not hasattr(model, member)
+  ]
+  errors.require(
+    not missing,
+    f'The builder of model {name!r} returned a {type(model).__name__} without '
+    f'{", ".join(missing)}; it must return a cxjax.models.base.Model.',
+  )
+  require_inputs(model, task.inputs, f'Task {type(task).__name__}')
+  rate = getattr(block, 'dropout', 0)
+  if rate:
+    require(model, 'dropout', f'dropout={rate}')
+    errors.require(
+      bool(task.inputs),
+      f'dropout={rate} needs an input dict, which carries the keys; the input '
+      f'of task {type(task).__name__} is one array. Set dropout=0.0.',
+    )
+  return model
+
+
+def declared(model: Any) -> Abilities:
+  """Returns the abilities of a model; a model without any declares nothing."""
+  return getattr(model, 'abilities', Abilities())
+
+
+def require(model: Any, ability: str, purpose: str) -> Any:
+  """Returns an ability of a model that something needs.
+
+  Args:
+    model: the model.
+    ability: name of a field of `Abilities`.
+    purpose: what needs the ability; begins the error message, as in
+      'mesh.student=tensor'.
+
+  Returns:
+    The value of the field.
+
+  Raises:
+    UserError: the model does not declare the ability, or declares that it lacks
+      it.
+  """
+  abilities = declared(model)
+  fields = {
+    field.name: getattr(abilities, field.name)
+    for field in dataclasses.fields(abilities)
+  }
+  value = errors.lookup('ability', ability, fields)
+  known = 'from_linen, from_nnx and from_fn take partition_rules=.'
+  errors.require(
+    value is not None,
+    f'{purpose} needs the {ability} of {_name(model)}, which declares none. '
+    f'Give its abilities: Abilities({ability}=...)'
+    + (f'; {known}' if ability == 'partition_rules' else '.'),
+  )
+  errors.require(
+    value is not False and (ability != 'dropout' or value > 0),
+    f'{purpose} needs a model with {ability}; {_name(model)} has {value!r}. '
+    f'Leave {purpose} out, or choose another model.',
+  )
+  return value
+
+
+def require_inputs(model: Any, inputs: Iterable[str], purpose: str) -> None:
+  """Checks that a model reads some keys of the input dict.
+
+  Args:
+    model: the model.
+    inputs: the keys.
+    purpose: what gives these inputs; begins the error message.
+
+  Raises:
+    UserError: the model does not read one of them, or does not declare what it
+      reads.
+  """
+  inputs = tuple(inputs)
+  if not inputs:
+    return
+  known = require(model, 'inputs', purpose)
+  missing = [name for name in inputs if name not in known]
+  reads = f'only {", ".join(known)}' if known else 'one array, not a dict'
+  errors.require(
+    not missing,
+    f'{purpose} gives the input {", ".join(map(repr, missing))}, which '
+    f'{_name(model)} does not read; it reads {reads}. Choose another model.',
+  )
+
+
+def _name(model: Any) -> str:
+  """Name of a model in messages."""
+  return getattr(model, 'name', None) or type(model).__name__

@@ -1,0 +1,223 @@
+"""Adapters of linen and nnx modules, as their users wrote them."""
+
+from absl.testing import parameterized
+import chex
+import example_modules
+from flax import linen as nn
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import errors
+from cxjax.models import adapters
+from cxjax.models import flax_adapters
+from cxjax.models import mlp
+from cxjax.models import taps
+
+B = 4
+adapt, Perceptron = example_modules.adapt, example_modules.Perceptron
+Convolutional = example_modules.Convolutional
+
+
+class Unusual(nn.Module):
+  """A layer called twice, a layer that returns two arrays, a sown value."""
+
+  @nn.compact
+  def __call__(self, x):
+    dense = nn.Dense(5, name='dense')
+    x = nn.Dropout(0.5, deterministic=not self.has_rng('dropout'))(x)
+    x = dense(dense(nn.Dense(5, name='into')(x)))
+    first, second = Pair(name='pair')(x)
+    self.sow('intermediates', 'seen', first + second)
+    return {'answer': second}
+
+
+class Pair(nn.Module):
+  def __call__(self, x):
+    return x + 1, x + 2
+
+
+class Nnx(nnx.Module):
+  def __init__(self, rngs, rate=0.0):
+    self.layers = nnx.List([nnx.Linear(5, 8, rngs=rngs) for _ in range(1)])
+    self.norm = nnx.BatchNorm(8, rngs=rngs)
+    self.dropout = nnx.Dropout(rate, rngs=rngs)
+    self.head = nnx.Linear(8, 3, rngs=rngs)
+
+  def features(self, x):
+    return nnx.relu(self.norm(self.layers[0](x)))
+
+  def __call__(self, x):
+    return self.head(self.dropout(self.features(x)))
+
+
+class Rematerialized(nnx.Module):
+  """nnx.remat assigns all variables of its module, changed or not."""
+
+  def __init__(self, rngs, rate=0.0):
+    self.linear = nnx.Linear(5, 8, rngs=rngs)
+    self.dropout = nnx.Dropout(rate, rngs=rngs)
+
+  def __call__(self, x):
+    inner = lambda module, x: module.dropout(module.linear(x))
+    return nnx.remat(inner)(self, x)
+
+
+class LinenTest(parameterized.TestCase):
+  def test_computes_what_the_module_computes(self):
+    x = jax.random.normal(jax.random.key(1), (B, 5))
+    model, variables = adapt(Perceptron(), x)
+    output, found = jax.jit(model.apply)(model.params, x)
+    np.testing.assert_array_equal(
+      output, jax.jit(Perceptron().apply)(variables, x)
+    )
+    first = variables['params']['Dense_0']
+    np.testing.assert_allclose(
+      found['Dense_0'], x @ first['kernel'] + first['bias'][None], rtol=1e-5
+    )
+    chex.assert_trees_all_equal(model.wrap(model.params), variables)
+
+  def test_wrap_returns_the_form_that_was_given(self):
+    x = jnp.ones((B, 5))
+    whole, variables = adapt(Perceptron(), x)
+    model = flax_adapters.from_linen(Perceptron(), variables['params'])
+    self.assertIs(model.wrap(model.params), variables['params'])
+    np.testing.assert_array_equal(
+      model.apply(model.params, x)[0], whole.apply(whole.params, x)[0]
+    )
+
+  def test_names_of_repeated_calls_several_arrays_and_sown_values(self):
+    x = jnp.ones((B, 5))
+    model, _ = adapt(Unusual(), x, output=lambda output: output['answer'])
+    output, found = model.apply(model.params, x)
+    self.assertSameElements(
+      ('into', 'dense', 'dense#2', 'pair', 'pair/1', 'seen', 'Dropout_0'),
+      found,
+    )
+    np.testing.assert_array_equal(found['pair'], found['dense#2'] + 1)
+    np.testing.assert_array_equal(found['pair/1'], output)
+    np.testing.assert_array_equal(found['seen'], found['pair'] + output)
+
+  def test_batch_statistics_are_not_trained(self):
+    x = jnp.ones((B, 8, 8, 1))
+    model, variables = adapt(Convolutional(), x)
+    self.assertNotIn('batch_stats', model.params)
+    back = model.wrap(jax.tree.map(lambda leaf: leaf + 1, model.params))
+    chex.assert_trees_all_equal(back['batch_stats'], variables['batch_stats'])
+
+  def test_students_with_other_batch_statistics_are_an_error(self):
+    x = jnp.ones((B, 8, 8, 1))
+    _, one = adapt(Convolutional(), x)
+    other = {**one, 'batch_stats': jax.tree.map(jnp.sin, one['batch_stats'])}
+    flax_adapters.from_linen(Convolutional(), [one, one])
+    with self.assertRaisesRegex(errors.UserError, 'Student 1.*batch_stats'):
+      flax_adapters.from_linen(Convolutional(), [one, other])
+
+  def test_several_students(self):
+    x = jnp.ones((B, 5))
+    keys = jax.random.split(jax.random.key(0))
+    variables = [Perceptron().init(key, x) for key in keys]
+    model = flax_adapters.from_linen(Perceptron(), variables)
+    self.assertTrue(model.several)
+    self.assertLen(model.params, 2)
+    chex.assert_trees_all_equal(model.one, variables[0]['params'])
+    with self.assertRaisesRegex(errors.UserError, 'list is empty'):
+      flax_adapters.from_linen(nn.Dense(3), [])
+
+  def test_training_mode_is_an_error(self):
+    x = jnp.ones((B, 8, 8, 1))
+    model, variables = adapt(Convolutional(), x)
+    training = flax_adapters.from_linen(Convolutional(), variables, train=True)
+    with self.assertRaisesRegex(
+      errors.UserError, 'Convolutional is not at inf.*mean.*train=False'
+    ):
+      taps.taps(training, x)
+    noisy = nn.Sequential([nn.Dropout(0.5, deterministic=False)])
+    with self.assertRaisesRegex(errors.UserError, 'Sequential is not at inf'):
+      taps.taps(flax_adapters.from_linen(noisy, {}), x)
+
+  def test_rngs_are_an_error(self):
+    with self.assertRaisesRegex(errors.UserError, 'same random numbers'):
+      flax_adapters.from_linen(
+        nn.Dropout(0.5, deterministic=False), {}, rngs=jax.random.key(0)
+      )
+
+  def test_output_that_is_not_an_array_is_an_error(self):
+    model, _ = adapt(Unusual(), jnp.ones((B, 5)))
+    with self.assertRaisesRegex(errors.UserError, 'a dict, .*output=lambda'):
+      taps.taps(model, jnp.ones((B, 5)))
+
+  def test_declares_what_the_module_declares(self):
+    x = jnp.ones((B, 5))
+    model, _ = adapt(mlp.MLP((4,), 3), x, output=lambda out: out[0])
+    self.assertEqual(model.abilities.partition_rules, mlp.PARTITION_RULES)
+    self.assertEqual(model.abilities.inputs, ())
+    self.assertFalse(model.abilities.head)  # An adapter has none.
+    rules = [('kernel$', 1)]
+    other, _ = adapt(Perceptron(), x, partition_rules=rules)
+    self.assertEqual(other.abilities.partition_rules, (('kernel$', 1),))
+    self.assertIsNone(adapt(Perceptron(), x)[0].abilities.partition_rules)
+
+
+class NnxTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.x = jax.random.normal(jax.random.key(1), (B, 5))
+    self.module = Nnx(nnx.Rngs(0))
+    self.module.eval()
+    self.model = flax_adapters.from_nnx(self.module)
+
+  def test_computes_what_the_module_computes(self):
+    before = nnx.to_pure_dict(nnx.state(self.module))
+    output, found = self.model.apply(self.model.params, self.x)
+    np.testing.assert_array_equal(output, self.module(self.x))
+    np.testing.assert_array_equal(
+      found['layers/0'], self.module.layers[0](self.x)
+    )
+    np.testing.assert_array_equal(
+      found['features'], self.module.features(self.x)
+    )
+    chex.assert_trees_all_equal(
+      nnx.to_pure_dict(nnx.state(self.module)), before
+    )
+
+  def test_wrap_returns_a_new_module(self):
+    self.assertNotIn('mean', self.model.params['norm'])
+    double = jax.tree.map(lambda leaf: 2 * leaf, self.model.params)
+    new = self.model.wrap(double)
+    self.assertIsInstance(new, Nnx)
+    np.testing.assert_array_equal(
+      new.head.kernel[...], 2 * self.module.head.kernel[...]
+    )
+    np.testing.assert_array_equal(
+      new(self.x), self.model.apply(double, self.x)[0]
+    )
+
+  def test_students_with_other_batch_statistics_are_an_error(self):
+    modules = [Nnx(nnx.Rngs(seed)) for seed in range(2)]
+    self.assertTrue(flax_adapters.from_nnx(modules).several)
+    modules[1].norm.mean[...] += 1
+    with self.assertRaisesRegex(errors.UserError, 'Student 1.*batch_stats'):
+      flax_adapters.from_nnx(modules)
+
+  @parameterized.parameters(Nnx, Rematerialized)
+  def test_training_mode_is_an_error(self, kind):
+    module = kind(nnx.Rngs(0), rate=0.5)
+    model = flax_adapters.from_nnx(module)
+    with self.assertRaisesRegex(
+      errors.UserError, rf'{kind.__name__} is not .*dropout/rngs/count.*eval\('
+    ):
+      adapters.outputs(model, self.x)
+    module.eval()
+    adapters.outputs(flax_adapters.from_nnx(module), self.x)
+
+  def test_batch_norm_in_training_mode_is_an_error(self):
+    with self.assertRaisesRegex(errors.UserError, 'norm/mean, norm/var'):
+      adapters.outputs(flax_adapters.from_nnx(Nnx(nnx.Rngs(0))), self.x)
+
+  def test_declares_partition_rules(self):
+    rules = ((r'head/kernel$', 1),)
+    model = flax_adapters.from_nnx(self.module, partition_rules=rules)
+    self.assertEqual(model.abilities.partition_rules, rules)
+    self.assertIsNone(self.model.abilities.partition_rules)
