@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import logging as std_logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 from typing import Any
@@ -47,7 +48,10 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
         print(stopped, file=sys.stderr)
     except BaseException as error:
       if _lacks_field(error):
-        fail(f'The config has no field {_text(error)}')
+        fail(
+          f'The config has no field {_quoted(error)!r}. Add it to the config '
+          'file, as those of experiments/ have it.'
+        )
       if not multihost.leave(f'{type(error).__name__}: {error}'):
         raise
       traceback.print_exc()
@@ -66,6 +70,12 @@ def _lacks_field(error: BaseException) -> bool:
   return package is not None and (
     pathlib.Path(package).parent in pathlib.Path(last).parents
   )
+
+
+def _quoted(error: BaseException) -> str:
+  """The first word in quotes of a message of ml_collections, a field's name."""
+  found = re.search("'([^']+)'", str(error))
+  return found[1] if found else _text(error)
 
 
 def fail(error: Exception | str) -> NoReturn:

@@ -109,10 +109,11 @@ def _where(error: BaseException, path: pathlib.Path) -> str:
     # The last frame may lie in a library; a config may import its neighbors.
     if pathlib.Path(frame.filename).resolve().parent == folder:
       file, line = frame.filename, frame.lineno
+  text = str(error)
   if isinstance(error, SyntaxError):
-    file, line = error.filename or file, error.lineno
+    file, line, text = error.filename or file, error.lineno, error.msg
   where = file if line is None else f'line {line} of {file}'
-  message = ' '.join(str(error).split()) or 'no message'
+  message = ' '.join(text.split()) or 'no message'
   if isinstance(error, SystemExit):
     return f'{where} ends the program. It must return a config.'
   return f'{where} raises {type(error).__name__}: {message}'

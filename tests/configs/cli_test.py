@@ -1,0 +1,163 @@
+"""Command-line programs: exit codes, one-line errors, logs, results."""
+
+import logging as std_logging
+import pathlib
+import site
+from unittest import mock
+
+from absl import flags
+from absl import logging
+from absl.testing import absltest
+from absl.testing import flagsaver
+from absl.testing import parameterized
+import ml_collections
+
+import cxjax
+from cxjax import errors
+from cxjax.configs import cli
+from cxjax.parallel import multihost
+
+PACKAGE = pathlib.Path(cxjax.__file__).parent
+OTHERS = pathlib.Path(site.getsitepackages()[0])
+
+
+class GuardedTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(flagsaver.flagsaver())
+    handler = logging.get_absl_handler()
+    filters = list(handler.filters)
+    self.addCleanup(lambda: setattr(handler, 'filters', filters))
+
+  def run_main(self, main):
+    """The exit code, and the lines on stderr."""
+    with mock.patch('sys.stderr', new_callable=_Text) as stderr:
+      try:
+        cli.guarded(main)(['program'])
+        code = 0
+      except SystemExit as error:
+        code = error.code
+    return code, stderr.text
+
+  def test_nothing_is_wrong(self):
+    seen = []
+    self.assertEqual(self.run_main(seen.append), (0, ''))
+    self.assertEqual(seen, [['program']])
+
+  def test_user_error(self):
+    def main(argv):
+      raise errors.UserError('width=0:\n  must be at least 1. See /a  b.')
+
+    self.assertEqual(
+      self.run_main(main),
+      (2, 'Error: width=0: must be at least 1. See /a  b.\n'),
+    )
+
+  def test_stopped_is_no_error(self):
+    def main(argv):
+      raise errors.Stopped('Stopped at step 3.')
+
+    self.assertEqual(self.run_main(main), (0, 'Stopped at step 3.\n'))
+
+  @parameterized.parameters(
+    (lambda config: config.mesh, 'mesh'),
+    (lambda config: config['mesh'], 'mesh'),
+    (lambda config: config.data.dd, 'dd'),
+  )
+  def test_field_that_the_config_lacks(self, read, name):
+    config = ml_collections.ConfigDict({'data': {'d': 3}})
+    code, said = self.run_main(lambda argv: read(config))
+    self.assertEqual(code, 2)
+    self.assertStartsWith(said, f'Error: The config has no field {name!r}. Add')
+    self.assertEqual(said.count('\n'), 1)
+
+  @parameterized.parameters(KeyError, AttributeError, ZeroDivisionError)
+  def test_other_errors_keep_their_traceback(self, kind):
+    def main(argv):
+      raise kind('x')
+
+    with self.assertRaises(kind):
+      cli.guarded(main)(['program'])
+
+  def test_other_processes_are_told(self):
+    """And the program ends at once, which JAX would not let it."""
+
+    def main(argv):
+      raise errors.UserError('wrong.')
+
+    with (
+      mock.patch.object(multihost, 'leave', return_value=True) as leave,
+      mock.patch('os._exit', side_effect=SystemExit) as leave_at_once,
+    ):
+      self.run_main(main)
+    leave.assert_called_once_with('wrong.')
+    leave_at_once.assert_called_once_with(2)
+
+  def test_fails_at_once_if_the_disk_does(self):
+    """Threads of orbax would wait for the disk."""
+    error = errors.UserError('Cannot write x.')
+    error.__cause__ = OSError()
+    with (
+      mock.patch('os._exit', side_effect=SystemExit) as leave_at_once,
+      mock.patch('sys.stderr'),
+      self.assertRaises(SystemExit),
+    ):
+      cli.fail(error)
+    leave_at_once.assert_called_once_with(2)
+
+
+class _Text:
+  """A stream that keeps what is written."""
+
+  def __init__(self):
+    self.text = ''
+
+  def write(self, text):
+    self.text += text
+
+  def flush(self):
+    pass
+
+
+class LogTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (PACKAGE / 'training/trainer.py', std_logging.INFO, True),
+    (PACKAGE / 'training/trainer.py', std_logging.DEBUG, True),
+    (OTHERS / 'absl/app.py', std_logging.INFO, False),
+    (OTHERS / 'absl/app.py', std_logging.WARNING, True),
+    (OTHERS / 'orbax/checkpoint/x.py', std_logging.ERROR, False),
+    # A clone of this project in a folder of its name, with its environment.
+    ('/home/cxjax/.venv/lib/absl/app.py', std_logging.INFO, False),
+    (PACKAGE.parent / '.venv/lib/absl/app.py', std_logging.INFO, False),
+    (f'{PACKAGE}_more/x.py', std_logging.INFO, False),
+  )
+  def test_shows(self, path, level, shown):
+    record = std_logging.LogRecord('', level, str(path), 1, 'text', (), None)
+    self.assertEqual(cli.is_shown(record), shown)
+
+  @flagsaver.flagsaver
+  def test_a_level_that_is_given_stays(self):
+    handler = mock.Mock()
+    with mock.patch.object(logging, 'get_absl_handler', return_value=handler):
+      flags.FLAGS['verbosity'].using_default_value = True
+      cli.quiet()
+      self.assertEqual(logging.get_verbosity(), logging.INFO)
+      flags.FLAGS['verbosity'].parse('-1')
+      flags.FLAGS['verbosity'].using_default_value = False
+      cli.quiet()
+      self.assertEqual(logging.get_verbosity(), logging.WARNING)
+    handler.addFilter.assert_called_with(cli.is_shown)
+
+
+class WriteTest(parameterized.TestCase):
+  def test_prints_and_writes_both_files(self):
+    stem = pathlib.Path(self.create_tempdir().full_path) / 'new' / 'table'
+    with mock.patch('builtins.print') as printed:
+      cli.write(stem, '| a |\n', [{'a': 1}, {'a': 2}])
+    printed.assert_called_once_with('| a |\n')
+    self.assertEqual(stem.with_suffix('.md').read_text(), '| a |\n')
+    self.assertEqual(stem.with_suffix('.csv').read_text(), 'a\n1\n2\n')
+
+
+if __name__ == '__main__':
+  absltest.main()
