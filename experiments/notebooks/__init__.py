@@ -1,1 +1,1 @@
-"""Notebooks: the method, a model of one's own, what a run leaves."""
+"""Notebooks, and a command that executes them."""

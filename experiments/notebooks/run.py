@@ -1,8 +1,8 @@
-r"""Executes the notebooks; fails if one of their cells does.
+r"""Executes the notebooks and fails if one of their cells fails.
 
 Run:
   python -m experiments.notebooks.run --tiny             # as CI does
-  python -m experiments.notebooks.run --in_place parity  # keeps the outputs
+  python -m experiments.notebooks.run --in_place parity  # writes the outputs
 """
 
 import base64
@@ -13,6 +13,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -21,18 +22,21 @@ import nbformat
 from PIL import Image
 from traitlets import config as traitlets_config
 
-from cxjax.configs import cli
 from cxjax import errors
 from cxjax import files
+from cxjax.configs import cli
 
-_TINY = flags.DEFINE_bool('tiny', False, 'At sizes that show nothing, fast.')
-_IN_PLACE = flags.DEFINE_bool('in_place', False, 'Keeps the outputs.')
+_TINY = flags.DEFINE_bool('tiny', False, 'Small and fast sizes, for tests.')
+_IN_PLACE = flags.DEFINE_bool(
+  'in_place', False, 'Writes the outputs to the files.'
+)
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parent.parent
-LARGEST = 300_000  # Bytes of a notebook with its outputs.
-TIMEOUT = 1_200  # Seconds of a cell.
-# Against the time to compile, as in tests/conftest.py.
+LARGEST = 300_000  # Maximum bytes of a notebook with its outputs.
+TIMEOUT = 1_200  # Maximum seconds of a cell.
+# Environment of tiny sizes; the settings of jax and XLA shorten compilation, as
+# in tests/conftest.py.
 FAST = {
   'CXJAX_NOTEBOOK_SIZE': 'tiny',
   'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
@@ -45,14 +49,14 @@ FAST = {
 def execute(
   path: pathlib.Path, env: Mapping[str, str]
 ) -> nbformat.NotebookNode:
-  """A notebook with fresh outputs, run in the root of the repository.
+  """Executes a notebook in the root of the repository.
 
   Args:
-    path: of the notebook.
-    env: what its process finds beside this one's environment.
+    path: path of the notebook.
+    env: environment variables of its process, added to those of this one.
 
   Returns:
-    The notebook, without progress bars and warnings.
+    The notebook with its new outputs, without progress bars and warnings.
 
   Raises:
     UserError: a cell failed.
@@ -64,7 +68,7 @@ def execute(
     kernel_name='python3',
     record_timing=False,
     resources={'metadata': {'path': str(ROOT)}},
-    # Over TCP the kernel warns that anybody could listen.
+    # Over TCP the kernel would warn that other users could listen.
     config=traitlets_config.Config({'KernelManager': {'transport': 'ipc'}}),
   )
   try:
@@ -85,8 +89,8 @@ def execute(
   return notebook
 
 
-def _smaller(output):
-  """An output whose picture has 128 colors: a third of the bytes."""
+def _smaller(output: Any) -> Any:
+  """Reduces the picture of an output to 128 colors: a third of the bytes."""
   data = output.get('data', {})
   if 'image/png' in data:
     picture = Image.open(io.BytesIO(base64.b64decode(data['image/png'])))
@@ -97,10 +101,11 @@ def _smaller(output):
 
 
 def main(argv: list[str]) -> None:
-  """Executes all of them, or those that are named."""
+  """Executes the notebooks that the arguments name, or all."""
   errors.require(
     not (_TINY.value and _IN_PLACE.value),
-    'What --tiny computes is not worth keeping: leave out --in_place.',
+    '--tiny and --in_place exclude each other: tiny results mean nothing. '
+    'Leave out one of them.',
   )
   paths = {path.stem: path for path in sorted(FOLDER.glob('*.ipynb'))}
   chosen = [errors.lookup('notebook', name, paths) for name in argv[1:]]
