@@ -206,11 +206,11 @@ class CheckTest(FlagsTest):
     self.assertIn("'kk'", message)
 
   def test_absl_reads_the_same_config(self):
+    argv = ['launch.py', f'--config={self.file}:x', '--config.data.d=30']
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file(
-      'config', flag_values=values, lock_config=True
+      'config', flag_values=values, lock_config=True, sys_argv=argv
     )
-    argv = ['launch.py', f'--config={self.file}:x', '--config.data.d=30']
     flags_lib.check(argv)
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # Of ml_collections: load_module.
