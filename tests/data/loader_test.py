@@ -19,6 +19,7 @@ import pytest
 
 from cxjax import errors
 from cxjax.data import loader
+from cxjax.data import user_batches
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
 
@@ -210,6 +211,22 @@ class HostLoaderTest(parameterized.TestCase):
     ):
       make()
 
+  def test_a_process_may_need_less_than_the_shards_that_it_reads(self):
+    # As the second of four processes with three devices each, on a mesh of
+    # data=6, model=2.
+    shards, like = [[stream_of(i, 2)] for i in range(3)], shapes_of(6)
+    with (
+      mock.patch.object(mesh_lib, 'own_rows', lambda *_: [1, 2]),
+      mock.patch.object(jax, 'make_array_from_process_local_data') as place,
+      loader.HostLoader(shards, STEPS, mesh_of(), like) as opened,
+    ):
+      opened.rows(0)
+      state = opened.state(0)
+    self.assertEqual(list(state), ['loader-00000', 'loader-00001'])
+    _, local, shape = place.call_args_list[0].args
+    self.assertEqual(shape, (STEPS, 1, 6, 3))
+    np.testing.assert_array_equal(local[2, 0, :, 0], [201, 210])
+
   @pytest.mark.slow
   def test_processes_that_share_rows(self):
     with socket.socket() as one:
@@ -310,6 +327,11 @@ class BatchStreamTest(parameterized.TestCase):
     again.set_state(state)
     self.assertEqual(first(again, 1), [3])
     self.assertEqual(again.get_state()['taken'], 4)
+
+  def test_an_iterator_whose_first_item_was_looked_at_continues(self):
+    stream = loader.BatchStream(user_batches.Peeked(iter(ITEMS)), LIKE)
+    stream.set_state({'taken': 2, 'own': None})
+    self.assertEqual(first(stream, 2), [2, 3])
 
   def test_a_list_may_be_set_back(self):
     stream = loader.BatchStream(ITEMS, LIKE)

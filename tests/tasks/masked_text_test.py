@@ -76,6 +76,14 @@ class MaskedTextTest(parameterized.TestCase):
     starts = [row[1 : 1 + len(first)].tolist() for row in rows['tokens']]
     self.assertIn(first, starts)
 
+  def test_the_order_depends_on_the_seed(self):
+    one, same, other = (
+      next(iter(self.task.host_batches(SIZE, seed)))['tokens']
+      for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    self.assertFalse(np.array_equal(one, other))
+
   def test_the_corpus_is_loaded_once(self):
     load = mock.Mock(wraps=tokenized_corpus.load)
     with mock.patch.object(tokenized_corpus, 'load', load):
