@@ -1,19 +1,18 @@
-"""Checkpoints: orbax for the arrays, and a record that seals them.
+"""Checkpoints of a run: arrays by orbax, and a record that seals them.
 
-`FOLDER/checkpoints/STEP/` holds a folder of arrays per item ('params' and the
-rest of the state apart, so that a teacher's parameters can be read alone) and
-`record.json`, with what the arrays do not say (step, accuracy, time spent) and
-the digest of every file. The record is written last: a folder without one, or
-whose files do not match it, is no checkpoint. Nothing is pickled.
+`FOLDER/checkpoints/STEP/` holds a folder of arrays per item ('params' apart
+from the rest of the state, so that a teacher's parameters can be read alone),
+the JSON values of every process, and `record.json`. The record has what the
+arrays do not say (step, score, seconds) and the SHA-256 of every file. It is
+written last, once everything else is on the disk. A folder without a valid
+record is no checkpoint. Nothing is pickled.
 
-Of several processes each writes the arrays and the own values that it has, and
-all read all of them; the first makes the folders, and seals them.
+In a run of several processes, each process writes its part of the arrays and
+its own JSON values; the first process seals and removes the folders. They are
+written by `checkpoint_writer`.
 """
 
-import contextlib
-import errno
 import hashlib
-import os
 import pathlib
 import shutil
 from typing import Any
@@ -25,22 +24,19 @@ import orbax.checkpoint as ocp
 
 from cxjax import errors
 from cxjax import files
-from cxjax.training import metric_log
 from cxjax.parallel import multihost
+from cxjax.training import metric_log
 
 Record = dict[str, Any]
-_DISK = {
-  'RESOURCE_EXHAUSTED': errno.ENOSPC,
-  'PERMISSION_DENIED': errno.EACCES,
-}
 
 
-def _path(folder: pathlib.Path, step: int) -> pathlib.Path:
+def step_folder(folder: pathlib.Path, step: int) -> pathlib.Path:
+  """Returns the folder of a checkpoint."""
   return folder / 'checkpoints' / f'{step:09d}'
 
 
 def fingerprint(tree: Any) -> str:
-  """Of all arrays of a tree, with their paths."""
+  """Returns a hash of all arrays of a tree and of their paths in it."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
     digest.update(jax.tree_util.keystr(path).encode())
@@ -48,15 +44,19 @@ def fingerprint(tree: Any) -> str:
   return digest.hexdigest()[:16]
 
 
-def _digests(path: pathlib.Path) -> dict[str, str]:
-  return {
-    str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest()
-    for p in sorted(path.rglob('*'))
-    if p.is_file() and p.name != 'record.json'
-  }
+def file_digests(path: pathlib.Path) -> dict[str, str]:
+  """Returns the SHA-256 of every file below `path` except the record."""
+  digests = {}
+  for file in sorted(path.rglob('*')):
+    if file.is_file() and file.name != 'record.json':
+      with file.open('rb') as f:
+        digest = hashlib.file_digest(f, 'sha256').hexdigest()
+      digests[str(file.relative_to(path))] = digest
+  return digests
 
 
-def _shapes(tree: Any) -> dict[str, list]:
+def array_shapes(tree: Any) -> dict[str, list]:
+  """Returns the shape and the dtype of every array of a tree, by its path."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): [
       list(leaf.shape),
@@ -67,95 +67,42 @@ def _shapes(tree: Any) -> dict[str, list]:
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-  """Steps of the checkpoints of `folder`, good or not, in order."""
+  """Returns the steps of all checkpoints of a run, valid or not, in order."""
   found = (folder / 'checkpoints').glob('*')
   return sorted(int(p.name) for p in found if p.name.isdigit())
 
 
-def save(
-  folder: pathlib.Path,
-  step: int,
-  items: dict[str, Any],
-  record: Record,
-  own: Record | None = None,
-) -> None:
-  """Saves `items` as the checkpoint `step`, in place of one that is there.
-
-  Args:
-    folder: of the run.
-    step: number of updates behind the arrays.
-    items: trees of arrays, by name.
-    record: JSON values to keep with them.
-    own: JSON values that this process alone may have, by names of files.
-
-  Raises:
-    UserError: the folder cannot be written.
-  """
-  path = _path(folder, step)
-  if multihost.is_first():
-    shutil.rmtree(path, ignore_errors=True)
-    with files.written(path):  # Orbax would wait ten minutes for a folder.
-      path.mkdir(parents=True)
-  multihost.barrier()
-  for name, value in (own or {}).items():
-    files.write_json(path / f'{name}.json', value, own=True)
-  with (
-    files.written(path),
-    _as_os_error(),
-    ocp.StandardCheckpointer() as checkpointer,
-  ):
-    for name, tree in items.items():
-      if jax.tree.leaves(tree):
-        checkpointer.save(path.absolute() / name, tree)
-  multihost.barrier()
-  if multihost.is_first():
-    seal = {'files': _digests(path), 'shapes': _shapes(items)}
-    files.write_sealed(path / 'record.json', {'step': step, **record, **seal})
-  multihost.barrier()
-
-
-@contextlib.contextmanager
-def _as_os_error():
-  """Tensorstore's report of a disk, a ValueError, as what it is."""
-  try:
-    yield
-  except ValueError as error:
-    reason = str(error).partition(':')[0]
-    if reason not in _DISK:
-      raise
-    raise OSError(_DISK[reason], os.strerror(_DISK[reason])) from error
-
-
 def remove(folder: pathlib.Path, step: int) -> None:
-  """Removes the checkpoint `step`."""
+  """Removes a checkpoint; its record goes first."""
   if multihost.is_first():
-    shutil.rmtree(_path(folder, step))
-
-
-def is_scheduled(folder: pathlib.Path, step: int) -> bool:
-  """Whether the checkpoint `step` has a record, and is of the schedule."""
-  try:
-    return not read_record(folder, step).get('extra')
-  except (errors.UserError, KeyError, TypeError):
-    return False
-
-
-def prune(folder: pathlib.Path, keep: int) -> None:
-  """Removes all checkpoints of `folder` but the last `keep`."""
-  for step in steps(folder)[:-keep]:
-    remove(folder, step)
+    path = step_folder(folder, step)
+    # A removal that is interrupted leaves a folder without a record.
+    (path / 'record.json').unlink(missing_ok=True)
+    if path.exists():
+      shutil.rmtree(path)
 
 
 def fault(folder: pathlib.Path, step: int) -> str | None:
-  """What is wrong with the checkpoint `step`; None if it is as it was saved."""
-  path = _path(folder, step)
+  """Compares the files of a checkpoint with its record.
+
+  Args:
+    folder: the folder of the run.
+    step: the step of the checkpoint.
+
+  Returns:
+    What is wrong with the checkpoint, or None if all is as it was saved.
+  """
+  path = step_folder(folder, step)
   if not (path / 'record.json').exists():
     return f'{path} has no record.json'
   try:
     sealed = files.read_sealed(path / 'record.json')['files']
   except errors.UserError:
     return f'{path}/record.json is damaged'
-  found = _digests(path)
+  try:
+    found = file_digests(path)
+  except OSError as error:
+    return f'{error.filename or path} cannot be read ({error.strerror})'
   for name in sorted(sealed.keys() | found.keys()):
     if name not in found:
       return f'{path}/{name} is missing'
@@ -164,60 +111,96 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
   return None
 
 
-def read_own(folder: pathlib.Path, step: int, name: str) -> Any:
-  """What a process saved as its own under `name`, in a good checkpoint."""
-  return files.read_json(_path(folder, step) / f'{name}.json')
-
-
 def latest(folder: pathlib.Path) -> int | None:
-  """Step of the newest good checkpoint, or None; warns of newer bad ones.
+  """Returns the step of the newest good checkpoint, or None.
 
-  Of several processes the first looks.
+  A checkpoint is good if its files are as they were saved and metrics.jsonl
+  holds the records up to it. Newer checkpoints that are not good are logged. In
+  a run of several processes, the first process decides.
+
+  Args:
+    folder: the folder of the run.
   """
-  found = multihost.from_first(lambda: _latest(folder))
+  return _newest(folder, only_best=False)
+
+
+def best_step(folder: pathlib.Path) -> int | None:
+  """Returns the step of the newest good checkpoint that is marked as best.
+
+  Args:
+    folder: the folder of the run.
+  """
+  return _newest(folder, only_best=True)
+
+
+def _newest(folder: pathlib.Path, only_best: bool) -> int | None:
+  found = multihost.from_first(lambda: _newest_here(folder, only_best))
   return None if found < 0 else found
 
 
-def _latest(folder):
-  rows = [row['step'] for row in metric_log.read(folder)]
+def _newest_here(folder: pathlib.Path, only_best: bool) -> int:
+  logged = [record['step'] for record in metric_log.read(folder)]
   for step in reversed(steps(folder)):
+    record = valid_record(folder, step)
+    if only_best and record is not None and not record['best']:
+      continue
     problem = fault(folder, step)
-    if problem is None:
-      kept = sum(row <= step for row in rows)
-      wanted = read_record(folder, step).get('rows', kept)
-      if kept == wanted:
+    if problem is None and record is not None:
+      kept = sum(at <= step for at in logged)
+      expected = record.get('records', kept)
+      if kept == expected:
         return step
-      problem = f'{folder}/metrics.jsonl lacks some of its {wanted} rows'
+      problem = f'{folder}/metrics.jsonl lacks some of its {expected} records'
     logging.warning('Checkpoint %d is passed over: %s.', step, problem)
   return -1
 
 
 def read_record(folder: pathlib.Path, step: int) -> Record:
-  """The record of a checkpoint.
+  """Reads the record of a checkpoint.
+
+  Args:
+    folder: the folder of the run.
+    step: the step of the checkpoint.
+
+  Returns:
+    The JSON values that were saved with the arrays.
 
   Raises:
-    UserError: it is damaged.
+    UserError: the record is missing or damaged.
   """
-  return files.read_sealed(_path(folder, step) / 'record.json')
+  return files.read_sealed(step_folder(folder, step) / 'record.json')
+
+
+def valid_record(folder: pathlib.Path, step: int) -> Record | None:
+  """Reads the record of a checkpoint, or returns None if it is not valid."""
+  try:
+    return read_record(folder, step)
+  except errors.UserError:
+    return None
+
+
+def read_local(folder: pathlib.Path, step: int, name: str) -> Any:
+  """Reads a JSON value that one process saved in a good checkpoint."""
+  return files.read_json(step_folder(folder, step) / f'{name}.json')
 
 
 def restore(
   folder: pathlib.Path, step: int, templates: dict[str, Any]
 ) -> dict[str, Any]:
-  """Arrays of a checkpoint.
+  """Restores the arrays of a checkpoint.
 
   Args:
-    folder: of the run.
-    step: which checkpoint.
-    templates: for each item that is wanted, a tree of the shapes, dtypes and
-      shardings expected.
+    folder: the folder of the run.
+    step: the step of the checkpoint.
+    templates: for each item to restore, a tree of the expected shapes, dtypes
+      and shardings; a leaf without a sharding goes to one device.
 
   Returns:
-    A tree like the template for each item.
+    For each item, a tree of arrays like its template.
 
   Raises:
-    UserError: there is no such checkpoint, it is damaged, or its shapes are
-      others; names the first that differs.
+    UserError: the checkpoint does not exist, is damaged, or has arrays of other
+      shapes; the message names the first that differs.
   """
   if step not in steps(folder):
     have = ', '.join(map(str, steps(folder))) or 'none'
@@ -230,7 +213,7 @@ def restore(
       f'Checkpoint {step} of {folder} cannot be used: {problem}. Choose '
       'another checkpoint, or remove the folder to train it again.'
     )
-  found, expected = read_record(folder, step)['shapes'], _shapes(templates)
+  found, expected = read_record(folder, step)['shapes'], array_shapes(templates)
   found = {k: v for k, v in found.items() if k.split('/')[0] in templates}
   for name in sorted(found.keys() | expected.keys()):
     if found.get(name) != expected.get(name):
@@ -238,11 +221,19 @@ def restore(
         f'Checkpoint {step} of {folder} does not fit: {name} is '
         f'{found.get(name, "absent")}, expected {expected.get(name, "absent")}.'
       )
-  path = _path(folder, step).absolute()
+  path = step_folder(folder, step).absolute()
   with ocp.StandardCheckpointer() as checkpointer:
     return {
-      name: checkpointer.restore(path / name, template)
+      name: checkpointer.restore(path / name, jax.tree.map(_placed, template))
       if jax.tree.leaves(template)
       else template
       for name, template in templates.items()
     }
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Adds a sharding to a shape without one, whatever the arrays had."""
+  sharding = getattr(leaf, 'sharding', None)
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
