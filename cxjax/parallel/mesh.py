@@ -331,12 +331,10 @@ def gathered(apply: types.Apply, sharding: ParameterSharding) -> types.Apply:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or sharding.mode == 'replicated':
       return apply(params, x)
-    sizes = {**mesh.shape, FSDP: 1}
 
     def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-      names = partition.partition_spec(
-        partition.leaf_name(path), leaf.shape, sharding, sizes
-      )
+      name = partition.leaf_name(path)
+      names = partition.partition_spec(name, leaf.shape, sharding, mesh.shape)
       kept = (None if axis == FSDP else axis for axis in names)
       return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*kept))
 

@@ -1,197 +1,227 @@
-"""Eight devices compute what one does, however students and batches lie."""
+"""Meshes, and where arrays lie on them."""
 
-import functools
-import pathlib
 from unittest import mock
 
+from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from cxjax.configs import builders
 from cxjax import errors
-from cxjax.configs import experiment
-from cxjax.training import metric_log
-from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import curricula
-from cxjax.training import compiled_steps
-from experiments import parity_mlp
-from experiments import parity_transformer
-import faults
+from cxjax.parallel import multihost
 
-CONFIGS = {'mlp': parity_mlp.tiny, 'transformer': parity_transformer.tiny}
-LAYERS = {'mlp': 'hidden0', 'transformer': 'block0'}
-MESHES = {
-  'data': {'data': 8},
-  'fsdp': {'data': 2, 'fsdp': 4},
-  'tensor': {'data': 2, 'fsdp': 2, 'model': 2},
-  'seeds': {'seed': 2, 'data': 2, 'model': 2},
-  'all': {'seed': 2, 'data': 1, 'fsdp': 2, 'model': 2},
-  'each its own': {
-    'data': 4,
-    'model': 2,
-    'student': 'replicated',
-    'teacher': 'tensor',
-  },
+TENSOR = mesh_lib.ParameterSharding('tensor', ((r'hidden\d+/kernel$', 1),))
+PARAMS = {
+  'hidden0': {'kernel': np.arange(64.0).reshape(8, 8), 'bias': np.ones(8)},
+  'out': {'kernel': np.ones((8, 3))},
 }
-STEPS = 3
 
 
-def config_of(model, method, mesh):
-  config = CONFIGS[model](method)
-  config.extracted.layers = ((LAYERS[model], LAYERS[model]),)
-  if model == 'transformer':
-    config.student.depth = config.teacher.depth = 1  # The second is alike.
-  config.mesh.update(mesh)
-  return config
+def spec_of(array):
+  """The names of the axes, one for each axis of the array."""
+  spec = array.sharding.spec
+  return P(*spec, *(None,) * (array.ndim - len(spec)))
 
 
-def random_teacher(config):
-  spec = builders.teacher_spec(config)
-  params = jax.jit(spec.student.init)(jax.random.key(1), spec.held_out['x'])
-  return curricula.Teacher(
-    spec.student.apply, jax.device_get(params), spec.student.layers
+class MakeTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({}, 8), ({'fsdp': 2}, 4), ({'model': 4, 'seed': 2}, 1), ({'fsdp': 8}, 1)
   )
+  def test_data_takes_what_is_left(self, sizes, data):
+    made = mesh_lib.make({'data': -1, **sizes}, batch_size=8)
+    self.assertEqual(made.shape['data'], data)
+    self.assertEqual(made.size, data * np.prod(list(sizes.values()), dtype=int))
 
+  def test_data_divides_the_batch(self):
+    self.assertEqual(mesh_lib.make({'data': -1}, 6).shape['data'], 2)
+    sizes = {'data': -1, 'fsdp': 2}
+    self.assertEqual(mesh_lib.make(sizes, 6).shape['data'], 1)
 
-@functools.cache
-def train(model, method, mesh):
-  """The students after a few steps of every stage, and their metrics."""
-  config = config_of(model, method, MESHES[mesh] if mesh else {'data': 1})
-  teacher = random_teacher(config)
-  spec = builders.student_spec(config, teacher)
-  run = compiled_steps.CompiledSteps(spec)
-  place = lambda params: mesh_lib.place(params, spec.mesh, spec.rules[1])
-  with jax.set_mesh(spec.mesh):
-    params = run.init(spec.init_keys)
-    losses = []
-    for one in spec.planned():
-      matrices = run.project(one, spec.stage_keys)
-      states = run.enter(one, spec.stage_keys, params)
-      seen = place(teacher.params) if one.stage.needs_teacher else None
-      states, out = run.advance(
-        one, (10, 0), states, 0, STEPS, seen, matrices, spec.data_keys
-      )
-      params = states.params
-      losses.append(jax.device_get(out['loss']))
-    metrics = jax.device_get(run.evaluate(params))
-  return states, losses, metrics
+  def test_has_all_four_axes(self):
+    made = mesh_lib.make({'student': 'tensor'}, 8)
+    self.assertEqual(dict(made.shape), dict.fromkeys(mesh_lib.AXES, 1))
 
+  @parameterized.parameters(
+    ({'data': 16}, 'take 16 devices: this machine has 8.*mesh.cpu_devices'),
+    ({'data': 3}, r'batch_size=8 is not a multiple of .* = 3\.$'),
+    ({'data': 2, 'fsdp': 3}, r'batch_size=8 is not a multiple of .* = 6\.$'),
+    ({'fsdp': 0}, 'mesh.fsdp=0 must be at least 1; mesh.data may be -1'),
+    ({'seed': 0}, 'mesh.seed=0 must be at least 1'),
+    ({'fsdp': -1}, 'mesh.fsdp=-1 must be at least 1'),
+    ({'data': -2}, 'mesh.data=-2 must be at least 1'),
+    ({'model': 2.0}, 'mesh.model=2.0 must be a whole number'),
+    ({'data': 'all'}, "mesh.data='all' must be a whole number"),
+  )
+  def test_mistake_is_one_line(self, sizes, message):
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      mesh_lib.make(sizes, 8)
+    self.assertNotIn('\n', str(caught.exception))
 
-class MeshTest(parameterized.TestCase):
+  def test_topology_is_named(self):
+    with self.assertRaisesRegex(errors.UserError, 'the topology has 2;'):
+      mesh_lib.make({'data': 4}, 8, jax.devices()[:2])
+
   def test_every_process_has_a_device(self):
     with (
-      mock.patch.object(mesh_lib.processes, 'count', lambda: 2),
+      mock.patch.object(multihost, 'count', lambda: 2),
       self.assertRaisesRegex(errors.UserError, 'none of them of process 1'),
     ):
       mesh_lib.make({'data': 1}, 8)
 
-  @parameterized.parameters(
-    *(('mlp', 'extracted', mesh) for mesh in MESHES if mesh != 'all'),
-    ('mlp', 'supervised', 'tensor'),
-    ('transformer', 'extracted', 'all'),
-  )
-  def test_is_one_device(self, model, method, mesh):
-    """One-shot and progressive run the output stage of `extracted`."""
-    one, many = train(model, method, ''), train(model, method, mesh)
-    chex.assert_trees_all_close(
-      *jax.device_get((one, many)), rtol=1e-4, atol=1e-5
+  def test_describe(self):
+    mesh = mesh_lib.make({'data': 2, 'model': 4}, 8)
+    self.assertEqual(
+      mesh_lib.describe(mesh), '8 devices (cpu), data=2, model=4'
     )
+    one = mesh_lib.make({}, 8)
+    self.assertEqual(mesh_lib.describe(one), '1 devices (cpu), not sharded')
 
-  def test_a_run_goes_on_where_it_was_killed(self):
-    config = config_of('mlp', 'extracted', MESHES['tensor'])
-    whole, other = (
-      pathlib.Path(self.create_tempdir().full_path) for _ in range(2)
-    )
-    experiment.run(config, whole)
-    config.teacher.folder = str(whole / 'teacher')
-    with faults.killed_after(5):
-      experiment.run(config, other)
-    experiment.run(config, other)
-    folders = whole / 'extracted', other / 'extracted'
-    self.assertEqual(*map(metric_log.read, folders))
-    arrays = functools.partial(faults.arrays, config)
-    chex.assert_trees_all_equal(*map(arrays, folders))
+
+class BatchTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    sizes = {'seed': 2, 'data': 2, 'fsdp': 2}
+    self.mesh = mesh_lib.make(sizes, 8)
 
   @parameterized.parameters(
-    ('data', P(None)),
-    ('fsdp', P(None, 'fsdp')),
-    ('tensor', P(None, 'fsdp', 'model')),
-    ('seeds', P('seed', None, 'model')),
-    ('each its own', P(None)),
+    ((2, 8, 3), 1, 0, P('seed', ('data', 'fsdp'), None)),
+    ((8, 3), 0, None, P(('data', 'fsdp'), None)),
+    # What the mesh does not divide is replicated.
+    ((3, 8), 1, 0, P(None, ('data', 'fsdp'))),
+    ((2, 6), 1, 0, P('seed', None)),
   )
-  def test_parameters_and_moments_are_parted(self, mesh, expected):
-    states, _, _ = train('mlp', 'extracted', mesh)
-    kernel = lambda tree: tree['params']['hidden0']['kernel']
-    (adam, *_), _ = jax.tree.flatten(
-      states.opt_state, is_leaf=lambda leaf: hasattr(leaf, 'mu')
-    )
-    for leaf in (kernel(states.params), kernel(adam.mu[0])):
-      self.assertTrue(
-        leaf.sharding.is_equivalent_to(
-          jax.NamedSharding(leaf.sharding.mesh, expected), leaf.ndim
-        ),
-        leaf.sharding,
-      )
+  def test_is_sharded(self, shape, axis, seeds, expected):
+    batch = {'x': np.arange(np.prod(shape)).reshape(shape)}
+    placed = mesh_lib.place_batch(batch, self.mesh, axis, seeds)
+    constrain = lambda b: mesh_lib.constrain_batch(b, axis, seeds)
+    with jax.set_mesh(self.mesh):
+      constrained = jax.jit(constrain)(batch)
+    for found in (placed, constrained):
+      chex.assert_trees_all_equal(jax.device_get(found), batch)
+      self.assertEqual(spec_of(found['x']), expected)
 
-  @parameterized.parameters(
-    ('params/block0/query/kernel', (8, 8), P('fsdp', 'model')),
-    ('params/block0/mlp_out/kernel', (32, 8), P('model', 'fsdp')),
-    ('params/block0/mlp_in/bias', (32,), P('model')),
-    ('params/block0/mlp_out/bias', (8,), P('fsdp')),
-    ('params/tokens/embedding', (31, 8), P(None, 'fsdp')),
-    ('opt_state/0/count', (), P()),
-  )
-  def test_spec(self, path, shape, expected):
-    sizes = {'fsdp': 2, 'model': 4}
-    self.assertEqual(mesh_lib.partition_spec(path, shape, 'tensor', sizes), expected)
+  def test_nothing_happens_outside_a_mesh(self):
+    batch = {'x': jnp.ones(8)}
+    self.assertIs(mesh_lib.constrain_batch(batch, 0), batch)
+    self.assertIs(mesh_lib.constrain_replicated(batch), batch)
+    self.assertEqual(mesh_lib.num_batch_shards(), 1)
 
-  @parameterized.parameters(
-    ({'data': 16}, 'take 16 devices: this machine has 8'),
-    ({'data': 3}, 'batch_size=8 is not a multiple'),
-    ({'fsdp': 0}, 'mesh.fsdp=0 must be at least 1'),
-    ({'student': 'tensors'}, "rule 'tensors'.*mean 'tensor'"),
-  )
-  def test_what_cannot_be_is_one_line(self, mesh, message):
-    config = config_of('mlp', 'one_shot', mesh)
-    with self.assertRaisesRegex(errors.UserError, message):
-      builders.check(config)
+  def test_num_batch_shards(self):
+    with jax.set_mesh(self.mesh):
+      self.assertEqual(mesh_lib.num_batch_shards(), 4)
 
-  def test_cpu_devices_do_not_make_another_run(self):
-    one, two = (
-      config_of('mlp', 'one_shot', {'cpu_devices': n}) for n in (1, 2)
-    )
-    self.assertEqual(builders.student_config(one), builders.student_config(two))
-
-  @parameterized.parameters(
-    (2, 8, -1, '', 2),
-    (2, 1, -1, '', -1),
-    (1, 8, -1, '', -1),
-    (2, 8, 4, '', 4),
-    (2, 8, -1, '--xla_force_host_platform_device_count=3', -1),
-  )
-  def test_a_cpu_is_parted_unless_told_otherwise(
-    self, count, cores, told, flags, made
-  ):
-    config = mock.Mock(jax_num_cpu_devices=told)
-    config.update = lambda name, value: setattr(config, name, value)
-    with (
-      mock.patch.object(devices_lib.jax, 'config', config),
-      mock.patch.object(
-        devices_lib.os, 'sched_getaffinity', lambda _: [0] * cores, create=True
-      ),
-      mock.patch.dict(devices_lib.os.environ, XLA_FLAGS=flags),
+  def test_rows_of_a_process(self):
+    self.assertEqual(mesh_lib.own_rows(self.mesh, 8), list(range(8)))
+    # Half of the devices, as one of two processes has them.
+    half = self.mesh.devices.flat[:4]
+    mesh = mesh_lib.make({'data': 8}, 16)
+    with mock.patch.object(
+      jax.NamedSharding,
+      'addressable_devices_indices_map',
+      lambda self, shape: {
+        device: index
+        for device, index in self.devices_indices_map(shape).items()
+        if device in half
+      },
     ):
-      devices_lib.part_cpu(count)
-    self.assertEqual(config.jax_num_cpu_devices, made)
+      self.assertEqual(mesh_lib.own_rows(mesh, 16), list(range(8)))
 
-  @parameterized.parameters(
-    ({}, 8), ({'fsdp': 2}, 4), ({'model': 4, 'seed': 2}, 1), ({'fsdp': 8}, 1)
-  )
-  def test_data_takes_what_is_left(self, mesh, data):
-    made = mesh_lib.make({'data': -1, **mesh}, batch_size=8)
-    self.assertEqual(made.shape['data'], data)
-    self.assertEqual(made.size, data * np.prod(list(mesh.values()), dtype=int))
+  def test_rows_of_several_batches(self):
+    shapes = {'x': jax.ShapeDtypeStruct((3, 2, 8, 5), jnp.float32)}
+    found = mesh_lib.abstract_rows(shapes, self.mesh)['x']
+    self.assertEqual(found.sharding.spec, P(None, None, ('data', 'fsdp')))
+    self.assertEqual(found.shape, (3, 2, 8, 5))
+
+
+class ParametersTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.mesh = mesh_lib.make({'seed': 2, 'fsdp': 2, 'model': 2}, 8)
+
+  def test_placed_constrained_and_abstract_agree(self):
+    placed = mesh_lib.place(PARAMS, self.mesh, TENSOR)
+    constrain = lambda p: mesh_lib.constrain(p, self.mesh, TENSOR)
+    constrained = jax.jit(constrain)(PARAMS)
+    shapes = mesh_lib.abstract(PARAMS, self.mesh, TENSOR)
+    expected = {
+      'hidden0': {'kernel': P('fsdp', 'model'), 'bias': P('fsdp')},
+      'out': {'kernel': P('fsdp', None)},
+    }
+    for found in (placed, constrained, shapes):
+      self.assertEqual(jax.tree.map(spec_of, found), expected)
+    chex.assert_trees_all_equal(
+      *map(jax.device_get, (placed, constrained)), PARAMS
+    )
+
+  @parameterized.parameters((2, 'seed'), (3, None))
+  def test_students_are_sharded_over_seed(self, students, name):
+    stack = lambda leaf: np.stack([leaf] * students)
+    found = mesh_lib.place(
+      jax.tree.map(stack, PARAMS), self.mesh, TENSOR, seeds=True
+    )
+    self.assertEqual(
+      spec_of(found['hidden0']['kernel']), P(name, 'fsdp', 'model')
+    )
+
+  def test_bytes_per_device(self):
+    shapes = mesh_lib.abstract(PARAMS, self.mesh, TENSOR)
+    itemsize = 8
+    self.assertEqual(
+      mesh_lib.bytes_per_device(shapes), itemsize * (64 // 4 + 8 // 2 + 24 // 2)
+    )
+    replicated = mesh_lib.replicate(PARAMS, self.mesh)
+    self.assertEqual(
+      mesh_lib.bytes_per_device(replicated),
+      replicated['out']['kernel'].dtype.itemsize * (64 + 8 + 24),
+    )
+
+  def test_replicated(self):
+    placed = mesh_lib.replicate(PARAMS, self.mesh)
+    with jax.set_mesh(self.mesh):
+      sharded = mesh_lib.place(PARAMS, self.mesh, TENSOR)
+      constrained = jax.jit(mesh_lib.constrain_replicated)(sharded)
+    for found in (placed, constrained):
+      for leaf in jax.tree.leaves(found):
+        self.assertTrue(leaf.sharding.is_fully_replicated)
+      chex.assert_trees_all_equal(jax.device_get(found), PARAMS)
+
+  def test_keys_are_placed(self):
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = mesh_lib.replicate(keys, self.mesh)
+    self.assertTrue(found.sharding.is_fully_replicated)
+    chex.assert_trees_all_equal(*map(jax.random.key_data, (found, keys)))
+
+
+class GatheredTest(absltest.TestCase):
+  def test_is_gathered_over_fsdp_alone(self):
+    mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'model': 2}, 8)
+    seen = []
+
+    def apply(params, x):
+      jax.debug.inspect_array_sharding(
+        params['hidden0']['kernel'], callback=seen.append
+      )
+      return x @ params['hidden0']['kernel'], {}
+
+    x = np.ones((8, 8), np.float32)
+    with jax.set_mesh(mesh):
+      params = mesh_lib.place(PARAMS, mesh, TENSOR)
+      out, _ = jax.jit(mesh_lib.gathered(apply, TENSOR))(params, x)
+    np.testing.assert_allclose(out, x @ PARAMS['hidden0']['kernel'])
+    self.assertLen(seen, 1)
+    self.assertEqual(seen[0].shard_shape((8, 8)), (8, 4))
+
+  def test_replicated_and_without_a_mesh_nothing_happens(self):
+    apply = lambda params, x: (params, {})
+    self.assertIs(mesh_lib.gathered(apply, TENSOR)(PARAMS, 0)[0], PARAMS)
+    with jax.set_mesh(mesh_lib.make({'data': 8}, 8)):
+      wrapped = mesh_lib.gathered(apply, mesh_lib.REPLICATED)
+      self.assertIs(wrapped(PARAMS, 0)[0], PARAMS)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,202 +1,17 @@
-"""Two processes are one run, and neither outlives the other for long."""
+"""Several processes: how they join, agree, and notice that one dies."""
 
 import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import time
 from unittest import mock
 
+from absl.testing import absltest
 from absl.testing import parameterized
-import chex
 import jax
-import numpy as np
+import pytest
 
-from cxjax.training import checkpoints as checkpoints_lib
 from cxjax import errors
-from cxjax.configs import experiment
-from cxjax.training import metric_log
 from cxjax.parallel import multihost
-from experiments import parity_mlp
-from experiments import text_bert
-import text_test
-
-ROOT = pathlib.Path(__file__).parent.parent
-NAMES = ('teacher', 'extracted')
-
-
-def free_port():
-  with socket.socket() as one:
-    one.bind(('127.0.0.1', 0))
-    return one.getsockname()[1]
-
-
-# A program of two processes, one of which dies.
-MEET = """
-import os, signal, sys
-from cxjax.parallel import multihost
-coordinator, who, process_id = sys.argv[1:]
-multihost.join(coordinator, 2, int(process_id))
-for i in range(10**6):
-  multihost.any_of(False)
-  if i == 10 and who == process_id:
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def pair(*command, devices=1):
-  """Two processes, each told its number by its last argument."""
-  return [
-    subprocess.Popen(
-      [sys.executable, *(part.replace('{}', str(i)) for part in command)],
-      cwd=ROOT,
-      env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(2)
-  ]
-
-
-def start(source, workdir):
-  """The same run in two processes of four devices each."""
-  return pair(
-    'launch.py',
-    '--config=experiments/text_bert.py:extracted,tiny',
-    f'--workdir={workdir}',
-    *(f'--config.{n}={v}' for n, v in fields(source).items()),
-    f'--coordinator=127.0.0.1:{free_port()}',
-    '--num_processes=2',
-    '--process_id={}',
-    devices=4,
-  )
-
-
-def fields(source):
-  """What is not as in the config; a step takes a third of a second."""
-  lengths = {'num_steps': 8, 'log_every': 2, 'eval_every': 4, 'save_every': 4}
-  return {
-    'data.source': f'files:{source}',
-    'data.shards': 2,
-    'mesh.data': 8,
-    'num_seeds': 1,
-    **lengths,
-    **{f'teacher.{name}': value for name, value in lengths.items()},
-  }
-
-
-def finished(both):
-  """Exit codes, and what was said."""
-  said = [one.communicate(timeout=300) for one in both]
-  return [one.returncode for one in both], said
-
-
-def wait_for(path, rows, both):
-  """Until there are so many rows of metrics."""
-  while not path.exists() or len(path.read_text().splitlines()) < rows:
-    assert all(one.poll() is None for one in both), finished(both)
-    time.sleep(0.01)
-
-
-def texts(workdir):
-  """The rows of a run."""
-  return [(workdir / name / 'metrics.jsonl').read_text() for name in NAMES]
-
-
-class ProcessesTest(parameterized.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
-    cls.source = cls.root / 'text.txt'
-    cls.source.write_text('\n\n'.join(text_test.DOCUMENTS))
-    cls.whole = cls.root / 'whole'
-    cls.codes, cls.said = finished(start(cls.source, cls.whole))
-
-  def test_are_one_process_with_all_devices(self):
-    self.assertEqual(self.codes, [0, 0], self.said)
-    config = text_bert.tiny('extracted')
-    config.update_from_flattened_dict(fields(self.source))
-    alone = self.root / 'alone'
-    experiment.run(config, alone)
-    for name in NAMES:
-      one, two = (metric_log.read(path / name) for path in (alone, self.whole))
-      stages = [[row.pop('stage') for row in rows] for rows in (one, two)]
-      self.assertEqual(*stages)
-      chex.assert_trees_all_close(one, two, rtol=1e-4)
-      self.assertEqual(
-        checkpoints_lib.steps(alone / name), checkpoints_lib.steps(self.whole / name)
-      )
-
-  def test_the_first_alone_speaks(self):
-    # Gloo, which connects CPUs, speaks as well, in several threads at once.
-    (first, _), (other, _) = self.said
-    self.assertIn('| method', first)
-    self.assertNotIn('|', other)
-
-  def test_one_is_killed_and_the_other_stops(self):
-    """The first, which holds the others together; then both start again."""
-    workdir = self.root / 'killed'
-    both = start(self.source, workdir)
-    wait_for(workdir / 'extracted' / 'metrics.jsonl', 3, both)
-    both[0].kill()
-    begin = time.monotonic()
-    codes, said = finished(both)
-    self.assertLess(time.monotonic() - begin, 20)  # JAX takes 100 s.
-    self.assertEqual(codes, [-signal.SIGKILL, 1], said)
-    self.assertIn('Error: Process 0 of this run ended abruptly', said[1][1])
-    codes, said = finished(start(self.source, workdir))
-    self.assertEqual(codes, [0, 0], said)
-    self.assertEqual(texts(self.whole), texts(workdir))
-
-  @parameterized.parameters(0, 1)
-  def test_whoever_is_killed(self, who):
-    """While both wait for each other again and again."""
-    both = pair('-c', MEET, f'127.0.0.1:{free_port()}', str(who), '{}')
-    codes, said = finished(both)
-    self.assertEqual(codes[who], -signal.SIGKILL, said)
-    self.assertEqual(codes[1 - who], 1, said)
-    self.assertIn(
-      f'Error: Process {who} of this run ended abruptly. Start all',
-      said[1 - who][1],
-    )
-
-  def test_a_mistake_in_one_ends_both(self):
-    """Here of both; each says it once."""
-    both = start(self.source.with_name('other.txt'), self.root / 'mistake')
-    codes, said = finished(both)
-    for code, (_, text) in zip(codes, said, strict=True):
-      self.assertIn(code, (1, 2))
-      self.assertRegex(text, 'Error: .*other.txt')
-
-
-class StoredTest(parameterized.TestCase):
-  def test_stored_targets_are_read_by_both(self):
-    root = pathlib.Path(self.create_tempdir().full_path)
-    config = parity_mlp.tiny('extracted')
-    experiment.cache_targets(config, root / 'live', root / 'targets')
-    experiment.run(config, root / 'live')
-    both = pair(
-      'launch.py',
-      '--config=experiments/parity_mlp.py:extracted,tiny',
-      f'--config.cache.folder={root}/targets',
-      f'--config.teacher.folder={root}/live/teacher',
-      '--config.mesh.data=-1',
-      f'--workdir={root}/stored',
-      f'--coordinator=127.0.0.1:{free_port()}',
-      '--num_processes=2',
-      '--process_id={}',
-    )
-    codes, said = finished(both)
-    self.assertEqual(codes, [0, 0], said)
-    live, stored = (
-      [row['loss'] for row in metric_log.read(root / name / 'extracted')]
-      for name in ('live', 'stored')
-    )
-    np.testing.assert_allclose(live, stored, rtol=1e-3)
+import processes
 
 
 class JoinTest(parameterized.TestCase):
@@ -205,11 +20,21 @@ class JoinTest(parameterized.TestCase):
     (('localhost:1', 2, None), 'process_id is missing'),
     ((None, 2, 0), 'coordinator is missing'),
     (('localhost', 2, 0), 'coordinator=localhost must be HOST:PORT'),
+    (('localhost:1²', 2, 0), 'coordinator=localhost:1² must be HOST:PORT'),
     (('localhost:1', 2, 2), 'process_id=2 must be from 0'),
+    (('localhost:1', 2, -1), 'process_id=-1 must be from 0'),
   )
   def test_half_of_it_is_one_line(self, given, message):
     with self.assertRaisesRegex(errors.UserError, message):
       multihost.join(*given)
+
+  @parameterized.parameters('two', '²', '')
+  def test_environment_that_is_no_number(self, text):
+    with (
+      mock.patch.dict(os.environ, JAX_NUM_PROCESSES=text),
+      self.assertRaisesRegex(errors.UserError, f'PROCESSES={text} must be a n'),
+    ):
+      multihost.join()
 
   @parameterized.parameters(
     ({}, None),
@@ -239,3 +64,112 @@ class JoinTest(parameterized.TestCase):
       initialize.assert_not_called()
     else:
       initialize.assert_called_once_with(*expected)
+
+  def test_a_coordinator_that_cannot_be_reached(self):
+    with (
+      mock.patch.object(
+        jax.distributed, 'initialize', side_effect=RuntimeError('timed out')
+      ),
+      mock.patch.object(jax.config, 'update'),
+      self.assertRaisesRegex(
+        errors.UserError, 'Cannot join the processes at a:1: timed out'
+      ),
+    ):
+      multihost.join('a:1', 2, 0)
+
+
+class OneProcessTest(absltest.TestCase):
+  def test_agrees_with_itself(self):
+    self.assertEqual(multihost.count(), 1)
+    self.assertTrue(multihost.is_first())
+    self.assertEqual(multihost.from_first(lambda: 3), 3)
+    self.assertTrue(multihost.any_of(True))
+    self.assertFalse(multihost.any_of(False))
+    multihost.barrier()
+    self.assertFalse(multihost.leave('wrong'))
+
+
+# Two processes that agree, and put arrays on the devices of both.
+AGREE = """
+import sys
+import jax
+import numpy as np
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import multihost
+
+me = int(sys.argv[2])
+multihost.join(sys.argv[1], 2, me)
+assert multihost.count() == 2
+assert multihost.is_first() == (me == 0)
+assert multihost.from_first(lambda: 7 + me) == 7
+assert multihost.any_of(me == 1) and not multihost.any_of(False)
+multihost.barrier()
+
+mesh = mesh_lib.make({'data': 2, 'fsdp': 2}, 8)
+rows = mesh_lib.own_rows(mesh, 8)
+assert rows == list(range(4 * me, 4 * me + 4)), rows
+sharding = mesh_lib.ParameterSharding('fsdp')
+params = {'w': np.arange(12.0).reshape(4, 3), 'key': jax.random.key(3)}
+batch = np.arange(16.0).reshape(8, 2)
+placed = mesh_lib.replicate(params, mesh)
+sharded = mesh_lib.place({'w': params['w']}, mesh, sharding)
+examples = mesh_lib.place_batch(batch, mesh, axis=0)
+assert sharded['w'].sharding.spec == jax.P('fsdp', None)
+with jax.set_mesh(mesh):
+  both = lambda tree: mesh_lib.constrain_replicated((tree, tree['x'].sum()))
+  found, total = jax.jit(both)({'w': sharded['w'], 'x': examples})
+np.testing.assert_array_equal(jax.device_get(found['w']), params['w'])
+np.testing.assert_array_equal(jax.device_get(found['x']), batch)
+assert total == batch.sum()
+np.testing.assert_array_equal(
+  jax.random.key_data(placed['key']), jax.random.key_data(params['key'])
+)
+try:
+  mesh_lib.make({'data': 2}, 8)
+except ValueError as error:
+  assert 'none of them of process 1' in str(error), error
+else:
+  raise AssertionError
+print('agreed')
+multihost.leave()
+"""
+# Two processes, one of which dies while both wait for each other.
+DIE = """
+import os, signal, sys
+from cxjax.parallel import multihost
+coordinator, who, process_id = sys.argv[1:]
+multihost.join(coordinator, 2, int(process_id))
+for i in range(10**6):
+  multihost.any_of(False)
+  if i == 10 and who == process_id:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+class TwoProcessesTest(parameterized.TestCase):
+  def start(self, program, *args, devices=1):
+    address = f'127.0.0.1:{processes.free_port()}'
+    return processes.finished(
+      processes.start_two('-c', program, address, *args, devices=devices)
+    )
+
+  def test_they_agree(self):
+    codes, said = self.start(AGREE, '{}', devices=2)
+    self.assertEqual(codes, [0, 0], said)
+    for out, _ in said:
+      self.assertIn('agreed', out)
+
+  @parameterized.parameters(0, 1)
+  def test_one_is_killed_and_the_other_stops(self, who):
+    codes, said = self.start(DIE, str(who), '{}')
+    self.assertEqual(codes[who], -signal.SIGKILL, said)
+    self.assertEqual(codes[1 - who], 1, said)
+    self.assertIn(
+      f'Error: Process {who} of this run ended abruptly. Start all',
+      said[1 - who][1],
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
