@@ -67,7 +67,7 @@ def shapes(tree):
 
 
 def rows_of(task):
-  """What `task.batch` gets, for `SIZE` examples."""
+  """Argument `rows` of `task.batch`, for `SIZE` examples."""
   if task.host_spec(SIZE) is None:
     return SIZE
   return next(iter(task.host_batches(SIZE, seed=0)))
