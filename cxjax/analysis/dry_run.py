@@ -189,7 +189,7 @@ def _analyze(
   logging.info(
     'Compiled %s in %.0f s.', planned.stage.name, time.perf_counter() - begin
   )
-  used = compiled.memory_analysis()
+  used: Any = compiled.memory_analysis()
   memory = Memory(
     arguments=used.argument_size_in_bytes,
     temporaries=used.temp_size_in_bytes,
@@ -198,7 +198,7 @@ def _analyze(
   )
   steps = spec.loop.log_every
   turns = (steps / spec.blocks, spec.blocks)
-  cost = hlo_cost.cost(compiled.as_text(), turns)
+  cost = hlo_cost.cost(compiled.as_text() or '', turns)
   return memory, hlo_cost.Cost().plus(cost, 1 / steps), None
 
 

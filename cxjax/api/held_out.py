@@ -93,7 +93,7 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
   output = next(
     (t for t in plan.stages[-1].terms if t.target == 'logits'), None
   )
-  loss = output.loss if output is not None else losses.kl
+  loss: Any = output.loss if output is not None else losses.kl
   lower = lambda fun: metrics_lib.Metric(fun, higher_is_better=False)
   if _is_kl(plan):
     if output is not None and output.top_k:

@@ -50,8 +50,8 @@ def cache_targets(
     experiment, teachers.train_teacher(experiment, workdir)
   )
   spec = _with_period(spec, experiment)
-  identity = identity.stored_config(experiment.config, spec)
-  return target_cache.write(folder, spec, identity, config.cache.dtype)
+  provenance = identity.stored_config(experiment.config, spec)
+  return target_cache.write(folder, spec, provenance, config.cache.dtype)
 
 
 def _with_period(

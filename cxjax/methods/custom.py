@@ -31,24 +31,24 @@ def custom(
   Raises:
     UserError: a field that there is not, or steps that do not add up.
   """
-  stages = [dict(stage) for stage in stages]
+  blocks = [dict(stage) for stage in stages]
   errors.require(
-    bool(stages),
+    bool(blocks),
     'custom.stages=() has no stage: give one, as (dict(name="joint", '
     'terms=(dict(student="logits", target="logits"),)),).',
   )
   names = [field.name for field in dataclasses.fields(stage_lib.Stage)]
-  given = sum(stage.get('steps', 0) for stage in stages)
-  open_ended = [stage for stage in stages if 'steps' not in stage]
+  given = sum(stage.get('steps', 0) for stage in blocks)
+  open_ended = [stage for stage in blocks if 'steps' not in stage]
   for stage in open_ended[:1]:
     stage['steps'] = num_steps - given
   errors.require(
-    len(open_ended) < 2 and sum(s['steps'] for s in stages) == num_steps,
+    len(open_ended) < 2 and sum(s['steps'] for s in blocks) == num_steps,
     f'The steps of custom.stages add up to {given} of num_steps={num_steps}: '
     'they must be as many, or one stage leaves its steps out.',
   )
   found = []
-  for i, stage in enumerate(stages):
+  for i, stage in enumerate(blocks):
     for name in stage:
       errors.lookup(f'field of custom.stages[{i}]', name, dict.fromkeys(names))
     terms = tuple(map(_configured_term, stage.pop('terms', ())))

@@ -265,7 +265,7 @@ class Stage:
         'cxjax.Term.',
       )
     errors.require(
-      any(term.scheduled or term.weight > 0 for term in self.terms),
+      any(callable(t.weight) or t.weight > 0 for t in self.terms),
       f'All terms of stage {self.name!r} have weight 0: nothing is trained.',
     )
 

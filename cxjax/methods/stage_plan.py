@@ -107,11 +107,11 @@ def plan_stage(
   )
   theirs: targets_lib.Activations = {}
   if stage.needs_teacher:
-    errors.require(
-      teacher is not None,
-      f'Stage {stage.name!r} compares the student with a teacher, and there is '
-      'none. Give one, or the target labels.',
-    )
+    if teacher is None:
+      raise errors.UserError(
+        f'Stage {stage.name!r} compares the student with a teacher, and there '
+        'is none. Give one, or the target labels.'
+      )
     theirs = jax.eval_shape(
       functools.partial(targets_lib.forward, teacher),
       teacher_params,

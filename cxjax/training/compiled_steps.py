@@ -218,7 +218,7 @@ class CompiledSteps:
         start,
         stop,
         *args,
-        span=span,
+        span,
         draw=spec.batch,
         student=self._student,
         teacher=self._teacher,
@@ -281,7 +281,8 @@ class CompiledSteps:
 
     Returns:
       States, schedule, span, start, stop; the teacher's parameters,
-      projections, keys and rows, or None for those that the stage does without.
+      projections, keys, rows and stored targets, or None for those that the
+      stage does without.
     """
     spec, layout = self._spec, self._spec.layout
     sharded = functools.partial(mesh_lib.abstract, mesh=layout.mesh)
@@ -301,7 +302,8 @@ class CompiledSteps:
       }
     keys = sharded(spec.keys.data, sharding=mesh_lib.REPLICATED)
     scalars = numbers((1, 0), (0, 1), 0, spec.loop.log_every)
-    return states, *scalars, params, matrices, keys, self.abstract_rows()
+    rows = self.abstract_rows()
+    return states, *scalars, params, matrices, keys, rows, None
 
   def abstract_rows(self) -> Any:
     """Shapes of the rows of one dispatch, or None without a loader."""

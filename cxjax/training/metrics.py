@@ -159,8 +159,7 @@ def resolve(metrics: Metrics) -> dict[str, Metric]:
       f'The metric {name!r} is {metric!r}: give a function of (output, labels) '
       'that returns a value per example, or a cxjax.Metric.',
     )
-    known = isinstance(metric, Metric)
-    found[name] = metric if known else Metric(metric)
+    found[name] = metric if isinstance(metric, Metric) else Metric(metric)
   return found
 
 
