@@ -28,8 +28,8 @@ from cxjax.analysis import dry_run
 from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.configs import experiment
-from cxjax.configs import stored_targets
 from cxjax.configs import flags as flags_lib
+from cxjax.configs import stored_targets
 from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import multihost
 from cxjax.training import summary as summary_lib
