@@ -1,10 +1,10 @@
-# make demo, make test, make notebooks, make lint, make types, make docs, make
-# format: each sets up what it needs.
+# make demo, make test, make test-fast, make notebooks, make lint, make types,
+# make docs, make format: each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test notebooks lint types docs format clean
+.PHONY: demo test test-fast notebooks lint types docs format clean
 
 # One stamp per set of packages, anew when their list changes.
 $(VENV)/run: requirements.txt
@@ -23,12 +23,17 @@ demo: $(VENV)/run
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
 
+# What a developer wants after every change.
+test-fast: $(VENV)/dev
+	$(BIN)/python -m pytest -m 'not slow'
+
 notebooks: $(VENV)/dev
 	$(BIN)/python -m experiments.notebooks.run --tiny
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/dev
 	$(BIN)/mypy
