@@ -75,9 +75,91 @@ DATA_MODULES = {
   'pcfg': 'tasks.masked_grammar',
   'text': 'data.tokenized_corpus',
 }
-# Names inside the modules above that have changed, too.
+# Names inside the modules above that have changed or moved, too.
 ATTRIBUTES: dict[str, dict[str, str]] = {
-  'training.metric_log': {'Journal': 'training.metric_log.MetricLog'},
+  'configs.builders': {
+    'abstract': 'configs.builders.abstract_specs',
+    'student_config': 'configs.identity.student_config',
+    'teacher_config': 'configs.identity.teacher_config',
+  },
+  'configs.experiment': {
+    'cache_targets': 'configs.stored_targets.cache_targets',
+    'teacher_folder': 'configs.teachers.teacher_folder',
+    'write_csv': 'tables.write_csv',
+  },
+  'data.loader': {
+    'Ahead': 'data.loader.Prefetch',
+    'Feed': 'data.loader.HostLoader',
+    'Stream': 'data.loader.BatchStream',
+    'alike': 'data.user_batches.conform',
+  },
+  'data.tokenized_corpus': {'Text': 'data.tokenized_corpus.TokenizedCorpus'},
+  'methods.curricula': {
+    'Curriculum': 'methods.stage.Curriculum',
+    'LABELS': 'methods.stage.LABELS',
+    'LOGITS': 'methods.stage.LOGITS',
+    'METHODS': 'methods.registry.METHODS',
+    'NORMS': 'methods.stage.NORMS',
+    'POOLS': 'methods.stage.POOLS',
+    'READ': 'methods.stage.PREDICTED',
+    'Stage': 'methods.stage.Stage',
+    'match_layers': 'methods.layer_matching.match_layers',
+    'split_steps': 'methods.layer_matching.split_steps',
+  },
+  'methods.projections': {'LAWS': 'methods.projections.PROJECTIONS'},
+  'methods.stage_plan': {
+    'PlannedStage': 'methods.stage_plan.StagePlan',
+    'show': 'methods.stage_plan.format_plan',
+  },
+  'methods.train_step': {
+    'Apply': 'types.Apply',
+    'Batch': 'types.Batch',
+    'Input': 'types.Input',
+    'Params': 'types.Params',
+    'Target': 'types.Target',
+    'activation': 'methods.targets.activation',
+    'carry': 'methods.train_step.carry_optimizer_state',
+    'enter': 'methods.train_step.init_stage',
+    'projection_shape': 'methods.targets.projection_shape',
+    'reach': 'methods.train_step.dependency_mask',
+    'target': 'methods.targets.make_targets',
+    'trained': 'methods.train_step.trainable_mask',
+    'undropped': 'methods.targets.without_dropout',
+  },
+  'models.adapters': {
+    'Network': 'models.adapters.ModelAdapter',
+    'Tap': 'models.taps.Tap',
+    'Taps': 'models.taps.Taps',
+    'cast': 'models.adapters.with_compute_dtype',
+    'from_linen': 'models.flax_adapters.from_linen',
+    'from_nnx': 'models.flax_adapters.from_nnx',
+    'taps': 'models.taps.taps',
+  },
+  'parallel.devices': {'part_cpu': 'parallel.devices.split_cpu'},
+  'parallel.mesh': {
+    'RULES': 'parallel.partition.MODES',
+    'distribute': 'parallel.mesh.place_batch',
+    'held': 'parallel.mesh.bytes_per_device',
+    'name_of': 'parallel.mesh.describe',
+    'parts': 'parallel.mesh.num_batch_shards',
+    'spec': 'parallel.partition.partition_spec',
+    'split': 'parallel.mesh.constrain_batch',
+    'whole': 'parallel.mesh.constrain_replicated',
+  },
+  'tasks.masked_text': {
+    'BINS': 'data.packing.BINS',
+    'held_out_rows': 'data.packing.held_out_rows',
+    'pack': 'data.packing.pack',
+  },
+  'training.compiled_steps': {
+    'Programs': 'training.compiled_steps.CompiledSteps'
+  },
+  'training.metric_log': {
+    'Journal': 'training.metric_log.MetricLog',
+    'Row': 'types.Record',
+  },
+  'training.multi_step': {'advance': 'training.multi_step.train_many_steps'},
+  'training.run_spec': {'Recipe': 'training.run_spec.RunSpec'},
 }
 
 

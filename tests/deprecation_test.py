@@ -10,9 +10,11 @@ import warnings
 from absl.testing import absltest
 from absl.testing import parameterized
 
+import cxjax
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import tables
+from cxjax.tasks import parity
 from cxjax.training import metric_log
 
 PACKAGE = 'old_package'
@@ -78,6 +80,27 @@ class ModuleTest(parameterized.TestCase):
     find = deprecation.module_getattr('cxjax', {'old': place})
     with self.assertWarns(DeprecationWarning):
       self.assertIsNotNone(find('old'))
+
+
+class PackageTest(parameterized.TestCase):
+  @parameterized.parameters(*deprecation.NAMES.items())
+  def test_old_public_name(self, old, new):
+    with self.assertWarnsRegex(
+      DeprecationWarning, f'^cxjax.{old} is now cxjax.{new};'
+    ):
+      self.assertIs(getattr(cxjax, old), getattr(cxjax, new))
+    self.assertNotIn(old, cxjax.__all__)
+    self.assertIn(new, cxjax.__all__)
+
+  def test_old_module(self):
+    with self.assertWarnsRegex(DeprecationWarning, 'cxjax.training.metric_log'):
+      from cxjax import journal
+    self.assertIs(journal.read, metric_log.read)
+
+  def test_old_module_of_data(self):
+    with self.assertWarnsRegex(DeprecationWarning, 'cxjax.tasks.parity'):
+      from cxjax.data import parity as old
+    self.assertIs(old.Parity, parity.Parity)
 
 
 @deprecation.renamed_arguments(
