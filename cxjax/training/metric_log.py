@@ -1,11 +1,13 @@
-"""The rows of a run: JSON lines, TensorBoard event files, a progress bar.
+"""The metrics of a run: JSON lines, TensorBoard event files and progress.
 
-Of several processes the first alone writes and shows them.
+In a run of several processes, the first process writes and shows them.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import copy
 import json
 import os
 import pathlib
@@ -17,110 +19,249 @@ import numpy as np
 import tqdm
 
 from cxjax import files
+from cxjax import types
 from cxjax.parallel import multihost
 
-Row = dict[str, Any]
+OnRecord = Callable[[types.Record], Any]
+
+# Seconds between two updates of a progress bar, and between two lines of a log.
+BAR_INTERVAL, LINE_INTERVAL = 0.2, 10.0
+# A terminal of 80 columns cuts off the end of the postfix: the stage.
+BAR_FORMAT = (
+  '{desc} {bar} {n_fmt}/{total_fmt} {elapsed}<{remaining} {rate_fmt}{postfix}'
+)
+LINE_FORMAT = (
+  '{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} '
+  '[{elapsed}<{remaining}, {rate_fmt}{postfix}]'
+)
 
 
-def read(folder: pathlib.Path) -> list[Row]:
-  """The rows of `FOLDER/metrics.jsonl`, up to the first that is damaged."""
+def read(folder: pathlib.Path) -> list[types.Record]:
+  """Reads `FOLDER/metrics.jsonl`, up to the first line that is damaged.
+
+  Args:
+    folder: the folder of the run.
+
+  Returns:
+    The records; none if there is no file.
+  """
   path = folder / 'metrics.jsonl'
-  rows = []
+  records = []
   if path.exists():
-    for line in path.read_text(errors='replace').splitlines():
+    for line in path.read_text('utf-8', errors='replace').splitlines():
       try:
-        row = json.loads(line)
+        record = json.loads(line)
       except ValueError:
         break
-      if not isinstance(row, dict) or not isinstance(row.get('step'), int):
+      if not isinstance(record, dict) or not isinstance(
+        record.get('step'), int
+      ):
         break
-      rows.append(row)
-  return rows
+      records.append(record)
+  return records
+
+
+def evaluations(
+  records: Sequence[types.Record], metric: str
+) -> Iterator[tuple[int, list[float]]]:
+  """Yields `(step, values)` of a held-out metric, with a value per seed."""
+  for record in records:
+    if f'eval/{metric}' in record:
+      yield record['step'], record[f'eval/{metric}']
+
+
+def steps_to(
+  records: Sequence[types.Record],
+  metric: str,
+  threshold: float,
+  higher_is_better: bool = True,
+) -> list[int | None]:
+  """Finds the first evaluation at which each seed reaches a threshold.
+
+  Args:
+    records: the records of a run.
+    metric: name of a held-out metric.
+    threshold: the value to reach.
+    higher_is_better: whether values above the threshold reach it; otherwise
+      values below do.
+
+  Returns:
+    A step per seed, None for a seed that never reaches the threshold.
+  """
+  sign = 1 if higher_is_better else -1
+  first: list[int | None] = []
+  for step, values in evaluations(records, metric):
+    first = first or [None] * len(values)
+    first = [
+      step if found is None and sign * value >= sign * threshold else found
+      for found, value in zip(first, values, strict=True)
+    ]
+  return first
 
 
 class MetricLog:
-  """Writes rows; one row per logging step, none twice."""
+  """Writes the records of a run, one per logging step.
 
-  def __init__(self, folder: pathlib.Path, step: int, title: str):
-    """Opens the journal of a run that goes on after `step` updates.
+  A context manager; leaving it closes the files.
+
+  Attributes:
+    records: the lines of metrics.jsonl.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    step: int,
+    title: str,
+    primary: str,
+    on_record: OnRecord | None = None,
+  ) -> None:
+    """Opens the log of a run that starts or resumes at `step`.
 
     Args:
-      folder: of the run.
-      step: rows after it are dropped: the run is about to write them again.
-      title: of the progress bar.
+      folder: the folder of the run.
+      step: number of updates so far; later records are dropped, since the run
+        is about to write them again.
+      title: title of the progress bar.
+      primary: name of the held-out metric that the progress bar shows.
+      on_record: called in the first process with a copy of every new record,
+        once it is written.
+
+    Raises:
+      UserError: the folder cannot be written.
     """
-    self.rows = [row for row in read(folder) if row['step'] <= step]
-    text = ''.join(json.dumps(row) + '\n' for row in self.rows)
+    self.records = [one for one in read(folder) if one['step'] <= step]
+    self._primary, self._on_record = primary, on_record
     path = folder / 'metrics.jsonl'
-    files.write_text(path, text)
+    files.write_text(path, ''.join(map(_line, self.records)))
     self._files: Any = None
     if multihost.is_first():
       with files.written(folder):
-        self._files = path.open('a'), _Events(folder / 'tensorboard', step)
-    # A terminal gets a moving bar, a log file a line now and then.
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    self._bar = tqdm.tqdm(
-      desc=title,
-      initial=step,
-      unit='step',
-      mininterval=interval,
-      disable=not self._files,
-    )
+        events = _Events(folder / 'tensorboard', step)
+        self._files = path.open('a', encoding='utf-8'), events
+    self._progress = _Progress(title, step, shown=self._files is not None)
 
   def __enter__(self) -> 'MetricLog':
-    """The journal itself."""
+    """Returns the log."""
     return self
 
-  def __exit__(self, *exception) -> None:
-    """Closes the files and the bar."""
+  def __exit__(self, *error: Any) -> None:
+    """Closes the files and the progress bar."""
     for file in self._files or ():
-      # Every row was flushed: what cannot be written was said then.
+      # Every line was flushed, and a disk that is full was reported then.
       with contextlib.suppress(OSError):
         file.close()
-    self._bar.close()
+    self._progress.close()
 
   def expect(self, total: int) -> None:
-    """Sets the number of steps at which the bar is full."""
-    self._bar.total = total
-    self._bar.refresh()
+    """Sets the number of steps at which the progress bar is full."""
+    self._progress.expect(total)
 
   def sync(self) -> int:
-    """Puts the rows on the disk for good; how many there are."""
+    """Syncs the records with the disk; returns their number."""
     if self._files:
       lines, _ = self._files
       with files.written(lines.name):
         os.fsync(lines.fileno())
-    return len(self.rows)
+    return len(self.records)
 
-  def write(self, row: Row) -> None:
-    """Appends a row and shows it.
+  def write(self, record: types.Record) -> None:
+    """Appends a record, shows it and passes it on.
 
     Args:
-      row: `step`, `stage`, and numbers or lists of numbers over the seeds.
+      record: 'step', 'stage', 'loss', and other numbers or lists of a number
+        per seed.
 
     Raises:
       UserError: the disk is full or cannot be written.
     """
-    self.rows.append(row)
+    self.records.append(record)
     if self._files:
       lines, events = self._files
       with files.written(lines.name):
-        lines.write(json.dumps(row) + '\n')
+        lines.write(_line(record))
         lines.flush()
-        events.write(row)
-    self._bar.set_postfix_str(_summary(row), refresh=False)
-    self._bar.update(row['step'] - self._bar.n)
+        events.write(record)
+    self._progress.update(record['step'], self._summary(record))
+    if self._files and self._on_record is not None:
+      self._on_record(copy.deepcopy(record))
+
+  def _summary(self, record: types.Record) -> str:
+    """Returns the loss, the primary metric and the stage of a record."""
+    parts = [f'loss {record["loss"]:.3g}']
+    values = record.get(f'eval/{self._primary}')
+    if values is not None:
+      parts.append(f'{self._primary} {np.mean(values):.4g}')
+    return ', '.join([*parts, record['stage']])
+
+
+def _line(record: types.Record) -> str:
+  return json.dumps(record) + '\n'
+
+
+class _Progress:
+  """A progress bar on a terminal; in a log file, a line every 10 seconds."""
+
+  def __init__(self, title: str, step: int, shown: bool) -> None:
+    self._terminal = sys.stderr.isatty()
+    self._bar = tqdm.tqdm(
+      desc=title,
+      initial=step,
+      unit='',
+      unit_scale=True,
+      bar_format=BAR_FORMAT,
+      dynamic_ncols=True,
+      mininterval=BAR_INTERVAL,
+      disable=not (shown and self._terminal),
+    )
+    self._title, self._step, self._begin = title, step, step
+    self._total: int | None = None
+    self._shown = shown
+    self._started = self._printed = time.monotonic()
+    self._postfix = ''  # Of the record that no line has shown yet.
+
+  def expect(self, total: int) -> None:
+    self._total = self._bar.total = total
+    self._bar.refresh()
+
+  def update(self, step: int, postfix: str) -> None:
+    self._bar.set_postfix_str(postfix, refresh=False)
+    self._bar.update(step - self._step)
+    self._step, self._postfix = step, postfix
+    if time.monotonic() - self._printed >= LINE_INTERVAL:
+      self._print()
+
+  def close(self) -> None:
+    self._bar.close()
+    self._print()
+
+  def _print(self) -> None:
+    """Prints a line with the last record, unless a bar shows it."""
+    if self._terminal or not self._shown or not self._postfix:
+      return
+    line = tqdm.tqdm.format_meter(
+      self._step,
+      self._total,
+      time.monotonic() - self._started,
+      prefix=self._title,
+      unit='step',
+      bar_format=LINE_FORMAT,
+      postfix=self._postfix,
+      initial=self._begin,
+    )
+    print(line, file=sys.stderr, flush=True)
+    self._printed, self._postfix = time.monotonic(), ''
 
 
 class _Events:
   """A TensorBoard event file.
 
-  Not tensorboardX's SummaryWriter: on a full disk its thread dies with a
-  traceback, and the run goes on.
+  It replaces tensorboardX's SummaryWriter, whose thread dies of a full disk
+  with a traceback while the run goes on.
   """
 
-  def __init__(self, folder: pathlib.Path, step: int):
-    # These import torch, where there is one: two seconds.
+  def __init__(self, folder: pathlib.Path, step: int) -> None:
+    # These import torch if it is installed, which takes two seconds.
     from tensorboardX import event_file_writer
     from tensorboardX import summary
     from tensorboardX.proto import event_pb2
@@ -128,54 +269,30 @@ class _Events:
     folder.mkdir(parents=True, exist_ok=True)
     self._file = event_file_writer.EventsWriter(str(folder / 'events'))
     self._event, self._scalar = event_pb2.Event, summary.scalar
-    # TensorBoard drops what another process wrote of later steps.
+    # TensorBoard drops the later steps that another process wrote.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add(step + 1, session_log=start)
     self._flushed = time.monotonic()
 
-  def _add(self, step, **what):
-    event = self._event(step=step, wall_time=time.time(), **what)
+  def _add(self, step: int, **content: Any) -> None:
+    event = self._event(step=step, wall_time=time.time(), **content)
     self._file.write_event(event)
 
-  def write(self, row: Row) -> None:
-    """Adds the numbers of a row, lists as their means."""
-    for name, value in row.items():
-      if name not in ('step', 'stage'):
-        self._add(row['step'], summary=self._scalar(name, np.mean(value)))
-    if time.monotonic() - self._flushed > 10:  # Seconds; it waits for the disk.
+  def write(self, record: types.Record) -> None:
+    """Adds the numbers of a record, lists as their means."""
+    for name, value in record.items():
+      if name in ('step', 'stage'):
+        continue
+      scope, _, term = name.partition('/')
+      if scope == 'loss':  # The losses of two stages have different units.
+        name = '/'.join(filter(None, (scope, record['stage'], term)))
+      scalar = self._scalar(name, np.mean(value))
+      self._add(record['step'], summary=scalar)
+    # Flushing waits for the disk, so that it is not done for every record.
+    if time.monotonic() - self._flushed > 10:  # Seconds.
       self._file.flush()
       self._flushed = time.monotonic()
 
   def close(self) -> None:
     """Flushes and closes the file."""
     self._file.close()
-
-
-def _summary(row: Row) -> str:
-  text = f'{row["stage"]}, loss {row["loss"]:.3g}'
-  found = [name for name in row if name.startswith('eval/')]
-  if found:
-    name = found[0].removeprefix('eval/')
-    text += f', {name} {np.mean(row[found[0]]):.3f}'
-  return text
-
-
-def evaluations(
-  rows: Sequence[Row], metric: str = 'accuracy'
-) -> Iterator[tuple[int, list[float]]]:
-  """`(step, metric of each seed)` of the evaluation rows."""
-  for row in rows:
-    if f'eval/{metric}' in row:
-      yield row['step'], row[f'eval/{metric}']
-
-
-def steps_to(rows: list[Row], accuracy: float) -> list[int | None]:
-  """First step at which each seed is at `accuracy`, None where it never is."""
-  first: list[int | None] = []
-  for step, values in evaluations(rows):
-    first = first or [None] * len(values)
-    first = [
-      step if f is None and v >= accuracy else f
-      for f, v in zip(first, values, strict=True)
-    ]
-  return first
