@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 from absl.testing import parameterized
+import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '--config=experiments/parity_mlp.py'
-
 
 # Flags can be parsed once in a process, and importing what they need takes
 # seconds.
@@ -38,6 +39,14 @@ MISTAKES = {
   ('--config=setup_none.py', '--workdir=x'): 'setup_none.py: there is no such',
   (f'{CONFIG}:tiny', '--workdir=x', '--config.data'): 'config.data is a block',
   (CONFIG, '--workdir='): '--workdir is missing',
+  (CONFIG, '--workdir=x', '--config.extracted.law=sparse'): (
+    'law is now config.extracted.projection'
+  ),
+  (CONFIG, '--workdir=x', '--config.seed=1', '--config.seed'): 'seed',
+  ('--config=launch.py', '--workdir=x'): 'does not define get_config',
+  ('--config=tests/broken_config.py', '--workdir=x'): (
+    'line 5 of tests/broken_config.py raises ZeroDivisionError: division'
+  ),
 }
 
 
@@ -82,6 +91,38 @@ class LaunchTest(parameterized.TestCase):
     lines = done.stderr.splitlines()
     for line, message in zip(lines, MISTAKES.values(), strict=True):
       self.assertRegex(line, f'^Error: .*{message}')
+
+  def test_help_shows_the_commands_and_the_flags(self):
+    done = start('launch.py', '--help')
+    self.assertEqual(done.returncode, 0, done.stderr)
+    lines = done.stdout.splitlines()
+    commands = [line for line in lines if line.startswith('python launch.py')]
+    self.assertLen(commands, 4)
+    for flag in (
+      'config',
+      'workdir',
+      'compare',
+      'dry_run',
+      'cache_targets',
+      'coordinator',
+      'num_processes',
+      'process_id',
+    ):
+      self.assertRegex(done.stdout, rf'\n  --{flag}: [A-Z]')
+
+  def test_the_log_is_of_this_package(self):
+    """And of the level that is asked for."""
+    args = (f'{CONFIG}:supervised,tiny', '--config.num_steps=10')
+    usual, quiet = (
+      start('launch.py', *args, f'--workdir={self.workdir()}/{i}', *more)
+      for i, more in enumerate(((), ('--verbosity=-1',)))
+    )
+    for done in (usual, quiet):
+      self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertNotEmpty(usual.stderr)
+    self.assertNotIn('orbax', usual.stderr)
+    self.assertLess(len(usual.stderr.splitlines()), 30, usual.stderr)
+    self.assertEmpty(quiet.stderr)
 
   def test_a_dry_run_needs_no_workdir(self):
     two = hasattr(os, 'sched_getaffinity') and len(os.sched_getaffinity(0)) > 1

@@ -265,7 +265,7 @@ def _outputs(closed: core.ClosedJaxpr, inputs: list[Value]) -> list[Value]:
 
   def value_of(atom: Any) -> Value:
     if isinstance(atom, core.Literal):
-      return _array(np.asarray(atom.val, atom.aval.dtype))
+      return _array(np.asarray(atom.val, getattr(atom.aval, 'dtype', None)))
     return known[atom]
 
   for eqn in jaxpr.eqns:
@@ -330,9 +330,10 @@ def _encode(value: Any, where: str) -> bytes:
     hashed = [_encode(part, where) for part in parts]
     unordered = isinstance(value, set | frozenset | Mapping)
     return _hash(kind, *(sorted(hashed) if unordered else hashed))
+  if isinstance(value, type):  # Its module is '__main__' in a script.
+    return _hash(kind, value.__qualname__)
   text = repr(value)
-  is_type = isinstance(value, type)
-  if ' at 0x' in text or (callable(value) and not is_type):
+  if ' at 0x' in text or callable(value):
     reason = 'a callback' if 'callback' in where else f'the parameter {where}'
     raise _Unhashable(f'it depends on {reason}, which only has an address')
   return _hash(kind, text)

@@ -1,0 +1,5 @@
+"""A config file that raises."""
+
+
+def get_config():
+  return 1 / 0
