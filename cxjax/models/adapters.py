@@ -62,12 +62,12 @@ class ModelAdapter:
     """Dropout layers that do not act in training.
 
     Training runs a model as it is: a layer that the module's arguments turn off
-    for inference stays off. A model that declares `abilities.dropout` gets
-    'dropout' keys from the training loop, if its input is a dict.
+    for inference stays off. Dropout that a model declares in its abilities does
+    act; the training loop gives it its keys.
 
     Finds `Dropout` and multi-head attention of linen and nnx with a positive
-    rate. Finds no linen layers inside a function that is jitted, unless
-    `from_fn` was given that function itself.
+    rate. A jitted function that the model calls may hide linen layers; one that
+    is given to `from_fn` does not.
 
     Args:
       x: a batch, or its shapes.
@@ -82,9 +82,7 @@ class ModelAdapter:
     with nn.intercept_methods(_dropout_recorder(found)):
       # The lambda is new, so JAX traces it again and does not use its cache.
       jax.eval_shape(lambda params, x: apply(params, x), params, x)
-    layers = [with_rate(path, rate) for path, rate in found.items()]
-    if self.abilities.dropout and not isinstance(x, Mapping):
-      layers.append(with_rate(self.name or 'model', self.abilities.dropout))
+    layers = (with_rate(path, rate) for path, rate in found.items())
     return (*self.dropout_layers, *layers)
 
 
@@ -105,7 +103,7 @@ def _abstract(tree: Any) -> Any:
 
 def _without_jit(fun: Callable[..., Any]) -> Callable[..., Any]:
   """The function inside `jax.jit`."""
-  while isinstance(fun, jax.stages.Wrapped):
+  while isinstance(fun, jax.stages.Wrapped) and hasattr(fun, '__wrapped__'):
     fun = fun.__wrapped__
   return fun
 
@@ -113,7 +111,7 @@ def _without_jit(fun: Callable[..., Any]) -> Callable[..., Any]:
 def _dropout_recorder(found: dict[str, float]) -> Callable[..., Any]:
   """A flax interceptor that records dropout layers that are off, by path."""
 
-  def record(next_fun, args, kwargs, context):
+  def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
     module = context.module
     if context.method_name == '__call__' and _is_off(module, args, kwargs):
       path = '/'.join(module.path) or type(module).__name__
@@ -282,7 +280,7 @@ def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
     'jnp.bfloat16, for example.',
   )
 
-  def convert(tree, dtype):
+  def convert(tree: Any, dtype: jnp.dtype) -> Any:
     return jax.tree.map(
       lambda leaf: (
         leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -290,7 +288,7 @@ def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
       tree,
     )
 
-  def apply(params, x):
+  def apply(params: types.Params, x: types.Input) -> Any:
     out = model.apply(convert(params, dtype), convert(x, dtype))
     return convert(out, jnp.float32)
 

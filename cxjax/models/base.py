@@ -34,8 +34,9 @@ class Abilities:
   Attributes:
     inputs: keys of the input dict that the model reads; `()` for a model that
       reads one array.
-    dropout: dropout rate that acts when the input has 'dropout' keys; 0.0 for a
-      model without dropout.
+    dropout: dropout rate that acts when the input dict has 'dropout', one key
+      per example; 0.0 for a model without dropout. In training, a model with a
+      positive rate reads an array `x` as `{'tokens': x, 'dropout': keys}`.
     partition_rules: how the parameters are sharded over the 'model' axis of the
       mesh; `()` if none of them is.
     head: whether the model is a `ModelWithHead`.
@@ -65,10 +66,12 @@ class Model(Protocol):
     """Returns initial parameters for inputs like `x`."""
     ...
 
-  def apply(
-    self, params: types.Params, x: types.Input, /
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the output `[B, ..., C]` and the activations `[B, ..., D]`."""
+  def apply(self, params: types.Params, x: types.Input, /) -> Any:
+    """Returns `(output, activations)`.
+
+    The output is an array `[B, ..., C]`; the activations are a dict of arrays
+    `[B, ..., D]`.
+    """
     ...
 
 
@@ -167,11 +170,6 @@ def make(name: str, block: Any, task: Any) -> Model:
   rate = getattr(block, 'dropout', 0)
   if rate:
     require(model, 'dropout', f'dropout={rate}')
-    errors.require(
-      bool(task.inputs),
-      f'dropout={rate} needs an input dict, which carries the keys; the input '
-      f'of task {type(task).__name__} is one array. Set dropout=0.0.',
-    )
   return model
 
 

@@ -65,10 +65,10 @@ def from_linen(
   constant = (
     {k: v for k, v in first.items() if k != 'params'} if collections else {}
   )
-  declared = dict(
-    abilities=adapters.declare(module, partition_rules),
-    name=type(module).__name__,
-  )
+  declared: dict[str, Any] = {
+    'abilities': adapters.declare(module, partition_rules),
+    'name': type(module).__name__,
+  }
   apply = _linen_apply(module, constant, output, kwargs)
   if not collections:
     return adapters.ModelAdapter(apply, variables, **declared)
@@ -90,7 +90,7 @@ def _linen_apply(
 ) -> types.Apply:
   """`(params, x) -> (output, activations)` of a linen module."""
 
-  def apply(params, x):
+  def apply(params: types.Params, x: types.Input) -> Any:
     try:
       out, state = module.apply(
         {**constant, 'params': params},
@@ -162,12 +162,12 @@ def from_nnx(
   graph, state, *rest = parts[0]
   _require_equal_constants(part[-1] for part in parts)
 
-  def merge(params):
+  def merge(params: types.Params) -> nnx.Module:
     full = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(full, params)
     return nnx.merge(graph, full, *rest, copy=True)
 
-  def apply(params, x):
+  def apply(params: types.Params, x: types.Input) -> Any:
     module = merge(params)
     before = _nnx_variables(module)
     run = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)

@@ -80,12 +80,14 @@ class MLP(nn.Module):
       The activation of the last hidden layer, `x` if there is none, and all
       activations.
     """
-    return self.apply(params, x, method='_trunk')
+    out: Any = self.apply(params, x, method='_trunk')
+    return out
 
   @nn.nowrap
   def head(self, params: types.Params, h: jax.Array) -> jax.Array:
     """Computes the logits `[..., C]` from `h` of `trunk`."""
-    return self.apply(params, h, method='_head')
+    out: Any = self.apply(params, h, method='_head')
+    return out
 
   def _trunk(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     errors.require(

@@ -6,6 +6,7 @@ Found from the jaxpr of the model, without running it.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -87,7 +88,7 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
   """
   adapters.outputs(model, x)
 
-  def apply(params, x):
+  def apply(params: types.Params, x: types.Input) -> Any:
     output, found = model.apply(params, x)
     return output, {k: v for k, v in found.items() if k != stage_lib.LOGITS}
 

@@ -238,7 +238,8 @@ class Transformer(nn.Module):
     Returns:
       The input of the head, `[B, P, D]`, and the activations.
     """
-    return self.apply(params, x, method='_trunk')
+    out: Any = self.apply(params, x, method='_trunk')
+    return out
 
   @nn.nowrap
   def head(self, params: types.Params, h: jax.Array) -> jax.Array:
@@ -254,8 +255,11 @@ class Transformer(nn.Module):
     Raises:
       UserError: the model has no head.
     """
-    base.require(self, 'head', 'head')
-    return self.apply(params, h, method='_head')
+    errors.require(
+      self.num_classes > 0, 'num_classes=0: the model has no head.'
+    )
+    out: Any = self.apply(params, h, method='_head')
+    return out
 
   def _trunk(
     self, x: jax.Array | Mapping[str, jax.Array]

@@ -2,7 +2,6 @@
 
 from absl.testing import parameterized
 import chex
-import example_modules
 from flax import linen as nn
 from flax import nnx
 import jax
@@ -14,6 +13,7 @@ from cxjax.models import adapters
 from cxjax.models import flax_adapters
 from cxjax.models import mlp
 from cxjax.models import taps
+from tests.models import example_modules
 
 B = 4
 adapt, Perceptron = example_modules.adapt, example_modules.Perceptron

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
+from cxjax.models import base
 from cxjax.models import sentence
 from cxjax.models import transformer
+from cxjax.parallel import partition
 
 TOKENS = np.random.default_rng(0).integers(0, 30, (3, 12))
 MASK = np.arange(12)[None] < np.array([12, 7, 2])[:, None]
@@ -54,6 +56,17 @@ class SentenceEncoderTest(absltest.TestCase):
     np.testing.assert_allclose(embedding, same, rtol=0.02, atol=0.02)
     none, _ = apply(variables, {'tokens': TOKENS, 'mask': ~ones})
     np.testing.assert_array_equal(none, np.zeros_like(none))
+
+  def test_abilities_are_those_of_the_encoder_for_whole_sentences(self):
+    model, variables = make(features=5, dropout=0.1)
+    self.assertIsInstance(model, base.Model)
+    abilities = model.abilities
+    self.assertEqual(
+      abilities.inputs, ('tokens', 'mask', 'position_ids', 'dropout')
+    )
+    self.assertEqual((abilities.dropout, abilities.head), (0.1, False))
+    sharding = partition.ParameterSharding('tensor', abilities.partition_rules)
+    self.assertEmpty(partition.unmatched(variables, sharding))
 
   def test_errors(self):
     model, variables = make()

@@ -1,7 +1,6 @@
 """The list of a model's activations: order, shapes, FLOPs and layers."""
 
 from absl.testing import parameterized
-import example_modules
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from cxjax.methods import targets
 from cxjax.models import adapters
 from cxjax.models import flax_adapters
 from cxjax.models import taps
+from tests.models import example_modules
 
 B = 4
 

@@ -1,10 +1,10 @@
-"""The transformer: what it reads, what it hides, what it costs, what it says.
+"""The transformer: inputs, activations, initialization, FLOPs and errors.
 
-That it computes what BERT and GPT-2 do is in huggingface_test.py.
+The tests of interop compare it with BERT and GPT-2.
 """
 
 import functools
-import math
+from unittest import mock
 
 from absl.testing import parameterized
 import jax
@@ -12,8 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
-from cxjax.methods import train_step
+from cxjax.methods import flops
+from cxjax.methods import targets
+from cxjax.models import attention
+from cxjax.models import base
 from cxjax.models import transformer
+from cxjax.parallel import partition
 
 SIZES = dict(vocab_size=7, max_length=12, num_classes=5)
 B, LENGTH, WIDTH, DEPTH = 3, 10, 16, 2
@@ -48,7 +52,7 @@ def assert_close(a, b, atol=1e-5):
   np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
 
 
-class TransformerTest(parameterized.TestCase):
+class ForwardTest(parameterized.TestCase):
   @parameterized.named_parameters(*KINDS)
   def test_names_its_activations(self, causal):
     _, found = apply(causal)(params(causal), TOKENS)
@@ -61,16 +65,18 @@ class TransformerTest(parameterized.TestCase):
       self.assertEqual(value.shape, (B, LENGTH, WIDTH))
 
   @parameterized.named_parameters(*KINDS)
-  def test_reads_some_positions_as_it_reads_all(self, causal):
+  def test_target_positions_select_logits(self, causal):
     x = {'tokens': TOKENS, 'mask': REAL}
     everywhere, found = apply(causal)(params(causal), x)
-    some, there = apply(causal)(params(causal), {**x, 'target_positions': POSITIONS})
+    some, there = apply(causal)(
+      params(causal), {**x, 'target_positions': POSITIONS}
+    )
     rows = np.arange(B)[:, None]
     assert_close(some, everywhere[rows, POSITIONS])
     assert_close(there['final'], found['final'][rows, POSITIONS])
     assert_close(there['block1'], found['block1'])  # Everywhere, if asked for.
 
-  def test_decoder_does_not_see_what_comes(self):
+  def test_decoder_does_not_see_later_tokens(self):
     changed = np.array(TOKENS)
     changed[:, 6] = (changed[:, 6] + 1) % 7
     before, _ = apply(True)(params(True), TOKENS)
@@ -85,12 +91,12 @@ class TransformerTest(parameterized.TestCase):
     after, _ = apply(causal)(params(causal), {'tokens': changed, 'mask': REAL})
     assert_close(before[REAL], after[REAL])
     unmasked, _ = apply(causal)(params(causal), {'tokens': changed})
-    if not causal:  # There padding comes last, and is hidden anyway.
+    if not causal:  # A decoder never sees padding, which comes last.
       self.assertFalse(np.allclose(unmasked[1], after[1], atol=1e-2))
 
   @parameterized.named_parameters(*KINDS)
-  def test_segments_are_sequences_of_their_own(self, causal):
-    """Two pieces in a row are what each is alone."""
+  def test_segments_are_separate_sequences(self, causal):
+    """Two packed sequences give the same logits as each alone."""
     parts = ((0, 4), (4, 9))
     segments = np.repeat([[1, 2, 0]], B, 0).repeat([4, 5, LENGTH - 9], 1)
     places = np.concatenate([np.arange(4), np.arange(LENGTH - 4)])
@@ -105,20 +111,7 @@ class TransformerTest(parameterized.TestCase):
       alone, _ = apply(causal)(params(causal), TOKENS[:, low:high])
       assert_close(logits[:, low:high], alone)
 
-  def test_dropout_needs_keys_and_keeps_the_mean(self):
-    h = jnp.ones((4, 3, 5_000))
-    keys = jax.random.split(jax.random.key(0), 4)
-    self.assertIs(transformer.dropout(h, None, 0, 0.2), h)
-    out = transformer.dropout(h, keys, 0, 0.2)
-    assert_close(out.mean(), 1.0, atol=0.02)
-    self.assertSameElements(np.unique(out), (0.0, np.float32(1.25)))
-    other = transformer.dropout(h, keys, 1, 0.2)
-    self.assertFalse(np.array_equal(out, other))
-    # An example's draw is its own, wherever it is in the batch.
-    last = transformer.dropout(h[3:], keys[3:], 0, 0.2)
-    np.testing.assert_array_equal(out[3:], last)
-
-  def test_dropout_acts_on_a_model_with_keys(self):
+  def test_dropout_acts_if_the_input_has_keys(self):
     keys = jax.random.split(jax.random.key(0), B)
     model = apply(False, dropout=0.5)
     plain, _ = apply(False)(params(False), TOKENS)
@@ -129,16 +122,36 @@ class TransformerTest(parameterized.TestCase):
     self.assertFalse(np.allclose(one, plain, atol=1e-2))
     self.assertFalse(np.allclose(one, two, atol=1e-2))
 
+  def test_every_dropout_layer_has_its_own_number(self):
+    keys = jax.random.split(jax.random.key(0), B)
+    layers = []
+
+    def record(h, keys, layer, rate):
+      del keys
+      layers.append((layer, rate))
+      return h
+
+    with mock.patch.object(attention, 'dropout', record):
+      x = {'tokens': TOKENS, 'dropout': keys}
+      make(True, dropout=0.5).apply(params(True), x)
+    self.assertEqual(layers, [(i, 0.5) for i in range(1 + 2 * DEPTH)])
+
   def test_remat_changes_neither_value_nor_gradient(self, causal=True):
+    keys = jax.random.split(jax.random.key(0), B)
+    x = {'tokens': TOKENS, 'target_positions': POSITIONS, 'dropout': keys}
+
     def loss(p, model):
-      logits, _ = model.apply(p, {'tokens': TOKENS, 'target_positions': POSITIONS})
+      logits, _ = model.apply(p, x)
       return jnp.square(logits).sum()
 
     results = [
       jax.jit(jax.value_and_grad(functools.partial(loss, model=model)))(
         params(causal)
       )
-      for model in (make(causal), make(causal, remat=True))
+      for model in (
+        make(causal, dropout=0.5),
+        make(causal, dropout=0.5, remat=True),
+      )
     ]
     jax.tree.map(assert_close, *results)
 
@@ -147,24 +160,14 @@ class TransformerTest(parameterized.TestCase):
     near, found = apply(causal, dtype=jnp.bfloat16)(params(causal), TOKENS)
     self.assertEqual(near.dtype, jnp.float32)
     self.assertEqual(found['block1'].dtype, jnp.bfloat16)
-    # 8 bits of a number that some 30 sums have gone into.
+    # bfloat16 has 8 bits, and rounding errors of some 30 sums add up.
     self.assertLess(np.abs(near - exact).max() / np.abs(exact).max(), 0.05)
     model = make(causal, dtype=jnp.bfloat16)
     shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
     for leaf in jax.tree.leaves(shapes):
       self.assertEqual(leaf.dtype, jnp.float32)
 
-  def test_a_lookup_is_a_product_with_one_hot_rows(self):
-    product, _ = apply(False)(params(False), TOKENS)
-    limit = transformer.ONE_HOT_VOCABULARY
-    transformer.ONE_HOT_VOCABULARY = 0
-    try:
-      lookup, _ = jax.jit(make(False).apply)(params(False), TOKENS)
-    finally:
-      transformer.ONE_HOT_VOCABULARY = limit
-    assert_close(product, lookup)
-
-  def test_a_tied_head_is_the_embedding(self):
+  def test_tied_head_uses_the_token_embedding(self):
     model = make(False, tied=True, num_classes=7)
     variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
     self.assertNotIn('logits', variables['params'])
@@ -172,10 +175,10 @@ class TransformerTest(parameterized.TestCase):
     self.assertEqual(logits.shape, (B, LENGTH, 7))
 
   @parameterized.named_parameters(*KINDS)
-  def test_without_classes_there_is_no_head(self, causal):
+  def test_no_head_without_classes(self, causal):
     model = make(causal, num_classes=0, dtype=jnp.bfloat16)
     shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)['params']
-    blocks = ('block0', 'block1', 'positions', 'tokens')
+    blocks = ('block0', 'block1', 'position_embedding', 'tokens')
     norm = 'final_norm' if causal else 'embeddings_norm'
     self.assertSameElements(shapes, (*blocks, norm))
     x = {'tokens': TOKENS, 'target_positions': POSITIONS}
@@ -185,7 +188,7 @@ class TransformerTest(parameterized.TestCase):
     np.testing.assert_array_equal(out, found['final'].astype(jnp.float32))
 
   @parameterized.named_parameters(*KINDS)
-  def test_the_epsilon_of_the_norms_is_theirs_unless_it_is_given(self, causal):
+  def test_norm_epsilon(self, causal):
     theirs = 1e-5 if causal else 1e-12
     plain, _ = apply(causal)(params(causal), TOKENS)
     same, _ = apply(causal, norm_eps=theirs)(params(causal), TOKENS)
@@ -197,12 +200,15 @@ class TransformerTest(parameterized.TestCase):
     if causal:
       h = np.asarray(found['block1'])
     else:
-      h = p['tokens']['embedding'][TOKENS] + p['target_positions'][None, :LENGTH]
+      h = (
+        p['tokens']['embedding'][TOKENS]
+        + p['position_embedding'][None, :LENGTH]
+      )
     h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1)
     scale, bias = (p[last][n][None, None] for n in ('scale', 'bias'))
     assert_close(found[at], h * scale + bias)
 
-  def test_starts_as_gpt2_and_bert_do(self):
+  def test_initialization_of_gpt2_and_bert(self):
     for causal in (False, True):
       model = make(causal, width=64, init_std=0.02)
       start = jax.jit(model.init)(jax.random.key(0), TOKENS)['params']
@@ -218,35 +224,89 @@ class TransformerTest(parameterized.TestCase):
         self.assertAlmostEqual(kernel.std() / std, 1, delta=error)
 
 
-class GeluTest(parameterized.TestCase):
-  def test_is_x_times_the_normal_distribution(self):
-    x = np.linspace(-12, 12, 97, dtype=np.float32)
-    value, slope = jax.vmap(jax.value_and_grad(transformer.gelu))(x)
-    wide = x.astype(np.float64)
-    share = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in wide])
-    density = np.exp(-(wide**2) / 2) / math.sqrt(2 * math.pi)
-    np.testing.assert_allclose(value, wide * share, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(slope, share + wide * density, atol=1e-6)
+class HeadTest(parameterized.TestCase):
+  @parameterized.product(
+    causal=(False, True), tied=(False, True), dtype=(jnp.float32, jnp.bfloat16)
+  )
+  def test_head_of_trunk_is_apply(self, causal, tied, dtype):
+    model = make(causal, tied=tied, num_classes=7, dtype=dtype)
+    variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
+    x = {'tokens': TOKENS, 'mask': REAL, 'target_positions': POSITIONS}
+    want, activations = jax.jit(model.apply)(variables, x)
+    h, found = jax.jit(model.trunk)(variables, x)
+    logits = jax.jit(model.head)(variables, h)
+    np.testing.assert_array_equal(h, activations['final'])
+    self.assertSameElements(found, activations)
+    self.assertEqual(logits.dtype, jnp.float32)
+    # The parts are compiled apart, so that XLA rounds elsewhere.
+    exact = dtype == jnp.float32
+    np.testing.assert_allclose(
+      logits, want, rtol=0, atol=1e-5 if exact else 0.05
+    )
+    # Any part of the positions, and any leading axes.
+    pieces = jax.jit(model.head)(variables, h.reshape(-1, WIDTH)[1:4])
+    np.testing.assert_allclose(
+      pieces, logits.reshape(-1, 7)[1:4], rtol=0, atol=1e-5 if exact else 0.05
+    )
+
+  @parameterized.named_parameters(*KINDS)
+  def test_parts_add_up_in_flops(self, causal):
+    model = make(causal)
+    h = jnp.zeros((B, LENGTH, WIDTH))
+    trunk = flops.written(model.trunk, params(causal), TOKENS)
+    head = flops.written(model.head, params(causal), h)
+    whole = flops.written(model.apply, params(causal), TOKENS)
+    self.assertEqual(trunk + head, whole)
+
+  def test_no_head_without_classes(self):
+    model = make(False, num_classes=0)
+    self.assertFalse(model.abilities.head)
+    with self.assertRaisesRegex(errors.UserError, 'has no head'):
+      model.head(params(False), jnp.zeros((1, 1, WIDTH)))
 
 
-class AttentionTest(parameterized.TestCase):
-  def test_is_softmax_of_scaled_products(self):
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (np.array(jax.random.normal(k, (2, 5, 3, 4))) for k in keys)
-    visible = np.tril(np.ones((1, 5, 5), bool))
-    got = transformer.attention(q, k, v, visible)
-    for b in range(2):
-      for h in range(3):
-        scores = q[b, :, h] @ k[b, :, h].T / 2
-        weights = np.where(visible[0], np.exp(scores), 0)
-        weights /= weights.sum(1, keepdims=True)
-        assert_close(got[b, :, h], weights @ v[b, :, h])
+class AbilitiesTest(parameterized.TestCase):
+  @parameterized.named_parameters(*KINDS)
+  def test_satisfies_the_protocols(self, causal):
+    model = make(causal, dropout=0.1)
+    self.assertIsInstance(model, base.ModelWithHead)
+    abilities = model.abilities
+    self.assertEqual(abilities.inputs, transformer.INPUTS)
+    self.assertEqual(abilities.dropout, 0.1)
+    self.assertTrue(abilities.head)
 
-  def test_large_scores_do_not_overflow(self):
-    q = jnp.full((1, 2, 1, 1), 300.0)
-    v = jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1)
-    got = transformer.attention(q, q, v, None)
-    assert_close(got, jnp.full((1, 2, 1, 1), 2.0))
+  @parameterized.named_parameters(*KINDS)
+  def test_partition_rules_decide_about_every_matrix(self, causal):
+    sharding = partition.ParameterSharding(
+      'tensor', make(causal).abilities.partition_rules
+    )
+    self.assertEmpty(partition.unmatched(params(causal), sharding))
+
+  def test_products_are_split_by_output_then_by_input(self):
+    rules = make(False).abilities.partition_rules
+    sharding = partition.ParameterSharding('tensor', rules)
+    sizes = {'model': 2, 'fsdp': 1}
+    leaves = jax.tree.leaves_with_path(params(False))
+    found = {}
+    for path, leaf in leaves:
+      name = partition.leaf_name(path)
+      spec = partition.partition_spec(name, leaf.shape, sharding, sizes)
+      axes = [i for i, axis in enumerate(spec) if axis == 'model']
+      found[name.removeprefix('params/')] = axes
+    for name, axes in {
+      'block0/query/kernel': [1],
+      'block0/key/bias': [0],
+      'block1/value/kernel': [1],
+      'block0/attention_out/kernel': [0],
+      'block0/attention_out/bias': [],
+      'block0/mlp_in/kernel': [1],
+      'block0/mlp_in/bias': [0],
+      'block0/mlp_out/kernel': [0],
+      'block0/mlp_norm/scale': [],
+      'position_embedding': [],
+      'transform/kernel': [],
+    }.items():
+      self.assertEqual(found[name], axes, name)
 
 
 class CostTest(parameterized.TestCase):
@@ -260,8 +320,8 @@ class CostTest(parameterized.TestCase):
     if positions:
       x['target_positions'] = jnp.zeros((self.batch, positions), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    fun = functools.partial(train_step.activation, model.apply, name=name)
-    return train_step.flops(fun, variables, x)
+    fun = functools.partial(targets.activation, model.apply, name=name)
+    return flops.compiled(fun, variables, x)
 
   def block(self, queries):
     """Multiply-adds of a block: with `queries` positions, in FLOPs."""
@@ -271,7 +331,7 @@ class CostTest(parameterized.TestCase):
     return self.batch * (linear + attention)
 
   @parameterized.named_parameters(*KINDS)
-  def test_runs_no_deeper_than_the_tap(self, causal):
+  def test_layers_above_a_tap_are_not_computed(self, causal):
     costs = [self.flops(causal, f'block{i}') for i in range(3)]
     for lower, upper in zip(costs[:-1], costs[1:], strict=True):
       # Norms, GELU and softmax are the rest.
@@ -279,7 +339,7 @@ class CostTest(parameterized.TestCase):
       self.assertBetween(ratio, 1, 1.25)
 
   @parameterized.named_parameters(*KINDS)
-  def test_last_block_is_computed_where_it_is_read(self, causal):
+  def test_last_block_is_computed_at_target_positions(self, causal):
     one = self.flops(causal, 'final', positions=1)
     below = self.flops(causal, 'block1')
     self.assertBetween((one - below) / self.block(1), 1, 1.25)
@@ -301,10 +361,28 @@ class ErrorTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       make(False, **kwargs)
 
-  def test_a_sequence_longer_than_the_positions(self):
+  def test_sequence_longer_than_max_length(self):
     with self.assertRaisesRegex(errors.UserError, '13 tokens.*12 positions'):
       make(True).init(jax.random.key(0), np.zeros((1, 13), int))
 
-  def test_a_tap_that_is_not_there_lists_those_that_are(self):
+  @parameterized.parameters(
+    ({'positions': POSITIONS}, "'positions' is called 'target_positions' now"),
+    ({'places': TOKENS}, "'places' is called 'position_ids' now"),
+    (
+      {'attention_mask': REAL},
+      "Unknown input 'attention_mask'.*: tokens, mask",
+    ),
+    ({'tokens': TOKENS.astype(np.float32)}, r"'tokens' are float32\[3, 10\]"),
+    ({'tokens': TOKENS[0]}, r"'tokens' are int64\[10\]; they must be \[B, L\]"),
+  )
+  def test_inputs_that_it_cannot_read(self, x, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      make(True).apply(params(True), {'tokens': TOKENS, **x})
+
+  def test_input_without_tokens(self):
+    with self.assertRaisesRegex(errors.UserError, "has no 'tokens'"):
+      make(True).apply(params(True), {'mask': REAL})
+
+  def test_unknown_activation_lists_those_that_exist(self):
     with self.assertRaisesRegex(errors.UserError, "'block7'.*block1/mlp"):
-      train_step.activation(make(True).apply, params(True), TOKENS, 'block7')
+      targets.activation(make(True).apply, params(True), TOKENS, 'block7')
