@@ -190,7 +190,7 @@ def _trace(fun: Callable[..., Any], args: Iterable[Any]) -> tuple[Any, Any]:
 
 
 def _function(fun: Callable[..., Any], args: Iterable[Any]) -> str:
-  """As `function_digest`, but raises _Unhashable."""
+  """Implements `function_digest`; raises _Unhashable."""
   args = tuple(args)
   jaxpr, shape = _trace(fun, args)
   parts: list[str | bytes] = [

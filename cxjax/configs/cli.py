@@ -62,7 +62,7 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 
 def _lacks_field(error: BaseException) -> bool:
-  """Whether the error is of a field that a ConfigDict does not have."""
+  """Returns whether the error is of a field that a ConfigDict does not have."""
   if not isinstance(error, AttributeError | KeyError):
     return False
   last = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -116,7 +116,7 @@ def quiet() -> None:
 
 
 def is_shown(record: std_logging.LogRecord) -> bool:
-  """Whether the log shows a record.
+  """Returns whether the log shows a record.
 
   Args:
     record: of any package.

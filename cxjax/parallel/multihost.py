@@ -80,12 +80,12 @@ def _number(name: str) -> int | None:
 
 
 def _is_number(text: str) -> bool:
-  """Whether a text is ASCII digits alone; `isdigit` also accepts '²'."""
+  """Returns whether a text is ASCII digits; `isdigit` also accepts '²'."""
   return text.isascii() and text.isdecimal()
 
 
 def _cluster() -> bool:
-  """Whether a SLURM job or a TPU pod started several processes."""
+  """Returns whether a SLURM job or a TPU pod started several processes."""
   tasks = os.environ.get(_SLURM, '1')
   slurm = 'SLURM_PROCID' in os.environ and _is_number(tasks) and int(tasks) > 1
   return slurm or ',' in os.environ.get(_TPU, '')
@@ -126,7 +126,7 @@ def count() -> int:
 
 
 def is_first() -> bool:
-  """Whether this is the first process, the one that writes files."""
+  """Returns whether this is the first process, the one that writes files."""
   return jax.process_index() == 0
 
 
@@ -152,7 +152,7 @@ def from_first(find: Callable[[], int]) -> int:
 
 
 def any_of(flag: bool) -> bool:
-  """Whether the flag is set in any process."""
+  """Returns whether the flag is set in any process."""
   if count() == 1:
     return flag
   return bool(multihost_utils.process_allgather(np.array(flag)).any())

@@ -53,7 +53,7 @@ REPLICATED = ParameterSharding()
 
 
 def _is_rule(rule: Any) -> bool:
-  """Whether `rule` is a pair of a regular expression and an axis."""
+  """Returns whether `rule` is a pair of a regular expression and an axis."""
   if not isinstance(rule, Sequence) or len(rule) != 2:
     return False
   pattern, axis = rule
