@@ -250,7 +250,7 @@ class AdvanceTest(parameterized.TestCase):
     after = states.params['params']
     for name in ('block1', 'transform', 'logits', 'logits_bias'):
       jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
-    for name in ('tokens', 'positions', 'block0'):
+    for name in ('tokens', 'position_embedding', 'block0'):
       changed = jax.tree.map(
         lambda a, b: bool((a != b).any()), before[name], after[name]
       )
