@@ -1,0 +1,28 @@
+"""Targets that a teacher computes once, for students that train without it.
+
+`FOLDER/stageN.array_record` holds a record for each batch that stage N reads:
+what the batch is made of, where the host reads that, and the targets of every
+term, so that a target cannot meet another batch than its own. `index.json` is
+written last; it has the provenance of the targets and the size of every file. A
+folder without it is no cache. Nothing is pickled.
+"""
+
+from cxjax.training.target_cache.checks import check
+from cxjax.training.target_cache.loader import CachedTargetLoader
+from cxjax.training.target_cache.reader import CachedTargets
+from cxjax.training.target_cache.reader import load
+from cxjax.training.target_cache.records import TOLERANCES
+from cxjax.training.target_cache.records import batch_numbers
+from cxjax.training.target_cache.summary import format_summary
+from cxjax.training.target_cache.writer import write
+
+__all__ = [
+  'TOLERANCES',
+  'CachedTargetLoader',
+  'CachedTargets',
+  'batch_numbers',
+  'check',
+  'format_summary',
+  'load',
+  'write',
+]

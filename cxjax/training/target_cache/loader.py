@@ -1,0 +1,68 @@
+"""Serves the rows and stored targets of a run, one chunk ahead of it."""
+
+import bisect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from cxjax import types
+from cxjax.data import loader
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import run_spec
+from cxjax.training.target_cache import reader
+
+
+class CachedTargetLoader(loader.Prefetch):
+  """Loads rows and targets of a run from a cache.
+
+  A chunk has the steps of one stage. Where another stage has some of the same
+  `T` steps, the chunk holds zeros that nobody reads.
+  """
+
+  def __init__(
+    self, cache: reader.CachedTargets, spec: run_spec.RunSpec
+  ) -> None:
+    """Reads nothing yet.
+
+    Args:
+      cache: holds all batches that the stages read.
+      spec: the run.
+    """
+    super().__init__(spec.loop.log_every, spec.layout.mesh)
+    self._cache, self._period = cache, spec.host.period
+    self._begins = (0, *spec.ends[:-1])
+    every = range(0, spec.ends[-1], spec.loop.log_every)
+    self._cuts = sorted({*every, *spec.ends})
+
+  def rows(self, step: int) -> loader.Rows:
+    """The rows of the chunk that holds `step`, or None."""
+    return super().rows(step).get('rows')
+
+  def targets(self, step: int) -> dict[str, types.Target]:
+    """The targets of the chunk that holds `step`, by term."""
+    return super().rows(step).get('targets', {})
+
+  def _chunk(self, step: int) -> int:
+    return bisect.bisect_right(self._cuts, step) - 1
+
+  def _set(self, read: Callable[[str], Any]) -> None:
+    """Needs no state: the step determines the next chunk."""
+
+  def _read(self) -> tuple[loader.State, loader.Rows]:
+    ahead = self._number + 1
+    if ahead + 1 == len(self._cuts):  # The end of the run.
+      return {}, {}
+    begin, end = self._cuts[ahead : ahead + 2]
+    stage = bisect.bisect_right(self._begins, begin) - 1
+    steps = np.arange(begin, end)
+    found = [self._cache.read(stage, n)[0] for n in steps % self._period]
+
+    def stack(*leaves: np.ndarray) -> np.ndarray:
+      out = np.zeros((self._steps, *leaves[0].shape), leaves[0].dtype)
+      out[steps % self._steps] = leaves
+      return out
+
+    chunk = jax.tree.map(stack, *found)  # `[T, streams or S, B, ...]`.
+    return {}, mesh_lib.place_batch(chunk, self._mesh, axis=2, seeds=1)

@@ -1,0 +1,149 @@
+"""Reads stored targets, and refuses those of another run."""
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+
+import grain
+import numpy as np
+
+from cxjax import errors
+from cxjax import files
+from cxjax.training import run_spec
+from cxjax.training.target_cache import records
+
+
+class CachedTargets:
+  """Stored targets, read by stage and batch.
+
+  Attributes:
+    folder: the folder of the cache.
+    index: the provenance of the targets, and what their files hold; JSON
+      values.
+  """
+
+  def __init__(self, folder: pathlib.Path, index: records.Index) -> None:
+    """Opens the files.
+
+    Args:
+      folder: the folder of the cache.
+      index: the content of its index.json.
+
+    Raises:
+      UserError: a file is missing or has another size.
+    """
+    self.folder, self.index = folder, index
+    self._provenance = files.digest(index['provenance'])
+    self._numbers, self._datasets = [], []
+    begin, period = 0, index['cache']['batches']
+    for i, stage in enumerate(index['stages']):
+      path = records.stage_path(folder, i)
+      size = path.stat().st_size if path.exists() else 0
+      if size != stage['bytes']:
+        raise self._damaged(f'{path} has {size} bytes, not {stage["bytes"]}')
+      with self._reading(f'{path}'):
+        source = grain.sources.ArrayRecordDataSource(str(path))
+      self._datasets.append(grain.MapDataset.source(source))
+      numbers = records.batch_numbers(begin, stage['steps'], period)
+      self._numbers.append(numbers)
+      begin += stage['steps']
+
+  def _damaged(self, what: str) -> errors.UserError:
+    return errors.UserError(
+      f'{what}: it is damaged. Remove {self.folder}, and make it again with '
+      f'launch.py --cache_targets={self.folder}.'
+    )
+
+  @contextlib.contextmanager
+  def _reading(self, what: str) -> Iterator[None]:
+    try:
+      yield
+    except (RuntimeError, OSError) as error:
+      raise self._damaged(what) from error
+
+  @property
+  def fingerprint(self) -> str:
+    """Hash of the targets' provenance and bytes."""
+    return files.digest(self.index)[:16]
+
+  @property
+  def tolerance(self) -> float:
+    """Relative distance from the live targets that rounding explains."""
+    return records.TOLERANCES[self.index['cache']['dtype']]
+
+  def require_same(self, here: records.Index) -> None:
+    """Raises UserError unless the targets are those of a run.
+
+    Args:
+      here: the provenance of the run's targets; with 'cache', how they are
+        stored, or 'parameters', digests of the teacher's parameters, to compare
+        these as well.
+    """
+    there = dict(self.index['provenance'])
+    there |= {n: self.index[n] for n in ('cache', 'parameters') if n in here}
+    differ = files.differences(there, here)
+    errors.require(
+      not differ,
+      f'{self.folder} holds the targets of another run. What differs: '
+      f'{differ}. Make others with launch.py --cache_targets=DIR, or go back '
+      'to that configuration.',
+    )
+
+  def require_all(self, spec: run_spec.RunSpec) -> None:
+    """Raises UserError unless the cache holds all batches that a run reads."""
+    for index, planned, needed in records.planned_stages(spec):
+      lacking = np.setdiff1d(needed, self._numbers[index])
+      errors.require(
+        not lacking.size,
+        f'Stage {planned.stage.name!r} reads {len(lacking)} batches that '
+        f'{self.folder} does not hold, as number {lacking[:1]}: it was made '
+        f'with cache.batches={self.index["cache"]["batches"]} and stages of '
+        f'{self.index["cache"]["steps"]} steps. Use those, or make another '
+        'with launch.py --cache_targets=DIR.',
+      )
+
+  def read(self, stage: int, number: int) -> tuple[records.Stored, str]:
+    """Reads one batch of a stage.
+
+    Args:
+      stage: the index of the stage in the curriculum.
+      number: the number of the batch, one of `records.batch_numbers`.
+
+    Returns:
+      NumPy arrays, and the digest of the batch.
+
+    Raises:
+      UserError: the record is damaged.
+    """
+    what = f'Batch {number} in {records.stage_path(self.folder, stage)}'
+    at = int(np.searchsorted(self._numbers[stage], number))
+    with self._reading(what):
+      content = self._datasets[stage][at]
+    found = records.unpack(
+      content,
+      self.index['stages'][stage]['arrays'],
+      records.place(self._provenance, stage, number),
+    )
+    if found is None:
+      raise self._damaged(what)
+    return found
+
+
+def load(folder: pathlib.Path) -> CachedTargets:
+  """Opens a finished cache.
+
+  Args:
+    folder: the folder of the cache.
+
+  Returns:
+    The cache; no target has been read.
+
+  Raises:
+    UserError: there is no cache, or it is not finished, or damaged.
+  """
+  errors.require(
+    (folder / 'index.json').exists(),
+    f'{folder} holds no finished cache of targets. Make it with launch.py '
+    f'--cache_targets={folder}.',
+  )
+  return CachedTargets(folder, files.read_sealed(folder / 'index.json'))

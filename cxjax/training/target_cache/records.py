@@ -1,0 +1,138 @@
+"""The format of stored targets: which batches, and their bytes.
+
+A record begins with a checksum of its bytes, its cache, its stage and the
+number of its batch, and with a digest of the batch as it was drawn. The arrays
+follow, in the order of the index, which has the keys, the shape and the dtype
+of each. The keys of an array are a list, since the name of a term may contain
+any character.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import math
+import pathlib
+import struct
+from typing import Any
+import zlib
+
+from flax import traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax.methods import stage_plan
+from cxjax.training import run_spec
+
+Index = dict[str, Any]
+# `{'rows': [streams, ...], 'targets': {term: [streams or S, B, ...]}}` in every
+# leaf; without rows where a batch needs none, and without targets where a stage
+# learns labels alone.
+Stored = dict[str, Any]
+
+# Dtypes in which floats are stored, and the relative distance from the live
+# targets that is allowed: the norm of the difference by the norm. Other devices
+# differ by less, another teacher, batch or projection by more. Damage is found
+# by the checksums.
+TOLERANCES = {'float32': 0.01, 'bfloat16': 0.02}
+
+_CHECKSUM = struct.Struct('<I')
+_DIGEST_SIZE = 16
+
+
+def batch_numbers(begin: int, steps: int, period: int) -> np.ndarray:
+  """Returns the numbers of the batches that a stage reads, in order.
+
+  Args:
+    begin: first step of the stage.
+    steps: number of its steps.
+    period: number of different batches: step `n` reads `n % period`.
+
+  Returns:
+    `[min(steps, period)]` integers.
+  """
+  return np.sort((begin + np.arange(min(steps, period))) % period)
+
+
+def planned_stages(
+  spec: run_spec.RunSpec,
+) -> Iterator[tuple[int, stage_plan.StagePlan, np.ndarray]]:
+  """Yields the stages of a run: index, plan, and numbers of their batches."""
+  begins = (0, *spec.ends)
+  for i, planned in enumerate(spec.plan()):
+    steps = planned.stage.steps
+    yield i, planned, batch_numbers(begins[i], steps, spec.host.period)
+
+
+def stage_path(folder: pathlib.Path, stage: int) -> pathlib.Path:
+  """Returns the file of a stage."""
+  return folder / f'stage{stage}.array_record'
+
+
+def describe_arrays(stored: Stored) -> list[dict[str, Any]]:
+  """Returns the keys, the shape and the dtype of every array; JSON values."""
+  return [
+    {'keys': list(keys), 'shape': list(leaf.shape), 'dtype': str(leaf.dtype)}
+    for keys, leaf in traverse_util.flatten_dict(stored).items()
+  ]
+
+
+def raw_bytes(arrays: Sequence[dict[str, Any]]) -> int:
+  """Returns the size of a batch before compression."""
+  return sum(
+    math.prod(array['shape']) * jnp.dtype(array['dtype']).itemsize
+    for array in arrays
+  )
+
+
+def pack(stored: Stored, digest: str, place: str) -> bytes:
+  """Packs the arrays of a batch.
+
+  Args:
+    stored: NumPy arrays.
+    digest: the fingerprint of the batch.
+    place: the cache, the stage and the number of the batch, as text.
+
+  Returns:
+    The record.
+  """
+  leaves = traverse_util.flatten_dict(stored).values()
+  content = digest.encode() + b''.join(leaf.tobytes() for leaf in leaves)
+  return _CHECKSUM.pack(_checksum(content, place)) + content
+
+
+def unpack(
+  record: bytes, arrays: Sequence[dict[str, Any]], place: str
+) -> tuple[Stored, str] | None:
+  """Unpacks a record.
+
+  Args:
+    record: returned by `pack`.
+    arrays: returned by `describe_arrays` for the same arrays.
+    place: as for `pack`.
+
+  Returns:
+    The arrays and the digest of the batch; None if the record is damaged, or
+    belongs to another place.
+  """
+  if len(record) != _CHECKSUM.size + _DIGEST_SIZE + raw_bytes(arrays):
+    return None
+  (checksum,) = _CHECKSUM.unpack_from(record)
+  at = _CHECKSUM.size
+  if checksum != _checksum(record[at:], place):
+    return None
+  digest, at = record[at : at + _DIGEST_SIZE].decode(), at + _DIGEST_SIZE
+  found = {}
+  for array in arrays:
+    dtype, size = jnp.dtype(array['dtype']), math.prod(array['shape'])
+    leaf = np.frombuffer(record, dtype, size, at).reshape(array['shape'])
+    found[tuple(array['keys'])] = leaf
+    at += leaf.nbytes
+  return traverse_util.unflatten_dict(found), digest
+
+
+def _checksum(content: bytes, place: str) -> int:
+  return zlib.crc32(content, zlib.crc32(place.encode()))
+
+
+def place(provenance: str, stage: int, number: int) -> str:
+  """Returns the text that identifies a record, for `pack` and `unpack`."""
+  return f'{provenance} {stage} {number}'

@@ -1,0 +1,190 @@
+"""Runs the teacher over the batches of a run, and stores its targets."""
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+import time
+from typing import Any
+import zlib
+
+from absl import logging
+from array_record.python import array_record_module
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import errors
+from cxjax import files
+from cxjax.methods import stage_plan
+from cxjax.parallel import multihost
+from cxjax.training import checkpoints
+from cxjax.training import compiled_steps
+from cxjax.training import run_spec
+from cxjax.training.target_cache import checks
+from cxjax.training.target_cache import reader
+from cxjax.training.target_cache import records
+from cxjax.training.target_cache import summary as summary_lib
+
+# Every record can be read by itself. Integers shrink to a third, floats hardly.
+OPTIONS = 'group_size:1,zstd:1'
+
+
+def write(
+  folder: pathlib.Path,
+  spec: run_spec.RunSpec,
+  provenance: records.Index,
+  dtype: str,
+) -> summary_lib.Summary:
+  """Stores the targets of a run.
+
+  Args:
+    folder: the folder of the cache.
+    spec: the run, with a teacher that is available; `host.period` is the number
+      of batches.
+    provenance: all that another run must have in common with this one to be
+      served; JSON values.
+    dtype: dtype of the stored floats, one of `TOLERANCES`.
+
+  Returns:
+    The content of `FOLDER/summary.json`.
+
+  Raises:
+    UserError: the folder cannot be written, or holds other targets.
+  """
+  assert spec.teacher is not None and spec.teacher.available
+  errors.require(
+    multihost.count() == 1,
+    f'{folder} is written by one process, and there are {multihost.count()}. '
+    'Leave --coordinator out; students may read it in several.',
+  )
+  steps = [stage.steps for stage in spec.stages]
+  made = {'batches': spec.host.period, 'dtype': dtype, 'steps': steps}
+  parameters = checks.parameter_digests(spec)
+  errors.require(
+    not (folder / 'config.json').exists(),
+    f'{folder} holds a run: targets need a folder of their own.',
+  )
+  with files.lock(folder), jax.set_mesh(spec.layout.mesh):
+    if (folder / 'index.json').exists():
+      reader.load(folder).require_same(
+        {**provenance, 'cache': made, 'parameters': parameters}
+      )
+      logging.info('%s is finished.', folder)
+      return files.read_json(folder / 'summary.json')
+    begin = time.perf_counter()
+    writer = _Writer(folder, spec, files.digest(provenance), dtype)
+    stages = [writer.stage(*one) for one in records.planned_stages(spec)]
+    seconds = time.perf_counter() - begin
+    index = {
+      'provenance': provenance,
+      'cache': made,
+      'parameters': parameters,
+      'checkpoints': spec.teacher.checkpoints,
+      'stages': stages,
+    }
+    checks.check(reader.CachedTargets(folder, index), spec, writer.steps)
+    summary = summary_lib.summarize(spec, index, seconds)
+    files.write_json(folder / 'summary.json', summary)
+    files.write_sealed(folder / 'index.json', index)
+  return summary
+
+
+class _Writer:
+  """Writes the stages of a run, one file each."""
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    spec: run_spec.RunSpec,
+    provenance: str,
+    dtype: str,
+  ) -> None:
+    self._folder, self._spec = folder, spec
+    self._provenance, self._dtype = provenance, dtype
+    self.steps = compiled_steps.CompiledSteps(spec)
+
+  def stage(
+    self, index: int, planned: stage_plan.StagePlan, numbers: np.ndarray
+  ) -> dict[str, Any]:
+    """Writes the file of a stage; returns its entry in the index."""
+    path, total = records.stage_path(self._folder, index), 0
+    arrays: list[dict[str, Any]] = []
+    path.unlink(missing_ok=True)
+    with _written(path):
+      writer = array_record_module.ArrayRecordWriter(str(path), OPTIONS)
+    for number, rows, batches, targets in self._batches(
+      index, planned, numbers
+    ):
+      stored = {
+        'rows': rows or {},
+        'targets': jax.tree.map(self._cast, targets),
+      }
+      stored = jax.device_get(stored)
+      arrays = records.describe_arrays(stored)
+      place = records.place(self._provenance, index, number)
+      record = records.pack(stored, checkpoints.fingerprint(batches), place)
+      total = zlib.crc32(record, total)
+      with _written(path):
+        writer.write(record)
+        if not writer.ok():
+          writer.close()  # Raises the error.
+    with _written(path):
+      writer.close()
+    stage, size = planned.stage, path.stat().st_size
+    logging.info('%s: %.1f MB for %r.', path, size / 1e6, stage.name)
+    return {
+      'name': stage.name,
+      'steps': stage.steps,
+      'arrays': arrays,
+      'bytes': size,
+      'checksum': total,
+    }
+
+  def _batches(
+    self, index: int, planned: stage_plan.StagePlan, numbers: np.ndarray
+  ) -> Iterator[tuple[int, Any, Any, Any]]:
+    """Yields `(number, rows, batches, targets)` of every batch of a stage."""
+    compute = checks.live_targets(self._spec, self.steps, index, planned)
+    last: list[tuple[int, Any, Any, Any]] = []
+    for number, rows in _rows(self._spec, numbers):
+      # One batch is written while the devices compute the next.
+      this = [(number, rows, *compute(number, rows))]
+      yield from last
+      last = this
+    yield from last
+
+  def _cast(self, leaf: jax.Array) -> jax.Array:
+    floats = jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return leaf.astype(self._dtype) if floats else leaf
+
+
+def _rows(
+  spec: run_spec.RunSpec, numbers: np.ndarray
+) -> Iterator[tuple[int, Any]]:
+  """Yields `(number, rows)` of the batches `numbers`, in order."""
+  if spec.host.loader is None:
+    yield from ((number, None) for number in numbers.tolist())
+    return
+  kept = set(numbers.tolist())
+  with spec.host.loader() as loader:
+    for number in range(numbers[-1] + 1):
+      rows = loader.rows(number)
+      if number in kept:
+        at = number % spec.loop.log_every
+        yield number, jax.tree.map(lambda leaf, at=at: leaf[at], rows)
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path) -> Iterator[None]:
+  """Turns an error of ArrayRecord about the disk into a UserError.
+
+  ArrayRecord often notices a full disk at the end alone.
+  """
+  try:
+    yield
+  except RuntimeError as error:
+    reason = str(error).partition(';')[0]
+    raise errors.UserError(
+      f'Cannot write {path}: {reason}. Make room there, or choose another '
+      '--cache_targets.'
+    ) from error
