@@ -128,7 +128,7 @@ def _renamed(tensors: base.Tensors) -> dict[str, np.ndarray]:
 
 
 def _has_head(tensors: base.Tensors) -> bool:
-  """Whether the tensors include a masked-language-model head."""
+  """Returns whether the tensors include a masked-language-model head."""
   return any(name.startswith(f'{HEAD}.') for name in tensors)
 
 
