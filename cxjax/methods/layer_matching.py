@@ -1,5 +1,6 @@
 """Which layers are matched, and how long each stage is."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import numbers
 from typing import Any
@@ -43,13 +44,14 @@ def match_layers(
 def check_pairs(layers: Any) -> tuple[Pair, ...]:
   """The pairs of `layers`; raises UserError for anything else."""
   errors.require(
-    not isinstance(layers, str),
+    isinstance(layers, Iterable) and not isinstance(layers, str),
     f"layers={layers!r} must be pairs of the teacher's and the student's "
     "activation, as [('block3', 'block1')].",
   )
   for pair in layers:
     errors.require(
-      not isinstance(pair, str)
+      isinstance(pair, Sequence)
+      and not isinstance(pair, str)
       and len(pair) == 2
       and all(isinstance(name, str) for name in pair),
       f"layers: {pair!r} is not a pair of the teacher's and the student's "

@@ -233,14 +233,14 @@ class HighTemperatureTest(parameterized.TestCase):
   # The KL tends to the mean squared error of the centered logits, halved
   # (Hinton et al., section 2.1), with an error of order 1/T: 1% at T = 100.
   # Above it float32 loses the value, but not the gradient.
-  def test_kl_is_half_the_centred_mse(self):
+  def test_kl_is_half_the_centered_mse(self):
     student, teacher = random(0), random(1)
     value = losses.kl(student, teacher, temperature=100.0)
     error = student - teacher
     error = error - error.mean(-1, keepdims=True)
     np.testing.assert_allclose(value, 0.5 * (error**2).mean(-1), rtol=0.03)
 
-  def test_its_gradient_is_that_of_half_the_centred_mse(self):
+  def test_its_gradient_is_that_of_half_the_centered_mse(self):
     student, teacher = random(0), random(1)
     loss = functools.partial(losses.kl, temperature=1e3)
     _, grad, _ = value_and_grads(loss, student, teacher)

@@ -20,38 +20,38 @@ draw = jax.jit(projections.random_projection, static_argnums=(1, 2))
 
 
 @functools.cache
-def sample(law, shape):
-  """`[NUM, *shape]`, a draw of a law for each key."""
-  return np.asarray(jax.vmap(lambda key: draw(key, law, shape))(KEYS))
+def sample(projection, shape):
+  """`[NUM, *shape]`, a draw of a projection for each key."""
+  return np.asarray(jax.vmap(lambda key: draw(key, projection, shape))(KEYS))
 
 
-class LawTest(parameterized.TestCase):
+class ProjectionTest(parameterized.TestCase):
   # An entry of P P^T has the variance 2/d_out at most (on the diagonal, of the
-  # gaussian and the sparse law): its mean is within 5 standard errors.
+  # gaussian and the sparse): its mean is within 5 standard errors.
   @parameterized.product(projection=RANDOM, shape=SHAPES)
-  def test_p_pt_is_the_identity_on_average(self, law, shape):
-    p = sample(law, shape)
+  def test_p_pt_is_the_identity_on_average(self, projection, shape):
+    p = sample(projection, shape)
     mean = (p @ p.transpose(0, 2, 1)).mean(0)
     atol = 5 * np.sqrt(2 / shape[1] / NUM)
     np.testing.assert_allclose(mean, np.eye(shape[0]), atol=atol)
 
   # |x P|^2 has the variance 2 |x|^4 / d_out at most.
   @parameterized.product(projection=RANDOM, shape=SHAPES)
-  def test_keeps_the_squared_length_on_average(self, law, shape):
+  def test_keeps_the_squared_length_on_average(self, projection, shape):
     x = np.arange(1.0, shape[0] + 1)
-    mean = np.square(x @ sample(law, shape)).sum(-1).mean()
+    mean = np.square(x @ sample(projection, shape)).sum(-1).mean()
     rtol = 5 * np.sqrt(2 / shape[1] / NUM)
     np.testing.assert_allclose(mean, np.square(x).sum(), rtol=rtol)
 
   @parameterized.product(projection=RANDOM, shape=SHAPES[:1])
-  def test_a_key_is_a_matrix(self, law, shape):
+  def test_a_key_is_a_matrix(self, projection, shape):
     first, second = KEYS[:2]
-    p = draw(first, law, shape)
+    p = draw(first, projection, shape)
     self.assertEqual(p.shape, shape)
     self.assertEqual(p.dtype, jnp.float32)
-    np.testing.assert_array_equal(p, draw(first, law, shape))
-    np.testing.assert_array_equal(p, sample(law, shape)[0])
-    self.assertFalse(np.array_equal(p, draw(second, law, shape)))
+    np.testing.assert_array_equal(p, draw(first, projection, shape))
+    np.testing.assert_array_equal(p, sample(projection, shape)[0])
+    self.assertFalse(np.array_equal(p, draw(second, projection, shape)))
 
   # The variance of N entries has the standard error sqrt(2/N), their fourth
   # moment sqrt(96/N), in units of their true variance.
@@ -93,7 +93,7 @@ class LawTest(parameterized.TestCase):
     p = projections.random_projection(jax.random.key(0), 'identity', (3, 3))
     np.testing.assert_array_equal(p, np.eye(3))
 
-  def test_unknown_law_lists_the_laws(self):
+  def test_unknown_projection_lists_the_projections(self):
     names = ', '.join((*RANDOM, 'identity'))
     with self.assertRaisesRegex(errors.UserError, f"'fourier'.*{names}"):
       projections.random_projection(jax.random.key(0), 'fourier', (3, 3))
@@ -112,7 +112,9 @@ class ProjectTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.x = jax.random.normal(jax.random.key(1), (2, 5, 4))
-    self.p = projections.random_projection(jax.random.key(0), 'gaussian', (4, 3))
+    self.p = projections.random_projection(
+      jax.random.key(0), 'gaussian', (4, 3)
+    )
 
   def test_is_the_product(self):
     y = projections.project(self.x, self.p)

@@ -1,0 +1,165 @@
+"""Tests of the registry of methods."""
+
+from absl.testing import parameterized
+import ml_collections
+
+from cxjax import errors
+from cxjax.methods import curricula
+from cxjax.methods import losses
+from cxjax.methods import registry
+
+# The last 50 steps are the final teacher's.
+AVAILABLE = ((10, 0.5), (20, 0.6), (30, 0.8), (40, 0.95), (50, 1.0))
+CONTEXT = registry.Context(
+  num_steps=60,
+  teacher_layers=('t0', 't1'),
+  student_layers=('s0',),
+  checkpoints=AVAILABLE,
+  output={'loss': losses.mse, 'alpha': 0.0, 'top_k': 0},
+)
+STAGES = {'stages': ({'terms': ({},)},)}
+
+
+def choose(rule, available=AVAILABLE, **kwargs):
+  return registry.choose_checkpoints(available, rule, **kwargs)
+
+
+def block(name, **fields):
+  """The block of a config, with its defaults."""
+  options = {**registry.METHODS[name].options, **fields}
+  return ml_collections.ConfigDict(options)
+
+
+def build(name, **fields):
+  return registry.build(name, block(name, **fields), CONTEXT)
+
+
+class ChooseCheckpointsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ((0.61,), (20,)),
+    ((0.9, 0.54), (10, 40)),  # Oldest first; the nearer of two.
+    ((0.0, 0.5), (10,)),  # Once.
+    ((1.0,), (40,)),  # Never the final teacher.
+  )
+  def test_transition(self, scores, expected):
+    self.assertEqual(choose('transition', scores=scores), expected)
+
+  @parameterized.parameters(
+    (1, (20,)),  # 25 is as far from 30: the older.
+    (2, (20, 30)),  # 16.7 and 33.3.
+    (4, (10, 20, 30, 40)),
+    (9, (10, 20, 30, 40)),
+  )
+  def test_even(self, count, expected):
+    self.assertEqual(choose('even', count=count), expected)
+
+  def test_even_is_in_steps(self):
+    available = ((1, 0.1), (2, 0.2), (3, 0.3), (90, 0.9), (100, 1.0))
+    chosen = choose('even', available, count=1)
+    self.assertEqual(chosen, (90,))
+
+  def test_list(self):
+    self.assertEqual(choose('list', listed=(40, 10, 40)), (10, 40))
+
+  def test_list_of_a_step_that_was_not_kept(self):
+    message = 'no intermediate checkpoint 25.*10, 20, 30, 40.$'
+    with self.assertRaisesRegex(errors.UserError, message):
+      choose('list', listed=(10, 25))
+
+  def test_list_of_the_final_teacher(self):
+    with self.assertRaisesRegex(errors.UserError, 'checkpoint 50'):
+      choose('list', listed=(50,))
+
+  @parameterized.parameters('transition', 'even', 'list')
+  def test_nothing_chosen(self, rule):
+    with self.assertRaisesRegex(errors.UserError, f"'{rule}' chooses no"):
+      choose(rule)
+
+  @parameterized.parameters([()], [AVAILABLE[-1:]])
+  def test_nothing_to_choose_from(self, available):
+    with self.assertRaisesRegex(errors.UserError, 'teacher.save_every'):
+      choose('even', available, count=1)
+
+  def test_unknown_rule_lists_the_rules(self):
+    message = "'evn'.*transition, even, list"
+    with self.assertRaisesRegex(errors.UserError, message):
+      choose('evn', count=1)
+
+
+class BuildTest(parameterized.TestCase):
+  @parameterized.parameters(*registry.METHODS)
+  def test_lasts_num_steps(self, name):
+    stages = build(name, **(STAGES if name == 'custom' else {}))
+    self.assertEqual(sum(stage.steps for stage in stages), 60)
+
+  def test_supervised_needs_no_teacher(self):
+    stages = registry.build(
+      'supervised', block('supervised'), registry.Context(60)
+    )
+    self.assertEqual(stages, curricula.supervised(60))
+
+  @parameterized.parameters('one_shot', 'progressive', 'extracted')
+  def test_output_stage_is_that_of_the_context(self, name):
+    output = {'loss': losses.hard_kl, 'alpha': 0.5, 'top_k': 0}
+    context = registry.Context(
+      60, CONTEXT.teacher_layers, ('s0',), AVAILABLE, output
+    )
+    teacher, labels = registry.build(name, block(name), context)[-1].terms
+    self.assertIs(teacher.loss, losses.hard_kl)
+    self.assertEqual((teacher.weight, labels.weight), (0.5, 0.5))
+
+  def test_progressive_ends_with_the_final_teacher(self):
+    stages = build('progressive', rule='list', checkpoints=(20, 40), share=0.1)
+    expected = curricula.progressive((20, 40, None), (3, 3, 54), losses.mse)
+    self.assertEqual(stages, expected)
+
+  def test_extracted_matches_by_depth(self):
+    expected = curricula.extracted((('t1', 's0'),), (30, 30), losses.mse)
+    self.assertEqual(build('extracted', share=0.5), expected)
+
+  def test_extracted_with_every_setting(self):
+    fields = dict(
+      projection='sparse',
+      regressor=True,
+      width=5,
+      shared_projection=True,
+      norm='layer',
+      centered=True,
+      scale=2.0,
+      tokens='predicted',
+    )
+    steps, layers = (20, 40), (('t0', 's0'),)
+    others = dict(layers=layers, steps=steps, freeze=True, checkpoint=0)
+    unused = {'loss', 'share'}
+    self.assertCountEqual(
+      {*fields, *others, *unused}, registry.METHODS['extracted'].options
+    )
+    found = build('extracted', loss='cosine', **fields, **others)
+    expected = curricula.extracted(
+      layers,
+      steps,
+      losses.mse,
+      hidden_loss='cosine',
+      freeze=True,
+      checkpoint=0,
+      **fields,
+    )
+    self.assertEqual(found, expected)
+
+  @parameterized.parameters(
+    (dict(loss='l1'), "extracted.loss 'l1'.*l2, cosine"),
+    (dict(steps=(10, 20)), 'sum num_steps=60, not 30'),
+    (dict(steps=(10, 20, 30)), 'must be 2 numbers'),
+    (dict(share=1.0), 'share=1.0'),
+    (dict(layers=('t0', 's0')), "'t0' is not a pair"),
+  )
+  def test_extracted_refuses(self, fields, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      build('extracted', **fields)
+
+  def test_unknown_method_lists_the_methods(self):
+    message = (
+      "method 'one_shoot'. Did you mean 'one_shot'.*supervised, one_shot"
+    )
+    with self.assertRaisesRegex(errors.UserError, message):
+      registry.build('one_shoot', None, CONTEXT)
