@@ -11,8 +11,10 @@ output.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
+import itertools
 import math
 import numbers
 from typing import Any
@@ -24,6 +26,7 @@ from cxjax import errors
 from cxjax import types
 from cxjax.methods import legacy
 from cxjax.methods import losses
+from cxjax.methods import projections
 
 LABELS = 'labels'
 LOGITS = 'logits'
@@ -94,32 +97,16 @@ class Term:
 
   def __post_init__(self) -> None:
     """Fills in the loss; raises UserError for a term that cannot be trained."""
+    for field in ('student', 'target', 'name'):
+      value = getattr(self, field)
+      errors.require(
+        isinstance(value, str),
+        f'{field}={value!r} of a term must be a name, as student={LOGITS!r}.',
+      )
     object.__setattr__(self, 'loss', self._found_loss())
     _check_weight(self)
-    errors.require(
-      self.width is None or self.regressor,
-      f'{self} projects to width {self.width}: without a regressor the width '
-      "is the student's. Set regressor=True or leave width out.",
-    )
-    for name, allowed in (
-      ('norm', NORMS),
-      ('tokens', (ALL, PREDICTED)),
-      ('pool', POOLS),
-    ):
-      errors.lookup(name, getattr(self, name), dict.fromkeys(allowed))
-    errors.require(
-      _is_number(self.scale) and 0 < self.scale < math.inf,
-      f'scale={self.scale} of a target must be above 0, and finite.',
-    )
-    errors.require(
-      self.top_k == 0 or (self.student == self.target == LOGITS),
-      f'{self} has top_k={self.top_k}, which is for logits.',
-    )
-    errors.require(
-      self.needs_teacher or not (self.projection or self.regressor),
-      f'{self} learns labels: they have no projection and no regressor. Leave '
-      'projection and regressor out.',
-    )
+    _check_projection(self)
+    _check_target(self)
 
   def __str__(self) -> str:
     """Name of the term for error messages."""
@@ -158,7 +145,9 @@ class Term:
   def all_tokens(self) -> bool:
     """Whether all real tokens of a sequence are compared."""
     return (
-      self.student not in TARGET_POSITION_ACTIVATIONS and self.tokens == ALL
+      self.needs_teacher  # Labels exist at the target positions alone.
+      and self.student not in TARGET_POSITION_ACTIVATIONS
+      and self.tokens == ALL
     )
 
   def weight_at(self, fraction: jax.Array | float) -> Any:
@@ -180,12 +169,66 @@ def _is_number(value: Any) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _is_whole(value: Any, low: int) -> bool:
+  """Whether a value is an integer, at least `low`."""
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    return False
+  return int(value) >= low
+
+
 def _check_weight(term: Term) -> None:
   errors.require(
     callable(term.weight)
     or (_is_number(term.weight) and 0 <= term.weight < math.inf),
     f'{term} has weight={term.weight!r}: it must be a number that is finite '
     'and not negative, or a schedule, as optax.linear_schedule(1.0, 0.0, 1.0).',
+  )
+
+
+def _check_projection(term: Term) -> None:
+  errors.require(
+    term.needs_teacher or not (term.projection or term.regressor),
+    f'{term} learns labels: they have no projection and no regressor. Leave '
+    'projection and regressor out.',
+  )
+  if term.projection is not None:
+    errors.lookup('projection', term.projection, projections.PROJECTIONS)
+  if term.width is None:
+    return
+  errors.require(
+    _is_whole(term.width, 1),
+    f'width={term.width!r} of a projection must be a whole number, at least 1.',
+  )
+  errors.require(
+    term.regressor,
+    f'{term} projects to width {term.width}: without a regressor the width is '
+    "the student's. Set regressor=True or leave width out.",
+  )
+  errors.require(
+    term.projection is not None,
+    f'{term} has width={term.width}, and no projection of that width. Give '
+    "one, as projection='gaussian', or leave width out.",
+  )
+
+
+def _check_target(term: Term) -> None:
+  for name, allowed in (
+    ('norm', NORMS),
+    ('tokens', (ALL, PREDICTED)),
+    ('pool', POOLS),
+  ):
+    errors.lookup(name, getattr(term, name), dict.fromkeys(allowed))
+  errors.require(
+    _is_number(term.scale) and 0 < term.scale < math.inf,
+    f'scale={term.scale} of a target must be above 0, and finite.',
+  )
+  errors.require(
+    _is_whole(term.top_k, 0),
+    f'top_k={term.top_k!r} must be a whole number of logits; 0 is all.',
+  )
+  errors.require(
+    term.top_k == 0 or (term.student == term.target == LOGITS),
+    f'{term} has top_k={term.top_k}, which is for logits.',
   )
 
 
@@ -247,12 +290,11 @@ class Stage:
   def __post_init__(self) -> None:
     """Raises UserError for a stage that cannot be trained."""
     errors.require(
-      isinstance(self.steps, numbers.Integral) and self.steps >= 1,
+      _is_whole(self.steps, 1),
       f'Stage {self.name!r} has {self.steps!r} steps; give it a whole number, '
       'at least 1, or leave it out.',
     )
-    terms = (self.terms,) if isinstance(self.terms, Term) else self.terms
-    object.__setattr__(self, 'terms', tuple(terms))
+    self._make_tuples()
     errors.require(
       bool(self.terms),
       f'Stage {self.name!r} has no terms: give it one at least, as '
@@ -268,14 +310,38 @@ class Stage:
       any(callable(t.weight) or t.weight > 0 for t in self.terms),
       f'All terms of stage {self.name!r} have weight 0: nothing is trained.',
     )
+    errors.require(
+      self.checkpoint is None or _is_whole(self.checkpoint, 0),
+      f'checkpoint={self.checkpoint!r} of stage {self.name!r} must be the step '
+      'of a checkpoint, or None, the final teacher.',
+    )
+
+  def _make_tuples(self) -> None:
+    """Makes tuples, which can be hashed, of `terms` and `frozen`."""
+    terms, frozen = self.terms, self.frozen
+    if terms is None or isinstance(terms, Term):
+      terms = () if terms is None else (terms,)
+    frozen = (frozen,) if isinstance(frozen, str) else frozen
+    for field, values in (('terms', terms), ('frozen', frozen)):
+      errors.require(
+        isinstance(values, Iterable),
+        f'{field}={values!r} of stage {self.name!r} must be a tuple.',
+      )
+      object.__setattr__(self, field, tuple(values))
+    errors.require(
+      all(isinstance(name, str) for name in self.frozen),
+      f'frozen={self.frozen!r} of stage {self.name!r} must be names of the '
+      "student's activations.",
+    )
 
   @property
   def named_terms(self) -> dict[str, Term]:
     """The terms by their names; a second one of a name is 'NAME#2'."""
     found: dict[str, Term] = {}
     for term in self.terms:
-      same = sum(other.label == term.label for other in found.values())
-      found[f'{term.label}#{same + 1}' if same else term.label] = term
+      numbered = (f'{term.label}#{n}' for n in itertools.count(2))
+      names = itertools.chain([term.label], numbered)
+      found[next(name for name in names if name not in found)] = term
     return found
 
   @property

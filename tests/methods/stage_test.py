@@ -1,172 +1,253 @@
-"""Tests of the curricula."""
+"""Tests of terms and stages as values."""
 
-import fractions
+import dataclasses
 
-from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
+import optax
 
-from cxjax.methods import stage as stage_lib
 from cxjax import errors
 from cxjax.methods import losses
+from cxjax.methods import stage as stage_lib
 
-Stage = stage_lib.Stage
-PAIRS = (('t0', 's0'), ('t2', 's1'))
+Stage, Term = stage_lib.Stage, stage_lib.Term
+FADE = optax.linear_schedule(1.0, 0.0, 1.0)
 
 
-class MethodTest(absltest.TestCase):
-  def test_supervised(self):
-    (stage,) = stage_lib.supervised(7)
-    expected = Stage(
-      'labels', 7, target=stage_lib.LABELS, loss=losses.cross_entropy
+class TermTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (dict(), losses.kl),
+    (dict(top_k=2), losses.top_k_kl),
+    (dict(target='labels'), losses.cross_entropy),
+    (dict(student='a', target='labels'), losses.cross_entropy),
+    (dict(student='a', target='b'), losses.l2),
+    (dict(student='a'), losses.l2),
+    (dict(student='a', loss='cosine'), losses.cosine),
+    (dict(loss='hard_kl'), losses.hard_kl),
+    (dict(loss=losses.mse), losses.mse),
+  )
+  def test_usual_losses(self, fields, loss):
+    self.assertIs(Term(**fields).loss, loss)
+
+  @parameterized.parameters(
+    (dict(), 'output'),
+    (dict(target='labels'), 'labels'),
+    (dict(student='a', target='labels'), 'a'),
+    (dict(student='a', target='b'), 'a'),
+    (dict(student='a', name='mine'), 'mine'),
+  )
+  def test_label(self, fields, label):
+    self.assertEqual(Term(**fields).label, label)
+
+  def test_weight_is_a_number_or_a_schedule(self):
+    self.assertEqual(Term(weight=0.5).weight_at(0.3), 0.5)
+    self.assertEqual(Term(weight=np.float32(2)).weight_at(0.3), 2)
+    self.assertFalse(Term(weight=0).scheduled)
+    term = Term(weight=optax.linear_schedule(1.0, 0.0, 1.0))
+    self.assertTrue(term.scheduled)
+    for fraction in (0.0, 0.25, 0.5, 1.0):
+      self.assertAlmostEqual(float(term.weight_at(fraction)), 1 - fraction)
+
+  @parameterized.parameters(
+    ('logits', 'logits', 'all', False),
+    ('final', 'final', 'all', False),
+    ('block0', 'block1', 'all', True),
+    ('block0', 'block1', 'predicted', False),
+    ('block0', 'labels', 'all', False),  # There are labels where it predicts.
+  )
+  def test_tokens(self, student, target, tokens, expected):
+    term = Term(student, target, tokens=tokens)
+    self.assertEqual(term.all_tokens, expected)
+
+  @parameterized.parameters(
+    (dict(weight=-0.5), 'weight=-0.5: it must be .*finite and not negative'),
+    (dict(weight=float('nan')), 'weight=nan'),
+    (dict(weight=float('inf')), 'weight=inf'),
+    (dict(weight=True), 'weight=True'),
+    (dict(weight='0.5'), "weight='0.5'.*optax.linear_schedule"),
+    (dict(weight=None), 'weight=None'),
+    (dict(weight=[1.0]), r'weight=\[1.0\]'),
+    (dict(weight=1j), 'weight=1j'),
+    (dict(loss='kll'), "Unknown loss 'kll'. Did you mean 'kl'"),
+    (dict(loss=3), "loss=3 of the term of 'logits' is no function"),
+    (dict(student='a', width=3), "'a' .*width 3.*regressor=True"),
+    (dict(student='a', norm='batch'), "norm 'batch'.*none, layer"),
+    (dict(student='a', tokens='read'), "tokens 'read'.*all, predicted"),
+    (dict(student='a', pool='max'), "pool 'max'.*none, mean, flatten"),
+    (dict(scale=0.0), 'scale=0.0 .*above 0'),
+    (dict(scale=float('inf')), 'scale=inf'),
+    (dict(scale=float('nan')), 'scale=nan'),
+    (dict(scale='1'), 'scale=1'),
+    (dict(student='a', top_k=2), 'top_k=2, which is for logits'),
+    (dict(target='labels', top_k=2), 'top_k=2, which is for logits'),
+    (dict(top_k=-1), 'top_k=-1'),
+    (dict(top_k=1.5), 'top_k=1.5'),
+    (dict(target='labels', projection='sparse'), 'learns labels'),
+    (dict(target='labels', regressor=True), 'learns labels'),
+    (dict(student='a', regressor=True, width=0), 'width=0'),
+    (dict(student='a', regressor=True, width=2.5), 'width=2.5'),
+    (dict(student='a', projection='gausian'), "'gausian'.*mean 'gaussian'"),
+    (dict(student='a', regressor=True, width=3), 'width=3, and no projection'),
+    (dict(student=3), 'student=3'),
+    (dict(target=None), 'target=None'),
+  )
+  def test_refuses(self, fields, message):
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      Term(**fields)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_width_with_a_regressor(self):
+    term = Term('a', 'b', projection='gaussian', regressor=True, width=3)
+    self.assertEqual(term.width, 3)
+
+
+class OutputTermsTest(parameterized.TestCase):
+  def test_weights_add_up_to_1(self):
+    teacher, labels = stage_lib.output_terms('mse', 0.25)
+    self.assertEqual(teacher, Term(loss='mse', weight=0.75))
+    self.assertEqual(labels, Term(target='labels', weight=0.25))
+
+  def test_without_labels_there_is_one_term(self):
+    self.assertEqual(stage_lib.output_terms(top_k=2), (Term(top_k=2),))
+
+  @parameterized.parameters(-0.1, 1.1, float('nan'), '0.5', True)
+  def test_alpha_is_a_fraction(self, alpha):
+    with self.assertRaisesRegex(errors.UserError, f'alpha={alpha} must be in'):
+      stage_lib.output_terms(alpha=alpha)
+
+
+class StageTest(parameterized.TestCase):
+  def test_a_single_term_or_frozen_activation_needs_no_tuple(self):
+    self.assertEqual(
+      Stage('s', 1, Term(), frozen='a'), Stage('s', 1, (Term(),), ('a',))
     )
-    self.assertEqual(stage, expected)
-    self.assertFalse(stage.needs_teacher)
 
-  def test_one_shot(self):
-    (stage,) = stage_lib.one_shot(7, losses.mse)
-    self.assertEqual(stage, Stage('output', 7, loss=losses.mse))
-    self.assertTrue(stage.needs_teacher)
-    self.assertEqual(stage.student, stage_lib.LOGITS)
-    self.assertEqual(stage.target, stage_lib.LOGITS)
-
-  def test_progressive(self):
-    stages = stage_lib.progressive((10, 20, None), (1, 2, 3), losses.hard_kl)
-    expected = (
-      Stage('checkpoint 10', 1, loss=losses.hard_kl, checkpoint=10),
-      Stage('checkpoint 20', 2, loss=losses.hard_kl, checkpoint=20),
-      Stage('final', 3, loss=losses.hard_kl, checkpoint=None),
+  def test_can_be_compared_and_hashed(self):
+    """It is the key of what is compiled."""
+    make = lambda kind: Stage(
+      's', 1, kind([Term('a', 'b'), Term(weight=FADE)]), frozen=kind(['a'])
     )
-    self.assertEqual(stages, expected)
+    self.assertEqual(make(list), make(tuple))
+    self.assertEqual(hash(make(list)), hash(make(tuple)))
 
-  def test_extracted(self):
-    stages = stage_lib.extracted(PAIRS, (1, 2, 3), losses.hard_kl)
-    hidden = dict(loss=losses.l2, projection='gaussian')
-    expected = (
-      Stage('s0', 1, student='s0', target='t0', **hidden),
-      Stage('s1', 2, student='s1', target='t2', **hidden),
-      Stage('output', 3, loss=losses.hard_kl),
+  def test_names_of_terms_are_unique(self):
+    stage = Stage(
+      's',
+      1,
+      (
+        Term('a', 'b'),
+        Term('a', 'c'),
+        Term(target='labels'),
+        Term(),
+        Term('a', 'd'),
+        Term('e', 'f', name='a'),
+      ),
     )
-    self.assertEqual(stages, expected)
+    names = list(stage.named_terms)
+    self.assertEqual(names, ['a', 'a#2', 'labels', 'output', 'a#3', 'a#4'])
+    self.assertEqual(tuple(stage.named_terms.values()), stage.terms)
+    self.assertNotIn('labels', stage.teacher_terms)
+    self.assertLen(stage.teacher_terms, 5)
 
-  def test_extracted_options_are_those_of_the_hidden_stages(self):
-    options = dict(projection='sparse', regressor=True, width=5, checkpoint=40)
-    *hidden, output = stage_lib.extracted(PAIRS, (1, 2, 3), **options)
-    for stage in hidden:
-      for name, value in options.items():
-        self.assertEqual(getattr(stage, name), value)
-    self.assertEqual(output, Stage('output', 3))
+  def test_a_name_that_looks_like_a_number_hides_no_term(self):
+    stage = Stage(
+      's', 1, (Term('a', 'b', name='a#2'), Term('a', 'c'), Term('a', 'd'))
+    )
+    self.assertLen(stage.named_terms, 3)
 
-  def test_extracted_freezes_the_layers_whose_stage_is_over(self):
-    stages = stage_lib.extracted(PAIRS, (1, 2, 3), freeze=True)
-    frozen = [stage.frozen for stage in stages]
-    self.assertEqual(frozen, [(), ('s0',), ('s0', 's1')])
-
-  def test_each_stage_needs_a_length(self):
-    for build in (
-      lambda: stage_lib.progressive((10, None), (1, 2, 3)),
-      lambda: stage_lib.extracted(PAIRS, (1, 2)),
-    ):
-      with self.assertRaisesRegex(errors.UserError, 'one length for each'):
-        build()
-
-
-class StageTest(absltest.TestCase):
-  def test_needs_a_step(self):
-    with self.assertRaisesRegex(errors.UserError, "'a' has 0 steps"):
-      Stage('a', 0)
-
-  def test_width_needs_a_readout(self):
-    with self.assertRaisesRegex(errors.UserError, "'a' .*regressor=True"):
-      Stage('a', 1, width=3)
-    self.assertEqual(Stage('a', 1, width=3, regressor=True).width, 3)
+  @parameterized.parameters(
+    ((Term(),), True, False),
+    ((Term(target='labels'),), False, True),
+    ((Term(), Term(target='labels')), True, True),
+  )
+  def test_needs(self, terms, teacher, labels):
+    stage = Stage('s', 1, terms)
+    self.assertEqual(
+      (stage.needs_teacher, stage.needs_labels), (teacher, labels)
+    )
 
   def test_objective_is_shared_by_stages_that_compile_alike(self):
-    stage = Stage('a', 1, checkpoint=10)
-    other = Stage('b', 2, checkpoint=None)
+    terms = Term('a', 'b', projection='sparse', shared_projection=True)
+    stage = Stage('a', 1, terms, checkpoint=10)
+    other = Stage('b', 2, dataclasses.replace(terms, shared_projection=False))
     self.assertEqual(stage.objective, other.objective)
     self.assertEqual(hash(stage.objective), hash(other.objective))
 
-  def test_objective_keeps_everything_else(self):
-    options = dict(
-      student='s0',
-      target='t0',
-      loss=losses.l2,
-      projection='sparse',
-      regressor=True,
-      frozen=('s1',),
+  @parameterized.parameters(
+    *(
+      {name: value}
+      for name, value in dict(
+        student='s1',
+        target='t1',
+        loss=losses.cosine,
+        weight=0.5,
+        projection='sparse',
+        regressor=True,
+        norm='layer',
+        centered=True,
+        scale=2.0,
+        tokens='predicted',
+        pool='mean',
+      ).items()
+    ),
+    {'projection': 'gaussian', 'regressor': True, 'width': 3},
+    {'weight': FADE},
+  )
+  def test_objective_keeps_everything_else(self, **fields):
+    plain = Stage('a', 1, Term('s0', 't0', projection='gaussian'))
+    term = Term(
+      **{'student': 's0', 'target': 't0', 'projection': 'gaussian'} | fields
     )
-    plain = Stage('a', 1, regressor=True, width=None)
-    for name, value in options.items():
-      stage = Stage('a', 1, **{name: value})
-      self.assertEqual(getattr(stage.objective, name), value)
-      self.assertNotEqual(stage.objective, Stage('a', 1).objective)
-    wide = Stage('a', 1, regressor=True, width=3)
-    self.assertNotEqual(wide.objective, plain.objective)
+    (kept,) = Stage('a', 1, term).objective.terms
+    for name, value in fields.items():
+      self.assertEqual(getattr(kept, name), value)
+    self.assertNotEqual(Stage('a', 1, term).objective, plain.objective)
 
+  def test_objective_keeps_what_is_frozen_and_the_number_of_terms(self):
+    one = Stage('a', 1, Term())
+    frozen = Stage('a', 1, Term(), frozen=('s1',))
+    two = Stage('a', 1, (Term(), Term(target='labels')))
+    self.assertLen({s.objective for s in (one, frozen, two)}, 3)
 
-class MatchLayersTest(parameterized.TestCase):
   @parameterized.parameters(
-    (1, 1, [1]),
-    (3, 3, [1, 2, 3]),
-    (4, 2, [2, 4]),
-    (3, 2, [2, 3]),  # 1.5 goes up.
-    (5, 2, [3, 5]),  # 2.5 too: not to the even number.
-    (5, 1, [5]),
-    (2, 4, [1, 1, 2, 2]),
-    (1, 3, [1, 1, 1]),  # A third would be no layer.
-    (12, 5, [2, 5, 7, 10, 12]),
+    (dict(steps=0), "'s' has 0 steps"),
+    (dict(steps=1.5), "'s' has 1.5 steps"),
+    (dict(steps='5'), "'s' has '5' steps"),
+    (dict(steps=True), "'s' has True steps"),
+    (dict(terms=()), "'s' has no terms.*terms=.cxjax.Term"),
+    (dict(terms=None), "'s' has no terms"),
+    (dict(terms=(Term(), 'labels')), "'labels' among its terms"),
+    (dict(terms='logits'), 'among its terms'),
+    (dict(terms=3), 'terms=3'),
+    (dict(terms=({'student': 'a'},)), 'must be a cxjax.Term'),
+    (dict(terms=(Term(weight=0), Term(weight=0.0))), 'have weight 0'),
+    (dict(frozen=3), 'frozen=3'),
+    (dict(frozen=(1,)), r'frozen=\(1,\)'),
+    (dict(checkpoint='final'), "checkpoint='final'"),
   )
-  def test_by_depth_fraction(self, num_teacher, num_student, expected):
-    teacher = [f't{i}' for i in range(1, num_teacher + 1)]
-    student = [f's{i}' for i in range(1, num_student + 1)]
-    pairs = stage_lib.match_layers(teacher, student)
-    want = tuple((f't{i}', s) for i, s in zip(expected, student, strict=True))
-    self.assertEqual(pairs, want)
+  def test_refuses(self, fields, message):
+    fields = {'name': 's', 'steps': 1, 'terms': (Term(),), **fields}
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      Stage(**fields)
+    self.assertNotIn('\n', str(caught.exception))
 
-  def test_rounds_halves_up_at_any_depth(self):
-    half = fractions.Fraction(1, 2)
-    for num_teacher in range(1, 33):
-      for num_student in range(1, 33):
-        teacher = range(1, num_teacher + 1)
-        student = range(1, num_student + 1)
-        found = [t for t, _ in stage_lib.match_layers(teacher, student)]
-        ratio = fractions.Fraction(num_teacher, num_student)
-        want = [max((i * ratio + half).__floor__(), 1) for i in student]
-        self.assertEqual(found, want, f'{num_teacher} to {num_student}')
+  def test_a_weight_of_0_beside_others_is_allowed(self):
+    Stage('s', 1, (Term(), Term(target='labels', weight=0)))
+    Stage('s', 1, Term(weight=FADE))
 
 
-class SplitStepsTest(parameterized.TestCase):
+class AsDictTest(parameterized.TestCase):
+  def test_the_target_of_a_single_term_may_come_by_itself(self):
+    stage = Stage('s', 1, Term())
+    self.assertEqual(stage_lib.as_dict(stage, 3), {'output': 3})
+    self.assertEqual(stage_lib.as_dict(stage, {'output': 3}), {'output': 3})
+    top = {'values': 1, 'classes': 2}
+    self.assertEqual(stage_lib.as_dict(stage, top), {'output': top})
+
   @parameterized.parameters(
-    (100, 1, 0.5, (50, 50)),
-    (100, 4, 0.5, (12, 12, 12, 12, 52)),
-    (10, 3, 0.25, (1, 1, 1, 7)),
-    (10, 2, 0.01, (1, 1, 8)),  # No stage is empty.
-    (3, 2, 0.99, (1, 1, 1)),
-    (2, 1, 0.9, (1, 1)),
+    3, [{'output': 3}], [{'output': 1, 'labels': 2, 'a': 3}]
   )
-  def test_by_share(self, num_steps, parts, share, expected):
-    steps = stage_lib.split_steps(num_steps, parts, share)
-    self.assertEqual(steps, expected)
-    self.assertEqual(sum(steps), num_steps)
-
-  def test_explicit_lengths_win(self):
-    steps = stage_lib.split_steps(10, 2, 0.5, [1, 2, 7])
-    self.assertEqual(steps, (1, 2, 7))
-
-  @parameterized.parameters([[1, 2, 8]], [[3, 7]], [[1, 2, 3, 4]])
-  def test_explicit_lengths_must_add_up(self, steps):
-    with self.assertRaisesRegex(errors.UserError, '3 numbers .*num_steps=10'):
-      stage_lib.split_steps(10, 2, 0.5, steps)
-
-  @parameterized.parameters(0.0, 1.0, -0.5, 1.5)
-  def test_share_is_inside_0_and_1(self, share):
-    with self.assertRaisesRegex(errors.UserError, f'share={share}'):
-      stage_lib.split_steps(10, 2, share)
-
-  def test_too_few_steps(self):
-    with self.assertRaisesRegex(errors.UserError, 'num_steps=2 .* 3 stages'):
-      stage_lib.split_steps(2, 2, 0.5)
-
-
-if __name__ == '__main__':
-  absltest.main()
+  def test_several_terms_need_a_dict_of_theirs(self, targets):
+    stage = Stage('s', 1, (Term(), Term(target='labels')))
+    with self.assertRaisesRegex(errors.UserError, 'keys output, labels'):
+      stage_lib.as_dict(stage, targets)
