@@ -5,6 +5,8 @@ join them into runs.
 """
 
 from cxjax import deprecation as _deprecation
+from cxjax import models
+from cxjax import tasks
 from cxjax.analysis.probes import cka
 from cxjax.analysis.probes import degree_one
 from cxjax.analysis.probes import linear_probe
@@ -60,6 +62,7 @@ from cxjax.models.taps import Tap
 from cxjax.models.taps import Taps
 from cxjax.models.taps import taps
 from cxjax.models.transformer import Transformer
+from cxjax.training import metrics
 from cxjax.training.evaluation import agreement
 from cxjax.training.evaluation import evaluate
 from cxjax.training.metrics import Metric
@@ -107,6 +110,8 @@ __all__ = [
   'linear_probe',
   'make_targets',
   'match_layers',
+  'metrics',
+  'models',
   'mse',
   'ngram_distance',
   'one_shot',
@@ -119,6 +124,7 @@ __all__ = [
   'split_steps',
   'supervised',
   'taps',
+  'tasks',
   'top_k',
   'top_k_kl',
   'train_many_steps',
