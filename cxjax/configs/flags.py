@@ -112,6 +112,8 @@ def _where(error: BaseException, path: pathlib.Path) -> str:
   text = str(error)
   if isinstance(error, SyntaxError):
     file, line, text = error.filename or file, error.lineno, error.msg
+  if pathlib.Path(file).resolve() == path.resolve():
+    file = str(path)  # As the flag has it.
   where = file if line is None else f'line {line} of {file}'
   message = ' '.join(text.split()) or 'no message'
   if isinstance(error, SystemExit):
