@@ -1,8 +1,11 @@
 """Plans of distillation: what a student is to imitate, and for how long."""
 
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import numbers
 from typing import Any
 
 from absl import logging
@@ -23,8 +26,8 @@ from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.models import taps as taps_lib
 
-# Hidden stages, unless layers are given.
-STAGES = 4
+# Hidden stages, unless layers are given, and their share of the steps.
+STAGES, SHARE = 4, 0.4
 LOSSES = {**losses.LOGIT_LOSSES, **losses.HIDDEN_LOSSES}
 OUTPUT_OPTIONS = ('alpha', 'top_k')
 # Options that `plan` passes on to `cxjax.extracted`.
@@ -93,7 +96,7 @@ def plan(
   *,
   num_steps: int | None = None,
   layers: Sequence[layer_matching.Pair] | None = None,
-  share: float = 0.4,
+  share: float = SHARE,
   steps: Sequence[int] = (),
   loss: str | types.Loss = 'kl',
   temperature: float = 1.0,
@@ -129,8 +132,9 @@ def plan(
       them as one vector. By default images whose grids differ are pooled to
       their mean, as is an image that is compared with a vector.
     dtype: to compute in, as `jnp.bfloat16`; parameters stay float32.
-    stages: a whole curriculum, in place of all of the above: a tuple of
-      `cxjax.Stage`, or one.
+    stages: a whole curriculum: a tuple of `cxjax.Stage`, or one. It takes the
+      place of `layers`, `share`, `steps`, `loss`, `temperature`, `pool` and the
+      options below.
     **options: of `cxjax.extracted`: `projection`, `regressor`, `width`, `norm`,
       `hidden_loss`, `alpha` and so on.
 
@@ -155,11 +159,21 @@ def plan(
     teacher, student = (
       adapters.with_compute_dtype(model, dtype) for model in (teacher, student)
     )
-  name = loss if isinstance(loss, str) else None
   if stages is not None:
-    stages = _given_stages(stages, num_steps, options)
+    given = {
+      'layers': layers is not None,
+      'share': share != SHARE,
+      'steps': steps != (),
+      'loss': loss != 'kl',
+      'temperature': temperature != 1,
+      'pool': pool is not None,
+      **dict.fromkeys(options, True),
+    }
+    stages = _given_stages(stages, num_steps, given)
+    name = _output_loss(stages[-1])
   else:
     fun = _loss(loss, temperature, options.get('top_k', 0))
+    name = loss if isinstance(loss, str) else None
     lengths = (num_steps, share, steps)
     stages = _stages(teacher, student, batch, lengths, layers, fun, options)
     stages = _pooled(stages, teacher, student, batch['x'], pool)
@@ -190,9 +204,18 @@ def _warn_of_dropout(student: adapters.ModelAdapter, x: types.Input) -> None:
 
 
 def _given_stages(
-  stages: Any, num_steps: int | None, options: dict[str, Any]
+  stages: Any, num_steps: int | None, given: Mapping[str, bool]
 ) -> stage_lib.Curriculum:
-  """The curriculum that the user gave as it is."""
+  """The curriculum that the user gave as it is.
+
+  Args:
+    stages: what was given.
+    num_steps: their steps together, or None.
+    given: whether each option was given that stages have themselves.
+
+  Returns:
+    The stages.
+  """
   if isinstance(stages, stage_lib.Stage):
     stages = (stages,)
   errors.require(
@@ -201,9 +224,10 @@ def _given_stages(
     f'stages={stages!r} must be a tuple of cxjax.Stage, or one of them.',
   )
   errors.require(len(stages) > 0, 'stages=() has no stage: give one.')
+  unread = [name for name, is_given in given.items() if is_given]
   errors.require(
-    not options,
-    f'{", ".join(options)}: a curriculum that is given as stages says that '
+    not unread,
+    f'{", ".join(unread)}: a curriculum that is given as stages says that '
     'itself. Leave it out.',
   )
   total = sum(stage.steps for stage in stages)
@@ -215,10 +239,33 @@ def _given_stages(
   return tuple(stages)
 
 
-def _loss(loss: Any, temperature: float, top_k: int) -> types.Loss:
+def _output_loss(stage: stage_lib.Stage) -> str | None:
+  """Name of the loss between the outputs in a stage.
+
+  Args:
+    stage: the last one of a curriculum.
+
+  Returns:
+    A key of `LOSSES`; 'kl' for its variants and without such a term; None for a
+    function of the user.
+  """
+  found = [t.loss for t in stage.terms if t.student == t.target == 'logits']
+  if not found:
+    return 'kl'
+  loss = getattr(found[0], 'func', found[0])  # Of a partial, as of `logit_loss`.
+  if loss in (losses.top_k_kl, losses.hard_kl):
+    return 'kl'
+  return next((name for name, fun in LOSSES.items() if fun is loss), None)
+
+
+def _loss(loss: Any, temperature: Any, top_k: int) -> types.Loss:
   """The loss between outputs."""
   if not isinstance(loss, str):
     return loss
+  errors.require(
+    isinstance(temperature, numbers.Real),
+    f'temperature={temperature!r} must be a number above 0.',
+  )
   fun = errors.lookup('loss', loss, LOSSES)
   if loss in losses.HIDDEN_LOSSES or (temperature == 1 and not top_k):
     return fun
@@ -236,11 +283,19 @@ def _stages(
 ) -> stage_lib.Curriculum:
   """The curriculum extracted from the teacher, by its options."""
   num_steps, share, steps = lengths
+  errors.require(
+    num_steps is not None,
+    'num_steps is missing: give the number of updates, or stages.',
+  )
   num_steps = errors.whole('num_steps', num_steps)
+  errors.require(
+    isinstance(steps, Iterable) and not isinstance(steps, str),
+    f'steps={steps!r} must be the lengths of the stages, as (100, 200).',
+  )
   steps = tuple(errors.whole('steps', n) for n in steps)
   if layers is None:
     layers = _matched(teacher, student, batch['x'])
-  options = legacy.term_fields(options, 'plan')
+  options = legacy.term_fields(options, 'plan', stacklevel=4)
   for option in options:
     errors.lookup('option', option, dict.fromkeys(OPTIONS))
   if isinstance(options.get('hidden_loss'), str):

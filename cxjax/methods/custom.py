@@ -1,10 +1,14 @@
 """Curricula that a config spells out, term by term."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
+import math
+import numbers
 from typing import Any
 
+import jax
 import optax
 
 from cxjax import errors
@@ -13,7 +17,7 @@ from cxjax.methods import stage as stage_lib
 
 
 def custom(
-  stages: Iterable[Mapping[str, Any]], num_steps: int
+  stages: Sequence[Mapping[str, Any]], num_steps: int
 ) -> stage_lib.Curriculum:
   """A curriculum that a config spells out.
 
@@ -31,41 +35,76 @@ def custom(
   Raises:
     UserError: a field that there is not, or steps that do not add up.
   """
-  blocks = [dict(stage) for stage in stages]
+  blocks = [
+    _block(f'custom.stages[{i}]', stage, stage_lib.Stage)
+    for i, stage in enumerate(_blocks('custom.stages', stages))
+  ]
   errors.require(
     bool(blocks),
     'custom.stages=() has no stage: give one, as (dict(name="joint", '
     'terms=(dict(student="logits", target="logits"),)),).',
   )
-  names = [field.name for field in dataclasses.fields(stage_lib.Stage)]
-  given = sum(stage.get('steps', 0) for stage in blocks)
-  open_ended = [stage for stage in blocks if 'steps' not in stage]
-  for stage in open_ended[:1]:
-    stage['steps'] = num_steps - given
-  errors.require(
-    len(open_ended) < 2 and sum(s['steps'] for s in blocks) == num_steps,
-    f'The steps of custom.stages add up to {given} of num_steps={num_steps}: '
-    'they must be as many, or one stage leaves its steps out.',
-  )
+  _fill_steps(blocks, num_steps)
   found = []
   for i, stage in enumerate(blocks):
-    for name in stage:
-      errors.lookup(f'field of custom.stages[{i}]', name, dict.fromkeys(names))
-    terms = tuple(map(_configured_term, stage.pop('terms', ())))
+    where = f'custom.stages[{i}].terms'
+    terms = tuple(
+      _configured_term(where, term)
+      for term in _blocks(where, stage.pop('terms', ()))
+    )
     found.append(
       stage_lib.Stage(**{'name': f'stage {i}', **stage, 'terms': terms})
     )
   return tuple(found)
 
 
-def _configured_term(fields: Mapping[str, Any]) -> stage_lib.Term:
+def _blocks(where: str, blocks: Any) -> Sequence[Any]:
+  """The blocks of a field; raises UserError for anything else."""
+  errors.require(
+    isinstance(blocks, Sequence) and not isinstance(blocks, str),
+    f'{where}={blocks!r} must be a tuple of blocks, as (dict(...),): mind the '
+    'comma.',
+  )
+  return blocks
+
+
+def _block(where: str, block: Any, kind: type) -> dict[str, Any]:
+  """A copy of a block with the fields of `kind`; raises UserError."""
+  errors.require(
+    isinstance(block, Mapping), f'{where}={block!r} must be a block, a dict.'
+  )
+  names = [field.name for field in dataclasses.fields(kind)]
+  for name in block:
+    errors.lookup(f'field of {where}', name, dict.fromkeys(names))
+  return dict(block)
+
+
+def _fill_steps(blocks: list[dict[str, Any]], num_steps: int) -> None:
+  """Gives the stage that leaves its steps out what the others leave."""
+  for i, stage in enumerate(blocks):
+    if 'steps' in stage:
+      name = f'custom.stages[{i}].steps'
+      errors.require(
+        errors.whole(name, stage['steps']) >= 1,
+        f'{name}={stage["steps"]} must be at least 1.',
+      )
+  given = sum(stage.get('steps', 0) for stage in blocks)
+  open_ended = [stage for stage in blocks if 'steps' not in stage]
+  left = num_steps - given
+  errors.require(
+    (len(open_ended) == 1 and left >= 1) or (not open_ended and left == 0),
+    f'The steps of custom.stages add up to {given} of num_steps={num_steps}: '
+    'they must be as many, or one stage leaves its steps out and has the rest.',
+  )
+  for stage in open_ended:
+    stage['steps'] = left
+
+
+def _configured_term(where: str, block: Any) -> stage_lib.Term:
   """A term from the block of a config."""
-  fields = dict(fields)
+  fields = _block(where, block, _TermBlock)
   temperature = fields.pop('temperature', 1.0)
   hard_labels = fields.pop('hard_labels', False)
-  names = [field.name for field in dataclasses.fields(stage_lib.Term)]
-  for name in fields:
-    errors.lookup('field of a term', name, dict.fromkeys(names))
   if fields.get('loss') in losses.LOGIT_LOSSES:
     fields['loss'] = losses.logit_loss(
       fields['loss'], temperature, hard_labels, fields.get('top_k', 0)
@@ -77,8 +116,65 @@ def _configured_term(fields: Mapping[str, Any]) -> stage_lib.Term:
       f'hard_labels: they are for {", ".join(losses.LOGIT_LOSSES)}.',
     )
   if isinstance(fields.get('weight'), Mapping):
-    fields['weight'] = weight_schedule(**fields['weight'])
+    weight = _block(f'{where}.weight', fields['weight'], WeightSchedule)
+    fields['weight'] = weight_schedule(**weight)
   return stage_lib.Term(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TermBlock(stage_lib.Term):
+  """The fields of a term in a config."""
+
+  temperature: float = 1.0
+  hard_labels: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSchedule:
+  """A weight that changes from `start` to `end` within a stage.
+
+  Schedules with the same numbers are equal, so that their stages share what is
+  compiled.
+
+  Attributes:
+    schedule: 'linear' or 'cosine'.
+    start: weight at the beginning of the stage.
+    end: weight from `until` on.
+    until: fraction of the stage, in (0, 1].
+  """
+
+  schedule: str = 'linear'
+  start: float = 1.0
+  end: float = 0.0
+  until: float = 1.0
+
+  def __post_init__(self) -> None:
+    """Raises UserError for an unknown schedule, or a number out of range."""
+    errors.lookup('weight schedule', self.schedule, SHAPES)
+    for name in ('start', 'end', 'until'):
+      value = getattr(self, name)
+      errors.require(
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and 0 <= value < math.inf,
+        f'{name}={value!r} of a weight schedule must be a number that is '
+        'finite and not negative.',
+      )
+    errors.require(
+      0 < self.until <= 1, f'until={self.until} must be in (0, 1].'
+    )
+
+  def __call__(self, fraction: Any) -> jax.Array:
+    """The weight after `fraction` of the stage."""
+    fall = SHAPES[self.schedule](self.until)(fraction)
+    return self.end + (self.start - self.end) * fall
+
+
+# Schedules that fall from 1 to 0 at `until`.
+SHAPES: dict[str, Callable[[Any], optax.Schedule]] = {
+  'linear': lambda until: optax.linear_schedule(1.0, 0.0, until),
+  'cosine': lambda until: optax.cosine_decay_schedule(1.0, until),
+}
 
 
 def weight_schedule(
@@ -101,16 +197,4 @@ def weight_schedule(
   Raises:
     UserError: an unknown schedule, or a number out of range.
   """
-  errors.require(0 < until <= 1, f'until={until} must be in (0, 1].')
-  shapes = {'linear': _linear, 'cosine': _cosine}
-  make = errors.lookup('weight schedule', schedule, shapes)
-  return make(start, end, until)
-
-
-def _linear(start: float, end: float, until: float) -> stage_lib.Schedule:
-  return optax.linear_schedule(start, end, until)  # type: ignore[arg-type]
-
-
-def _cosine(start: float, end: float, until: float) -> stage_lib.Schedule:
-  fall = optax.cosine_decay_schedule(1.0, until)  # type: ignore[arg-type]
-  return lambda fraction: end + (start - end) * fall(fraction)
+  return WeightSchedule(schedule, start, end, until)

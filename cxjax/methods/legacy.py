@@ -23,12 +23,15 @@ RENAMED = {
 VALUES = {('tokens', 'read'): 'predicted'}
 
 
-def term_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+def term_fields(
+  fields: Mapping[str, Any], where: str, stacklevel: int = 3
+) -> dict[str, Any]:
   """Fields of a term under their new names.
 
   Args:
     fields: by their old or new names.
     where: what they were given to, for the warning.
+    stacklevel: of the line to warn at, 1 being this function's.
 
   Returns:
     The fields by their new names.
@@ -44,7 +47,7 @@ def term_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
         f'{old}= of {where} is now {name}=; the old name goes with the next '
         'release.',
         DeprecationWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
       )
     errors.require(
       name not in found,

@@ -9,6 +9,7 @@ the caller makes it so (`cxjax.make_targets` does).
 from collections.abc import Callable
 import functools
 import math
+import numbers
 
 import chex
 import jax
@@ -273,9 +274,10 @@ def logit_loss(
   """
   loss = errors.lookup('loss', name, LOGIT_LOSSES)
   errors.require(
-    top == 0 or (top > 0 and loss is kl and not hard_labels),
-    f"top_k={top} must be 0 (all logits), or a number of classes for loss='kl' "
-    'without hard_labels.',
+    isinstance(top, numbers.Integral)
+    and (top == 0 or (top > 0 and loss is kl and not hard_labels)),
+    f'top_k={top!r} must be 0 (all logits), or a number of classes for '
+    "loss='kl' without hard_labels.",
   )
   errors.require(
     loss is kl or not hard_labels,
@@ -286,8 +288,8 @@ def logit_loss(
   if hard_labels:
     return hard_kl
   errors.require(
-    0 < temperature < math.inf,
-    f'temperature={temperature} must be above 0, and finite. For the limit at '
-    "0, the teacher's most likely class as the label, set hard_labels=True.",
+    isinstance(temperature, numbers.Real) and 0 < temperature < math.inf,
+    f'temperature={temperature!r} must be above 0, and finite. For the limit '
+    "at 0, the teacher's most likely class as the label, set hard_labels=True.",
   )
   return functools.partial(top_k_kl if top else loss, temperature=temperature)

@@ -263,6 +263,9 @@ def _old_terms(fields: dict[str, Any]) -> tuple[Term, ...]:
   alpha = fields.pop('alpha', 0.0)
   if alpha:
     return output_terms(fields.get('loss'), alpha, fields.get('top_k', 0))
+  names = [field.name for field in dataclasses.fields(Term)]
+  for name in fields:
+    errors.lookup('field of a stage', name, dict.fromkeys(names))
   return (Term(**fields),)
 
 

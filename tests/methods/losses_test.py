@@ -2,7 +2,6 @@
 
 import functools
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import jax
@@ -335,7 +334,7 @@ class LogitLossTest(parameterized.TestCase):
     ):
       losses.logit_loss('kll', 1.0, False)
 
-  @parameterized.parameters(0.0, -1.0)
+  @parameterized.parameters(0.0, -1.0, float('nan'), float('inf'), '1')
   def test_temperature_must_be_positive(self, temperature):
     with self.assertRaisesRegex(errors.UserError, 'hard_labels=True'):
       losses.logit_loss('kl', temperature, False)
@@ -363,6 +362,16 @@ class LogitLossTest(parameterized.TestCase):
   def test_mse(self):
     self.assertIs(losses.logit_loss('mse', 1.0, False), losses.mse)
 
+  def test_the_largest_logits(self):
+    loss = losses.logit_loss('kl', 3.0, False, 2)
+    student, teacher = random(0), losses.top_k(random(1), 2)
+    np.testing.assert_array_equal(
+      loss(student, teacher), losses.top_k_kl(student, teacher, 3.0)
+    )
 
-if __name__ == '__main__':
-  absltest.main()
+  @parameterized.parameters(
+    ('kl', False, -1), ('kl', True, 2), ('mse', False, 2), ('kl', False, 1.5)
+  )
+  def test_the_largest_logits_are_for_kl(self, name, hard_labels, top):
+    with self.assertRaisesRegex(errors.UserError, f'top_k={top} must be 0'):
+      losses.logit_loss(name, 1.0, hard_labels, top)

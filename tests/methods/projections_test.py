@@ -129,7 +129,3 @@ class ProjectTest(absltest.TestCase):
   def test_is_one_dispatch(self):
     jaxpr = jax.make_jaxpr(projections.project)(self.x, self.p)
     self.assertLen(jaxpr.eqns, 1)
-
-
-if __name__ == '__main__':
-  absltest.main()
