@@ -48,7 +48,8 @@ def check_pairs(layers: Any) -> tuple[Pair, ...]:
     f"layers={layers!r} must be pairs of the teacher's and the student's "
     "activation, as [('block3', 'block1')].",
   )
-  for pair in layers:
+  pairs = tuple(layers)  # An iterator can be read once.
+  for pair in pairs:
     errors.require(
       isinstance(pair, Sequence)
       and not isinstance(pair, str)
@@ -57,7 +58,7 @@ def check_pairs(layers: Any) -> tuple[Pair, ...]:
       f"layers: {pair!r} is not a pair of the teacher's and the student's "
       "activation, as in [('block3', 'block1')].",
     )
-  return tuple((teacher, student) for teacher, student in layers)
+  return tuple((teacher, student) for teacher, student in pairs)
 
 
 def split_steps(

@@ -45,8 +45,9 @@ class MatchLayersTest(parameterized.TestCase):
 
 
 class CheckPairsTest(parameterized.TestCase):
-  def test_pairs_may_be_lists(self):
-    found = layer_matching.check_pairs([['t0', 's0'], ('t2', 's1')])
+  @parameterized.parameters(list, tuple, iter)
+  def test_pairs_may_be_lists_or_come_one_by_one(self, kind):
+    found = layer_matching.check_pairs(kind([['t0', 's0'], ('t2', 's1')]))
     self.assertEqual(found, (('t0', 's0'), ('t2', 's1')))
 
   @parameterized.parameters(
