@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import chex
 import jax
 from jax.sharding import PartitionSpec as P
+import pytest
 
 from cxjax import errors
 from cxjax.configs import builders
@@ -98,6 +99,7 @@ def train(model, method, mesh):
   return states, losses, metrics
 
 
+@pytest.mark.slow
 class ShardedRunTest(parameterized.TestCase):
   @parameterized.parameters(
     *(('mlp', 'extracted', mesh) for mesh in MESHES if mesh != 'all'),
