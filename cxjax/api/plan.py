@@ -163,7 +163,7 @@ def plan(
     given = {
       'layers': layers is not None,
       'share': share != SHARE,
-      'steps': steps != (),
+      'steps': not isinstance(steps, tuple) or len(steps) > 0,
       'loss': loss != 'kl',
       'temperature': temperature != 1,
       'pool': pool is not None,
@@ -206,16 +206,7 @@ def _warn_of_dropout(student: adapters.ModelAdapter, x: types.Input) -> None:
 def _given_stages(
   stages: Any, num_steps: int | None, given: Mapping[str, bool]
 ) -> stage_lib.Curriculum:
-  """The curriculum that the user gave as it is.
-
-  Args:
-    stages: what was given.
-    num_steps: their steps together, or None.
-    given: whether each option was given that stages have themselves.
-
-  Returns:
-    The stages.
-  """
+  """The curriculum that the user gave; `given` are the options beside it."""
   if isinstance(stages, stage_lib.Stage):
     stages = (stages,)
   errors.require(
@@ -252,7 +243,7 @@ def _output_loss(stage: stage_lib.Stage) -> str | None:
   found = [t.loss for t in stage.terms if t.student == t.target == 'logits']
   if not found:
     return 'kl'
-  loss = getattr(found[0], 'func', found[0])  # Of a partial, as of `logit_loss`.
+  loss = getattr(found[0], 'func', found[0])  # `logit_loss` makes partials.
   if loss in (losses.top_k_kl, losses.hard_kl):
     return 'kl'
   return next((name for name, fun in LOSSES.items() if fun is loss), None)
@@ -397,9 +388,5 @@ def _check_stages(
 
 def reads_classes(stages: stage_lib.Curriculum) -> bool:
   """Whether any term reads the labels as classes."""
-  return any(
-    term.loss is losses.cross_entropy
-    for stage in stages
-    for term in stage.terms
-    if not term.needs_teacher
-  )
+  terms = (term for stage in stages for term in stage.terms)
+  return any(term.loss is losses.cross_entropy for term in terms)

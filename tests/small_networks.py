@@ -1,0 +1,70 @@
+"""Small networks and batches, for tests of the API. Not a test."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cxjax
+
+# Examples of a batch, width of the input, classes.
+B, D, C = 8, 6, 3
+
+
+class Net(nn.Module):
+  """A network of `[B, D]` vectors with tanh between its layers."""
+
+  widths: tuple[int, ...]
+  features: int = C
+
+  @nn.compact
+  def __call__(self, x):
+    for width in self.widths:
+      x = jnp.tanh(nn.Dense(width)(x))
+    return nn.Dense(self.features)(x)
+
+
+class Image(nn.Module):
+  """A convolution and two linear layers."""
+
+  strides: int
+  features: int = 4
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Conv(self.features, (3, 3), self.strides)(x))
+    x = nn.relu(nn.Dense(5)(x.mean((1, 2))))
+    return nn.Dense(C)(x)
+
+
+class Sequence(nn.Module):
+  """Two linear layers over `[B, L, D]`; the second sees every `every`-th."""
+
+  every: int = 1
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(5, name='first')(x)[:, :: self.every]
+    x = nn.Dense(5, name='second')(nn.relu(x))
+    return nn.Dense(C)(x.mean(1))
+
+
+def network(module, x, *seeds):
+  """An adapter with one set of parameters, or with one for each seed."""
+  init = jax.jit(module.init)
+  params = [init(jax.random.key(seed), x) for seed in seeds or (0,)]
+  return cxjax.from_linen(module, params if seeds else params[0])
+
+
+def batches(seed=0, number=12, shape=(B, D)):
+  """Batches of random numbers."""
+  rng = np.random.default_rng(seed)
+  return [rng.normal(size=shape).astype(np.float32) for _ in range(number)]
+
+
+X = batches()[0]
+Y = np.arange(B) % C
+TEACHER = network(Net((16, 16)), X)
+STUDENT = network(Net((4,)), X)
+# One plan for many tests, so that its programs are compiled once.
+PLAN = cxjax.plan(TEACHER, STUDENT, X, num_steps=20, share=0.5)
