@@ -18,25 +18,25 @@ class CachedTargets:
 
   Attributes:
     folder: the folder of the cache.
-    index: the provenance of the targets, and what their files hold; JSON
+    record: the provenance of the targets, and what their files hold; JSON
       values.
   """
 
-  def __init__(self, folder: pathlib.Path, index: records.Index) -> None:
+  def __init__(self, folder: pathlib.Path, record: records.Index) -> None:
     """Opens the files.
 
     Args:
       folder: the folder of the cache.
-      index: the content of its index.json.
+      record: the content of its index.json.
 
     Raises:
       UserError: a file is missing or has another size.
     """
-    self.folder, self.index = folder, index
-    self._provenance = files.digest(index['provenance'])
+    self.folder, self.record = folder, record
+    self._provenance = files.digest(record['provenance'])
     self._numbers, self._datasets = [], []
-    begin, period = 0, index['cache']['batches']
-    for i, stage in enumerate(index['stages']):
+    begin, period = 0, record['cache']['batches']
+    for i, stage in enumerate(record['stages']):
       path = records.stage_path(folder, i)
       size = path.stat().st_size if path.exists() else 0
       if size != stage['bytes']:
@@ -64,12 +64,12 @@ class CachedTargets:
   @property
   def fingerprint(self) -> str:
     """Hash of the targets' provenance and bytes."""
-    return files.digest(self.index)[:16]
+    return files.digest(self.record)[:16]
 
   @property
   def tolerance(self) -> float:
     """Relative distance from the live targets that rounding explains."""
-    return records.TOLERANCES[self.index['cache']['dtype']]
+    return records.TOLERANCES[self.record['cache']['dtype']]
 
   def require_same(self, here: records.Index) -> None:
     """Raises UserError unless the targets are those of a run.
@@ -79,8 +79,8 @@ class CachedTargets:
         stored, or 'parameters', digests of the teacher's parameters, to compare
         these as well.
     """
-    there = dict(self.index['provenance'])
-    there |= {n: self.index[n] for n in ('cache', 'parameters') if n in here}
+    there = dict(self.record['provenance'])
+    there |= {n: self.record[n] for n in ('cache', 'parameters') if n in here}
     differ = files.differences(there, here)
     errors.require(
       not differ,
@@ -97,8 +97,8 @@ class CachedTargets:
         not lacking.size,
         f'Stage {planned.stage.name!r} reads {len(lacking)} batches that '
         f'{self.folder} does not hold, as number {lacking[:1]}: it was made '
-        f'with cache.batches={self.index["cache"]["batches"]} and stages of '
-        f'{self.index["cache"]["steps"]} steps. Use those, or make another '
+        f'with cache.batches={self.record["cache"]["batches"]} and stages of '
+        f'{self.record["cache"]["steps"]} steps. Use those, or make another '
         'with launch.py --cache_targets=DIR.',
       )
 
@@ -121,7 +121,7 @@ class CachedTargets:
       content = self._datasets[stage][at]
     found = records.unpack(
       content,
-      self.index['stages'][stage]['arrays'],
+      self.record['stages'][stage]['arrays'],
       records.place(self._provenance, stage, number),
     )
     if found is None:

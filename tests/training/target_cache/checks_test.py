@@ -41,7 +41,7 @@ class CheckTest(parameterized.TestCase):
     other = fixtures.with_teacher(self.spec, params=params)
     self.assert_refused(r'parameters.final \(', other)
     same = mock.patch.object(
-      checks, 'parameter_digests', lambda _: self.cache.index['parameters']
+      checks, 'parameter_digests', lambda _: self.cache.record['parameters']
     )
     with same:  # As if they were not looked at.
       self.assert_refused("what the teacher says of 'hidden0'", other)
