@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
   if _CACHE.value:
     folder = pathlib.Path(_CACHE.value)
     stored = stored_targets.cache_targets(config, workdir, folder)
-    print(target_cache.show(stored))
+    print(target_cache.format_summary(stored))
     return
   if _COMPARE.value:
     summaries = experiment.compare(config, _COMPARE.value, workdir)

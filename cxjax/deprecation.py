@@ -106,6 +106,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
     'match_layers': 'methods.layer_matching.match_layers',
     'split_steps': 'methods.layer_matching.split_steps',
   },
+  'methods.losses': {'Loss': 'types.Loss'},
   'methods.projections': {'LAWS': 'methods.projections.PROJECTIONS'},
   'methods.stage_plan': {
     'PlannedStage': 'methods.stage_plan.StagePlan',
@@ -153,6 +154,12 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
   },
   'training.compiled_steps': {
     'Programs': 'training.compiled_steps.CompiledSteps'
+  },
+  'training.target_cache': {
+    'Cache': 'training.target_cache.CachedTargets',
+    'Feed': 'training.target_cache.CachedTargetLoader',
+    'numbers': 'training.target_cache.batch_numbers',
+    'show': 'training.target_cache.format_summary',
   },
   'training.metric_log': {
     'Journal': 'training.metric_log.MetricLog',

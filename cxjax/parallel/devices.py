@@ -139,6 +139,3 @@ def describe() -> str:
   """Describes the devices of this run for a summary: 'cpu x 1 (cpu)'."""
   device = jax.devices()[0]
   return f'{device.platform} x {jax.device_count()} ({device.device_kind})'
-
-
-part_cpu = split_cpu

@@ -341,8 +341,3 @@ def gathered(apply: types.Apply, sharding: ParameterSharding) -> types.Apply:
     return apply(jax.tree.map_with_path(one, params), x)
 
   return gather_and_apply
-
-
-split, distribute, whole = constrain_batch, place_batch, constrain_replicated
-parts, held, name_of = num_batch_shards, bytes_per_device, describe
-partition_spec, unmatched = partition.partition_spec, partition.unmatched
