@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -110,9 +111,11 @@ def distill(
       finite, or a workdir of another run.
     Stopped: the process was asked to stop; the run is saved.
   """
-  lengths = (log_every, save_every, eval_every)
-  _check(plan, batches, optimizer, seed, on_record, lengths)
-  learning_rate = _rate(learning_rate)
+  _check(plan, batches, optimizer, on_record, trainable, workdir)
+  names = 'log_every', 'save_every', 'eval_every'
+  lengths = tuple(map(_steps, names, (log_every, save_every, eval_every)))
+  seed, learning_rate = errors.whole('seed', seed), _rate(learning_rate)
+  errors.require(seed >= 0, f'seed={seed} must not be negative.')
   what = 'held_out'
   if held_out is None:
     batches = user_batches.Peeked(batches)
@@ -167,9 +170,9 @@ def _check(
   plan: Any,
   batches: Any,
   optimizer: Any,
-  seed: Any,
   on_record: Any,
-  lengths: tuple[Any, ...],
+  trainable: Any,
+  workdir: Any,
 ) -> None:
   """Raises UserError for arguments of other kinds."""
   errors.require(
@@ -177,13 +180,6 @@ def _check(
     f'The plan is a {type(plan).__name__}: make one with cxjax.plan(teacher, '
     'student, example, num_steps=...).',
   )
-  for name, steps in zip(
-    ('log_every', 'save_every', 'eval_every'), lengths, strict=True
-  ):
-    errors.require(
-      steps is None or errors.whole(name, steps) >= 1,
-      f'{name}={steps} must be at least 1.',
-    )
   errors.require(
     optimizer is None or hasattr(optimizer, 'update'),
     f'optimizer={optimizer!r} must be one of optax, as optax.adam(1e-3).',
@@ -198,8 +194,22 @@ def _check(
     'iterated, as a list.',
   )
   errors.require(
-    errors.whole('seed', seed) >= 0, f'seed={seed} must not be negative.'
+    isinstance(trainable, str),
+    f"trainable={trainable!r} must be a pattern of paths, as 'block*', or "
+    "'^(embed|head)/' for several.",
   )
+  errors.require(
+    workdir is None
+    or (isinstance(workdir, str | os.PathLike) and bool(workdir)),
+    f'workdir={workdir!r} must be a folder, or None to keep nothing.',
+  )
+
+
+def _steps(name: str, steps: Any) -> int | None:
+  if steps is not None:
+    steps = errors.whole(name, steps)
+    errors.require(steps >= 1, f'{name}={steps} must be at least 1.')
+  return steps
 
 
 def _rate(learning_rate: Any) -> float:
@@ -220,7 +230,7 @@ def _rate(learning_rate: Any) -> float:
 def _loop(
   plan: plan_lib.Plan,
   workdir: Any,
-  lengths: tuple[int | None, int | None, int | None],
+  lengths: tuple[int | None, ...],
   keep_best: str,
 ) -> run_spec.Loop:
   log_every, save_every, eval_every = lengths

@@ -1,6 +1,7 @@
 """Evaluation of the students of a plan on a held-out batch."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -66,6 +67,9 @@ def evaluation(
   if not by_labels:
     batch = _with_teacher_output(plan, batch)
   chosen = metrics_lib.resolve(metrics or _default_metrics(plan, by_labels))
+  # A function of the user takes whatever reference there is.
+  if by_labels or (metrics and not isinstance(metrics, Mapping)):
+    metrics_lib.require_reference(chosen, 'labels' if by_labels else 'teacher')
   output, _ = adapters.outputs(plan.student, batch['x'], 'student')
   counted = batch['weights'].shape if 'weights' in batch else output.shape[:-1]
   metrics_lib.check(chosen, output, batch['y'], counted)
@@ -97,9 +101,8 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
   lower = lambda fun: metrics_lib.Metric(fun, higher_is_better=False)
   if _is_kl(plan):
     if output is not None and output.top_k:
-      loss = lambda got, want: output.loss(
-        got, losses.top_k(want, output.top_k)
-      )
+      few, k = loss, output.top_k
+      loss = lambda got, want: few(got, losses.top_k(want, k))
     agreement = metrics_lib.METRICS['agreement']
     return {'agreement': agreement, 'loss': lower(loss)}
   if plan.loss == 'cosine':

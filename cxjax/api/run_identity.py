@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cxjax.api import identity
 from cxjax.api import plan as plan_lib
@@ -76,24 +77,34 @@ def _stage(
     'name': stage.name,
     'steps': stage.steps,
     'frozen': list(stage.frozen),
-    'terms': [_term(plan, term) for term in stage.terms],
+    'terms': [
+      _term(plan, term, planned.regressors.get(name))
+      for name, term in stage.named_terms.items()
+    ],
   }
 
 
-def _term(plan: plan_lib.Plan, term: stage_lib.Term) -> dict[str, Any]:
+def _term(
+  plan: plan_lib.Plan, term: stage_lib.Term, regressor: tuple[int, int] | None
+) -> dict[str, Any]:
   """Fields of a term; functions by their digests."""
   fields = {
     field.name: getattr(term, field.name) for field in dataclasses.fields(term)
   }
-  fields['loss'] = _loss(plan, term)
+  for name, value in fields.items():
+    if isinstance(value, np.generic):  # JSON does not know it.
+      fields[name] = value.item()
+  fields['loss'] = _loss(plan, term, regressor)
   if term.scheduled:
     fraction = jax.ShapeDtypeStruct((), jnp.float32)
     fields['weight'] = identity.function_digest(term.weight_at, fraction)
   return fields
 
 
-def _loss(plan: plan_lib.Plan, term: stage_lib.Term) -> str:
-  """Digest of a loss, on what it compares."""
+def _loss(
+  plan: plan_lib.Plan, term: stage_lib.Term, regressor: tuple[int, int] | None
+) -> str:
+  """Digest of a loss, on the shapes that it compares."""
   student, x = plan.student, plan.batch['x']
 
   def compared(params: Any, x: Any) -> jax.Array:
@@ -101,6 +112,8 @@ def _loss(plan: plan_lib.Plan, term: stage_lib.Term) -> str:
     return targets_lib.compared(found, x, term.student, term)
 
   got = jax.eval_shape(compared, student.one, x)
+  if regressor is not None:
+    got = jax.ShapeDtypeStruct((*got.shape[:-1], regressor[1]), got.dtype)
   want: Any = jax.ShapeDtypeStruct(got.shape, jnp.float32)
   if not term.needs_teacher:
     want = plan.batch['y']

@@ -297,6 +297,7 @@ class Stage:
       f'Stage {self.name!r} has {self.steps!r} steps; give it a whole number, '
       'at least 1, or leave it out.',
     )
+    object.__setattr__(self, 'steps', int(self.steps))  # NumPy's as well.
     self._make_tuples()
     errors.require(
       bool(self.terms),

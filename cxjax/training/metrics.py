@@ -8,7 +8,9 @@ set is split. To add one, call `register`.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -150,8 +152,13 @@ def resolve(metrics: Metrics) -> dict[str, Metric]:
   """
   if isinstance(metrics, str):
     metrics = (metrics,)
+  errors.require(
+    isinstance(metrics, Iterable),
+    f'metrics={metrics!r} must be names, as ("accuracy", "loss"), or functions '
+    'by name, as {"largest": fun}.',
+  )
   if not isinstance(metrics, Mapping):
-    return {n: errors.lookup('metric', n, METRICS) for n in metrics}
+    return {n: _registered(n) for n in metrics}
   found = {}
   for name, metric in metrics.items():
     errors.require(
@@ -163,10 +170,19 @@ def resolve(metrics: Metrics) -> dict[str, Metric]:
   return found
 
 
+def _registered(name: Any) -> Metric:
+  errors.require(
+    isinstance(name, str),
+    f'The metric {name!r} has no name: give functions by name, as {{"largest": '
+    'fun}.',
+  )
+  return errors.lookup('metric', name, METRICS)
+
+
 def check(
   metrics: Mapping[str, Metric], output: Any, reference: Any, counted: Any
 ) -> None:
-  """Checks that each metric makes one value per example.
+  """Checks that each metric makes one value per example, and then a number.
 
   Args:
     metrics: from `resolve`.
@@ -175,22 +191,70 @@ def check(
     counted: the shape that the statistics of a batch must have.
 
   Raises:
-    UserError: a metric fails on those shapes, or makes another shape.
+    UserError: a metric fails on those shapes, makes another shape, or finishes
+      as something else than a real scalar.
   """
   for name, metric in metrics.items():
-    try:
+    with _reported(
+      f'The metric {name!r} does not take an output of {list(output.shape)} '
+      f'and a reference of {list(reference.shape)}'
+    ):
       found = jax.eval_shape(metric.statistics, output, reference)
-      shapes = {leaf.shape for leaf in jax.tree.leaves(found)}
-    except Exception as error:  # Whatever a function of the user raises.
-      reason = str(error).partition('\n')[0].rstrip('.')
-      raise errors.UserError(
-        f'The metric {name!r} does not take an output of '
-        f'{list(output.shape)} and a reference of {list(reference.shape)}: '
-        f'{reason}.'
-      ) from error
+    leaves = jax.tree.leaves(found)
+    shapes = {leaf.shape for leaf in leaves}
+    made = ', '.join(str(list(shape)) for shape in shapes) or 'nothing'
     errors.require(
-      shapes == {tuple(counted)},
-      f'The metric {name!r} makes {", ".join(str(list(s)) for s in shapes)} of '
-      f'an output of {list(output.shape)}: it must make one value for each '
-      f'example, {list(counted)}. It is averaged afterwards.',
+      shapes == {tuple(counted)} and all(map(_is_real, leaves)),
+      f'The metric {name!r} makes {made} of an output of '
+      f'{list(output.shape)}: it must make one real number for each example, '
+      f'{list(counted)}. It is averaged afterwards.',
     )
+    with _reported(f'The metric {name!r} cannot be made of its sums'):
+      total = jax.eval_shape(
+        lambda found, m=metric: m.total(found, None), found
+      )
+    errors.require(
+      getattr(total, 'shape', None) == () and _is_real(total),
+      f'The metric {name!r} finishes as {total}: it must be a real scalar. Its '
+      '`finish` takes the sums of the statistics and the sum of the weights.',
+    )
+
+
+def require_reference(metrics: Mapping[str, Metric], reference: str) -> None:
+  """Checks that each metric reads the reference of the held-out set.
+
+  Args:
+    metrics: from `resolve`.
+    reference: 'labels' or 'teacher'.
+
+  Raises:
+    UserError: a metric reads the other one.
+  """
+  reason = {
+    'labels': 'has no labels: give (x, labels)',
+    'teacher': 'has labels: leave the metric out, the last record has it',
+  }
+  fitting = [n for n, m in METRICS.items() if m.reference == reference]
+  for name, metric in metrics.items():
+    errors.require(
+      metric.reference == reference,
+      f'The metric {name!r} compares with the {metric.reference}, and the '
+      f'held-out set {reason[metric.reference]}; or choose of '
+      f'{", ".join(fitting)}.',
+    )
+
+
+def _is_real(leaf: Any) -> bool:
+  """Whether a shape is of booleans, integers or floating-point numbers."""
+  kinds = (jnp.bool_, jnp.integer, jnp.floating)
+  return any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
+
+
+@contextlib.contextmanager
+def _reported(what: str) -> Iterator[None]:
+  """Makes one line of whatever a function of the user raises."""
+  try:
+    yield
+  except Exception as error:
+    reason = str(error).partition('\n')[0].rstrip('.')
+    raise errors.UserError(f'{what}: {reason}.') from error
