@@ -101,6 +101,11 @@ def path_mask(params: types.Params, pattern: str) -> Mask:
   Raises:
     UserError: the pattern matches no path, or is no regular expression.
   """
+  errors.require(
+    isinstance(pattern, str),
+    f"trainable={pattern!r} must be a pattern of paths, as 'block*' or "
+    "'*/bias'.",
+  )
   try:
     mask = jax.tree.map_with_path(
       lambda path, _: _matches(pattern, path_name(path)), params

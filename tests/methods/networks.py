@@ -62,7 +62,7 @@ def sequence_batch(seed=0):
   return {
     'x': {
       'tokens': jnp.asarray(random.integers(0, VOCABULARY, (B, LENGTH))),
-      'mask': jnp.arange(LENGTH) < jnp.array([[6], [3], [5], [1]]),
+      'mask': jnp.asarray(np.arange(LENGTH) < np.array([[6], [3], [5], [1]])),
       'target_positions': jnp.array([[0, 5], [1, 2], [3, 0], [0, 0]]),
     },
     'y': jnp.asarray(random.integers(0, VOCABULARY, (B, POSITIONS))),

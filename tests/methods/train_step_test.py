@@ -1,4 +1,4 @@
-"""The train step: what it touches, what it costs, and what may not matter."""
+"""Tests of the train step: what it computes, what it touches, what it costs."""
 
 import functools
 
@@ -9,371 +9,662 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cxjax import errors
+from cxjax.methods import curricula
+from cxjax.methods import flops
+from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
-from cxjax.training import multi_step
-from cxjax.parallel import mesh as mesh_lib
 from cxjax.methods import stage_plan
-from cxjax.methods import projections
+from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
-from cxjax.tasks import parity
 from cxjax.models import mlp
+from tests.methods import networks
 
-D, B, SEEDS = 8, 4, 3
-TEACHER = mlp.MLP((16, 12), 2)
-STUDENT = mlp.MLP((6, 5), 2)
-TASK = parity.Parity(D, ((0, 3),))
-HIDDEN, TOP, OUTPUT = stage_lib.extracted(
-  (('hidden0', 'hidden0'), ('hidden1', 'hidden1')), (5, 5, 5)
-)
-LABELS = stage_lib.supervised(5)[0]
-READOUT = stage_lib.extracted(
-  (('hidden1', 'hidden0'),), (5, 5), regressor=True, width=7
-)[0]
+Stage, Term = stage_lib.Stage, stage_lib.Term
+FADE = optax.linear_schedule(1.0, 0.0, 1.0)
+RISE = optax.linear_schedule(0.5, 2.0, 1.0)
+SIZE = 8  # Examples, in 4 microbatches.
 
 
-def draw(key, t, rows=None):
-  del rows
-  return TASK.draw(key, t, B)
+def log_softmax(x):
+  return x - jnp.log(jnp.sum(jnp.exp(x), -1, keepdims=True))
 
 
-def tx():
-  return optax.adamw(1e-2, weight_decay=0.1)
+def divergence(student, teacher):
+  p = jnp.exp(log_softmax(teacher))
+  return jnp.sum(p * (log_softmax(teacher) - log_softmax(student)), -1)
+
+
+def nll(logits, labels):
+  return -jnp.sum(
+    jax.nn.one_hot(labels, logits.shape[-1]) * log_softmax(logits), -1
+  )
+
+
+def mean(values, weights):
+  return jnp.sum(values * weights) / jnp.sum(weights)
+
+
+def square(got, want):
+  return jnp.sum((got - want) ** 2, -1)
+
+
+def dense(params, name, x):
+  layer = params['params'][name]
+  return x @ layer['kernel'] + layer['bias'][None]
+
+
+def perceptron(params, x):
+  """The activations of an MLP, written out."""
+  low = jax.nn.relu(dense(params, 'hidden0', x))
+  high = jax.nn.relu(dense(params, 'hidden1', low))
+  return low, high, dense(params, 'logits', high)
+
+
+def random(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+class VectorCase:
+  """Four terms on vectors: labels, logits, a projection and a regressor."""
+
+  stage = Stage(
+    'joint',
+    10,
+    (
+      Term(target='labels', weight=0.3),
+      Term(weight=RISE),
+      Term('hidden0', 'hidden1', weight=0.5, projection='gaussian'),
+      Term(
+        'hidden1',
+        'hidden0',
+        weight=FADE,
+        projection='gaussian',
+        regressor=True,
+        width=7,
+        norm='layer',
+        centered=True,
+        scale=0.5,
+      ),
+    ),
+  )
+  apply = networks.STUDENT.apply
+  teacher = networks.TEACHER.apply
+
+  def __init__(self):
+    self.params = networks.params(networks.STUDENT, 1)
+    self.teacher_params = networks.params(networks.TEACHER)
+    self.batch = {
+      **networks.batch(size=SIZE),
+      'weights': jnp.array([1.0, 0, 2, 1, 0.5, 1, 0, 1]),
+    }
+    self.matrices = {'hidden0': random(3, 12, 6), 'hidden1': random(4, 16, 7)}
+    self.regressors = {'hidden1': {'kernel': random(5, 5, 7)}}
+
+  def losses(self, params, regressors):
+    """The loss of each term before its weight."""
+    x, y, weights = (self.batch[k] for k in ('x', 'y', 'weights'))
+    low, high, logits = perceptron(params, x)
+    theirs = perceptron(self.teacher_params, x)
+    want = theirs[0] - theirs[0].mean(-1, keepdims=True)
+    want = want / jnp.sqrt(jnp.var(theirs[0], -1, keepdims=True) + 1e-5)
+    # Hidden activations of vectors count alike.
+    want = 0.5 * (want - want.mean(0, keepdims=True)) @ self.matrices['hidden1']
+    return {
+      'labels': mean(nll(logits, y), weights),
+      'output': mean(divergence(logits, theirs[2]), weights),
+      'hidden0': square(low, theirs[1] @ self.matrices['hidden0']).mean(),
+      'hidden1': square(high @ regressors['hidden1']['kernel'], want).mean(),
+    }
+
+  def weights(self, t):
+    return {
+      'labels': 0.3,
+      'output': 0.5 + 1.5 * t,
+      'hidden0': 0.5,
+      'hidden1': 1 - t,
+    }
+
+
+class SequenceCase:
+  """Five terms on sequences: masks, target positions, weights, pooling."""
+
+  stage = Stage(
+    'joint',
+    10,
+    (
+      Term(target='labels', weight=0.3),
+      Term(weight=RISE),
+      Term('low', 'high', loss='cosine', weight=FADE, projection='sparse'),
+      Term('high', 'low', tokens='predicted', projection='gaussian', weight=2),
+      Term(
+        'low', 'low', pool='mean', regressor=True, centered=True, name='mean'
+      ),
+    ),
+  )
+  apply = staticmethod(networks.sequence_apply)
+  teacher = staticmethod(networks.sequence_apply)
+
+  def __init__(self):
+    self.params = networks.sequence_params(3, 1)
+    self.teacher_params = networks.sequence_params(5, 0)
+    self.batch = networks.sequence_batch()
+    # Nothing counts in one of the microbatches.
+    weights = self.batch['weights'].at[1].set(0.0)
+    self.batch = {**self.batch, 'weights': weights}
+    self.matrices = {'low': random(3, 5, 3), 'high': random(4, 5, 3)}
+    self.regressors = {'mean': {'kernel': random(5, 3, 5)}}
+
+  def losses(self, params, regressors):
+    x, y, weights = (self.batch[k] for k in ('x', 'y', 'weights'))
+    logits, ours = networks.sequence_apply(params, x)
+    want, theirs = networks.sequence_apply(self.teacher_params, x)
+    mask = x['mask'].astype(jnp.float32)
+    rows = np.arange(networks.B)[:, None]
+    at = lambda value: value[rows, x['target_positions']]
+    pooled = lambda v: (v * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+    unit = lambda v: v / jnp.sqrt((v**2).sum(-1, keepdims=True))
+    low = theirs['high'] @ self.matrices['low']
+    middle = pooled(theirs['low'])
+    middle = middle - middle.mean(0, keepdims=True)
+    return {
+      'labels': mean(nll(logits, y), weights),
+      'output': mean(divergence(logits, want), weights),
+      'low': mean(1 - (unit(ours['low']) * unit(low)).sum(-1), mask),
+      'high': mean(
+        square(at(ours['high']), at(theirs['low']) @ self.matrices['high']),
+        weights,
+      ),
+      'mean': square(
+        pooled(ours['low']) @ regressors['mean']['kernel'], middle
+      ).mean(),
+    }
+
+  def weights(self, t):
+    return {
+      'labels': 0.3,
+      'output': 0.5 + 1.5 * t,
+      'low': 1 - t,
+      'high': 2.0,
+      'mean': 1.0,
+    }
+
+
+CASES = {'vectors': VectorCase, 'sequences': SequenceCase}
+TX = optax.sgd(1.0)  # An update is the gradient.
 
 
 @functools.cache
-def params_of(model, seed):
-  x = jnp.zeros((B, D))
-  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
-    jnp.arange(SEEDS)
-  )
-  return jax.jit(jax.vmap(lambda key: model.init(key, x)))(keys)
-
-
-def teacher_params(seed=0):
-  return jax.tree.map(lambda leaf: leaf[0], params_of(TEACHER, seed))
-
-
-def planned(stage):
-  batch = jax.eval_shape(draw, jax.random.key(0), 0)
-  one = jax.eval_shape(lambda p: jax.tree.map(lambda a: a[0], p), params())
-  return stage_plan.plan_stage(
-    stage, batch, STUDENT.apply, one, TEACHER.apply, teacher_params()
-  )
-
-
-def params():
-  return params_of(STUDENT, 1)
-
-
-def begin(stage, seeds=SEEDS):
-  """States, projections and keys of the first `seeds` students."""
-  one = planned(stage)
-  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-    jax.random.key(2), jnp.arange(seeds)
-  )
-  students = jax.tree.map(lambda leaf: leaf[:seeds], params())
-  states = jax.vmap(
-    functools.partial(
-      train_step.init_stage, stage=stage, shape=one.readout, tx=tx(), mask=one.mask
+def program(name, microbatches):
+  """`(state, targets, progress) -> (state, loss, losses)` of a case."""
+  case = CASES[name]()
+  return jax.jit(
+    lambda state, targets, progress: train_step.update(
+      state,
+      case.batch,
+      targets,
+      progress,
+      apply=case.apply,
+      stage=case.stage,
+      tx=TX,
+      mask=jax.tree.map(lambda _: True, case.params),
+      microbatches=microbatches,
     )
-  )(keys, students)
-  matrices = None
-  if one.projection:
-    matrices = jax.vmap(
-      lambda key: projections.random_projection(key, stage.law, one.projection)
-    )(keys)
-  return states, matrices, keys
-
-
-@functools.cache
-def program(stage, lookahead, devices=1):
-  fun = functools.partial(
-    multi_step.train_many_steps,
-    draw=draw,
-    student=STUDENT.apply,
-    teacher=TEACHER.apply,
-    stage=stage,
-    tx=tx(),
-    mask=planned(stage).mask,
-    lookahead=lookahead,
-  )
-  del devices  # Of the mesh in force.
-  return jax.jit(fun)
-
-
-def advance(
-  stage, start, stop, *, lookahead=1, seeds=SEEDS, keys=None, devices=1
-):
-  states, matrices, own = begin(stage, seeds)
-  keys = own if keys is None else keys
-  return program(stage, lookahead, devices)(
-    states, start, stop, teacher_params(), matrices, keys
   )
 
 
-def assert_close(a, b):
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b
+class SeveralTermsTest(parameterized.TestCase):
+  """The loss and its gradient are those of the sum written out in plain JAX."""
+
+  @parameterized.product(
+    name=tuple(CASES), microbatches=(1, 4), progress=(0.0, 0.5, 1.0)
   )
+  def test_loss_and_gradient_by_hand(self, name, microbatches, progress):
+    case = CASES[name]()
 
+    def total(params, regressors):
+      found = case.losses(params, regressors)
+      weights = case.weights(progress)
+      return sum(weights[k] * found[k] for k in weights), found
 
-STAGES = (('hidden', HIDDEN), ('output', OUTPUT))
-ALL_STAGES = (*STAGES, ('labels', LABELS), ('top', TOP), ('regressor', READOUT))
+    grad = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (loss, each), (grads, of_regressors) = jax.jit(grad)(
+      case.params, case.regressors
+    )
+    learned = case.params, case.regressors
+    state = train_step.State(*learned, TX.init(learned))
+    targets = targets_lib.make_targets(
+      case.teacher, case.teacher_params, case.matrices, case.batch, case.stage
+    )
+    after, got, terms = program(name, microbatches)(
+      state, targets, jnp.float32(progress)
+    )
+    close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
+    close(got, loss)
+    close(terms, each)
+    moved = lambda before, after: jax.tree.map(jnp.subtract, before, after)
+    close(moved(case.params, after.params), grads)
+    close(moved(case.regressors, after.regressors), of_regressors)
 
+  def test_train_step_is_update_without_the_losses_of_the_terms(self):
+    case = VectorCase()
+    learned = case.params, case.regressors
+    state = train_step.State(*learned, TX.init(learned))
+    targets = targets_lib.make_targets(
+      case.teacher, case.teacher_params, case.matrices, case.batch, case.stage
+    )
+    mask = jax.tree.map(lambda _: True, case.params)
+    options = dict(apply=case.apply, stage=case.stage, tx=TX, mask=mask)
+    step = jax.jit(functools.partial(train_step.train_step, **options))
+    got = step(state, case.batch, targets, jnp.float32(0.5))
+    want = program('vectors', 1)(state, targets, jnp.float32(0.5))
+    chex.assert_trees_all_close(got, want[:2], rtol=1e-6)
 
-class AdvanceTest(parameterized.TestCase):
-  @parameterized.named_parameters(*ALL_STAGES)
-  def test_one_dispatch_is_so_many_steps(self, stage):
-    got, out = advance(stage, 0, 7)
-    states, matrices, keys = begin(stage)
-    update = jax.jit(
-      functools.partial(
+  def test_half_and_half_is_the_mean_of_two(self):
+    """And a weight of 1 alone is the loss itself, bit for bit."""
+    batch, params = networks.batch(), networks.params(networks.STUDENT, 1)
+    mask = jax.tree.map(lambda _: True, params)
+    target = random(0, networks.B, networks.C)
+
+    def loss(*terms):
+      stage = Stage('s', 1, terms)
+      every = {
+        name: target if term.needs_teacher else batch['y']
+        for name, term in stage.named_terms.items()
+      }
+      state = train_step.State(params, {}, TX.init((params, {})))
+      step = functools.partial(
         train_step.train_step,
-        apply=STUDENT.apply,
+        apply=networks.STUDENT.apply,
         stage=stage,
-        tx=tx(),
-        mask=planned(stage).mask,
+        tx=TX,
+        mask=mask,
       )
-    )
-    for seed in range(SEEDS):
-      pick = functools.partial(jax.tree.map, lambda leaf, i=seed: leaf[i])
-      state, total = pick(states), 0.0
-      matrix = None if matrices is None else matrices[seed]
-      for t in range(7):
-        batch = draw(keys[seed], t)
-        want = train_step.make_targets(
-          TEACHER.apply, teacher_params(), matrix, batch, stage
-        )
-        state, loss = update(state, batch, want)
-        total += loss
-      assert_close(state, pick(got))
-      assert_close(total, out['loss'][seed])
-    np.testing.assert_array_equal(out['bad'], 7)
+      return jax.jit(step)(state, batch, every)[1]
 
-  @parameterized.named_parameters(*STAGES)
-  def test_lookahead_changes_nothing(self, stage):
-    one, _ = advance(stage, 1, 9)
-    four, _ = advance(stage, 1, 9, lookahead=4)  # From and to inside a block.
-    assert_close(one, four)
+    logits, _ = networks.STUDENT.apply(params, batch['x'])
+    alone = loss(Term(loss='mse'))
+    self.assertEqual(alone, jnp.mean(losses.mse(logits, target)))
+    labels = loss(Term(target='labels'))
+    both = loss(Term(loss='mse', weight=0.5), Term(target='labels', weight=0.5))
+    np.testing.assert_allclose(both, (alone + labels) / 2, rtol=1e-6)
 
-  @parameterized.named_parameters(*STAGES)
-  def test_where_it_pauses_changes_no_bit(self, stage):
-    whole, _ = advance(stage, 0, 9, lookahead=4)
-    states, matrices, keys = begin(stage)
-    for start, stop in ((0, 2), (2, 3), (3, 9)):
-      states, _ = program(stage, 4)(
-        states, start, stop, teacher_params(), matrices, keys
+  def test_a_target_that_is_missing_is_an_error(self):
+    case = VectorCase()
+    state = train_step.State(case.params, case.regressors, None)
+    with self.assertRaisesRegex(errors.UserError, 'labels, output, hidden0'):
+      train_step.train_step(
+        state,
+        case.batch,
+        {'labels': case.batch['y']},
+        apply=case.apply,
+        stage=case.stage,
+        tx=TX,
+        mask=jax.tree.map(lambda _: True, case.params),
       )
-    chex.assert_trees_all_equal(whole, states)
-
-  @parameterized.named_parameters(*STAGES)
-  def test_a_seed_does_not_feel_the_others(self, stage):
-    all_seeds, _ = advance(stage, 0, 5)
-    alone, _ = advance(stage, 0, 5, seeds=1)
-    assert_close(jax.tree.map(lambda leaf: leaf[:1], all_seeds), alone)
-
-  @parameterized.parameters((1, (4,)), (3, (4,)))
-  def test_each_seed_is_vmapped_but_one_alone_is_not(self, seeds, shape):
-    batched = []
-
-    def fun(x, y):
-      batched.append(isinstance(x, jax.core.Tracer))
-      self.assertEqual(x.shape, shape)
-      return {'sum': x + y}
-
-    got = multi_step.each_seed(fun)(jnp.ones((seeds, 4)), jnp.ones((seeds, 4)))
-    np.testing.assert_array_equal(got['sum'], np.full((seeds, 4), 2))
-    self.assertEqual(batched, [seeds > 1])
-
-  @parameterized.named_parameters(*STAGES)
-  def test_sharing_batches_is_giving_all_the_same(self, stage):
-    stream = jax.random.key(5)
-    same = jnp.stack([stream] * SEEDS)
-    given, _ = advance(stage, 0, 5, keys=same)
-    shared, _ = advance(stage, 0, 5, keys=stream[None], lookahead=2)
-    assert_close(given, shared)
-
-  @parameterized.named_parameters(*STAGES)
-  def test_four_devices_are_one(self, stage):
-    one, _ = advance(stage, 0, 5)
-    with jax.set_mesh(mesh_lib.make({'data': 4}, B)):
-      four, _ = advance(stage, 0, 5, devices=4)
-      text = program(stage, 1, 4).lower(*args_of(stage)).compile().as_text()
-    assert_close(jax.device_get(one), jax.device_get(four))
-    # The batch was really parted: gradients are summed over the devices.
-    self.assertIn('all-reduce', text)
-
-  def test_rows_from_the_host_are_those_of_the_step(self):
-    """Drawing from rows of the same numbers is drawing on the device."""
-    states, matrices, keys = begin(OUTPUT)
-    streams = lambda t: jax.vmap(draw, (0, None))(keys, t)
-    rows = jax.jit(jax.vmap(streams))(4 + jnp.arange(4))
-    fun = functools.partial(
-      multi_step.train_many_steps,
-      student=STUDENT.apply,
-      teacher=TEACHER.apply,
-      stage=OUTPUT,
-      tx=tx(),
-      mask=planned(OUTPUT).mask,
-    )
-    args = (states, 5, 8, teacher_params(), matrices, keys)
-    want = jax.jit(functools.partial(fun, draw=draw, lookahead=1))(*args)
-    fed = functools.partial(fun, draw=lambda key, t, rows: rows)
-    for lookahead in (1, 2):
-      got = jax.jit(functools.partial(fed, lookahead=lookahead))(*args, rows)
-      assert_close(want, got)
-
-  def test_names_the_first_step_that_is_not_finite(self):
-    def poisoned(key, t, rows):
-      batch = draw(key, t, rows)
-      return {**batch, 'x': batch['x'] * jnp.where(t == 3, jnp.nan, 1.0)}
-
-    states, matrices, keys = begin(LABELS)
-    fun = jax.jit(
-      functools.partial(
-        multi_step.train_many_steps,
-        draw=poisoned,
-        student=STUDENT.apply,
-        teacher=None,
-        stage=LABELS,
-        tx=tx(),
-        mask=planned(LABELS).mask,
-        lookahead=1,
-      )
-    )
-    _, out = fun(states, 0, 3, None, matrices, keys)
-    np.testing.assert_array_equal(out['bad'], 3)  # All three were good.
-    _, out = fun(states, 0, 6, None, matrices, keys)
-    np.testing.assert_array_equal(out['bad'], 3)
 
 
-def args_of(stage):
-  states, matrices, keys = begin(stage)
-  return states, 0, 5, teacher_params(), matrices, keys
-
-
-class StageTest(parameterized.TestCase):
-  @parameterized.parameters(HIDDEN, READOUT)
-  def test_a_hidden_stage_leaves_the_layers_above_alone(self, stage):
-    states, _, _ = begin(stage)
-    before = states.params['params']
-    after, _ = advance(stage, 0, 5)
-    for layer in ('hidden1', 'logits'):
-      chex.assert_trees_all_equal(before[layer], after.params['params'][layer])
-    moved = after.params['params']['hidden0']['kernel']
-    self.assertFalse(np.allclose(before['hidden0']['kernel'], moved))
-    # Nor is there optimizer state for them.
-    paths = [str(p) for p, _ in jax.tree.leaves_with_path(after.opt_state)]
-    self.assertTrue(any('hidden0' in path for path in paths))
-    self.assertFalse(any('hidden1' in p or 'logits' in p for p in paths))
-
-  def test_frozen_layers_stay(self):
-    stages = stage_lib.extracted(
-      (('hidden0', 'hidden0'), ('hidden1', 'hidden1')), (5, 5, 5), freeze=True
-    )
-    after, _ = advance(stages[2], 0, 5)
-    for layer in ('hidden0', 'hidden1'):
-      chex.assert_trees_all_equal(
-        params()['params'][layer], after.params['params'][layer]
-      )
-    self.assertFalse(
-      np.allclose(
-        params()['params']['logits']['kernel'],
-        after.params['params']['logits']['kernel'],
-      )
-    )
-
-  def test_reach_sees_through_jit_and_scan(self):
+class DependencyMaskTest(parameterized.TestCase):
+  def mask(self, names):
     def apply(p, x):
       low = jax.jit(lambda p, x: x @ p['a'])(p, x)
       high, _ = jax.lax.scan(lambda c, w: (c @ w, None), low, p['stack'])
-      return high @ p['b'], {'low': low, 'high': high}
+      side = x @ p['side']
+      return high @ p['b'], {'low': low, 'high': high, 'side': side}
 
-    p = {
-      'a': jnp.ones((2, 2)),
-      'b': jnp.ones((2, 2)),
-      'stack': jnp.ones((3, 2, 2)),
+    shapes = {'a': (2, 2), 'b': (2, 2), 'side': (2, 2), 'stack': (3, 2, 2)}
+    params = {k: jax.ShapeDtypeStruct(v, float) for k, v in shapes.items()}
+    x = jax.ShapeDtypeStruct((1, 2), float)
+    found = train_step.dependency_mask(apply, params, x, names)
+    return {name for name, needed in found.items() if needed}
+
+  @parameterized.parameters(
+    ('low', {'a'}),
+    ('high', {'a', 'stack'}),
+    ('logits', {'a', 'stack', 'b'}),
+    (('low', 'side'), {'a', 'side'}),
+  )
+  def test_sees_through_jit_and_scan(self, names, needed):
+    self.assertEqual(self.mask(names), needed)
+
+  def test_unknown_activation(self):
+    with self.assertRaisesRegex(errors.UserError, "'hihg'.*mean 'high'"):
+      self.mask('hihg')
+
+
+PATHS = {
+  'params': {
+    'block0': {
+      'query': {'kernel': 0, 'bias': 0},
+      'scale': 0,
+    },
+    'block1': {'query': {'kernel': 0, 'bias': 0}, 'scale': 0},
+    'block10': {'scale': 0},
+    'head': {'kernel': 0, 'bias': 0},
+  }
+}
+
+
+def marked(mask):
+  return {
+    train_step.path_name(path).removeprefix('params/')
+    for path, leaf in jax.tree.leaves_with_path(mask)
+    if leaf
+  }
+
+
+class PathMaskTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # Globs of whole components.
+    ('block0', {'block0/query/kernel', 'block0/query/bias', 'block0/scale'}),
+    ('block1/scale', {'block1/scale'}),
+    ('block?/query/bias', {'block0/query/bias', 'block1/query/bias'}),
+    ('*/bias', {'block0/query/bias', 'block1/query/bias', 'head/bias'}),
+    ('block[01]/scale', {'block0/scale', 'block1/scale'}),
+    ('params/head/*', {'head/kernel', 'head/bias'}),
+    ('block1*/scale', {'block1/scale', 'block10/scale'}),
+    # Regular expressions.
+    (r'block\d/scale', {'block0/scale', 'block1/scale'}),
+    (
+      'scale|head',
+      {
+        'block0/scale',
+        'block1/scale',
+        'block10/scale',
+        'head/kernel',
+        'head/bias',
+      },
+    ),
+    ('^params/head/k', {'head/kernel'}),
+    ('query.*bias$', {'block0/query/bias', 'block1/query/bias'}),
+  )
+  def test_marks(self, pattern, expected):
+    self.assertEqual(marked(train_step.path_mask(PATHS, pattern)), expected)
+
+  @parameterized.parameters('lock0', 'bloc', 'Block0', 'query/block0', 'hea')
+  def test_nothing_matches(self, pattern):
+    message = f"trainable='{pattern}' matches no .*params/block0/query/bias, .*"
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      train_step.path_mask(PATHS, pattern)
+    self.assertNotIn('\n', str(caught.exception))
+    self.assertEndsWith(str(caught.exception), ', ....')  # More than 8.
+
+  def test_is_no_regular_expression(self):
+    with self.assertRaisesRegex(errors.UserError, r"'\(head' is no regular"):
+      train_step.path_mask(PATHS, '(head')
+
+  @parameterized.parameters(3, (('head', 'block0'),), None)
+  def test_is_no_text(self, pattern):
+    with self.assertRaisesRegex(errors.UserError, 'trainable=.* a pattern'):
+      train_step.path_mask(PATHS, pattern)
+
+
+def planned(stage, trainable=''):
+  shapes = jax.eval_shape(networks.batch)
+  return stage_plan.plan_stage(
+    stage, shapes, *networks.models(), trainable=trainable
+  )
+
+
+@functools.cache
+def trained(stage, trainable=''):
+  """A state before and after three steps of AdamW, and its mask."""
+  one = planned(stage, trainable)
+  tx = optax.adamw(1e-2, weight_decay=0.1)
+  params, matrices = networks.params(networks.STUDENT, 1), {}
+  for i, (name, shape) in enumerate(one.projections.items()):
+    matrices[name] = random(i, *shape)
+  state = train_step.init_stage(
+    jax.random.key(2),
+    params,
+    stage=stage,
+    shapes=one.regressors,
+    tx=tx,
+    mask=one.mask,
+  )
+
+  @jax.jit
+  def step(state, batch):
+    want = targets_lib.make_targets(
+      networks.TEACHER.apply,
+      networks.params(networks.TEACHER),
+      matrices,
+      batch,
+      stage,
+    )
+    return train_step.train_step(
+      state,
+      batch,
+      want,
+      apply=networks.STUDENT.apply,
+      stage=stage,
+      tx=tx,
+      mask=one.mask,
+    )
+
+  before = state
+  for seed in range(3):
+    state, _ = step(state, networks.batch(seed))
+  return before, state, one.mask
+
+
+PAIRS = (('hidden0', 'hidden0'), ('hidden1', 'hidden1'))
+HIDDEN, TOP, OUTPUT = curricula.extracted(PAIRS, (5, 5, 5))
+FROZEN = curricula.extracted(PAIRS, (5, 5, 5), freeze=True)[2]
+REGRESSOR = curricula.extracted(
+  (('hidden1', 'hidden0'),), (5, 5), regressor=True, width=7
+)[0]
+LOW_TERMS = Stage(
+  's',
+  5,
+  (
+    Term('hidden0', 'hidden0', projection='gaussian', weight=FADE),
+    Term('hidden0', 'hidden1', projection='gaussian', regressor=True),
+  ),
+)
+
+
+class TouchedTest(parameterized.TestCase):
+  """What a stage trains, and that nothing else moves by a bit."""
+
+  @parameterized.named_parameters(
+    ('hidden', HIDDEN, '', ('hidden0',)),
+    ('top', TOP, '', ('hidden0', 'hidden1')),
+    ('regressor', REGRESSOR, '', ('hidden0',)),
+    ('output', OUTPUT, '', ('hidden0', 'hidden1', 'logits')),
+    ('frozen', FROZEN, '', ('logits',)),
+    ('several', LOW_TERMS, '', ('hidden0',)),
+    ('pattern', OUTPUT, 'hidden1', ('hidden1',)),
+    ('expression', OUTPUT, 'hidden0|logits', ('hidden0', 'logits')),
+    ('pattern and depth', TOP, 'hidden*', ('hidden0', 'hidden1')),
+    ('one leaf', OUTPUT, 'logits/bias', ('logits/bias',)),
+  )
+  def test_parameters_and_optimizer_state(self, stage, pattern, expected):
+    before, after, mask = trained(stage, pattern)
+    leaves = jax.tree.leaves_with_path(before.params)
+    touched = set()
+    for (path, leaf), other, chosen in zip(
+      leaves,
+      jax.tree.leaves(after.params),
+      jax.tree.leaves(mask),
+      strict=True,
+    ):
+      name = train_step.path_name(path).removeprefix('params/')
+      self.assertEqual(chosen, not np.array_equal(leaf, other), name)
+      if chosen:
+        touched.add(name)
+    wanted = {
+      train_step.path_name(path).removeprefix('params/')
+      for path, _ in leaves
+      if any(
+        train_step.path_name(path).startswith(f'params/{name}')
+        for name in expected
+      )
     }
-    x = jnp.ones((1, 2))
+    self.assertEqual(touched, wanted)
+    # There is optimizer state for those parameters and for no others.
+    adam, *_ = after.opt_state
+    held = {
+      train_step.path_name(path).removeprefix('0/params/')
+      for path, _ in jax.tree.leaves_with_path(adam.mu)
+    }
+    regressors = {name for name in held if name.startswith('1/')}
+    self.assertEqual(held - regressors, touched)
     self.assertEqual(
-      train_step.dependency_mask(apply, p, x, 'low'), {'a': True, 'b': False, 'stack': False}
+      regressors, {f'1/{name}/kernel' for name in after.regressors}
     )
-    self.assertEqual(
-      train_step.dependency_mask(apply, p, x, 'high'), {'a': True, 'b': False, 'stack': True}
+
+  def test_a_regressor_is_trained_from_a_key_of_its_own(self):
+    stage = Stage(
+      's',
+      1,
+      (
+        Term(
+          'hidden0', 'hidden0', projection='gaussian', regressor=True, width=9
+        ),
+        Term(
+          'hidden0', 'hidden1', projection='gaussian', regressor=True, width=9
+        ),
+      ),
     )
+    before, after, _ = trained(stage)
+    one, two = (
+      before.regressors[k]['kernel'] for k in ('hidden0', 'hidden0#2')
+    )
+    self.assertEqual(one.shape, (6, 9))
+    self.assertFalse(np.allclose(one, two))
+    for name, old in before.regressors.items():
+      self.assertFalse(
+        np.allclose(old['kernel'], after.regressors[name]['kernel'])
+      )
+
+  @parameterized.parameters(
+    (Stage('s', 1, Term(), frozen=('logits',)), '', "'logits': it depends"),
+    (HIDDEN, 'logits', "no parameter with 'hidden0'"),
+    (
+      Stage('s', 1, (Term(), Term('hidden0', 'hidden0', projection='sparse'))),
+      'logits',
+      "no parameter with 'hidden0'",
+    ),
+    (OUTPUT, 'hidden7', "trainable='hidden7' matches no parameter"),
+    (Stage('s', 1, Term(), frozen=('hiden0',)), '', "'hiden0'.*'hidden0'"),
+  )
+  def test_nothing_is_left_to_train(self, stage, pattern, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      planned(stage, pattern)
 
   def test_split_and_merge_undo_each_other(self):
     mask = planned(HIDDEN).mask
+    params = networks.params(networks.STUDENT, 1)
     chex.assert_trees_all_equal(
-      train_step.merge(*train_step.split(params(), mask)), params()
+      train_step.merge(*train_step.split(params, mask)), params
     )
 
   def test_carry_keeps_what_both_have(self):
-    low, _, _ = begin(HIDDEN)
-    low, _ = advance(HIDDEN, 0, 2)
-    fresh, _, _ = begin(OUTPUT)
+    _, low, _ = trained(HIDDEN)
+    fresh, _, _ = trained(OUTPUT)
     carried = train_step.carry_optimizer_state(low.opt_state, fresh.opt_state)
     mu = carried[0].mu[0]['params']
     chex.assert_trees_all_equal(
       mu['hidden0'], low.opt_state[0].mu[0]['params']['hidden0']
     )
     self.assertEqual(float(jnp.abs(mu['logits']['kernel']).max()), 0.0)
-
-  def test_an_activation_that_is_not_there_lists_those_that_are(self):
-    with self.assertRaisesRegex(ValueError, "'hiden0'.*'hidden0'.*logits"):
-      x = jnp.zeros((B, D))
-      train_step.activation(TEACHER.apply, teacher_params(), x, 'hiden0')
+    self.assertEqual(carried[0].count, 3)
 
 
 class FlopsTest(parameterized.TestCase):
   """The saving is in the compiled program, not in the wish."""
 
-  wide = mlp.MLP((256, 256, 256, 256), 2)
-  batch = {'x': jnp.zeros((64, 32)), 'y': jnp.zeros(64, jnp.int32)}
+  rows, bits, wide = 64, 32, 256
 
-  def test_a_target_costs_the_layers_up_to_its_tap(self):
-    variables = self.wide.init(jax.random.key(0), self.batch['x'])
-    rows, width = 64, 256
-    products = 2 * rows * 32 * width  # hidden0
-    for i in range(4):
-      stage = stage_lib.Stage('s', 1, target=f'hidden{i}', projection='gaussian')
-      want = functools.partial(train_step.make_targets, self.wide.apply, stage=stage)
-      got = train_step.flops(want, variables, jnp.zeros((width, 8)), self.batch)
-      expected = products + 2 * rows * width * 8
-      # Biases and ReLUs are the rest: at most 2 an activation.
-      self.assertBetween(got - expected, 0, 2 * (i + 1) * rows * width)
-      products += 2 * rows * width * width
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model = mlp.MLP((cls.wide,) * 4, 2)
+    shape = jax.ShapeDtypeStruct
+    cls.batch = {
+      'x': shape((cls.rows, cls.bits), jnp.float32),
+      'y': shape((cls.rows,), jnp.int32),
+    }
+    cls.params = jax.eval_shape(
+      cls.model.init, jax.random.key(0), cls.batch['x']
+    )
 
-  def test_an_update_costs_the_layers_up_to_its_tap(self):
-    variables = self.wide.init(jax.random.key(0), self.batch['x'])
-    cost = {}
-    for tap in ('hidden0', 'hidden1', 'logits'):
-      stage = stage_lib.Stage('s', 1, student=tap)
-      width = 2 if tap == 'logits' else 256
-      mask = train_step.trainable_mask(self.wide.apply, variables, self.batch['x'], stage)
-      tx = optax.sgd(0.1)
-      state = train_step.init_stage(
-        jax.random.key(0), variables, stage=stage, shape=None, tx=tx, mask=mask
-      )
-      update = functools.partial(
-        train_step.train_step, apply=self.wide.apply, stage=stage, tx=tx, mask=mask
-      )
-      want = jnp.zeros((64, width))
-      cost[tap] = train_step.flops(update, state, self.batch, want)
-    square = 2 * 64 * 256 * 256
-    first = 2 * 2 * 64 * 32 * 256  # Forward, and the kernel's gradient.
-    # What acts element by element is far less than one more layer's product.
-    self.assertBetween(cost['hidden0'], first, first + 64 * 256 * 32)
-    # One more layer: forward, kernel's gradient, activation's gradient.
-    self.assertBetween((cost['hidden1'] - cost['hidden0']) / square, 3, 3.2)
-    self.assertGreater(cost['logits'], cost['hidden1'] + 2 * 3 * square)
+  def cost(self, *terms, frozen=()):
+    """FLOPs of an update, as the plan of a stage tells them."""
+    stage = Stage('s', 1, terms, frozen=frozen)
+    models = (self.model.apply, self.params) * 2
+    one = stage_plan.plan_stage(stage, self.batch, *models)
+    return stage_plan.with_costs(
+      one, self.batch, optax.sgd(0.1), *models
+    ).student_flops
 
-  def test_the_loop_is_pruned_as_well(self):
-    def flops(stage):
-      compiled = program(stage, 1).lower(*args_of(stage)).compile()
-      return compiled.cost_analysis()['flops']
+  def product(self, m, n):
+    return 2 * self.rows * m * n
 
-    # The products that the stage `hidden0` has no need of, per seed.
-    above = 2 * B * (16 * 12 + 12 * 2) + 3 * 2 * B * (6 * 5 + 5 * 2)
-    project = 2 * B * (16 * 6 + 6 * 5)
-    self.assertLess(flops(HIDDEN), flops(OUTPUT) - (above - project) / 2)
+  def passes(self, depth):
+    """Forward and backward to a hidden layer; the input has no gradient."""
+    above = 3 * (depth - 1) * self.product(self.wide, self.wide)
+    return 2 * self.product(self.bits, self.wide) + above
+
+  @parameterized.parameters(1, 2, 3, 4)
+  def test_one_term_costs_the_layers_up_to_its_tap(self, depth):
+    cost = self.cost(Term(f'hidden{depth - 1}', f'hidden{depth - 1}'))
+    # What acts element by element, and the update of the parameters.
+    small = depth * (16 * self.rows * self.wide + 2 * self.wide**2)
+    self.assertBetween(cost, self.passes(depth), self.passes(depth) + small)
+
+  def test_one_term_costs_what_plain_jax_does(self):
+    """Bit for bit the FLOPs of the update written out."""
+    names = ('hidden0', 'hidden1')
+
+    def plain(params, x, target):
+      def loss(params):
+        h = x
+        for name in names:
+          h = jax.nn.relu(dense({'params': params}, name, h))
+        return jnp.mean(jnp.sum(jnp.square(h - target), axis=-1))
+
+      value, grads = jax.value_and_grad(loss)(params)
+      return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+    params = {name: self.params['params'][name] for name in names}
+    target = jax.ShapeDtypeStruct((self.rows, self.wide), jnp.float32)
+    expected = flops.compiled(plain, params, self.batch['x'], target)
+    cost = self.cost(Term('hidden1', 'hidden1'))
+    self.assertEqual(cost, expected)
+
+  def test_several_terms_cost_one_pass_to_the_deepest_tap(self):
+    """And the heads: not the sum of separate passes."""
+    low, high = Term('hidden0', 'hidden0'), Term('hidden1', 'hidden1')
+    both = self.cost(low, high)
+    heads = 16 * self.rows * self.wide
+    self.assertBetween(both, self.cost(high), self.cost(high) + heads)
+    self.assertLess(both, self.cost(high) + self.cost(low) / 2)
+
+  def test_block_1_of_4_does_not_pay_for_2_and_3(self):
+    both = self.cost(Term('hidden0', 'hidden0'), Term('hidden1', 'hidden1'))
+    self.assertLess(both, 1.1 * self.passes(2))
+    self.assertGreater(self.cost(Term('hidden3', 'hidden3')), self.passes(4))
+
+  def test_a_regressor_costs_its_product_three_times(self):
+    one, two = Term('hidden1', 'hidden1'), Term('hidden1', 'hidden0')
+    regressed = Term('hidden1', 'hidden0', regressor=True)
+    more = self.cost(one, regressed) - self.cost(one, two)
+    self.assertBetween(more / self.product(self.wide, self.wide), 3, 3.1)
+
+  def test_labels_beside_the_logits_cost_a_head(self):
+    one = self.cost(Term())
+    both = self.cost(Term(weight=0.5), Term(target='labels', weight=0.5))
+    self.assertBetween(both, one, one + 100 * self.rows)
+
+  def test_a_schedule_costs_next_to_nothing(self):
+    one = self.cost(Term())
+    self.assertBetween(self.cost(Term(weight=FADE)), one, one + 100)
+
+  def test_frozen_layers_have_no_gradient(self):
+    whole, square = self.cost(Term()), self.product(self.wide, self.wide)
+    saved = whole - self.cost(Term(), frozen=('hidden2',))
+    # Of three kernels, and of the activations below the lowest that is trained.
+    expected = self.product(self.bits, self.wide) + (2 + 3) * square
+    self.assertBetween(saved / expected, 1, 1.05)
