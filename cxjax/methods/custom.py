@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
-import numbers
 from typing import Any
 
 import jax
@@ -152,9 +151,9 @@ class WeightSchedule:
     """Raises UserError for an unknown schedule, or a number out of range."""
     errors.lookup('weight schedule', self.schedule, SHAPES)
     for name in ('start', 'end', 'until'):
-      value = getattr(self, name)
+      value: Any = getattr(self, name)
       errors.require(
-        isinstance(value, numbers.Real)
+        isinstance(value, int | float)
         and not isinstance(value, bool)
         and 0 <= value < math.inf,
         f'{name}={value!r} of a weight schedule must be a number that is '

@@ -188,7 +188,7 @@ def cosine(student: jax.Array, target: jax.Array) -> jax.Array:
   """
   chex.assert_equal_shape([student, target])
 
-  def unit(x):
+  def unit(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # The root has no gradient at 0.

@@ -1,1 +1,1 @@
-"""Training: the run's specification, what is compiled, the loop and its files."""
+"""Training: a run as a specification, its compiled programs, its loop."""

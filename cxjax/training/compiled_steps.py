@@ -213,11 +213,16 @@ class CompiledSteps:
     def fun(
       states: Any, schedule: Any, span: Any, start: Any, stop: Any, *args: Any
     ) -> Any:
+      params, matrices, keys, rows, targets = args
       states, out = multi_step.train_many_steps(
         states,
         start,
         stop,
-        *args,
+        params,
+        matrices,
+        keys,
+        rows,
+        targets,
         span,
         draw=spec.batch,
         student=self._student,

@@ -85,9 +85,7 @@ def fit(
     seconds = time.perf_counter() - begin
     logging.info('The plan of %s:\n%s', title, stage_plan.format_plan(planned))
     found = checkpoints_lib.latest(folder)
-    loader = contextlib.nullcontext()
-    if spec.host.loader is not None:
-      loader = spec.host.loader()  # type: ignore[assignment]
+    open_loader: Any = spec.host.loader or contextlib.nullcontext
     log = metric_log.MetricLog(
       folder, found or 0, title, primary=spec.primary, on_record=on_record
     )
@@ -95,9 +93,9 @@ def fit(
       jax.set_mesh(spec.layout.mesh),
       log,
       checkpoint_writer.CheckpointWriter(folder, spec.loop.keep) as writer,
-      loader as opened,
+      open_loader() as loader,
     ):
-      trainer = Trainer(spec, planned, folder, log, writer, opened, signals)
+      trainer = Trainer(spec, planned, folder, log, writer, loader, signals)
       trainer.stopwatch.add({'compile': seconds})
       if found is None:
         trainer.begin()
