@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import contextlib
 import copy
 import json
-import os
 import pathlib
 import sys
 import time
@@ -156,14 +155,6 @@ class MetricLog:
   def expect(self, total: int) -> None:
     """Sets the number of steps at which the progress bar is full."""
     self._progress.expect(total)
-
-  def sync(self) -> int:
-    """Syncs the records with the disk; returns their number."""
-    if self._files:
-      lines, _ = self._files
-      with files.written(lines.name):
-        os.fsync(lines.fileno())
-    return len(self.records)
 
   def write(self, record: types.Record) -> None:
     """Appends a record, shows it and passes it on.

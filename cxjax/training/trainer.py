@@ -369,7 +369,7 @@ class Trainer:
     record = {
       'stage': self._planned[self._stage].stage.name,
       'score': metrics[self._spec.primary],
-      'records': self._log.sync(),
+      'records': len(self._log.records),
       'seconds': self.stopwatch.seconds,
       **self._milestones.state(),
     }
