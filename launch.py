@@ -42,7 +42,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'FILE:extracted,tiny.',
   lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run.')
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Methods to train by, one after the other, on one teacher.'
 )
@@ -106,10 +106,10 @@ def main(argv: list[str]) -> None:
     cli.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
   config = _CONFIG.value
   if _DRY_RUN.value is not None:
-    _plan(config)
+    _plan(config, _DRY_RUN.value)
     return
   _check(config)
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = pathlib.Path(_WORKDIR.value or '')
   multihost.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   devices_lib.split_cpu(config.mesh.get('cpu_devices', 1))
   if _CACHE.value:
@@ -125,9 +125,8 @@ def main(argv: list[str]) -> None:
     print(summary_lib.compare_table(summaries))
 
 
-def _plan(config: ml_collections.ConfigDict) -> None:
+def _plan(config: ml_collections.ConfigDict, name: str) -> None:
   """Prints the report of a dry run."""
-  name = _DRY_RUN.value
   errors.require(
     bool(name),
     '--dry_run= is empty: give cpu, or a topology of TPUs, as v5e:4x4.',
@@ -154,7 +153,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
   )
   for flag in (_WORKDIR, _CACHE):
     errors.require(
-      '://' not in flag.value,
+      '://' not in (flag.value or ''),
       f'--{flag.name}={flag.value} is no local path. Mount the bucket (gcsfuse '
       'for gs://), and give the folder.',
     )
