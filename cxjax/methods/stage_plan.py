@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cxjax import errors
@@ -23,8 +24,8 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
 
-# Fractions of a stage at which the weights of a schedule are checked.
-CHECKED_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Number of equal parts of a stage at whose ends a schedule is checked.
+CHECKED_PARTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +146,13 @@ def _check_schedule(stage: stage_lib.Stage, term: stage_lib.Term) -> None:
     f'{what} is a schedule that returns {shape}: it must return a scalar, as '
     'optax.linear_schedule(1.0, 0.0, 1.0) does.',
   )
-  for fraction in CHECKED_FRACTIONS:
-    weight = float(term.weight_at(jnp.asarray(fraction)))
+  fractions = np.linspace(0, 1, CHECKED_PARTS + 1, dtype=np.float32)
+  weights = np.asarray(jax.vmap(term.weight_at)(fractions))
+  for fraction, weight in zip(fractions, weights, strict=True):
     errors.require(
       0 <= weight < math.inf,
-      f'{what} is {weight} after {fraction} of the stage: it must be finite '
-      'and not negative.',
+      f'{what} is {weight} after {fraction:.2f} of the stage: it must be '
+      'finite and not negative.',
     )
 
 
@@ -175,7 +177,7 @@ def _plan_term(
 
   *axes, student_width = shape(ours, term.student)
   if not term.needs_teacher:
-    _check_label_loss(stage, term, (*axes, student_width), batch)
+    _check_loss(stage, term, (*axes, student_width), batch)
     return TermPlan(None, None, None, student_width)
   *others, teacher_width = shape(theirs, term.target)
   errors.require(
@@ -210,44 +212,31 @@ def _plan_term(
     f'with {term.target!r}, {got} wide. Give it a projection, as '
     "projection='gaussian'.",
   )
-  _check_loss(stage, term, (*axes, got))
+  _check_loss(stage, term, (*axes, got), batch)
   return TermPlan(projection, regressor, teacher_width, student_width)
 
 
 def _check_loss(
-  stage: stage_lib.Stage, term: stage_lib.Term, shape: tuple[int, ...]
+  stage: stage_lib.Stage,
+  term: stage_lib.Term,
+  shape: tuple[int, ...],
+  batch: types.Batch,
 ) -> None:
   """Raises UserError for a loss that does not reduce the last axis alone."""
   features = jax.ShapeDtypeStruct(shape, jnp.float32)
   want: Any = features
   if term.top_k:
     want = jax.eval_shape(lambda x: losses.top_k(x, term.top_k), features)
+  elif not term.needs_teacher:
+    if 'y' not in batch:
+      return
+    want = jax.eval_shape(lambda y: y, batch['y'])
   found = _evaluated_loss(stage, term, features, want)
   got = list(getattr(found, 'shape', [None]))
   errors.require(
     got == list(shape[:-1]),
     f'The loss of stage {stage.name!r} makes {got} of {list(shape)}: it must '
     f'reduce the last axis alone, to {list(shape[:-1])}, as cxjax.mse does.',
-  )
-
-
-def _check_label_loss(
-  stage: stage_lib.Stage,
-  term: stage_lib.Term,
-  shape: tuple[int, ...],
-  batch: types.Batch,
-) -> None:
-  """Raises UserError for a loss with labels that is no value per example."""
-  if 'y' not in batch or term.loss is losses.cross_entropy:
-    return  # `user_batches.check_labels` looks at the labels themselves.
-  features = jax.ShapeDtypeStruct(shape, jnp.float32)
-  y = jax.eval_shape(lambda y: y, batch['y'])
-  found = _evaluated_loss(stage, term, features, y)
-  got = list(getattr(found, 'shape', [None]))
-  errors.require(
-    got == list(shape[:-1]),
-    f'The loss of stage {stage.name!r} makes {got} of {list(shape)} and the '
-    f'labels, {list(y.shape)}: it must make {list(shape[:-1])}.',
   )
 
 
@@ -259,9 +248,11 @@ def _evaluated_loss(
     return jax.eval_shape(term.loss, got, want)  # type: ignore[arg-type]
   except Exception as error:  # Whatever a function of the user raises.
     reason = str(error).partition('\n')[0].rstrip('.')
+    sizes = ' and '.join(str(list(x.shape)) for x in jax.tree.leaves(want))
     raise errors.UserError(
-      f"The loss of stage {stage.name!r} does not take the student's and the "
-      f"target's {list(got.shape)}: {reason}."
+      f"The loss of stage {stage.name!r} does not take the student's "
+      f'{term.student!r}, {list(got.shape)}, and {term.target!r}, {sizes}: '
+      f'{reason}.'
     ) from error
 
 
