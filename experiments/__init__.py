@@ -1,1 +1,1 @@
-"""Configs and the scripts that make the tables and pictures of the README."""
+"""Configs of the experiments, and scripts that make tables and pictures."""

@@ -1,8 +1,9 @@
-"""What every experiment's config has: methods, students, how it runs."""
+"""Fields of the config that every experiment has, and their defaults."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import TypeAlias
 
 import ml_collections
 
@@ -10,24 +11,27 @@ from cxjax import errors
 from cxjax.methods import registry
 from cxjax.training import optimizers
 
-Build = Callable[[str], ml_collections.ConfigDict]
+Config: TypeAlias = ml_collections.ConfigDict
+# Builds the config of a method at one size.
+Build: TypeAlias = Callable[[str], Config]
+
+# The methods that the experiments compare.
+METHODS = ('supervised', 'one_shot', 'progressive', 'extracted')
 
 
-def choose(
-  variant: str, sizes: Mapping[str, Build]
-) -> ml_collections.ConfigDict:
-  """The config that the words after the colon name.
+def choose(variant: str, sizes: Mapping[str, Build]) -> Config:
+  """Builds the config that the words after the colon name.
 
   Args:
-    variant: a method, a size or both with a comma, as in 'extracted,paper';
-      without a method it is `extracted`, without a size the first.
-    sizes: what builds the config of a method at each size.
+    variant: a method, a size, or both with a comma, as in 'extracted,paper';
+      the defaults are 'extracted' and the first size.
+    sizes: the builder of each size.
 
   Returns:
     The config.
 
   Raises:
-    UserError: a word that is neither.
+    UserError: a word is neither a method nor a size.
   """
   method, size = 'extracted', next(iter(sizes))
   for word in variant.split(','):
@@ -39,14 +43,14 @@ def choose(
   return sizes[size](method)
 
 
-def get_config(method: str) -> ml_collections.ConfigDict:
-  """The fields that no task or model changes the meaning of.
+def get_config(method: str) -> Config:
+  """Returns the fields that mean the same for every task and model.
 
   An experiment adds `task`, `data`, `model`, `student` and the sizes of
-  `teacher`, and sets what it wants otherwise.
+  `teacher`, and overrides other values.
 
   Args:
-    method: supervised, one_shot, progressive or extracted.
+    method: name of a registered method.
 
   Returns:
     The config.
@@ -54,114 +58,153 @@ def get_config(method: str) -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.method = method
   c.seed = 0
-  c.num_seeds = 8  # Students trained at once.
-  c.batch_size = 32  # Of each student.
-  c.microbatches = 1  # Parts of a batch, one after the other, to save memory.
-  c.num_steps = 4_000  # Of a student, over all its stages.
-  c.optimizer = optimizers.default()  # Of the students.
-  c.trainable = ''  # Paths of the parameters to train, as 'block*'; '' is all.
-
-  c.teacher = ml_collections.ConfigDict()
-  c.teacher.folder = ''  # Of a teacher from elsewhere; '' is WORKDIR/teacher.
-  c.teacher.batch_size = 32
-  c.teacher.microbatches = 1
-  c.teacher.num_steps = 60_000  # At most.
-  c.teacher.stop_at = 0.99  # Of the task's primary metric; 2 is never.
-  c.teacher.overrun = 0.5  # Then half as many steps again.
-  c.teacher.optimizer = optimizers.default()
-  c.teacher.log_every = 100
-  c.teacher.eval_every = 100
-  c.teacher.save_every = 2_000
-  c.teacher.save_at = (0.55, 0.65, 0.75, 0.85, 0.95)  # As stop_at.
-
-  # What the output stage of every method but `supervised` minimizes.
-  c.loss = 'kl'  # reverse_kl, jensen_shannon, mse
-  c.temperature = 1.0  # On both sides; mse has none.
-  c.hard_labels = False  # The teacher's most likely class in place of its KL.
-  c.alpha = 0.0  # Weight of the true labels beside the teacher.
-  c.top_k = 0  # Only so many of the teacher's logits, the largest; 0 is all.
-
+  _set_students(c)
+  _set_teacher(c)
+  _set_output_stage(c)
   # Each method reads its own block and no other; their fields are in
   # cxjax/methods/registry.py. Its learning rate is rate_factor times
   # optimizer.learning_rate.
   for name, kind in registry.METHODS.items():
     c[name] = ml_collections.ConfigDict({'rate_factor': 1.0, **kind.options})
+  _set_cache(c)
+  _set_devices(c)
+  return c
 
-  # Targets that `launch.py --cache_targets=DIR` wrote, in place of a teacher.
-  c.cache = ml_collections.ConfigDict()
-  c.cache.folder = ''  # To read; '' runs the teacher at every step.
-  c.cache.batches = 0  # So many batches again and again; 0 is num_steps.
-  c.cache.dtype = 'float32'  # Of what is written: float32, bfloat16.
-  c.cache.fingerprint = ''  # Of what is read; '' is what is found.
 
-  # How it runs. None of it changes a result by more than rounding, but
-  # share_batches: one stream of batches, and one forward pass of the teacher,
-  # for all students.
+def _set_students(c: Config) -> None:
+  """Adds how the students are trained, logged and saved."""
+  c.num_seeds = 8  # Students trained at once.
+  c.batch_size = 32  # Examples of one student's step.
+  c.microbatches = 1  # Parts of a batch, one after the other, to save memory.
+  c.num_steps = 4_000  # Steps of a student, over all its stages.
+  c.optimizer = optimizers.default()
+  c.trainable = ''  # Paths of the parameters to train, as 'block*'; '' is all.
+  # True: one stream of batches, and one forward pass of the teacher, for all
+  # students.
   c.share_batches = False
-  c.lookahead = 0  # Batches whose targets are one product; 0 chooses.
-  c.mesh = ml_collections.ConfigDict()
-  c.mesh.data = -1  # Devices for examples; -1 takes what divides the batch.
-  c.mesh.fsdp = 1  # For examples, and for parameters, gathered when used.
-  c.mesh.model = 1  # For the width of each product.
-  c.mesh.seed = 1  # For students, if it divides num_seeds.
-  c.mesh.cpu_devices = 1  # That a CPU is parted into, one a core at most.
-  # What of each network is parted over fsdp and model: replicated is nothing,
-  # fsdp that alone, tensor both.
-  c.mesh.student = 'tensor'
-  c.mesh.teacher = 'tensor'
 
   c.log_every = 100
   c.eval_every = 100
   c.save_every = 1_000
-  c.save_minutes = 15.0  # Save as well when so many have passed; 0 is never.
-  c.keep = 3  # Checkpoints of the student; 0 keeps all.
+  c.save_minutes = 15.0  # Save after so many minutes as well; 0 is never.
+  c.keep = 3  # Number of checkpoints; 0 keeps all.
   c.keep_best = ''  # Metric whose best checkpoint is kept as well; '' is none.
-  c.stop_at = 2.0  # As teacher.stop_at, for all seeds, without the overrun.
-  return c
+  # Score that ends the last stage once all seeds have it; 2 is never. The score
+  # is the task's primary metric.
+  c.stop_at = 2.0
+
+
+def _set_teacher(c: Config) -> None:
+  """Adds how the teacher is trained, logged and saved."""
+  c.teacher = ml_collections.ConfigDict()
+  c.teacher.folder = ''  # Folder of a finished teacher; '' is WORKDIR/teacher.
+  c.teacher.batch_size = 32
+  c.teacher.microbatches = 1
+  c.teacher.num_steps = 60_000  # Maximum.
+  c.teacher.stop_at = 0.99  # Score that ends the training; 2 is never.
+  c.teacher.overrun = 0.5  # Share of the steps so far that it goes on for.
+  c.teacher.optimizer = optimizers.default()
+  c.teacher.log_every = 100
+  c.teacher.eval_every = 100
+  c.teacher.save_every = 2_000
+  # Scores at which a checkpoint is saved as well, when first reached.
+  c.teacher.save_at = (0.55, 0.65, 0.75, 0.85, 0.95)
+
+
+def _set_output_stage(c: Config) -> None:
+  """Adds the loss between the logits; `supervised` and `custom` ignore it."""
+  c.loss = 'kl'  # kl, reverse_kl, jensen_shannon, mse
+  c.temperature = 1.0  # Temperature of both sides; mse has none.
+  c.hard_labels = False  # Replaces the KL by the teacher's most likely class.
+  c.alpha = 0.0  # Weight of the true labels beside the teacher.
+  c.top_k = 0  # Number of the teacher's logits, the largest; 0 is all.
+
+
+def _set_cache(c: Config) -> None:
+  """Adds the stored targets that `launch.py --cache_targets=DIR` writes."""
+  c.cache = ml_collections.ConfigDict()
+  c.cache.folder = ''  # Folder to read; '' runs the teacher at every step.
+  c.cache.batches = 0  # Number of batches, which repeat; 0 is num_steps.
+  c.cache.dtype = 'float32'  # Type of the floats on disk: float32, bfloat16.
+  c.cache.fingerprint = ''  # Hash of the targets; '' accepts any.
+
+
+def _set_devices(c: Config) -> None:
+  """Adds how the work is divided; it changes a result by rounding at most."""
+  c.lookahead = 0  # Batches whose targets are computed at once; 0 chooses.
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.data = -1  # Devices for examples; -1 takes what divides the batch.
+  c.mesh.fsdp = (
+    1  # Devices for examples and for parameters, gathered when used.
+  )
+  c.mesh.model = 1  # Devices for the width of each product.
+  c.mesh.seed = 1  # Devices for students, if it divides num_seeds.
+  c.mesh.cpu_devices = 1  # Devices made of a CPU, at most one for each core.
+  # How the parameters are sharded: replicated is not at all, fsdp over that
+  # axis, tensor over fsdp and model.
+  c.mesh.student = 'tensor'
+  c.mesh.teacher = 'tensor'
 
 
 def transformer(*, width: int, heads: int, depth: int) -> dict[str, Any]:
-  """The block of a transformer, every field of it."""
+  """Returns the block of a transformer, with every field that it has.
+
+  Args:
+    width: width of the residual stream.
+    heads: number of attention heads of a block.
+    depth: number of blocks.
+
+  Returns:
+    The fields.
+  """
   return dict(
     width=width,
     heads=heads,
     depth=depth,
     mlp_width=0,  # 0 is four times the width.
-    tied=False,  # The head's kernel is that of the embeddings.
-    max_length=0,  # Positions; 0 is what the task needs.
+    tied=False,  # Whether the head's kernel is that of the embeddings.
+    max_length=0,  # Positions of the embedding; 0 is what the task needs.
     init_std=0.02,
-    dtype='float32',  # Of the computation: float32, bfloat16.
+    dtype='float32',  # Type of the computation: float32, bfloat16.
     remat=False,  # Compute a block again for its gradient, to save memory.
-    dropout=0.0,  # Rate, in training.
+    dropout=0.0,  # Rate in training.
   )
 
 
-def text() -> ml_collections.ConfigDict:
-  """The block of a text, every field of it."""
+def text() -> Config:
+  """Returns the `data` block of a text, with every field that it has."""
   data = ml_collections.ConfigDict()
   data.source = 'docstrings'  # files:GLOB, tfds:NAME/CONFIG[:FIELD]
-  data.whole_files = False  # A file is a document; else blank lines part them.
-  data.tfds_folder = ''  # '' is where tfds keeps its datasets.
+  # False: a blank line ends a document; True: a file is one document.
+  data.whole_files = False
+  data.tfds_folder = ''  # Folder of tfds datasets; '' is the default of tfds.
   data.held_out = 0.05  # Share of the documents.
   data.vocab_size = 4_096
-  data.tokenizer = ''  # A tokenizer.json; '' trains one.
+  data.tokenizer = ''  # Path of a tokenizer.json; '' trains one.
   data.length = 128  # Tokens of a row.
   data.mask_rate = 0.15
   data.eval_size = 1_024  # Held-out rows, or as many as there are.
-  # Parts that a batch is read in, each from documents of its own; a multiple of
+  # Parts that a batch is read in, each from its own documents; a multiple of
   # the number of processes.
   data.shards = 1
-  data.folder = ''  # '' is WORKDIR/text.
-  data.fingerprints = dict(corpus='', tokenizer='')  # '' is what is found.
+  data.folder = ''  # Folder of the tokenizer; '' is WORKDIR/text.
+  data.fingerprints = dict(corpus='', tokenizer='')  # '' accepts any.
   return data
 
 
-def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Sets the lengths of a run of a second or two, for tests."""
+def tiny(config: Config) -> Config:
+  """Sets the lengths of a run of a second or two, for tests.
+
+  Args:
+    config: config of any size; changed in place.
+
+  Returns:
+    The config.
+  """
   c = config
   c.num_seeds = 2
-  c.mesh.data = 1  # Compiled in half the time that eight devices take.
-  c.mesh.cpu_devices = 1
+  # It compiles in half the time that eight devices take.
+  c.mesh.data = c.mesh.cpu_devices = 1
   for block in (c, c.teacher):
     block.batch_size = 8
     block.num_steps = 60

@@ -1,50 +1,60 @@
-r"""Masked prediction: every method at its best, after the same small search.
+r"""Masked prediction: the same small search for each method, then a comparison.
 
-First with one seed: each method gets as many runs, some learning rates and, at
-the best of them, settings of what else there is to choose: six of the grammar,
-three of text, which takes longer. Then the best of each with three seeds, at as
-many steps, and again at as many FLOPs as one-shot distillation takes (the
-student's and its teacher's), if that is another number of steps. All of it is
-measured on the same held-out sentences or rows, and the first of the three
-seeds is the one of the search.
+The search uses one seed. Each method gets the same number of runs: some
+learning rates and, at the best of them, other settings that it has. That is six
+runs on the grammar, and three on text, which takes longer. The best of each
+method is then trained with three seeds: for as many steps, and again for as
+many FLOPs as one-shot distillation takes (student and teacher), if that is
+another number of steps. All runs are evaluated on the same held-out sentences
+or rows. The first of the three seeds is the one of the search.
 
-With --specs, in place of that, specs of the hidden stages, one seed each.
+With --recipes, the script compares variants of the hidden stages instead, with
+one seed each.
 
 Run (it trains its teacher first):
   python -m experiments.masked_tune --experiment=pcfg_bert
-  python -m experiments.masked_tune --experiment=pcfg_bert --specs
+  python -m experiments.masked_tune --experiment=pcfg_bert --recipes
 
 Writes EXPERIMENT_tune.{md,csv} and EXPERIMENT.{md,csv,png}, or
-EXPERIMENT_recipes.{md,csv}, into --results. Runs that are finished are not run
-again.
+EXPERIMENT_recipes.{md,csv}, into --results. Finished runs are not run again.
 """
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+from typing import TypeAlias
 
 from absl import app
 from absl import flags
+import ml_collections
 import numpy as np
 
-from cxjax.configs import cli
 from cxjax import errors
-from cxjax.training import metric_log
-from cxjax.methods import curricula
-from cxjax.analysis import plots
-from cxjax.training import summary as summary_lib
 from cxjax import tables
-from experiments import pcfg_bert
+from cxjax.analysis import plots
+from cxjax.configs import cli
+from cxjax.training import metric_log
+from cxjax.training import summary as summary_lib
+from experiments import base
 from experiments import paths
+from experiments import pcfg_bert
 from experiments import sweeps
 from experiments import text_bert
 
 EXPERIMENTS = {'pcfg_bert': pcfg_bert, 'text_bert': text_bert}
-_EXPERIMENT = flags.DEFINE_string('experiment', 'pcfg_bert', 'Which.')
-_RECIPES = flags.DEFINE_bool('specs', False, 'Try specs of extraction.')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Of the final runs.')
+_EXPERIMENT = flags.DEFINE_string(
+  'experiment', 'pcfg_bert', f'Experiment: {", ".join(EXPERIMENTS)}.'
+)
+_RECIPES = flags.DEFINE_bool(
+  'recipes', False, 'Compare variants of the hidden stages.'
+)
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Number of seeds of the final runs.')
 
 RATES = {
   'pcfg_bert': (1e-3, 3e-3, 1e-2, 3e-2),
-  'text_bert': (3e-3, 5e-3, 8e-3),  # From 1e-2 on most students die.
+  'text_bert': (3e-3, 5e-3, 8e-3),  # Most students diverge from 1e-2 on.
 }
-# Where the search begins, whatever the defaults are.
+# Start of the search, whatever the defaults are.
 START = {
   'supervised.rate_factor': 1.0,
   'progressive.rule': 'even',
@@ -52,8 +62,8 @@ START = {
   'progressive.share': 0.75,
   'extracted.share': 0.4,
 }
-# What a method has to choose besides its learning rate.
-CHOICES = {
+# Settings of a method besides its learning rate.
+CHOICES: dict[str, dict[str, list[sweeps.Overrides]]] = {
   'pcfg_bert': {
     'supervised': [{'optimizer.learning_rate': rate} for rate in (5e-3, 2e-2)],
     'one_shot': [{'hard_labels': True}, {'loss': 'mse'}],
@@ -67,17 +77,17 @@ CHOICES = {
 }
 EACH = tuple((f'block{i}', f'block{i}') for i in range(4))
 SECOND_AND_LAST = (EACH[1], EACH[3])
-RECIPES = {
+RECIPES: dict[str, sweeps.Overrides] = {
   'default': {},
   'last block': {'extracted.layers': EACH[3:]},
   'every block': {'extracted.layers': EACH},
-  'every block, no readout, one projection for all': {
+  'every block, no regressor, one projection for all': {
     'extracted.layers': EACH,
     'extracted.regressor': False,
     'extracted.width': 0,
     'extracted.shared_projection': True,
   },
-  'no readout': {'extracted.regressor': False, 'extracted.width': 0},
+  'no regressor': {'extracted.regressor': False, 'extracted.width': 0},
   'raw activation': {'extracted.norm': 'none'},
   'learned projection (FitNets)': {
     'extracted.projection': 'identity',
@@ -87,38 +97,60 @@ RECIPES = {
   'second block': {'extracted.layers': EACH[1:2]},
   'projection to 32': {'extracted.width': 32},
   'centered': {'extracted.centered': True},
-  'masked positions only': {'extracted.tokens': 'read'},
+  'predicted tokens only': {'extracted.tokens': 'predicted'},
   'one schedule for both stages': {'optimizer.restart_schedule': False},
   'hard labels at the end': {'hard_labels': True},
   'blocks frozen after their stage': {'extracted.freeze': True},
   'target times 0.1': {'extracted.scale': 0.1},
-  'law orthogonal': {'extracted.projection': 'orthogonal'},
+  'projection orthogonal': {'extracted.projection': 'orthogonal'},
 }
+Row: TypeAlias = dict[str, Any]
 
 
-def accuracy(summary):
-  """Mean over the seeds."""
-  return float(np.mean(summary['final']['accuracy']))
-
-
-def attempt(method, overrides, workdir, seeds=1):
-  """The summary of one run."""
+def attempt(
+  method: str,
+  overrides: sweeps.Overrides,
+  workdir: pathlib.Path,
+  seeds: int = 1,
+) -> summary_lib.Summary:
+  """Runs one variant of a method, or reads its summary."""
   config, overrides = _variant(method, overrides, seeds)
   return sweeps.run(config, overrides, workdir)
 
 
-def _variant(method, overrides, seeds):
+def _variant(
+  method: str, overrides: sweeps.Overrides, seeds: int
+) -> tuple[ml_collections.ConfigDict, sweeps.Overrides]:
+  """Returns the config at the start of the search, and the overrides."""
   experiment = EXPERIMENTS[_EXPERIMENT.value]
   config = sweeps.variant(experiment.get_config(method), START)
   return config, {'num_seeds': seeds, **overrides}
 
 
-def search(method, workdir):
-  """`(overrides, accuracy of the first seed)` of the runs, best first."""
-  tried = []
+def _folder(
+  method: str, overrides: sweeps.Overrides, workdir: pathlib.Path
+) -> pathlib.Path:
+  """Returns the folder of a final run."""
+  config, overrides = _variant(method, overrides, _SEEDS.value)
+  return sweeps.folder(config, overrides, workdir) / method
 
-  def add(overrides):
-    # A final run that is there has the seed of the search as its first.
+
+def search(
+  method: str, workdir: pathlib.Path
+) -> list[tuple[sweeps.Overrides, float]]:
+  """Runs the search of a method.
+
+  Args:
+    method: name of the method.
+    workdir: folder of the runs.
+
+  Returns:
+    The overrides and the accuracy of every run, best first.
+  """
+  tried: list[tuple[sweeps.Overrides, float]] = []
+
+  def add(overrides: sweeps.Overrides) -> None:
+    # The first seed of a finished final run is that of the search.
     final = _folder(method, overrides, workdir) / 'summary.json'
     seeds = _SEEDS.value if final.exists() else 1
     summary = attempt(method, overrides, workdir, seeds)
@@ -133,15 +165,16 @@ def search(method, workdir):
   return tried
 
 
-def describe(overrides):
-  """Overrides in a table."""
+def describe(overrides: sweeps.Overrides) -> str:
+  """Returns overrides as the cell of a table."""
   return ', '.join(f'{k}={v}' for k, v in overrides.items()) or 'default'
 
 
-def line(name, summary):
-  """One line of the final table."""
+def line(name: str, summary: summary_lib.Summary) -> Row:
+  """Returns a row of the final table."""
   final = summary['final']
   values = np.array(final['accuracy'])
+  mean = lambda metric: float(np.mean(final[metric]))
   return {
     'method': name,
     'steps': summary['steps'],
@@ -150,17 +183,22 @@ def line(name, summary):
     'sd': round(float(values.std(ddof=1)), 4) if len(values) > 1 else None,
     'min': round(float(values.min()), 4),
     'max': round(float(values.max()), 4),
-    'cross entropy': round(float(np.mean(final['loss'])), 4),
-    'perplexity': round(float(np.mean(final['perplexity'])), 3),
-    'agreement': round(float(np.mean(final['agreement'])), 4),
-    'teacher KL': round(float(np.mean(final['teacher_kl'])), 4),
+    'cross entropy': round(mean('loss'), 4),
+    'perplexity': round(mean('perplexity'), 3),
+    'agreement': round(mean('agreement'), 4),
+    'teacher KL': round(mean('teacher_kl'), 4),
   }
 
 
-def tune(workdir, results):
-  """The search, and the best of each with several seeds."""
+def tune(workdir: pathlib.Path, results: pathlib.Path) -> None:
+  """Runs the search of every method, then the comparison.
+
+  Args:
+    workdir: folder of the runs.
+    results: folder of the tables and the picture.
+  """
   best, rows = {}, []
-  for method in curricula.METHODS:
+  for method in base.METHODS:
     found = search(method, workdir)
     best[method] = found[0][0]
     rows += [
@@ -169,18 +207,35 @@ def tune(workdir, results):
     ]
     name = f'{_EXPERIMENT.value}_tune'
     cli.write(results / name, tables.markdown(rows), rows)
-  finals, lines = {}, []
+  compare(best, workdir, results)
+
+
+def compare(
+  best: Mapping[str, sweeps.Overrides],
+  workdir: pathlib.Path,
+  results: pathlib.Path,
+) -> None:
+  """Runs the best of each method with several seeds.
+
+  Args:
+    best: overrides by method.
+    workdir: folder of the runs.
+    results: folder of the table and the picture.
+  """
+  finals: dict[str, summary_lib.Summary] = {}
+  lines: list[Row] = []
   name = _EXPERIMENT.value
 
-  def add(label, summary):
+  def add(label: str, summary: summary_lib.Summary) -> None:
     lines.append(line(label, summary))
     cli.write(results / name, tables.markdown(lines), lines)
 
   for method, overrides in best.items():
     finals[method] = attempt(method, overrides, workdir, _SEEDS.value)
     add(method, finals[method])
-  curves = {m: metric_log.read(_folder(m, best[m], workdir)) for m in finals}
-  plots.accuracy_curves(curves, results / f'{name}.png')
+  records = {m: metric_log.read(_folder(m, best[m], workdir)) for m in finals}
+  picture = results / f'{name}.png'
+  plots.curves(records, 'accuracy', 'held-out accuracy', picture)
   for method, summary in finals.items():
     steps = equal_steps(summary, finals['one_shot'])
     if abs(steps / summary['steps'] - 1) > 0.01:
@@ -189,42 +244,49 @@ def tune(workdir, results):
       add(f'{method}, FLOPs of one_shot', equal)
 
 
-def equal_steps(summary, other):
-  """Steps with which a run costs what another one did, in 25s."""
+def equal_steps(
+  summary: summary_lib.Summary, other: summary_lib.Summary
+) -> int:
+  """Returns the steps after which one run has the FLOPs of another.
+
+  Args:
+    summary: summary of the run.
+    other: summary of the other run.
+
+  Returns:
+    The number of steps, a multiple of 25.
+  """
   ratio = summary_lib.flops(other) / summary_lib.flops(summary)
   return round(summary['steps'] * ratio / 25) * 25
 
 
-def _folder(method, overrides, workdir):
-  """Of a final run."""
-  config, overrides = _variant(method, overrides, _SEEDS.value)
-  return sweeps.folder(config, overrides, workdir) / method
+def compare_recipes(workdir: pathlib.Path, results: pathlib.Path) -> None:
+  """Runs every variant of the hidden stages.
 
-
-def specs(workdir, results):
-  """What was tried of the hidden stages."""
-  rows = []
+  Args:
+    workdir: folder of the runs.
+    results: folder of the table.
+  """
+  rows: list[Row] = []
   for name, overrides in RECIPES.items():
     summary = attempt('extracted', overrides, workdir)
     rows.append(
       {
-        'spec': name,
-        'top-1': round(accuracy(summary), 4),
+        'recipe': name,
+        'top-1': round(float(np.mean(summary['final']['accuracy'])), 4),
         'TFLOP': round(summary_lib.flops(summary) / 1e12, 2),
       }
     )
-    cli.write(
-      results / f'{_EXPERIMENT.value}_recipes', tables.markdown(rows), rows
-    )
+    stem = results / f'{_EXPERIMENT.value}_recipes'
+    cli.write(stem, tables.markdown(rows), rows)
 
 
-def main(argv):
-  """Searches, prints and keeps everything that was tried."""
+def main(argv: list[str]) -> None:
+  """Runs the search and the comparison, or the variants."""
   del argv
   errors.lookup('experiment', _EXPERIMENT.value, EXPERIMENTS)
-  workdir = paths.workdir('tune')
-  results = paths.results()
-  (specs if _RECIPES.value else tune)(workdir, results)
+  run = compare_recipes if _RECIPES.value else tune
+  run(paths.workdir('tune'), paths.results())
 
 
 if __name__ == '__main__':

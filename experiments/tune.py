@@ -1,31 +1,35 @@
-r"""Every method at its best: the same search for each, then the same test.
+r"""Hyperparameter search on sparse parity, the same for each method.
 
-Sparse parity. Each method gets the same learning rates, and at the best of them
-the same scales of the student's start, where they are a choice; those that have
-stages before the output get them in some lengths as well; and progressive,
-whose checkpoint is a choice too, some checkpoints, all at the best of what was
-chosen before. What is minimised is the number of steps until all seeds are at
-99% (the worst seed), in a budget.
+Each method is trained with the same learning rates, and at the best of them
+with the same scales of the student's initialization, if the experiment has
+several. Methods with stages before the output then get several lengths of
+these, and progressive several checkpoints, all at the best of what was chosen
+before. The search minimizes the number of steps until all seeds are at 99% (the
+worst seed), within a budget.
 
 Run:
   python -m experiments.tune --workdir=runs/tune
   python -m experiments.tune --experiment=parity_transformer
 
-Writes EXPERIMENT_tune.{md,csv} into --results.
+Writes EXPERIMENT_tune.{md,csv} into --results. Finished runs are not run again.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 import dataclasses
+import pathlib
+from typing import Any
+from typing import TypeAlias
 
 from absl import app
 from absl import flags
 import ml_collections
 
-from cxjax.configs import cli
 from cxjax import errors
-from cxjax.methods import curricula
-from cxjax.training import summary as summary_lib
 from cxjax import tables
+from cxjax.configs import cli
+from cxjax.training import summary as summary_lib
+from experiments import base
 from experiments import parity_mlp
 from experiments import parity_transformer
 from experiments import paths
@@ -33,50 +37,64 @@ from experiments import sweeps
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
-  """What is tried of an experiment.
+class Space:
+  """Search space of an experiment.
 
   Attributes:
-    get_config: the experiment's.
-    budget: steps of a run.
+    get_config: builds the experiment's config.
+    budget: number of steps of a run.
     rates: learning rates.
-    lengths: of all stages before the output, in steps; the first is that of
-      the search for the others.
-    accuracies: the teacher's, at the checkpoint of progressive; as `lengths`.
-    inits: scales of the student's start besides that of the experiment.
+    lengths: lengths in steps of all stages before the output together; the
+      search for the other settings uses the first.
+    scores: the teacher's accuracy at the checkpoint of progressive; as for
+      `lengths`, the first comes first.
+    inits: scales of the student's initialization besides that of the config.
   """
 
   get_config: Callable[[str], ml_collections.ConfigDict]
   budget: int
   rates: tuple[float, ...]
   lengths: tuple[int, ...]
-  accuracies: tuple[float, ...]
+  scores: tuple[float, ...]
   inits: tuple[float, ...] = ()
 
 
+# The overrides of a run and its summary.
+Tried: TypeAlias = tuple[sweeps.Overrides, summary_lib.Summary]
+
 STAGED = ('progressive', 'extracted')
-SEARCHES = {
-  'parity_mlp': Search(
+SPACES = {
+  'parity_mlp': Space(
     parity_mlp.get_config,
     budget=40_000,
     rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     lengths=(2_000, 250, 500, 1_000, 4_000),
-    accuracies=(0.75, 0.55, 0.65, 0.85, 0.95),
+    scores=(0.75, 0.55, 0.65, 0.85, 0.95),
   ),
-  'parity_transformer': Search(
+  'parity_transformer': Space(
     parity_transformer.get_config,
     budget=4_000,
     rates=(3e-4, 1e-3, 3e-3),
     lengths=(2_000, 1_000, 3_000),
-    accuracies=(0.75, 0.55, 0.95),
+    scores=(0.75, 0.55, 0.95),
     inits=(0.1, 0.4),
   ),
 }
-_EXPERIMENT = flags.DEFINE_string('experiment', 'parity_mlp', 'Which.')
+COLUMNS = (
+  'at 99%',
+  'steps to 99%: median',
+  'worst',
+  'examples',
+  'GFLOP',
+  'final accuracy: mean',
+)
+_EXPERIMENT = flags.DEFINE_string(
+  'experiment', 'parity_mlp', f'Experiment: {", ".join(SPACES)}.'
+)
 
 
-def base(method, space):
-  """The config that the search varies."""
+def start_config(method: str, space: Space) -> ml_collections.ConfigDict:
+  """Returns the config that the search varies."""
   config = space.get_config(method)
   config[method].rate_factor = 1.0
   config.num_steps = space.budget
@@ -85,8 +103,16 @@ def base(method, space):
   return config
 
 
-def score(summary):
-  """Steps of the worst seed; seeds that failed count first."""
+def rank(summary: summary_lib.Summary) -> tuple[float, ...]:
+  """Returns the sort key of a run; the best run has the smallest.
+
+  Args:
+    summary: summary of the run.
+
+  Returns:
+    Number of seeds that failed, steps of the slowest other seed, and the
+    negative mean accuracy.
+  """
   reached = summary['steps_to']['0.99']
   failed = sum(step is None for step in reached)
   accuracy = sum(summary['final']['accuracy']) / len(reached)
@@ -97,23 +123,34 @@ def score(summary):
   )
 
 
-def search(method, space, workdir):
-  """All variants tried for a method, with their summaries, best first."""
-  tried = {}
+def search(method: str, space: Space, workdir: pathlib.Path) -> list[Tried]:
+  """Runs the search of a method.
 
-  def best_of(candidates):
+  Args:
+    method: name of the method.
+    space: settings to try.
+    workdir: folder of the runs.
+
+  Returns:
+    The overrides and the summary of every run, best first.
+  """
+  tried: dict[tuple[tuple[str, Any], ...], summary_lib.Summary] = {}
+
+  def best_of(candidates: Iterable[sweeps.Overrides]) -> dict[str, Any]:
+    """Runs what was not run before; the best of all runs so far."""
     for overrides in candidates:
       key = tuple(sorted(overrides.items()))
       if key not in tried:
-        tried[key] = sweeps.run(base(method, space), overrides, workdir)
-    return dict(min(tried, key=lambda key: score(tried[key])))
+        config = start_config(method, space)
+        tried[key] = sweeps.run(config, overrides, workdir)
+    return dict(min(tried, key=lambda key: rank(tried[key])))
 
   shares = tuple(length / space.budget for length in space.lengths)
-  start = {}
+  start: dict[str, Any] = {}
   if method in STAGED:
     start[f'{method}.share'] = shares[0]
   if method == 'progressive':
-    start['progressive.accuracies'] = space.accuracies[:1]
+    start['progressive.scores'] = space.scores[:1]
   best = best_of({**start, 'optimizer.learning_rate': r} for r in space.rates)
   best = best_of(
     [best, *({**best, 'student.init_std': s} for s in space.inits)]
@@ -121,36 +158,47 @@ def search(method, space, workdir):
   if method in STAGED:
     best = best_of({**best, f'{method}.share': share} for share in shares)
   if method == 'progressive':
-    best_of({**best, 'progressive.accuracies': (a,)} for a in space.accuracies)
-  return sorted(tried.items(), key=lambda item: score(item[1]))
+    best_of({**best, 'progressive.scores': (s,)} for s in space.scores)
+  found = sorted(tried.items(), key=lambda item: rank(item[1]))
+  return [(dict(key), summary) for key, summary in found]
 
 
-def row(method, space, overrides, summary, best):
-  """One line of the table."""
-  overrides = dict(overrides)
+def row(method: str, space: Space, tried: Tried, best: bool) -> dict[str, Any]:
+  """Returns one row of the table.
+
+  Args:
+    method: name of the method.
+    space: settings that were tried.
+    tried: the run.
+    best: whether it is the best run of its method.
+
+  Returns:
+    The cells by column.
+  """
+  overrides, summary = tried
   share = overrides.get(f'{method}.share')
-  line = {
+  cells = {
     'method': method,
     'learning rate': overrides['optimizer.learning_rate'],
     'before output': None if share is None else round(share * space.budget),
-    'checkpoint at': overrides.get('progressive.accuracies', (None,))[0],
+    'checkpoint at': overrides.get('progressive.scores', (None,))[0],
   }
   if space.inits:
-    line['init'] = overrides.get('student.init_std', 'as it is')
-  shown = summary_lib.compare_row(summary)
-  line |= {name: shown[name] for name in list(shown)[1:7]}
-  return line | {'best': 'best' if best else ''}
+    cells['init'] = overrides.get('student.init_std', 'as it is')
+  found = sweeps.table_cells(summary)
+  cells |= {name: found[name] for name in COLUMNS}
+  return cells | {'best': 'best' if best else ''}
 
 
-def main(argv):
-  """Searches, prints and keeps everything that was tried."""
+def main(argv: list[str]) -> None:
+  """Runs the search of every method, and writes the table after each."""
   del argv
   name = _EXPERIMENT.value
-  space = errors.lookup('experiment', name, SEARCHES)
+  space = errors.lookup('experiment', name, SPACES)
   rows = []
-  for method in curricula.METHODS:
+  for method in base.METHODS:
     found = search(method, space, paths.workdir('tune'))
-    rows += [row(method, space, o, s, i == 0) for i, (o, s) in enumerate(found)]
+    rows += [row(method, space, one, i == 0) for i, one in enumerate(found)]
     results = paths.results() / f'{name}_tune'
     cli.write(results, tables.markdown(rows), rows)
 

@@ -1,33 +1,36 @@
-r"""How near a dry run's memory is to that of a process, on this CPU.
+r"""Memory estimates of a dry run against the memory of a process, on this CPU.
 
 Run, on Linux:
   python -m experiments.benchmarks.memory
 
-Prints, for every stage of two small runs, what the dry run says that the
-program needs on the way, and by how much the process grew at its peak.
+Prints, for every stage of two small runs, the temporaries and output that the
+dry run estimates for a program, and how much the process grows at its peak.
 """
 
+from collections.abc import Iterator
 import pathlib
 import re
+from typing import Any
 
 from absl import app
 import jax
+import ml_collections
 
+from cxjax import tables
+from cxjax.analysis import dry_run
 from cxjax.configs import builders
 from cxjax.configs import cli
-from cxjax.analysis import dry_run
 from cxjax.parallel import devices as devices_lib
-from cxjax.methods import curricula
-from cxjax.training import compiled_steps
-from cxjax import tables
 from experiments import parity_mlp
 from experiments import parity_transformer
+from experiments.benchmarks import rounds
 
 PROCESS = pathlib.Path('/proc/self')
+STEPS = 2  # Steps of the program that is measured.
 
 
-def configs():
-  """Large enough that arrays are most of the memory."""
+def configs() -> Iterator[tuple[str, ml_collections.ConfigDict]]:
+  """Yields runs of which arrays are most of the memory."""
   c = parity_mlp.get_config('extracted')
   c.teacher.width, c.student.width, c.batch_size = 8_000, 4_000, 4_096
   yield 'parity_mlp', c
@@ -37,47 +40,58 @@ def configs():
   yield 'parity_transformer', c
 
 
-def resident(field):
-  """Bytes of this process."""
+def resident(field: str) -> int:
+  """Returns a field of this process' status, in bytes."""
   status = (PROCESS / 'status').read_text()
-  return int(re.search(rf'{field}:\s+(\d+)', status).group(1)) * 1024
+  found = re.search(rf'{field}:\s+(\d+)', status)
+  assert found is not None, field
+  return int(found.group(1)) * 1024
 
 
-def measure(name, config):
-  """A row for each stage."""
+def measure(
+  name: str, config: ml_collections.ConfigDict
+) -> Iterator[dict[str, Any]]:
+  """Runs the program of every stage.
+
+  Args:
+    name: name of the run.
+    config: its config.
+
+  Yields:
+    A row for each stage.
+  """
   config.num_seeds, config.log_every = 1, 10
   config.eval_every = config.save_every = 10
-  spec = builders.teacher_spec(config)
-  init = jax.jit(spec.student.init)
-  params = init(jax.random.key(1), spec.held_out['x'])
-  layers = spec.student.layers
-  teacher = curricula.Teacher(spec.student.apply, params, layers)
-  specs = builders.abstract(config, ['extracted'], jax.devices())
-  said = dry_run.estimate(name, specs['extracted'])
-  spec = builders.student_spec(config, teacher)
-  run = compiled_steps.CompiledSteps(spec)
-  with jax.set_mesh(spec.mesh):
-    params = run.init(spec.init_keys)
-    for planned, one in zip(spec.planned(), said, strict=True):
-      matrices = run.project(planned, spec.stage_keys)
-      states = run.enter(planned, spec.stage_keys, params)
-      args = teacher.params, matrices, spec.data_keys, None
-      numbers = compiled_steps.numbers((1, 0), 0, 2)
-      program = run.compile_advance(planned, states, *numbers, *args)
-      jax.block_until_ready((states, matrices))
-      before = resident('VmRSS')
-      (PROCESS / 'clear_refs').write_text('5')  # Forgets the peak so far.
-      states, _ = jax.block_until_ready(program(states, *numbers, *args))
-      grown = resident('VmHWM') - before
-      need = one.memory.temporaries + one.memory.output
-      yield {
-        'run': name,
-        'stage': one.stage,
-        'temporaries and output, MB': need / 1e6,
-        'the process grew, MB': grown / 1e6,
-        'times': grown / need,
-      }
-      params = states.params
+  specs = builders.abstract_specs(config, ['extracted'], jax.devices())
+  estimates = dry_run.estimate(name, specs['extracted'])
+  experiment = builders.open_experiment(config, pathlib.Path())
+  teacher = rounds.untrained_teacher(experiment)
+  spec = builders.student_spec(experiment, teacher)
+  params = None
+  for i, one in enumerate(estimates):
+    stage = rounds.OneStage(spec, i, params)
+    with jax.set_mesh(spec.layout.mesh):
+      # The same program that `advance` finds compiled.
+      stage.steps.compile_advance(
+        stage.planned, *stage.steps.abstract_arguments(stage.planned)
+      )
+    jax.block_until_ready(stage.states)
+    before = resident('VmRSS')
+    (PROCESS / 'clear_refs').write_text('5')  # Resets the peak.
+    begin = (0, *spec.ends)[i]
+    jax.block_until_ready(stage.advance(begin, begin + STEPS))
+    jax.block_until_ready(stage.states)
+    grown = resident('VmHWM') - before
+    assert one.memory is not None
+    need = one.memory.temporaries + one.memory.output
+    yield {
+      'run': name,
+      'stage': one.stage,
+      'temporaries and output, MB': need / 1e6,
+      'the process grew, MB': grown / 1e6,
+      'times': grown / need,
+    }
+    params = stage.states.params
 
 
 def main(argv: list[str]) -> None:

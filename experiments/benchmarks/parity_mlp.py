@@ -1,49 +1,49 @@
-r"""One step of one-shot distillation: this project against PyTorch eager.
+r"""Step time of one-shot distillation: this project against PyTorch eager.
 
-What is timed: draw a batch, teacher forward, student forward, KL between the
-logits, backward, SGD; compiling is not. Parity of 6 of 100 bits, two-layer
+We time one step: draw a batch, teacher forward, student forward, KL between the
+logits, backward, SGD; without compilation. Parity of 6 of 100 bits, two-layer
 networks, float32, on the CPU.
 
 The same on both sides: the algorithm, the batches and the initial weights. The
 losses of the first 100 steps must agree, or nothing is timed. The sides take
-turns, so that what else the machine does slows both.
+turns, so that other work on the machine slows both.
 
 Not the same:
   - Ours draws its batches as it trains. Those of PyTorch are drawn in advance.
-  - Ours runs as in training: `CompiledSteps.advance` and a look at the loss, every
-    100 steps. PyTorch is spared modules, optimizer and looks, which cost it
+  - Ours runs the program of the training loop, and reads the loss every 100
+    steps. PyTorch does without modules, optimizer and reads, which cost it
     time: networks are functions of tensors, the update is written by hand.
   - Ours computes the frozen teacher's targets of K batches in one product.
     PyTorch has a column without that and, where K is more than 1, one with it:
-    the first ratio is what the user gains, the second what compiling gains.
+    the first ratio is the gain of the user, the second that of compilation.
   - Ours with eight seeds trains eight students on one stream of batches and
     counts an eighth of the time. PyTorch trains one.
 
 Run, after pip install 'torch>=2.13':
   python -m experiments.benchmarks.parity_mlp
 
-Writes parity_mlp.{md,csv} into --out; the CSV has every round. To measure one
-core, put `taskset -c 0` before it.
+Writes parity_mlp.{md,csv} into --out; the CSV file has every round. To measure
+one core, put `taskset -c 0` before the command.
 """
 
+from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
 from absl import app
 from absl import flags
 import jax
 import numpy as np
 
-from cxjax.configs import cli
-from cxjax.methods import stage as stage_lib
 from cxjax import errors
-from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import curricula
-from cxjax.training import optimizers
-from cxjax.training import run_spec
 from cxjax import tables
-from cxjax.tasks import parity
-from cxjax.models import mlp
+from cxjax import types
+from cxjax.configs import builders
+from cxjax.configs import cli
+from cxjax.training import run_spec
+from experiments import parity_mlp
 from experiments.benchmarks import rounds
 
 try:
@@ -53,13 +53,18 @@ except ImportError:
 
 LEARNING_RATE = 1e-3
 SEEDS = (1, 8)
-LOG_EVERY = 100  # As in experiments/parity_mlp.py.
-BATCHES = 1_024  # Drawn for PyTorch; a round of it is no longer.
+BATCHES = 1_024  # Batches that are drawn for PyTorch: its longest round.
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """Widths of the hidden layers, and examples of a batch."""
+  """Sizes of the networks and of a batch.
+
+  Attributes:
+    teacher: width of the teacher's hidden layer.
+    student: width of the student's hidden layer.
+    batch: examples of a batch.
+  """
 
   teacher: int
   student: int
@@ -76,53 +81,34 @@ CASES = {
   )
 }
 _CASES = flags.DEFINE_list(
-  'cases', list(CASES), 'Which, as TEACHER-STUDENT-BATCH.'
+  'cases', list(CASES), 'Cases, as TEACHER-STUDENT-BATCH.'
 )
 
 
-def make_recipe(case, num_seeds):
-  """The run of this project that is timed; its teacher is untrained."""
-  key = jax.random.key(0)
-  keys = jax.random.split(jax.random.key(1), max(SEEDS))[:num_seeds]
-  task = parity.make(d=100, k=6, depth=1, support='random', key=key)
-  held_out = task.draw(key, 0, 1)
-  teacher = mlp.MLP((case.teacher,), task.num_classes)
-  optimizer = optimizers.default()
-  optimizer.name, optimizer.learning_rate = 'sgd', LEARNING_RATE
-  mesh = mesh_lib.make({'data': 1}, case.batch)
-  return run_spec.RunSpec(
-    student=mlp.MLP((case.student,), task.num_classes),
-    stages=stage_lib.one_shot(1),
-    draw=task.draw,
-    held_out=mesh_lib.replicate(held_out, mesh),
-    init_keys=mesh_lib.replicate(keys, mesh),
-    data_keys=mesh_lib.replicate(keys[:1], mesh),
-    stage_keys=mesh_lib.replicate(keys, mesh),
-    batch_size=case.batch,
-    optimizer=optimizer,
-    mesh=mesh,
-    rules=('replicated', 'replicated'),
-    log_every=LOG_EVERY,
-    eval_every=LOG_EVERY,
-    save_every=LOG_EVERY,
-    teacher=curricula.Teacher(
-      teacher.apply,
-      mesh_lib.replicate(teacher.init(key, held_out['x']), mesh),
-      teacher.layers,
-    ),
-  )
+def make_spec(case: Case, num_seeds: int) -> run_spec.RunSpec:
+  """Returns the run of this project that is timed; its teacher is untrained."""
+  c = parity_mlp.get_config('one_shot,cpu')
+  c.data.d, c.data.k, c.data.eval_size = 100, 6, 1
+  c.teacher.width, c.student.width = case.teacher, case.student
+  c.batch_size, c.num_seeds, c.share_batches = case.batch, num_seeds, True
+  c.optimizer.name, c.optimizer.learning_rate = 'sgd', LEARNING_RATE
+  c.mesh.data = 1
+  experiment = builders.open_experiment(c, pathlib.Path())
+  teacher = rounds.untrained_teacher(experiment)
+  return builders.student_spec(experiment, teacher)
 
 
-def _network(weights, x):
+def _network(weights: Sequence[Any], x: Any) -> Any:
   kernel, bias, head, head_bias = weights
-  # In place: for 50,000 units, most of a second array is page faults.
+  # In place: for 50,000 units, most of the time of a second array is page
+  # faults.
   hidden = torch.nn.functional.linear(x, kernel, bias).relu_()
   return torch.nn.functional.linear(hidden, head, head_bias)
 
 
-def _weights(params):
+def _weights(params: types.Params) -> list[Any]:
   return [
-    # As torch.nn.Linear has it: outputs first.
+    # torch.nn.Linear has outputs first.
     torch.from_numpy(np.array(params['params'][layer][name].T, order='C'))
     for layer in ('hidden0', 'logits')
     for name in ('kernel', 'bias')
@@ -135,18 +121,25 @@ class Torch:
   seeds = 1
   limit = BATCHES
 
-  def __init__(self, teacher, student, x, block):
-    """Takes over flax parameters and `[N, B, d]` batches."""
+  def __init__(
+    self,
+    teacher: types.Params,
+    student: types.Params,
+    x: np.ndarray,
+    block: int,
+  ) -> None:
+    """Copies flax parameters and `[N, B, d]` batches."""
     self.block = self.unit = block
     self._x = torch.from_numpy(x)
     self._teacher = _weights(teacher)
     self._student = [weight.requires_grad_() for weight in _weights(student)]
 
-  def _targets(self, x):
+  def _targets(self, x: Any) -> Any:
     with torch.no_grad():
       return _network(self._teacher, x).softmax(-1)
 
-  def _pairs(self, num_steps):
+  def _pairs(self, num_steps: int) -> Iterator[tuple[Any, Any]]:
+    """Returns batches with their targets."""
     x = self._x[:num_steps]
     if self.block == 1:
       return ((batch, self._targets(batch)) for batch in x)
@@ -160,7 +153,8 @@ class Torch:
       )
     )
 
-  def _update(self, x, target):
+  def _update(self, x: Any, target: Any) -> Any:
+    """Trains one step; returns its loss."""
     log_q = _network(self._student, x).log_softmax(-1)
     loss = torch.nn.functional.kl_div(log_q, target, reduction='batchmean')
     for weight in self._student:
@@ -171,31 +165,34 @@ class Torch:
         weight.sub_(weight.grad, alpha=LEARNING_RATE)
     return loss
 
-  def losses(self, num_steps):
-    """Trains on the first batches; the losses."""
+  def losses(self, num_steps: int) -> list[float]:
+    """Trains on the first batches; returns the losses."""
     return [self._update(*pair).item() for pair in self._pairs(num_steps)]
 
-  def run(self, num_steps):
+  def run(self, num_steps: int) -> None:
     """Trains on the first batches."""
     for pair in self._pairs(num_steps):
       self._update(*pair)
 
 
-def make_sides(case):
-  """`{name: side}` of a case, all before their first step."""
-  spec = make_recipe(case, 1)
-  sides = {f'ours {n}': rounds.Ours(make_recipe(case, n)) for n in SEEDS}
+def make_sides(case: Case) -> dict[str, rounds.Side]:
+  """Returns the sides of a case, before their first step, by name."""
+  spec = make_spec(case, 1)
+  assert spec.teacher is not None
+  ours = {f'ours {n}': rounds.Ours(make_spec(case, n)) for n in SEEDS}
   draw = jax.jit(jax.vmap(spec.batch, in_axes=(None, 0)))
-  x = np.array(draw(spec.data_keys[0], np.arange(BATCHES))['x'])
-  models = spec.teacher.params, sides['ours 1'].first
-  sides['plain'] = Torch(*models, x, block=1)
+  x = np.array(draw(spec.keys.data[0], np.arange(BATCHES))['x'])
+  models = spec.teacher.params, ours['ours 1'].first
+  sides: dict[str, rounds.Side] = {**ours, 'plain': Torch(*models, x, block=1)}
   if spec.blocks > 1:
     sides['look-ahead'] = Torch(*models, x, spec.blocks)
   return sides
 
 
-def summarize(case, rows):
-  """The lines of a case in the table."""
+def summarize(
+  case: Case, rows: Sequence[rounds.Row]
+) -> Iterator[dict[str, Any]]:
+  """Yields the rows of a case in the table, one for each number of seeds."""
   us = rounds.times(rows)
   plain, ahead = us['plain'], us.get('look-ahead')
   for seeds in SEEDS:
@@ -211,8 +208,8 @@ def summarize(case, rows):
     }
 
 
-def main(argv):
-  """Checks all cases, times them, writes and prints."""
+def main(argv: list[str]) -> None:
+  """Checks all cases, times them, and writes the table."""
   del argv
   rounds.begin()
   cases = {name: errors.lookup('case', name, CASES) for name in _CASES.value}
@@ -220,7 +217,8 @@ def main(argv):
   for name in cases:
     # Where the networks agree, a loss is a difference of equal numbers.
     rounds.check(name, sides[name], rtol=1e-4, atol=1e-6)
-  rows, lines = [], []
+  rows: list[rounds.Row] = []
+  lines: list[dict[str, Any]] = []
   for name, case in cases.items():
     found = rounds.measure(dataclasses.asdict(case), sides[name])
     rows += found

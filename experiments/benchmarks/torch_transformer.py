@@ -8,19 +8,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cxjax import types
+from cxjax.models import transformer
+
 
 class Attention(nn.Module):
-  """Self-attention, one product for queries, keys and values."""
+  """Self-attention with one product for queries, keys and values."""
 
-  def __init__(self, like, sdpa):
-    """Sizes of `like`; `sdpa` leaves the products to PyTorch's function."""
+  def __init__(self, like: transformer.Transformer, sdpa: bool) -> None:
+    """Makes the layers.
+
+    Args:
+      like: the sizes.
+      sdpa: whether attention is `scaled_dot_product_attention`; otherwise it is
+        explicit.
+    """
     super().__init__()
     self.heads, self.causal, self.sdpa = like.heads, like.causal, sdpa
     self.qkv = nn.Linear(like.width, 3 * like.width)
     self.out = nn.Linear(like.width, like.width)
 
-  def forward(self, h, visible):
-    """`[B, L, D]`; `visible` is `[B or 1, 1, L or 1, L]` bool."""
+  def forward(self, h: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Attends in `[B, L, D]` to `visible`, `[B or 1, 1, L or 1, L]` bool."""
     q, k, v = (
       part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
       for part in self.qkv(h).chunk(3, dim=-1)
@@ -37,10 +46,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and MLP: norms before them in a decoder, else after the sums."""
+  """Attention and MLP, with norms before them in a decoder, else after sums."""
 
-  def __init__(self, like, sdpa):
-    """As for `Attention`."""
+  def __init__(self, like: transformer.Transformer, sdpa: bool) -> None:
+    """Makes the layers; the arguments are those of `Attention`."""
     super().__init__()
     width, inner = like.width, like.mlp_width or 4 * like.width
     eps = 1e-5 if like.causal else 1e-12
@@ -51,13 +60,13 @@ class Block(nn.Module):
     self.mlp_out = nn.Linear(inner, width)
     self.mlp_norm = nn.LayerNorm(width, eps)
 
-  def _mlp(self, h):
+  def _mlp(self, h: torch.Tensor) -> torch.Tensor:
     hidden = self.mlp_in(h)
     approximate = 'tanh' if self.causal else 'none'
     return self.mlp_out(F.gelu(hidden, approximate=approximate))
 
-  def forward(self, h, visible):
-    """`[B, L, D]`; `visible` as for `Attention`."""
+  def forward(self, h: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Transforms `[B, L, D]`; `visible` is that of `Attention`."""
     if self.causal:
       h = h + self.attention(self.attention_norm(h), visible)
       return h + self._mlp(self.mlp_norm(h))
@@ -66,15 +75,17 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-  """A decoder as GPT-2, or an encoder as BERT."""
+  """A decoder like GPT-2, or an encoder like BERT."""
 
-  def __init__(self, like, params, sdpa):
-    """Sizes and parameters of `like`, a transformer of this project.
+  def __init__(
+    self, like: transformer.Transformer, params: types.Params, sdpa: bool
+  ) -> None:
+    """Copies the sizes and the parameters of a transformer of this project.
 
     Args:
       like: the module; its head is not tied.
       params: its variables.
-      sdpa: attention is `scaled_dot_product_attention`, else spelled out.
+      sdpa: as for `Attention`.
     """
     super().__init__()
     width, length = like.width, like.max_length
@@ -93,23 +104,29 @@ class Transformer(nn.Module):
       self.transform_norm = nn.LayerNorm(width, 1e-12)
     self.load_state_dict(_state(params))
 
-  def forward(self, tokens, mask=None, stop=None):
-    """Logits at all positions, or the output of a block.
+  def forward(
+    self,
+    tokens: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    stop: int | None = None,
+  ) -> torch.Tensor:
+    """Computes logits at all positions, or the output of a block.
 
     Args:
-      tokens: `[B, L]`.
-      mask: `[B, L]` bool, the real ones; needed by an encoder.
+      tokens: `[B, L]` ids.
+      mask: `[B, L]` bool, the real tokens; an encoder needs it.
       stop: number of blocks after which to return; None is the logits.
 
     Returns:
       `[B, L, C]` logits, or `[B, L, D]`.
     """
     length = tokens.shape[1]
-    places = torch.arange(length, device=tokens.device)
-    h = self.tokens(tokens) + self.positions(places)
+    position_ids = torch.arange(length, device=tokens.device)
+    h = self.tokens(tokens) + self.positions(position_ids)
     if self.causal:
       visible = self.visible[..., :length, :length]
     else:
+      assert mask is not None
       h = self.embeddings_norm(h)
       visible = mask[:, None, None]
     for block in self.blocks[:stop]:
@@ -121,22 +138,23 @@ class Transformer(nn.Module):
     return self.logits(self.transform_norm(F.gelu(self.transform(h))))
 
 
-# A linear layer has its outputs first, a kernel last.
+# Patterns of our names, and what replaces them.
 _NAMES = (
   (r'^block(\d+)', r'blocks.\1'),
   (r'attention_out', 'attention.out'),
   (r'logits_bias$', 'logits.bias'),
-  (r'positions$', 'positions.weight'),
+  (r'position_embedding$', 'positions.weight'),
   (r'(kernel|scale|embedding)$', 'weight'),
 )
 
 
-def _state(params):
-  """Variables of our transformer, as `Transformer` names and lays them out."""
+def _state(params: types.Params) -> dict[str, torch.Tensor]:
+  """Returns variables of our transformer as `Transformer` names them."""
   state = {}
   for name, leaf in traverse_util.flatten_dict(
     params['params'], sep='.'
   ).items():
+    # A linear layer of PyTorch has its outputs first, a kernel last.
     leaf = np.array(leaf.T if name.endswith('kernel') else leaf, order='C')
     for ours, theirs in _NAMES:
       name = re.sub(ours, theirs, name)
