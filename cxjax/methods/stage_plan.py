@@ -151,8 +151,8 @@ def _check_schedule(stage: stage_lib.Stage, term: stage_lib.Term) -> None:
   for fraction, weight in zip(fractions, weights, strict=True):
     errors.require(
       0 <= weight < math.inf,
-      f'{what} is {weight} after {fraction:.2f} of the stage: it must be '
-      'finite and not negative.',
+      f'{what} is {weight:g} after {round(float(fraction), 2)} of the stage: '
+      'it must be finite and not negative.',
     )
 
 

@@ -197,12 +197,12 @@ class StagesTest(parameterized.TestCase):
       "'Dense_0', 4 wide, .*16 wid",
     ),
     ({'weight': lambda t: jnp.ones(3)}, 'returns .*must return a scalar'),
-    ({'weight': lambda t: 1 - 2 * t}, 'is -0.5 after 0.75 of the stage'),
+    ({'weight': lambda t: 1 - 2 * t}, 'is -0.02 after 0.51 of the stage'),
     ({'weight': lambda t: 1 / t}, 'is inf after 0.0 of the stage'),
     ({'weight': lambda: 1.0}, 'is no schedule of the fraction'),
     ({'weight': lambda t: 'much'}, 'schedule'),
     ({'loss': lambda a, b: (a - b).sum()}, r'makes \[\] of \[8, 3\]'),
-    ({'target': 'labels', 'loss': lambda a, y: a}, r'must make \[8\]'),
+    ({'target': 'labels', 'loss': lambda a, y: a}, r'must .*to \[8\]'),
   )
   def test_refuses_a_term(self, fields, message):
     stage = cxjax.Stage('joint', 5, terms=(cxjax.Term(), cxjax.Term(**fields)))
