@@ -213,7 +213,7 @@ class RefusalTest(parameterized.TestCase):
     (lambda t: 0 * t / t, 'is nan after 0.0'),
     (
       lambda t: jnp.where((t > 0.6) & (t < 0.7), -1.0, 1.0),
-      'is -1.0 after 0.6',
+      'is -1 after 0.61',
     ),
     (lambda t: 1.0 if t < 0.5 else 0.0, 'is no schedule.*Attempted boolean'),
     (lambda: 1.0, 'is no schedule'),
