@@ -270,7 +270,8 @@ def renamed_arguments(
 
     @functools.wraps(call)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-      return call(*args, **_renamed(fun.__name__, kwargs, old_to_new))
+      found = with_new_names(fun.__name__, kwargs, old_to_new)
+      return call(*args, **found)
 
     if not is_class:
       return wrapper
@@ -280,10 +281,26 @@ def renamed_arguments(
   return decorate
 
 
-def _renamed(
-  where: str, given: Mapping[str, Any], old_to_new: Mapping[str, Renaming]
+def with_new_names(
+  where: str,
+  given: Mapping[str, Any],
+  old_to_new: Mapping[str, Renaming],
+  stacklevel: int = 3,
 ) -> dict[str, Any]:
-  """Keyword arguments under their new names."""
+  """Keyword arguments under their new names, with a warning for each old one.
+
+  Args:
+    where: what they were given to.
+    given: arguments by their old or new names.
+    old_to_new: as of `renamed_arguments`.
+    stacklevel: of the line to warn at, 1 being this function's.
+
+  Returns:
+    The arguments by their new names.
+
+  Raises:
+    UserError: an argument was given by both of its names.
+  """
   found = {k: v for k, v in given.items() if k not in old_to_new}
   for old, new in old_to_new.items():
     if old not in given:
@@ -296,7 +313,7 @@ def _renamed(
     value = given[old]
     now = values.get(value, value) if isinstance(value, str) else value
     change = f'{name}={now!r}' if now is not value else f'{name}='
-    _warn(f'{old}= of {where} is now {change}', stacklevel=4)
+    _warn(f'{old}= of {where} is now {change}', stacklevel=stacklevel + 1)
     found[name] = now
   return found
 

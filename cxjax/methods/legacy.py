@@ -10,52 +10,24 @@ import functools
 from typing import Any
 import warnings
 
+from cxjax import deprecation
 from cxjax import errors
 
-# The old name of each field, and the new one.
-RENAMED = {
+# The old name of each field of a term, and the new one.
+RENAMED: dict[str, deprecation.Renaming] = {
   'law': 'projection',
   'readout': 'regressor',
   'shared': 'shared_projection',
   'centred': 'centered',
-  'positions': 'tokens',
+  'positions': ('tokens', {'read': 'predicted'}),
 }
-VALUES = {('tokens', 'read'): 'predicted'}
 
 
 def term_fields(
   fields: Mapping[str, Any], where: str, stacklevel: int = 3
 ) -> dict[str, Any]:
-  """Fields of a term under their new names.
-
-  Args:
-    fields: by their old or new names.
-    where: what they were given to, for the warning.
-    stacklevel: of the line to warn at, 1 being this function's.
-
-  Returns:
-    The fields by their new names.
-
-  Raises:
-    UserError: a field was given by both of its names.
-  """
-  found: dict[str, Any] = {}
-  for old, value in fields.items():
-    name = RENAMED.get(old, old)
-    if name != old:
-      warnings.warn(
-        f'{old}= of {where} is now {name}=; the old name goes with the next '
-        'release.',
-        DeprecationWarning,
-        stacklevel=stacklevel,
-      )
-    errors.require(
-      name not in found,
-      f'{where} has {name} twice, the second time as {old}. Leave {old} out.',
-    )
-    value = VALUES.get((name, value), value) if name == 'tokens' else value
-    found[name] = value
-  return found
+  """Fields of a term under their new names; warns at the caller's caller."""
+  return deprecation.with_new_names(where, fields, RENAMED, stacklevel + 1)
 
 
 def stage_of_one_term(make_terms: Callable[[dict[str, Any]], Any]) -> Callable:

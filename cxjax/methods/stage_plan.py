@@ -147,7 +147,7 @@ def _check_schedule(stage: stage_lib.Stage, term: stage_lib.Term) -> None:
     'optax.linear_schedule(1.0, 0.0, 1.0) does.',
   )
   fractions = np.linspace(0, 1, CHECKED_PARTS + 1, dtype=np.float32)
-  weights = np.asarray(jax.vmap(term.weight_at)(fractions))
+  weights = np.asarray(jax.vmap(term.weight_at)(jnp.asarray(fractions)))
   for fraction, weight in zip(fractions, weights, strict=True):
     errors.require(
       0 <= weight < math.inf,

@@ -83,10 +83,7 @@ class TermFieldsTest(parameterized.TestCase):
     self.assertEqual(found, {'tokens': 'predicted', 'pool': 'mean'})
 
   def test_both_names_of_a_field(self):
-    with (
-      self.assertWarns(DeprecationWarning),
-      self.assertRaisesRegex(errors.UserError, 'projection twice.*law'),
-    ):
+    with self.assertRaisesRegex(errors.UserError, 'law= is the old name'):
       legacy.term_fields({'projection': 'sparse', 'law': 'sparse'}, 'x')
 
   def test_options_of_extracted(self):
