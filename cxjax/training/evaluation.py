@@ -98,6 +98,9 @@ def _measure(
 
   def statistics(batch: types.Batch) -> dict[str, Any]:
     outputs = pair(mesh_lib.constrain_batch(batch, axis=0))
+    every = outputs[0].shape[:-1]
+    counted = batch['weights'].shape if 'weights' in batch else every
+    metrics_lib.check(metrics, *outputs, counted)
     return {
       name: jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32), metric.statistics(*outputs)

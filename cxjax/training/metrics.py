@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import functools
 import math
 from typing import Any
 from typing import TypeAlias
@@ -44,8 +45,23 @@ class Metric:
   reference: str = 'labels'
   higher_is_better: bool = True
 
+  def __post_init__(self) -> None:
+    """Raises UserError for a metric that cannot be computed."""
+    for name, fun in (
+      ('statistics', self.statistics),
+      ('finish', self.finish or len),
+    ):
+      errors.require(
+        callable(fun), f'{name}={fun!r} of a metric must be a function.'
+      )
+    errors.lookup(
+      'reference', self.reference, dict.fromkeys(('labels', 'teacher'))
+    )
+
   def better(self, a: float, b: float) -> bool:
-    """Whether a score `a` is better than `b`."""
+    """Whether a score `a` is better than `b`; NaN is worse than any other."""
+    if math.isnan(a) or math.isnan(b):
+      return not math.isnan(a)
     return a > b if self.higher_is_better else a < b
 
   def reaches(self, score: float, threshold: float) -> bool:
@@ -54,12 +70,7 @@ class Metric:
 
   def worst(self, scores: Iterable[float]) -> float:
     """The worst of several scores."""
-    return min(scores) if self.higher_is_better else max(scores)
-
-  @property
-  def lowest(self) -> float:
-    """A score that every other is better than."""
-    return -math.inf if self.higher_is_better else math.inf
+    return functools.reduce(lambda a, b: b if self.better(a, b) else a, scores)
 
   def total(
     self, statistics: Any, weights: jax.Array | None, axis: Any = None

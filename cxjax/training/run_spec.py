@@ -19,6 +19,7 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import train_step
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import evaluation
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import teacher as teacher_lib
 
@@ -299,6 +300,7 @@ class RunSpec:
   def plan(self) -> list[stage_plan.StagePlan]:
     """The stages with their shapes; raises UserError where they do not fit."""
     batch, models = self._shapes()
+    self._check_metrics()
     return [
       stage_plan.plan_stage(stage, batch, *models, trainable=self.trainable)
       for stage in self.stages
@@ -331,6 +333,13 @@ class RunSpec:
     """FLOPs of the targets of one batch, as compiled."""
     batch, (_, _, *teacher) = self._shapes()
     return stage_plan.target_flops(planned, batch, *teacher)
+
+  def _check_metrics(self) -> None:
+    """Raises UserError for a metric that does not fit the held-out set."""
+    one = functools.partial(
+      evaluation.evaluate, apply=self.student.apply, metrics=self.metrics
+    )
+    jax.eval_shape(one, self.student_shapes, self.held_out)
 
   def _shapes(self) -> tuple[types.Batch, tuple[Any, ...]]:
     """Shapes of a batch, and the models with the shapes of their parameters."""

@@ -1,0 +1,217 @@
+"""Tests of the held-out metrics and of their registry."""
+
+import math
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn import metrics as sklearn_metrics
+
+from cxjax import errors
+from cxjax.training import metrics
+
+NAN = math.nan
+
+
+def values(name, output, reference, weights=None):
+  metric = metrics.METRICS[name]
+  return float(metric.total(metric.statistics(output, reference), weights))
+
+
+def data(classes=3, shape=(64,)):
+  random = np.random.default_rng(0)
+  logits = random.normal(size=(*shape, classes)).astype(np.float32)
+  labels = random.integers(0, classes, shape)
+  weights = random.integers(0, 3, shape).astype(np.float32)
+  return logits, labels, weights
+
+
+class ValueTest(parameterized.TestCase):
+  @parameterized.parameters((64,), (16, 4))
+  def test_means(self, *shape):
+    logits, labels, weights = data(shape=shape)
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    hits = np.asarray(logits.argmax(-1) == labels)
+    nll = -np.take_along_axis(
+      np.asarray(jax.nn.log_softmax(logits)), np.asarray(labels)[..., None], -1
+    )[..., 0]
+    for w in (None, jnp.asarray(weights)):
+      mean = lambda x, w=w: np.average(x, weights=w)
+      got = {n: values(n, logits, labels, w) for n in metrics.LABEL_METRICS}
+      self.assertAlmostEqual(got['accuracy'], mean(hits), places=6)
+      self.assertAlmostEqual(got['loss'], mean(nll), places=5)
+      self.assertAlmostEqual(got['perplexity'], math.exp(mean(nll)), places=4)
+
+  @parameterized.parameters(2, 3)
+  def test_f1_of_class_1(self, classes):
+    logits, labels, weights = data(classes)
+    for w in (None, weights):
+      expected = sklearn_metrics.f1_score(
+        labels == 1, logits.argmax(-1) == 1, sample_weight=w
+      )
+      got = values('f1', jnp.asarray(logits), jnp.asarray(labels), w)
+      self.assertAlmostEqual(got, expected, places=6)
+
+  def test_against_the_teacher(self):
+    ours, _, weights = data()
+    theirs = ours[::-1]
+    p = np.asarray(jax.nn.softmax(theirs))
+    log = lambda x: np.asarray(jax.nn.log_softmax(x))
+    kl = (p * (log(theirs) - log(ours))).sum(-1)
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    for name, expected in (('agreement', same), ('teacher_kl', kl)):
+      got = values(name, jnp.asarray(ours), jnp.asarray(theirs), weights)
+      np.testing.assert_allclose(
+        got, np.average(expected, weights=weights), rtol=1e-5
+      )
+
+  def test_of_nothing_it_is_nan(self):
+    logits, labels, weights = data()
+    for name in (*metrics.LABEL_METRICS, 'f1'):
+      self.assertTrue(math.isnan(values(name, logits, labels, 0 * weights)))
+
+  @parameterized.parameters('perplexity', 'f1')
+  def test_the_sums_of_parts_make_the_metric_of_all(self, name):
+    """Which the mean of the metrics of parts does not."""
+    logits, labels, _ = data()
+    metric, sums, count = metrics.METRICS[name], None, 0.0
+    means = []
+    for part in (slice(0, 5), slice(5, 30), slice(30, 64)):
+      found = metric.statistics(logits[part], labels[part])
+      means.append(float(metric.total(found, None)))
+      own = jax.tree.map(lambda x: jnp.sum(x.astype(jnp.float32)), found)
+      sums = own if sums is None else jax.tree.map(jnp.add, sums, own)
+      count += len(labels[part])
+    whole = values(name, logits, labels)
+    self.assertAlmostEqual(float(metric.finish(sums, count)), whole, places=5)
+    self.assertNotAlmostEqual(np.mean(means), whole, places=3)
+
+
+class OrderTest(parameterized.TestCase):
+  higher = metrics.METRICS['accuracy']
+  lower = metrics.METRICS['loss']
+
+  def test_higher_is_better(self):
+    self.assertTrue(self.higher.better(0.5, 0.4))
+    self.assertFalse(self.higher.better(0.5, 0.5))
+    self.assertTrue(self.higher.reaches(0.5, 0.5))
+    self.assertFalse(self.higher.reaches(0.4, 0.5))
+    self.assertEqual(self.higher.worst([0.5, 0.3, 0.4]), 0.3)
+
+  def test_lower_is_better(self):
+    self.assertTrue(self.lower.better(0.4, 0.5))
+    self.assertFalse(self.lower.better(0.5, 0.5))
+    self.assertTrue(self.lower.reaches(0.5, 0.5))
+    self.assertFalse(self.lower.reaches(0.6, 0.5))
+    self.assertEqual(self.lower.worst([0.5, 0.3, 0.4]), 0.5)
+
+  @parameterized.parameters('accuracy', 'loss')
+  def test_nan_is_worse_than_any_other(self, name):
+    metric = metrics.METRICS[name]
+    for score in (-math.inf, 0.0, math.inf):
+      self.assertTrue(metric.better(score, NAN))
+      self.assertFalse(metric.better(NAN, score))
+      self.assertFalse(metric.reaches(NAN, score))
+    self.assertFalse(metric.better(NAN, NAN))
+    for scores in ([NAN, 1.0, 2.0], [1.0, NAN, 2.0], [2.0, 1.0, NAN]):
+      self.assertTrue(math.isnan(metric.worst(scores)))
+
+  def test_of_the_registry(self):
+    lower = {n for n, m in metrics.METRICS.items() if not m.higher_is_better}
+    self.assertEqual(lower, {'loss', 'perplexity', 'teacher_kl'})
+
+
+class ResolveTest(parameterized.TestCase):
+  def test_names(self):
+    expected = {n: metrics.METRICS[n] for n in ('loss', 'f1')}
+    self.assertEqual(metrics.resolve(('loss', 'f1')), expected)
+    self.assertEqual(list(metrics.resolve('loss')), ['loss'])
+    self.assertEqual(metrics.resolve(()), {})
+
+  def test_functions_and_metrics(self):
+    largest = lambda output, labels: output.max(-1)
+    own = metrics.Metric(largest, higher_is_better=False)
+    found = metrics.resolve({'a': largest, 'b': own})
+    self.assertEqual(found, {'a': metrics.Metric(largest), 'b': own})
+
+  @parameterized.parameters(
+    (('accurracy',), "'accurracy'. Did you mean 'accuracy'"),
+    ('los', "'los'. Did you mean 'loss'"),
+    (({'a': 3},), "'a' is 3: give a function"),
+    ((3,), 'metrics=3 must be names'),
+    (([len],), 'has no name'),
+  )
+  def test_refuses(self, given, message):
+    given = given[0] if isinstance(given, tuple) else given
+    with self.assertRaisesRegex(errors.UserError, message):
+      metrics.resolve(given)
+
+  def test_register(self):
+    with self.assertRaisesRegex(errors.UserError, "'loss' already"):
+      metrics.register('loss', metrics.METRICS['loss'])
+    self.addCleanup(metrics.METRICS.pop, 'mine')
+    own = metrics.Metric(lambda output, labels: output[..., 0])
+    metrics.register('mine', own)
+    self.assertEqual(metrics.resolve('mine'), {'mine': own})
+
+  @parameterized.parameters(
+    (dict(statistics=3), 'statistics=3 of a metric must be a function'),
+    (dict(statistics=len, finish='mean'), "finish='mean' of a metric"),
+    (dict(statistics=len, reference='label'), "'label'.*mean 'labels'"),
+  )
+  def test_a_metric_that_cannot_be_computed(self, fields, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      metrics.Metric(**fields)
+
+  def test_the_other_reference(self):
+    found = metrics.resolve(('loss', 'agreement'))
+    with self.assertRaisesRegex(
+      errors.UserError, "'loss' compares with the labels, .* has no labels"
+    ):
+      metrics.require_reference(found, 'teacher')
+    with self.assertRaisesRegex(
+      errors.UserError, "'agreement' compares with the teacher, .* has labels"
+    ):
+      metrics.require_reference(found, 'labels')
+    metrics.require_reference(metrics.resolve('loss'), 'labels')
+
+
+class CheckTest(parameterized.TestCase):
+  output = jax.ShapeDtypeStruct((8, 3), jnp.float32)
+  labels = jax.ShapeDtypeStruct((8,), jnp.int32)
+
+  def check(self, metric):
+    metrics.check(
+      metrics.resolve({'mine': metric}), self.output, self.labels, (8,)
+    )
+
+  @parameterized.parameters(
+    (lambda a, y: jnp.mean(a), r'makes \[\] of an output of \[8, 3\].*\[8\]'),
+    (lambda a, y: a, r'makes \[8, 3\] of an output'),
+    (lambda a, y: {'a': a[:, 0], 'b': a}, r'makes \[8'),
+    (lambda a, y: {}, 'makes nothing'),
+    (lambda a, y: a[:, 0] * 1j, 'one real number'),
+    (lambda a, y: a @ y, r'output of \[8, 3\] and a reference of \[8\]: '),
+    (lambda a: a, 'does not take'),
+    (lambda a, y: 1 / 0, 'does not take .*: division by zero.$'),
+    (
+      metrics.Metric(lambda a, y: a[:, 0], lambda sums, count: sums['a']),
+      'cannot be made of its sums',
+    ),
+    (
+      metrics.Metric(lambda a, y: a[:, 0], lambda s, n: jnp.ones(2)),
+      'finishes as .*must be a real scalar',
+    ),
+    (metrics.Metric(lambda a, y: a[:, 0], lambda s, n: 'x'), "mine'"),
+  )
+  def test_refuses(self, metric, message):
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      self.check(metric)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_accepts(self):
+    for metric in metrics.METRICS.values():
+      if metric.reference == 'labels':
+        self.check(metric)
+    self.check(lambda output, labels: output[:, 0])
