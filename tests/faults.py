@@ -1,6 +1,6 @@
-"""What is done to runs, and what is left of them. Not a test.
+"""Faults that tests inflict on runs, and what is left afterwards; no tests.
 
-As a program, in a process that has not touched a device yet:
+As a program, in a process that has not used a device yet:
   python tests/faults.py kills FOLDER NUMBER
   python tests/faults.py disk FOLDER full|read_only TEACHER
 """
@@ -18,26 +18,27 @@ from unittest import mock
 
 import tensorboardX.event_file_writer  # noqa: F401  Once, before every fork.
 
-from cxjax.configs import builders
-from cxjax.training import checkpoints as checkpoints_lib
 from cxjax import errors
+from cxjax.configs import builders
 from cxjax.configs import experiment
+from cxjax.configs import teachers
+from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import metric_log
 from experiments import parity_mlp
 
 
 class Killed(Exception):
-  """Stands for `kill -9`: nothing of ours catches it."""
+  """Stands for `kill -9`: nothing in cxjax catches it."""
 
 
 @contextlib.contextmanager
-def killed_after(rows):
-  """A process that dies once it has written so many rows of metrics."""
+def killed_after(records):
+  """Ends a run once it has written so many records of metrics."""
   write, written = metric_log.MetricLog.write, itertools.count(1)
 
-  def kill(self, row):
-    write(self, row)
-    if next(written) == rows:
+  def kill(self, record):
+    write(self, record)
+    if next(written) == records:
       raise Killed
 
   with mock.patch.object(metric_log.MetricLog, 'write', kill):
@@ -45,28 +46,29 @@ def killed_after(rows):
       yield
     except Killed:
       return
-  raise AssertionError(f'Not killed: it wrote fewer than {rows} rows.')
+  raise AssertionError(f'Not killed: it wrote fewer than {records} records.')
 
 
 def arrays(config, folder):
-  """All that the last checkpoint of a student holds, by path."""
-  teacher = experiment.train_teacher(config, folder.parent)
-  spec = builders.student_spec(config, teacher)
+  """All arrays of the last checkpoint of the students, by name."""
+  opened = builders.open_experiment(config, folder.parent)
+  teacher = teachers.train_teacher(opened, folder.parent)
+  spec = builders.student_spec(opened, teacher)
   last = checkpoints_lib.latest(folder)
   index = sum(last > end for end in spec.ends[:-1])
-  shapes = spec.state_shapes(spec.planned()[index])
-  names = ('params', 'regressor', 'opt_state')
+  shapes = spec.state_shapes(spec.plan()[index])
+  names = ('params', 'regressors', 'opt_state')
   items = {name: getattr(shapes, name) for name in names}
   return checkpoints_lib.restore(folder, last, items)
 
 
 def config():
-  """Of the runs that are broken."""
+  """The config of the runs."""
   return parity_mlp.tiny('extracted')
 
 
 def begin(workdir):
-  """Starts the run in a process of its own; its id."""
+  """Starts the run in its own process, and returns the id of that."""
   pid = os.fork()
   if pid == 0:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -76,7 +78,7 @@ def begin(workdir):
 
 
 def ended(pid, seconds):
-  """Whether the process ends well within so many seconds; else it is killed."""
+  """Whether a process ends within so many seconds; otherwise kills it."""
   deadline = time.monotonic() + seconds
   while time.monotonic() < deadline:
     done, status = os.waitpid(pid, os.WNOHANG)
@@ -90,9 +92,9 @@ def ended(pid, seconds):
 
 
 def kills(folder, number):
-  """Kills runs at random times, and starts them again, until all have ended.
+  """Kills runs at random times, and starts them again until all have ended.
 
-  Leaves one that was not killed in `whole`, the others in `run0`, `run1`.
+  Leaves the run that was not killed in `whole`, the others in `run0`, `run1`.
   """
   assert ended(begin(folder / 'whole'), 300)
   start = time.monotonic()
@@ -113,15 +115,15 @@ def kills(folder, number):
 
 
 def disk(folder, fault, teacher):
-  """A run whose disk breaks and is mended; prints what it says."""
+  """Breaks the disk of a run, mends it, and prints the messages."""
   c = config()
   c.teacher.folder = str(teacher)
   workdir, ballast = folder / 'run', folder / 'ballast'
   write = metric_log.MetricLog.write
 
-  def break_it(self, row):
-    write(self, row)
-    if row['step'] != 30:
+  def break_it(self, record):
+    write(self, record)
+    if record['step'] != 30:
       return
     if fault == 'read_only':
       subprocess.run(['chmod', '-R', 'a-w', workdir], check=True)

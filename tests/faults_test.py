@@ -1,4 +1,4 @@
-"""Runs in processes of their own that are killed, or whose disk breaks."""
+"""Tests of runs that are killed, or whose disk breaks."""
 
 import os
 import pathlib
@@ -8,9 +8,12 @@ import sys
 
 from absl.testing import parameterized
 import chex
+import pytest
 
 from cxjax.training import checkpoints as checkpoints_lib
 import faults
+
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 KILLS = int(os.environ.get('KILLS', '4'))
@@ -49,7 +52,9 @@ class FaultsTest(parameterized.TestCase):
           (other / 'metrics.jsonl').read_text(),
           self.done.stdout,
         )
-        self.assertEqual(checkpoints_lib.steps(whole), checkpoints_lib.steps(other))
+        self.assertEqual(
+          checkpoints_lib.steps(whole), checkpoints_lib.steps(other)
+        )
       chex.assert_trees_all_equal(
         faults.arrays(faults.config(), self.whole / 'extracted'),
         faults.arrays(faults.config(), workdir / 'extracted'),
