@@ -1,6 +1,5 @@
 """Tests of the optimizers and their schedules."""
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import jax
@@ -152,15 +151,7 @@ class ErrorTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('name', dict(name='adams'), "'adams'.*'adam'.*sgd, adam, adamw"),
     ('schedule', dict(schedule='step'), "'step'.*constant, cosine, linear"),
-    ('rate_zero', dict(learning_rate=0.0), 'learning_rate=0.0'),
-    ('rate_negative', dict(learning_rate=-1.0), 'learning_rate=-1.0'),
-    ('warmup_all', dict(warmup=1.0), 'warmup=1.0'),
-    ('warmup_negative', dict(warmup=-0.1), 'warmup=-0.1'),
   )
   def test_refuses(self, fields, message):
     with self.assertRaisesRegex(errors.UserError, message):
       optimizers.make(config_of(**fields))
-
-
-if __name__ == '__main__':
-  absltest.main()
