@@ -4,7 +4,7 @@ Run:
   python docs/reference.py
   python docs/reference.py --check
 
-The second fails if the file is not what the first would write.
+The second command fails if the file differs from what the first would write.
 """
 
 import ast
@@ -20,79 +20,123 @@ import types
 DOCS = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 WIDTH = 80
-# Which modules define the types that signatures name.
-ALIASES = ('losses', 'step', 'evaluation', 'journal')
+# Modules whose type aliases signatures name.
+ALIASES = (
+  'cxjax.types',
+  'cxjax.methods.stage',
+  'cxjax.methods.layer_matching',
+  'cxjax.methods.train_step',
+  'cxjax.models.base',
+  'cxjax.tasks.base',
+  'cxjax.training.metrics',
+  'cxjax.training.multi_step',
+  'cxjax.training.trainer',
+)
+# Members of public modules without an `__all__`, and where they are defined.
+MEMBERS = {
+  'cxjax.models': (
+    'cxjax.models.base',
+    ('Model', 'ModelWithHead', 'register', 'make', 'require'),
+  ),
+  'cxjax.training.metrics': (
+    'cxjax.training.metrics',
+    ('METRICS', 'register', 'resolve'),
+  ),
+}
+# Bases whose subclasses get a constructor from their annotations.
+FIELD_BASES = ('Module', 'PyTreeNode')
 SECTIONS = 'Args|Attributes|Returns|Raises|References'
 INTRODUCTION = """\
 # Reference
 
-Every public name, as in `cxjax.kl`, by the module that defines it; each is at
-work in the [examples](examples.md). What signatures call `Batch`, `Params` and
-so on is [at the end](#types). `docs/reference.py` writes this page from the
-docstrings.
+Every public name, as in `cxjax.kl`, by the module that defines it, with a link
+to its [example](examples.md). The types that signatures name, such as `Batch`
+and `Params`, are [at the end](#types). `docs/reference.py` writes this page
+from the docstrings.
 """
+
+Definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
 
 
 class Source:
-  """A module, and what its source says that the module does not."""
+  """A module together with its source code."""
 
   def __init__(self, name: str):
-    """Imports the module and reads its source."""
+    """Imports the module and parses its source."""
     self.name = name
     self.values = vars(importlib.import_module(name))
     text = pathlib.Path(self.values['__file__']).read_text()
     self.lines, self.tree = text.splitlines(), ast.parse(text)
-    self.doc = ast.get_docstring(self.tree)
-    self.nodes = {_name(node): node for node in self.tree.body}
+    self.doc = ast.get_docstring(self.tree) or ''
+    self.nodes = {name_of(node): node for node in self.tree.body}
 
   def comment(self, node: ast.stmt) -> list[str]:
-    """The lines of comment right above a statement."""
+    """Returns the lines of comment right above a statement."""
     first = node.lineno - 1
     while self.lines[first - 1].startswith('#'):
       first -= 1
     return self.lines[first : node.lineno - 1]
 
   def short(self, node: ast.expr) -> str:
-    """An expression without modules of cxjax, and with values of constants."""
+    """Unparses an expression with the values of constants, without modules."""
     text = ast.unparse(node)
     for name, value in self.values.items():
       if inspect.ismodule(value) and value.__name__.startswith('cxjax.'):
         text = re.sub(rf'\b{name}\.', '', text)
       elif name.isupper() and isinstance(value, str | tuple):
-        text = re.sub(rf'\b{name}\b', repr(value), text)
+        text = re.sub(rf'\b{name}\b', lambda _, v=value: repr(v), text)
     return text
 
 
-def _name(node):
-  """What a statement defines, if it is one name."""
-  if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-    return node.targets[0].id
+def name_of(node: ast.stmt) -> str | None:
+  """Returns the name that a statement defines, if it is a single one."""
+  target = getattr(node, 'target', None)
+  if isinstance(node, ast.Assign):
+    target = node.targets[0]
+  if isinstance(target, ast.Name):
+    return target.id
   return getattr(node, 'name', None)
 
 
 def public() -> dict[str, list[str]]:
-  """The public names, by the module that defines them."""
+  """Returns the names that `cxjax` exports, by the module they come from."""
   found = collections.defaultdict(list)
   tree = ast.parse((DOCS.parent / 'cxjax' / '__init__.py').read_text())
   for node in tree.body:
     if isinstance(node, ast.ImportFrom):
-      found[node.module] += [alias.name for alias in node.names]
-  return dict(sorted(found.items()))
+      names = [alias.name for alias in node.names if not alias.asname]
+      found[node.module] += names
+  return {module: names for module, names in sorted(found.items()) if names}
 
 
-def signature(source: Source, node: ast.stmt) -> str:
-  """How a name is used, on one line if that fits."""
-  name = _name(node)
-  if isinstance(node, ast.Assign):
+def members(module: str) -> list[tuple[Source, str]]:
+  """Returns the names in a public module, and the sources that define them."""
+  if module in MEMBERS:
+    place, names = MEMBERS[module]
+    source = Source(place)
+    return [(source, name) for name in names]
+  source, origin = Source(module), {}
+  for node in source.tree.body:
+    if isinstance(node, ast.ImportFrom):
+      origin |= {alias.name: node.module for alias in node.names}
+  names = source.values['__all__']
+  return [(Source(origin[name]), name) for name in names]
+
+
+def signature(source: Source, node: Definition) -> str:
+  """Returns how a name is used, on one line if that fits."""
+  name = name_of(node)
+  if isinstance(node, ast.Assign | ast.AnnAssign):
     value = source.values[name]
     if isinstance(value, types.GenericAlias):
       return f'{name} = {source.short(node.value)}'
     return f'{name}: {type(value).__name__}'
   end = ''
   if isinstance(node, ast.ClassDef):
+    if not _has_fields(node):
+      bases = ', '.join(map(source.short, node.bases))
+      return f'class {name}({bases})' if bases else f'class {name}'
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-    if not fields:
-      return f'class {name}({", ".join(map(source.short, node.bases))})'
     found = [_argument(source, n.target.id, n, n.value) for n in fields]
   else:
     found = _arguments(source, node.args)
@@ -103,11 +147,20 @@ def signature(source: Source, node: ast.stmt) -> str:
   return line
 
 
-def _arguments(source, args):
+def _has_fields(node: ast.ClassDef) -> bool:
+  """Returns whether the annotations of a class are its arguments."""
+  made = (*node.decorator_list, *node.bases)
+  names = ' '.join(map(ast.unparse, made))
+  return 'dataclass' in names or any(base in names for base in FIELD_BASES)
+
+
+def _arguments(source: Source, args: ast.arguments) -> list[str]:
   plain, named = args.posonlyargs + args.args, args.kwonlyargs
   defaults = [None] * (len(plain) - len(args.defaults)) + args.defaults
   one = lambda arg, default: _argument(source, arg.arg, arg, default)
   found = list(map(one, plain, defaults))
+  if args.posonlyargs:
+    found.insert(len(args.posonlyargs), '/')
   if args.vararg or named:
     found.append('*' + (args.vararg.arg if args.vararg else ''))
   found += map(one, named, args.kw_defaults)
@@ -116,14 +169,19 @@ def _arguments(source, args):
   return found[1:] if found[:1] == ['self'] else found
 
 
-def _argument(source, name, node, default):
+def _argument(
+  source: Source,
+  name: str,
+  node: ast.arg | ast.AnnAssign,
+  default: ast.expr | None,
+) -> str:
   text = f'{name}: {source.short(node.annotation)}' if node.annotation else name
   return f'{text} = {source.short(default)}' if default else text
 
 
-def markdown(doc: str) -> str:
-  """A docstring in Google's style as Markdown."""
-  body, *rest = re.split(rf'^({SECTIONS}):\n', doc, flags=re.M)
+def markdown(doc: str | None) -> str:
+  """Converts a docstring in Google's style to Markdown."""
+  body, *rest = re.split(rf'^({SECTIONS}):\n', doc or '', flags=re.M)
   out = [_prose(body)]
   for title, text in zip(rest[::2], rest[1::2], strict=True):
     text = textwrap.dedent(text).strip()
@@ -137,108 +195,155 @@ def markdown(doc: str) -> str:
   return '\n\n'.join(out)
 
 
-def _prose(text):
-  """Its paragraphs, each on one line."""
+def _prose(text: str) -> str:
+  """Puts each paragraph of a text on one line, and each item of a list."""
   paragraphs = re.split(r'\n\s*\n', text.strip())
-  return '\n\n'.join(' '.join(p.split()) for p in paragraphs)
+  lines = []
+  for paragraph in paragraphs:
+    items = re.split(r'\n(?=- )', paragraph)
+    lines.append('\n'.join(' '.join(item.split()) for item in items))
+  return '\n\n'.join(lines)
 
 
 def examples() -> dict[str, str]:
-  """Of each name the heading below which it first occurs, as a link."""
-  found, link = collections.defaultdict(str), ''
+  """Returns for each name the link to the heading of its first example."""
+  found, link = {}, ''
   for line in (DOCS / 'examples.md').read_text().splitlines():
-    link = f'#{_slug(line[3:])}' if line.startswith('## ') else link
+    link = f'#{slug(line[3:])}' if line.startswith('## ') else link
     for name in re.findall(r'\bcxjax\.(\w+)', line):
       found.setdefault(name, link)
   return found
 
 
-def _entry(source, node):
-  """Summary of a name, and all that there is to say of it."""
-  if isinstance(node, ast.Assign):
+def entry(source: Source, node: Definition) -> tuple[str, str]:
+  """Returns the summary of a name and its whole entry."""
+  if isinstance(node, ast.Assign | ast.AnnAssign):
     comment = [line.lstrip('# ') for line in source.comment(node)]
-    doc = '\n'.join(comment) or source.doc
+    doc = '\n'.join(comment) or _summary(source.doc)
   else:
-    doc = ast.get_docstring(node)
+    doc = ast.get_docstring(node) or ''
   parts = [f'```python\n{signature(source, node)}\n```', markdown(doc)]
-  members = node.body if isinstance(node, ast.ClassDef) else []
-  members = [m for m in members if _is_public(m)]
-  properties = [m for m in members if _is_property(m)]
+  inner = node.body if isinstance(node, ast.ClassDef) else []
+  inner = [member for member in inner if _is_public(member)]
+  properties = [member for member in inner if _is_property(member)]
   if properties:
     parts.append('**Properties**')
     parts.append('\n'.join(map(_property, properties)))
-  for member in members:
+  for member in inner:
     if member not in properties:
       parts.append(f'```python\n{signature(source, member)}\n```')
       parts.append(markdown(ast.get_docstring(member)))
   return _summary(doc), '\n\n'.join(parts)
 
 
-def _summary(doc):
+def _summary(doc: str) -> str:
   return _prose(doc).split('\n')[0]
 
 
-def _is_public(node):
-  name = _name(node) if isinstance(node, ast.FunctionDef) else '_'
-  return not name.startswith('_') or name == '__call__'
+def _is_public(node: ast.stmt) -> bool:
+  name = name_of(node) if isinstance(node, ast.FunctionDef) else '_'
+  hidden = name.startswith('_') or name == 'setup'  # Flax calls `setup`.
+  return not hidden or name == '__call__'
 
 
-def _is_property(node):
+def _is_property(node: ast.FunctionDef) -> bool:
   return any('property' in ast.unparse(d) for d in node.decorator_list)
 
 
-def _property(node):
-  return f'- `{node.name}`: {_prose(ast.get_docstring(node))}'
+def _property(node: ast.FunctionDef) -> str:
+  return f'- `{node.name}`: {_prose(ast.get_docstring(node) or "")}'
 
 
-def _aliases():
-  """The source of the types that signatures name."""
-  found = []
+def aliases() -> str:
+  """Returns the source of the types that signatures name."""
+  found, shown = [], sum(public().values(), [])
   for name in ALIASES:
-    source = Source(f'cxjax.{name}')
+    source = Source(name)
     for node in source.tree.body:
-      if isinstance(node, ast.Assign) and re.match('[A-Z][a-z]', _name(node)):
+      if not isinstance(node, ast.Assign | ast.AnnAssign):
+        continue
+      defined = name_of(node) or ''
+      if re.match('[A-Z][a-z]', defined) and defined not in shown:
         found += source.comment(node)
         found += source.lines[node.lineno - 1 : node.end_lineno]
   return '\n'.join(found)
 
 
+class Page:
+  """A page in the making: its table of contents and its body."""
+
+  def __init__(self):
+    """Makes an empty page."""
+    self.contents, self.body = [], []
+    self._slugs = collections.Counter()
+    self._examples = examples()
+
+  def heading(self, level: int, title: str) -> str:
+    """Adds a heading and returns a link to it, numbered as on GitHub."""
+    self.body.append(f'{"#" * level} {title}')
+    anchor = slug(title)
+    number = self._slugs[anchor]
+    self._slugs[anchor] += 1
+    anchor = f'{anchor}-{number}' if number else anchor
+    return f'[{title}](#{anchor})'
+
+  def section(self, title: str, doc: str) -> None:
+    """Adds the section of a module."""
+    link = self.heading(2, title)
+    self.contents.append(f'\n**{link}** {_summary(doc)}\n')
+    self.body.append(markdown(doc))
+
+  def add(self, source: Source, name: str, shown: str) -> None:
+    """Adds the entry of a name.
+
+    Args:
+      source: the module that defines it.
+      name: the name.
+      shown: the public name that the example of the entry is listed under.
+    """
+    prefix = '' if name == shown else f'{shown}.'
+    link = self.heading(3, f'`{prefix}{name}`')
+    summary, text = entry(source, source.nodes[name])
+    self.contents.append(f'- {link}: {summary}')
+    self.body += [text, f'[Example](examples.md{self._examples[shown]})']
+
+  def text(self) -> str:
+    """Returns the page."""
+    parts = [INTRODUCTION.strip(), '\n'.join(self.contents).strip(), *self.body]
+    return '\n\n'.join(parts) + '\n'
+
+
 def render() -> str:
-  """The whole page."""
-  slugs, contents, body = collections.Counter(), [], []
-  shown = examples()
-
-  def heading(level, title):
-    """Adds a heading; the link to it, where GitHub numbers equals."""
-    body.append(f'{"#" * level} {title}')
-    slug = _slug(title)
-    number = slugs[slug]
-    slugs[slug] += 1
-    return f'[{title}](#{slug}-{number})' if number else f'[{title}](#{slug})'
-
+  """Returns the whole page."""
+  page = Page()
+  modules = []
   for module, names in public().items():
     source = Source(module)
-    link = heading(2, module)
-    contents.append(f'\n**{link}** {_summary(source.doc)}\n')
-    body.append(markdown(source.doc))
+    is_module = lambda name, s=source: inspect.ismodule(s.values[name])
+    modules += [(name, f'{module}.{name}') for name in names if is_module(name)]
+    names = [name for name in names if not is_module(name)]
+    if names:
+      page.section(module, source.doc)
     for name in names:
-      link = heading(3, f'`{name}`')
-      summary, text = _entry(source, source.nodes[name])
-      contents.append(f'- {link}: {summary}')
-      body += [text, f'[Example](examples.md{shown[name]})']
-  contents.append(f'\n**{heading(2, "Types")}** Those that signatures name.')
-  body.append(f'```python\n{_aliases()}\n```')
-  parts = [INTRODUCTION.strip(), '\n'.join(contents).strip(), *body]
-  return '\n\n'.join(parts) + '\n'
+      page.add(source, name, shown=name)
+  for name, module in sorted(modules):
+    page.section(f'cxjax.{name}', Source(module).doc)
+    for source, member in members(module):
+      page.add(source, member, shown=name)
+  link = page.heading(2, 'Types')
+  page.contents.append(f'\n**{link}** The types that signatures name.')
+  page.body.append(f'```python\n{aliases()}\n```')
+  return page.text()
 
 
-def _slug(title):
+def slug(title: str) -> str:
+  """Returns the anchor that GitHub gives to a heading."""
   return re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-')
 
 
 if __name__ == '__main__':
-  page, text = DOCS / 'api.md', render()
+  page_path, text = DOCS / 'api.md', render()
   if '--check' not in sys.argv:
-    page.write_text(text)
-  elif not page.exists() or page.read_text() != text:
+    page_path.write_text(text)
+  elif not page_path.exists() or page_path.read_text() != text:
     sys.exit('docs/api.md is out of date: run python docs/reference.py.')
