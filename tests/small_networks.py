@@ -62,9 +62,31 @@ def batches(seed=0, number=12, shape=(B, D)):
   return [rng.normal(size=shape).astype(np.float32) for _ in range(number)]
 
 
+def two_layers(params, x):
+  """A network of two hidden layers without flax: it is traced in no time."""
+  low = jnp.tanh(x @ params['low'])
+  high = jnp.tanh(low @ params['high'])
+  return high @ params['out'], {'low': low, 'high': high}
+
+
+def parameters(seed, low=5, high=4):
+  """Parameters of `two_layers`."""
+  rng = np.random.default_rng(seed)
+  shapes = {'low': (D, low), 'high': (low, high), 'out': (high, C)}
+  return {
+    name: (0.5 * rng.normal(size=shape)).astype(np.float32)
+    for name, shape in shapes.items()
+  }
+
+
 X = batches()[0]
 Y = np.arange(B) % C
+# Of flax.
 TEACHER = network(Net((16, 16)), X)
 STUDENT = network(Net((4,)), X)
-# One plan for many tests, so that its programs are compiled once.
-PLAN = cxjax.plan(TEACHER, STUDENT, X, num_steps=20, share=0.5)
+# Functions. One plan of one stage and one of two, for many tests, so that their
+# programs are compiled once.
+BIG = cxjax.from_fn(two_layers, parameters(0))
+SMALL = cxjax.from_fn(two_layers, parameters(1))
+ONE = cxjax.plan(BIG, SMALL, X, num_steps=20, layers=())
+PLAN = cxjax.plan(BIG, SMALL, X, num_steps=20, layers=[('high', 'low')])

@@ -1,244 +1,80 @@
-"""From two networks and an example to a trained student."""
+"""From two models and an example to a trained student."""
 
 import functools
 import pathlib
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import cxjax
-from cxjax.data import user_batches
-from cxjax.training import checkpoints as checkpoints_lib
-from cxjax.api import distill as distill_lib
 from cxjax import errors
-from cxjax.data import loader
 from cxjax.methods import losses
-import faults
-
-B, D, C = 8, 6, 3
-
-
-class Net(nn.Module):
-  widths: tuple[int, ...]
-  features: int = C
-
-  @nn.compact
-  def __call__(self, x):
-    for width in self.widths:
-      x = jnp.tanh(nn.Dense(width)(x))
-    return nn.Dense(self.features)(x)
-
-
-class Image(nn.Module):
-  strides: int
-  features: int = 4
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.relu(nn.Conv(self.features, (3, 3), self.strides)(x))
-    x = nn.relu(nn.Dense(5)(x.mean((1, 2))))
-    return nn.Dense(C)(x)
+from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import metric_log
+from small_networks import BIG
+from small_networks import ONE
+from small_networks import PLAN
+from small_networks import SMALL
+from small_networks import STUDENT
+from small_networks import TEACHER
+from small_networks import B
+from small_networks import C
+from small_networks import Image
+from small_networks import Net
+from small_networks import X
+from small_networks import Y
+from small_networks import batches
+from small_networks import network
+from small_networks import parameters
+from small_networks import two_layers
 
 
-class Sequence(nn.Module):
-  every: int = 1
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.Dense(5, name='first')(x)[:, :: self.every]
-    x = nn.Dense(5, name='second')(nn.relu(x))
-    return nn.Dense(C)(x.mean(1))
+class Ended(Exception):
+  """Raised by a hook to end a run, which nothing of ours catches."""
 
 
-def network(module, x, *seeds):
-  init = jax.jit(module.init)
-  params = [init(jax.random.key(seed), x) for seed in seeds or (0,)]
-  return cxjax.from_linen(module, params if seeds else params[0])
+def end_after(number, seen=None):
+  """A hook that ends the run at its record `number`, from 1."""
+  seen = [] if seen is None else seen
+
+  def hook(record):
+    seen.append(record)
+    if len(seen) == number:
+      raise Ended
+
+  return hook
 
 
-def rows(seed=0, number=12, shape=(B, D)):
-  rng = np.random.default_rng(seed)
-  return [rng.normal(size=shape).astype(np.float32) for _ in range(number)]
+def distill(plan=ONE, data=None, **kwargs):
+  return cxjax.distill(plan, batches() if data is None else data, **kwargs)
 
 
-X = rows()[0]
-TEACHER = network(Net((16, 16)), X)
-STUDENT = network(Net((4,)), X)
-# One plan for all, so that one program is compiled.
-PLAN = cxjax.plan(TEACHER, STUDENT, X, num_steps=20, share=0.5)
+@functools.cache
+def whole(stages=1):
+  """A run that nothing interrupted, of `ONE` or of `PLAN`, for all tests."""
+  plan = {1: ONE, 2: PLAN}[stages]
+  return distill(plan, log_every=2, held_out=X)
 
 
-def distill(plan=PLAN, batches=None, **kwargs):
-  return cxjax.distill(plan, rows() if batches is None else batches, **kwargs)
+class FolderTest(parameterized.TestCase):
+  def folder(self):
+    return pathlib.Path(self.create_tempdir().full_path)
 
 
-class PlanTest(parameterized.TestCase):
-  def test_matches_by_depth(self):
-    plan = cxjax.plan(
-      network(Net((7, 8, 9, 10)), X),
-      network(Net((4, 5)), X),
-      X,
-      num_steps=100,
-    )
-    pairs = [(stage.target, stage.student) for stage in plan.stages]
-    self.assertEqual(
-      pairs,
-      [('Dense_1', 'Dense_0'), ('Dense_3', 'Dense_1'), ('logits', 'logits')],
-    )
-    self.assertEqual([stage.steps for stage in plan.stages], [20, 20, 60])
-    self.assertEqual(plan.planned[0].projection, (8, 4))
-    self.assertRegex(str(plan), r'Dense_1 +\| +8 \| Dense_0 .*gaussian 8 x 4')
-
-  def test_four_layers_at_most_unless_they_are_named(self):
-    deep = network(Net((4,) * 6), X)
-    plan = cxjax.plan(TEACHER, deep, X, num_steps=100)
-    names = [stage.student for stage in plan.stages]
-    self.assertEqual(
-      names, ['Dense_0', 'Dense_2', 'Dense_3', 'Dense_5', 'logits']
-    )
-    plan = cxjax.plan(
-      TEACHER,
-      deep,
-      X,
-      num_steps=9,
-      layers=[('Dense_0', 'Dense_4')],
-      steps=(4, 5),
-    )
-    self.assertEqual([stage.steps for stage in plan.stages], [4, 5])
-
-  def test_without_layers_it_is_one_shot(self):
-    plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=10, layers=())
-    self.assertEqual(plan.stages, cxjax.one_shot(10))
-    with self.assertRaisesRegex(errors.UserError, 'law: there is no hidden'):
-      cxjax.plan(TEACHER, STUDENT, X, num_steps=10, layers=(), projection='orthogonal')
-
-  @parameterized.parameters(
-    (1, 1, None, 'none'), (1, 2, None, 'mean'), (1, 1, 'flatten', 'flatten')
-  )
-  def test_grids_that_differ_are_pooled(self, theirs, ours, asked, pool):
-    x = jnp.ones((2, 4, 4, 1))
-    plan = cxjax.plan(
-      network(Image(theirs), x),
-      network(Image(ours, 2), x),
-      x,
-      num_steps=10,
-      layers=[('Conv_0', 'Conv_0')],
-      pool=asked,
-    )
-    self.assertEqual(plan.stages[0].pool, pool)
-    widths = {'none': (4, 2), 'mean': (4, 2), 'flatten': (64, 32)}
-    self.assertEqual(plan.planned[0].projection, widths[pool])
-
-  def test_an_image_with_a_vector(self):
-    x = jnp.ones((2, 4, 4, 1))
-    net = network(Image(1), x)
-    plan = cxjax.plan(net, net, x, num_steps=9, layers=[('Conv_0', 'Dense_0')])
-    self.assertEqual(plan.planned[0].projection, (4, 5))
-
-  def test_sequences_of_other_lengths(self):
-    x = jnp.ones((2, 6, 3))
-    plan = functools.partial(
-      cxjax.plan,
-      network(Sequence(), x),
-      network(Sequence(2), x),
-      x,
-      num_steps=9,
-      layers=[('second', 'second')],
-    )
-    with self.assertRaisesRegex(
-      errors.UserError, r"'second', \[2, 3, 5\], .*\[2, 6, 5\].*pool='mean'"
-    ):
-      plan()
-    self.assertEqual(plan(pool='mean').planned[0].projection, (5, 5))
-
-  @parameterized.parameters(
-    ({'layers': [('Dense_9', 'Dense_0')]}, "'Dense_9'.*mean 'Dense_"),
-    ({'layers': [('Dense_1', 'Dens_0')]}, "'Dens_0'.*mean 'Dense_0'"),
-    ({'loss': 'kld'}, "loss 'kld'.*mean 'kl'"),
-    ({'share': 1.5}, 'share=1.5'),
-    ({'steps': (1, 2)}, 'do not add up'),
-    ({'alpha': 0.5}, r'needs the labels: give \(x, labels\)'),
-    ({'stages': cxjax.supervised(5)}, 'needs the labels'),
-    ({'checkpoint': 5}, "option 'checkpoint'"),
-    ({'lawn': 'sparse'}, "option 'lawn'.*mean 'projection'"),
-    ({'hidden_loss': 'l1'}, "hidden_loss 'l1'.*l2, cosine"),
-    ({'layers': ('Dense_1', 'Dense_0')}, "'Dense_1' is not a pair"),
-    ({'layers': [('Dense_1', 'Dense_0', 'x')]}, 'is not a pair'),
-    ({'layers': 'Dense_0'}, "layers='Dense_0' must be pairs"),
-    ({'loss': lambda got, want: jnp.mean(got)}, r'makes \[\] of \[8, 3\]'),
-    ({'loss': lambda got: got}, 'does not take the student'),
-    ({'loss': 3}, 'loss=3.*no function'),
-    ({'steps': ('a', 'b')}, "steps='a' must be a whole"),
-    ({'num_steps': 9.5}, 'whole number'),
-    ({'stages': ()}, 'has no stage'),
-    ({'stages': cxjax.one_shot(5), 'projection': 'sparse'}, 'law: a curriculum'),
-    ({'dtype': 'bf17'}, "dtype='bf17' is none"),
-    ({'stages': cxjax.progressive((5, None), (1, 1))}, 'checkpoints out'),
-  )
-  def test_refuses(self, options, message):
-    with self.assertRaisesRegex(errors.UserError, message) as caught:
-      cxjax.plan(TEACHER, STUDENT, X, **{'num_steps': 20, **options})
-    self.assertNotIn('\n', str(caught.exception))
-
-  def test_refuses_other_classes_and_two_teachers(self):
-    with self.assertRaisesRegex(errors.UserError, r'\[8, 3\].*\[8, 5\].*vocab'):
-      cxjax.plan(TEACHER, network(Net((4,), 5), X), X, num_steps=9)
-    with self.assertRaisesRegex(errors.UserError, 'one teacher'):
-      cxjax.plan(network(Net((4,)), X, 0, 1), STUDENT, X, num_steps=9)
-
-  def test_refuses_what_is_no_network_or_does_not_run(self):
-    with self.assertRaisesRegex(errors.UserError, 'student is a Net,.*from_li'):
-      cxjax.plan(TEACHER, Net((4,)), X, num_steps=9)
-    with self.assertRaisesRegex(
-      errors.UserError, r'teacher does not run on an x of float32\[8, 5\]: '
-    ) as caught:
-      cxjax.plan(TEACHER, STUDENT, X[:, :5], num_steps=9)
-    self.assertNotIn('\n', str(caught.exception))
-    with self.assertRaisesRegex(errors.UserError, r'has mask beside x'):
-      cxjax.plan(TEACHER, STUDENT, {'x': X, 'mask': X}, num_steps=9)
-
-  @parameterized.parameters(
-    (np.eye(C, dtype=np.float32)[np.arange(B) % C], r'float32\[8, 3\].*argmax'),
-    (np.zeros((B, 1), int), r'\[8, 1\].*\[8\]'),
-  )
-  def test_refuses_labels_that_are_no_classes(self, y, message):
-    plan = functools.partial(cxjax.plan, TEACHER, STUDENT, (X, y), num_steps=9)
-    with self.assertRaisesRegex(errors.UserError, message):
-      plan(alpha=0.5)
-    # Without alpha they are read by the accuracy alone.
-    with self.assertRaisesRegex(errors.UserError, message):
-      distill(plan(), [(X, y)])
-
-  def test_the_largest_logits_alone(self):
-    found = []
-    for top in (C, 0):  # All of them, whichever way.
-      plan = cxjax.plan(
-        TEACHER, STUDENT, X, num_steps=9, layers=(), temperature=2.0, top_k=top
-      )
-      params, history = distill(plan)
-      found.append((params, history[-1]['eval/loss']))
-    chex.assert_trees_all_close(*found, rtol=1e-3, atol=1e-5)
-
-  def test_a_loss_of_hidden_layers_by_name(self):
-    plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=9, hidden_loss='cosine')
-    self.assertIs(plan.stages[0].loss, losses.cosine)
-
-
-class DistillTest(parameterized.TestCase):
+class LearnTest(FolderTest):
   def test_learns_its_teacher(self):
     student = network(Net((16,)), X, 1, 2)
     plan = cxjax.plan(TEACHER, student, X, num_steps=600)
-    held_out = np.concatenate(rows(1, 20))
+    held_out = np.concatenate(batches(1, 20))
     params, history = cxjax.distill(
       plan,
-      rows(2, 300),
+      batches(2, 300),
       held_out=held_out,
       learning_rate=0.01,
     )
@@ -247,7 +83,7 @@ class DistillTest(parameterized.TestCase):
     self.assertLess(max(last['eval/loss']), 0.05)
     self.assertGreater(min(last['eval/agreement']), 0.75)
     self.assertLess(max(last['eval/loss']), 0.2 * min(first['eval/loss']))
-    # What comes back is what was measured.
+    # The parameters that come back are those that were evaluated.
     for seed in range(2):
       got = Net((16,)).apply(params[seed], held_out)
       want, _ = TEACHER.apply(TEACHER.params, held_out)
@@ -256,252 +92,26 @@ class DistillTest(parameterized.TestCase):
       )
 
   def test_the_student_that_went_in_is_as_it_was(self):
-    before = jax.device_get(STUDENT.params)
-    params, _ = distill()
-    chex.assert_trees_all_equal(jax.device_get(STUDENT.params), before)
-    self.assertIn('params', params)
-    moved = jnp.abs(
-      params['params']['Dense_0']['kernel'] - before['Dense_0']['kernel']
+    before = {name: leaf.copy() for name, leaf in SMALL.params.items()}
+    params, _ = whole()
+    chex.assert_trees_all_equal(SMALL.params, before)
+    self.assertGreater(
+      float(jnp.abs(params['low'] - before['low']).max()), 1e-4
     )
-    self.assertGreater(float(moved.max()), 1e-4)
 
   def test_several_are_each_as_alone(self):
-    several = network(Net((4,)), X, 0, 1)
-    plan = cxjax.plan(TEACHER, several, X, num_steps=20, share=0.5)
-    both, history = distill(plan)
-    one, alone = distill()
+    several = cxjax.from_fn(two_layers, [SMALL.params, parameters(2)])
+    layers = [('high', 'low')]
+    plan = cxjax.plan(BIG, several, X, num_steps=20, layers=layers)
+    both, history = distill(plan, log_every=2, held_out=X)
+    one, alone = whole(2)
     chex.assert_trees_all_close(both[0], one, rtol=1e-4, atol=1e-6)
     self.assertLen(history[-1]['eval/loss'], 2)
     np.testing.assert_allclose(
       history[-1]['eval/loss'][0], alone[-1]['eval/loss'][0], rtol=1e-4
     )
 
-  @parameterized.parameters('list', 'iterator', 'grain')
-  def test_a_run_that_was_killed_goes_on(self, kind):
-    if kind == 'grain':
-      import grain  # noqa: PLC0415
-
-      whole_data = grain.MapDataset.source(rows()).repeat().to_iter_dataset()
-      make = lambda: iter(whole_data)
-    else:
-      make = {'list': rows, 'iterator': lambda: iter(rows(number=25))}[kind]
-    whole, _ = distill(batches=make())
-    folder = pathlib.Path(self.create_tempdir().full_path)
-    again = functools.partial(distill, workdir=folder, held_out=X, log_every=2)
-    with faults.killed_after(7):
-      again(batches=make())
-    self.assertEqual(checkpoints_lib.latest(folder), 12)
-    params, history = again(batches=make())
-    chex.assert_trees_all_equal(params, whole)
-    self.assertEqual([row['step'] for row in history], list(range(2, 21, 2)))
-    # Finished: nothing more is trained, the same comes back.
-    chex.assert_trees_all_equal(again(batches=make())[0], params)
-    with self.assertRaisesRegex(errors.UserError, 'another .*student'):
-      other = network(Net((4,)), X, 7)
-      plan = cxjax.plan(TEACHER, other, X, num_steps=20, share=0.5)
-      distill(plan, workdir=folder, log_every=2)
-
-  def test_an_iterator_that_was_looked_at_goes_on(self):
-    """Without held-out data the first batch is taken before the run begins."""
-    make, dict_of = lambda: iter(rows(number=25)), lambda x: {'x': x}
-    stream = loader.Stream(user_batches.Peeked(make()), {'x': X}, dict_of)
-    first = [next(stream)['x'] for _ in range(3)]
-    state = stream.get_state()
-    fourth = next(stream)['x']
-    other = loader.Stream(user_batches.Peeked(make()), {'x': X}, dict_of)
-    other.set_state(state)
-    np.testing.assert_array_equal(next(other)['x'], fourth)
-    self.assertFalse(np.array_equal(first[-1], fourth))
-
-  def test_a_workdir_of_another_learning_rate(self):
-    folder = pathlib.Path(self.create_tempdir().full_path)
-    distill(workdir=folder)
-    with self.assertRaisesRegex(errors.UserError, 'learning_rate'):
-      distill(workdir=folder, learning_rate=0.3)
-
-  def test_a_workdir_of_another_loss_or_precision(self):
-    folder = pathlib.Path(self.create_tempdir().full_path)
-    plan = functools.partial(cxjax.plan, TEACHER, STUDENT, X, num_steps=20)
-    by_class = jnp.arange(1.0, C + 1)[None]
-    loss = lambda got, want: jnp.sum(by_class * (got - want) ** 2, -1)
-    distill(plan(loss=loss), workdir=folder)
-    distill(plan(loss=loss), workdir=folder)
-    with self.assertRaisesRegex(errors.UserError, r'stages.\d.loss'):
-      other = lambda got, want: jnp.mean((got - want) ** 2, -1)
-      distill(plan(loss=other), workdir=folder)
-    with self.assertRaisesRegex(errors.UserError, r'dtype \(None there, bfl'):
-      distill(plan(loss=loss, dtype=jnp.bfloat16), workdir=folder)
-
-  def test_a_loss_that_is_an_object(self):
-    class Squared:
-      def __call__(self, got, want):
-        return jnp.sum((got - want) ** 2, -1)
-
-    plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=9, loss=Squared())
-    self.assertIn('Squared', distill_lib._describe(plan.stages[-1].loss))
-
-  def test_the_state_of_an_iterator_that_was_looked_at_is_its_own(self):
-    import grain  # noqa: PLC0415
-
-    data = grain.MapDataset.source(rows()).repeat().to_iter_dataset()
-    stream = loader.Stream(
-      user_batches.Peeked(iter(data)), {'x': X}, lambda x: {'x': x}
-    )
-    np.testing.assert_array_equal(next(stream)['x'], rows()[0])
-    self.assertIsNotNone(stream.get_state()['own'])
-
-  @parameterized.parameters(
-    ({'log_every': 0}, 'log_every=0'),
-    ({'eval_every': 0}, 'eval_every=0'),
-    ({'optimizer': 'adam'}, "optimizer='adam' must be one of optax"),
-    ({'batches': 3}, 'batches are a int'),
-    ({'learning_rate': lambda step: 0.1}, 'learning_rate=.*optimizer=optax'),
-    ({'seed': -1}, 'seed=-1'),
-    ({'log_every': 2.5}, 'log_every=2.5 must be a whole number'),
-    ({'held_out': X[:0]}, 'held_out has parts of 0 examples'),
-    ({'held_out': X[:, :4]}, r'held_out has shape \[8, 4\]'),
-    ({'batches': [X[:, :4]]}, r'the first batch has shape \[8, 4\]'),
-  )
-  def test_arguments_that_cannot_be(self, options, message):
-    with self.assertRaisesRegex(errors.UserError, message) as caught:
-      distill(**options)
-    self.assertNotIn('\n', str(caught.exception))
-
-  @parameterized.parameters(7, -100)
-  def test_labels_of_no_class(self, label):
-    y = np.full(B, label)
-    plan = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, alpha=0.5)
-    with self.assertRaisesRegex(errors.UserError, f'{label}: the output has 3'):
-      distill(plan, [(X, y)], held_out=(X, y * 0))
-    with self.assertRaisesRegex(errors.UserError, f'{label}: the output has 3'):
-      distill(plan, [(X, y * 0)], held_out=(X, y))
-
-  def test_what_other_libraries_have_for_arrays_and_numbers(self):
-    class Tensor:
-      def __init__(self, array):
-        self.array = array
-
-      def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.array, dtype)
-
-    class Batches:  # Without __iter__.
-      def __getitem__(self, i):
-        return [Tensor(rows()[i]), Tensor(y)]
-
-    y = np.arange(B, dtype=np.int64) % C
-    plan = cxjax.plan(
-      TEACHER,
-      STUDENT,
-      [Tensor(X), Tensor(y)],
-      num_steps=np.int64(20),
-      steps=np.array([10, 10]),
-      layers=zip(['Dense_1'], ['Dense_0'], strict=True),
-    )
-    rate = 2**-10
-    folder = self.create_tempdir().full_path
-    got, history = distill(
-      plan, Batches(), learning_rate=np.float32(rate), workdir=folder
-    )
-    self.assertIn('eval/accuracy', history[-1])
-    same = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, steps=(10, 10))
-    self.assertEqual(same.stages[0].target, 'Dense_1')
-    data = [(x, y) for x in rows()]
-    want, _ = distill(same, data, learning_rate=rate)
-    chex.assert_trees_all_equal(got, want)
-
-  def test_labels_that_no_weight_counts(self):
-    weights = np.array([1] * (B - 2) + [0] * 2, np.float32)
-    y = np.arange(B) % C
-    data = {'x': X, 'y': y, 'weights': weights}
-    plan = cxjax.plan(TEACHER, STUDENT, data, num_steps=20, alpha=0.5)
-    optimizer = optax.MultiSteps(optax.adam(1e-3), 2)
-    want, history = distill(plan, [data], optimizer=optimizer)
-    ignored = {**data, 'y': np.where(weights == 0, -100, y)}
-    got, same = distill(plan, [ignored], optimizer=optimizer)
-    chex.assert_trees_all_equal(got, want)
-    self.assertEqual(history[-1], same[-1])
-    with self.assertRaisesRegex(
-      errors.UserError, r"'weights' of shape \[8, 2\]"
-    ):
-      bad = {**data, 'weights': np.ones((B, 2))}
-      cxjax.plan(TEACHER, STUDENT, bad, num_steps=20, alpha=0.5)
-
-  def test_held_out_needs_no_labels_that_are_not_read(self):
-    y = np.zeros((B, 1), np.float32)
-    plan = cxjax.plan(TEACHER, STUDENT, (X, y), num_steps=20, loss='mse')
-    _, history = distill(plan, [(X, y)], held_out=X)
-    self.assertIn('eval/loss', history[-1])
-    plan = cxjax.plan(TEACHER, STUDENT, (X, None), num_steps=20)
-    self.assertNotIn('y', plan.batch)
-
-  @parameterized.parameters(2, 7)  # 7: the last batches are no whole chunk.
-  def test_as_many_batches_as_steps(self, log_every):
-    data = rows(number=20)
-    params, _ = distill(
-      batches=iter(data), log_every=log_every, held_out=X, save_every=log_every
-    )
-    want, _ = distill(batches=data, held_out=X, log_every=log_every)
-    chex.assert_trees_all_equal(params, want)
-    with self.assertRaisesRegex(errors.UserError, 'ended after 19'):
-      distill(batches=iter(data[:19]), log_every=log_every)
-
-  def test_batches_that_would_be_rounded(self):
-    stream = loader.Stream([X], np.zeros(X.shape, int))
-    with self.assertRaisesRegex(errors.UserError, 'float32, that of the .*int'):
-      next(stream)
-    stream = loader.Stream([np.array([300])], np.zeros(1, np.uint8))
-    with self.assertRaisesRegex(errors.UserError, 'uint8, .*does not hold'):
-      next(stream)
-
-  def test_an_axis_that_is_none(self):
-    with self.assertRaisesRegex(errors.UserError, "'tensor'"):
-      distill(mesh={'tensor': 2})
-
-  def test_labels(self):
-    labels = np.arange(B) % C
-    plan = cxjax.plan(TEACHER, STUDENT, (X, labels), num_steps=20, alpha=0.5)
-    _, history = distill(plan, [(X, labels)])
-    self.assertContainsSubset(
-      ('eval/accuracy', 'eval/loss', 'eval/agreement'), history[-1]
-    )
-    stages = cxjax.supervised(20)
-    plan = cxjax.plan(
-      TEACHER, STUDENT, {'x': X, 'y': labels}, num_steps=20, stages=stages
-    )
-    params, history = distill(plan, [{'x': X, 'y': labels}])
-    got = Net((4,)).apply(params, X)
-    np.testing.assert_allclose(
-      losses.cross_entropy(got, labels).mean(),
-      history[-1]['eval/loss'][0],
-      rtol=1e-5,
-    )
-
-  @parameterized.parameters(
-    ('cosine', {'eval/cosine', 'eval/loss'}), ('mse', {'eval/loss'})
-  )
-  def test_outputs_that_are_not_logits(self, loss, names):
-    plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=20, loss=loss, layers=())
-    _, history = distill(plan)
-    found = {name for name in history[-1] if name.startswith('eval/')}
-    self.assertEqual(found, names)
-
-  def test_a_loss_and_metrics_of_ones_own(self):
-    absolute = lambda got, want: jnp.abs(got - want).sum(-1)
-    plan = cxjax.plan(
-      TEACHER, STUDENT, X, num_steps=20, loss=absolute, layers=()
-    )
-    largest = lambda got, want: jnp.abs(got - want).max(-1)
-    params, history = distill(
-      plan, [X], metrics={'largest': largest}, optimizer=optax.sgd(0.01)
-    )
-    got, want = (
-      net.apply(p, X)[0]
-      for net, p in ((STUDENT, params['params']), (TEACHER, TEACHER.params))
-    )
-    np.testing.assert_allclose(
-      history[-1]['eval/largest'][0], largest(got, want).mean(), rtol=1e-4
-    )
-
+  @pytest.mark.slow
   def test_images_and_nnx(self):
     class Small(nnx.Module):
       def __init__(self, rngs):
@@ -511,45 +121,510 @@ class DistillTest(parameterized.TestCase):
       def __call__(self, x):
         return self.head(nnx.relu(self.conv(x)).mean((1, 2)))
 
-    x = rows(shape=(B, 4, 4, 1))
+    x = batches(shape=(B, 4, 4, 1))
     model = Small(nnx.Rngs(0))
     plan = cxjax.plan(
       network(Image(1), x[0]), cxjax.from_nnx(model), x[0], num_steps=20
     )
-    self.assertEqual(plan.stages[0].student, 'conv')
+    self.assertEqual(plan.stages[0].terms[0].student, 'conv')
     new, history = distill(plan, x)
     self.assertIsInstance(new, Small)
     self.assertLess(history[-1]['loss'], history[0]['loss'])
     self.assertEqual(new(x[0]).shape, (B, C))
 
+  @pytest.mark.slow
   def test_bfloat16_and_parts_of_a_batch(self):
     plan = cxjax.plan(
-      TEACHER, STUDENT, X, num_steps=20, share=0.5, dtype=jnp.bfloat16
+      BIG, SMALL, X, num_steps=20, layers=(), dtype=jnp.bfloat16
     )
     params, _ = distill(plan, microbatches=2)
-    whole, _ = distill()
-    chex.assert_trees_all_equal_dtypes(params, whole)
-    chex.assert_trees_all_close(params, whole, atol=0.02)
+    chex.assert_trees_all_equal_dtypes(params, whole()[0])
+    chex.assert_trees_all_close(params, whole()[0], atol=0.02)
 
+  @pytest.mark.slow
   def test_devices(self):
-    want, _ = distill(mesh={'data': 1})
-    got, _ = distill(mesh={'data': 2, 'fsdp': 2})
+    got, _ = distill(PLAN, mesh={'data': 2, 'fsdp': 2}, held_out=X)
+    want, _ = whole(2)
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
+
+  def test_the_largest_logits_alone(self):
+    found = []
+    for top in (C, 0):  # All of them, either way.
+      plan = cxjax.plan(
+        BIG, SMALL, X, num_steps=9, layers=(), temperature=2.0, top_k=top
+      )
+      params, history = distill(plan)
+      found.append((params, history[-1]['eval/loss']))
+    chex.assert_trees_all_close(*found, rtol=1e-3, atol=1e-5)
+
+
+FADING = optax.linear_schedule(1.0, 0.0, 0.5)  # In the first half.
+# Equal widths: what is compared needs no projection, and can be recomputed.
+JOINT = cxjax.Stage(
+  'joint',
+  10,
+  terms=(
+    cxjax.Term('logits', 'logits'),
+    cxjax.Term('low', 'low', weight=FADING),
+    cxjax.Term('high', 'high', weight=2.0),
+    cxjax.Term('logits', 'labels', weight=0.25),
+  ),
+)
+
+
+def by_hand(data, y, rate):
+  """The joint stage written out as a loop; losses of each step."""
+
+  def objective(params, x, weight):
+    got, ours = two_layers(params, x)
+    want, theirs = two_layers(BIG.params, x)
+    terms = {
+      'output': losses.kl(got, want).mean(),
+      'low': losses.l2(ours['low'], theirs['low']).mean(),
+      'high': losses.l2(ours['high'], theirs['high']).mean(),
+      'labels': losses.cross_entropy(got, y).mean(),
+    }
+    weights = {'output': 1.0, 'low': weight, 'high': 2.0, 'labels': 0.25}
+    return sum(weights[name] * terms[name] for name in terms), terms
+
+  params, records = SMALL.params, []
+  step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+  for i, x in enumerate(data):
+    weight = max(1 - i / len(data) / 0.5, 0.0)
+    (loss, terms), grads = step(params, x, weight)
+    params = jax.tree.map(lambda p, g: p - rate * g, params, grads)
+    records.append({'loss': loss} | {f'loss/{k}': v for k, v in terms.items()})
+  return params, records
+
+
+class TermsTest(FolderTest):
+  """A stage of several terms: labels beside the teacher, several layers."""
+
+  def test_is_the_weighted_sum(self):
+    data = batches(number=10)
+    plan = cxjax.plan(BIG, SMALL, (X, Y), stages=(JOINT,))
+    params, history = distill(
+      plan, [(x, Y) for x in data], optimizer=optax.sgd(0.1), log_every=1
+    )
+    want, records = by_hand(data, Y, 0.1)
+    chex.assert_trees_all_close(params, want, rtol=1e-4, atol=1e-6)
+    for found, record in zip(history, records, strict=True):
+      for name, value in record.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+
+  def test_several_students_and_devices(self):
+    students = cxjax.from_fn(two_layers, [SMALL.params, BIG.params])
+    plan = cxjax.plan(BIG, students, (X, Y), stages=JOINT)
+    data = batches(number=10)
+    (one, two), history = distill(
+      plan,
+      [(x, Y) for x in data],
+      optimizer=optax.sgd(0.1),
+      mesh={'data': 2},
+      microbatches=2,
+    )
+    want, _ = by_hand(data, Y, 0.1)
+    chex.assert_trees_all_close(one, want, rtol=1e-4, atol=1e-6)
+    # The teacher itself has nothing to learn but the labels.
+    self.assertLess(history[-1]['loss/high'], history[0]['loss/high'])
+    self.assertFalse(jnp.array_equal(two['out'], BIG.params['out']))
+
+  def test_learns_with_projections(self):
+    """The three lines of the issue: joint losses, one of which fades out."""
+    fading = optax.linear_schedule(1.0, 0.0, 1.0)
+    stage = cxjax.Stage(
+      'joint',
+      300,
+      terms=(
+        cxjax.Term('logits', 'logits'),
+        cxjax.Term('Dense_0', 'Dense_1', projection='gaussian', weight=fading),
+        cxjax.Term('logits', 'labels', weight=0.5),
+      ),
+    )
+    plan = cxjax.plan(TEACHER, STUDENT, (X, Y), stages=(stage,))
+    _, history = distill(plan, [(x, Y) for x in batches()], learning_rate=0.02)
+    first, last = history[0], history[-1]
+    self.assertLess(last['loss/output'], 0.5 * first['loss/output'])
+    self.assertIn('loss/Dense_0', last)
+    self.assertIn('loss/labels', last)
+    self.assertEqual(last['stage'], 'joint')
+
+  def test_a_single_term_has_no_loss_of_its_own(self):
+    _, history = whole()
+    names = {name for record in history for name in record if '/' in name}
+    self.assertEqual(names, {'eval/loss', 'eval/agreement'})
+
+  @pytest.mark.slow
+  def test_resumes(self):
+    """Its projections and where it is in its schedule come back."""
+    stage = cxjax.Stage(
+      'joint',
+      20,
+      terms=(
+        cxjax.Term('logits', 'logits'),
+        cxjax.Term('low', 'high', projection='gaussian', weight=FADING),
+        cxjax.Term('high', 'low', projection='gaussian', regressor=True),
+      ),
+    )
+    plan = cxjax.plan(BIG, SMALL, X, stages=stage)
+    want, history = distill(plan, log_every=2)
+    again = functools.partial(distill, plan, log_every=2, workdir=self.folder())
+    with self.assertRaises(Ended):
+      again(on_record=end_after(4))
+    params, same = again()
+    chex.assert_trees_all_equal(params, want)
+    self.assertEqual(same, history)
+
+
+class OnRecordTest(FolderTest):
+  def test_is_called_with_every_record_once_and_in_order(self):
+    folder, seen, written, taken = self.folder(), [], [], []
+
+    def hook(record):
+      seen.append(dict(record))
+      written.append(len(metric_log.read(folder)))
+      record.clear()  # A copy: the history stays.
+
+    def stream():
+      for x in batches(number=20):
+        taken.append(len(seen))
+        yield x
+
+    _, history = distill(
+      data=stream(), held_out=X, workdir=folder, log_every=2, on_record=hook
+    )
+    self.assertEqual(seen, history)
+    self.assertEqual([record['step'] for record in seen], [*range(2, 21, 2)])
+    self.assertEqual(written, list(range(1, 11)))  # After it was written.
+    self.assertGreater(taken[-1], 3)  # Live: while there is more to train.
+
+  def test_an_exception_ends_the_run_and_the_same_call_resumes(self):
+    want, history = whole()
+    folder, seen, rest = self.folder(), [], []
+    again = functools.partial(
+      distill, workdir=folder, held_out=X, log_every=2, save_every=4
+    )
+    with self.assertRaises(Ended):
+      again(on_record=end_after(7, seen))
+    self.assertEqual(seen, history[:7])
+    self.assertEqual(checkpoints_lib.latest(folder), 12)
+    params, same = again(on_record=rest.append)
+    chex.assert_trees_all_equal(params, want)
+    self.assertEqual(same, history)
+    self.assertEqual(rest, history[6:])
+    # Finished: nothing is trained, and nothing recorded.
+    again(on_record=end_after(1))
+
+  def test_early_stopping_without_a_workdir(self):
+    """The exception of the hook is the one that is raised."""
+    with self.assertRaises(Ended):
+      distill(log_every=2, on_record=end_after(1))
+
+
+class TrainableTest(FolderTest):
+  DECAYING = staticmethod(functools.partial(optax.adamw, 0.1, weight_decay=0.5))
+
+  @parameterized.parameters(
+    ('out', {'out'}),
+    ('lo*', {'low'}),
+    ('^(low|out)$', {'low', 'out'}),
+    ('h.*h', {'high'}),
+  )
+  def test_the_others_are_bit_for_bit_what_they_were(self, pattern, moved):
+    plan = cxjax.plan(BIG, SMALL, X, num_steps=6, layers=())
+    params, _ = distill(plan, trainable=pattern, optimizer=self.DECAYING())
+    for name, before in SMALL.params.items():
+      self.assertEqual(
+        np.array_equal(params[name], before), name not in moved, name
+      )
+
+  def test_paths_of_flax_and_several_students(self):
+    students = network(Net((4,)), X, 0, 1)
+    plan = cxjax.plan(TEACHER, students, X, num_steps=20, share=0.5)
+    found, _ = distill(
+      plan, trainable='Dense_*/bias', optimizer=self.DECAYING()
+    )
+    for before, after in zip(students.params, found, strict=True):
+      for path, leaf in jax.tree.leaves_with_path(before):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        layer, kind = name.split('/')[-2:]
+        same = np.array_equal(after['params'][layer][kind], leaf)
+        self.assertEqual(same, kind == 'kernel', name)
+
+  @parameterized.parameters(
+    ('hidden', 'no parameter of the student. Their paths are: high, low, out'),
+    ('(low', 'is no regular expression'),
+    ('out', "trains no parameter with 'low'"),
+    (('low', 'out'), "must be a pattern of paths, as 'block*'"),
+  )
+  def test_refuses(self, pattern, message):
+    plan = cxjax.plan(BIG, SMALL, X, num_steps=6, layers=[('low', 'low')])
+    with self.assertRaises(errors.UserError) as caught:
+      distill(plan, trainable=pattern)
+    self.assertIn(message, str(caught.exception))
+    self.assertNotIn('\n', str(caught.exception))
+
+
+def turning(count):
+  """A learning rate that is negative from the tenth step on: it unlearns."""
+  return jnp.where(count < 10, 0.5, -0.5)
+
+
+class KeepBestTest(FolderTest):
+  def setUp(self):
+    super().setUp()
+    students = cxjax.from_fn(two_layers, [SMALL.params, parameters(2)])
+    plan = cxjax.plan(BIG, students, X, num_steps=20, layers=())
+    self.run = functools.partial(
+      distill, plan, held_out=X, optimizer=optax.sgd(turning), log_every=2
+    )
+
+  def losses_of(self, students):
+    want, _ = BIG.apply(BIG.params, X)
+    return [
+      float(losses.kl(two_layers(params, X)[0], want).mean())
+      for params in students
+    ]
+
+  @parameterized.parameters(False, True)
+  def test_the_best_that_were_evaluated_come_back(self, kept):
+    workdir = self.folder() if kept else None
+    students, history = self.run(keep_best='loss', workdir=workdir)
+    scores = {
+      r['step']: np.mean(r['eval/loss']) for r in history if 'eval/loss' in r
+    }
+    best = min(scores, key=scores.get)
+    self.assertEqual(best, 10)
+    self.assertLess(scores[10], 0.9 * scores[20])
+    record = next(r for r in history if r['step'] == best)
+    np.testing.assert_allclose(
+      self.losses_of(students), record['eval/loss'], rtol=1e-4
+    )
+    last, same = self.run()
+    self.assertEqual(same, history)  # What is kept changes nothing else.
+    np.testing.assert_allclose(
+      self.losses_of(last), history[-1]['eval/loss'], rtol=1e-4
+    )
+
+  @parameterized.parameters(4, 7)  # Before and after the best.
+  @pytest.mark.slow
+  def test_a_run_that_was_ended_finds_it_again(self, number):
+    workdir = self.folder()
+    want, _ = self.run(keep_best='loss')
+    with self.assertRaises(Ended):
+      self.run(keep_best='loss', workdir=workdir, on_record=end_after(number))
+    for _ in range(2):  # Resumed, and finished before.
+      students, _ = self.run(keep_best='loss', workdir=workdir)
+      chex.assert_trees_all_equal(students, want)
+
+  def test_more_may_be_better(self):
+    """By a metric of one's own, of which the greatest is the best."""
+    score = cxjax.Metric(lambda got, want: -losses.kl(got, want))
+    names = {'agreement': lambda a, b: a[:, 0] > 0, 'score': score}
+    best, _ = self.run(keep_best='score', metrics=names)
+    want, _ = self.run(keep_best='loss')
+    chex.assert_trees_all_equal(best, want)
+
+  def test_a_metric_that_there_is_not(self):
+    with self.assertRaisesRegex(
+      errors.UserError, "keep_best 'los'. Did you mean 'loss'"
+    ):
+      self.run(keep_best='los')
+
+
+@pytest.mark.slow
+class ResumeTest(FolderTest):
+  @parameterized.parameters('list', 'iterator', 'grain')
+  def test_a_run_that_was_killed_goes_on(self, kind):
+    """In the second stage: its batches are those that come next."""
+    if kind == 'grain':
+      import grain  # noqa: PLC0415
+
+      data = grain.MapDataset.source(batches()).repeat().to_iter_dataset()
+      make = lambda: iter(data)
+    else:
+      # As those of the list, which comes again and again.
+      stream = lambda: iter(batches() + batches() + batches()[:1])
+      make = {'list': batches, 'iterator': stream}[kind]
+    folder = self.folder()
+    again = functools.partial(
+      distill, PLAN, workdir=folder, held_out=X, log_every=2
+    )
+    with self.assertRaises(Ended):
+      again(make(), on_record=end_after(7))
+    self.assertEqual(checkpoints_lib.latest(folder), 12)
+    params, history = again(make())
+    want, same = whole(2)
+    chex.assert_trees_all_equal(params, want)
+    self.assertEqual(history, same)
+
+  def test_a_finished_run_comes_back(self):
+    again = functools.partial(distill, workdir=self.folder())
+    params, history = again()
+    found, same = again(on_record=end_after(1))
+    chex.assert_trees_all_equal(found, params)
+    self.assertEqual(history, same)
+
+  def test_as_many_batches_as_steps(self):
+    """Where the last of them are no whole chunk as well."""
+    data = batches(number=20)
+    want, _ = distill(data=data, held_out=X, log_every=2)
+    params, _ = distill(data=iter(data), held_out=X, log_every=7, save_every=7)
+    chex.assert_trees_all_close(params, want, rtol=1e-5)
+    with self.assertRaisesRegex(errors.UserError, 'ended after 19'):
+      distill(data=iter(data[:19]), log_every=7)
+
+
+class ArgumentsTest(FolderTest):
+  @parameterized.parameters(
+    ({'plan': TEACHER}, 'plan is a ModelAdapter: make one with cxjax.plan'),
+    ({'log_every': 0}, 'log_every=0'),
+    ({'log_every': 2.5}, 'log_every=2.5 must be a whole number'),
+    ({'eval_every': 0}, 'eval_every=0'),
+    ({'save_every': 'x'}, "save_every='x' must be a whole"),
+    ({'optimizer': 'adam'}, "optimizer='adam' must be one of optax"),
+    ({'data': 3}, 'batches are a int'),
+    ({'learning_rate': lambda step: 0.1}, 'learning_rate=.*optimizer=optax'),
+    ({'learning_rate': 0.0}, 'learning_rate=0.0 must be above 0'),
+    ({'learning_rate': float('nan')}, 'learning_rate=nan must be above 0'),
+    ({'seed': -1}, 'seed=-1'),
+    ({'seed': 0.5}, 'seed=0.5'),
+    ({'held_out': X[:0]}, 'held_out has parts of 0 examples'),
+    ({'held_out': X[:, :4]}, r'held_out has shape \[8, 4\]'),
+    ({'data': [X[:, :4]]}, r'the first batch has shape \[8, 4\]'),
+    ({'microbatches': 3}, 'microbatches=3 must divide'),
+    ({'microbatches': 1.5}, 'microbatches=1.5 must be a whole'),
+    ({'on_record': 3}, 'on_record=3 must be a function'),
+    ({'workdir': 3}, 'workdir=3 must be a folder'),
+    ({'workdir': ''}, "workdir='' must be a folder"),
+    ({'mesh': {'tensor': 2}}, "'tensor'"),
+    ({'mesh': {'student': 'tenser'}}, "'tenser'.*mean 'tensor'"),
+    ({'mesh': {'model': 2, 'student': 'tensor'}}, 'needs the partition_rules'),
+  )
+  def test_what_cannot_be(self, options, message):
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      distill(**options)
+    self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
     ([X, X[:5]], r'batch 2 has shape \[5, 6\].*\[8, 6\].*Drop a last batch'),
     ([(X, X)], 'batch 1 has x, y, the example of the plan x'),
     ([], 'ended after 0'),
     (iter([]), 'ended after 0'),
+    (iter(batches(number=5)), 'ended after 5.*iterated'),
   )
-  def test_batches_that_cannot_be(self, batches, message):
+  def test_batches_that_cannot_be(self, data, message):
     with self.assertRaisesRegex(errors.UserError, message):
-      distill(batches=batches, held_out=X)
+      distill(data=data, held_out=X)
 
-  def test_an_iterator_that_ends(self):
-    with self.assertRaisesRegex(errors.UserError, 'ended after 5.*iterated'):
-      distill(batches=iter(rows(number=5)))
+  def test_parameters_that_match_no_partition_rule(self):
+    rules = [('low$', 1)]
+    model = cxjax.from_fn(two_layers, parameters(0, 4), partition_rules=rules)
+    plan = cxjax.plan(BIG, model, X, num_steps=2, layers=())
+    mesh = {'data': 1, 'model': 2, 'student': 'tensor'}
+    with self.assertLogs(level='WARNING') as log:
+      params, _ = distill(plan, mesh=mesh)
+    self.assertRegex(
+      log.output[0], 'student has 2 parameters that match no partition rule.*'
+    )
+    self.assertIn(': high, out.', log.output[0])
+    want, _ = distill(plan, mesh={'data': 1})
+    chex.assert_trees_all_close(params, want, rtol=1e-4, atol=1e-6)
+
+  @pytest.mark.slow
+  def test_arrays_and_numbers_of_other_libraries(self):
+    class Tensor:
+      def __init__(self, array):
+        self.array = array
+
+      def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.array, dtype)
+
+    class Batches:  # Without __iter__.
+      def __getitem__(self, i):
+        return [Tensor(batches()[i]), Tensor(y)]
+
+    y = Y.astype(np.int64)
+    plan = cxjax.plan(
+      BIG,
+      SMALL,
+      [Tensor(X), Tensor(y)],
+      num_steps=np.int64(20),
+      steps=np.array([10, 10]),
+      layers=zip(['high'], ['low'], strict=True),
+    )
+    rate = 2**-10
+    got, history = distill(
+      plan,
+      Batches(),
+      learning_rate=np.float32(rate),
+      log_every=np.int64(2),
+      seed=np.int32(0),
+      workdir=self.folder(),
+    )
+    self.assertIn('eval/accuracy', history[-1])
+    layers = [('high', 'low')]
+    same = cxjax.plan(
+      BIG, SMALL, (X, y), num_steps=20, steps=(10, 10), layers=layers
+    )
+    self.assertEqual(same.stages, plan.stages)
+    data = [(x, y) for x in batches()]
+    want, _ = distill(same, data, learning_rate=rate, log_every=2)
+    chex.assert_trees_all_equal(got, want)
+
+  def test_numbers_of_numpy_in_terms(self):
+    term = cxjax.Term(
+      'low',
+      'high',
+      weight=np.float32(0.5),
+      scale=np.float32(2),
+      projection='gaussian',
+      regressor=True,
+      width=np.int64(3),
+    )
+    stage = cxjax.Stage('hidden', np.int64(2), (term,))
+    plan = cxjax.plan(BIG, SMALL, X, stages=stage)
+    _, history = distill(plan, workdir=self.folder())
+    self.assertEqual(history[-1]['step'], 2)
 
 
-if __name__ == '__main__':
-  absltest.main()
+class LabelsTest(FolderTest):
+  @parameterized.parameters(7, -100)
+  def test_labels_of_no_class(self, label):
+    y = np.full(B, label)
+    plan = cxjax.plan(BIG, SMALL, (X, y), num_steps=20, layers=(), alpha=0.5)
+    with self.assertRaisesRegex(errors.UserError, f'{label}: the output has 3'):
+      distill(plan, [(X, y)], held_out=(X, y * 0))
+    with self.assertRaisesRegex(errors.UserError, f'{label}: the output has 3'):
+      distill(plan, [(X, y * 0)], held_out=(X, y))
+
+  def test_labels_that_no_weight_counts(self):
+    weights = np.array([1] * (B - 2) + [0] * 2, np.float32)
+    data = {'x': X, 'y': Y, 'weights': weights}
+    plan = cxjax.plan(BIG, SMALL, data, num_steps=20, layers=(), alpha=0.5)
+    optimizer = optax.MultiSteps(optax.adam(1e-3), 2)
+    want, history = distill(plan, [data], optimizer=optimizer)
+    ignored = {**data, 'y': np.where(weights == 0, -100, Y)}
+    got, same = distill(plan, [ignored], optimizer=optimizer)
+    chex.assert_trees_all_equal(got, want)
+    self.assertEqual(history[-1], same[-1])
+    with self.assertRaisesRegex(
+      errors.UserError, r"'weights' of shape \[8, 2\]"
+    ):
+      bad = {**data, 'weights': np.ones((B, 2))}
+      cxjax.plan(BIG, SMALL, bad, num_steps=20, layers=(), alpha=0.5)
+
+  def test_supervised(self):
+    stages = cxjax.supervised(20)
+    plan = cxjax.plan(BIG, SMALL, {'x': X, 'y': Y}, stages=stages)
+    params, history = distill(plan, [{'x': X, 'y': Y}])
+    got, _ = two_layers(params, X)
+    np.testing.assert_allclose(
+      losses.cross_entropy(got, Y).mean(),
+      history[-1]['eval/loss'][0],
+      rtol=1e-5,
+    )
+
+  def test_labels_that_are_read_by_nothing_may_be_missing(self):
+    plan = cxjax.plan(BIG, SMALL, (X, None), num_steps=20)
+    self.assertNotIn('y', plan.batch)
