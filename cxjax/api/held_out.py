@@ -54,8 +54,11 @@ def evaluation(
   """
   shapes = plan.batch
   # Without labels that are classes, the teacher's output is the reference.
+  last = plan.stages[-1:]
   by_labels = 'y' in shapes and (
-    _is_kl(plan) or not plan.stages[-1].needs_teacher
+    _is_kl(plan)
+    or plan_lib.reads_classes(last)
+    or not any(stage.needs_teacher for stage in last)
   )
   needed = ('x', 'y') if by_labels else ('x',)
   convert = functools.partial(

@@ -1,0 +1,190 @@
+"""How the students of a plan are evaluated."""
+
+from absl.testing import parameterized
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import cxjax
+from cxjax import errors
+from cxjax.api import held_out as held_out_lib
+from cxjax.methods import losses
+from small_networks import BIG
+from small_networks import ONE
+from small_networks import SMALL
+from small_networks import B
+from small_networks import C
+from small_networks import X
+from small_networks import Y
+from small_networks import batches
+from small_networks import two_layers
+
+LABELED = cxjax.plan(BIG, SMALL, (X, Y), num_steps=20, layers=())
+MORE = np.concatenate(batches(1, 3))  # Of another size than a batch.
+
+
+def evaluation(plan, held_out, metrics=None):
+  return held_out_lib.evaluation(plan, held_out, 'held_out', metrics)
+
+
+def plan_of(*terms, x=(X, Y), **kwargs):
+  stage = cxjax.Stage('last', 20, terms)
+  return cxjax.plan(BIG, SMALL, x, stages=stage, **kwargs)
+
+
+class ChoiceTest(parameterized.TestCase):
+  """What is compared with what, unless metrics are given."""
+
+  def test_labels_if_outputs_are_logits(self):
+    found = evaluation(LABELED, (MORE, np.arange(24) % C))
+    self.assertTrue(found.by_labels)
+    self.assertEqual(list(found.metrics), ['accuracy', 'loss'])
+    np.testing.assert_array_equal(found.held_out['y'], np.arange(24) % C)
+
+  def test_the_teacher_without_labels(self):
+    found = evaluation(ONE, MORE)
+    self.assertFalse(found.by_labels)
+    self.assertEqual(list(found.metrics), ['agreement', 'loss'])
+    want, _ = two_layers(BIG.params, MORE)
+    np.testing.assert_allclose(found.held_out['y'], want, rtol=1e-5)
+
+  @parameterized.parameters(
+    ({'loss': 'cosine'}, ['cosine', 'loss']),
+    ({'loss': 'mse'}, ['loss']),
+    ({'loss': 'l2'}, ['loss']),
+    ({'loss': lambda a, b: jnp.abs(a - b).sum(-1)}, ['loss']),
+    ({'loss': 'reverse_kl'}, ['agreement', 'loss']),
+    ({'top_k': 2}, ['agreement', 'loss']),
+  )
+  def test_the_loss_of_the_last_stage_decides(self, options, names):
+    """Whether it is an option of `plan` or stands in a term."""
+    plan = cxjax.plan(BIG, SMALL, X, num_steps=9, layers=(), **options)
+    same = plan_of(cxjax.Term(**options), x=X)
+    for one in (plan, same):
+      self.assertEqual(list(evaluation(one, MORE).metrics), names)
+
+  @parameterized.parameters(
+    ((cxjax.Term(target='labels'),), True),
+    ((cxjax.Term(), cxjax.Term(target='labels')), True),
+    ((cxjax.Term('low', 'low'),), True),
+    ((cxjax.Term(loss='mse'), cxjax.Term(target='labels')), True),
+    ((cxjax.Term(loss='mse'),), False),
+  )
+  def test_labels_beside_other_terms(self, terms, by_labels):
+    found = evaluation(plan_of(*terms), (X, Y))
+    self.assertEqual(found.by_labels, by_labels)
+
+  def test_held_out_needs_no_labels_that_are_not_read(self):
+    y = np.zeros((B, 1), np.float32)
+    plan = cxjax.plan(BIG, SMALL, (X, y), num_steps=20, loss='mse', layers=())
+    self.assertFalse(evaluation(plan, X).by_labels)
+    with self.assertRaisesRegex(errors.UserError, 'held_out has x, .* x, y'):
+      evaluation(LABELED, X)
+
+  def test_lower_losses_are_better(self):
+    for plan, data in ((ONE, X), (LABELED, (X, Y))):
+      metrics = evaluation(plan, data).metrics
+      self.assertFalse(metrics['loss'].higher_is_better)
+    self.assertTrue(evaluation(ONE, X).metrics['agreement'].higher_is_better)
+
+
+class MetricsTest(parameterized.TestCase):
+  """Names, functions and `cxjax.Metric`."""
+
+  def final(self, plan, data, **kwargs):
+    params, history = cxjax.distill(
+      plan, data, optimizer=optax.sgd(0.1), held_out=data[0], **kwargs
+    )
+    got, _ = two_layers(params, X)
+    want, _ = two_layers(BIG.params, X)
+    return got, want, history[-1]
+
+  def test_names(self):
+    names = ('f1', 'perplexity', 'accuracy')
+    got, _, last = self.final(LABELED, [(X, Y)], metrics=names)
+    found = {n: last[f'eval/{n}'][0] for n in names}
+    np.testing.assert_allclose(
+      found['perplexity'], np.exp(losses.cross_entropy(got, Y).mean()), 1e-4
+    )
+    said = np.array(got).argmax(-1)
+    hits = ((said == 1) & (Y == 1)).sum()
+    np.testing.assert_allclose(
+      found['f1'], 2 * hits / ((said == 1).sum() + (Y == 1).sum()), 1e-5
+    )
+    self.assertEqual(found['accuracy'], (said == Y).mean())
+    # Of the last record: how near the student is to its teacher.
+    self.assertIn('eval/agreement', last)
+
+  def test_functions_and_sums(self):
+    """The root of a mean, which is not the mean of roots."""
+    square = lambda got, want: jnp.square(got - want).mean(-1)
+    metrics = {
+      'largest': lambda got, want: jnp.abs(got - want).max(-1),
+      'rms': cxjax.Metric(square, lambda total, count: jnp.sqrt(total / count)),
+    }
+    got, want, last = self.final(ONE, [X], metrics=metrics)
+    np.testing.assert_allclose(
+      last['eval/largest'][0], np.abs(got - want).max(-1).mean(), 1e-4
+    )
+    np.testing.assert_allclose(
+      last['eval/rms'][0], np.sqrt(np.square(got - want).mean()), 1e-4
+    )
+
+  def test_what_no_weight_counts_is_left_out(self):
+    weights = np.array([1, 1, 1, 0, 0, 0, 0, 2], np.float32)
+    data = {'x': X, 'y': Y, 'weights': weights}
+    plan = cxjax.plan(BIG, SMALL, data, num_steps=20, layers=())
+    got, _, last = self.final(plan, [data])
+    right = np.array(got).argmax(-1) == Y
+    np.testing.assert_allclose(
+      last['eval/accuracy'][0], (right * weights).sum() / weights.sum(), 1e-6
+    )
+
+  @parameterized.parameters(
+    ('accurcy', "metric 'accurcy'. Did you mean 'accuracy'"),
+    (5, 'metrics=5 must be names'),
+    ([lambda a, b: a], 'has no name: give functions by name'),
+    ({'m': 5}, "metric 'm' is 5: give a function"),
+    ({'m': lambda a, b: a}, r"'m' makes \[8, 3\] .* for each example, \[8\]"),
+    ({'m': lambda a, b: a.mean()}, r"'m' makes \[\] of .* averaged afterwards"),
+    ({'m': lambda a, b: None}, "'m' makes nothing of"),
+    ({'m': lambda a, b: 1j * a[:, 0]}, 'one real number for each'),
+    ({'m': lambda a: a[:, 0]}, "'m' does not take an output of"),
+    ({'m': lambda a, b: 1 / 0}, "'m' does not take .*: division by zero"),
+    ({'m': lambda a, b: {'a': a[:, 0]}}, "'m' cannot be made of its sums"),
+  )
+  def test_refuses(self, metrics, message):
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      evaluation(ONE, X, metrics)
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+    (lambda total, count: jnp.ones(3) * total, r'finishes as .*\(3,\)'),
+    (lambda total, count: None, 'finishes as None: it must be a real scalar'),
+    (lambda total, count: total * 1j, 'finishes as .*complex'),
+    (lambda total, count: 'a', "'m' cannot be made of its sums"),
+    (lambda total: total, "'m' cannot be made of its sums"),
+  )
+  def test_refuses_what_finishes_as_no_number(self, finish, message):
+    metric = cxjax.Metric(lambda got, want: got[:, 0], finish)
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      evaluation(ONE, X, {'m': metric})
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+    (ONE, X, 'accuracy', 'has no labels: give'),
+    (ONE, X, ('agreement', 'perplexity'), "'perplexity' .* has no labels"),
+    (LABELED, (X, Y), 'agreement', 'has labels: leave the metric out'),
+    (LABELED, (X, Y), ('accuracy', 'teacher_kl'), "'teacher_kl' .* has labels"),
+  )
+  def test_refuses_a_metric_of_the_other_reference(
+    self, plan, data, metrics, message
+  ):
+    """Labels in place of logits would be a number, and nonsense."""
+    with self.assertRaisesRegex(errors.UserError, message):
+      evaluation(plan, data, metrics)
+
+  def test_a_function_takes_either_reference(self):
+    metrics = {'m': lambda got, want: got[:, 0]}
+    for plan, data in ((ONE, X), (LABELED, (X, Y))):
+      self.assertEqual(list(evaluation(plan, data, metrics).metrics), ['m'])
