@@ -1,508 +1,628 @@
-"""Whole runs: what they leave, and that nothing interrupts them for good."""
+"""Tests of the loop: what it decides, when it waits, how it goes on."""
 
+import dataclasses
+import functools
 import itertools
 import json
+import math
 import os
 import pathlib
-import shutil
 import signal
-import subprocess
-import sys
+import time
 from unittest import mock
 
 from absl.testing import parameterized
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from cxjax.configs import builders
-from cxjax.training import checkpoints as checkpoints_lib
 from cxjax import errors
-from cxjax.configs import experiment
-from cxjax.training import metric_log
-from cxjax.methods import curricula
+from cxjax.training import checkpoints
 from cxjax.training import compiled_steps
-from experiments import parity_mlp
-import faults
+from cxjax.training import metric_log
+from cxjax.training import run_spec
+from cxjax.training import stopwatch
+from cxjax.training import trainer
+from tests import faults
+from tests.training import runs
+
+Stage, Term = runs.Stage, runs.Term
 
 
-def files_of(folder):
-  return {
-    str(p.relative_to(folder)): p.read_bytes()
-    for p in sorted(folder.rglob('*'))
-    if p.is_file()
-  }
+@functools.cache
+def main():
+  """Three stages of one term or two, of 20 steps together."""
+  return runs.spec()
 
 
-class RunTest(parameterized.TestCase):
+@functools.cache
+def labels():
+  """One stage without a teacher, of 40 steps."""
+  return runs.spec(
+    (Stage('labels', 40, runs.LABELS),), teacher=None, teacher_metrics={}
+  )
+
+
+class TestCase(parameterized.TestCase):
+  def folder(self):
+    return pathlib.Path(self.create_tempdir().full_path) / 'run'
+
+  def fit(self, spec, folder=None, on_record=None):
+    return runs.fit(spec, folder or self.folder(), on_record)
+
+  def assert_same_run(self, spec, one, two):
+    """Records and everything in the last checkpoint, bit for bit."""
+    texts = [(f / 'metrics.jsonl').read_text() for f in (one, two)]
+    self.assertEqual(*texts)
+    chex.assert_trees_all_equal(runs.last(spec, one), runs.last(spec, two))
+
+
+class WholeRunTest(TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    test = cls('create_tempdir')
-    cls.workdir = pathlib.Path(test.create_tempdir().full_path)
-    cls.summaries = {
-      name: experiment.run(parity_mlp.tiny(name), cls.workdir)
-      for name in curricula.METHODS
-    }
+    cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    cls.seen = []
+    cls.result = runs.fit(main(), cls.root, cls.seen.append)
 
-  def fresh(self):
-    """A workdir of its own, with the teacher that all tests share."""
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    shutil.copytree(self.workdir / 'teacher', workdir / 'teacher')
-    return workdir
+  def test_a_record_every_log_every_steps_and_at_the_end_of_a_stage(self):
+    found = [(r['step'], r['stage']) for r in self.result.records]
+    expected = [
+      (4, 'early'),
+      (6, 'early'),
+      (8, 'late'),
+      (11, 'late'),
+      (12, 'joint'),
+      (16, 'joint'),
+      (20, 'joint'),
+    ]
+    self.assertEqual(found, expected)
 
-  @parameterized.parameters(*curricula.METHODS)
-  def test_leaves_what_the_readme_lists(self, method):
-    folder, config = self.workdir / method, parity_mlp.tiny(method)
-    summary = json.loads((folder / 'summary.json').read_text())
-    self.assertEqual(summary, self.summaries[method])
-    self.assertEqual(summary['method'], method)
-    self.assertEqual(summary['steps'], 60)
-    self.assertEqual(summary['examples'], 60 * 8)
-    self.assertLen(summary['final']['accuracy'], config.num_seeds)
-    self.assertEqual(sum(s['steps'] for s in summary['stages']), 60)
-    rows = metric_log.read(folder)
-    self.assertEqual([row['step'] for row in rows], list(range(10, 61, 10)))
-    last = dict(list(metric_log.evaluations(rows))[-1:])
-    self.assertEqual(last[60], summary['final']['accuracy'])
-    self.assertEqual(checkpoints_lib.steps(folder), [20, 40, 60])
-    self.assertNotEmpty(list((folder / 'tensorboard').glob('events*')))
+  def test_records_are_those_of_the_file(self):
+    lines = (self.root / 'metrics.jsonl').read_text().splitlines()
+    self.assertEqual([*map(json.loads, lines)], self.result.records)
 
-  def test_the_teacher_keeps_its_checkpoints(self):
-    steps = checkpoints_lib.steps(self.workdir / 'teacher')
-    self.assertContainsSubset([0, 20, 40, 60], steps)
-    rows = dict(metric_log.evaluations(metric_log.read(self.workdir / 'teacher')))
-    for step in steps[1:]:
-      record = checkpoints_lib.read_record(self.workdir / 'teacher', step)
-      self.assertEqual(record['accuracy'], rows[step])
+  def test_on_record_has_every_record_once(self):
+    self.assertEqual(self.seen, self.result.records)
 
-  def test_all_methods_see_the_same_data_and_start_alike(self):
-    config = parity_mlp.tiny('supervised')
-    teacher = experiment.train_teacher(config, self.workdir)
-    specs = []
-    for name in curricula.METHODS:
-      config.method = name
-      specs.append(builders.student_spec(config, teacher))
-    for other in specs[1:]:
-      for field in ('init_keys', 'data_keys'):
-        np.testing.assert_array_equal(
-          jax.random.key_data(getattr(specs[0], field)),
-          jax.random.key_data(getattr(other, field)),
-        )
-    keys = jax.random.key_data(specs[0].data_keys)
-    self.assertLen({tuple(k.tolist()) for k in keys}, config.num_seeds)
+  def test_evaluates_every_eval_every_steps_and_at_the_end_of_a_stage(self):
+    evaluated = [r['step'] for r in self.result.records if 'eval/loss' in r]
+    self.assertEqual(evaluated, [6, 8, 11, 16, 20])
+    for record in self.result.records:
+      if 'eval/loss' in record:
+        self.assertLen(record['eval/loss'], runs.SEEDS)
+
+  def test_agreement_with_the_teacher_is_in_the_last_record_alone(self):
+    found = [r['step'] for r in self.result.records if 'eval/agreement' in r]
+    self.assertEqual(found, [20])
+
+  def test_several_terms_log_the_loss_of_each(self):
+    for record in self.result.records:
+      terms = {k for k in record if k.startswith('loss/')}
+      several = record['stage'] == 'joint'
+      self.assertEqual(
+        terms, {'loss/labels', 'loss/output'} if several else set()
+      )
+    # Of one step: its weight is that of the schedule at its beginning, 1.
+    one = self.result.records[4]
+    total = one['loss/output'] + one['loss/labels']
+    self.assertAlmostEqual(one['loss'], total, places=5)
+
+  def test_checkpoints(self):
+    self.assertEqual(checkpoints.steps(self.root), [8, 16, 20])
+    for step in checkpoints.steps(self.root):
+      self.assertIsNone(checkpoints.fault(self.root, step))
+    record = checkpoints.read_record(self.root, 16)
+    logged = {r['step']: r for r in self.result.records}[16]
+    self.assertEqual(record['score'], logged['eval/accuracy'])
+    self.assertEqual(record['stage'], 'joint')
+    self.assertEqual(record['records'], 6)
+
+  def test_the_students_are_those_of_the_last_checkpoint(self):
+    step, items = runs.last(main(), self.root)
+    self.assertEqual(step, 20)
+    chex.assert_trees_all_equal(items['params'], self.result.params)
+
+  def test_seconds_by_purpose(self):
+    self.assertCountEqual(self.result.seconds, stopwatch.PURPOSES)
+    self.assertGreater(self.result.seconds['train'], 0)
+
+  def test_untrained_networks_are_kept_where_all_checkpoints_are(self):
+    folder = self.folder()
+    self.fit(runs.changed(main(), loop={'keep': 0}), folder)
+    self.assertEqual(checkpoints.steps(folder), [0, 8, 16, 20])
+
+  def test_a_finished_run_is_not_trained_again(self):
+    with mock.patch.object(
+      compiled_steps.CompiledSteps, 'advance', side_effect=AssertionError
+    ):
+      again = runs.fit(main(), self.root)
+    self.assertEqual(again.records, self.result.records)
+    chex.assert_trees_all_equal(again.params, self.result.params)
+
+
+class DispatchTest(TestCase):
+  """When the host waits for the device."""
+
+  def events(self, spec):
+    """What the loop does, in order, and the result."""
+    found = []
+    advance = compiled_steps.CompiledSteps.advance
+    wait = stopwatch.Stopwatch.wait
+    save = trainer.checkpoint_writer.CheckpointWriter.save
+
+    def note_advance(steps, planned, *args):
+      start, stop = args[3:5]
+      found.append(('advance', start, stop))
+      return advance(steps, planned, *args)
+
+    def note_wait(watch, purpose, tree=()):
+      found.append(('wait', purpose))
+      return wait(watch, purpose, tree)
+
+    def note_save(writer, step, *args, **kwargs):
+      found.append(('save', step))
+      return save(writer, step, *args, **kwargs)
+
+    folder = self.folder()
+    writer = trainer.checkpoint_writer.CheckpointWriter
+    with (
+      mock.patch.object(compiled_steps.CompiledSteps, 'advance', note_advance),
+      mock.patch.object(stopwatch.Stopwatch, 'wait', note_wait),
+      mock.patch.object(writer, 'save', note_save),
+    ):
+      result = self.fit(spec, folder)
+    return found, result, folder
+
+  def unread(self, events):
+    """Number of dispatches that are not read yet, before each dispatch."""
+    counts, unread = {}, 0
+    for kind, *what in events:
+      if kind == 'advance':
+        counts[what[0]] = unread
+        unread += 1
+      elif kind == 'wait' and what == ['train']:
+        unread -= 1
+    return counts
+
+  def test_the_next_steps_go_out_before_the_last_ones_are_read(self):
+    spec = runs.changed(labels(), loop={'save_every': 40, 'eval_every': 8})
+    events, _, _ = self.events(spec)
+    # From the second dispatch on there is always one on its way.
+    expected = {start: min(start, 1) for start in range(0, 40, 4)}
+    self.assertEqual(self.unread(events), expected)
+    self.assertEqual(
+      events[:8],
+      [
+        ('advance', 0, 4),
+        ('advance', 4, 8),
+        ('wait', 'train'),
+        ('advance', 8, 12),
+        ('wait', 'train'),
+        ('wait', 'evaluate'),
+        ('advance', 12, 16),
+        ('wait', 'train'),
+      ],
+    )
+
+  def test_a_new_stage_is_no_reason_to_wait(self):
+    spec = runs.changed(main(), loop={'save_every': 80, 'eval_every': 8})
+    events, _, _ = self.events(spec)
+    expected = {0: 0, 4: 1, 6: 1, 8: 1, 11: 1, 12: 1, 16: 1}
+    self.assertEqual(self.unread(events), expected)
+
+  def test_it_waits_where_it_saves(self):
+    events, _, _ = self.events(main())
+    expected = {0: 0, 4: 1, 6: 1, 8: 0, 11: 1, 12: 1, 16: 0}
+    self.assertEqual(self.unread(events), expected)
+    # And what it saves was found to be finite.
+    for i, (kind, *_) in enumerate(events):
+      if kind == 'save':
+        self.assertEqual(self.unread([*events[:i], ('advance', -1, 0)])[-1], 0)
 
   @parameterized.parameters(
-    *(('extracted', rows) for rows in (1, 3, 4, 5)), ('progressive', 3)
+    ({'keep_best': 'loss'}, {8, 16, 24, 32}),
+    ({'save_at': (2.0,)}, {8, 16, 24, 32}),
+    ({'stop_at': 2.0}, {8, 16, 24, 32}),
+    # The run goes on beyond the next dispatch, whatever the score.
+    ({'stop_at': 2.0, 'overrun': 0.5}, {8}),
+    ({'save_every': 12}, {12, 24, 36}),
   )
-  def test_an_interrupted_run_ends_where_a_whole_one_does(self, method, rows):
-    # Checkpoints at 20, 40, 60; a stage ends at 30: killed in both stages,
-    # before the first checkpoint, and across the change of stage.
-    workdir, config = self.fresh(), parity_mlp.tiny(method)
-    with faults.killed_after(rows):
-      experiment.run(config, workdir)
-    self.assertFalse((workdir / method / 'summary.json').exists())
-    experiment.run(config, workdir)
-    self.same_run(config, workdir / method)
+  def test_it_waits_where_metrics_decide(self, loop, waits):
+    loop = {'save_every': 40, 'eval_every': 8, **loop}
+    events, _, _ = self.events(runs.changed(labels(), loop=loop))
+    read = {
+      start for start, unread in self.unread(events).items() if not unread
+    }
+    self.assertEqual(read, {0, *waits})
 
-  def same_run(self, config, folder):
-    whole = self.workdir / config.method
-    self.assertEqual(
-      (whole / 'metrics.jsonl').read_text(),
-      (folder / 'metrics.jsonl').read_text(),
-    )
-    chex.assert_trees_all_equal(
-      faults.arrays(config, whole), faults.arrays(config, folder)
-    )
+  @parameterized.parameters(False, True)
+  def test_nothing_differs_from_a_loop_that_always_waits(self, late_end):
+    loop = {'save_every': 80, 'eval_every': 4}
+    if late_end:  # It is known only once the next steps are on their way.
+      loop |= {'stop_at': 0.0, 'overrun': 2.0}
+    spec = runs.changed(main(), loop=loop)
+    _, one, folder = self.events(spec)
+    with mock.patch.object(trainer.Trainer, '_must_read', lambda self: True):
+      events, two, other = self.events(spec)
+    self.assertEqual(set(self.unread(events).values()), {0})
+    self.assertEqual(one.records, two.records)
+    self.assert_same_run(spec, folder, other)
 
-  @parameterized.parameters(('SIGTERM', 1), ('SIGINT', 2), ('SIGTERM', 4))
-  def test_a_signal_saves_and_stops(self, name, rows):
-    workdir, config = self.fresh(), parity_mlp.tiny('extracted')
+
+def scripted(**scores):
+  """Evaluations that give these values, one after the other, to every seed.
+
+  A value may be a pair, one for each seed.
+  """
+  metrics = {
+    name: [np.broadcast_to(np.float32(v), (runs.SEEDS,)) for v in values]
+    for name, values in scores.items()
+  }
+  numbers = itertools.count()
+
+  def evaluate(self, params):
+    i = next(numbers)
+    return {
+      name: values[min(i, len(values) - 1)] for name, values in metrics.items()
+    }
+
+  return mock.patch.object(compiled_steps.CompiledSteps, 'evaluate', evaluate)
+
+
+class DecisionTest(TestCase):
+  """Stops, saves and keeps by metrics that are made up."""
+
+  def run_of(self, loop, folder=None, **scores):
+    folder = folder or self.folder()
+    loop = {'eval_every': 4, 'save_every': 40, 'keep': 0, **loop}
+    scores = {'accuracy': [0.5], 'loss': [1.0], **scores}
+    with scripted(**scores):
+      result = self.fit(runs.changed(labels(), loop=loop), folder)
+    steps = [record['step'] for record in result.records]
+    return steps, checkpoints.steps(folder), result
+
+  # The first evaluation is that of the untrained networks, which are kept.
+  def test_runs_to_the_end(self):
+    steps, saved, result = self.run_of({})
+    self.assertEqual(steps, list(range(4, 41, 4)))
+    self.assertEqual(saved, [0, 40])
+    self.assertIsNone(result.best)
+
+  @parameterized.parameters((0.0, 12), (0.25, 15), (0.5, 18), (10.0, 40))
+  def test_stops(self, overrun, end):
+    steps, saved, result = self.run_of(
+      {'stop_at': 0.9, 'overrun': overrun},
+      accuracy=[0.0, 0.5, 0.8, (0.95, 0.91), 0.95],
+    )
+    self.assertEqual(steps[-1], end)
+    self.assertEqual(saved, [0, end])
+    self.assertIn('eval/accuracy', result.records[-1])
+
+  def test_the_worst_seed_decides(self):
+    steps, _, _ = self.run_of(
+      {'stop_at': 0.9}, accuracy=[0.0, (0.95, 0.8), (0.8, 0.95), 0.91]
+    )
+    self.assertEqual(steps, [4, 8, 12])
+
+  def test_stop_at_acts_in_the_last_stage_alone(self):
+    spec = runs.changed(main(), loop={'stop_at': 0.9, 'save_every': 80})
+    with scripted(accuracy=[0.95], loss=[1.0]):
+      result = self.fit(spec)
+    # Stages end at 6, 11 and 20; it is evaluated at 8 and 16 as well.
+    self.assertEqual(result.records[-1]['step'], 16)
+
+  def test_saves_at_scores(self):
+    _, saved, _ = self.run_of(
+      {'save_at': (0.6, 0.9)},
+      accuracy=[0.0, 0.5, 0.6, 0.5, 0.7, 0.95, 0.5, 0.95],
+    )
+    self.assertEqual(saved, [0, 8, 20, 40])
+
+  @parameterized.parameters(
+    ('accuracy', [0.5, 0.7, 0.6, 0.7, 0.4], 8),
+    ('loss', [2.0, 1.0, 1.5, 1.0, 2.0], 8),
+    ('loss', [2.0, (0.1, 3.0), (1.0, 0.9), 2.0], 12),
+    ('loss', [math.nan, 2.0, math.nan, 3.0], 8),
+    ('accuracy', [0.5, 0.4], 4),
+  )
+  def test_keeps_the_best(self, name, scores, best):
+    _, saved, result = self.run_of(
+      {'keep_best': name, 'keep': 2, 'save_every': 16}, **{name: scores}
+    )
+    self.assertEqual(result.best, best)
+    self.assertEqual(saved, [best, 32, 40])
+
+  def test_the_best_of_a_run_that_goes_on(self):
+    folder = self.folder()
+    loop = {'keep_best': 'loss', 'keep': 2, 'save_every': 16}
+    with faults.killed_after(6):
+      self.run_of(loop, folder, loss=[2.0, 1.0, 1.5, 3.0, 3.0, 3.0])
+    self.assertEqual(checkpoints.steps(folder), [8, 16])
+    _, saved, result = self.run_of(loop, folder, loss=[1.2])
+    self.assertEqual(result.best, 8)
+    self.assertEqual(saved, [8, 32, 40])
+
+  def test_the_end_of_a_run_that_goes_on(self):
+    folder = self.folder()
+    loop = {'stop_at': 0.9, 'overrun': 1.0, 'save_every': 8}
+    with faults.killed_after(3):
+      self.run_of(loop, folder, accuracy=[0.0, 0.5, 0.95, 0.0])
+    self.assertEqual(checkpoints.latest(folder), 8)
+    steps, _, _ = self.run_of(loop, folder, accuracy=[0.0])
+    self.assertEqual(steps, [4, 8, 12, 16])
+
+  def test_saves_by_the_clock_as_well(self):
+    clock = itertools.count(0, 20).__next__  # Seconds, at every look.
+    temporary, save = [], trainer.checkpoint_writer.CheckpointWriter.save
+
+    def note(writer, step, *args, **kwargs):
+      temporary.append((step, kwargs['temporary']))
+      return save(writer, step, *args, **kwargs)
+
+    with (
+      mock.patch.object(trainer.time, 'monotonic', clock),
+      mock.patch.object(
+        trainer.checkpoint_writer.CheckpointWriter, 'save', note
+      ),
+    ):
+      _, saved, _ = self.run_of(
+        {'save_minutes': 0.01, 'keep': 3, 'save_every': 16}
+      )
+    every = [(step, step not in (16, 32, 40)) for step in range(4, 41, 4)]
+    self.assertEqual(temporary, every)
+    self.assertEqual(saved, [16, 32, 40])
+
+  def test_does_not_save_by_the_clock_before_it_is_time(self):
+    _, saved, _ = self.run_of({'save_minutes': 10.0})
+    self.assertEqual(saved, [0, 40])
+
+
+class ResumeTest(TestCase):
+  """A run that is killed ends where a whole one does, bit for bit."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    cls.whole = {}
+
+  def variant(self, name):
+    """A specification, and the folder of its whole run."""
+    fields = {
+      'usual': {},
+      'one schedule, carried state': dict(
+        restart_schedule=False, carry_state=True
+      ),
+    }[name]
+    if name not in self.whole:
+      spec = runs.changed(main(), **fields)
+      folder = self.root / name
+      runs.fit(spec, folder)
+      self.whole[name] = spec, folder
+    return self.whole[name]
+
+  # A checkpoint comes with records 3, 6 and 7; stages end with 2 and 4.
+  @parameterized.parameters(
+    *(('usual', n) for n in range(1, 8)),
+    *(('one schedule, carried state', n) for n in (4, 5, 6)),
+  )
+  def test_killed_after_any_record(self, name, records):
+    spec, whole = self.variant(name)
+    folder = self.folder()
+    with faults.killed_after(records):
+      self.fit(spec, folder)
+    logged = metric_log.read(folder)
+    self.assertLen(logged, records)
+    self.fit(spec, folder)
+    self.assert_same_run(spec, whole, folder)
+
+  def test_variants_are_other_runs(self):
+    one, two = (
+      self.variant(name)[1] / 'metrics.jsonl'
+      for name in ('usual', 'one schedule, carried state')
+    )
+    self.assertNotEqual(one.read_text(), two.read_text())
+
+  @parameterized.parameters(1, 2, 3, 4, 7)
+  def test_a_hook_that_raises_ends_the_run_and_it_goes_on(self, number):
+    spec, whole = self.variant('usual')
+    folder, seen = self.folder(), []
+
+    def stop(record):
+      seen.append(record['step'])
+      if len(seen) == number:
+        raise RuntimeError('Enough.')
+
+    with self.assertRaisesRegex(RuntimeError, 'Enough'):
+      self.fit(spec, folder, stop)
+    self.assertLen(metric_log.read(folder), number)
+    self.fit(spec, folder, lambda record: seen.append(record['step']))
+    self.assert_same_run(spec, whole, folder)
+    # Those after the last checkpoint come again.
+    saved = [0, 8, 16, 20]
+    first = [4, 6, 8, 11, 12, 16, 20][:number]
+    # The hook sees a record before its checkpoint is saved.
+    resumed = max(s for s in saved if s < first[-1])
+    again = [s for s in (4, 6, 8, 11, 12, 16, 20) if s > resumed]
+    self.assertEqual(seen, first + again)
+
+  @parameterized.parameters(('SIGTERM', 1), ('SIGINT', 2), ('SIGTERM', 3))
+  def test_a_signal_saves_and_stops(self, name, records):
+    spec, whole = self.variant('usual')
+    folder, number = self.folder(), getattr(signal, name)
     # A job in the background ignores SIGINT, and then so does a run.
     outside = signal.signal(signal.SIGINT, signal.default_int_handler)
     self.addCleanup(signal.signal, signal.SIGINT, outside)
-    write, written = metric_log.MetricLog.write, itertools.count(1)
-    before = signal.getsignal(getattr(signal, name))
+    before, seen = signal.getsignal(number), []
 
-    def ask(self, row):
-      write(self, row)
-      if next(written) == rows:
-        os.kill(os.getpid(), getattr(signal, name))
+    def ask(record):
+      seen.append(record['step'])
+      if len(seen) == records:
+        os.kill(os.getpid(), number)
 
-    with (
-      mock.patch.object(metric_log.MetricLog, 'write', ask),
-      self.assertRaisesRegex(
-        errors.Stopped, f'{name}: saved step {10 * rows} of .*extracted'
-      ),
-    ):
-      experiment.run(config, workdir)
-    folder = workdir / 'extracted'
-    self.assertEqual(checkpoints_lib.latest(folder), 10 * rows)
-    self.assertIs(signal.getsignal(getattr(signal, name)), before)
-    experiment.run(config, workdir)
-    self.same_run(config, folder)
-    self.assertEqual(checkpoints_lib.steps(folder), [20, 40, 60])
-
-  def test_saves_by_the_clock_as_well(self):
-    workdir, config = self.fresh(), parity_mlp.tiny('extracted')
-    config.save_minutes = 1e-9
-    saved, save = [], checkpoints_lib.save
-
-    def note(folder, step, items, record, own):
-      saved.append((step, checkpoints_lib.steps(folder), record['extra']))
-      save(folder, step, items, record, own)
-
-    with mock.patch.object(checkpoints_lib, 'save', note):
-      experiment.run(config, workdir)
-    self.assertEqual([step for step, _, _ in saved], [10, 20, 30, 40, 50, 60])
-    self.assertEqual([extra for _, _, extra in saved], [True, False] * 3)
-    self.assertEqual(saved[-1][1], [20, 40, 50])
-    self.assertEqual(checkpoints_lib.steps(workdir / 'extracted'), [20, 40, 60])
-
-  @parameterized.parameters('half', 'extra', 'late')
-  def test_a_teacher_does_not_keep_what_is_not_of_its_schedule(self, kind):
-    """A save on a signal cut off; the next, or the last, before cleaning."""
-    workdir, config = self.fresh(), parity_mlp.tiny()
-    folder = workdir / 'teacher'
-    (folder / 'summary.json').unlink()
-    if kind != 'late':
-      checkpoints_lib.remove(folder, 60)
-    path = folder / 'checkpoints'
-    if kind == 'half':
-      shutil.copytree(path / '000000020', path / '000000030')
-      (path / '000000030/record.json').unlink()
-    else:
-      record = {'extra': True, 'accuracy': [0.5]}
-      checkpoints_lib.save(folder, 30, {'params': {'a': np.zeros(3)}}, record)
-    teacher = experiment.train_teacher(config, workdir)
-    whole = experiment.train_teacher(config, self.workdir)
-    self.assertEqual(teacher.checkpoints, whole.checkpoints)
-    self.assertNotIn(30, checkpoints_lib.steps(folder))
-
-  def test_a_folder_in_use_is_refused(self):
-    workdir = self.fresh()
-    code = (
-      'import pathlib, sys, time; from cxjax import files\n'
-      'with files.lock(pathlib.Path(sys.argv[1])):\n'
-      '  print("held", flush=True); time.sleep(60)\n'
-    )
-    folder = workdir / 'extracted'
-    with subprocess.Popen(
-      [sys.executable, '-c', code, str(folder)], stdout=subprocess.PIPE
-    ) as other:
-      self.assertEqual(other.stdout.readline(), b'held\n')
-      with self.assertRaisesRegex(errors.UserError, 'extracted is in use'):
-        experiment.run(parity_mlp.tiny('extracted'), workdir)
-      other.kill()
-    experiment.run(parity_mlp.tiny('extracted'), workdir)
-
-  def test_an_interrupted_teacher_ends_where_a_whole_one_does(self):
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    config = parity_mlp.tiny()
-    save = checkpoints_lib.save
-
-    def kill(folder, step, items, record, own):
-      save(folder, step, items, record, own)
-      if step == 20:
-        raise faults.Killed
-
-    patch = mock.patch.object(checkpoints_lib, 'save', kill)
-    with patch, self.assertRaises(faults.Killed):
-      experiment.train_teacher(config, workdir)
-    again = experiment.train_teacher(config, workdir)
-    whole = experiment.train_teacher(config, self.workdir)
-    chex.assert_trees_all_equal(whole.params, again.params)
-    self.assertEqual(whole.checkpoints, again.checkpoints)
-
-  @parameterized.parameters('flip', 'truncate', 'delete', 'record', 'empty')
-  def test_a_damaged_checkpoint_is_passed_over(self, damage):
-    workdir, config = self.fresh(), parity_mlp.tiny('extracted')
-    folder = workdir / 'extracted'
-    shutil.copytree(self.workdir / 'extracted', folder)
-    (folder / 'summary.json').unlink()
-    newest = folder / 'checkpoints' / '000000060'
-    largest = max(
-      (p for p in (newest / 'params').rglob('*') if p.is_file()),
-      key=lambda p: p.stat().st_size,
-    )
-    content = largest.read_bytes()
-    if damage == 'flip':
-      middle = len(content) // 2
-      flipped = bytes([content[middle] ^ 1])
-      largest.write_bytes(content[:middle] + flipped + content[middle + 1 :])
-    elif damage == 'truncate':
-      largest.write_bytes(content[:-1])
-    elif damage == 'delete':
-      largest.unlink()
-    elif damage == 'record':
-      record = (newest / 'record.json').read_text()
-      (newest / 'record.json').write_text(
-        record.replace('"end": 60', '"end": 90')
-      )
-    else:
-      shutil.rmtree(newest)
-      newest.mkdir()
-    self.assertEqual(checkpoints_lib.latest(folder), 40)
-    with self.assertLogs(level='WARNING') as log:
-      experiment.run(config, workdir)
-    self.assertRegex(log.output[0], 'Checkpoint 60 is passed over.*000000060')
-    self.same_run(config, folder)
-
-  @parameterized.parameters((0.5, 60, 1), (0.5, 40, 0), (0.99, 60, 0))
-  def test_a_teacher_that_did_not_learn_is_told_of(self, accuracy, steps, told):
-    config = parity_mlp.tiny('extracted')
-    ended = {'steps': steps, 'final': {'accuracy': [accuracy]}}
-    with (
-      mock.patch.object(experiment, '_finish', lambda *_: ended),
-      mock.patch.object(experiment, 'load_teacher'),
-      mock.patch.object(experiment.logging, 'warning') as warning,
-    ):
-      experiment.train_teacher(config, pathlib.Path(self.create_tempdir()))
-    self.assertEqual(warning.call_count, told)
-
-  def test_a_damaged_teacher_is_an_error(self):
-    workdir = self.fresh()
-    for path in (workdir / 'teacher/checkpoints/000000060').rglob('*'):
-      if path.is_file() and path.name != 'record.json':
-        path.write_bytes(b'')
     with self.assertRaisesRegex(
-      errors.UserError, '60.*cannot be used.*damaged'
-    ):
-      experiment.run(parity_mlp.tiny('one_shot'), workdir)
-    self.assertFalse((workdir / 'one_shot').exists())
+      errors.Stopped, f'Stopped by {name}: saved step .* same command resumes'
+    ) as caught:
+      self.fit(spec, folder, ask)
+    # The steps that were on their way are read and saved.
+    step = {1: 6, 2: 8, 3: 8}[records]
+    self.assertIn(f'saved step {step} ', str(caught.exception))
+    self.assertEqual(checkpoints.latest(folder), step)
+    self.assertEqual(seen[-1], step)
+    self.assertIs(signal.getsignal(number), before)
+    self.fit(spec, folder)
+    self.assert_same_run(spec, whole, folder)
+    self.assertEqual(checkpoints.steps(folder), [8, 16, 20])
 
-  def test_a_teacher_of_another_width_is_an_error(self):
-    config = parity_mlp.tiny()
-    teacher = self.workdir / 'teacher'
-    config.teacher.width = 12
-    with self.assertRaisesRegex(
-      errors.UserError, r'teacher/checkpoints|hidden0/bias.*16.*expected.*12'
-    ):
-      experiment.load_teacher(config, teacher, last=60)
-
-  def test_another_configuration_is_refused_by_field(self):
-    before = files_of(self.workdir)
-    config = parity_mlp.tiny('extracted')
-    config.student.width = 9
-    config.optimizer.b1 = 0.8
-    with self.assertRaisesRegex(
-      errors.UserError,
-      r'b1 \(0.9 there, 0.8 here\).*student.width \(8 there, 9 here\)',
-    ):
-      experiment.run(config, self.workdir)
-    config = parity_mlp.tiny('extracted')
-    config.teacher.width = 17
-    with self.assertRaisesRegex(errors.UserError, r'teacher.width \(16 there'):
-      experiment.run(config, self.workdir)
-    self.assertEqual(before, files_of(self.workdir))
-
-  def test_the_field_of_a_method_that_is_not_run_is_not_compared(self):
-    config = parity_mlp.tiny('one_shot')
-    config.extracted.share = 0.3
-    self.assertEqual(
-      experiment.run(config, self.workdir), self.summaries['one_shot']
-    )
-
-  def test_a_loss_that_is_not_finite_stops_the_run(self):
-    workdir, config = self.fresh(), parity_mlp.tiny('supervised')
-    config.optimizer.name = 'sgd'
-    config.optimizer.learning_rate = 1e38
-    with self.assertRaisesRegex(
-      errors.UserError, r'seed \d is not finite at step \d+.*supervised'
-    ):
-      experiment.run(config, workdir)
-    self.assertEqual(checkpoints_lib.steps(workdir / 'supervised'), [])
-    self.assertFalse((workdir / 'supervised/summary.json').exists())
-
-  def test_another_checkpoint_of_the_teacher_compiles_nothing(self):
-    config = parity_mlp.tiny('progressive')
-    config.progressive.rule = 'list'
-    config.progressive.checkpoints = (20, 40)
-    config.progressive.steps = (10, 20, 30)
-    teacher = experiment.train_teacher(config, self.workdir)
-    spec = builders.student_spec(config, teacher)
-    self.assertEqual([s.checkpoint for s in spec.stages], [20, 40, None])
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-      lambda event, *_, **__: compiled.append(event)
-    )
-    run = compiled_steps.CompiledSteps(spec)
-    keys = spec.stage_keys
-    with jax.set_mesh(spec.mesh):
-      planned = spec.planned()
-      states = run.enter(planned[0], keys, run.init(spec.init_keys))
-      for one in planned:
-        params = teacher.load(one.stage.checkpoint or 60)
-        params = jax.device_put(params, jax.tree.leaves(states)[0].sharding)
-        args = (params, None, spec.data_keys)
-        states, _ = run.advance(one, (10, 0), states, 0, 2, *args)
-        if one is planned[0]:
-          jax.block_until_ready(states)
-          number, compiled[:] = len(run), []
-      self.assertLen(run, number)
-    backend = [e for e in compiled if 'backend_compile' in e]
-    self.assertEmpty(backend)
-    jax.monitoring.clear_event_listeners()
-
-  def test_stops_early_and_then_half_as_many_steps_again(self):
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    config = parity_mlp.tiny()
-    config.data.d = 2
-    config.data.k = 1  # Learned at once.
-    config.teacher.num_steps = 2_000
-    config.teacher.stop_at = 0.9
-    config.teacher.optimizer.learning_rate = 0.01
-    experiment.train_teacher(config, workdir)
-    summary = json.loads((workdir / 'teacher/summary.json').read_text())
-    first = summary['steps_to']['0.9'][0]
-    self.assertEqual(summary['steps'], -(-first * 3 // 2))
-    self.assertEqual(checkpoints_lib.latest(workdir / 'teacher'), summary['steps'])
+  def test_seconds_are_those_of_all_processes(self):
+    spec, _ = self.variant('usual')
+    folder = self.folder()
+    with faults.killed_after(4):
+      self.fit(spec, folder)
+    before = checkpoints.read_record(folder, 8)['seconds']
+    with mock.patch.object(time, 'perf_counter', lambda: 0.0):
+      after = self.fit(spec, folder).seconds
+    self.assertEqual(after['train'], before['train'])
 
 
-BAD = (
-  ('method', {'method': 'extract'}, "method 'extract'.*mean 'extracted'"),
-  ('projection', {'extracted.projection': 'gauss'}, "law 'gauss'.*gaussian, rademacher"),
-  ('identity', {'extracted.projection': 'identity'}, 'equal widths, got 16 and 8'),
-  ('k', {'data.k': 9}, 'data.k=9.*data.d=8'),
-  ('tree', {'data.depth': 3}, '7 nodes do not fit in data.d=8'),
-  ('support', {'data.support': 'last'}, "support 'last'.*first, random"),
-  ('batch', {'batch_size': 0}, 'batch_size=0 must be a whole number from 1 '),
-  ('seeds', {'num_seeds': 0}, 'num_seeds=0 must be'),
-  ('steps', {'num_steps': 0}, 'num_steps=0 must be'),
-  ('temperature', {'temperature': 0.0}, 'temperature=0.0.*hard_labels=True'),
-  ('sum', {'extracted.steps': (10, 20)}, r'sum num_steps=60, not 30'),
-  ('parts', {'extracted.steps': (10, 20, 30)}, 'must be 2 numbers'),
-  ('share', {'extracted.share': 1.0}, 'share=1.0'),
-  ('loss', {'loss': 'ce'}, "loss 'ce'.*kl, reverse_kl"),
-  ('hidden', {'extracted.loss': 'l1'}, "extracted.loss 'l1'.*l2, cosine"),
-  ('optimizer', {'optimizer.name': 'adm'}, "mean 'adam'"),
-  ('schedule', {'optimizer.schedule': 'x'}, "schedule 'x'"),
-  ('rate', {'optimizer.learning_rate': 0.0}, 'learning_rate=0.0'),
-  ('width', {'student.width': 0}, 'width=0'),
-  ('layer', {'extracted.layers': (('h', 'hidden0'),)}, "activation 'h'"),
-  ('eval', {'eval_every': 15}, 'multiple of log_every=10'),
-  ('keep', {'keep': 1}, 'keep=1'),
-  ('mesh', {'mesh.data': 64}, 'mesh.data=64'),
-  ('seed', {'seed': -1}, 'seed=-1'),
-  ('teacher', {'teacher.save_every': 15}, 'teacher: save_every=15 must be'),
-  ('lookahead', {'lookahead': 10**6}, 'lookahead=1000000.*log_every=10'),
-  ('unread', {'cache.dtype': 'int8'}, "cache.dtype 'int8'.*bfloat16"),
-  ('nothing stored', {'cache.batches': 5}, 'cache.batches=5.*cache.folder'),
-  ('target', {'extracted.checkpoint': 7}, 'has no checkpoint 7. It has: 0, 20'),
-)
+def poison(at, seed=None, what='x'):
+  """Batches of which one is not finite, or has nothing that counts."""
+  keys = jax.device_get(jax.random.key_data(runs.keys().data))
+
+  def draw(key, t, rows=None):
+    batch, hit = runs.draw(key, t), t == at
+    if seed is not None:
+      hit &= (jax.random.key_data(key) == keys[seed]).all()
+    if what == 'x':
+      return {**batch, 'x': batch['x'] * jnp.where(hit, jnp.nan, 1.0)}
+    return {**batch, 'weights': jnp.where(hit, 0.0, jnp.ones(runs.SIZE))}
+
+  return draw
 
 
-class BadInputTest(parameterized.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.workdir = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
-    experiment.train_teacher(parity_mlp.tiny(), cls.workdir)
-
-  @parameterized.named_parameters(*BAD)
-  def test_one_line_and_nothing_harmed(self, overrides, message):
-    config = parity_mlp.tiny()
-    config.update_from_flattened_dict(overrides)
-    before = files_of(self.workdir)
+class FailureTest(TestCase):
+  def failed(self, message, folder, *stages, **fields):
+    """The one line of a run that fails."""
+    stages = stages or (Stage('labels', 40, runs.LABELS),)
+    spec = runs.spec(stages, teacher=None, teacher_metrics={}, **fields)
     with self.assertRaisesRegex(errors.UserError, message) as caught:
-      experiment.run(config, self.workdir)
+      self.fit(spec, folder)
     self.assertNotIn('\n', str(caught.exception))
-    self.assertEqual(before, files_of(self.workdir))
+    return spec
 
-  def test_progressive_without_that_checkpoint(self):
-    config = parity_mlp.tiny('progressive')
-    config.progressive.rule = 'list'
-    config.progressive.checkpoints = (30,)
-    with self.assertRaisesRegex(
-      errors.UserError, 'no intermediate checkpoint 30. It has: 0, 20, 40'
-    ):
-      experiment.run(config, self.workdir)
+  def test_a_loss_that_is_not_finite_is_named_though_steps_go_on(self):
+    """Step 9 is read when the steps from 12 on were dispatched."""
+    folder, advance, stops = (
+      self.folder(),
+      compiled_steps.CompiledSteps.advance,
+      [],
+    )
 
-  def test_a_folder_that_cannot_be_written(self):
-    blocked = self.workdir / 'file'
-    blocked.write_text('')
-    with self.assertRaisesRegex(
-      errors.UserError, 'Cannot write .*another workdir'
-    ):
-      experiment.run(parity_mlp.tiny(), blocked / 'run')
-    blocked.unlink()
+    def note(steps, planned, *args):
+      stops.append(args[4])
+      return advance(steps, planned, *args)
 
-  @parameterized.parameters(
-    {'rule': 'transition', 'accuracies': (0.6, 0.9)},
-    {'rule': 'even', 'count': 2},
-    {'rule': 'list', 'checkpoints': (20, 40_000)},
-  )
-  def test_any_choice_of_checkpoints_may_have_its_steps(self, **block):
-    config = parity_mlp.tiny('progressive')
-    config.progressive.update(block, steps=(10, 20, 30))
-    builders.check(config)
+    with mock.patch.object(compiled_steps.CompiledSteps, 'advance', note):
+      self.failed(
+        "seed 0 is not finite at step 9, in stage 'labels' of .*run. The last "
+        'good checkpoint: checkpoint 8',
+        folder,
+        draw=poison(9),
+      )
+    self.assertEqual(stops, [4, 8, 12, 16])
+    self.assertEqual(checkpoints.steps(folder), [8])
+    self.assertIsNone(checkpoints.fault(folder, 8))
+    self.assertEqual([r['step'] for r in metric_log.read(folder)], [4, 8])
 
-  def test_hard_labels_need_no_temperature(self):
-    config = parity_mlp.tiny('one_shot')
-    config.temperature, config.hard_labels = 0.0, True
-    builders.check(config)
+  def test_the_stage_is_that_of_the_step(self):
+    """Though the next stage was under way."""
+    self.failed(
+      "seed 1 is not finite at step 9, in stage 'first'",
+      self.folder(),
+      Stage('first', 10, runs.LABELS),
+      Stage('second', 30, runs.LABELS),
+      draw=poison(9, seed=1),
+    )
 
+  def test_before_the_first_checkpoint(self):
+    self.failed('step 2, .*none was saved yet', self.folder(), draw=poison(2))
 
-class DamageTest(parameterized.TestCase):
-  """A run of which something else than a checkpoint is damaged."""
+  def test_a_rate_that_is_too_high(self):
+    self.failed(
+      'smaller optimizer.learning_rate',
+      self.folder(),
+      optimizer=functools.partial(runs.adam, name='sgd', learning_rate=1e38),
+    )
 
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.config = parity_mlp.tiny('progressive')
-    cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
-    experiment.run(cls.config, cls.root)
-
-  def copy(self):
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    return shutil.copytree(self.root, workdir, dirs_exist_ok=True)
-
-  @parameterized.parameters('damaged', 'missing', 'short')
-  def test_rows_that_are_gone_are_made_again(self, what):
-    workdir = self.copy()
-    folder = workdir / 'progressive'
-    (folder / 'summary.json').unlink()
-    path = folder / 'metrics.jsonl'
-    whole = path.read_text()
-    lines = whole.splitlines(keepends=True)
-    if what == 'missing':
-      path.unlink()
-    else:
-      lines[2:3] = ['{"ste\n'] if what == 'damaged' else []
-      path.write_text(''.join(lines))
-    with self.assertLogs(level='WARNING') as log:
-      experiment.run(self.config, workdir)
-    self.assertIn('metrics.jsonl lacks some of its', log.output[0])
-    self.assertEqual(path.read_text(), whole)
-
-  def test_the_record_of_any_checkpoint_of_a_teacher(self):
-    workdir = self.copy()
-    path = workdir / 'teacher' / 'checkpoints' / '000000020' / 'record.json'
-    path.write_text(path.read_text().replace('accuracy', 'accuracies'))
-    with self.assertRaisesRegex(errors.UserError, 'record.json is damaged'):
-      experiment.run(self.config, workdir)
-
-  def test_a_run_without_its_config_is_nobodys(self):
-    workdir = self.copy()
-    (workdir / 'teacher' / 'config.json').unlink()
-    with self.assertRaisesRegex(errors.UserError, 'config.json is missing'):
-      experiment.run(self.config, workdir)
-
-  def test_targets_do_not_go_into_the_folder_of_a_run(self):
-    workdir = self.copy()
-    with self.assertRaisesRegex(errors.UserError, 'teacher holds a run'):
-      experiment.cache_targets(self.config, workdir, workdir / 'teacher')
+  @parameterized.parameters(None, 1)
+  def test_a_batch_in_which_nothing_counts(self, seed):
+    self.failed(
+      f'The batch of seed {seed or 0} at step 13 has no position that counts',
+      self.folder(),
+      draw=poison(13, seed, 'weights'),
+    )
 
 
-class CompareTest(parameterized.TestCase):
-  def test_writes_a_table_a_picture_and_numbers(self):
-    workdir = pathlib.Path(self.create_tempdir().full_path)
-    names = ['supervised', 'extracted']
-    experiment.compare(parity_mlp.tiny(), names, workdir)
-    table = (workdir / 'comparison.md').read_text()
-    self.assertLen(table.splitlines(), 4)
-    lines = (workdir / 'comparison.csv').read_text().splitlines()
-    self.assertLen(lines, 1 + 2 * 2)
-    self.assertStartsWith(lines[0], 'method,seed,steps,examples')
-    png = (workdir / 'comparison.png').read_bytes()
-    self.assertStartsWith(png, b'\x89PNG')
+class LoaderTest(TestCase):
+  """A run whose batches the host reads."""
+
+  def spec(self, calls):
+    batch = jax.eval_shape(lambda: runs.draw(jax.random.key(0), 0))
+    keys = runs.keys().data
+    draw = jax.jit(jax.vmap(jax.vmap(runs.draw, (0, None)), (None, 0)))
+
+    class Loader:
+      """Serves the batches that `runs.draw` makes of the first keys."""
+
+      def __enter__(self):
+        calls.append('open')
+        return self
+
+      def __exit__(self, *error):
+        calls.append('close')
+
+      def rows(self, start):
+        calls.append(('rows', start))
+        return draw(keys, start - start % 4 + jnp.arange(4))
+
+      def targets(self, start):
+        return None
+
+      def state(self, step):
+        return {'loader': {'seen': step}}
+
+      def restore(self, step, read):
+        calls.append(('restore', step, read('loader')))
+
+    return dataclasses.replace(
+      labels(),
+      draw=lambda key, t, rows: rows,
+      host=run_spec.HostData(Loader, batch),
+    )
+
+  def test_is_that_of_the_same_batches(self):
+    calls, folder = [], self.folder()
+    spec = self.spec(calls)
+    found = self.fit(spec, folder)
+    rows = [('rows', start) for start in range(0, 40, 4)]
+    self.assertEqual(calls, ['open', *rows, 'close'])
+    expected = self.fit(labels())
+    chex.assert_trees_all_close(
+      [r['loss'] for r in found.records],
+      [r['loss'] for r in expected.records],
+      rtol=1e-5,
+    )
+
+  def test_goes_on_where_its_checkpoint_was(self):
+    calls, folder = [], self.folder()
+    spec = self.spec(calls)
+    with faults.killed_after(3):
+      self.fit(spec, folder)
+    self.assertEqual(calls[-1], 'close')  # Whatever happens.
+    calls.clear()
+    self.fit(spec, folder)
+    self.assertEqual(
+      calls[:3], ['open', ('restore', 8, {'seen': 8}), ('rows', 8)]
+    )
