@@ -105,11 +105,14 @@ class CompiledSteps:
     if self._teacher is None:
       return None
     found = {}
+    terms = (term for stage in self._spec.stages for term in stage.terms)
+    shared = any(term.shared_projection for term in terms)
     for i, (name, shape) in enumerate(planned.projections.items()):
       term = planned.stage.named_terms[name]
       number = 0 if term.shared_projection else 2 * index
       keys = self.keys(self._spec.keys.stage, number)
-      if i and not term.shared_projection:
+      # The first key of stage 0 is that of the shared projections.
+      if not term.shared_projection and (i or shared):
         keys = self.keys(keys, i)
       found[name] = self._draw(term.projection, shape, keys)
     return found

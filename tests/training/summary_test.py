@@ -1,0 +1,187 @@
+"""Tests of what a finished run reports."""
+
+import json
+import pathlib
+
+from absl.testing import parameterized
+import numpy as np
+
+from cxjax.training import summary
+from tests.training import runs
+
+# Names that other tools read.
+CONTRACT = (
+  'method',
+  'num_seeds',
+  'steps',
+  'examples',
+  'final',
+  'steps_to',
+  'stages',
+  'seconds',
+  'steps_per_second',
+)
+
+
+def made_up(**fields):
+  """The summary of a run of 100 steps of 8 examples, of two seeds."""
+  stage = lambda steps, student, teacher: {
+    'steps': steps,
+    'student_flops': student,
+    'teacher_flops': teacher,
+  }
+  return {
+    'method': 'extracted',
+    'num_seeds': 2,
+    'steps': 100,
+    'examples': 800,
+    'length': 1,
+    'primary_metric': 'accuracy',
+    'final': {'accuracy': [1.0, 0.9], 'loss': [0.1, 0.3]},
+    'steps_to': {'0.9': [20, 100], '0.99': [50, None]},
+    'stages': [stage(30, 10.0, 5.0), stage(70, 100.0, 0.0)],
+    'seconds': {'train': 2.0},
+    **fields,
+  }
+
+
+class SummarizeTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    cls.spec = runs.spec()
+    cls.result = runs.fit(cls.spec, folder)
+    cls.found = summary.summarize('mine', cls.spec, cls.result)
+
+  def test_fields_of_the_contract(self):
+    self.assertContainsSubset(CONTRACT, self.found)
+    self.assertEqual(json.loads(json.dumps(self.found)), self.found)
+
+  def test_values(self):
+    found, last = self.found, self.result.records[-1]
+    self.assertEqual(found['method'], 'mine')
+    self.assertEqual(
+      [found[k] for k in ('num_seeds', 'steps', 'examples', 'length')],
+      [runs.SEEDS, 20, 20 * runs.SIZE, 1],
+    )
+    names = ('accuracy', 'loss', 'agreement', 'teacher_kl')
+    self.assertEqual(
+      found['final'], {name: last[f'eval/{name}'] for name in names}
+    )
+    self.assertEqual(found['primary_metric'], 'accuracy')
+    self.assertIsNone(found['best_step'])
+    self.assertCountEqual(found['steps_to'], ('0.9', '0.99'))
+    self.assertLen(found['steps_to']['0.9'], runs.SEEDS)
+
+  def test_stages_and_their_terms(self):
+    early, late, joint = self.found['stages']
+    self.assertEqual(
+      [(s['name'], s['steps']) for s in (early, late, joint)],
+      [('early', 6), ('late', 5), ('joint', 9)],
+    )
+    self.assertEqual((early['checkpoint'], late['checkpoint']), (10, None))
+    (term,) = early['terms']
+    expected = {
+      'name': 'hidden0',
+      'target': 'hidden0',
+      'student': 'hidden0',
+      'weight': 1.0,
+      'projection': 'gaussian',
+      'shape': [6, 4],
+    }
+    self.assertEqual(term, expected)
+    found = [(t['name'], t['weight'], t['shape']) for t in joint['terms']]
+    self.assertEqual(
+      found, [('output', 'schedule', None), ('labels', 1.0, None)]
+    )
+    self.assertEqual((joint['target'], joint['student']), ('logits', 'logits'))
+    self.assertGreater(joint['student_flops'], 0)
+    self.assertEqual(early['student_flops'], late['student_flops'])
+
+  def test_a_run_that_stops_early(self):
+    """Its last stage was shorter than planned."""
+    spec = runs.changed(self.spec, loop={'stop_at': 0.0})
+    result = runs.fit(spec, self.create_tempdir().full_path)
+    found = summary.summarize('mine', spec, result)
+    self.assertEqual(found['steps'], 16)
+    self.assertEqual([s['steps'] for s in found['stages']], [6, 5, 5])
+
+  def test_the_best_step(self):
+    spec = runs.changed(self.spec, loop={'keep_best': 'loss'})
+    result = runs.fit(spec, self.create_tempdir().full_path)
+    found = summary.summarize('mine', spec, result)
+    losses = {
+      r['step']: np.mean(r['eval/loss'])
+      for r in result.records
+      if 'eval/loss' in r
+    }
+    self.assertEqual(found['best_step'], min(losses, key=losses.get))
+
+  def test_a_primary_metric_that_is_better_lower(self):
+    spec = runs.changed(self.spec, primary='loss')
+    found = summary.summarize('mine', spec, self.result)
+    # A loss below 0.9 reaches 0.9.
+    below = [step is not None for step in found['steps_to']['0.9']]
+    low = np.min(
+      [r['eval/loss'] for r in self.result.records if 'eval/loss' in r], axis=0
+    )
+    self.assertEqual(below, (low <= 0.9).tolist())
+
+
+class FlopsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (None, 30 * 15 + 70 * 100), (10, 150), (30, 450), (40, 450 + 1000)
+  )
+  def test_of_the_first_steps(self, steps, expected):
+    self.assertEqual(summary.flops(made_up(), steps), expected)
+
+  def test_share_of_the_teacher(self):
+    share = summary.teacher_share(made_up())
+    self.assertAlmostEqual(share, 150 / (450 + 7000))
+
+
+class CompareTest(parameterized.TestCase):
+  def test_a_seed_that_does_not_get_there_leaves_no_median(self):
+    row = summary.compare_row(made_up())
+    self.assertEqual(row['at 99%'], '1 of 2')
+    self.assertIsNone(row['steps to 99%: median'])
+    self.assertEqual(row['final accuracy: mean'], 0.95)
+    self.assertEqual(row['cross entropy'], 0.2)
+    self.assertNotIn('tokens/s', row)
+
+  def test_all_seeds_get_there(self):
+    reached = {'0.9': [20, 30], '0.99': [50, 70]}
+    row = summary.compare_row(made_up(steps_to=reached))
+    self.assertEqual(row['at 99%'], '2 of 2')
+    self.assertEqual((row['steps to 99%: median'], row['worst']), (60, 70))
+    self.assertEqual(row['examples'], 60 * 8)
+    self.assertEqual(row['GFLOP'], round((450 + 30 * 100) / 1e9, 1))
+
+  def test_tokens_of_sequences(self):
+    row = summary.compare_row(made_up(length=16))
+    self.assertEqual(row['tokens/s'], 800 * 16 * 2 / 2.0)
+    self.assertEqual(row['teacher share'], 0.02)
+
+  def test_a_table_has_no_empty_columns(self):
+    never = {'0.9': [None, None], '0.99': [None, None]}
+    one = made_up(steps_to=never, method='one_shot')
+    self.assertNotIn('99%', summary.compare_table([one, one]))
+    table = summary.compare_table([made_up(), one])
+    self.assertIn('0 of 2', table)
+    self.assertLen(table.splitlines(), 4)
+
+  def test_one_row_for_each_seed(self):
+    first, second = summary.seed_rows(made_up())
+    expected = {
+      'method': 'extracted',
+      'seed': 1,
+      'steps': 100,
+      'examples': 800,
+      'final_accuracy': 0.9,
+      'steps_to_0.9': 100,
+      'steps_to_0.99': None,
+      'flops': 7450.0,
+    }
+    self.assertEqual(second, expected)
+    self.assertEqual((first['seed'], first['final_accuracy']), (0, 1.0))
