@@ -1,0 +1,426 @@
+"""The logic of the accelerator benchmark, on the CPU."""
+
+import csv
+import dataclasses
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+import pytest
+
+from cxjax import errors
+from experiments import pcfg_bert
+from experiments.benchmarks import accelerator_agreement as agreement
+from experiments.benchmarks import accelerator_cases as cases_lib
+from experiments.benchmarks import accelerator_commands as commands
+from experiments.benchmarks import accelerator_device as device
+from experiments.benchmarks import accelerator_page as page_lib
+from experiments.benchmarks import accelerator_pipe as pipe
+from experiments.benchmarks import accelerator_rounds as rounds
+from experiments.benchmarks import accelerator_schedule as schedule
+from experiments.benchmarks import accelerator_text as text_lib
+
+STEP = {
+  'table': 'steps',
+  'case': 'base_bfloat16',
+  'compute': 'bfloat16',
+  'side': 'ours 1',
+  'us': 5_000.0,
+  'low': 4_900.0,
+  'high': 5_200.0,
+  'tokens/s': 1.6e6,
+  'times ours': '1 (1)',
+  'flops': 2e12,
+  'difference': 0.001,
+  'build s': 30.0,
+}
+
+
+class RoundsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ([1.0, 0.5], 0.0),
+    ([1.0, 0.5004], 0.0008),
+    ([1.0, 0.5015], 0.003),  # Within the part of the first loss.
+  )
+  def test_losses_that_agree(self, got, want):
+    found = rounds.difference(got, [1.0, 0.5], rtol=1e-3, floor=1e-3)
+    self.assertAlmostEqual(found, want)
+
+  @parameterized.parameters(0.502, np.nan, np.inf)
+  def test_losses_that_differ_are_named(self, loss):
+    with self.assertRaisesRegex(errors.UserError, 'differ at step 1: .* 0.5 '):
+      rounds.difference([1.0, loss, 0.2], [1.0, 0.5, 0.2], 1e-3, 1e-3)
+
+  def test_losses_that_are_not_finite_do_not_agree(self):
+    with self.assertRaisesRegex(errors.UserError, 'differ at step 0: nan'):
+      rounds.difference([np.nan], [np.nan], 1e-3, 1e-3)
+
+  def test_sides_take_turns_in_rounds_that_are_long_enough(self):
+    asked = []
+
+    @dataclasses.dataclass
+    class Side:
+      name: str
+      unit: int
+      limit: int
+      seeds: int
+
+      def seconds(self, num_steps):
+        asked.append((self.name, num_steps))
+        return 1e-3 * num_steps
+
+    sides = {
+      'a': Side('a', unit=25, limit=10**6, seeds=2),
+      'b': Side('b', unit=1, limit=5, seeds=1),
+    }
+    rows = list(rounds.measure(sides, tiny=True))
+    self.assertEqual(asked[-4:], [('a', 25), ('b', 4), ('a', 25), ('b', 4)])
+    self.assertEqual([row['round'] for row in rows], [0, 0, 1, 1])
+    np.testing.assert_allclose([row['us'] for row in rows], [500, 1_000] * 2)
+
+
+class RandomTextTest(absltest.TestCase):
+  def test_masks_real_tokens_alone(self):
+    task = text_lib.RandomText(vocab_size=50, length=32)
+    batch = jax.jit(task.batch, static_argnums=2)(jax.random.key(0), 3, 64)
+    x, real = batch['x'], np.array(batch['x']['mask'])
+    lengths = real.sum(1)
+    self.assertBetween(lengths.min(), 16, 32)
+    self.assertGreater(len({*lengths.tolist()}), 5)
+    self.assertFalse(np.any(np.array(x['tokens'])[~real]))
+    self.assertTrue(np.all(np.array(x['tokens'])[real] > 0))
+    at = np.array(x['target_positions'])
+    used = np.array(batch['weights']) > 0
+    self.assertTrue(np.all(np.take_along_axis(real, at, 1)[used]))
+    self.assertBetween(used.sum() / real.sum(), 0.1, 0.2)
+    again = task.batch(jax.random.key(0), 4, 64)
+    self.assertFalse(np.array_equal(again['x']['tokens'], x['tokens']))
+
+
+class AgreementTest(absltest.TestCase):
+  def test_lengths_depend_on_no_accuracy(self):
+    for group, (_, methods) in agreement.GROUPS.items():
+      for method in methods:
+        config = agreement.config(group, method)
+        self.assertEqual(config.teacher.stop_at, 2)
+        self.assertEqual(config.stop_at, 2)
+        self.assertEqual(config.progressive.rule, 'even')
+    self.assertEqual(pcfg_bert.tiny().data.start, config.data.start)
+
+  def test_differences(self):
+    run = lambda loss, accuracy: {
+      'losses': [[0.5, 0.5], [loss, 0.25]],
+      'final': {'accuracy': [accuracy, 1.0], 'loss': [0.1, 0.1]},
+    }
+    cpu = dict.fromkeys('abcd', run(0.25, 0.5))
+    found = agreement.compare(
+      {
+        'a': run(0.25, 0.5),
+        'b': run(0.251, 0.5),
+        'c': run(0.25, 0.6),
+        'd': run(float('nan'), 0.5),
+      },
+      cpu,
+    )
+    a, b, c, d = found
+    self.assertEqual([r['agrees'] for r in (a, b, c, d)], [True] + [False] * 3)
+    self.assertAlmostEqual(b['first losses'], 0.002)
+    self.assertAlmostEqual(c['final metrics'], 0.1)
+    self.assertEqual(c['of'], 'accuracy')
+
+
+class TestsLogTest(absltest.TestCase):
+  PROGRESS = """\
+[gw0] [ 33%] PASSED tests/a_test.py::ATest::test_one
+tests/a_test.py::ATest::test_FAILED_words
+[gw1] [ 66%] FAILED tests/a_test.py::ATest::test_two
+[gw1] [ 99%] SKIPPED tests/b_test.py::BTest::test_three
+"""
+
+  def read(self, text):
+    log = pathlib.Path(self.create_tempdir().full_path) / 'log'
+    log.write_text(text)
+    return commands.read_tests('tests', log)
+
+  def test_counts_and_first_lines(self):
+    counts, failure = self.read(
+      self.PROGRESS
+      + '=== short test summary info ===\n'
+      + 'FAILED tests/a_test.py::ATest::test_two - ValueError: no\n'
+      + '=== 1 failed, 1 passed ===\n'
+    )
+    self.assertEqual([counts[name] for name in commands.COUNTED], [1, 1, 0, 1])
+    self.assertEqual(failure['test'], 'tests/a_test.py::ATest::test_two')
+    self.assertEqual(failure['error'], 'ValueError: no')
+
+  def test_a_run_that_was_stopped_counts_as_far_as_it_came(self):
+    counts, failure = self.read(self.PROGRESS)
+    self.assertEqual(counts['passed'], 1)
+    self.assertEqual(failure['test'], 'tests/a_test.py::ATest::test_two')
+
+  def test_without_tests_the_last_line_is_the_error(self):
+    with self.assertRaisesRegex(RuntimeError, 'no test ran: no module x'):
+      self.read('usage:\nno module x\n')
+
+
+class PageTest(absltest.TestCase):
+  ROWS = (
+    {'table': 'environment', 'measure': 'device', 'value': 'gpu: card'},
+    {
+      'table': 'environment',
+      'measure': 'peak bfloat16, TFLOP/s',
+      'value': 800.0,
+    },
+    STEP,
+    {'table': 'steps', 'case': 'base', 'side': 'graphs', 'error': 'no graph'},
+    {
+      'table': 'attention',
+      'length': 512,
+      'masked': True,
+      'implementation': 'cudnn',
+      'error': 'not here',
+    },
+  )
+  CASES = ({'case': 'environment', 'result': 'done', 'seconds': 1.0},)
+
+  def test_share_of_the_measured_peak(self):
+    self.assertEqual(page_lib.share(STEP, {'bfloat16': 800.0}), '50.0%')
+    self.assertIsNone(page_lib.share(STEP, {'float32': 50.0}))
+    self.assertIsNone(
+      page_lib.share({**STEP, 'flops': None}, {'bfloat16': 800.0})
+    )
+
+  def test_every_row_is_on_the_page(self):
+    text = page_lib.page(self.ROWS, self.CASES)
+    self.assertIn('| 5,000 (4,900..5,200) |', text)
+    self.assertIn('50.0%', text)
+    self.assertRegex(text, r'steps base graphs +\| no graph')
+    self.assertRegex(text, r'attention 512 cudnn masked +\| not here')
+    self.assertNotIn('## Fast tests', text)
+
+  def test_the_csv_has_all_columns(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    page_lib.write(folder, self.ROWS, self.CASES)
+    with (folder / 'accelerator.csv').open() as file:
+      rows = list(csv.DictReader(file))
+    self.assertLen(rows, len(self.ROWS) + 1)
+    self.assertEqual(rows[2]['flops'], '2000000000000.0')
+    self.assertEqual(rows[-1]['result'], 'done')
+
+
+class CasesTest(absltest.TestCase):
+  def test_names_are_those_of_the_issue_and_in_order(self):
+    self.assertEqual(next(iter(cases_lib.TIMED)), 'environment')
+    self.assertLen({*cases_lib.NAMES}, len(cases_lib.NAMES))
+    for name in ('base_hidden_bfloat16', 'small_float32', 'parity_hidden'):
+      self.assertIn(name, cases_lib.TIMED)
+
+  def test_own_variables_win_over_those_of_the_shell(self):
+    shell = {
+      'XLA_FLAGS': '--a',
+      'JAX_PLATFORMS': 'cuda',
+      'JAX_COMPILATION_CACHE_DIR': '/shell',
+    }
+    extra = {**pipe.CACHE, 'XLA_FLAGS': '--b', 'JAX_PLATFORMS': 'cpu'}
+    with mock.patch.dict(os.environ, shell):
+      found = pipe.environment(extra)
+    self.assertEqual(found['XLA_FLAGS'], '--a --b')
+    self.assertEqual(found['JAX_PLATFORMS'], 'cpu')
+    self.assertEqual(found['JAX_COMPILATION_CACHE_DIR'], '/shell')
+    self.assertEqual(found['XLA_PYTHON_CLIENT_PREALLOCATE'], 'false')
+
+  def test_an_error_is_one_line_of_limited_length(self):
+    found = pipe.one_line(ValueError('a\n  b' + 'c' * 1_000))
+    self.assertStartsWith(found, 'ValueError: a b')
+    self.assertLen(found, pipe.LONGEST)
+
+
+FAULTS = """\
+import os, time
+
+def raises(*, tiny):
+  yield {'table': 'environment', 'measure': 'before', 'value': 1}
+  raise ValueError('out of\\nmemory')
+
+def dies(*, tiny):
+  yield {'table': 'environment', 'measure': 'alive', 'value': os.getpid()}
+  os.abort()
+
+def hangs(*, tiny):
+  yield {'table': 'environment', 'measure': 'hanging', 'value': os.getpid()}
+  time.sleep(600)
+
+def works(*, tiny, value):
+  import importlib.util, sys
+  assert sys.modules['torch'] is None
+  print('not a message')
+  yield {'table': 'environment', 'measure': 'works', 'value': value}
+"""
+
+
+@pytest.mark.slow
+class ScheduleTest(absltest.TestCase):
+  """Cases that fail, in processes."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    (self.folder / 'accelerator_faults.py').write_text(FAULTS)
+    variables = {'PYTHONPATH': str(self.folder), 'JAX_PLATFORMS': 'cpu'}
+    self.enter_context(mock.patch.dict(os.environ, variables))
+
+  def case(self, name, seconds=60.0, **options):
+    return cases_lib.Case(name, 'accelerator_faults', name, seconds, options)
+
+  def test_a_failure_is_a_line_and_the_rest_goes_on(self):
+    board = schedule.Board(self.folder / 'results')
+    cases = [
+      self.case('raises'),
+      self.case('dies'),
+      self.case('hangs', seconds=5.0),
+      self.case('missing'),
+      self.case('works', value=7),
+    ]
+    written = []
+    add = board.add
+
+    def note(*args):
+      add(*args)
+      written.append((self.folder / 'results/accelerator.md').read_text())
+
+    with (
+      mock.patch.object(board, 'add', note),
+      (self.folder / 'log').open('wb') as log,
+    ):
+      deadline = time.monotonic() + 200
+      schedule.run_timed(cases, deadline, board, log, tiny=True)
+    self.assertEqual(
+      [case['result'] for case in board.cases],
+      [
+        'ValueError: out of memory',
+        'the process ended with code -6; see the log',
+        'stopped after 5 s',
+        "AttributeError: module 'accelerator_faults' has no attribute "
+        "'missing'",
+        'done',
+      ],
+    )
+    values = {row['measure']: row['value'] for row in board.rows}
+    self.assertEqual(list(values), ['before', 'alive', 'hanging', 'works'])
+    self.assertEqual(values['works'], 7)
+    with self.assertRaises(ProcessLookupError):
+      os.kill(values['hanging'], 0)
+    self.assertLen(written, 5)
+    self.assertNotIn('hanging', written[1])
+    self.assertIn('not a message', (self.folder / 'log').read_text())
+
+  def test_a_case_that_comes_too_late_does_not_start(self):
+    board = schedule.Board(self.folder)
+    with (self.folder / 'log').open('wb') as log:
+      schedule.run_timed(
+        [self.case('works', value=7)], time.monotonic(), board, log, tiny=True
+      )
+    self.assertEqual(board.cases[0]['result'], 'no time left')
+
+  def test_tests_that_take_too_long_are_stopped_and_counted(self):
+    (self.folder / 'a_test.py').write_text(
+      'import time\n'
+      'def test_a(): pass\n'
+      'def test_b(): assert 1 == 2\n'
+      'def test_c(): time.sleep(600)\n'
+    )
+    args = ['-m', 'pytest', '-vv', '-rfE', '-p', 'no:cacheprovider']
+    args += ['-o', 'addopts=', '--rootdir', str(self.folder), '-c', os.devnull]
+    command = commands.Command([*args, str(self.folder / 'a_test.py')], {})
+    case = commands.Together(
+      {'tests': command},
+      lambda folder: commands.read_tests('tests', folder / 'tests.log'),
+    )
+    with mock.patch.object(commands, 'make', lambda *args: case):
+      ((name, rows, result, _),) = commands.run(
+        ['tests'], 15, self.folder, tiny=True
+      )
+    self.assertEqual((name, result), ('tests', 'stopped after 15 s'))
+    counts, failure = rows
+    self.assertEqual((counts['passed'], counts['failed']), (1, 1))
+    self.assertIn('test_b', failure['test'])
+    self.assertIn('1 == 2', failure['error'])
+
+
+@pytest.mark.slow
+class WholeTest(absltest.TestCase):
+  """The script at tiny sizes, with PyTorch."""
+
+  def test_tiny(self):
+    if importlib.util.find_spec('torch') is None:
+      self.skipTest('PyTorch is not installed.')
+    results = pathlib.Path(self.create_tempdir().full_path)
+    args = ['--tiny', f'--results={results}', '--minutes=15']
+    args += ['--cases=environment,parity_hidden,small_hidden_float32,attention']
+    module = 'experiments.benchmarks.accelerator'
+    done = subprocess.run(
+      [sys.executable, '-m', module, *args],
+      capture_output=True,
+      text=True,
+      check=False,
+      cwd=pipe.ROOT,
+      env=pipe.environment({'JAX_PLATFORMS': 'cpu'}),
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    page = (results / 'accelerator.md').read_text()
+    self.assertIn(page, done.stdout)
+    with (results / 'accelerator.csv').open() as file:
+      rows = list(csv.DictReader(file))
+    found = {
+      (row['case'], row['side']) for row in rows if row['table'] == 'steps'
+    }
+    want = {
+      ('parity_hidden', s) for s in ('ours 1', 'ours 8', 'eager', 'ahead')
+    }
+    want |= {
+      ('small_hidden_float32', side) for side in ('ours 1', 'eager', 'sdpa')
+    }
+    self.assertEqual(found, want)
+    results = {r['case']: r['result'] for r in rows if r['table'] == 'cases'}
+    self.assertEqual({*results.values()}, {'done'})
+    # cuDNN is not on a CPU: the other implementations are timed.
+    self.assertRegex(page, r'attention 16 cudnn +\| RuntimeError')
+    self.assertIn('| ours  ', page)
+
+  def test_an_unknown_case_is_one_line(self):
+    module = 'experiments.benchmarks.accelerator'
+    done = subprocess.run(
+      [sys.executable, '-m', module, '--cases=parrity'],
+      capture_output=True,
+      text=True,
+      check=False,
+      cwd=pipe.ROOT,
+    )
+    self.assertEqual(done.returncode, 2)
+    self.assertIn("Unknown case 'parrity'. Did you mean 'parity'?", done.stderr)
+
+
+class DeviceTest(absltest.TestCase):
+  def test_implementations_agree_with_a_mask(self):
+    rows = list(device.attention(tiny=True))
+    for row in rows:
+      if row['implementation'] != 'cudnn':
+        self.assertTrue(row['agrees'], row)
+    self.assertEqual([r['masked'] for r in rows], [False] * 3 + [True] * 3)
+
+  def test_a_wrong_implementation_does_not_agree(self):
+    ours = device._implementations()['ours']
+    wrong = lambda q, k, v, lengths: ours(q, k, v, None)
+    both = {'ours': ours, 'wrong': wrong}
+    with mock.patch.object(device, '_implementations', lambda: both):
+      rows = list(device.attention(tiny=True))
+    agrees = [row['agrees'] for row in rows]
+    self.assertEqual(agrees, [True, True, True, False])

