@@ -246,7 +246,7 @@ class RunTest(TestCase):
     if kind == 'half':
       (path / '000000030/record.json').unlink()
     else:
-      record = json.loads((path / '000000030/record.json').read_text())
+      record = checkpoints_lib.read_record(folder, 20)
       record |= {'step': 30, 'temporary': True}
       files.write_sealed(path / '000000030/record.json', record)
     opened = open_(config_of(), workdir)
