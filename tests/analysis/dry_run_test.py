@@ -1,21 +1,23 @@
-"""What a dry run says, against arithmetic and against what a run holds."""
+"""Tests of dry runs, against arithmetic and against what a run holds."""
 
 import functools
 import importlib.util
 import os
+import pathlib
+import tempfile
 import unittest
 from unittest import mock
 
 from absl.testing import parameterized
 import jax
 
-from cxjax.configs import builders
-from cxjax.analysis import dry_run
 from cxjax import errors
+from cxjax.analysis import dry_run
+from cxjax.configs import builders
 from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import mesh as mesh_lib
-from cxjax.methods import curricula
 from cxjax.training import compiled_steps
+from cxjax.training import teacher as teacher_lib
 from experiments import parity_mlp
 from experiments import text_bert
 
@@ -35,10 +37,29 @@ def mlp(**mesh):
   return config
 
 
+def joint(config):
+  """The same by a stage of several terms, and one of the logits."""
+  hidden = dict(student='hidden0', target='hidden0', projection='gaussian')
+  config.method = 'custom'
+  config.custom.stages = (
+    dict(
+      name='joint',
+      steps=30,
+      terms=(
+        dict(**hidden, weight=dict(schedule='linear')),
+        dict(target='labels', weight=0.5),
+        dict(),
+      ),
+    ),
+    dict(name='output', terms=({},)),
+  )
+  return config
+
+
 def dry(config, topology='cpu'):
   """The estimates, by run and stage."""
   devices = devices_lib.topology(topology)
-  specs = builders.abstract(config, [config.method], devices)
+  specs = builders.abstract_specs(config, [config.method], devices)
   return {
     f'{run}/{one.stage}': one
     for run, spec in specs.items()
@@ -47,8 +68,9 @@ def dry(config, topology='cpu'):
 
 
 @functools.cache
-def estimates(data):
-  return dry(mlp(data=data))
+def estimates(data, method='extracted'):
+  config = mlp(data=data)
+  return dry(joint(config) if method == 'custom' else config)
 
 
 class WorkTest(parameterized.TestCase):
@@ -70,6 +92,18 @@ class WorkTest(parameterized.TestCase):
     self.assertBetween(eight.cost.flops * 8 / one.cost.flops, 0.99, 1.03)
     for found in (one, eight):
       self.assertBetween(found.over_written, 0.98, 1.04)
+
+  @parameterized.parameters(1, 8)
+  def test_several_terms_cost_one_pass_of_each_network(self, data):
+    """The passes to the logits, and a projection: no sum of stages."""
+    found = estimates(data, 'custom')['custom/joint']
+    teacher = 2 * (BITS * WIDE + WIDE * 2 + WIDE * NARROW)
+    student = 4 * BITS * NARROW + 6 * NARROW * 2
+    each = ROWS * (teacher + student) / data
+    self.assertBetween(found.cost.flops / each, 1, 1.1)
+    self.assertBetween(found.over_written, 0.97, 1.06)
+    share = teacher / (teacher + student)
+    self.assertAlmostEqual(found.teacher_share, share, delta=0.03)
 
   def test_loops_are_counted_as_often_as_they_turn(self):
     """Several batches looked ahead, each in two parts, of two seeds."""
@@ -102,39 +136,40 @@ class WorkTest(parameterized.TestCase):
 class RunTest(parameterized.TestCase):
   def test_memory_is_what_a_run_holds(self):
     """On two of three axes; and it is the same program."""
-    config = parity_mlp.tiny('extracted')
+    config = joint(parity_mlp.tiny('custom'))
     config.mesh.update({'data': 2, 'fsdp': 2, 'model': 2})
     found = dry(config)
-    spec = builders.teacher_spec(config)
-    params = jax.jit(spec.student.init)(
-      jax.random.key(1), spec.held_out['x']
-    )
-    teacher = curricula.Teacher(
+    workdir = pathlib.Path(tempfile.gettempdir())
+    opened = builders.open_experiment(config, workdir)
+    spec = builders.teacher_spec(opened)
+    params = jax.jit(spec.student.init)(jax.random.key(1), spec.held_out['x'])
+    teacher = teacher_lib.Teacher(
       spec.student.apply, params, spec.student.layers
     )
-    spec = builders.student_spec(config, teacher)
-    run = compiled_steps.CompiledSteps(spec)
-    with jax.set_mesh(spec.mesh):
-      params = run.init(spec.init_keys)
-      for planned in spec.planned():
-        matrices = run.project(planned, spec.stage_keys)
-        states = run.enter(planned, spec.stage_keys, params)
-        seen = mesh_lib.place(teacher.params, spec.mesh, spec.rules[1])
-        args = seen, matrices, spec.data_keys, None
-        expected = found[f'extracted/{planned.stage.name}'].memory
-        scalars = 2 * 4  # Start and stop: the rate is constant.
+    spec = builders.student_spec(opened, teacher)
+    steps, keys = compiled_steps.CompiledSteps(spec), spec.keys
+    with jax.set_mesh(spec.layout.mesh):
+      params = steps.init(keys.init)
+      for index, planned in enumerate(spec.plan()):
+        matrices = steps.matrices(planned, index)
+        states = steps.init_stage(planned, keys.stage, params)
+        seen = steps.place_teacher(teacher.params)
+        args = seen, matrices, keys.data, None, None
+        expected = found[f'custom/{planned.stage.name}'].memory
+        # Start, stop and the span of the stage; the rate is constant.
+        scalars = 4 * 4
         self.assertEqual(expected.arguments, held((states, *args)) + scalars)
-        numbers = compiled_steps.numbers((1, 0), 0, 10)
-        program = run.compile_advance(planned, states, *numbers, *args)
+        numbers = compiled_steps.numbers((1, 0), (0, 1), 0, 10)
+        program = steps.compile_advance(planned, states, *numbers, *args)
         used = program.memory_analysis()
         self.assertEqual(
           (expected.arguments, expected.temporaries),
           (used.argument_size_in_bytes, used.temp_size_in_bytes),
         )
-        states, _ = run.advance(planned, (1, 0), states, 0, 10, *args)
+        states, _ = steps.advance(planned, (1, 0), (0, 1), states, 0, 10, *args)
         params = states.params
         rest = expected.output - held(states) + used.alias_size_in_bytes
-        self.assertBetween(rest, 0, 1_000)  # Loss, pointers of the tuple.
+        self.assertBetween(rest, 0, 1_000)  # Losses, pointers of the tuple.
 
   def test_a_text_is_not_read(self):
     config = text_bert.tiny('one_shot')
@@ -153,9 +188,9 @@ class RunTest(parameterized.TestCase):
     config.teacher.folder = '/nowhere'
     devices = devices_lib.topology('cpu')
     names = ['supervised', 'progressive']
-    specs = builders.abstract(config, names, devices)
+    specs = builders.abstract_specs(config, names, devices)
     self.assertCountEqual(specs, names)
-    stages = [one.stage.name for one in specs['progressive'].planned()]
+    stages = [one.stage.name for one in specs['progressive'].plan()]
     self.assertLen(stages, 2)
 
   @parameterized.parameters(
