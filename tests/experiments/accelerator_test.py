@@ -356,6 +356,33 @@ class ScheduleTest(absltest.TestCase):
 
 
 @pytest.mark.slow
+class CheckTest(absltest.TestCase):
+  """Losses that do not agree: accelerator_compare.py imports PyTorch."""
+
+  def check(self, **losses):
+    compare = importlib.import_module(
+      'experiments.benchmarks.accelerator_compare'
+    )
+    case = compare.Comparison(
+      'parity', None, 'output', None, 'float32', (1,), (), True
+    )
+    side = lambda found: mock.Mock(limit=9, losses=lambda num_steps: found)
+    sides = {name: side(found) for name, found in losses.items()}
+    return case._check(sides, [1.0, 0.5])
+
+  def test_the_plain_loop_must_agree(self):
+    with self.assertRaisesRegex(
+      errors.UserError, "'eager': .* differ at step 1: 0.6, .*Nothing was timed"
+    ):
+      self.check(eager=[1.0, 0.6], sdpa=[1.0, 0.5])
+
+  def test_another_side_is_left_out_and_named(self):
+    found, failed = self.check(eager=[1.0, 0.5], sdpa=[1.0, 0.6])
+    self.assertEqual(found, {'eager': 0.0})
+    self.assertRegex(failed['sdpa'], 'step 1: 0.6, .* It was not timed')
+
+
+@pytest.mark.slow
 class WholeTest(absltest.TestCase):
   """The script at tiny sizes, with PyTorch."""
 

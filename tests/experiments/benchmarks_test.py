@@ -85,14 +85,21 @@ class RoundsTest(parameterized.TestCase):
 
 
 @pytest.mark.slow
-class OneStageTest(absltest.TestCase):
+class OneStageTest(parameterized.TestCase):
   """The benchmarks time what the training loop runs."""
 
-  def test_stages_are_those_of_a_run(self):
+  @parameterized.parameters('extracted', 'custom')
+  def test_stages_are_those_of_a_run(self, method):
     workdir = pathlib.Path(self.create_tempdir().full_path)
-    config = parity_mlp.tiny('extracted')
+    config = parity_mlp.tiny(method)
+    hidden = dict(student='hidden0', target='hidden0', projection='gaussian')
+    fading = dict(hidden, weight=dict(schedule='linear'))
+    config.custom.stages = (
+      dict(name='a', steps=20, terms=(fading,)),
+      dict(name='b', terms=(fading, dict())),
+    )
     experiment.run(config, workdir)
-    records = metric_log.read(workdir / 'extracted')
+    records = metric_log.read(workdir / method)
     opened = builders.open_experiment(config, workdir)
     teacher = teachers.train_teacher(opened, workdir)
     spec = builders.student_spec(opened, teacher)

@@ -30,6 +30,20 @@ class DataTest(absltest.TestCase):
     self.assertNotIn('short', train)
     self.assertLen({*train}, len(train))
 
+  def test_a_text_for_training_is_not_held_out(self):
+    line = lambda i: f'{i} is the number of this line of over forty letters'
+    documents = (line(0), f'{line(1)}\n\n{line(2)}', f'{line(3)}\n\n{line(1)}')
+    corpus = mock.Mock(documents=documents)
+    with (
+      mock.patch.object(minilm.corpus_lib, 'load', lambda source: corpus),
+      mock.patch.object(
+        minilm.tokenized_corpus, 'split', lambda *unused: ([0, 1], [2])
+      ),
+    ):
+      train, hold = minilm.texts('anything')
+    self.assertEqual(train, [line(0), line(1), line(2)])
+    self.assertEqual(hold, [line(3)])
+
   def test_rows_are_truncated_and_padded(self):
     words = {'[PAD]': 0, 'a': 1, 'b': 2}
     model = tokenizers.models.WordLevel(words, unk_token='b')

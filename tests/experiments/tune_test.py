@@ -139,7 +139,8 @@ class MaskedTuneTest(parameterized.TestCase):
     def run(config, overrides, workdir):
       del workdir
       config = sweeps.variant(config, overrides)
-      ran.append((config.method, config.num_seeds, config.num_steps))
+      rate = config.optimizer.learning_rate
+      ran.append((config.method, config.num_seeds, config.num_steps, rate))
       # One-shot costs twice as much; the best learning rate is 1e-2.
       flops = 20.0 if config.method == 'one_shot' else 10.0
       accuracy = 1 - abs(config.optimizer.learning_rate - 1e-2)
@@ -160,9 +161,11 @@ class MaskedTuneTest(parameterized.TestCase):
     self.assertEqual(list(drawn.call_args.args[0]), list(base.METHODS))
     self.assertLen([one for one in ran if one[1] == 1], 6 * len(base.METHODS))
     # The others at 400 steps cost as much as one-shot at 200.
-    longer = [(m, s) for m, seeds, s in ran if seeds == 3 and s == 400]
+    longer = [(m, s) for m, seeds, s, _ in ran if seeds == 3 and s == 400]
     methods = [name for name in base.METHODS if name != 'one_shot']
     self.assertEqual(longer, [(name, 400) for name in methods])
+    best = {rate for _, seeds, _, rate in ran if seeds == 3}
+    self.assertEqual(best, {1e-2})
     text = (folder / 'pcfg_bert.csv').read_text()
     self.assertIn('"extracted, FLOPs of one_shot"', text)
     self.assertNotIn('"one_shot, FLOPs of one_shot"', text)
