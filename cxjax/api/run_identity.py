@@ -45,6 +45,7 @@ def describe(
     'batch': jax.tree.map(str, plan.batch),
     'teacher': _model(plan.teacher, plan.batch['x']),
     'student': _model(plan.student, plan.batch['x']),
+    'dropout': _dropout(plan, spec),
     'optimizer': identity.optimizer_digest(
       spec.optimizer(), spec.student_shapes
     ),
@@ -67,6 +68,17 @@ def _model(model: adapters.ModelAdapter, x: Any) -> dict[str, str]:
     'apply': identity.function_digest(model.apply, *shapes),
     'params': identity.tree_digest(jax.device_get(model.params)),
   }
+
+
+def _dropout(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> str | None:
+  """Digest of what the student computes in training, if it drops out."""
+  if not spec.dropout:
+    return None
+  key = jax.random.key(0)
+  batch = jax.eval_shape(spec.batch, key, 0, spec.host.rows)
+  return identity.function_digest(
+    plan.student.apply, spec.student_shapes, batch['x']
+  )
 
 
 def _stage(
@@ -122,11 +134,17 @@ def _loss(
   return identity.function_digest(term.loss, got, want)  # type: ignore[arg-type]
 
 
-def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, str]:
+def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, Any]:
   """Digests of the metrics, on the held-out batch."""
   output, _ = adapters.outputs(plan.student, spec.held_out['x'], 'student')
   y = jax.eval_shape(lambda y: y, spec.held_out['y'])
-  return {
-    name: identity.function_digest(metric.statistics, output, y)
-    for name, metric in spec.metrics.items()
-  }
+  found = {}
+  for name, metric in spec.metrics.items():
+    statistics = jax.eval_shape(metric.statistics, output, y)
+    total = lambda statistics, metric=metric: metric.total(statistics, None)
+    found[name] = {
+      'statistics': identity.function_digest(metric.statistics, output, y),
+      'finish': identity.function_digest(total, statistics),
+      'higher_is_better': metric.higher_is_better,
+    }
+  return found

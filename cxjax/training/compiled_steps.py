@@ -38,7 +38,7 @@ class CompiledSteps:
     self._student = mesh_lib.gathered(spec.student.apply, layout.student)
     self._teacher: types.Apply | None = None
     if spec.teacher is not None and spec.teacher.available:
-      self._teacher = mesh_lib.gathered(spec.teacher.apply, layout.teacher)
+      self._teacher = mesh_lib.gathered(spec.teacher_apply, layout.teacher)
     self._compiled: dict[Any, Callable[..., Any]] = {}
     self.seconds = 0.0
 

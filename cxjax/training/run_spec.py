@@ -226,6 +226,21 @@ class RunSpec:
     abilities = getattr(self.student, 'abilities', None)
     return (abilities and abilities.dropout) or 0.0
 
+  @property
+  def teacher_apply(self) -> types.Apply:
+    """The teacher as it reads the batches of the run.
+
+    With dropout keys for the student an array comes as `{'tokens': x}`, which
+    the teacher may not know.
+    """
+    assert self.teacher is not None
+    apply = self.teacher.apply
+    if not self.dropout or isinstance(self.held_out['x'], Mapping):
+      return apply
+    return lambda params, x: apply(
+      params, x['tokens'] if isinstance(x, Mapping) else x
+    )
+
   def batch(self, key: jax.Array, at: Any, rows: Any = None) -> types.Batch:
     """The batch of a step; its dropout keys are new in every epoch."""
     source = self.batch_size if self.host.rows is None else rows
@@ -347,7 +362,7 @@ class RunSpec:
     models = (self.student.apply, self.student_shapes)
     if self.teacher is not None:
       params = jax.eval_shape(lambda params: params, self.teacher.params)
-      models += (self.teacher.apply, params)
+      models += (self.teacher_apply, params)
     return batch, models
 
 
