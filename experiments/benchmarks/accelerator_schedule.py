@@ -143,6 +143,9 @@ def run(
     for name, rows, result, spent in found:
       board.rows += rows
       board.add(name, result, spent)
+    with (folder / 'accelerator.log').open('ab') as log:
+      for path in sorted(pathlib.Path(temporary).glob('*.log')):
+        log.write(f'\n== {path.name}\n'.encode() + path.read_bytes())
   return board
 
 
