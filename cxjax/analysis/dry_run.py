@@ -217,9 +217,7 @@ def _beside(
   if rows is not None:
     total += size(rows)
   if spec.teacher is not None:
-    params = mesh_lib.abstract(
-      spec.teacher.params, layout.mesh, layout.teacher
-    )
+    params = mesh_lib.abstract(spec.teacher.params, layout.mesh, layout.teacher)
     # Every checkpoint that the run will need is loaded when it begins.
     needed = {stage.checkpoint for stage in spec.stages} | {None}
     others = len(needed) - planned.stage.needs_teacher

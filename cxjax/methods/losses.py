@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax import registration
 from cxjax import types
 
 
@@ -251,6 +252,19 @@ LOSSES: dict[str, types.Loss] = {
   **LOGIT_LOSSES,
   **HIDDEN_LOSSES,
 }
+
+
+def register(name: str, loss: types.Loss) -> None:
+  """Makes a loss known by a name, as terms and configs give it.
+
+  Args:
+    name: name of the loss.
+    loss: `(student, target) -> [...]`, which reduces the last axis.
+
+  Raises:
+    UserError: the name is taken by another loss.
+  """
+  registration.add('loss', LOSSES, name, loss, loss)
 
 
 def logit_loss(

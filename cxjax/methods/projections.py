@@ -11,10 +11,17 @@ References:
   Gupta, Karmalkar, 2025. https://arxiv.org/abs/2503.17494.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax import registration
+
+# `(key, d_in, d_out) -> [d_in, d_out]`.
+Draw: TypeAlias = Callable[[jax.Array, int, int], jax.Array]
 
 
 def _gaussian(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
@@ -46,13 +53,26 @@ def _identity(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
 
 
 # Projections by name, `(key, d_in, d_out) -> [d_in, d_out]`.
-PROJECTIONS = {
+PROJECTIONS: dict[str, Draw] = {
   'gaussian': _gaussian,
   'rademacher': _rademacher,
   'sparse': _sparse,
   'orthogonal': _orthogonal,
   'identity': _identity,
 }
+
+
+def register(name: str, draw: Draw) -> None:
+  """Makes a projection known by a name, as terms and configs give it.
+
+  Args:
+    name: name of the projection.
+    draw: `(key, d_in, d_out) -> [d_in, d_out]`.
+
+  Raises:
+    UserError: the name is taken by another projection.
+  """
+  registration.add('projection', PROJECTIONS, name, draw, draw)
 
 
 def random_projection(

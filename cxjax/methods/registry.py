@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 from cxjax import errors
+from cxjax import registration
 from cxjax.methods import curricula
 from cxjax.methods import custom as custom_lib
 from cxjax.methods import layer_matching
@@ -145,6 +146,19 @@ METHODS = {
     dict(stages=()),  # Blocks of stages and terms, as of `custom`.
   ),
 }
+
+
+def register(name: str, method: Method) -> None:
+  """Makes a method known by a name: a value of `config.method`.
+
+  Args:
+    name: name of the method, and of its block in a config.
+    method: its function and its options.
+
+  Raises:
+    UserError: the name is taken by another method.
+  """
+  registration.add('method', METHODS, name, method, method.build)
 
 
 def build(name: str, block: Any, context: Context) -> stage_lib.Curriculum:

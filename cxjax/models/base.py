@@ -16,6 +16,7 @@ from typing import runtime_checkable
 import jax
 
 from cxjax import errors
+from cxjax import registration
 from cxjax import types
 
 # Pairs of a regular expression of a parameter's path and the axis of the
@@ -116,26 +117,7 @@ def register(name: str, build: Build) -> None:
   Raises:
     UserError: `build` is not callable, or the name is taken by another model.
   """
-  errors.require(
-    callable(build),
-    f'Model {name!r}: the builder is a {type(build).__name__}; it must be a '
-    'function (block, task) -> model.',
-  )
-  errors.require(
-    name not in MODELS or _origin(MODELS[name]) == _origin(build),
-    f'Model {name!r} is already registered. Choose another name; taken are: '
-    f'{", ".join(MODELS)}.',
-  )
-  MODELS[name] = build
-
-
-def _origin(build: Build) -> tuple[str, ...]:
-  """Module and name of a builder, or of the function of a partial."""
-  fun = getattr(build, 'func', build)
-  return (
-    getattr(fun, '__module__', ''),
-    getattr(fun, '__qualname__', type(fun).__qualname__),
-  )
+  registration.add('model', MODELS, name, build, build)
 
 
 def make(name: str, block: Any, task: Any) -> Model:

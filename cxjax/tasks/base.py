@@ -20,6 +20,7 @@ from typing import runtime_checkable
 import jax
 
 from cxjax import errors
+from cxjax import registration
 from cxjax import types
 from cxjax.data import loader
 
@@ -205,22 +206,8 @@ def register(
   Raises:
     UserError: the name is taken by another function.
   """
-  before = TASKS.get(name)
-  if before is not None:
-    errors.require(
-      _origin(before.make) == _origin(make),
-      f'The task {name!r} is registered already, by {_origin(before.make)}. '
-      'Choose another name.',
-    )
-  TASKS[name] = Registration(make, abstract or make, tuple(paths))
-
-
-def _origin(make: Factory) -> str:
-  """Name of a factory, which stays when a notebook or module runs again."""
-  named = getattr(make, 'func', make)  # Of a partial, the function in it.
-  if not hasattr(named, '__qualname__'):
-    named = type(named)
-  return f'{named.__module__}.{named.__qualname__}'
+  entry = Registration(make, abstract or make, tuple(paths))
+  registration.add('task', TASKS, name, entry, make)
 
 
 def make(name: str, data: Any, key: jax.Array) -> Task:

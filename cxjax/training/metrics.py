@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax import registration
 from cxjax.methods import losses
 
 # `(output, reference) -> [...]`, or a tree of such arrays.
@@ -139,13 +140,13 @@ def register(name: str, metric: Metric) -> None:
   """Makes a metric known by a name, as tasks and configs give it.
 
   Raises:
-    UserError: the name is taken.
+    UserError: the name is taken by another metric.
   """
   errors.require(
-    name not in METRICS,
-    f'There is a metric {name!r} already: choose another name.',
+    isinstance(metric, Metric),
+    f'The metric {name!r} is a {type(metric).__name__}: give a cxjax.Metric.',
   )
-  METRICS[name] = metric
+  registration.add('metric', METRICS, name, metric, metric.statistics)
 
 
 def resolve(metrics: Metrics) -> dict[str, Metric]:

@@ -63,14 +63,14 @@ class RegistryTest(parameterized.TestCase):
     base.register('linear', build)
     base.register('linear', build)  # As when a config is imported twice.
     with self.assertRaisesRegex(
-      errors.UserError, "'linear' is already registered.*mlp, encoder"
+      errors.UserError, "model 'linear' already.*mlp, encoder"
     ):
       base.register('linear', lambda block, task: None)
-    with self.assertRaisesRegex(errors.UserError, "'mlp' is already"):
+    with self.assertRaisesRegex(errors.UserError, "'mlp' already"):
       base.register('mlp', build)
 
   def test_builder_must_be_a_function_that_returns_a_model(self):
-    with self.assertRaisesRegex(errors.UserError, 'the builder is a int'):
+    with self.assertRaisesRegex(errors.UserError, "'number' is a int"):
       base.register('number', 3)
     base.register('nothing', lambda block, task: None)
     with self.assertRaisesRegex(

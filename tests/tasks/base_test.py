@@ -165,7 +165,7 @@ class RegistryTest(parameterized.TestCase):
       make('majorty', data_of('majority'), KEY)
 
   def test_a_name_that_is_taken(self):
-    message = "'parity' is registered already, by cxjax.tasks.parity"
+    message = "task 'parity' already, by cxjax.tasks.parity"
     with self.assertRaisesRegex(errors.UserError, message):
       tasks.register('parity', own_task.make)
     # The same file may run again, as a cell of a notebook does.
