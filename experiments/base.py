@@ -6,6 +6,7 @@ from typing import Any
 from typing import TypeAlias
 
 import ml_collections
+from ml_collections import config_dict
 
 from cxjax import errors
 from cxjax.methods import registry
@@ -89,9 +90,9 @@ def _set_students(c: Config) -> None:
   c.save_minutes = 15.0  # Save after so many minutes as well; 0 is never.
   c.keep = 3  # Number of checkpoints; 0 keeps all.
   c.keep_best = ''  # Metric whose best checkpoint is kept as well; '' is none.
-  # Score that ends the last stage once all seeds have it; 2 is never. The score
-  # is the task's primary metric.
-  c.stop_at = 2.0
+  # Score that ends the last stage once all seeds have it; None is never. The
+  # score is the task's primary metric.
+  c.stop_at = config_dict.placeholder(float)
 
 
 def _set_teacher(c: Config) -> None:
@@ -101,7 +102,7 @@ def _set_teacher(c: Config) -> None:
   c.teacher.batch_size = 32
   c.teacher.microbatches = 1
   c.teacher.num_steps = 60_000  # Maximum.
-  c.teacher.stop_at = 0.99  # Score that ends the training; 2 is never.
+  c.teacher.stop_at = 0.99  # Score that ends the training; None is never.
   c.teacher.overrun = 0.5  # Share of the steps so far that it goes on for.
   c.teacher.optimizer = optimizers.default()
   c.teacher.log_every = 100

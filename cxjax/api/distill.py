@@ -95,8 +95,9 @@ def distill(
       'block*' or '*/bias': a glob of whole path components, or a regular
       expression. The others stay exactly as they were.
     on_record: called with every record of metrics as it is written, a dict of
-      'step', 'stage', 'loss' and, where it was evaluated, 'eval/...'. An
-      exception that it raises ends the run.
+      'step', 'stage', 'loss' and, where it was evaluated, 'eval/...'. If it
+      raises StopIteration the run ends with the next record, and the students
+      come back as they are then; any other exception ends the call.
     keep_best: name of a metric; the students come back as they were when its
       mean was best, instead of as they ended.
 

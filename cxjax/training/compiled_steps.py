@@ -70,6 +70,15 @@ class CompiledSteps:
     layout = self._spec.layout
     return mesh_lib.place(params, layout.mesh, layout.teacher)
 
+  def stage_teacher(self, planned: stage_plan.StagePlan) -> types.Params:
+    """Parameters of the teacher that a stage runs, on the devices, or None."""
+    teacher = self._spec.teacher
+    if teacher is None or not teacher.available:
+      return None
+    if not planned.stage.needs_teacher:
+      return None
+    return self.place_teacher(teacher.at(planned.stage.checkpoint))
+
   def keys(self, keys: jax.Array, number: int) -> jax.Array:
     """`[S]` keys for the purpose `number`, from `[S]` keys."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))

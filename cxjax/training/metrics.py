@@ -39,12 +39,15 @@ class Metric:
       to the metric, a scalar; None is the weighted mean.
     reference: 'labels', or 'teacher', whose output is the reference.
     higher_is_better: whether more of it is better.
+    limit: the best value that is possible; None if there is none, or if it is
+      unknown. A threshold beyond it is never reached.
   """
 
   statistics: Statistics
   finish: Callable[[Any, jax.Array], jax.Array] | None = None
   reference: str = 'labels'
   higher_is_better: bool = True
+  limit: float | None = None
 
   def __post_init__(self) -> None:
     """Raises UserError for a metric that cannot be computed."""
@@ -68,6 +71,10 @@ class Metric:
   def reaches(self, score: float, threshold: float) -> bool:
     """Whether a score is at least as good as a threshold."""
     return score == threshold or self.better(score, threshold)
+
+  def is_possible(self, threshold: float) -> bool:
+    """Whether a score can reach a threshold."""
+    return self.limit is None or self.reaches(self.limit, threshold)
 
   def worst(self, scores: Iterable[float]) -> float:
     """The worst of several scores."""
@@ -119,17 +126,20 @@ def _f1(sums: dict[str, jax.Array], count: jax.Array) -> jax.Array:
 
 
 METRICS: dict[str, Metric] = {
-  'accuracy': Metric(_top_label),
-  'loss': Metric(losses.cross_entropy, higher_is_better=False),
+  'accuracy': Metric(_top_label, limit=1.0),
+  'loss': Metric(losses.cross_entropy, higher_is_better=False, limit=0.0),
   'perplexity': Metric(
     losses.cross_entropy,
     lambda total, count: jnp.exp(total / count),
     higher_is_better=False,
+    limit=1.0,
   ),
   # F1 of class 1, of two classes or more.
-  'f1': Metric(_confusion, _f1),
-  'agreement': Metric(_same_top, reference='teacher'),
-  'teacher_kl': Metric(losses.kl, reference='teacher', higher_is_better=False),
+  'f1': Metric(_confusion, _f1, limit=1.0),
+  'agreement': Metric(_same_top, reference='teacher', limit=1.0),
+  'teacher_kl': Metric(
+    losses.kl, reference='teacher', higher_is_better=False, limit=0.0
+  ),
 }
 LABEL_METRICS = ('accuracy', 'loss', 'perplexity')
 TEACHER_METRICS = ('agreement', 'teacher_kl')

@@ -24,6 +24,17 @@ class Milestones:
     self._best_score: float | None = None
     self._best_kept: float | None = None  # The mean over the seeds.
     self.end = spec.ends[-1]
+    # A threshold that no score reaches decides nothing.
+    possible = self._metric.is_possible
+    self._save_at = tuple(filter(possible, spec.loop.save_at))
+    stop_at = spec.loop.stop_at
+    self._stop_at = stop_at
+    if stop_at is not None and not possible(stop_at):
+      self._stop_at = None
+
+  def stop(self, step: int) -> None:
+    """Ends the run after a step."""
+    self.end = min(step, self.end)
 
   def state(self) -> dict[str, Any]:
     """What `restore` needs; JSON values."""
@@ -58,9 +69,9 @@ class Milestones:
       False where the next steps can be dispatched before they are known.
     """
     loop = self._loop
-    if loop.keep_best or not all(map(self._was_reached, loop.save_at)):
+    if loop.keep_best or not all(map(self._was_reached, self._save_at)):
       return True
-    if loop.stop_at is None or not (final and self._undecided):
+    if self._stop_at is None or not (final and self._undecided):
       return False
     return self._end_after(step) <= step + loop.log_every
 
@@ -78,13 +89,13 @@ class Milestones:
     score = self._metric.worst(metrics[self._spec.primary])
     crossed = any(
       self._metric.reaches(score, at) and not self._was_reached(at)
-      for at in self._loop.save_at
+      for at in self._save_at
     )
     if self._best_score is None or self._metric.better(score, self._best_score):
       self._best_score = score
-    stop_at = self._loop.stop_at
-    may_end = final and self._undecided and stop_at is not None
-    if may_end and self._metric.reaches(score, stop_at or 0.0):
+    stop_at = self._stop_at
+    may_end = final and self._undecided
+    if may_end and stop_at is not None and self._metric.reaches(score, stop_at):
       self.end = self._end_after(step)
     return crossed
 

@@ -83,7 +83,8 @@ class Loop:
     keep: number of checkpoints; 0 keeps all, and the untrained network.
     keep_best: name of the metric whose best checkpoint is kept too; '' keeps
       none.
-    stop_at: score that, once all seeds have it, ends the last stage.
+    stop_at: score that, once all seeds have it, ends the last stage; None is
+      never.
     overrun: share of the steps so far to go on after that.
   """
 
@@ -188,6 +189,7 @@ class RunSpec:
     errors.lookup('primary metric', self.primary, self.metrics)
     if self.loop.keep_best:
       errors.lookup('keep_best', self.loop.keep_best, self.metrics)
+    self._check_save_at()
     log_every = self.loop.log_every
     errors.require(
       0 <= self.lookahead <= log_every,
@@ -198,6 +200,17 @@ class RunSpec:
       self.microbatches >= 1 and self.batch_size % self.microbatches == 0,
       f'microbatches={self.microbatches} must divide the batch_size='
       f'{self.batch_size}.',
+    )
+
+  def _check_save_at(self) -> None:
+    """Raises UserError for scores that were meant for another metric."""
+    scores, better = self.loop.save_at, self.primary_metric.better
+    errors.require(
+      not any(better(a, b) for a, b in itertools.pairwise(scores)),
+      f'save_at={tuple(scores)} must go from worse to better values of '
+      f'{self.primary!r}, which is better when '
+      f'{"higher" if self.primary_metric.higher_is_better else "lower"}. Set '
+      'save_at, and stop_at with it.',
     )
 
   @property

@@ -24,7 +24,6 @@ def summarize(
 ) -> Summary:
   """The summary of a finished run; JSON values throughout."""
   last = result.records[-1]
-  metric = spec.primary_metric
   steps = last['step']
   begins = (0, *spec.ends)
   train_seconds = result.seconds['train']
@@ -41,12 +40,7 @@ def summarize(
       if name.startswith('eval/')
     },
     'best_step': result.best,
-    'steps_to': {
-      str(threshold): metric_log.steps_to(
-        result.records, spec.primary, threshold, metric.higher_is_better
-      )
-      for threshold in THRESHOLDS
-    },
+    'steps_to': {str(at): _steps_to(spec, result, at) for at in THRESHOLDS},
     'stages': [
       _stage_summary(planned, min(planned.stage.steps, steps - begin))
       for planned, begin in zip(result.planned, begins, strict=False)
@@ -61,6 +55,19 @@ def summarize(
     },
     'device': devices_lib.describe(),
   }
+
+
+def _steps_to(
+  spec: run_spec.RunSpec, result: trainer.Result, threshold: float
+) -> list[int | None]:
+  """First step of each seed at a share of the best possible score.
+
+  None where a seed was never there, and for metrics that are not such a share.
+  """
+  metric = spec.primary_metric
+  if not metric.higher_is_better or metric.limit != 1:
+    return [None] * spec.num_seeds
+  return metric_log.steps_to(result.records, spec.primary, threshold)
 
 
 def _stage_summary(planned: stage_plan.StagePlan, steps: int) -> Summary:

@@ -70,7 +70,8 @@ def fit(
     spec: what to do.
     folder: where the run keeps its files.
     title: for the plan and the progress bar.
-    on_record: called with every record of metrics once it is written.
+    on_record: called with every record of metrics once it is written; if it
+      raises StopIteration, the run ends with the next record.
 
   Returns:
     The students, and what was logged.
@@ -163,8 +164,8 @@ class Trainer:
     self._step = self._stage = 0
     self._states: Any = None
     self._pending: _Pending | None = None
-    self._saved: int | None = None
-    self._saved_at = time.monotonic()
+    self._stopped = False
+    self._saved, self._saved_at = -1, time.monotonic()
 
   def result(self) -> Result:
     """What the finished run leaves."""
@@ -211,7 +212,7 @@ class Trainer:
     self._log.expect(self._milestones.end)
     self.stopwatch.restart()
     self._train_stage()
-    while not self._final:
+    while not self._final and self._step < self._milestones.end:
       self._enter(self._stage + 1, self._states.params)
       self._train_stage()
     self._read()
@@ -234,7 +235,7 @@ class Trainer:
 
   @property
   def _stage_end(self) -> int:
-    return self._milestones.end if self._final else self._spec.ends[self._stage]
+    return min(self._milestones.end, self._spec.ends[self._stage])
 
   def _train_stage(self) -> None:
     """Dispatches the steps of a stage, up to log_every at a time."""
@@ -244,7 +245,7 @@ class Trainer:
     if not spec.restart_schedule:
       schedule = (spec.ends[-1], begin)
     matrices = self._steps.matrices(planned, self._stage)
-    constant = (self._teacher_params(planned), matrices, spec.keys.data)
+    constant = (self._steps.stage_teacher(planned), matrices, spec.keys.data)
     advance = functools.partial(
       self._steps.advance, planned, schedule, (begin, end - begin)
     )
@@ -254,14 +255,9 @@ class Trainer:
       self._dispatch(advance, min(next_record, self._stage_end), constant)
       if multihost.any_of(bool(self._signals)):
         self._stop()
-
-  def _teacher_params(self, planned: stage_plan.StagePlan) -> types.Params:
-    teacher = self._spec.teacher
-    if teacher is None or not teacher.available:
-      return None
-    if not planned.stage.needs_teacher:
-      return None
-    return self._steps.place_teacher(teacher.at(planned.stage.checkpoint))
+      if multihost.any_of(self._stopped):  # By `on_record`.
+        ahead = 0 if self._pending is not None else log_every
+        self._milestones.stop(self._step + ahead)
 
   def _dispatch(
     self, advance: Callable[..., Any], stop: int, constant: tuple[Any, ...]
@@ -277,7 +273,7 @@ class Trainer:
     self._step = stop
     metrics = None
     if self._milestones.is_evaluated(stop, self._stage_end):
-      metrics = self._steps.evaluate(self._states.params)
+      metrics = self._evaluate()
     before = self._pending
     self._pending = _Pending(start, stop, self._stage, rows, out, metrics)
     if before is not None:
@@ -310,17 +306,16 @@ class Trainer:
         self._spec, stage, self._folder, out['bad'], pending.rows
       )
     steps = pending.stop - pending.start
-    record: types.Record = {
-      'step': pending.stop,
-      'stage': self._planned[pending.stage].stage.name,
-      'loss': float(out['loss'].mean()) / steps,
-    }
+    name = self._planned[pending.stage].stage.name
+    loss = float(out['loss'].mean()) / steps
+    record: types.Record = {'step': pending.stop, 'stage': name, 'loss': loss}
     for name, total in out.get('terms', {}).items():
       record[f'loss/{name}'] = float(total.mean()) / steps
     crossed = best = False
     metrics = None
-    if pending.metrics is not None:
-      metrics = self._values(pending.metrics)
+    if pending.metrics is not None or pending.stop == self._milestones.end:
+      # At an end that nobody expected nothing was evaluated.
+      metrics = self._values(pending.metrics or self._evaluate())
       final = pending.stage + 1 == len(self._planned)
       crossed = self._milestones.observe(metrics, pending.stop, final)
       best = self._milestones.is_best(metrics)
@@ -328,13 +323,19 @@ class Trainer:
       if pending.stop == self._milestones.end:
         metrics |= self._agreement()
       record |= {f'eval/{name}': values for name, values in metrics.items()}
-    self._log.write(record)
+    try:
+      self._log.write(record)
+    except StopIteration:
+      self._stopped = True
     if self._pending is not None:
       return  # The states are those of later steps already.
     if crossed or self._milestones.is_saved(pending.stop):
       self._save(metrics, best=best)
     elif best or self._late():
       self._save(metrics, best=best, temporary=True)
+
+  def _evaluate(self) -> dict[str, Any]:
+    return self._steps.evaluate(self._states.params)
 
   def _values(self, metrics: dict[str, Any]) -> milestones_lib.Metrics:
     found = self.stopwatch.wait('evaluate', metrics)
@@ -343,9 +344,9 @@ class Trainer:
   def _agreement(self) -> milestones_lib.Metrics:
     """Metrics against the teacher, where there is one."""
     teacher = self._spec.teacher
-    if teacher is None or not (
-      teacher.available and self._spec.teacher_metrics
-    ):
+    if teacher is None or not teacher.available:
+      return {}
+    if not self._spec.teacher_metrics:
       return {}
     params = self._steps.place_teacher(teacher.params)
     return self._values(self._steps.agreement(self._states.params, params))
@@ -365,7 +366,7 @@ class Trainer:
   ) -> None:
     """Saves the present states; a temporary checkpoint goes with the next."""
     if metrics is None:
-      metrics = self._values(self._steps.evaluate(self._states.params))
+      metrics = self._values(self._evaluate())
     record = {
       'stage': self._planned[self._stage].stage.name,
       'score': metrics[self._spec.primary],

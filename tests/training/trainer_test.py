@@ -224,9 +224,11 @@ class DispatchTest(TestCase):
   @parameterized.parameters(
     ({'keep_best': 'loss'}, {8, 16, 24, 32}),
     ({'save_at': (2.0,)}, {8, 16, 24, 32}),
-    ({'stop_at': 2.0}, {8, 16, 24, 32}),
+    ({'stop_at': 1.0}, {8, 16, 24, 32}),
+    # No accuracy is above 1.
+    ({'stop_at': 2.0}, set()),
     # The run goes on beyond the next dispatch, whatever the score.
-    ({'stop_at': 2.0, 'overrun': 0.5}, {8}),
+    ({'stop_at': 1.0, 'overrun': 0.5}, {8}),
     ({'save_every': 12}, {12, 24, 36}),
   )
   def test_it_waits_where_metrics_decide(self, loop, waits):

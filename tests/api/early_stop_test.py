@@ -1,0 +1,72 @@
+"""Early stopping by `on_record`."""
+
+from absl.testing import absltest
+import jax
+import numpy as np
+
+import cxjax
+from tests import small_networks as small
+
+
+class Patience:
+  """Raises StopIteration at a step; keeps what it was called with."""
+
+  def __init__(self, at):
+    self.at, self.seen = at, []
+
+  def __call__(self, record):
+    self.seen.append(record['step'])
+    if record['step'] >= self.at:
+      raise StopIteration
+
+
+class EarlyStopTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    teacher = cxjax.from_fn(small.two_layers, small.parameters(0))
+    student = cxjax.from_fn(small.two_layers, small.parameters(1))
+    cls.batches = small.batches(number=40)
+    hidden = cxjax.Stage('hidden', 20, (cxjax.Term('low', 'low'),))
+    output = cxjax.Stage('output', 20, (cxjax.Term(),))
+    cls.plan = cxjax.plan(
+      teacher, student, cls.batches[0], stages=(hidden, output)
+    )
+    cls.options = {'log_every': 4, 'eval_every': 20, 'learning_rate': 1e-2}
+
+  def distill(self, **options):
+    return cxjax.distill(self.plan, self.batches, **self.options, **options)
+
+  def test_the_run_ends_with_the_next_record_and_is_evaluated(self):
+    for at, end in ((4, 8), (20, 24), (24, 28), (40, 40)):
+      with self.subTest(at):
+        hook = Patience(at)
+        _, history = self.distill(on_record=hook)
+        self.assertEqual(history[-1]['step'], end)
+        self.assertEqual(hook.seen[-1], end)
+        self.assertIn('eval/agreement', history[-1])
+
+  def test_the_students_are_those_of_that_step(self):
+    _, whole = self.distill()
+    params, history = self.distill(on_record=Patience(24))
+    self.assertEqual(
+      [r['loss'] for r in history], [r['loss'] for r in whole[: len(history)]]
+    )
+    output = small.two_layers(params, self.batches[0])[0]
+    wanted = small.two_layers(self.plan.teacher.params, self.batches[0])[0]
+    np.testing.assert_allclose(
+      history[-1]['eval/agreement'],
+      [np.mean(output.argmax(-1) == wanted.argmax(-1))],
+      rtol=1e-6,
+    )
+
+  def test_a_run_that_was_stopped_is_finished(self):
+    folder = self.create_tempdir().full_path
+    params, history = self.distill(on_record=Patience(8), workdir=folder)
+    again, same = self.distill(workdir=folder)
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    self.assertEqual(history, same)
+
+
+if __name__ == '__main__':
+  absltest.main()
