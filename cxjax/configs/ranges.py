@@ -25,6 +25,7 @@ class Range:
     ends: whether the range includes `low` and `high`.
     whole: whether only integers are allowed.
     infinite: whether infinity is allowed.
+    optional: whether None is allowed.
   """
 
   low: float
@@ -32,8 +33,11 @@ class Range:
   ends: tuple[bool, bool] = (True, True)
   whole: bool = False
   infinite: bool = False
+  optional: bool = False
 
   def __contains__(self, value: Any) -> bool:
+    if value is None:
+      return self.optional
     kind = numbers.Integral if self.whole else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):
       return False
@@ -50,7 +54,7 @@ class Range:
     if math.isinf(self.high):
       kind = 'a number' if self.infinite else 'a finite number'
       if math.isinf(self.low):
-        return kind
+        return f'{kind}, or None' if self.optional else kind
       return f'{kind} {"not below" if self.ends[0] else "above"} {self.low}'
     low, high = '(['[self.ends[0]], ')]'[self.ends[1]]
     return f'a number in {low}{self.low}, {self.high}{high}'
@@ -79,7 +83,7 @@ RANGES = {
   'save_every': COUNT,
   'save_minutes': NOT_NEGATIVE,
   'save_at': FINITE,
-  'stop_at': Range(-math.inf, infinite=True),
+  'stop_at': Range(-math.inf, infinite=True, optional=True),
   'overrun': NOT_NEGATIVE,
   'keep': COUNT_OR_0,
   'lookahead': COUNT_OR_0,

@@ -13,10 +13,10 @@ from absl.testing import absltest
 import pytest
 
 from cxjax import errors
-from experiments.benchmarks import accelerator_cases as cases_lib
-from experiments.benchmarks import accelerator_commands as commands
-from experiments.benchmarks import accelerator_pipe as pipe
-from experiments.benchmarks import accelerator_schedule as schedule
+from experiments.benchmarks.accelerator import cases as cases_lib
+from experiments.benchmarks.accelerator import commands as commands
+from experiments.benchmarks.accelerator import pipe as pipe
+from experiments.benchmarks.accelerator import schedule as schedule
 
 pytestmark = pytest.mark.slow
 
@@ -132,11 +132,11 @@ class ScheduleTest(absltest.TestCase):
 
 
 class CheckTest(absltest.TestCase):
-  """Losses that do not agree: accelerator_compare.py imports PyTorch."""
+  """Losses that do not agree: accelerator/compare.py imports PyTorch."""
 
   def check(self, **losses):
     compare = importlib.import_module(
-      'experiments.benchmarks.accelerator_compare'
+      'experiments.benchmarks.accelerator.compare'
     )
     case = compare.Comparison(
       'parity', None, 'output', None, 'float32', (1,), (), True

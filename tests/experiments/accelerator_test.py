@@ -13,14 +13,14 @@ import numpy as np
 
 from cxjax import errors
 from experiments import pcfg_bert
-from experiments.benchmarks import accelerator_agreement as agreement
-from experiments.benchmarks import accelerator_cases as cases_lib
-from experiments.benchmarks import accelerator_commands as commands
-from experiments.benchmarks import accelerator_device as device
-from experiments.benchmarks import accelerator_page as page_lib
-from experiments.benchmarks import accelerator_pipe as pipe
-from experiments.benchmarks import accelerator_rounds as rounds
-from experiments.benchmarks import accelerator_text as text_lib
+from experiments.benchmarks.accelerator import agreement as agreement
+from experiments.benchmarks.accelerator import cases as cases_lib
+from experiments.benchmarks.accelerator import commands as commands
+from experiments.benchmarks.accelerator import device as device
+from experiments.benchmarks.accelerator import page as page_lib
+from experiments.benchmarks.accelerator import pipe as pipe
+from experiments.benchmarks.accelerator import rounds as rounds
+from experiments.benchmarks.accelerator import text as text_lib
 
 STEP = {
   'table': 'steps',

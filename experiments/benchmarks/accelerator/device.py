@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax.models import attention as attention_lib
-from experiments.benchmarks import accelerator_pipe as pipe
+from experiments.benchmarks.accelerator import pipe as pipe
 
 Row: TypeAlias = dict[str, Any]
 

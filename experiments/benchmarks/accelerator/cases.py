@@ -4,8 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-_DEVICE = 'experiments.benchmarks.accelerator_device'
-_STEPS = 'experiments.benchmarks.accelerator_steps'
+_DEVICE = 'experiments.benchmarks.accelerator.device'
+_STEPS = 'experiments.benchmarks.accelerator.steps'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,6 @@ TIMED = {
     _transformer('base', 'hidden', 'float32'),
   )
 }
-# Not timed: all at once, after the others (accelerator_commands.py).
+# Not timed: all at once, after the others (accelerator/commands.py).
 TOGETHER = ('agreement', 'tests', 'tests_cpu')
 NAMES = (*TIMED, *TOGETHER)

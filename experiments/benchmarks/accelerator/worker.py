@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.benchmarks import accelerator_pipe as pipe
+from experiments.benchmarks.accelerator import pipe as pipe
 
 
 def serve(server: pipe.Server, message: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Steps of a student, here and in PyTorch, on the same device.
 
-JAX runs in this process, PyTorch in another (accelerator_torch.py). Both have
-the same batches, initial weights, projections and precision. The losses of the
+JAX runs in this process, PyTorch in another (torch_steps.py). Both have the
+same batches, initial weights, projections and precision. The losses of the
 first 100 steps must agree, or nothing is timed. Then the sides take turns.
 """
 
@@ -22,10 +22,10 @@ import numpy as np
 from cxjax import errors
 from cxjax.configs import builders
 from cxjax.training import run_spec
-from experiments.benchmarks import accelerator_peer as peer_lib
-from experiments.benchmarks import accelerator_pipe as pipe
-from experiments.benchmarks import accelerator_rounds as rounds_lib
 from experiments.benchmarks import rounds
+from experiments.benchmarks.accelerator import peer as peer_lib
+from experiments.benchmarks.accelerator import pipe as pipe
+from experiments.benchmarks.accelerator import rounds as rounds_lib
 
 Row: TypeAlias = dict[str, Any]
 
@@ -108,7 +108,7 @@ class Comparison:
     size: its sizes.
     compute: type of the computation.
     seeds: numbers of students that are trained at once, here.
-    sides: the ways of PyTorch (accelerator_torch.py).
+    sides: the ways of PyTorch (accelerator/torch_steps.py).
     tiny: whether rounds are short.
   """
 

@@ -17,8 +17,8 @@ Cases, in this order; what comes too late for --minutes is left out:
   agreement    whole small runs on the GPU and on the CPU.
   tests        the fast tests on the GPU; tests_cpu, on the CPU.
 
-The sides of PyTorch are in accelerator_torch.py. The losses of the first 100
-steps must agree with those of its plain loop, or nothing is timed; another side
+The sides of PyTorch are in torch_steps.py. The losses of the first 100 steps
+must agree with those of its plain loop, or nothing is timed; another side
 that does not agree is left out, and named. Not the same: ours draws its batches
 as it trains, and reads the loss every 100 (parity) or 25 steps; those of
 PyTorch lie on the device, and nothing reads the loss.
@@ -35,8 +35,8 @@ import jax
 from cxjax import errors
 from cxjax.configs import cli
 from experiments import paths
-from experiments.benchmarks import accelerator_cases as cases_lib
-from experiments.benchmarks import accelerator_schedule as schedule
+from experiments.benchmarks.accelerator import cases as cases_lib
+from experiments.benchmarks.accelerator import schedule as schedule
 
 _CASES = flags.DEFINE_list(
   'cases', list(cases_lib.NAMES), 'Cases, in this order.'

@@ -21,8 +21,8 @@ import time
 from typing import Any
 from typing import TextIO
 
-ROOT = pathlib.Path(__file__).parents[2]
-PACKAGE = 'experiments.benchmarks'
+ROOT = pathlib.Path(__file__).parents[3]
+PACKAGE = 'experiments.benchmarks.accelerator'
 # JAX takes GPU memory as it needs it, and leaves some to PyTorch.
 MEMORY = {
   'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',

@@ -222,7 +222,7 @@ def make(job: dict[str, Any], *, fused: bool) -> Model:
   """Makes the networks of a job.
 
   Args:
-    job: see accelerator_compare.py.
+    job: see accelerator/compare.py.
     fused: fused attention and Adam.
 
   Returns:

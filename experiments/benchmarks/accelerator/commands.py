@@ -1,6 +1,6 @@
 """Cases of the accelerator benchmark that are not timed, run at once.
 
-agreement  runs on the device and on the CPU (accelerator_agreement.py).
+agreement  runs on the device and on the CPU (accelerator/agreement.py).
 tests      the fast tests on the device.
 tests_cpu  the fast tests on the CPU, with the packages of this machine.
 """
@@ -22,8 +22,8 @@ import time
 from typing import Any
 from typing import TypeAlias
 
-from experiments.benchmarks import accelerator_agreement as agreement
-from experiments.benchmarks import accelerator_pipe as pipe
+from experiments.benchmarks.accelerator import agreement as agreement
+from experiments.benchmarks.accelerator import pipe as pipe
 
 Row: TypeAlias = dict[str, Any]
 Rows: TypeAlias = list[Row]
@@ -77,7 +77,7 @@ def make(name: str, folder: pathlib.Path, tiny: bool) -> Together:
   """Makes a case.
 
   Args:
-    name: one of `accelerator_cases.TOGETHER`.
+    name: one of `cases.TOGETHER`.
     folder: folder of its files.
     tiny: what a CPU does in seconds.
 
@@ -86,7 +86,8 @@ def make(name: str, folder: pathlib.Path, tiny: bool) -> Together:
   """
   if name == 'agreement':
     return _agreement(folder, tiny)
-  args = ['-m', 'pytest', '-m', 'not slow', '-vv', '-rfE']
+  # A plugin of some machines warns beside xdist, and warnings are errors.
+  args = ['-m', 'pytest', '-p', 'no:benchmark', '-m', 'not slow', '-vv', '-rfE']
   args += ['-p', 'no:cacheprovider']
   if importlib.util.find_spec('xdist') is None:
     args += ['-o', 'addopts=']
@@ -103,7 +104,7 @@ def make(name: str, folder: pathlib.Path, tiny: bool) -> Together:
 
 def _agreement(folder: pathlib.Path, tiny: bool) -> Together:
   groups = list(agreement.GROUPS)[: 1 if tiny else None]
-  module = f'{pipe.PACKAGE}.accelerator_agreement'
+  module = f'{pipe.PACKAGE}.agreement'
   commands = {}
   for group in groups:
     for place, extra in (('device', {}), ('cpu', CPU)):

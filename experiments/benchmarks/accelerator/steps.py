@@ -9,8 +9,8 @@ import ml_collections
 
 from experiments import base
 from experiments import parity_mlp
-from experiments.benchmarks import accelerator_compare as compare
-from experiments.benchmarks import accelerator_text  # noqa: F401
+from experiments.benchmarks.accelerator import compare as compare
+from experiments.benchmarks.accelerator import text as text_lib  # noqa: F401
 
 Row: TypeAlias = dict[str, Any]
 

@@ -7,10 +7,10 @@ import time
 from typing import Any
 from typing import TypeAlias
 
-from experiments.benchmarks import accelerator_cases as cases_lib
-from experiments.benchmarks import accelerator_commands as commands
-from experiments.benchmarks import accelerator_page as page_lib
-from experiments.benchmarks import accelerator_pipe as pipe
+from experiments.benchmarks.accelerator import cases as cases_lib
+from experiments.benchmarks.accelerator import commands as commands
+from experiments.benchmarks.accelerator import page as page_lib
+from experiments.benchmarks.accelerator import pipe as pipe
 
 Row: TypeAlias = dict[str, Any]
 
@@ -50,7 +50,7 @@ class Worker:
     if self._process is None:
       self._extra = case.extra
       self._process = pipe.Process(
-        'accelerator_worker',
+        'worker',
         [str(self._seconds)],
         extra={**pipe.CACHE, **case.extra},
         log=self._log,

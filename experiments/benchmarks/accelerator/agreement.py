@@ -1,7 +1,7 @@
 r"""Whole small runs on the device, and the same on the CPU: do they agree?
 
 `accelerator.py` starts this for each group of runs, on each of the two:
-  python -m experiments.benchmarks.accelerator_agreement GROUP FILE
+  python -m experiments.benchmarks.accelerator.agreement GROUP FILE
 """
 
 from collections.abc import Iterator

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks import accelerator_pipe as pipe
-from experiments.benchmarks import accelerator_torch_models as models
+from experiments.benchmarks.accelerator import pipe as pipe
+from experiments.benchmarks.accelerator import torch_models as models
 
 LONGEST_LIFE = 900  # Seconds after which the process ends by itself.
 
@@ -175,7 +175,7 @@ def main(path: str) -> None:
   """Serves until the other side closes.
 
   Args:
-    path: file of the job (accelerator_compare.py).
+    path: file of the job (accelerator/compare.py).
   """
   signal.alarm(LONGEST_LIFE)
   server = pipe.Server()

@@ -8,9 +8,9 @@ import pickle
 import tempfile
 from typing import Any
 
-from experiments.benchmarks import accelerator_pipe as pipe
+from experiments.benchmarks.accelerator import pipe as pipe
 
-MODULE = 'accelerator_torch'
+MODULE = 'torch_steps'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Built:
 
 
 class Peer:
-  """A process that trains with PyTorch (accelerator_torch.py)."""
+  """A process that trains with PyTorch (accelerator/torch_steps.py)."""
 
   def __init__(self, job: Mapping[str, Any]) -> None:
     """Takes what the process needs to know; it does not run yet."""
@@ -87,7 +87,7 @@ class Peer:
     """Has the sides built, one after the other; does not wait.
 
     Args:
-      names: keys of `accelerator_torch.SIDES`.
+      names: keys of `torch_steps.SIDES`.
     """
     self._names = tuple(names)
     for name in names:

@@ -1,0 +1,1 @@
+"""Benchmarks on one GPU; `__main__.py` says how to run them."""
