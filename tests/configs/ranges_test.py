@@ -175,7 +175,7 @@ class RangeTest(parameterized.TestCase):
     (ranges.POSITIVE, 'a finite number above 0'),
     (ranges.NOT_NEGATIVE, 'a finite number not below 0'),
     (ranges.FINITE, 'a finite number'),
-    (ranges.RANGES['stop_at'], 'a number'),
+    (ranges.RANGES['stop_at'], 'a number, or None'),
     (ranges.COUNT, 'a whole number from 1 to 2147483647'),
   )
   def test_says_what_is_allowed(self, allowed, text):
