@@ -75,8 +75,15 @@ DATA_MODULES = {
   'pcfg': 'tasks.masked_grammar',
   'text': 'data.tokenized_corpus',
 }
+# Names of the old module `cxjax.methods`, now a package.
+METHODS_NAMES = {
+  'METHODS': 'methods.registry.METHODS',
+  'Teacher': 'training.teacher.Teacher',
+  'choose_checkpoints': 'methods.registry.choose_checkpoints',
+}
 # Names inside the modules above that have changed or moved, too.
 ATTRIBUTES: dict[str, dict[str, str]] = {
+  'analysis.plots': {'OTHERS': 'analysis.plots.OTHERS'},
   'configs.builders': {
     'abstract': 'configs.builders.abstract_specs',
     'student_config': 'configs.identity.student_config',
@@ -168,6 +175,23 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
   'training.multi_step': {'advance': 'training.multi_step.train_many_steps'},
   'training.run_spec': {'Recipe': 'training.run_spec.RunSpec'},
 }
+# Old names, under which another form is served: its arguments, its result or
+# its fields have changed. The form says so itself, where the name is not new.
+OLD_FORMS = {
+  'cxjax.advance': 'legacy.advance',
+  'cxjax.checkpoint.read_record': 'legacy.read_record',
+  'cxjax.dispatch.advance': 'legacy.advance',
+  'cxjax.enter': 'legacy.enter',
+  'cxjax.experiment.load_teacher': 'legacy.load_teacher',
+  'cxjax.experiment.train_teacher': 'legacy.train_teacher',
+  'cxjax.journal.evaluations': 'legacy.evaluations',
+  'cxjax.journal.steps_to': 'legacy.steps_to',
+  'cxjax.plots.OTHERS': 'legacy.OTHERS',
+  'cxjax.plots.accuracy_curves': 'legacy.accuracy_curves',
+  'cxjax.step.enter': 'legacy.enter',
+  'cxjax.step.target': 'legacy.target',
+  'cxjax.target': 'legacy.target',
+}
 
 
 def module_getattr(
@@ -189,8 +213,8 @@ def module_getattr(
     if name not in renamed:
       raise AttributeError(f'module {package!r} has no attribute {name!r}')
     place = renamed[name]
-    _warn(f'{package}.{name} is now {ROOT}.{place}', stacklevel=3)
-    found = _find(place)
+    warn(f'{package}.{name} is now {ROOT}.{place}', stacklevel=3)
+    found = _find(OLD_FORMS.get(f'{package}.{name}', place))
     if isinstance(found, types.ModuleType):
       return _OldModule(f'{package}.{name}', found, ATTRIBUTES.get(place, {}))
     return found
@@ -228,11 +252,13 @@ class _OldModule(types.ModuleType):
 
   def __getattr__(self, name: str) -> Any:
     """Returns an attribute of the module, by its new or old name."""
+    old = f'{self.__name__}.{name}'
+    form = OLD_FORMS.get(old)
     if name in self._renamed:
       place = self._renamed[name]
-      _warn(f'{self.__name__}.{name} is now {ROOT}.{place}', stacklevel=3)
-      return _find(place)
-    return getattr(self._module, name)
+      warn(f'{old} is now {ROOT}.{place}', stacklevel=3)
+      return _find(form or place)
+    return _find(form) if form else getattr(self._module, name)
 
   def __setattr__(self, name: str, value: Any) -> None:
     """Sets an attribute of the module itself."""
@@ -313,13 +339,45 @@ def with_new_names(
     value = given[old]
     now = values.get(value, value) if isinstance(value, str) else value
     change = f'{name}={now!r}' if now is not value else f'{name}='
-    _warn(f'{old}= of {where} is now {change}', stacklevel=stacklevel + 1)
+    warn(f'{old}= of {where} is now {change}', stacklevel=stacklevel + 1)
     found[name] = now
   return found
 
 
-def _warn(message: str, stacklevel: int) -> None:
-  """Warns at the line that used the old name."""
+def old_attributes(
+  **old_to_new: tuple[str, Callable[[Any], Any]],
+) -> Callable[[type], type]:
+  """Decorates a class whose instances had other attributes.
+
+  Args:
+    **old_to_new: for each old attribute what to write now, for the warning, and
+      a function of the instance that returns its value.
+
+  Returns:
+    The decorator; reading an old attribute warns.
+  """
+
+  def decorate(cls: type) -> type:
+    def __getattr__(self: Any, name: str) -> Any:  # noqa: N807
+      if name not in old_to_new:
+        raise AttributeError(f'{cls.__name__!r} has no attribute {name!r}')
+      new, read = old_to_new[name]
+      warn(f'{name} of a {cls.__name__} is now {new}', stacklevel=3)
+      return read(self)
+
+    cls.__getattr__ = __getattr__  # type: ignore[attr-defined]
+    return cls
+
+  return decorate
+
+
+def warn(message: str, stacklevel: int = 3) -> None:
+  """Warns of an old name.
+
+  Args:
+    message: what it is now.
+    stacklevel: of the line to warn at; 3 is that of the caller's caller.
+  """
   warnings.warn(
     f'{message}; the old name goes with the next release.',
     DeprecationWarning,

@@ -1,7 +1,7 @@
-"""Keyword arguments of the previous release, for one more.
+"""Arguments and fields of the previous release, for one more.
 
-A stage had the fields of a single term. They still work, with a warning that
-names what to write now.
+A stage had the fields of a single term, and so had its plan and its state. They
+still work, with a warning that names what to write now.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,8 @@ RENAMED: dict[str, deprecation.Renaming] = {
   'centred': 'centered',
   'positions': ('tokens', {'read': 'predicted'}),
 }
+# Fields of a stage that its term has under the same name.
+OWN = ('student', 'target', 'loss', 'width', 'norm', 'scale', 'pool', 'top_k')
 
 
 def term_fields(
@@ -70,6 +72,50 @@ def stage_of_one_term(make_terms: Callable[[dict[str, Any]], Any]) -> Callable:
       init(self, name, steps, terms, frozen, checkpoint)
 
     cls.__init__ = __init__  # type: ignore[misc]
-    return cls
+    own = {name: (f'terms[0].{name}', _of_first(name)) for name in OWN}
+    renamed = {
+      old: (f'terms[0].{name}', _of_first(name))
+      for old, new in RENAMED.items()
+      for name in [new if isinstance(new, str) else new[0]]
+    }
+    alpha = ('the weight of the term of the labels', _alpha)
+    return deprecation.old_attributes(**own, **renamed, alpha=alpha)(cls)
 
   return decorate
+
+
+def _of_first(name: str) -> Callable[[Any], Any]:
+  return lambda stage: getattr(stage.terms[0], name)
+
+
+def _alpha(stage: Any) -> float:
+  labels = [t.weight for t in stage.terms if not t.needs_teacher]
+  return labels[0] if len(stage.terms) == 2 and labels else 0.0
+
+
+def _single(field: str, key: str | None = None) -> Callable[[Any], Any]:
+  """The value of a field that is a dict by term, for a single term."""
+
+  def read(value: Any) -> Any:
+    found = next(iter(getattr(value, field).values()), None)
+    return found if key is None else getattr(found, key)
+
+  return read
+
+
+# A plan of a stage had the shapes of its single term, a state its regressor.
+plan_of_one_term = deprecation.old_attributes(
+  projection=('projections[TERM]', _single('projections')),
+  readout=('regressors[TERM]', _single('regressors')),
+  teacher_width=(
+    'terms[TERM].teacher_width',
+    _single('terms', 'teacher_width'),
+  ),
+  student_width=(
+    'terms[TERM].student_width',
+    _single('terms', 'student_width'),
+  ),
+)
+state_of_one_term = deprecation.old_attributes(
+  readout=('regressors[TERM]', lambda state: _single('regressors')(state) or {})
+)

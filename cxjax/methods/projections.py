@@ -17,6 +17,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from cxjax import deprecation
 from cxjax import errors
 from cxjax import registration
 
@@ -75,6 +76,7 @@ def register(name: str, draw: Draw) -> None:
   registration.add('projection', PROJECTIONS, name, draw, draw)
 
 
+@deprecation.renamed_arguments(law='projection')
 def random_projection(
   key: jax.Array, projection: str, shape: tuple[int, int]
 ) -> jax.Array:

@@ -18,6 +18,7 @@ from cxjax import errors
 from cxjax import tables
 from cxjax import types
 from cxjax.methods import flops as flops_lib
+from cxjax.methods import legacy
 from cxjax.methods import losses
 from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
@@ -45,6 +46,7 @@ class TermPlan:
   student_width: int
 
 
+@legacy.plan_of_one_term
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
   """One stage, with the shapes and costs that the models give it.

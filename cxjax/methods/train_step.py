@@ -13,8 +13,10 @@ from jax.interpreters import partial_eval
 import jax.numpy as jnp
 import optax
 
+from cxjax import deprecation
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import legacy
 from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
@@ -25,6 +27,7 @@ Mask: TypeAlias = Any
 REGEX = re.compile(r'[\\^$|()+]|\.\*')
 
 
+@legacy.state_of_one_term
 class State(struct.PyTreeNode):
   """What an update changes.
 
@@ -335,6 +338,7 @@ def update(
   return state, loss, terms
 
 
+@deprecation.renamed_arguments(want='targets')
 def train_step(
   state: State,
   batch: types.Batch,

@@ -15,6 +15,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxjax import deprecation
 from cxjax import errors
 from cxjax import types
 from cxjax.models import base
@@ -258,6 +259,7 @@ def first(params: Any) -> Any:
   return params[0]
 
 
+@deprecation.renamed_arguments(network='model')
 def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
   """Returns a model that computes in another floating-point dtype.
 

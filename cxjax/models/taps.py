@@ -13,6 +13,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 import jax.numpy as jnp
 
+from cxjax import deprecation
 from cxjax import tables
 from cxjax import types
 from cxjax.methods import stage as stage_lib
@@ -68,6 +69,7 @@ class Taps(tuple[Tap, ...]):
   _repr_markdown_ = __str__
 
 
+@deprecation.renamed_arguments(network='model')
 def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
   """Lists every activation of a model, without running the model.
 

@@ -19,6 +19,7 @@ from typing import runtime_checkable
 
 import jax
 
+from cxjax import deprecation
 from cxjax import errors
 from cxjax import registration
 from cxjax import types
@@ -136,6 +137,11 @@ class SyntheticTask:
   def batch(self, key: jax.Array, step: Any, batch_size: int, /) -> types.Batch:
     """Makes the batch of `(key, step)`; a subclass defines it."""
     raise NotImplementedError(f'{type(self).__name__} does not define batch.')
+
+  def draw(self, key: jax.Array, step: Any, batch_size: int) -> types.Batch:
+    """Makes a batch: the old name of `batch`, for one release."""
+    deprecation.warn(f'{type(self).__name__}.draw is now batch')
+    return self.batch(key, step, batch_size)
 
   def held_out(self, key: jax.Array, size: int) -> types.Batch:
     """Makes the held-out set, the batch of step 0 of its own key."""
