@@ -254,17 +254,21 @@ LOSSES: dict[str, types.Loss] = {
 }
 
 
-def register(name: str, loss: types.Loss) -> None:
+def register(name: str, loss: types.Loss, *, hidden: bool = True) -> None:
   """Makes a loss known by a name, as terms and configs give it.
 
   Args:
     name: name of the loss.
     loss: `(student, target) -> [...]`, which reduces the last axis.
+    hidden: whether it compares features, so that `extracted.loss` may be its
+      name.
 
   Raises:
     UserError: the name is taken by another loss.
   """
   registration.add('loss', LOSSES, name, loss, loss)
+  if hidden:
+    HIDDEN_LOSSES[name] = loss
 
 
 def logit_loss(
