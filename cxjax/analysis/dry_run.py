@@ -127,7 +127,7 @@ class Estimate:
 
 
 def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
-  """What every stage of a spec would need.
+  """Estimates of every stage of a spec.
 
   Args:
     run: what it is called.

@@ -19,7 +19,7 @@ from cxjax.training import metrics as metrics_lib
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """How the students are evaluated.
+  """The held-out batch of a plan, and its metrics.
 
   Attributes:
     held_out: the batch, with the labels or the teacher's output as 'y'.

@@ -41,7 +41,7 @@ OPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What `distill` will do; prints as a table.
+  """The stages that `distill` will train; prints as a table.
 
   Attributes:
     teacher: the teacher.
@@ -387,6 +387,6 @@ def _check_stages(
 
 
 def reads_classes(stages: stage_lib.Curriculum) -> bool:
-  """Whether any term reads the labels as classes."""
+  """True if any term reads the labels as classes."""
   terms = (term for stage in stages for term in stage.terms)
   return any(term.loss is losses.cross_entropy for term in terms)

@@ -244,7 +244,7 @@ def _spec(
 
 
 def teacher_spec(experiment: Experiment) -> run_spec.RunSpec:
-  """How the teacher is trained: on the labels, keeping its checkpoints.
+  """Specification of the run that trains the teacher, on the labels.
 
   Raises:
     UserError: settings that do not fit each other.
@@ -263,7 +263,7 @@ def teacher_spec(experiment: Experiment) -> run_spec.RunSpec:
 def student_spec(
   experiment: Experiment, teacher: teacher_lib.Teacher | None
 ) -> run_spec.RunSpec:
-  """How the students are trained by `config.method`.
+  """Specification of the run that trains the students by `config.method`.
 
   Args:
     experiment: the experiment.

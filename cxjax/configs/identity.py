@@ -52,7 +52,7 @@ def student_config(config: Config) -> dict[str, Any]:
 
 
 def stored_config(config: Config, spec: run_spec.RunSpec) -> dict[str, Any]:
-  """What the stored targets of a run depend on.
+  """Fields that the stored targets of a run depend on.
 
   Its teacher, its batches and its stages, but not how students learn from
   them: rates, losses, weights and the like.

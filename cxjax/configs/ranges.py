@@ -36,6 +36,7 @@ class Range:
   optional: bool = False
 
   def __contains__(self, value: Any) -> bool:
+    """True if a value is a number of the range."""
     if value is None:
       return self.optional
     kind = numbers.Integral if self.whole else numbers.Real
@@ -49,6 +50,7 @@ class Range:
     )
 
   def __str__(self) -> str:
+    """The range in words, for messages."""
     if self.whole:
       return f'a whole number from {self.low} to {self.high}'
     if math.isinf(self.high):

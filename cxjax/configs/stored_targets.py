@@ -65,7 +65,7 @@ def _with_period(
 def stored_spec(
   experiment: builders.Experiment, workdir: pathlib.Path, checked: bool
 ) -> run_spec.RunSpec:
-  """As `student_spec`, with stored targets in place of the teacher."""
+  """Specification of `student_spec` with stored targets for its teacher."""
   config = experiment.config
   cache = target_cache.load(pathlib.Path(config.cache.folder))
   errors.require(

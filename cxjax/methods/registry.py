@@ -22,7 +22,7 @@ from cxjax.methods import stage as stage_lib
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What a method knows of a run besides its own options.
+  """Facts about a run that a method knows besides its own options.
 
   Attributes:
     num_steps: total number of updates.

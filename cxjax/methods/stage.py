@@ -133,17 +133,17 @@ class Term:
 
   @property
   def needs_teacher(self) -> bool:
-    """Whether the target comes from a teacher."""
+    """True if the target comes from a teacher."""
     return self.target != LABELS
 
   @property
   def scheduled(self) -> bool:
-    """Whether the weight changes during the stage."""
+    """True if the weight changes during the stage."""
     return callable(self.weight)
 
   @property
   def all_tokens(self) -> bool:
-    """Whether all real tokens of a sequence are compared."""
+    """True if all real tokens of a sequence are compared."""
     return (
       self.needs_teacher  # Labels exist at the target positions alone.
       and self.student not in TARGET_POSITION_ACTIVATIONS
@@ -355,12 +355,12 @@ class Stage:
 
   @property
   def needs_teacher(self) -> bool:
-    """Whether any target comes from a teacher."""
+    """True if any target comes from a teacher."""
     return any(term.needs_teacher for term in self.terms)
 
   @property
   def needs_labels(self) -> bool:
-    """Whether any target is the labels."""
+    """True if any target is the labels."""
     return not all(term.needs_teacher for term in self.terms)
 
   @property

@@ -1,4 +1,4 @@
-"""What the student is compared with: activations, pooled, shaped, projected."""
+"""Targets of the student: activations, pooled, shaped and projected."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -88,7 +88,7 @@ def _pooled(value: jax.Array, x: types.Input, pool: str) -> jax.Array:
 
 
 def loss_weights(batch: types.Batch, term: stage_lib.Term) -> jax.Array | None:
-  """How much each value of a term's loss counts; None where all count 1."""
+  """Weights of the values of a term's loss; None if all are 1."""
   if not term.all_tokens:
     return batch.get('weights')
   if term.pool != 'none':

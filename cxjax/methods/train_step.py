@@ -29,7 +29,7 @@ REGEX = re.compile(r'[\\^$|()+]|\.\*')
 
 @legacy.state_of_one_term
 class State(struct.PyTreeNode):
-  """What an update changes.
+  """The state of one student, which an update changes.
 
   Attributes:
     params: all of the student's parameters.

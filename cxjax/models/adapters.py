@@ -51,7 +51,7 @@ class ModelAdapter:
 
   @property
   def several(self) -> bool:
-    """Whether there are several sets of parameters."""
+    """True if there are several sets of parameters."""
     return isinstance(self.params, list)
 
   @property

@@ -63,17 +63,17 @@ class Metric:
     )
 
   def better(self, a: float, b: float) -> bool:
-    """Whether a score `a` is better than `b`; NaN is worse than any other."""
+    """True if a score `a` is better than `b`; NaN is worse than any other."""
     if math.isnan(a) or math.isnan(b):
       return not math.isnan(a)
     return a > b if self.higher_is_better else a < b
 
   def reaches(self, score: float, threshold: float) -> bool:
-    """Whether a score is at least as good as a threshold."""
+    """True if a score is at least as good as a threshold."""
     return score == threshold or self.better(score, threshold)
 
   def is_possible(self, threshold: float) -> bool:
-    """Whether a score can reach a threshold."""
+    """True if a score can reach a threshold."""
     return self.limit is None or self.reaches(self.limit, threshold)
 
   def worst(self, scores: Iterable[float]) -> float:

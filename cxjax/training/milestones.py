@@ -1,4 +1,4 @@
-"""What the held-out metrics decide: when a run saves and when it ends."""
+"""Decisions by the held-out metrics: when a run saves and when it ends."""
 
 import math
 from typing import Any
@@ -37,7 +37,7 @@ class Milestones:
     self.end = min(step, self.end)
 
   def state(self) -> dict[str, Any]:
-    """What `restore` needs; JSON values."""
+    """The state that `restore` takes; JSON values."""
     return {
       'end': self.end,
       'best_score': self._best_score,
@@ -51,15 +51,15 @@ class Milestones:
     self._best_kept = record['best_kept']
 
   def is_saved(self, step: int) -> bool:
-    """Whether the schedule saves a checkpoint at a step."""
+    """True if the schedule saves a checkpoint at a step."""
     return step % self._loop.save_every == 0 or step == self.end
 
   def is_evaluated(self, step: int, stage_end: int) -> bool:
-    """Whether the students are evaluated at a step."""
+    """True if the students are evaluated at a step."""
     return step % self._loop.eval_every == 0 or step == stage_end
 
   def depend_on(self, step: int, final: bool) -> bool:
-    """Whether the metrics of a step may decide what comes right after it.
+    """True if the metrics of a step may decide what comes right after it.
 
     Args:
       step: that was evaluated.
@@ -100,7 +100,7 @@ class Milestones:
     return crossed
 
   def is_best(self, metrics: Metrics) -> bool:
-    """Whether the mean of `keep_best` over the seeds is the best so far."""
+    """True if the mean of `keep_best` over the seeds is the best so far."""
     name = self._loop.keep_best
     if not name:
       return False

@@ -256,9 +256,8 @@ def train_many_steps(
     *blocks, one_block, (states, zeros, each, bad)
   )
   # A finite loss can have a gradient that is not.
-  bad = jnp.where(
-    jax.vmap(_finite)(states.params), bad, jnp.minimum(bad, stop - 1)
-  )
+  finite = jax.vmap(_finite)(states.params)
+  bad = jnp.where(finite, bad, jnp.minimum(bad, stop - 1))
   out = {'loss': total, 'bad': bad}
   return states, {**out, 'terms': terms} if terms else out
 

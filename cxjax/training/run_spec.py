@@ -1,4 +1,4 @@
-"""What a run does: a value, built from a config or by hand."""
+"""The specification of a run: a value, built from a config or by hand."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def num_rows(x: types.Input) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where the arrays of a run lie.
+  """The devices of a run, and how its parameters are sharded over them.
 
   Attributes:
     mesh: the devices.
@@ -116,7 +116,7 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class HostData:
-  """What the batches of a run are made of, where the host reads it.
+  """The rows that the batches of a run are made of, if the host reads them.
 
   Attributes:
     loader: opens the prefetching reader; None where batches need only keys.
@@ -230,7 +230,7 @@ class RunSpec:
 
   @property
   def stored_targets(self) -> bool:
-    """Whether the targets come from a cache instead of the teacher."""
+    """True if the targets come from a cache instead of the teacher."""
     return self.teacher is not None and not self.teacher.available
 
   @property

@@ -1,4 +1,4 @@
-"""What a finished run reports: `summary.json`, and comparisons."""
+"""Summaries of finished runs: `summary.json`, and comparisons."""
 
 import importlib.metadata
 from typing import Any

@@ -41,7 +41,7 @@ OnRecord = Callable[[types.Record], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a finished run leaves in memory.
+  """A finished run in memory.
 
   Attributes:
     params: `[S, ...]` in every leaf.
@@ -168,7 +168,7 @@ class Trainer:
     self._saved, self._saved_at = -1, time.monotonic()
 
   def result(self) -> Result:
-    """What the finished run leaves."""
+    """The result of the finished run."""
     best = None
     if self._spec.loop.keep_best:
       best = checkpoints_lib.best_step(self._folder)

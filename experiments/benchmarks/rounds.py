@@ -1,4 +1,4 @@
-"""What the benchmarks share: our side, checks, rounds and ratios.
+"""Shared parts of the benchmarks: our side, checks, rounds and ratios.
 
 A side trains students one way. Each benchmark compares several sides, which
 take turns, so that other work on the machine slows all of them.

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 import cxjax
-from tests import small_networks as small
+import small_networks as small
 
 
 class Patience:

@@ -63,8 +63,8 @@ class StoredTargetsTest(parameterized.TestCase):
   def fresh(self):
     return pathlib.Path(self.create_tempdir().full_path)
 
-  @pytest.mark.slow
   @parameterized.parameters('extracted', 'progressive')
+  @pytest.mark.slow
   def test_is_the_live_run(self, method):
     live = experiment.run(config_of(method), self.live)
     if method != 'extracted':
@@ -86,8 +86,8 @@ class StoredTargetsTest(parameterized.TestCase):
       self.assertGreater(theirs['teacher_flops'], 0)
       self.assertEqual(mine['student_flops'], theirs['student_flops'])
 
-  @pytest.mark.slow
   @parameterized.parameters(3, 6)
+  @pytest.mark.slow
   def test_an_interrupted_run_ends_where_a_whole_one_does(self, records):
     """Checkpoints at 20, in the hidden stage, and at 40, in the other."""
     config, other = self.stored()

@@ -1,4 +1,4 @@
-"""What stored targets take up, and what it took to compute them."""
+"""Size of stored targets, and the cost of computing them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What one device can do, and attention on it: cases of `accelerator.py`."""
+"""Cases of one device: its speed, and attention on it."""
 
 from collections.abc import Callable
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-  """What was built.
+  """The sides of a comparison that could be built.
 
   Attributes:
     sides: the sides that work, by name.

@@ -95,7 +95,7 @@ class Worker:
 
 
 class Board:
-  """What was found so far, on disk after every case."""
+  """The results so far, on disk after every case."""
 
   def __init__(self, folder: pathlib.Path) -> None:
     """Takes the folder of the results."""

@@ -32,7 +32,7 @@ LONGEST_LIFE = 900  # Seconds after which the process ends by itself.
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-  """How a side trains.
+  """Settings of a side that trains with torch.
 
   Attributes:
     fused: fused attention and Adam.

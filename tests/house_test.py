@@ -1,0 +1,238 @@
+"""Rules of the house that no linter knows."""
+
+import ast
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted(
+  path
+  for folder in ('cxjax', 'experiments')
+  for path in (ROOT / folder).rglob('*.py')
+)
+CXJAX = [path for path in FILES if path.is_relative_to(ROOT / 'cxjax')]
+TESTS = sorted((ROOT / 'tests').rglob('*.py'))
+FILE_LINES, FUNCTION_LINES = 400, 60
+# A comment above a function that may be longer, and why.
+REASON = re.compile(r'\s*# long: \S')
+# A docstring's first line names the thing: it does not begin with one of these.
+OPENING = re.compile(r'(Of|What|Where|Whether|By|How|As|Else)\b')
+# Tests of several modules at once, which mirror none.
+WHOLE = (
+  'tests/api/early_stop_test.py',
+  'tests/api/sequences_test.py',
+  'tests/configs/text_runs_test.py',
+  'tests/interop/huggingface/folders_test.py',
+  'tests/parallel/multihost_runs_test.py',
+  'tests/parallel/sharded_runs_test.py',
+)
+# First lines that are right as they are, by 'FILE:NAME'.
+ALLOWED: dict[str, str] = {}
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name_of(path):
+  return str(path.relative_to(ROOT))
+
+
+def tree_of(path):
+  return ast.parse(path.read_text())
+
+
+def definitions(tree, prefix=''):
+  """Yields every function and class of a module, with its dotted name."""
+  for node in ast.iter_child_nodes(tree):
+    inside = prefix
+    if isinstance(node, FUNCTION | ast.ClassDef):
+      inside = f'{prefix}{node.name}.'
+      yield inside[:-1], node
+    yield from definitions(node, inside)
+
+
+def length(node):
+  """Lines of the body of a function, its docstring apart."""
+  body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+  return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def is_public(name):
+  parts = name.split('.')
+  return not any(
+    part.startswith('_') and not part.endswith('__') for part in parts
+  )
+
+
+class SizeTest(absltest.TestCase):
+  def test_no_file_is_too_long(self):
+    lengths = {name_of(p): len(p.read_text().splitlines()) for p in FILES}
+    self.assertGreater(len(lengths), 50)
+    long = {name: n for name, n in lengths.items() if n > FILE_LINES}
+    self.assertEqual(long, {})
+
+  def test_no_function_is_too_long(self):
+    long = {}
+    for path in FILES:
+      lines = path.read_text().splitlines()
+      for name, node in definitions(tree_of(path)):
+        if not isinstance(node, FUNCTION) or length(node) <= FUNCTION_LINES:
+          continue
+        first = min([node, *node.decorator_list], key=lambda n: n.lineno).lineno
+        if not REASON.match(lines[first - 2]):
+          long[f'{name_of(path)}:{name}'] = length(node)
+    self.assertEqual(long, {}, 'Split it, or say why above: # long: REASON')
+
+
+class DocstringTest(absltest.TestCase):
+  def docstrings(self):
+    """Yields `(FILE:NAME, its docstring or None)` of all that is public."""
+    for path in FILES:
+      tree = tree_of(path)
+      yield name_of(path), ast.get_docstring(tree)
+      for name, node in definitions(tree):
+        if self.is_documented(path, name):
+          yield f'{name_of(path)}:{name}', ast.get_docstring(node)
+
+  def is_documented(self, path, name):
+    nested = path, name.rpartition('.')[0]
+    return is_public(name) and nested not in self.functions
+
+  def setUp(self):
+    super().setUp()
+    self.functions = {
+      (path, name)
+      for path in FILES
+      for name, node in definitions(tree_of(path))
+      if isinstance(node, FUNCTION)
+    }
+
+  def test_all_that_is_public_has_one(self):
+    missing = [name for name, text in self.docstrings() if not text]
+    self.assertEqual(missing, [])
+
+  def test_the_first_line_says_the_noun(self):
+    found = {}
+    for name, text in self.docstrings():
+      line = (text or '').partition('\n')[0]
+      if OPENING.match(line) and ALLOWED.get(name) != line:
+        found[name] = line
+    self.assertEqual(found, {})
+
+  def test_what_is_allowed_is_there(self):
+    """An entry whose docstring has changed is taken out."""
+    self.assertContainsSubset(ALLOWED.items(), dict(self.docstrings()).items())
+
+
+class SeamTest(absltest.TestCase):
+  """A branch by the name of a task, a model or a method is in its registry."""
+
+  def test_nothing_asks_for_the_name_of_a_task(self):
+    asked = re.compile(
+      r"""\b(task|model)\s*(==|!=|(not )?in\s*[(\[{])\s*['"]"""
+    )
+    found = [
+      f'{name_of(path)}:{i}: {line.strip()}'
+      for path in (*CXJAX, ROOT / 'launch.py')
+      for i, line in enumerate(path.read_text().splitlines(), 1)
+      if asked.search(line)
+    ]
+    self.assertEqual(found, [])
+    for line in ("if config.task == 'text':", "c.model in ('mlp',)"):
+      self.assertRegex(line, asked)
+
+  def test_accuracy_is_one_metric_of_many(self):
+    """Its name is where metrics are registered, and in what is old."""
+    named = {
+      'cxjax/api/held_out.py',
+      'cxjax/legacy.py',
+      'cxjax/tasks/base.py',
+      'cxjax/training/metrics.py',
+    }
+    found = {
+      name_of(path)
+      for path in CXJAX
+      for node in ast.walk(tree_of(path))
+      if isinstance(node, ast.Constant) and node.value == 'accuracy'
+    }
+    self.assertEqual(found - named, set())
+
+
+class TestsTest(absltest.TestCase):
+  """The tests themselves."""
+
+  def test_a_marker_is_below_parameters(self):
+    """Above them it is lost: absl makes new functions of the one it marks."""
+    lost = re.compile(r'@pytest\.mark\.\w+.*\n\s*@parameterized\.')
+    found = [name_of(p) for p in TESTS if lost.search(p.read_text())]
+    self.assertEqual(found, [])
+
+  def test_they_mirror_the_package(self):
+    """A test of `cxjax/a/b.py` is `tests/a/b_test.py`."""
+    modules = {str(p.relative_to(ROOT / 'cxjax'))[:-3] for p in CXJAX}
+    folders = {
+      folder.name for folder in (ROOT / 'cxjax').iterdir() if folder.is_dir()
+    }
+    strays = [
+      name_of(path)
+      for path in TESTS
+      if path.name.endswith('_test.py')
+      and path.parent != ROOT / 'tests'
+      and path.relative_to(ROOT / 'tests').parts[0] in folders
+      and str(path.relative_to(ROOT / 'tests'))[: -len('_test.py')]
+      not in modules
+    ]
+    self.assertEqual(strays, list(WHOLE))
+
+
+def copied(folder):
+  """A copy of the package and of its settings."""
+  shutil.copytree(
+    ROOT / 'cxjax', folder / 'cxjax', ignore=shutil.ignore_patterns('__*__')
+  )
+  for path in CXJAX:  # Above, packages lost their __init__.py.
+    if path.name == '__init__.py':
+      shutil.copy(path, folder / path.relative_to(ROOT))
+  shutil.copy(ROOT / 'pyproject.toml', folder)
+  return folder
+
+
+@pytest.mark.slow
+class ImportTest(parameterized.TestCase):
+  """The contract of imports holds, and fails where a line breaks it."""
+
+  def lint(self, folder):
+    program = pathlib.Path(sys.executable).parent / 'lint-imports'
+    return subprocess.run(
+      [program, '--no-cache'],
+      cwd=folder,
+      env={'PYTHONPATH': str(folder), 'PATH': '/usr/bin:/bin'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  @parameterized.parameters(
+    (None, None),
+    ('methods/losses.py', 'from cxjax.training import metrics'),
+    ('data/loader.py', 'from cxjax.configs import builders'),
+    ('training/trainer.py', 'from cxjax.tasks import parity'),
+    ('tasks/parity.py', 'import cxjax.interop.stablehlo'),
+    ('errors.py', 'from cxjax import files'),
+    ('parallel/mesh.py', 'from cxjax.models import mlp'),
+    ('analysis/plots.py', 'from cxjax.api import plan'),
+    ('api/plan.py', 'def f():\n  from cxjax.configs import cli'),
+  )
+  def test_a_line_that_breaks_it(self, module, line):
+    folder = copied(pathlib.Path(self.create_tempdir().full_path))
+    if module is not None:
+      path = folder / 'cxjax' / module
+      path.write_text(f'{path.read_text()}\n{line}\n')
+    done = self.lint(folder)
+    self.assertIn('Analyzed', done.stdout, done.stderr)
+    self.assertEqual(done.returncode, int(module is not None), done.stdout)
