@@ -241,9 +241,10 @@ class Trainer:
     """Dispatches the steps of a stage, up to log_every at a time."""
     spec, planned = self._spec, self._planned[self._stage]
     begin, end = (0, *spec.ends)[self._stage], spec.ends[self._stage]
-    schedule = (end - begin, 0)
-    if not spec.restart_schedule:
-      schedule = (spec.ends[-1], begin)
+    length = end - begin if spec.restart_schedule else spec.ends[-1]
+    # The optimizer's own count of steps, where it is carried over, is `begin`.
+    passed = 0 if spec.restart_schedule else begin
+    schedule = (length, passed - begin * spec.carry_state)
     matrices = self._steps.matrices(planned, self._stage)
     constant = (self._steps.stage_teacher(planned), matrices, spec.keys.data)
     advance = functools.partial(

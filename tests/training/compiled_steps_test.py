@@ -34,14 +34,14 @@ def states(index, seed=0):
   return steps.init_stage(planned[index], keys, steps.init(spec().keys.init))
 
 
-def advance(index, start, stop, params=None, span=(0, 6), schedule=(6, 0)):
+def advance_args(index, start, stop, params=None, span=(0, 6), schedule=(6, 0)):
+  """Arguments of `CompiledSteps.advance`."""
   steps, planned = made()
   params = runs.teacher_params() if params is None else params
   matrices = steps.matrices(planned[index], index)
-  args = params, matrices, spec().keys.data, None, None
-  return steps.advance(
-    planned[index], schedule, span, states(index), start, stop, *args
-  )
+  keys = spec().keys.data
+  args = states(index), start, stop, params, matrices, keys, None, None
+  return planned[index], schedule, span, *args
 
 
 class CompiledTest(parameterized.TestCase):
@@ -51,21 +51,24 @@ class CompiledTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.set_mesh(runs.MESH))
 
-  def compiled(self, fun):
-    """Runs `fun`; how many programs XLA compiled or loaded for it."""
+  def compiled(self, args):
+    """Advances; how many programs were compiled, of ours and by XLA."""
     events = []
     listen = lambda event, *_, **__: events.append(event)
+    steps, _ = made()
+    jax.block_until_ready(args[3:])
+    before = len(steps)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-      before = len(made()[0])
-      jax.block_until_ready(fun())
+      jax.block_until_ready(steps.advance(*args))
     finally:
       jax.monitoring.unregister_event_duration_listener(listen)
     inside = [e for e in events if 'backend_compile' in e]
-    return len(made()[0]) - before, len(inside)
+    return len(steps) - before, len(inside)
 
   def test_nothing_differs_enough_to_compile_again(self):
-    advance(0, 0, 4)
+    steps, _ = made()
+    steps.advance(*advance_args(0, 0, 4))
     for change in (
       dict(start=4, stop=6),  # Another place.
       dict(start=0, stop=4, params=runs.teacher_params(1)),
@@ -73,9 +76,8 @@ class CompiledTest(parameterized.TestCase):
       dict(start=0, stop=4, span=(7, 90)),
       dict(index=1, start=6, stop=8),  # Another stage of the same objective.
     ):
-      fun = functools.partial(advance, **{'index': 0, **change})
-      fun()  # What is made op by op around it.
-      self.assertEqual(self.compiled(fun), (0, 0), change)
+      args = advance_args(**{'index': 0, **change})
+      self.assertEqual(self.compiled(args), (0, 0), change)
 
   def test_seconds_are_those_of_compiling(self):
     steps = compiled_steps.CompiledSteps(spec())
@@ -185,7 +187,7 @@ class ProgramTest(parameterized.TestCase):
 
   def test_advance_is_many_steps(self):
     steps, planned = made()
-    got = advance(2, 12, 16, span=(11, 9))
+    got = steps.advance(*advance_args(2, 12, 16, span=(11, 9)))
     want = multi_step.train_many_steps(
       states(2),
       12,

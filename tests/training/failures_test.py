@@ -83,3 +83,19 @@ class ExplainTest(parameterized.TestCase):
     self.explain('seed 1 at step 5 has no position', [9, 5], **fields)
     self.explain('seed 0 is not finite at step 5', [5, 9], **fields)
     self.explain('seed 1 is not finite at step 6', [9, 6], **fields)
+
+  def test_rows_that_all_seeds_share(self):
+    rows = {'weights': np.ones((4, 1, runs.SIZE), np.float32)}
+    rows['weights'][5 % 4] = 0
+    host = run_spec.HostData(
+      rows=jax.eval_shape(lambda: jax.tree.map(lambda x: x[0, 0], rows))
+    )
+    draw = lambda key, t, rows: {**runs.draw(key, t), **rows}
+    self.explain(
+      'seed 1 at step 5 has no position',
+      [9, 5],
+      draw=draw,
+      host=host,
+      rows=rows,
+      keys=runs.keys(streams=1),
+    )

@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import time
+import types
 from unittest import mock
 
 from absl.testing import parameterized
@@ -487,6 +488,62 @@ class ResumeTest(TestCase):
     with mock.patch.object(time, 'perf_counter', lambda: 0.0):
       after = self.fit(spec, folder).seconds
     self.assertEqual(after['train'], before['train'])
+
+
+class ScheduleTest(TestCase):
+  """The learning rate of every step.
+
+  The student is one number, its loss that number: a step of SGD subtracts the
+  learning rate from it, so that the records tell all of them.
+  """
+
+  def rates(self, folder=None, steps=(4, 6), **fields):
+    def apply(params, x):
+      return jnp.broadcast_to(params['w'], (len(x), 1)), {}
+
+    term = Term(target='labels', loss=lambda got, labels: got[:, 0])
+    names = ('first', 'second', 'third')
+    spec = runs.spec(
+      [Stage(name, n, term) for name, n in zip(names, steps, strict=False)],
+      student=types.SimpleNamespace(
+        apply=apply, init=lambda key, x: {'w': jnp.zeros(())}
+      ),
+      optimizer=functools.partial(
+        runs.adam, name='sgd', schedule='linear', learning_rate=1.0
+      ),
+      teacher=None,
+      teacher_metrics={},
+      loop=runs.loop(log_every=1, eval_every=2, save_every=2),
+      **fields,
+    )
+    records = self.fit(spec, folder).records
+    return -np.diff([record['loss'] for record in records])
+
+  @parameterized.product(restart=(True, False), carry=(True, False))
+  def test_of_each_stage_or_of_the_run(self, restart, carry):
+    """Whether the optimizer's state, which counts the steps, goes on or not."""
+    found = self.rates(restart_schedule=restart, carry_state=carry)
+    expected = 1 - np.arange(10) / 10
+    if restart:
+      expected = np.r_[1 - np.arange(4) / 4, 1 - np.arange(6) / 6]
+    np.testing.assert_allclose(found, expected[:-1], rtol=1e-5)
+
+  def test_after_a_kill(self):
+    folder = self.folder()
+    fields = dict(restart_schedule=True, carry_state=True, steps=(3, 4, 3))
+    with faults.killed_after(5):
+      self.rates(folder, **fields)
+    found = self.rates(folder, **fields)
+    expected = [1 - np.arange(n) / n for n in (3, 4, 3)]
+    np.testing.assert_allclose(found, np.concatenate(expected)[:-1], rtol=1e-5)
+
+  def test_state_that_is_carried_over(self):
+    """Adam counts its steps."""
+    for carry, count in ((True, 20), (False, 9)):
+      folder = self.folder()
+      self.fit(runs.changed(main(), carry_state=carry), folder)
+      _, items = runs.last(main(), folder)
+      np.testing.assert_array_equal(items['opt_state'][0].count, count)
 
 
 def poison(at, seed=None, what='x'):
