@@ -42,7 +42,8 @@ def summarize(
     'best_step': result.best,
     'steps_to': {str(at): _steps_to(spec, result, at) for at in THRESHOLDS},
     'stages': [
-      _stage_summary(planned, min(planned.stage.steps, steps - begin))
+      # A run that ends early may not reach its last stages.
+      _stage_summary(planned, max(min(planned.stage.steps, steps - begin), 0))
       for planned, begin in zip(result.planned, begins, strict=False)
     ],
     'seconds': {k: round(v, 3) for k, v in result.seconds.items()},

@@ -256,9 +256,6 @@ class Trainer:
       self._dispatch(advance, min(next_record, self._stage_end), constant)
       if multihost.any_of(bool(self._signals)):
         self._stop()
-      if multihost.any_of(self._stopped):  # By `on_record`.
-        ahead = 0 if self._pending is not None else log_every
-        self._milestones.stop(self._step + ahead)
 
   def _dispatch(
     self, advance: Callable[..., Any], stop: int, constant: tuple[Any, ...]
@@ -279,6 +276,8 @@ class Trainer:
     self._pending = _Pending(start, stop, self._stage, rows, out, metrics)
     if before is not None:
       self._record(before)
+    if multihost.any_of(self._stopped):  # These steps are the last.
+      self._milestones.stop(self._step)
     if self._must_read():
       self._read()
 
@@ -345,9 +344,8 @@ class Trainer:
   def _agreement(self) -> milestones_lib.Metrics:
     """Metrics against the teacher, where there is one."""
     teacher = self._spec.teacher
-    if teacher is None or not teacher.available:
-      return {}
-    if not self._spec.teacher_metrics:
+    metrics = self._spec.teacher_metrics
+    if teacher is None or not (teacher.available and metrics):
       return {}
     params = self._steps.place_teacher(teacher.params)
     return self._values(self._steps.agreement(self._states.params, params))

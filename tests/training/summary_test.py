@@ -1,5 +1,6 @@
 """Tests of what a finished run reports."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -107,6 +108,20 @@ class SummarizeTest(parameterized.TestCase):
     self.assertEqual(found['steps'], 16)
     self.assertEqual([s['steps'] for s in found['stages']], [6, 5, 5])
 
+  def test_stages_that_were_not_reached(self):
+    def stop(record):
+      raise StopIteration
+
+    folder = self.create_tempdir().full_path
+    result = runs.fit(self.spec, folder, stop)
+    found = summary.summarize('mine', self.spec, result)
+    steps = [s['steps'] for s in found['stages']]
+    self.assertEqual((found['steps'], steps), (6, [6, 0, 0]))
+    cost = sum(
+      found['stages'][0][f'{who}_flops'] for who in ('student', 'teacher')
+    )
+    self.assertEqual(summary.flops(found), 6 * cost)
+
   def test_the_best_step(self):
     spec = runs.changed(self.spec, loop={'keep_best': 'loss'})
     result = runs.fit(spec, self.create_tempdir().full_path)
@@ -118,15 +133,18 @@ class SummarizeTest(parameterized.TestCase):
     }
     self.assertEqual(found['best_step'], min(losses, key=losses.get))
 
-  def test_a_primary_metric_that_is_better_lower(self):
+  def test_steps_to_shares_of_the_best_score(self):
+    """Of a loss there is no such share."""
+    records = [
+      {'step': 4, 'eval/accuracy': [0.5, 0.95], 'eval/loss': [0.1, 0.2]},
+      {'step': 8, 'eval/accuracy': [0.92, 0.9], 'eval/loss': [0.1, 0.2]},
+    ]
+    result = dataclasses.replace(self.result, records=records)
+    found = summary.summarize('mine', self.spec, result)['steps_to']
+    self.assertEqual(found, {'0.9': [8, 4], '0.99': [None, None]})
     spec = runs.changed(self.spec, primary='loss')
-    found = summary.summarize('mine', spec, self.result)
-    # A loss below 0.9 reaches 0.9.
-    below = [step is not None for step in found['steps_to']['0.9']]
-    low = np.min(
-      [r['eval/loss'] for r in self.result.records if 'eval/loss' in r], axis=0
-    )
-    self.assertEqual(below, (low <= 0.9).tolist())
+    found = summary.summarize('mine', spec, result)['steps_to']
+    self.assertEqual(found, {'0.9': [None, None], '0.99': [None, None]})
 
 
 class FlopsTest(parameterized.TestCase):

@@ -224,10 +224,11 @@ class DispatchTest(TestCase):
 
   @parameterized.parameters(
     ({'keep_best': 'loss'}, {8, 16, 24, 32}),
-    ({'save_at': (2.0,)}, {8, 16, 24, 32}),
+    ({'save_at': (1.0,)}, {8, 16, 24, 32}),
     ({'stop_at': 1.0}, {8, 16, 24, 32}),
     # No accuracy is above 1.
     ({'stop_at': 2.0}, set()),
+    ({'save_at': (0.0, 2.0)}, {8}),
     # The run goes on beyond the next dispatch, whatever the score.
     ({'stop_at': 1.0, 'overrun': 0.5}, {8}),
     ({'save_every': 12}, {12, 24, 36}),
@@ -450,6 +451,51 @@ class ResumeTest(TestCase):
     resumed = max(s for s in saved if s < first[-1])
     again = [s for s in (4, 6, 8, 11, 12, 16, 20) if s > resumed]
     self.assertEqual(seen, first + again)
+
+  # It raises at 4, 6, 8 (saved, so that nothing is on its way), 11, 16, 20.
+  @parameterized.parameters((1, 6), (2, 8), (3, 11), (4, 12), (6, 20), (7, 20))
+  def test_a_hook_ends_the_run_with_the_next_record(self, number, end):
+    spec, whole = self.variant('usual')
+    folder, seen = self.folder(), []
+
+    def stop(record):
+      seen.append(record)
+      if len(seen) >= number:
+        raise StopIteration
+
+    result = self.fit(spec, folder, stop)
+    self.assertEqual(seen, result.records)
+    self.assertEqual(result.records[-1]['step'], end)
+    self.assertIn('eval/agreement', result.records[-1])
+    # Up to there it is the whole run, and its end is saved.
+    every = metric_log.read(whole)[: len(seen)]
+    losses = [[r['loss'] for r in records] for records in (every, seen)]
+    self.assertEqual(*losses)
+    self.assertEqual(checkpoints.latest(folder), end)
+    # It is finished: nothing is trained, and the hook is not called.
+    again = self.fit(spec, folder, lambda record: self.fail())
+    chex.assert_trees_all_equal(again.params, result.params)
+
+  def test_killed_after_a_hook_ended_it(self):
+    """The hook sees the records after the last checkpoint again."""
+    spec, _ = self.variant('usual')
+    folder, other = self.folder(), self.folder()
+
+    def stop(record):
+      if record['step'] >= 11:
+        raise StopIteration
+
+    def kill(record):
+      if record['step'] == 12:
+        raise faults.Killed
+      stop(record)
+
+    with self.assertRaises(faults.Killed):
+      self.fit(spec, folder, kill)
+    self.assertEqual(checkpoints.latest(folder), 8)
+    for one in (folder, other):
+      self.assertEqual(self.fit(spec, one, stop).records[-1]['step'], 12)
+    self.assert_same_run(spec, folder, other)
 
   @parameterized.parameters(('SIGTERM', 1), ('SIGINT', 2), ('SIGTERM', 3))
   def test_a_signal_saves_and_stops(self, name, records):
