@@ -153,6 +153,21 @@ class ProgramTest(parameterized.TestCase):
     found = steps.matrices(plan, 0)
     self.assertFalse(np.array_equal(*found.values()))
 
+  def test_the_teacher_of_a_stage(self):
+    steps, (early, late, _) = made()
+    for planned, seed in ((early, 1), (late, 0)):
+      chex.assert_trees_all_equal(
+        steps.stage_teacher(planned), runs.teacher_params(seed)
+      )
+    alone = Stage('s', 5, runs.LABELS)
+    for teacher in (None, runs.teacher()):
+      given = runs.spec((alone,), teacher=teacher)
+      steps = compiled_steps.CompiledSteps(given)
+      self.assertIsNone(steps.stage_teacher(given.plan()[0]))
+    given = runs.spec(teacher=runs.teacher(available=False))
+    steps = compiled_steps.CompiledSteps(given)
+    self.assertIsNone(steps.stage_teacher(given.plan()[0]))
+
   def test_evaluate_and_agreement(self):
     steps, _ = made()
     params = steps.init(spec().keys.init)

@@ -117,6 +117,26 @@ class OrderTest(parameterized.TestCase):
     for scores in ([NAN, 1.0, 2.0], [1.0, NAN, 2.0], [2.0, 1.0, NAN]):
       self.assertTrue(math.isnan(metric.worst(scores)))
 
+  @parameterized.parameters(
+    ('accuracy', 1.0, True),
+    ('accuracy', 1.01, False),
+    ('f1', 2.0, False),
+    ('agreement', 2.0, False),
+    ('loss', 0.0, True),
+    ('loss', -0.1, False),
+    ('loss', 99.0, True),
+    ('perplexity', 1.0, True),
+    ('perplexity', 0.9, False),
+    ('teacher_kl', -1.0, False),
+  )
+  def test_scores_that_are_possible(self, name, threshold, expected):
+    metric = metrics.METRICS[name]
+    self.assertEqual(metric.is_possible(threshold), expected)
+
+  def test_any_score_of_a_metric_without_a_limit(self):
+    metric = metrics.Metric(lambda output, labels: output[..., 0])
+    self.assertTrue(metric.is_possible(1e9))
+
   def test_of_the_registry(self):
     lower = {n for n, m in metrics.METRICS.items() if not m.higher_is_better}
     self.assertEqual(lower, {'loss', 'perplexity', 'teacher_kl'})

@@ -180,6 +180,33 @@ class DependOnTest(parameterized.TestCase):
     self.assertEqual(run.end, 90)
     self.assertFalse(run.depend_on(80, True))
 
+  @parameterized.parameters(
+    ('accuracy', dict(stop_at=2.0), False),
+    ('accuracy', dict(stop_at=1.0), True),
+    ('accuracy', dict(save_at=(2.0,)), False),
+    ('loss', dict(stop_at=-1.0), False),
+    ('loss', dict(stop_at=2.0), True),
+  )
+  def test_not_on_a_score_that_cannot_be(self, primary, loop, expected):
+    self.assertEqual(make(primary, **loop).depend_on(40, True), expected)
+
+
+class EndTest(parameterized.TestCase):
+  """A run that is told to end."""
+
+  def test_ends_and_is_saved_there(self):
+    run = make()
+    run.stop(48)
+    self.assertEqual(run.end, 48)
+    self.assertTrue(run.is_saved(48))
+    run.stop(60)  # Not later again.
+    self.assertEqual(run.end, 48)
+
+  def test_not_after_the_last_stage(self):
+    run = make()
+    run.stop(104)
+    self.assertEqual(run.end, 100)
+
 
 class StateTest(parameterized.TestCase):
   def test_goes_on_as_if_nothing_had_happened(self):

@@ -36,6 +36,14 @@ class SpecTest(parameterized.TestCase):
   @parameterized.parameters(
     (dict(primary='acuracy'), "primary metric 'acuracy'.*mean 'accuracy'"),
     (dict(loop=runs.loop(keep_best='f1')), "keep_best 'f1'.*accuracy, loss"),
+    (
+      dict(loop=runs.loop(save_at=(0.9, 0.5))),
+      "from worse to better values of 'accuracy', .* when higher",
+    ),
+    (
+      dict(loop=runs.loop(save_at=(0.5, 0.9)), primary='loss'),
+      "values of 'loss', which is better when lower",
+    ),
     (dict(lookahead=5), 'lookahead=5 must be .*log_every=4'),
     (dict(lookahead=-1), 'lookahead=-1'),
     (dict(microbatches=3), 'microbatches=3 must divide the batch_size=4'),
