@@ -1,0 +1,207 @@
+"""Shapes of one term of a stage, and errors where they do not fit."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import errors
+from cxjax import types
+from cxjax.methods import losses
+from cxjax.methods import projections
+from cxjax.methods import stage as stage_lib
+from cxjax.methods import targets as targets_lib
+
+# Number of equal parts of a stage at whose ends a schedule is checked.
+CHECKED_PARTS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class TermPlan:
+  """Shapes of one term.
+
+  Attributes:
+    projection: shape `(d_T, r)` of the random projection, or None.
+    regressor: shape `(d_S, r)` of the regressor, or None.
+    teacher_width: width of the target, or None for labels.
+    student_width: width of the activation that is trained.
+  """
+
+  projection: tuple[int, int] | None
+  regressor: tuple[int, int] | None
+  teacher_width: int | None
+  student_width: int
+
+
+def _check_schedule(stage: stage_lib.Stage, term: stage_lib.Term) -> None:
+  """Raises UserError for a schedule that makes no finite positive scalars."""
+  if not term.scheduled:
+    return
+  what = f'The weight of {term.student!r} in stage {stage.name!r}'
+  try:
+    shape = jax.eval_shape(term.weight_at, jax.ShapeDtypeStruct((), float))
+  except Exception as error:  # Whatever a function of the user raises.
+    reason = str(error).partition('\n')[0].rstrip('.')
+    raise errors.UserError(
+      f'{what} is no schedule of the fraction of the stage that is done: '
+      f'{reason}.'
+    ) from error
+  errors.require(
+    getattr(shape, 'shape', None) == (),
+    f'{what} is a schedule that returns {shape}: it must return a scalar, as '
+    'optax.linear_schedule(1.0, 0.0, 1.0) does.',
+  )
+  fractions = np.linspace(0, 1, CHECKED_PARTS + 1, dtype=np.float32)
+  weights = np.asarray(jax.vmap(term.weight_at)(jnp.asarray(fractions)))
+  for fraction, weight in zip(fractions, weights, strict=True):
+    errors.require(
+      0 <= weight < math.inf,
+      f'{what} is {weight:g} after {round(float(fraction), 2)} of the stage: '
+      'it must be finite and not negative.',
+    )
+
+
+def plan_term(
+  stage: stage_lib.Stage,
+  term: stage_lib.Term,
+  batch: types.Batch,
+  ours: targets_lib.Activations,
+  theirs: targets_lib.Activations,
+) -> TermPlan:
+  """Shapes of a term.
+
+  Args:
+    stage: the stage, for messages.
+    term: one of its terms.
+    batch: shapes of a batch.
+    ours: shapes of all activations of the student.
+    theirs: shapes of those of the teacher, if the stage needs it.
+
+  Returns:
+    The shapes.
+
+  Raises:
+    UserError: activations that do not exist or do not fit, a loss that does not
+      reduce the last axis, or a weight that is no scalar.
+  """
+  _check_schedule(stage, term)
+
+  def shape(found: targets_lib.Activations, name: str) -> tuple[int, ...]:
+    one = lambda found, x: targets_lib.compared(found, x, name, term)
+    shape = jax.eval_shape(one, found, batch['x']).shape
+    errors.require(
+      len(shape) > 1,
+      f'{name!r} of shape {shape} has no width: give it a last axis, as in '
+      '[B, 1].',
+    )
+    return shape
+
+  *axes, student_width = shape(ours, term.student)
+  _check_positions(stage, term, axes, batch)
+  if not term.needs_teacher:
+    _check_loss(stage, term, (*axes, student_width), batch)
+    return TermPlan(None, None, None, student_width)
+  *others, teacher_width = shape(theirs, term.target)
+  errors.require(
+    axes == others,
+    f'Stage {stage.name!r} cannot compare {term.student!r}, '
+    f'{[*axes, student_width]}, with {term.target!r}, '
+    f'{[*others, teacher_width]}: all axes but the last must agree. Choose '
+    "another pair of layers, or pool='mean'.",
+  )
+  errors.require(
+    term.top_k <= teacher_width,
+    f'top_k={term.top_k}: the teacher has {teacher_width} logits.',
+  )
+  projection = regressor = None
+  got = teacher_width
+  if term.projection is not None:
+    projection = targets_lib.projection_shape(
+      term, teacher_width, student_width
+    )
+    draw = functools.partial(
+      projections.random_projection,
+      projection=term.projection,
+      shape=projection,
+    )
+    jax.eval_shape(draw, jax.random.key(0))
+    got = projection[1]
+  if term.regressor:
+    regressor = (student_width, got)
+  errors.require(
+    got == student_width or term.regressor,
+    f'Stage {stage.name!r} compares {term.student!r}, {student_width} wide, '
+    f'with {term.target!r}, {got} wide. Give it a projection, as '
+    "projection='gaussian'.",
+  )
+  _check_loss(stage, term, (*axes, got), batch)
+  return TermPlan(projection, regressor, teacher_width, student_width)
+
+
+def _check_positions(
+  stage: stage_lib.Stage,
+  term: stage_lib.Term,
+  axes: list[int],
+  batch: types.Batch,
+) -> None:
+  """Raises UserError for pooled target positions, or weights of other axes."""
+  x = batch['x']
+  errors.require(
+    term.pool == 'none'
+    or term.all_tokens
+    or not (isinstance(x, Mapping) and 'target_positions' in x),
+    f'Stage {stage.name!r} pools {term.student!r} with pool={term.pool!r}, '
+    'which is for all tokens: leave it out of terms at the target positions.',
+  )
+  weights = targets_lib.loss_weights(batch, term)
+  shape = axes if weights is None else list(weights.shape)
+  errors.require(
+    shape == axes,
+    f'Stage {stage.name!r} compares {axes} values of {term.student!r}, and the '
+    f'weights are {shape}: give one for each value.',
+  )
+
+
+def _check_loss(
+  stage: stage_lib.Stage,
+  term: stage_lib.Term,
+  shape: tuple[int, ...],
+  batch: types.Batch,
+) -> None:
+  """Raises UserError for a loss that does not reduce the last axis alone."""
+  features = jax.ShapeDtypeStruct(shape, jnp.float32)
+  want: Any = features
+  if term.top_k:
+    want = jax.eval_shape(lambda x: losses.top_k(x, term.top_k), features)
+  elif not term.needs_teacher:
+    if 'y' not in batch:
+      return
+    want = jax.eval_shape(lambda y: y, batch['y'])
+  found = _evaluated_loss(stage, term, features, want)
+  got = list(getattr(found, 'shape', [None]))
+  errors.require(
+    got == list(shape[:-1]),
+    f'The loss of stage {stage.name!r} makes {got} of {list(shape)}: it must '
+    f'reduce the last axis alone, to {list(shape[:-1])}, as cxjax.mse does.',
+  )
+
+
+def _evaluated_loss(
+  stage: stage_lib.Stage, term: stage_lib.Term, got: Any, want: Any
+) -> Any:
+  """Shape of what a term's loss returns; its errors in one line."""
+  try:
+    return jax.eval_shape(term.loss, got, want)  # type: ignore[arg-type]
+  except Exception as error:  # Whatever a function of the user raises.
+    reason = str(error).partition('\n')[0].rstrip('.')
+    sizes = ' and '.join(str(list(x.shape)) for x in jax.tree.leaves(want))
+    raise errors.UserError(
+      f"The loss of stage {stage.name!r} does not take the student's "
+      f'{term.student!r}, {list(got.shape)}, and {term.target!r}, {sizes}: '
+      f'{reason}.'
+    ) from error
