@@ -170,7 +170,7 @@ def _layout(experiment: Experiment, role: str) -> run_spec.Layout:
   mesh = mesh_lib.make(config.mesh, block.batch_size, experiment.devices)
   shardings = {
     name: _sharding(experiment.model(name), config.mesh[name], mesh, name)
-    for name in ('student', 'teacher')
+    for name in {role, 'teacher'}
   }
   return run_spec.Layout(mesh, shardings[role], shardings['teacher'])
 
@@ -222,6 +222,8 @@ def _spec(
     **loop,
   )
   optimizer = kwargs.pop('optimizer', block.optimizer)
+  metrics = metrics_lib.resolve(task.metrics)
+  metrics_lib.require_reference(metrics, 'labels')
   spec = run_spec.RunSpec(
     student=experiment.model(role),
     draw=task.batch,
@@ -231,7 +233,7 @@ def _spec(
     optimizer=functools.partial(optimizers.make, optimizer),
     layout=layout,
     loop=loop,
-    metrics=metrics_lib.resolve(task.metrics),
+    metrics=metrics,
     primary=task.primary_metric,
     host=_host_data(experiment, role, layout.mesh, streams),
     microbatches=block.microbatches,

@@ -80,8 +80,7 @@ def _warn_if_untrained(
   if stop_at is None or finished['steps'] < num_steps:
     return
   metric = spec.primary_metric
-  possible = not metric.higher_is_better or stop_at <= 1
-  if possible and not metric.reaches(score, stop_at):
+  if metric.is_possible(stop_at) and not metric.reaches(score, stop_at):
     logging.warning(
       'The teacher ended with %s %.3g, teacher.stop_at=%.3g was not reached: '
       'students learn what it knows. Give it more teacher.num_steps than %d, '

@@ -1,13 +1,13 @@
 """Tests of whole experiments: what a workdir holds, and what is refused."""
 
 import json
+import math
 import pathlib
 import shutil
 import subprocess
 import sys
 from unittest import mock
 
-from absl import logging
 from absl.testing import parameterized
 import chex
 import jax
@@ -16,6 +16,7 @@ import pytest
 
 from cxjax import errors
 from cxjax import files
+from cxjax.analysis import plots
 from cxjax.configs import builders
 from cxjax.configs import experiment
 from cxjax.configs import teachers
@@ -26,6 +27,7 @@ from cxjax.training import metric_log
 from cxjax.training import metrics as metrics_lib
 from experiments import parity_mlp
 import faults
+import own_config
 
 # Labels beside hidden activations that fade out, then the logits.
 JOINT = (
@@ -368,21 +370,6 @@ class RunTest(TestCase):
     self.assertStartsWith(png, b'\x89PNG')
 
 
-class UntrainedTeacherTest(TestCase):
-  @parameterized.parameters((0.5, 60, 1), (0.5, 40, 0), (0.99, 60, 0))
-  def test_is_told_of(self, accuracy, steps, told):
-    ended = {'steps': steps, 'final': {'accuracy': [accuracy]}}
-    workdir = self.folder()
-    opened = open_(config_of(), workdir)
-    with (
-      mock.patch.object(teachers, 'finish', lambda *_: ended),
-      mock.patch.object(teachers, 'load_teacher'),
-      mock.patch.object(logging, 'warning') as warning,
-    ):
-      teachers.train_teacher(opened, workdir)
-    self.assertEqual(warning.call_count, told)
-
-
 BAD = (
   ('method', {'method': 'extract'}, "method 'extract'.*mean 'extracted'"),
   (
@@ -517,3 +504,127 @@ class CheckpointsOfTheTeacherTest(TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       experiment.run(config_of(method, **fields), self.workdir)
     self.assertEqual(files_of(self.workdir), before)
+
+
+@pytest.mark.slow
+class OwnTaskTest(TestCase):
+  """A task whose score is better when it is lower, from outside the package.
+
+  Whatever follows the score follows it downwards.
+  """
+
+  METHODS = ('one_shot', 'progressive', 'extracted')
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = cls.shared_folder()
+    figures = []
+    save = plots.save
+
+    def keep(figure, path):
+      figures.append(figure)
+      save(figure, path)
+
+    with mock.patch.object(plots, 'save', keep):
+      cls.summaries = experiment.compare(
+        own_config.get_config(), cls.METHODS, cls.workdir
+      )
+    (cls.figure,) = figures
+
+  def errors_of(self, name):
+    records = metric_log.read(self.workdir / name)
+    return dict(metric_log.evaluations(records, 'error'))
+
+  def test_the_teacher_stops_and_saves(self):
+    scores = {
+      step: error[0] for step, error in self.errors_of('teacher').items()
+    }
+    first = lambda at: min(
+      step for step, error in scores.items() if error <= at
+    )
+    steps = checkpoints_lib.steps(self.workdir / 'teacher')
+    for at in (0.4, 0.2, 0.1):
+      self.assertIn(first(at), steps)
+    # stop_at=0.03, and half as many steps again.
+    self.assertEqual(max(steps), math.ceil(1.5 * first(0.03)))
+    self.assertLess(max(steps), 200)
+
+  def test_students_stop_once_all_are_there(self):
+    for summary in self.summaries:
+      scores = self.errors_of(summary['method'])
+      reached = [step for step, errors in scores.items() if max(errors) <= 0.03]
+      self.assertEqual(summary['steps'], min(reached, default=200))
+      best = min(scores, key=lambda step: (np.mean(scores[step]), step))
+      self.assertEqual(summary['best_step'], best)
+
+  def test_progressive_chooses_by_it(self):
+    (_, progressive, _) = self.summaries
+    chosen = progressive['stages'][0]['checkpoint']
+    scores = {
+      step: checkpoints_lib.read_record(self.workdir / 'teacher', step)['score']
+      for step in checkpoints_lib.steps(self.workdir / 'teacher')[:-1]
+    }
+    nearest = min(scores, key=lambda step: abs(scores[step][0] - 0.2))
+    self.assertEqual(chosen, nearest)
+
+  def test_the_comparison_names_it(self):
+    table = (self.workdir / 'comparison.md').read_text()
+    header = [cell.strip() for cell in table.splitlines()[0].split('|')]
+    self.assertIn('final error: mean', header)
+    self.assertNotIn('accuracy', table)
+    self.assertNotIn('99%', table)  # Of an accuracy alone.
+    head, *rows = (self.workdir / 'comparison.csv').read_text().splitlines()
+    self.assertLen(rows, 3 * 2)
+    columns = head.split(',')
+    row = dict(zip(columns, rows[0].split(','), strict=True))
+    final = self.summaries[0]['final']['error'][0]
+    self.assertEqual(float(row['final_error']), final)
+    self.assertEqual(row['steps_to_0.9'], '')
+
+  def test_the_picture_shows_it(self):
+    (panel,) = self.figure.axes
+    self.assertEqual(panel.get_ylabel(), 'held-out error')
+    # Below the name of a run are its stages.
+    labels = [str(n.get_label()).split('\n')[0] for n in panel.get_lines()]
+    self.assertContainsSubset(self.METHODS, labels)
+    line = panel.get_lines()[labels.index('one_shot')]
+    medians = [np.median(e) for e in self.errors_of('one_shot').values()]
+    np.testing.assert_allclose(line.get_ydata(), medians)
+
+  def test_its_model_comes_back(self):
+    model, params = experiment.load_students(
+      own_config.get_config(), self.workdir, 'extracted', best=True
+    )
+    self.assertEqual(type(model).__name__, 'Plain')
+    held_out = open_(own_config.get_config(), self.workdir).held_out
+    best = self.errors_of('extracted')[self.summaries[2]['best_step']]
+    for seed in range(2):
+      one = jax.tree.map(lambda leaf, i=seed: leaf[i], params)
+      found = evaluation.evaluate(
+        one, held_out, apply=model.apply, metrics='error'
+      )
+      self.assertAlmostEqual(float(found['error']), best[seed], places=6)
+
+  def test_launch(self):
+    root = pathlib.Path(own_config.__file__).parent.parent
+    workdir = self.folder() / 'run'
+    done = subprocess.run(
+      [
+        sys.executable,
+        'launch.py',
+        '--config=tests/own_config.py:one_shot',
+        f'--workdir={workdir}',
+        '--config.data.d=5',
+      ],
+      cwd=root,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertIn('final error: mean', done.stdout)
+    summary = files.read_json(workdir / 'one_shot' / 'summary.json')
+    self.assertEqual(summary['primary_metric'], 'error')
+    saved = files.read_json(workdir / 'one_shot' / 'config.json')
+    self.assertEqual((saved['task'], saved['data']['d']), ('own_majority', 5))
