@@ -129,6 +129,18 @@ class WholeRunTest(TestCase):
     self.assertCountEqual(self.result.seconds, stopwatch.PURPOSES)
     self.assertGreater(self.result.seconds['train'], 0)
 
+  def test_every_stage_has_keys_of_its_own(self):
+    """Of its regressors and of its projections."""
+    keys, numbers = compiled_steps.CompiledSteps.keys, []
+
+    def note(steps, of, number):
+      numbers.append(number)
+      return keys(steps, of, number)
+
+    with mock.patch.object(compiled_steps.CompiledSteps, 'keys', note):
+      self.fit(main())
+    self.assertEqual(numbers, [1, 0, 3, 2, 5])
+
   def test_untrained_networks_are_kept_where_all_checkpoints_are(self):
     folder = self.folder()
     self.fit(runs.changed(main(), loop={'keep': 0}), folder)
@@ -330,6 +342,8 @@ class DecisionTest(TestCase):
     ('loss', [2.0, (0.1, 3.0), (1.0, 0.9), 2.0], 12),
     ('loss', [math.nan, 2.0, math.nan, 3.0], 8),
     ('accuracy', [0.5, 0.4], 4),
+    # A checkpoint of the schedule may be the best.
+    ('loss', [2.0, 1.5, 1.2, 1.0, 1.1], 16),
   )
   def test_keeps_the_best(self, name, scores, best):
     _, saved, result = self.run_of(
