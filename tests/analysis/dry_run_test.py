@@ -10,6 +10,7 @@ from unittest import mock
 
 from absl.testing import parameterized
 import jax
+import pytest
 
 from cxjax import errors
 from cxjax.analysis import dry_run
@@ -73,6 +74,7 @@ def estimates(data, method='extracted'):
   return dry(joint(config) if method == 'custom' else config)
 
 
+@pytest.mark.slow
 class WorkTest(parameterized.TestCase):
   @parameterized.parameters(
     ('teacher/labels', 4 * BITS * WIDE + 6 * WIDE * 2),
@@ -133,6 +135,7 @@ class WorkTest(parameterized.TestCase):
     )
 
 
+@pytest.mark.slow
 class RunTest(parameterized.TestCase):
   def test_memory_is_what_a_run_holds(self):
     """On two of three axes; and it is the same program."""

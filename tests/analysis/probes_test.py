@@ -4,6 +4,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.analysis import probes
 from cxjax.tasks import parity
@@ -19,6 +20,7 @@ def batches(task):
   return lambda key, step: task.batch(key, step, N)
 
 
+@pytest.mark.slow
 class DegreeOneTest(absltest.TestCase):
   def test_known_functions(self):
     def features(x):

@@ -67,6 +67,7 @@ class FolderTest(parameterized.TestCase):
     return pathlib.Path(self.create_tempdir().full_path)
 
 
+@pytest.mark.slow
 class LearnTest(FolderTest):
   def test_learns_its_teacher(self):
     student = network(Net((16,)), X, 1, 2)
@@ -197,6 +198,7 @@ def by_hand(data, y, rate):
   return params, records
 
 
+@pytest.mark.slow
 class TermsTest(FolderTest):
   """A stage of several terms: labels beside the teacher, several layers."""
 
@@ -276,6 +278,7 @@ class TermsTest(FolderTest):
     self.assertEqual(same, history)
 
 
+@pytest.mark.slow
 class OnRecordTest(FolderTest):
   def test_is_called_with_every_record_once_and_in_order(self):
     folder, seen, written, taken = self.folder(), [], [], []
@@ -321,6 +324,7 @@ class OnRecordTest(FolderTest):
       distill(log_every=2, on_record=end_after(1))
 
 
+@pytest.mark.slow
 class TrainableTest(FolderTest):
   DECAYING = staticmethod(functools.partial(optax.adamw, 0.1, weight_decay=0.5))
 
@@ -370,6 +374,7 @@ def turning(count):
   return jnp.where(count < 10, 0.5, -0.5)
 
 
+@pytest.mark.slow
 class KeepBestTest(FolderTest):
   def setUp(self):
     super().setUp()
@@ -475,6 +480,7 @@ class ResumeTest(FolderTest):
       distill(data=iter(data[:19]), log_every=7)
 
 
+@pytest.mark.slow
 class ArgumentsTest(FolderTest):
   @parameterized.parameters(
     ({'plan': TEACHER}, 'plan is a ModelAdapter: make one with cxjax.plan'),
@@ -588,6 +594,7 @@ class ArgumentsTest(FolderTest):
     self.assertEqual(history[-1]['step'], 2)
 
 
+@pytest.mark.slow
 class LabelsTest(FolderTest):
   @parameterized.parameters(7, -100)
   def test_labels_of_no_class(self, label):

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 
 import cxjax
 import small_networks as small
@@ -20,6 +21,7 @@ class Patience:
       raise StopIteration
 
 
+@pytest.mark.slow
 class EarlyStopTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import cxjax
 from cxjax import errors
@@ -39,6 +40,7 @@ def pairs(plan):
   return [(term.target, term.student) for s in plan.stages for term in s.terms]
 
 
+@pytest.mark.slow
 class MatchTest(parameterized.TestCase):
   def test_matches_by_depth(self):
     plan = cxjax.plan(
@@ -86,6 +88,7 @@ class MatchTest(parameterized.TestCase):
     self.assertIs(plan.stages[0].terms[0].loss, losses.cosine)
 
 
+@pytest.mark.slow
 class PoolTest(parameterized.TestCase):
   @parameterized.parameters(
     (1, 1, None, 'none'), (1, 2, None, 'mean'), (1, 1, 'flatten', 'flatten')
@@ -211,6 +214,7 @@ class StagesTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
 
+@pytest.mark.slow
 class RefusalTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'layers': [('Dense_9', 'Dense_0')]}, "'Dense_9'.*mean 'Dense_"),

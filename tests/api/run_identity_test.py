@@ -148,6 +148,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 class ChangeTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -434,6 +434,7 @@ BAD = (
 )
 
 
+@pytest.mark.slow
 class BadInputTest(TestCase):
   @parameterized.named_parameters(*BAD)
   def test_one_line_before_anything_is_written(self, fields, message):

@@ -36,6 +36,7 @@ def losses(folder):
   return [record['loss'] for record in metric_log.read(folder)]
 
 
+@pytest.mark.slow
 class StoredTargetsTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.data import grammar as grammars
@@ -134,6 +135,7 @@ class LengthTest(parameterized.TestCase):
     self.assertEqual(TINY.levels, ((6,), (4, 5), (1, 2, 3)))
 
 
+@pytest.mark.slow
 class SampleTest(parameterized.TestCase):
   # Every string of the language against its exact probability.
   @parameterized.parameters(TINY, AMBIGUOUS)

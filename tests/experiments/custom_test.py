@@ -74,6 +74,7 @@ def folder(test):
   return pathlib.Path(test.create_tempdir().full_path)
 
 
+@pytest.mark.slow
 class PlanTest(parameterized.TestCase):
   def spec(self, name):
     opened = builders.open_experiment(config(name), folder(self))

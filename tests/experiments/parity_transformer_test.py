@@ -5,11 +5,13 @@ import pathlib
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 
 from cxjax.configs import builders
 from experiments import parity_transformer
 
 
+@pytest.mark.slow
 class ParityTransformerTest(absltest.TestCase):
   def test_stages_are_every_block_and_the_output(self):
     config = parity_transformer.tiny('extracted')

@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import flagsaver
 import jax
+import pytest
 
 from cxjax import errors
 from cxjax import tables
@@ -35,6 +36,7 @@ def estimate(**fields):
   return dataclasses.replace(found, **fields)
 
 
+@pytest.mark.slow
 class ScalingTest(absltest.TestCase):
   def setUp(self):
     super().setUp()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.test_util
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.methods import losses
@@ -49,6 +50,7 @@ def value_and_grads(loss, student, target):
   return loss(student, target), *grads
 
 
+@pytest.mark.slow
 class ValueTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_cross_entropy_by_hand(self):

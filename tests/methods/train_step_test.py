@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from cxjax import errors
 from cxjax.methods import curricula
@@ -213,6 +214,7 @@ def program(name, microbatches):
   )
 
 
+@pytest.mark.slow
 class SeveralTermsTest(parameterized.TestCase):
   """The loss and its gradient are those of the sum written out in plain JAX."""
 
@@ -464,6 +466,7 @@ LOW_TERMS = Stage(
 )
 
 
+@pytest.mark.slow
 class TouchedTest(parameterized.TestCase):
   """What a stage trains, and that nothing else moves by a bit."""
 
@@ -572,6 +575,7 @@ class TouchedTest(parameterized.TestCase):
     self.assertEqual(carried[0].count, 3)
 
 
+@pytest.mark.slow
 class FlopsTest(parameterized.TestCase):
   """The saving is in the compiled program, not in the wish."""
 

@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.models import adapters
@@ -51,6 +52,7 @@ class OutputsTest(parameterized.TestCase):
       adapters.outputs(alone, X)
 
 
+@pytest.mark.slow
 class FromFnTest(parameterized.TestCase):
   def test_keeps_function_and_parameters(self):
     apply = lambda params, x: (x @ params, {})
@@ -113,6 +115,7 @@ class WithDropout(nn.Module):
     return Inner(name='inner')(x, train)
 
 
+@pytest.mark.slow
 class UnusedDropoutTest(parameterized.TestCase):
   UNUSED = (
     'Dropout_0 (rate 0.5)',

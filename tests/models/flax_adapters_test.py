@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.models import adapters
@@ -64,6 +65,7 @@ class Rematerialized(nnx.Module):
     return nnx.remat(inner)(self, x)
 
 
+@pytest.mark.slow
 class LinenTest(parameterized.TestCase):
   def test_computes_what_the_module_computes(self):
     x = jax.random.normal(jax.random.key(1), (B, 5))

@@ -6,6 +6,7 @@ import types
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.models import base
@@ -22,6 +23,7 @@ def init():
   return jax.tree.map(np.asarray, variables)
 
 
+@pytest.mark.slow
 class MLPTest(absltest.TestCase):
   def test_layers_are_the_activations_lowest_first(self):
     _, activations = jax.eval_shape(MODEL.apply, init(), X)

@@ -4,6 +4,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.models import base
@@ -24,6 +25,7 @@ def make(features=0, **kwargs):
   return model, jax.jit(model.init)(jax.random.key(0), TOKENS)
 
 
+@pytest.mark.slow
 class SentenceEncoderTest(absltest.TestCase):
   def test_the_embedding_is_the_mean_over_real_tokens(self):
     model, variables = make()

@@ -10,6 +10,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.methods import flops
@@ -52,6 +53,7 @@ def assert_close(a, b, atol=1e-5):
   np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
 
 
+@pytest.mark.slow
 class ForwardTest(parameterized.TestCase):
   @parameterized.named_parameters(*KINDS)
   def test_names_its_activations(self, causal):
@@ -224,6 +226,7 @@ class ForwardTest(parameterized.TestCase):
         self.assertAlmostEqual(kernel.std() / std, 1, delta=error)
 
 
+@pytest.mark.slow
 class HeadTest(parameterized.TestCase):
   @parameterized.product(
     causal=(False, True), tied=(False, True), dtype=(jnp.float32, jnp.bfloat16)
@@ -309,6 +312,7 @@ class AbilitiesTest(parameterized.TestCase):
       self.assertEqual(found[name], axes, name)
 
 
+@pytest.mark.slow
 class CostTest(parameterized.TestCase):
   """FLOPs of the compiled program against the arithmetic of its products."""
 

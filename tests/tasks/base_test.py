@@ -10,6 +10,7 @@ from absl.testing import parameterized
 import jax
 import ml_collections
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax import tasks
@@ -73,6 +74,7 @@ def rows_of(task):
   return next(iter(task.host_batches(SIZE, seed=0)))
 
 
+@pytest.mark.slow
 class ProtocolTest(parameterized.TestCase):
   def test_every_registered_task_is_tested_here(self):
     ours = [name for name in tasks.TASKS if not name.startswith('test_')]

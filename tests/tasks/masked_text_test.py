@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax import tasks
@@ -20,6 +21,7 @@ LENGTH, SIZE = 24, 4
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 class MaskedTextTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

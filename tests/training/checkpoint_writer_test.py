@@ -218,6 +218,7 @@ class SaveTest(WriterTest):
     self.assertEqual(synced[-1], path)  # The name of the record.
 
 
+@pytest.mark.slow
 class RemovalTest(WriterTest):
   def test_the_last_ones_are_kept(self):
     self.save(10, 20, 30, 40, keep=2)

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.methods import projections
 from cxjax.methods import targets as targets_lib
@@ -44,6 +45,7 @@ def advance_args(index, start, stop, params=None, span=(0, 6), schedule=(6, 0)):
   return planned[index], schedule, span, *args
 
 
+@pytest.mark.slow
 class CompiledTest(parameterized.TestCase):
   """Each program is compiled once."""
 
@@ -89,6 +91,7 @@ class CompiledTest(parameterized.TestCase):
     self.assertEqual((len(steps), steps.seconds), (1, taken))
 
 
+@pytest.mark.slow
 class ProgramTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -224,6 +227,7 @@ class ProgramTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 class AbstractTest(parameterized.TestCase):
   @parameterized.parameters(0, 2)
   def test_shapes_are_those_of_the_arguments(self, index):

@@ -6,6 +6,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.training import evaluation
@@ -25,6 +26,7 @@ def evaluate(batch, **options):
   return jax.jit(fun)(networks.params(networks.STUDENT, 1), batch)
 
 
+@pytest.mark.slow
 class EvaluateTest(parameterized.TestCase):
   @parameterized.product(parts=(1, 2, 4, 12), weighted=(False, True))
   def test_is_exact_however_the_set_is_split(self, parts, weighted):

@@ -6,6 +6,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from sklearn import metrics as sklearn_metrics
 
 from cxjax import errors
@@ -27,6 +28,7 @@ def data(classes=3, shape=(64,)):
   return logits, labels, weights
 
 
+@pytest.mark.slow
 class ValueTest(parameterized.TestCase):
   @parameterized.parameters((64,), (16, 4))
   def test_means(self, *shape):

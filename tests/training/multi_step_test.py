@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from cxjax.methods import curricula
 from cxjax.methods import projections
@@ -158,6 +159,7 @@ def pick(tree, i):
 STAGES = (('hidden', HIDDEN), ('joint', JOINT))
 
 
+@pytest.mark.slow
 class ManyStepsTest(parameterized.TestCase):
   @parameterized.named_parameters(*STAGES, ('labels', LABELS))
   def test_one_dispatch_is_so_many_steps(self, stage):
@@ -289,6 +291,7 @@ class ManyStepsTest(parameterized.TestCase):
     np.testing.assert_array_equal(out['bad'], 0)
 
 
+@pytest.mark.slow
 class ProgressTest(parameterized.TestCase):
   """Where the stage is, as the schedules of its terms see it."""
 
@@ -346,6 +349,7 @@ SEQUENCES = Stage(
 )
 
 
+@pytest.mark.slow
 class ManyTargetsTest(parameterized.TestCase):
   """The targets of K batches are those of each of them."""
 
@@ -398,6 +402,7 @@ class ManyTargetsTest(parameterized.TestCase):
     self.assertIs(found['labels'], batches['y'])
 
 
+@pytest.mark.slow
 class StoredTargetsTest(parameterized.TestCase):
   @parameterized.parameters(
     (HIDDEN, True, 1), (JOINT, False, 2), (JOINT, True, 2)

@@ -6,6 +6,7 @@ import pathlib
 
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from cxjax.training import summary
 from tests.training import runs
@@ -46,6 +47,7 @@ def made_up(**fields):
   }
 
 
+@pytest.mark.slow
 class SummarizeTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -17,6 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.training import checkpoints
@@ -59,6 +60,7 @@ class TestCase(parameterized.TestCase):
     chex.assert_trees_all_equal(runs.last(spec, one), runs.last(spec, two))
 
 
+@pytest.mark.slow
 class WholeRunTest(TestCase):
   @classmethod
   def setUpClass(cls):
@@ -155,6 +157,7 @@ class WholeRunTest(TestCase):
     chex.assert_trees_all_equal(again.params, self.result.params)
 
 
+@pytest.mark.slow
 class DispatchTest(TestCase):
   """When the host waits for the device."""
 
@@ -287,6 +290,7 @@ def scripted(**scores):
   return mock.patch.object(compiled_steps.CompiledSteps, 'evaluate', evaluate)
 
 
+@pytest.mark.slow
 class DecisionTest(TestCase):
   """Stops, saves and keeps by metrics that are made up."""
 
@@ -397,6 +401,7 @@ class DecisionTest(TestCase):
     self.assertEqual(saved, [0, 40])
 
 
+@pytest.mark.slow
 class ResumeTest(TestCase):
   """A run that is killed ends where a whole one does, bit for bit."""
 
@@ -550,6 +555,7 @@ class ResumeTest(TestCase):
     self.assertEqual(after['train'], before['train'])
 
 
+@pytest.mark.slow
 class ScheduleTest(TestCase):
   """The learning rate of every step.
 
@@ -621,6 +627,7 @@ def poison(at, seed=None, what='x'):
   return draw
 
 
+@pytest.mark.slow
 class FailureTest(TestCase):
   def failed(self, message, folder, *stages, **fields):
     """The one line of a run that fails."""
@@ -684,6 +691,7 @@ class FailureTest(TestCase):
     )
 
 
+@pytest.mark.slow
 class LoaderTest(TestCase):
   """A run whose batches the host reads."""
 

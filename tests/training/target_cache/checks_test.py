@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.training import target_cache
@@ -14,6 +15,7 @@ from cxjax.training.target_cache import checks
 from tests.training.target_cache import fixtures
 
 
+@pytest.mark.slow
 class CheckTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -20,6 +20,7 @@ def in_steps(tree, step, chunk=10):
   return jax.tree.map(lambda leaf: leaf[step % chunk], tree)
 
 
+@pytest.mark.slow
 class CachedTargetLoaderTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()

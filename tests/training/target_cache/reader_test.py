@@ -4,12 +4,14 @@ import pathlib
 import shutil
 
 from absl.testing import parameterized
+import pytest
 
 from cxjax import errors
 from cxjax.training import target_cache
 from tests.training.target_cache import fixtures
 
 
+@pytest.mark.slow
 class ReaderTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -5,6 +5,7 @@ import pathlib
 from unittest import mock
 
 from absl.testing import parameterized
+import pytest
 
 from cxjax import errors
 from cxjax.methods import stage as stage_lib
@@ -13,6 +14,7 @@ from cxjax.training.target_cache import writer
 from tests.training.target_cache import fixtures
 
 
+@pytest.mark.slow
 class WriterTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
