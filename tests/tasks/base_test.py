@@ -84,7 +84,7 @@ class ProtocolTest(parameterized.TestCase):
       for name, entry in tasks.TASKS.items()
       if registration.origin(entry.make).startswith('cxjax.')
     ]
-    self.assertSameElements(ours, NAMES)
+    self.assertContainsSubset(ours, NAMES)
 
   @parameterized.parameters(*NAMES)
   def test_is_a_task(self, name):
