@@ -1,6 +1,6 @@
 """A task, a metric and a model of one's own, in one config file.
 
-The task is decided by its error, which is better when it is lower.
+The task is decided by its error in percent, which is better when it is lower.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ def make(data, key):
 
 
 def wrong(logits, labels):
-  """Whether the most likely class is not the label."""
-  return logits.argmax(-1) != labels
+  """Returns 100 where the most likely class is not the label, so percent."""
+  return 100.0 * (logits.argmax(-1) != labels)
 
 
 class Plain(nn.Module):
@@ -82,8 +82,8 @@ def get_config(method='extracted'):
   c.num_steps = c.teacher.num_steps = 200
   for block in (c, c.teacher):
     block.optimizer.learning_rate = 0.02
-    block.stop_at = 0.03
+    block.stop_at = 3.0
     block.save_every = 200
-  c.teacher.save_at = (0.4, 0.2, 0.1)
-  c.progressive.scores = (0.2,)
+  c.teacher.save_at = (40.0, 20.0, 10.0)
+  c.progressive.scores = (20.0,)
   return c

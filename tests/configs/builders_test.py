@@ -409,7 +409,7 @@ class OwnTest(parameterized.TestCase):
   def test_scores_in_the_wrong_order(self):
     """Those of an accuracy: the run would save at once, and never again."""
     config = own_config.get_config()
-    config.teacher.save_at = (0.1, 0.2, 0.4)
+    config.teacher.save_at = (10.0, 20.0, 40.0)
     with self.assertRaisesRegex(errors.UserError, 'from worse to better val'):
       self.check(config)
 

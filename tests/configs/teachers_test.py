@@ -94,9 +94,9 @@ class UntrainedTest(TestCase):
       self.assertIn('ended with accuracy 0.5, teacher.stop_at=0.99 was', line)
 
   @parameterized.parameters(
-    (0.5, 0.03, True),
-    (0.02, 0.03, False),
-    (0.5, -1.0, False),  # It cannot be reached: it means never.
+    (50.0, 3.0, True),
+    (2.0, 3.0, False),
+    (50.0, -1.0, False),  # It cannot be reached: it means never.
   )
   def test_lower_is_better(self, score, stop_at, told):
     config = own_config.get_config()
@@ -105,7 +105,7 @@ class UntrainedTest(TestCase):
     said = self.said(opened, ended)
     self.assertLen(said, int(told))
     for line in said:
-      self.assertIn('ended with error 0.5, teacher.stop_at=0.03 was not', line)
+      self.assertIn('ended with error 50, teacher.stop_at=3 was not', line)
 
 
 class TemplateTest(TestCase):
