@@ -201,7 +201,7 @@ def train_many_steps(
     parameters that are not finite.
   """
   num_seeds = jax.tree.leaves(states.params)[0].shape[0]
-  names = list(stage.named_terms)
+  names, with_teacher = list(stage.named_terms), stage.teacher_terms
 
   def look(block: jax.Array) -> tuple[types.Batch, dict[str, types.Target]]:
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
@@ -214,7 +214,7 @@ def train_many_steps(
       )
     stored = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), here(targets))
     stored = mesh_lib.constrain_batch(stored, axis=2, seeds=0)
-    labels = dict.fromkeys(names, batches.get('y'))
+    labels = {name: batches['y'] for name in names if name not in with_teacher}
     return batches, {**labels, **stored}
 
   def for_all_seeds(leaf: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from cxjax import errors
 from cxjax.methods import curricula
 from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
@@ -426,6 +427,18 @@ class StoredTargetsTest(parameterized.TestCase):
     )
     args = states, start, stop, None, None, keys, None, stored, SPAN
     assert_close(jax.jit(fun)(*args), want)
+
+  def test_those_of_another_stage_are_refused(self):
+    """No term learns labels in place of a target that is missing."""
+    states, start, stop, *_ = args_of(JOINT, 4, 8)
+    stored = {'output': jnp.zeros((4, SEEDS, B, 2))}
+    fun = functools.partial(
+      multi_step.train_many_steps,
+      **{**options(JOINT), 'teacher': None},
+      lookahead=1,
+    )
+    with self.assertRaisesRegex(errors.UserError, 'keys labels, output, hid'):
+      fun(states, start, stop, None, None, stack(2), None, stored, SPAN)
 
 
 class FlopsTest(parameterized.TestCase):
