@@ -98,10 +98,15 @@ class ConfigTest(parameterized.TestCase):
     self.assertEqual([s.stage.name for s in found['teacher']], ['labels'])
     self.assertEqual(found['extracted'][-1].stage.name, 'output')
 
-  @parameterized.parameters('parity_mlp', 'parity_transformer')
-  def test_every_method_can_be_planned(self, name):
+  def test_every_method_can_be_planned(self):
+    self.check_methods('parity_mlp', 'hidden0')
+
+  @pytest.mark.slow
+  def test_every_method_can_be_planned_for_sequences(self):
+    self.check_methods('parity_transformer', 'block0')
+
+  def check_methods(self, name, layer):
     config = module_of(name).tiny('extracted')
-    layer = {'parity_mlp': 'hidden0', 'parity_transformer': 'block0'}[name]
     hidden = dict(student=layer, target=layer, projection='gaussian')
     config.custom.stages = (dict(terms=(hidden, dict(target='labels'))),)
     config.data.depth = 2  # The hierarchical variant: four classes.
