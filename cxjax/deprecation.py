@@ -108,7 +108,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
     'METHODS': 'methods.registry.METHODS',
     'NORMS': 'methods.stage.NORMS',
     'POOLS': 'methods.stage.POOLS',
-    'READ': 'methods.stage.PREDICTED',
+    'READ': 'methods.stage.TARGET_POSITION_ACTIVATIONS',
     'Stage': 'methods.stage.Stage',
     'match_layers': 'methods.layer_matching.match_layers',
     'split_steps': 'methods.layer_matching.split_steps',
