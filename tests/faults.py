@@ -16,8 +16,6 @@ import sys
 import time
 from unittest import mock
 
-import tensorboardX.event_file_writer  # noqa: F401  Once, before every fork.
-
 from cxjax import errors
 from cxjax.configs import builders
 from cxjax.configs import experiment
@@ -96,6 +94,9 @@ def kills(folder, number):
 
   Leaves the run that was not killed in `whole`, the others in `run0`, `run1`.
   """
+  # Once, before every fork: it imports torch.
+  import tensorboardX.event_file_writer  # noqa: F401, PLC0415
+
   assert ended(begin(folder / 'whole'), 300)
   start = time.monotonic()
   assert ended(begin(folder / 'run0'), 300)  # With what that one compiled.

@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows."""
 
 import ast
+import functools
 import pathlib
 import re
 import shutil
@@ -42,18 +43,23 @@ def name_of(path):
   return str(path.relative_to(ROOT))
 
 
+@functools.cache
 def tree_of(path):
   return ast.parse(path.read_text())
 
 
+@functools.cache
 def definitions(tree, prefix=''):
-  """Yields every function and class of a module, with its dotted name."""
+  """Lists every function and class of a module, with its dotted name."""
+  found = []
   for node in ast.iter_child_nodes(tree):
     inside = prefix
     if isinstance(node, FUNCTION | ast.ClassDef):
       inside = f'{prefix}{node.name}.'
-      yield inside[:-1], node
-    yield from definitions(node, inside)
+      found.append((inside[:-1], node))
+    if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+      found += definitions(node, inside)
+  return found
 
 
 def length(node):

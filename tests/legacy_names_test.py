@@ -311,6 +311,7 @@ class StepTest(TestCase):
     plain, _ = self.old_state(self.stage)
     self.assertEqual(quiet(lambda: plain.readout), {})
 
+  @pytest.mark.slow
   def test_many_steps(self):
     """One array of matrices, as those of the single term."""
     state, training = self.old_state(self.stage)
@@ -350,6 +351,7 @@ class StepTest(TestCase):
       ('accuracy', 'loss', 'agreement', 'teacher_kl'), found
     )
 
+  @pytest.mark.slow
   def test_distill(self):
     """Nothing of it was renamed."""
     with self.warns():

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import cxjax
 from cxjax import errors
@@ -115,6 +116,7 @@ class MetricsTest(parameterized.TestCase):
     # Of the last record: how near the student is to its teacher.
     self.assertIn('eval/agreement', last)
 
+  @pytest.mark.slow
   def test_functions_and_sums(self):
     """The root of a mean, which is not the mean of roots."""
     square = lambda got, want: jnp.square(got - want).mean(-1)
@@ -130,6 +132,7 @@ class MetricsTest(parameterized.TestCase):
       last['eval/rms'][0], np.sqrt(np.square(got - want).mean()), 1e-4
     )
 
+  @pytest.mark.slow
   def test_what_no_weight_counts_is_left_out(self):
     weights = np.array([1, 1, 1, 0, 0, 0, 0, 2], np.float32)
     data = {'x': X, 'y': Y, 'weights': weights}

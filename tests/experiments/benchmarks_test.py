@@ -184,6 +184,7 @@ class CacheTest(absltest.TestCase):
         rounds.check(str(case), sides, rtol=1e-2, atol=0)
 
 
+@pytest.mark.slow
 class MemoryTest(absltest.TestCase):
   def test_estimates_and_measures_every_stage(self):
     module = scripts.load(f'{FOLDER}.memory')

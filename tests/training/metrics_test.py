@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn import metrics as sklearn_metrics
 
 from cxjax import errors
 from cxjax.training import metrics
@@ -47,6 +46,9 @@ class ValueTest(parameterized.TestCase):
 
   @parameterized.parameters(2, 3)
   def test_f1_of_class_1(self, classes):
+    # It takes a second, in every process that collects the tests.
+    from sklearn import metrics as sklearn_metrics  # noqa: PLC0415
+
     logits, labels, weights = data(classes)
     for w in (None, weights):
       expected = sklearn_metrics.f1_score(
