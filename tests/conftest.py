@@ -38,6 +38,7 @@ for _name, _value in {
   'jax_persistent_cache_min_compile_time_secs': 0,
   'jax_persistent_cache_min_entry_size_bytes': -1,
   'jax_disable_most_optimizations': True,
+  'jax_traceback_in_locations_limit': 0,
 }.items():
   jax.config.update(_name, _value)
   os.environ[_name.upper()] = str(_value)
