@@ -4,15 +4,28 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import difflib
-import operator
-from typing import Any
 from typing import TypeVar
 
 T = TypeVar('T')
 
 
+# Characters of a message that are shown: both ends of a longer one.
+HEAD, TAIL = 700, 300
+
+
 class UserError(ValueError):
-  """Invalid input, explained in one line; `launch.py` prints only the line."""
+  """Invalid input, explained in one line; `launch.py` prints only the line.
+
+  The values in a message are those of a user: lines are joined, and the middle
+  of a long message is left out.
+  """
+
+  def __init__(self, message: str = '') -> None:
+    """Makes one line of the message."""
+    line = ' '.join(part.strip() for part in str(message).splitlines())
+    if len(line) > HEAD + TAIL:
+      line = f'{line[:HEAD]} [...] {line[-TAIL:]}'
+    super().__init__(line)
 
 
 class Stopped(Exception):
@@ -40,32 +53,16 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     UserError: `name` is not in the table; the message names the nearest key and
       lists all keys.
   """
-  if name in table:
-    return table[name]
+  try:
+    if name in table:
+      return table[name]
+  except TypeError:  # No key of a dict, as a list.
+    pass
   close = difflib.get_close_matches(str(name), table, n=1)
   hint = f' Did you mean {close[0]!r}?' if close else ''
   raise UserError(
     f'Unknown {kind} {name!r}.{hint} Choose one of: {", ".join(table)}.'
   )
-
-
-def whole(name: str, value: Any) -> int:
-  """Converts a whole number of any library to an int.
-
-  Args:
-    name: the name of the value, for the message.
-    value: the number.
-
-  Returns:
-    The int.
-
-  Raises:
-    UserError: `value` is no whole number.
-  """
-  try:
-    return int(operator.index(value))
-  except TypeError as error:
-    raise UserError(f'{name}={value!r} must be a whole number.') from error
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """One-line errors."""
 
 from absl.testing import absltest
-from absl.testing import parameterized
 import numpy as np
 
 from cxjax import errors
@@ -19,22 +18,24 @@ class RequireTest(absltest.TestCase):
     self.assertTrue(issubclass(errors.UserError, ValueError))
 
 
-class WholeTest(parameterized.TestCase):
-  @parameterized.parameters((3,), (np.int32(3),), (np.array(3),))
-  def test_converts_whole_numbers(self, value):
-    self.assertIs(type(errors.whole('steps', value)), int)
-    self.assertEqual(errors.whole('steps', value), 3)
+class UserErrorTest(absltest.TestCase):
+  def test_is_one_line(self):
+    error = errors.UserError(f'x={np.eye(2)} must\nbe 1.')
+    self.assertEqual(str(error), 'x=[[1. 0.] [0. 1.]] must be 1.')
 
-  @parameterized.parameters(3.0, '3', None)
-  def test_refuses_others(self, value):
-    with self.assertRaises(errors.UserError) as caught:
-      errors.whole('steps', value)
-    self.assertEqual(
-      str(caught.exception), f'steps={value!r} must be a whole number.'
-    )
+  def test_the_middle_of_a_long_message_is_left_out(self):
+    text = str(errors.UserError(f'x={"y" * 9_000} is long. Give less.'))
+    self.assertLess(len(text), 1_100)
+    self.assertStartsWith(text, 'x=yyy')
+    self.assertEndsWith(text, 'yyy is long. Give less.')
 
 
 class LookupTest(absltest.TestCase):
+  def test_refuses_what_is_no_key(self):
+    for value in ([], {}, np.eye(2), ([],)):
+      with self.assertRaisesRegex(errors.UserError, 'Unknown projection'):
+        errors.lookup('projection', value, TABLE)
+
   def test_returns_the_entry(self):
     self.assertEqual(errors.lookup('projection', 'sparse', TABLE), 2)
     self.assertIsNone(errors.lookup('projection', 'none', {'none': None}))

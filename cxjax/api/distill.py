@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import files
 from cxjax import types
@@ -115,7 +116,7 @@ def distill(
   _check(plan, batches, optimizer, on_record, trainable, workdir)
   names = 'log_every', 'save_every', 'eval_every'
   lengths = tuple(map(_steps, names, (log_every, save_every, eval_every)))
-  seed, learning_rate = errors.whole('seed', seed), _rate(learning_rate)
+  seed, learning_rate = arguments.whole('seed', seed), _rate(learning_rate)
   errors.require(seed >= 0, f'seed={seed} must not be negative.')
   what = 'held_out'
   if held_out is None:
@@ -128,7 +129,7 @@ def distill(
   spec = dataclasses.replace(
     spec,
     optimizer=_optimizer(optimizer, learning_rate),
-    microbatches=errors.whole('microbatches', microbatches),
+    microbatches=arguments.whole('microbatches', microbatches),
     trainable=trainable,
   )
   run = functools.partial(_train, plan, spec, on_record=on_record)
@@ -208,7 +209,7 @@ def _check(
 
 def _steps(name: str, steps: Any) -> int | None:
   if steps is not None:
-    steps = errors.whole(name, steps)
+    steps = arguments.whole(name, steps)
     errors.require(steps >= 1, f'{name}={steps} must be at least 1.')
   return steps
 

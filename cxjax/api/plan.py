@@ -1,11 +1,9 @@
 """Plans of distillation: what a student is to imitate, and for how long."""
 
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
-import numbers
 from typing import Any
 
 from absl import logging
@@ -13,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.data import user_batches
@@ -29,6 +28,7 @@ from cxjax.models import taps as taps_lib
 # Hidden stages, unless layers are given, and their share of the steps.
 STAGES, SHARE = 4, 0.4
 LOSSES = {**losses.LOGIT_LOSSES, **losses.HIDDEN_LOSSES}
+TEMPERATURE = arguments.Range(0, ends=(False, False))
 OUTPUT_OPTIONS = ('alpha', 'top_k')
 # Options that `plan` passes on to `cxjax.extracted`.
 OPTIONS = (
@@ -187,7 +187,7 @@ def plan(
 def _dtype(dtype: Any) -> Any:
   try:
     return jnp.dtype(dtype)
-  except TypeError as error:
+  except (TypeError, ValueError) as error:
     raise errors.UserError(
       f'dtype={dtype!r} is none. Give jnp.bfloat16, for example.'
     ) from error
@@ -223,7 +223,7 @@ def _given_stages(
   )
   total = sum(stage.steps for stage in stages)
   errors.require(
-    num_steps is None or errors.whole('num_steps', num_steps) == total,
+    num_steps is None or arguments.whole('num_steps', num_steps) == total,
     f'num_steps={num_steps}, and the stages have {total} steps together. Leave '
     'num_steps out, or give that number.',
   )
@@ -253,11 +253,9 @@ def _loss(loss: Any, temperature: Any, top_k: int) -> types.Loss:
   """The loss between outputs."""
   if not isinstance(loss, str):
     return loss
-  errors.require(
-    isinstance(temperature, numbers.Real),
-    f'temperature={temperature!r} must be a number above 0.',
-  )
+  temperature = arguments.number('temperature', temperature, TEMPERATURE)
   fun = errors.lookup('loss', loss, LOSSES)
+  top_k = arguments.whole('top_k', top_k, 0)
   if loss in losses.HIDDEN_LOSSES or (temperature == 1 and not top_k):
     return fun
   return losses.logit_loss(loss, temperature, hard_labels=False, top=top_k)
@@ -278,12 +276,7 @@ def _stages(
     num_steps is not None,
     'num_steps is missing: give the number of updates, or stages.',
   )
-  num_steps = errors.whole('num_steps', num_steps)
-  errors.require(
-    isinstance(steps, Iterable) and not isinstance(steps, str),
-    f'steps={steps!r} must be the lengths of the stages, as (100, 200).',
-  )
-  steps = tuple(errors.whole('steps', n) for n in steps)
+  num_steps = arguments.whole('num_steps', num_steps)
   if layers is None:
     layers = _matched(teacher, student, batch['x'])
   options = legacy.term_fields(options, 'plan', stacklevel=4)

@@ -5,75 +5,25 @@ Relations between fields are checked where the fields are used together.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 import json
 import math
-import numbers
-import typing
 from typing import Any
 
+from cxjax import arguments
 from cxjax import errors
 
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-  """Numbers from `low` to `high`.
-
-  Attributes:
-    low: the lower bound.
-    high: the upper bound.
-    ends: whether the range includes `low` and `high`.
-    whole: whether only integers are allowed.
-    infinite: whether infinity is allowed.
-    optional: whether None is allowed.
-  """
-
-  low: float
-  high: float = math.inf
-  ends: tuple[bool, bool] = (True, True)
-  whole: bool = False
-  infinite: bool = False
-  optional: bool = False
-
-  def __contains__(self, value: Any) -> bool:
-    """True if a value is a number of the range."""
-    if value is None:
-      return self.optional
-    kind = numbers.Integral if self.whole else numbers.Real
-    if not isinstance(value, kind) or isinstance(value, bool):
-      return False
-    value = typing.cast(float, value)
-    return (
-      (abs(value) < math.inf or (self.infinite and value == math.inf))
-      and (self.low < value or (self.ends[0] and value == self.low))
-      and (value < self.high or (self.ends[1] and value == self.high))
-    )
-
-  def __str__(self) -> str:
-    """The range in words, for messages."""
-    if self.whole:
-      return f'a whole number from {self.low} to {self.high}'
-    if math.isinf(self.high):
-      kind = 'a number' if self.infinite else 'a finite number'
-      if math.isinf(self.low):
-        return f'{kind}, or None' if self.optional else kind
-      return f'{kind} {"not below" if self.ends[0] else "above"} {self.low}'
-    low, high = '(['[self.ends[0]], ')]'[self.ends[1]]
-    return f'a number in {low}{self.low}, {self.high}{high}'
-
-
-COUNT = Range(1, 2**31 - 1, whole=True)
-COUNT_OR_0 = Range(0, 2**31 - 1, whole=True)
-POSITIVE = Range(0, ends=(False, False))
-NOT_NEGATIVE = Range(0)
-SHARE = Range(0, 1, ends=(False, False))
-RATE = Range(0, 1, ends=(True, False))
-FRACTION = Range(0, 1)
-FINITE = Range(-math.inf)  # A value of any metric.
+COUNT = arguments.Range(1, 2**31 - 1, whole=True)
+COUNT_OR_0 = arguments.Range(0, 2**31 - 1, whole=True)
+POSITIVE = arguments.Range(0, ends=(False, False))
+NOT_NEGATIVE = arguments.Range(0)
+SHARE = arguments.Range(0, 1, ends=(False, False))
+RATE = arguments.Range(0, 1, ends=(True, False))
+FRACTION = arguments.Range(0, 1)
+FINITE = arguments.Range(-math.inf)  # A value of any metric.
 # By the full name of a field, or else by its last word. The elements of a
 # sequence have the range of its field.
 RANGES = {
-  'seed': Range(0, 2**32 - 1, whole=True),
+  'seed': arguments.Range(0, 2**32 - 1, whole=True),
   'cpu_devices': COUNT,
   'num_seeds': COUNT,
   'batch_size': COUNT,
@@ -85,7 +35,7 @@ RANGES = {
   'save_every': COUNT,
   'save_minutes': NOT_NEGATIVE,
   'save_at': FINITE,
-  'stop_at': Range(-math.inf, infinite=True, optional=True),
+  'stop_at': arguments.Range(-math.inf, infinite=True, optional=True),
   'overrun': NOT_NEGATIVE,
   'keep': COUNT_OR_0,
   'lookahead': COUNT_OR_0,
@@ -106,7 +56,7 @@ RANGES = {
   'checkpoints': COUNT_OR_0,
   'extracted.width': COUNT_OR_0,
   'extracted.scale': POSITIVE,
-  'extracted.checkpoint': Range(-1, 2**31 - 1, whole=True),
+  'extracted.checkpoint': arguments.Range(-1, 2**31 - 1, whole=True),
   'cache.batches': COUNT_OR_0,
   'width': COUNT,
   'depth': COUNT,
@@ -159,7 +109,9 @@ def check(config: Mapping[str, Any], prefix: str = '') -> None:
       _check_field(full, value, RANGES.get(full, RANGES.get(name)))
 
 
-def _check_field(full: str, value: Any, allowed: Range | None) -> None:
+def _check_field(
+  full: str, value: Any, allowed: arguments.Range | None
+) -> None:
   """Raises UserError for a value, or an element of one, that is not allowed."""
   listed = isinstance(value, Sequence) and not isinstance(value, str)
   for one in value if listed else (value,):

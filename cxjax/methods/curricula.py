@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import layer_matching
@@ -138,6 +139,8 @@ def extracted(
     Romero et al. "FitNets", 2014. https://arxiv.org/abs/1412.6550.
   """
   layers = layer_matching.check_pairs(layers)
+  freeze = arguments.flag('freeze', freeze)
+  hidden_loss = losses.l2 if hidden_loss is None else hidden_loss
   _check_equal('layer pairs and the output', (*layers, None), 'stages', steps)
   options = legacy.term_fields(options, 'extracted')
   for name in options:
@@ -148,7 +151,7 @@ def extracted(
     stage_lib.Stage(
       student,
       n,
-      (stage_lib.Term(student, teacher, hidden_loss or losses.l2, **options),),
+      (stage_lib.Term(student, teacher, hidden_loss, **options),),
       frozen=done[:i] if freeze else (),
       checkpoint=checkpoint,
     )
@@ -166,6 +169,11 @@ def extracted(
 def _check_equal(
   kind_a: str, a: Sequence[Any], kind_b: str, b: Sequence[Any]
 ) -> None:
+  for name, values in ((kind_a, a), (kind_b, b)):
+    errors.require(
+      isinstance(values, Sequence) and not isinstance(values, str),
+      f'{values!r} must be a sequence of {name}, as (100, 200).',
+    )
   errors.require(
     len(a) == len(b),
     f'{len(a)} {kind_a} and {len(b)} {kind_b}: give one length for each.',

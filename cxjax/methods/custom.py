@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import optax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
@@ -84,7 +85,7 @@ def _fill_steps(blocks: list[dict[str, Any]], num_steps: int) -> None:
     if 'steps' in stage:
       name = f'custom.stages[{i}].steps'
       errors.require(
-        errors.whole(name, stage['steps']) >= 1,
+        arguments.whole(name, stage['steps']) >= 1,
         f'{name}={stage["steps"]} must be at least 1.',
       )
   given = sum(stage.get('steps', 0) for stage in blocks)

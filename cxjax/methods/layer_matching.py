@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from collections.abc import Sequence
-import numbers
 from typing import Any
 
+from cxjax import arguments
 from cxjax import errors
 
 Pair = tuple[str, str]
+SHARE = arguments.Range(0, 1, ends=(False, False))
 
 
 def match_layers(
@@ -48,7 +49,10 @@ def check_pairs(layers: Any) -> tuple[Pair, ...]:
     f"layers={layers!r} must be pairs of the teacher's and the student's "
     "activation, as [('block3', 'block1')].",
   )
-  pairs = tuple(layers)  # An iterator can be read once.
+  try:
+    pairs = tuple(layers)  # An iterator can be read once.
+  except TypeError as error:  # An array of no dimensions.
+    raise errors.UserError(f'layers={layers!r} are no pairs.') from error
   for pair in pairs:
     errors.require(
       isinstance(pair, Sequence)
@@ -59,6 +63,20 @@ def check_pairs(layers: Any) -> tuple[Pair, ...]:
       "activation, as in [('block3', 'block1')].",
     )
   return tuple((teacher, student) for teacher, student in pairs)
+
+
+def whole_steps(steps: Any) -> tuple[int, ...]:
+  """The lengths of stages; raises UserError for anything else."""
+  try:
+    found = None if isinstance(steps, str | bytes) else tuple(steps)
+  except TypeError:
+    found = None
+  errors.require(
+    found is not None,
+    f'steps={steps!r} must be the lengths of the stages, as (100, 200).',
+  )
+  assert found is not None
+  return tuple(arguments.whole('steps', n) for n in found)
 
 
 def split_steps(
@@ -79,22 +97,17 @@ def split_steps(
   Raises:
     UserError: explicit lengths that do not add up, or a share outside (0, 1).
   """
+  num_steps = arguments.whole('num_steps', num_steps, 1)
+  steps = whole_steps(steps)
   if steps:
-    errors.require(
-      all(isinstance(n, numbers.Integral) for n in steps),
-      f'Stages of {tuple(steps)} steps: they must be whole numbers.',
-    )
     errors.require(
       sum(steps) == num_steps and len(steps) == parts + 1,
       f'Stages of {tuple(steps)} steps do not add up: they must be '
       f'{parts + 1} numbers with the sum num_steps={num_steps}, not '
       f'{sum(steps)}.',
     )
-    return tuple(steps)
-  errors.require(
-    isinstance(share, numbers.Real) and 0 < share < 1,
-    f'share={share} of the steps before the last stage must be in (0, 1).',
-  )
+    return steps
+  share = arguments.number('share', share, SHARE)
   errors.require(
     num_steps > parts,
     f'num_steps={num_steps} is too few for {parts + 1} stages.',

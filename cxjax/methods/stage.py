@@ -15,13 +15,12 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import itertools
-import math
-import numbers
 from typing import Any
 from typing import TypeAlias
 
 import jax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import legacy
@@ -35,6 +34,7 @@ TARGET_POSITION_ACTIVATIONS = (LOGITS, 'final')
 ALL, PREDICTED = 'all', 'predicted'
 NORMS = ('none', 'layer')
 POOLS = ('none', 'mean', 'flatten')
+POSITIVE = arguments.Range(0, ends=(False, False))
 
 # `fraction -> weight`: both scalars; the fraction of the stage that is done
 # grows from 0 to 1, so `optax.linear_schedule(1.0, 0.0, 1.0)` fades out.
@@ -103,6 +103,12 @@ class Term:
         isinstance(value, str),
         f'{field}={value!r} of a term must be a name, as student={LOGITS!r}.',
       )
+    for field in ('regressor', 'shared_projection', 'centered'):
+      value = arguments.flag(field, getattr(self, field))
+      object.__setattr__(self, field, value)
+    for field in ('weight', 'width', 'scale', 'top_k'):  # As JSON knows them.
+      value = arguments.plain(getattr(self, field))
+      object.__setattr__(self, field, value)
     object.__setattr__(self, 'loss', self._found_loss())
     _check_weight(self)
     _check_projection(self)
@@ -165,21 +171,9 @@ def _usual_loss(term: Term) -> types.Loss:
   return losses.l2
 
 
-def _is_number(value: Any) -> bool:
-  return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any, low: int) -> bool:
-  """Whether a value is an integer, at least `low`."""
-  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-    return False
-  return int(value) >= low
-
-
 def _check_weight(term: Term) -> None:
   errors.require(
-    callable(term.weight)
-    or (_is_number(term.weight) and 0 <= term.weight < math.inf),
+    callable(term.weight) or term.weight in arguments.Range(0),
     f'{term} has weight={term.weight!r}: it must be a number that is finite '
     'and not negative, or a schedule, as optax.linear_schedule(1.0, 0.0, 1.0).',
   )
@@ -195,10 +189,7 @@ def _check_projection(term: Term) -> None:
     errors.lookup('projection', term.projection, projections.PROJECTIONS)
   if term.width is None:
     return
-  errors.require(
-    _is_whole(term.width, 1),
-    f'width={term.width!r} of a projection must be a whole number, at least 1.',
-  )
+  arguments.whole('width', term.width, 1)
   errors.require(
     term.regressor,
     f'{term} projects to width {term.width}: without a regressor the width is '
@@ -218,14 +209,10 @@ def _check_target(term: Term) -> None:
     ('pool', POOLS),
   ):
     errors.lookup(name, getattr(term, name), dict.fromkeys(allowed))
-  errors.require(
-    _is_number(term.scale) and 0 < term.scale < math.inf,
-    f'scale={term.scale} of a target must be above 0, and finite.',
-  )
-  errors.require(
-    _is_whole(term.top_k, 0),
-    f'top_k={term.top_k!r} must be a whole number of logits; 0 is all.',
-  )
+  # A float: JAX reads no int over 32 bits.
+  scale = arguments.number('scale', term.scale, POSITIVE)
+  object.__setattr__(term, 'scale', float(scale))
+  arguments.whole('top_k', term.top_k, 0)
   errors.require(
     term.top_k == 0 or (term.student == term.target == LOGITS),
     f'{term} has top_k={term.top_k}, which is for logits.',
@@ -249,9 +236,7 @@ def output_terms(
   Raises:
     UserError: an alpha outside [0, 1].
   """
-  errors.require(
-    _is_number(alpha) and 0 <= alpha <= 1, f'alpha={alpha} must be in [0, 1].'
-  )
+  alpha = arguments.number('alpha', alpha, arguments.Range(0, 1))
   if not alpha:
     return (Term(loss=loss, top_k=top_k),)
   teacher = Term(loss=loss, top_k=top_k, weight=1 - alpha)
@@ -293,11 +278,12 @@ class Stage:
   def __post_init__(self) -> None:
     """Raises UserError for a stage that cannot be trained."""
     errors.require(
-      _is_whole(self.steps, 1),
-      f'Stage {self.name!r} has {self.steps!r} steps; give it a whole number, '
-      'at least 1, or leave it out.',
+      isinstance(self.name, str),
+      f'name={self.name!r} of a stage must be a text.',
     )
-    object.__setattr__(self, 'steps', int(self.steps))  # NumPy's as well.
+    with errors.about(f'Stage {self.name!r}'):
+      steps = arguments.whole('steps', self.steps, 1)
+    object.__setattr__(self, 'steps', steps)
     self._make_tuples()
     errors.require(
       bool(self.terms),
@@ -314,11 +300,10 @@ class Stage:
       any(callable(t.weight) or t.weight > 0 for t in self.terms),
       f'All terms of stage {self.name!r} have weight 0: nothing is trained.',
     )
-    errors.require(
-      self.checkpoint is None or _is_whole(self.checkpoint, 0),
-      f'checkpoint={self.checkpoint!r} of stage {self.name!r} must be the step '
-      'of a checkpoint, or None, the final teacher.',
-    )
+    if self.checkpoint is not None:
+      with errors.about(f'Stage {self.name!r}'):
+        step = arguments.whole('checkpoint', self.checkpoint, 0)
+      object.__setattr__(self, 'checkpoint', step)
 
   def _make_tuples(self) -> None:
     """Makes tuples, which can be hashed, of `terms` and `frozen`."""

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.parallel import multihost
@@ -93,7 +94,7 @@ def _shape(
 ) -> dict[str, int]:
   """Size of the mesh along each axis, after -1 is resolved."""
   shape = {
-    axis: errors.whole(f'mesh.{axis}', sizes.get(axis, 1)) for axis in AXES
+    axis: arguments.whole(f'mesh.{axis}', sizes.get(axis, 1)) for axis in AXES
   }
   for axis, size in shape.items():
     errors.require(

@@ -221,7 +221,7 @@ class RefusalTest(parameterized.TestCase):
     ({'layers': [('Dense_1', 'Dens_0')]}, "'Dens_0'.*mean 'Dense_0'"),
     ({'loss': 'kld'}, "loss 'kld'.*mean 'kl'"),
     ({'share': 1.5}, 'share=1.5'),
-    ({'share': 'half'}, 'share=half'),
+    ({'share': 'half'}, "share='half'"),
     ({'steps': (1, 2)}, 'do not add up'),
     ({'steps': 5}, 'steps=5 must be'),
     ({'temperature': 'hot'}, "temperature='hot' must be"),

@@ -88,12 +88,12 @@ class SplitStepsTest(parameterized.TestCase):
 
   @parameterized.parameters([[1.5, 1.5, 7]], [['1', '2', '7']])
   def test_explicit_lengths_must_be_whole(self, steps):
-    with self.assertRaisesRegex(errors.UserError, 'must be whole numbers'):
+    with self.assertRaisesRegex(errors.UserError, 'must be a whole number'):
       layer_matching.split_steps(10, 2, 0.5, steps)
 
   @parameterized.parameters(0.0, 1.0, -0.5, 1.5, float('nan'), '0.5')
   def test_share_is_inside_0_and_1(self, share):
-    with self.assertRaisesRegex(errors.UserError, f'share={share}'):
+    with self.assertRaisesRegex(errors.UserError, f'share={share!r} must'):
       layer_matching.split_steps(10, 2, share)
 
   def test_too_few_steps(self):

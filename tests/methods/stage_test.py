@@ -77,7 +77,7 @@ class TermTest(parameterized.TestCase):
     (dict(scale=0.0), 'scale=0.0 .*above 0'),
     (dict(scale=float('inf')), 'scale=inf'),
     (dict(scale=float('nan')), 'scale=nan'),
-    (dict(scale='1'), 'scale=1'),
+    (dict(scale='1'), "scale='1' must be"),
     (dict(student='a', top_k=2), 'top_k=2, which is for logits'),
     (dict(target='labels', top_k=2), 'top_k=2, which is for logits'),
     (dict(top_k=-1), 'top_k=-1'),
@@ -112,7 +112,7 @@ class OutputTermsTest(parameterized.TestCase):
 
   @parameterized.parameters(-0.1, 1.1, float('nan'), '0.5', True)
   def test_alpha_is_a_fraction(self, alpha):
-    with self.assertRaisesRegex(errors.UserError, f'alpha={alpha} must be in'):
+    with self.assertRaisesRegex(errors.UserError, f'alpha={alpha!r} must be'):
       stage_lib.output_terms(alpha=alpha)
 
 
@@ -210,10 +210,10 @@ class StageTest(parameterized.TestCase):
     self.assertLen({s.objective for s in (one, frozen, two)}, 3)
 
   @parameterized.parameters(
-    (dict(steps=0), "'s' has 0 steps"),
-    (dict(steps=1.5), "'s' has 1.5 steps"),
-    (dict(steps='5'), "'s' has '5' steps"),
-    (dict(steps=True), "'s' has True steps"),
+    (dict(steps=0), "Stage 's': steps=0 must"),
+    (dict(steps=1.5), "Stage 's': steps=1.5 must"),
+    (dict(steps='5'), "Stage 's': steps='5' must"),
+    (dict(steps=True), "Stage 's': steps=True must"),
     (dict(terms=()), "'s' has no terms.*terms=.cxjax.Term"),
     (dict(terms=None), "'s' has no terms"),
     (dict(terms=(Term(), 'labels')), "'labels' among its terms"),

@@ -1,0 +1,147 @@
+"""Checks of single arguments, one function for each kind of value.
+
+Each returns the value as a plain Python one, whatever library it came from, or
+raises a `UserError` that names the argument, its value and what is allowed.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+import numbers
+import operator
+import typing
+from typing import Any
+
+import numpy as np
+
+from cxjax import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """Numbers from `low` to `high`.
+
+  Attributes:
+    low: the lower bound.
+    high: the upper bound.
+    ends: whether the range includes `low` and `high`.
+    whole: whether only integers are allowed.
+    infinite: whether infinity is allowed.
+    optional: whether None is allowed.
+  """
+
+  low: float
+  high: float = math.inf
+  ends: tuple[bool, bool] = (True, True)
+  whole: bool = False
+  infinite: bool = False
+  optional: bool = False
+
+  def __contains__(self, value: Any) -> bool:
+    """True if a value is a number of the range."""
+    if value is None:
+      return self.optional
+    kind = numbers.Integral if self.whole else numbers.Real
+    if not isinstance(value, kind) or isinstance(value, bool):
+      return False
+    value = typing.cast(float, value)
+    return (
+      (abs(value) < math.inf or (self.infinite and value == math.inf))
+      and (self.low < value or (self.ends[0] and value == self.low))
+      and (value < self.high or (self.ends[1] and value == self.high))
+    )
+
+  def __str__(self) -> str:
+    """The range in words, for messages."""
+    if self.whole:
+      return f'a whole number from {self.low} to {self.high}'
+    if math.isinf(self.high):
+      kind = 'a number' if self.infinite else 'a finite number'
+      if math.isinf(self.low):
+        return f'{kind}, or None' if self.optional else kind
+      return f'{kind} {"not below" if self.ends[0] else "above"} {self.low}'
+    low, high = '(['[self.ends[0]], ')]'[self.ends[1]]
+    return f'a number in {low}{self.low}, {self.high}{high}'
+
+
+def plain(value: Any) -> Any:
+  """Converts a scalar of numpy or JAX to one of Python; others stay."""
+  if isinstance(value, np.generic):
+    return value.item()
+  concrete = hasattr(value, 'item') and hasattr(value, 'dtype')
+  if concrete and getattr(value, 'shape', None) == ():
+    try:
+      return value.item()
+    except Exception:  # A PRNG key, a tracer, a deleted array.
+      return value
+  return value
+
+
+def number(name: str, value: Any, allowed: Range) -> float:
+  """Checks a number.
+
+  Args:
+    name: the name of the argument, for the message.
+    value: a number of Python, or a scalar of numpy or JAX.
+    allowed: its range.
+
+  Returns:
+    The number, of Python.
+
+  Raises:
+    UserError: `value` is no number, or not in the range.
+  """
+  found = plain(value)
+  errors.require(found in allowed, f'{name}={value!r} must be {allowed}.')
+  return found
+
+
+def whole(
+  name: str, value: Any, low: int | None = None, high: int = 2**63 - 1
+) -> int:
+  """Checks a whole number.
+
+  Args:
+    name: the name of the argument, for the message.
+    value: an integer of any library.
+    low: the lowest that is allowed; None is any.
+    high: the highest that is allowed.
+
+  Returns:
+    The int.
+
+  Raises:
+    UserError: `value` is no whole number, or not from `low` to `high`.
+  """
+  try:
+    found = int(operator.index(plain(value)))
+  except TypeError:
+    found = None
+  kind = isinstance(found, int) and not isinstance(plain(value), bool)
+  if low is None:
+    errors.require(kind, f'{name}={value!r} must be a whole number.')
+  else:
+    errors.require(
+      kind and low <= typing.cast(int, found) <= high,
+      f'{name}={value!r} must be a whole number, at least {low}'
+      + (f' and at most {high}.' if high < 2**63 - 1 else '.'),
+    )
+  return typing.cast(int, found)
+
+
+def flag(name: str, value: Any) -> bool:
+  """Checks an argument that is True or False."""
+  found = plain(value)
+  errors.require(
+    isinstance(found, bool), f'{name}={value!r} must be True or False.'
+  )
+  return found
+
+
+def function(name: str, value: Any, example: str) -> Callable[..., Any]:
+  """Checks a function; `example` ends the message, as in 'print'."""
+  errors.require(
+    callable(value) and not isinstance(value, type),
+    f'{name}={value!r} must be a function, as {example}.',
+  )
+  return value

@@ -1,0 +1,88 @@
+"""Checks of single arguments."""
+
+import math
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import arguments
+from cxjax import errors
+
+SHARE = arguments.Range(0, 1, ends=(False, False))
+# What no number, flag or function is.
+OTHERS = [
+  (value,)
+  for value in (None, '', 'x', b'1', 1j, (), [], {}, {1}, object, np.ones(2))
+]
+
+
+class WholeTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (3,), (np.int32(3),), (np.array(3),), (jnp.array(3),)
+  )
+  def test_converts_whole_numbers(self, value):
+    self.assertIs(type(arguments.whole('steps', value)), int)
+    self.assertEqual(arguments.whole('steps', value), 3)
+
+  @parameterized.parameters((3.0,), ('3',), (None,), (True,), ([3],))
+  def test_refuses_others(self, value):
+    with self.assertRaises(errors.UserError) as caught:
+      arguments.whole('steps', value)
+    self.assertEqual(
+      str(caught.exception), f'steps={value!r} must be a whole number.'
+    )
+
+  def test_has_bounds(self):
+    self.assertEqual(arguments.whole('steps', 0, 0), 0)
+    for value in (-1, 11, 2**70):
+      with self.assertRaisesRegex(errors.UserError, 'at least 0 and at most'):
+        arguments.whole('steps', value, 0, 10)
+
+
+class NumberTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (0.5,), (np.float32(0.5),), (np.array(0.5),), (jnp.array(0.5),)
+  )
+  def test_is_of_python(self, value):
+    found = arguments.number('share', value, SHARE)
+    self.assertIs(type(found), float)
+    self.assertEqual(found, 0.5)
+
+  @parameterized.parameters(
+    *OTHERS, (0,), (1,), (-1,), (math.nan,), (math.inf,), (True,)
+  )
+  def test_refuses_others(self, value):
+    with self.assertRaisesRegex(errors.UserError, r'^share=.* must be a num'):
+      arguments.number('share', value, SHARE)
+
+  def test_refuses_keys(self):
+    with self.assertRaisesRegex(errors.UserError, r'^share=Array.* must be'):
+      arguments.number('share', jax.random.key(0), SHARE)
+
+
+class FlagTest(parameterized.TestCase):
+  @parameterized.parameters((True,), (np.True_,), (jnp.array(True),))
+  def test_is_of_python(self, value):
+    self.assertIs(arguments.flag('freeze', value), True)
+
+  @parameterized.parameters(*OTHERS, (0,), (1,), (('Dense_0',),))
+  def test_refuses_others(self, value):
+    with self.assertRaisesRegex(errors.UserError, 'must be True or False'):
+      arguments.flag('freeze', value)
+
+
+class FunctionTest(parameterized.TestCase):
+  def test_is_any_callable(self):
+    self.assertIs(arguments.function('on_record', print, 'print'), print)
+
+  @parameterized.parameters(*OTHERS, (0,), (dict,))
+  def test_refuses_others(self, value):
+    with self.assertRaisesRegex(errors.UserError, 'must be a function, as p'):
+      arguments.function('on_record', value, 'print')
+
+
+if __name__ == '__main__':
+  absltest.main()
