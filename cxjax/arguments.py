@@ -12,6 +12,7 @@ import operator
 import typing
 from typing import Any
 
+import jax
 import numpy as np
 
 from cxjax import errors
@@ -145,3 +146,40 @@ def function(name: str, value: Any, example: str) -> Callable[..., Any]:
     f'{name}={value!r} must be a function, as {example}.',
   )
   return value
+
+
+def shapes(name: str, tree: Any) -> Any:
+  """Checks a tree of arrays.
+
+  Args:
+    name: the name of the argument, for the message.
+    tree: arrays of JAX or numpy, numbers, or shapes of arrays.
+
+  Returns:
+    A tree of the same structure with the shapes.
+
+  Raises:
+    UserError: a leaf is none of these, or was deleted; the message has its
+      path.
+  """
+  try:
+    return jax.eval_shape(lambda tree: tree, tree)
+  except Exception as error:
+    for path, leaf in jax.tree.leaves_with_path(tree):
+      try:
+        jax.eval_shape(lambda leaf: leaf, leaf)
+      except Exception as cause:
+        where = jax.tree_util.keystr(path, simple=True, separator='/')
+        where = f' at {where!r}' if where else ''
+        raise errors.UserError(
+          f'{name} has {_described(leaf)}{where}, which is no array. '
+          'Give arrays of JAX or numpy.'
+        ) from cause
+    raise errors.UserError(f'{name} is no tree of arrays: {error}') from error
+
+
+def _described(leaf: Any) -> str:
+  """The type of a leaf, and its value if that is short."""
+  text = repr(leaf)
+  kind = type(leaf).__name__
+  return f'a {kind}' if len(text) > 40 else f'the {kind} {text}'

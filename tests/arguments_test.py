@@ -84,5 +84,22 @@ class FunctionTest(parameterized.TestCase):
       arguments.function('on_record', value, 'print')
 
 
+class ShapesTest(parameterized.TestCase):
+  def test_are_those_of_the_leaves(self):
+    found = arguments.shapes('x', {'a': np.ones((2, 3)), 'b': 1.0})
+    self.assertEqual(jax.tree.map(lambda leaf: leaf.shape, found)['a'], (2, 3))
+
+  @parameterized.parameters(
+    ('word', "x has the str 'word' at 'a/b', which is no array"),
+    (np.array(['word']), "x has the ndarray array.*at 'a/b'"),
+    (np.array([None]), "x has the ndarray array.*at 'a/b'"),
+    (2**70, "x has the int 1180591620717411303424 at 'a/b'"),
+    (print, "x has the builtin_function_or_method .*at 'a/b'"),
+  )
+  def test_the_leaf_that_is_no_array_is_named(self, leaf, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      arguments.shapes('x', {'a': {'b': leaf}})
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -145,9 +145,8 @@ def plan(
     UserError: activations that are not there or cannot be matched; models that
       do not run on the example; labels or a loss that do not fit.
   """
-  batch = jax.eval_shape(
-    lambda x: x, user_batches.arrays(user_batches.to_batch(x))
-  )
+  batch = user_batches.arrays(user_batches.to_batch(x))
+  batch = arguments.shapes('The example of a batch', batch)
   for role, model in (('teacher', teacher), ('student', student)):
     adapters.outputs(model, batch['x'], role)
   errors.require(

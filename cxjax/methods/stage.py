@@ -11,7 +11,6 @@ output.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import itertools
@@ -312,11 +311,12 @@ class Stage:
       terms = () if terms is None else (terms,)
     frozen = (frozen,) if isinstance(frozen, str) else frozen
     for field, values in (('terms', terms), ('frozen', frozen)):
-      errors.require(
-        isinstance(values, Iterable),
-        f'{field}={values!r} of stage {self.name!r} must be a tuple.',
-      )
-      object.__setattr__(self, field, tuple(values))
+      try:
+        object.__setattr__(self, field, tuple(values))
+      except TypeError as error:
+        raise errors.UserError(
+          f'{field}={values!r} of stage {self.name!r} must be a tuple.'
+        ) from error
     errors.require(
       all(isinstance(name, str) for name in self.frozen),
       f'frozen={self.frozen!r} of stage {self.name!r} must be names of the '

@@ -15,6 +15,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import types
@@ -79,7 +80,8 @@ class ModelAdapter:
     """
     found: dict[str, float] = {}
     apply = _without_jit(self.apply)
-    params, x = _abstract((self.one, x))
+    params = arguments.shapes('params', self.one)
+    x = arguments.shapes('x', x)
     with nn.intercept_methods(_dropout_recorder(found)):
       # The lambda is new, so JAX traces it again and does not use its cache.
       jax.eval_shape(lambda params, x: apply(params, x), params, x)
@@ -95,11 +97,6 @@ def _size(leaf: Any) -> int:
 def with_rate(path: str, rate: float) -> str:
   """A dropout layer in messages."""
   return f'{path} (rate {rate:g})'
-
-
-def _abstract(tree: Any) -> Any:
-  """Shapes of a tree of arrays or shapes."""
-  return jax.eval_shape(lambda tree: tree, tree)
 
 
 def _without_jit(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,7 +155,10 @@ def outputs(
     'with cxjax.from_linen(module, variables), from_nnx(module) or '
     'from_fn(apply, params).',
   )
-  params, x = _abstract((model.params, x))
+  params = arguments.shapes(
+    f'The tree of parameters of the {role}', model.params
+  )
+  x = arguments.shapes('x', x)
   sets = params if model.several else [params]
   _require_equal_shapes(sets, role)
   try:
