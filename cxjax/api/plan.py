@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cxjax import arguments
@@ -185,11 +186,13 @@ def plan(
 
 def _dtype(dtype: Any) -> Any:
   try:
-    return jnp.dtype(dtype)
-  except (TypeError, ValueError) as error:
-    raise errors.UserError(
-      f'dtype={dtype!r} is none. Give jnp.bfloat16, for example.'
-    ) from error
+    if isinstance(dtype, str | type | np.dtype):
+      return jnp.dtype(dtype)
+  except (TypeError, ValueError):
+    pass
+  raise errors.UserError(
+    f'dtype={dtype!r} is none. Give jnp.bfloat16, for example.'
+  )
 
 
 def _warn_of_dropout(student: adapters.ModelAdapter, x: types.Input) -> None:

@@ -97,7 +97,7 @@ def split_steps(
   Raises:
     UserError: explicit lengths that do not add up, or a share outside (0, 1).
   """
-  num_steps = arguments.whole('num_steps', num_steps, 1)
+  num_steps = arguments.whole('num_steps', num_steps, 1, 2**31 - 1)
   steps = whole_steps(steps)
   if steps:
     errors.require(

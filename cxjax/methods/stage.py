@@ -34,6 +34,7 @@ ALL, PREDICTED = 'all', 'predicted'
 NORMS = ('none', 'layer')
 POOLS = ('none', 'mean', 'flatten')
 POSITIVE = arguments.Range(0, ends=(False, False))
+MOST = 2**31 - 1  # Steps are int32.
 
 # `fraction -> weight`: both scalars; the fraction of the stage that is done
 # grows from 0 to 1, so `optax.linear_schedule(1.0, 0.0, 1.0)` fades out.
@@ -176,6 +177,8 @@ def _check_weight(term: Term) -> None:
     f'{term} has weight={term.weight!r}: it must be a number that is finite '
     'and not negative, or a schedule, as optax.linear_schedule(1.0, 0.0, 1.0).',
   )
+  if not callable(term.weight):  # JAX reads no int over 32 bits.
+    object.__setattr__(term, 'weight', float(term.weight))
 
 
 def _check_projection(term: Term) -> None:
@@ -208,7 +211,6 @@ def _check_target(term: Term) -> None:
     ('pool', POOLS),
   ):
     errors.lookup(name, getattr(term, name), dict.fromkeys(allowed))
-  # A float: JAX reads no int over 32 bits.
   scale = arguments.number('scale', term.scale, POSITIVE)
   object.__setattr__(term, 'scale', float(scale))
   arguments.whole('top_k', term.top_k, 0)
@@ -281,7 +283,7 @@ class Stage:
       f'name={self.name!r} of a stage must be a text.',
     )
     with errors.about(f'Stage {self.name!r}'):
-      steps = arguments.whole('steps', self.steps, 1)
+      steps = arguments.whole('steps', self.steps, 1, MOST)
     object.__setattr__(self, 'steps', steps)
     self._make_tuples()
     errors.require(
@@ -301,7 +303,7 @@ class Stage:
     )
     if self.checkpoint is not None:
       with errors.about(f'Stage {self.name!r}'):
-        step = arguments.whole('checkpoint', self.checkpoint, 0)
+        step = arguments.whole('checkpoint', self.checkpoint, 0, MOST)
       object.__setattr__(self, 'checkpoint', step)
 
   def _make_tuples(self) -> None:
