@@ -5,6 +5,7 @@ raises a `UserError` that names the argument, its value and what is allowed.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import math
 import numbers
@@ -146,6 +147,23 @@ def function(name: str, value: Any, example: str) -> Callable[..., Any]:
     f'{name}={value!r} must be a function, as {example}.',
   )
   return value
+
+
+def text(name: str, value: Any, example: str) -> str:
+  """Checks a text; `example` ends the message, as in "'block*'"."""
+  errors.require(
+    isinstance(value, str), f'{name}={value!r} must be a text, as {example}.'
+  )
+  return value
+
+
+def mapping(name: str, value: Any, example: str) -> dict[str, Any]:
+  """Checks a dict by names; `example` ends the message, as in "{'data': 8}"."""
+  errors.require(
+    isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
+    f'{name}={value!r} must be a dict by names, as {example}.',
+  )
+  return dict(value)
 
 
 def shapes(name: str, tree: Any) -> Any:

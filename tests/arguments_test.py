@@ -18,6 +18,9 @@ OTHERS = [
   for value in (None, '', 'x', b'1', 1j, (), [], {}, {1}, object, np.ones(2))
 ]
 
+NO_TEXTS = [(value,) for (value,) in OTHERS if not isinstance(value, str)]
+NO_DICTS = [(value,) for (value,) in OTHERS if not isinstance(value, dict)]
+
 
 class WholeTest(parameterized.TestCase):
   @parameterized.parameters(
@@ -82,6 +85,23 @@ class FunctionTest(parameterized.TestCase):
   def test_refuses_others(self, value):
     with self.assertRaisesRegex(errors.UserError, 'must be a function, as p'):
       arguments.function('on_record', value, 'print')
+
+
+class TextTest(parameterized.TestCase):
+  @parameterized.parameters(*NO_TEXTS)
+  def test_refuses_others(self, value):
+    with self.assertRaisesRegex(errors.UserError, "must be a text, as 'b'"):
+      arguments.text('trainable', value, "'b'")
+
+
+class MappingTest(parameterized.TestCase):
+  def test_is_a_dict(self):
+    self.assertEqual(arguments.mapping('mesh', {'data': 2}, '{}'), {'data': 2})
+
+  @parameterized.parameters(*NO_DICTS, ({1: 2},))
+  def test_refuses_others(self, value):
+    with self.assertRaisesRegex(errors.UserError, 'must be a dict by names'):
+      arguments.mapping('mesh', value, '{}')
 
 
 class ShapesTest(parameterized.TestCase):

@@ -41,6 +41,7 @@ from cxjax.training import trainer
 
 # Bytes of the batches that lie on the devices at once.
 AHEAD = 64e6
+RATE = arguments.Range(0, ends=(False, False))
 MESH = (*mesh_lib.AXES, 'student', 'teacher')
 
 
@@ -114,10 +115,15 @@ def distill(
     Stopped: the process was asked to stop; the run is saved.
   """
   _check(plan, batches, optimizer, on_record, trainable, workdir)
+  errors.require(
+    metrics is None or isinstance(metrics, Mapping | tuple | list),
+    f"metrics={metrics!r} must be names, as ('accuracy',), or a dict of "
+    'functions by name.',
+  )
   names = 'log_every', 'save_every', 'eval_every'
   lengths = tuple(map(_steps, names, (log_every, save_every, eval_every)))
-  seed, learning_rate = arguments.whole('seed', seed), _rate(learning_rate)
-  errors.require(seed >= 0, f'seed={seed} must not be negative.')
+  seed = arguments.whole('seed', seed, 0, 2**32 - 1)
+  learning_rate = _rate(learning_rate)
   what = 'held_out'
   if held_out is None:
     batches = user_batches.Peeked(batches)
@@ -129,7 +135,7 @@ def distill(
   spec = dataclasses.replace(
     spec,
     optimizer=_optimizer(optimizer, learning_rate),
-    microbatches=arguments.whole('microbatches', microbatches),
+    microbatches=arguments.whole('microbatches', microbatches, 1),
     trainable=trainable,
   )
   run = functools.partial(_train, plan, spec, on_record=on_record)
@@ -186,20 +192,14 @@ def _check(
     optimizer is None or hasattr(optimizer, 'update'),
     f'optimizer={optimizer!r} must be one of optax, as optax.adam(1e-3).',
   )
-  errors.require(
-    on_record is None or callable(on_record),
-    f'on_record={on_record!r} must be a function of a record, as print.',
-  )
+  if on_record is not None:
+    arguments.function('on_record', on_record, 'print')
   errors.require(
     hasattr(batches, '__iter__') or hasattr(batches, '__getitem__'),
     f'The batches are a {type(batches).__name__}: give something that can be '
     'iterated, as a list.',
   )
-  errors.require(
-    isinstance(trainable, str),
-    f"trainable={trainable!r} must be a pattern of paths, as 'block*', or "
-    "'^(embed|head)/' for several.",
-  )
+  arguments.text('trainable', trainable, "'block*' or '^(embed|head)/'")
   errors.require(
     workdir is None
     or (isinstance(workdir, str | os.PathLike) and bool(workdir)),
@@ -208,25 +208,16 @@ def _check(
 
 
 def _steps(name: str, steps: Any) -> int | None:
-  if steps is not None:
-    steps = arguments.whole(name, steps)
-    errors.require(steps >= 1, f'{name}={steps} must be at least 1.')
-  return steps
+  return None if steps is None else arguments.whole(name, steps, 1)
 
 
 def _rate(learning_rate: Any) -> float:
-  try:
-    rate = float(learning_rate)
-  except (TypeError, ValueError) as error:
-    raise errors.UserError(
-      f'learning_rate={learning_rate!r} must be a number. Give a schedule to '
-      'an optimizer, as optimizer=optax.adam(schedule).'
-    ) from error
   errors.require(
-    0 < rate < math.inf,
-    f'learning_rate={rate} must be above 0, and finite.',
+    not callable(learning_rate),
+    'learning_rate is a function: give a schedule to an optimizer, as '
+    'optimizer=optax.adam(schedule).',
   )
-  return rate
+  return float(arguments.number('learning_rate', learning_rate, RATE))
 
 
 def _loop(
@@ -243,7 +234,9 @@ def _loop(
       math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(plan.batch)
     )
     log_every = int(min(100, tenth, max(AHEAD // size, 1)))
+  log_every = min(log_every, num_steps)  # So many batches are held at once.
   multiple = lambda steps: max(steps // log_every, 1) * log_every
+  keep_best = arguments.text('keep_best', keep_best, "'accuracy'")
   return run_spec.Loop(
     log_every=log_every,
     eval_every=multiple(eval_every or tenth),
@@ -256,9 +249,10 @@ def _layout(
   plan: plan_lib.Plan, mesh: Mapping[str, Any] | None
 ) -> run_spec.Layout:
   """Where the arrays lie; nothing is left unsharded silently."""
-  for name in mesh or {}:
+  mesh = {} if mesh is None else arguments.mapping('mesh', mesh, "{'data': 8}")
+  for name in mesh:
     errors.lookup('mesh', name, dict.fromkeys(MESH))
-  sizes = {'data': -1, 'student': 'fsdp', 'teacher': 'fsdp', **(mesh or {})}
+  sizes = {'data': -1, 'student': 'fsdp', 'teacher': 'fsdp', **mesh}
   batch_size = jax.tree.leaves(plan.batch)[0].shape[0]
   devices = mesh_lib.make(sizes, batch_size)
   shardings = {}
