@@ -29,6 +29,7 @@ def match_layers(
   Raises:
     UserError: one of the two has no layers.
   """
+  teacher, student = _names('teacher', teacher), _names('student', student)
   high, low = len(teacher), len(student)
   errors.require(
     high > 0 and low > 0,
@@ -40,6 +41,24 @@ def match_layers(
   return tuple(
     (teacher[i - 1], name) for i, name in zip(index, student, strict=True)
   )
+
+
+def _names(role: str, layers: Any) -> tuple[str, ...]:
+  """The names of layers; raises UserError for anything else."""
+  listed = isinstance(layers, Iterable) and not isinstance(layers, str | bytes)
+  try:
+    names = tuple(layers) if listed else None
+  except TypeError:  # An array of no dimensions.
+    names = None
+  errors.require(
+    names is not None
+    and not isinstance(layers, set | frozenset)  # These have no order.
+    and all(isinstance(name, str) for name in names),
+    f'{role}={layers!r} must be names of layers, lowest first, as '
+    "('block0', 'block1').",
+  )
+  assert names is not None
+  return names
 
 
 def check_pairs(layers: Any) -> tuple[Pair, ...]:
@@ -98,6 +117,7 @@ def split_steps(
     UserError: explicit lengths that do not add up, or a share outside (0, 1).
   """
   num_steps = arguments.whole('num_steps', num_steps, 1, 2**31 - 1)
+  parts = arguments.whole('parts', parts, 1)
   steps = whole_steps(steps)
   if steps:
     errors.require(

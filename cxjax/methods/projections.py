@@ -17,10 +17,12 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import registration
 
+MOST = 2**31 - 1
 # `(key, d_in, d_out) -> [d_in, d_out]`.
 Draw: TypeAlias = Callable[[jax.Array, int, int], jax.Array]
 
@@ -102,10 +104,15 @@ def random_projection(
     Achlioptas. "Database-friendly random projections", 2003.
   """
   draw = errors.lookup('projection', projection, PROJECTIONS)
-  d_in, d_out = shape
   errors.require(
-    d_in > 0 and d_out > 0,
-    f'A projection needs positive widths, got {d_in} to {d_out}.',
+    isinstance(shape, tuple | list) and len(shape) == 2,
+    f'shape={shape!r} of a projection must be two widths, as (768, 128).',
+  )
+  d_in, d_out = (arguments.whole('shape', width, 1, MOST) for width in shape)
+  errors.require(
+    d_in * d_out <= MOST,
+    f'shape={shape!r} of a projection has {d_in * d_out:,} elements: at most '
+    f'{MOST:,} fit into an array.',
   )
   return draw(key, d_in, d_out)
 

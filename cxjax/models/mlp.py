@@ -6,6 +6,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.models import base
@@ -29,6 +30,17 @@ class MLP(nn.Module):
 
   widths: tuple[int, ...]
   num_classes: int
+
+  def __post_init__(self) -> None:
+    """Raises UserError for sizes that cannot be."""
+    errors.require(
+      isinstance(self.widths, tuple | list),
+      f'widths={self.widths!r} must be the widths of the hidden layers, as '
+      '(100, 100).',
+    )
+    for width in (*self.widths, self.num_classes):
+      arguments.whole('width', width, 1, 2**31 - 1)
+    super().__post_init__()
 
   @property
   def layers(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.models import attention
@@ -45,6 +46,14 @@ PARTITION_RULES: base.PartitionRules = (
   (r'logits_bias$', 0),
   (r'(position_embedding|transform/kernel)$', None),
 )
+
+
+MOST = 2**31 - 1
+RANGES = {
+  'init_std': arguments.Range(0, ends=(False, False)),
+  'dropout': arguments.Range(0, 1, ends=(True, False)),
+  'norm_eps': arguments.Range(0),
+}
 
 
 class Transformer(nn.Module):
@@ -93,18 +102,14 @@ class Transformer(nn.Module):
 
   def __post_init__(self) -> None:
     """Raises UserError for sizes that do not fit."""
-    for name in ('vocab_size', 'max_length', 'width', 'heads'):
-      value = getattr(self, name)
-      errors.require(value >= 1, f'{name}={value} must be at least 1.')
-    errors.require(
-      self.num_classes >= 0,
-      f'num_classes={self.num_classes} must not be negative; 0 is no head.',
-    )
-    errors.require(
-      self.depth >= 1 and self.mlp_width >= 0,
-      f'depth={self.depth} must be at least 1 and mlp_width={self.mlp_width} '
-      'not negative.',
-    )
+    for name in ('vocab_size', 'max_length', 'width', 'heads', 'depth'):
+      arguments.whole(name, getattr(self, name), 1, MOST)
+    for name in ('num_classes', 'mlp_width'):
+      arguments.whole(name, getattr(self, name), 0, MOST)
+    for name in ('causal', 'tied', 'remat'):
+      arguments.flag(name, getattr(self, name))
+    for name, allowed in RANGES.items():
+      arguments.number(name, getattr(self, name), allowed)
     errors.require(
       self.width % self.heads == 0,
       f'heads={self.heads} do not divide width={self.width}: the width of a '
@@ -114,12 +119,6 @@ class Transformer(nn.Module):
       not self.tied or self.num_classes == self.vocab_size,
       f'tied=True needs as many classes ({self.num_classes}) as token ids '
       f'({self.vocab_size}).',
-    )
-    errors.require(
-      0 <= self.dropout < 1, f'dropout={self.dropout} must be in [0, 1).'
-    )
-    errors.require(
-      self.norm_eps >= 0, f'norm_eps={self.norm_eps} must not be negative.'
     )
     super().__post_init__()
 

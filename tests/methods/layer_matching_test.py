@@ -31,12 +31,19 @@ class MatchLayersTest(parameterized.TestCase):
     half = fractions.Fraction(1, 2)
     for num_teacher in range(1, 33):
       for num_student in range(1, 33):
-        teacher = range(1, num_teacher + 1)
+        teacher = [f'{i}' for i in range(1, num_teacher + 1)]
         student = range(1, num_student + 1)
-        found = [t for t, _ in layer_matching.match_layers(teacher, student)]
+        pairs = layer_matching.match_layers(teacher, [f'{i}' for i in student])
+        found = [int(t) for t, _ in pairs]
         ratio = fractions.Fraction(num_teacher, num_student)
         want = [max((i * ratio + half).__floor__(), 1) for i in student]
         self.assertEqual(found, want, f'{num_teacher} to {num_student}')
+
+  @parameterized.parameters(None, 3, 'block0', [3], {'block0'}, [None])
+  def test_needs_names(self, layers):
+    for pair in ((layers, ['s']), (['t'], layers)):
+      with self.assertRaisesRegex(errors.UserError, 'must be names of layers'):
+        layer_matching.match_layers(*pair)
 
   @parameterized.parameters(([], ['s'], '0 .*1'), (['t'], [], '1 .*0'))
   def test_needs_layers(self, teacher, student, message):

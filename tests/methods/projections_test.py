@@ -104,7 +104,7 @@ class ProjectionTest(parameterized.TestCase):
 
   @parameterized.parameters((0, 3), (3, 0))
   def test_widths_must_be_positive(self, *shape):
-    with self.assertRaisesRegex(errors.UserError, 'positive widths'):
+    with self.assertRaisesRegex(errors.UserError, 'shape=.*at least 1'):
       projections.random_projection(jax.random.key(0), 'gaussian', shape)
 
 

@@ -358,7 +358,7 @@ class ErrorTest(parameterized.TestCase):
     (dict(depth=0), 'depth=0'),
     (dict(tied=True), r'classes \(5\).*ids \(7\)'),
     (dict(width=0), 'width=0'),
-    (dict(num_classes=-1), 'num_classes=-1 must not be negative; 0'),
+    (dict(num_classes=-1), 'num_classes=-1 must be a whole number, at least 0'),
     (dict(norm_eps=-1.0), 'norm_eps=-1.0'),
   )
   def test_sizes_that_do_not_fit(self, kwargs, message):
