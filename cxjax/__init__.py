@@ -35,6 +35,7 @@ from cxjax.methods.losses import mse
 from cxjax.methods.losses import reverse_kl
 from cxjax.methods.losses import top_k
 from cxjax.methods.losses import top_k_kl
+from cxjax.methods.masks import trainable_mask
 from cxjax.methods.projections import PROJECTIONS
 from cxjax.methods.projections import project
 from cxjax.methods.projections import random_projection
@@ -50,7 +51,6 @@ from cxjax.methods.targets import make_targets
 from cxjax.methods.train_step import State
 from cxjax.methods.train_step import init_stage
 from cxjax.methods.train_step import train_step
-from cxjax.methods.train_step import trainable_mask
 from cxjax.models.adapters import ModelAdapter
 from cxjax.models.adapters import from_fn
 from cxjax.models.adapters import with_compute_dtype

@@ -129,9 +129,9 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
     'carry': 'methods.train_step.carry_optimizer_state',
     'enter': 'methods.train_step.init_stage',
     'projection_shape': 'methods.targets.projection_shape',
-    'reach': 'methods.train_step.dependency_mask',
+    'reach': 'methods.masks.dependency_mask',
     'target': 'methods.targets.make_targets',
-    'trained': 'methods.train_step.trainable_mask',
+    'trained': 'methods.masks.trainable_mask',
     'undropped': 'methods.targets.without_dropout',
   },
   'models.adapters': {

@@ -19,6 +19,7 @@ from cxjax import types
 from cxjax.analysis import plots
 from cxjax.configs import builders
 from cxjax.configs import teachers
+from cxjax.methods import masks
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
@@ -59,7 +60,7 @@ def enter(
   stage: stage_lib.Stage,
   shape: tuple[int, int] | None,
   tx: optax.GradientTransformation,
-  mask: train_step.Mask,
+  mask: masks.Mask,
 ) -> train_step.State:
   """`init_stage` with the shape of a single regressor."""
   shapes = _by_term(stage, shape, 'regressor')

@@ -33,6 +33,9 @@ Batch: TypeAlias = dict[str, Any]
 Target: TypeAlias = Any
 # `(params, x) -> (output, activations)`: an array and a dict of arrays.
 Apply: TypeAlias = Callable[[Params, Input], Any]
+# The same in training mode, `(params, x, key) -> (output, activations,
+# changed)`; see `cxjax.methods.training_mode`.
+Training: TypeAlias = Callable[[Params, Input, jax.Array], Any]
 # `(student, target) -> [...]`: reduces the last axis, one value per example.
 Loss: TypeAlias = Callable[[jax.Array, Target], jax.Array]
 # A line of metrics.jsonl.

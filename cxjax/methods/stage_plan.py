@@ -17,10 +17,12 @@ from cxjax import tables
 from cxjax import types
 from cxjax.methods import flops as flops_lib
 from cxjax.methods import legacy
+from cxjax.methods import masks
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import term_plan
 from cxjax.methods import train_step
+from cxjax.methods import training_mode
 
 
 @legacy.plan_of_one_term
@@ -37,7 +39,7 @@ class StagePlan:
   """
 
   stage: stage_lib.Stage
-  mask: train_step.Mask
+  mask: masks.Mask
   terms: dict[str, term_plan.TermPlan]
   student_flops: float | None = None
   teacher_flops: float | None = None
@@ -62,6 +64,7 @@ def plan_stage(
   teacher_params: types.Params = None,
   *,
   trainable: str = '',
+  training: types.Training | None = None,
 ) -> StagePlan:
   """A stage with its shapes; every argument may be shapes alone.
 
@@ -73,7 +76,8 @@ def plan_stage(
     teacher: the teacher, for a stage that needs one.
     teacher_params: the teacher's.
     trainable: pattern of the paths of the parameters that may be trained, as of
-      `train_step.path_mask`; '' is all.
+      `masks.path_mask`; '' is all.
+    training: the student in training mode, if it has one.
 
   Returns:
     The plan of the stage, its costs unknown.
@@ -82,8 +86,9 @@ def plan_stage(
     UserError: an activation that does not exist, widths that do not fit, or a
       weight that is no scalar.
   """
+  run = student if training is None else training_mode.without_key(training)
   ours = jax.eval_shape(
-    functools.partial(targets_lib.forward, student), student_params, batch['x']
+    functools.partial(targets_lib.forward, run), student_params, batch['x']
   )
   theirs: targets_lib.Activations = {}
   if stage.needs_teacher:
@@ -100,8 +105,8 @@ def plan_stage(
   terms = {}
   for name, term in stage.named_terms.items():
     terms[name] = term_plan.plan_term(stage, term, batch, ours, theirs)
-  mask = train_step.trainable_mask(
-    student, student_params, batch['x'], stage, trainable
+  mask = masks.trainable_mask(
+    student, student_params, batch['x'], stage, trainable, training
   )
   return StagePlan(stage, mask, terms)
 
@@ -117,6 +122,7 @@ def with_costs(
   *,
   flops: Callable[..., float] = flops_lib.compiled,
   stored: bool = False,
+  training: types.Training | None = None,
 ) -> StagePlan:
   """The plan of a stage with its FLOPs per step.
 
@@ -131,6 +137,7 @@ def with_costs(
     flops: counts those of a function and its arguments, `flops.compiled` or
       `flops.written`.
     stored: the targets were computed before: they cost nothing now.
+    training: the student in training mode, if it has one.
 
   Returns:
     `planned` with `student_flops` and `teacher_flops`.
@@ -148,9 +155,10 @@ def with_costs(
     jax.random.key(0),
     student_params,
   )
-  update = functools.partial(
-    train_step.train_step, apply=student, stage=stage, tx=tx, mask=planned.mask
-  )
+  options = {'stage': stage, 'tx': tx, 'mask': planned.mask}
+  if training is not None:
+    options |= {'training': training, 'key': jax.random.key(0)}
+  update = functools.partial(train_step.train_step, apply=student, **options)
   targets = jax.eval_shape(make, *args)
   teacher_flops = 0.0
   if stage.needs_teacher and not stored:

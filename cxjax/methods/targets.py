@@ -23,8 +23,24 @@ def forward(
   Under `jit`, the layers above the highest one that is used cost nothing: XLA
   drops them.
   """
-  logits, activations = apply(params, x)
-  return {**activations, stage_lib.LOGITS: logits}
+  return by_name(*apply(params, x))
+
+
+def by_name(logits: jax.Array, activations: Mapping[str, Any]) -> Activations:
+  """The activations that can be compared and the output, 'logits', by name.
+
+  Entries that are no floating-point arrays of at least two axes, as None,
+  counts and auxiliary losses, are left out.
+  """
+  found = {k: v for k, v in activations.items() if is_activation(v)}
+  return {**found, stage_lib.LOGITS: logits}
+
+
+def is_activation(value: Any) -> bool:
+  """True for a floating-point array, or a shape, of at least two axes."""
+  return getattr(value, 'ndim', 0) > 1 and jnp.issubdtype(
+    value.dtype, jnp.floating
+  )
 
 
 def activation(

@@ -1,30 +1,21 @@
 """The train step of one student, a pure function, and its state."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
-import fnmatch
-import re
 from typing import Any
-from typing import TypeAlias
 
 from flax import struct
 import jax
-from jax.interpreters import partial_eval
 import jax.numpy as jnp
 import optax
 
 from cxjax import deprecation
-from cxjax import errors
 from cxjax import types
 from cxjax.methods import legacy
+from cxjax.methods import masks
 from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
-
-# A tree like the parameters, of booleans.
-Mask: TypeAlias = Any
-# Characters that make a pattern of paths a regular expression, not a glob.
-REGEX = re.compile(r'[\\^$|()+]|\.\*')
+from cxjax.methods import training_mode
 
 
 @legacy.state_of_one_term
@@ -43,153 +34,6 @@ class State(struct.PyTreeNode):
   opt_state: optax.OptState
 
 
-def dependency_mask(
-  apply: types.Apply,
-  params: types.Params,
-  x: types.Input,
-  names: str | Iterable[str],
-) -> Mask:
-  """Marks the parameters that some activations depend on.
-
-  Args:
-    apply: the model.
-    params: its parameters; shapes are enough.
-    x: an input; its shape is enough.
-    names: an activation, or several.
-
-  Returns:
-    A tree like `params`, True where any of the activations needs the leaf.
-  """
-  names = (names,) if isinstance(names, str) else tuple(names)
-
-  def outputs(params: types.Params, x: types.Input) -> list[jax.Array]:
-    found = targets_lib.forward(apply, params, x)
-    return [errors.lookup('activation', name, found) for name in names]
-
-  jaxpr = jax.make_jaxpr(outputs)(params, x)
-  _, used = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(names))
-  leaves, structure = jax.tree.flatten(params)
-  return jax.tree.unflatten(structure, used[: len(leaves)])
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-  """Name of a leaf's path in a tree, as in 'params/block0/query/kernel'."""
-  return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def _matches(pattern: str, path: str) -> bool:
-  """Whether a pattern of `path_mask` matches one path."""
-  if REGEX.search(pattern):
-    return re.search(pattern, path) is not None
-  parts = path.split('/')
-  size = pattern.count('/') + 1
-  runs = ('/'.join(parts[i : i + size]) for i in range(len(parts) - size + 1))
-  return fnmatch.fnmatchcase(path, pattern) or any(
-    fnmatch.fnmatchcase(run, pattern) for run in runs
-  )
-
-
-def path_mask(params: types.Params, pattern: str) -> Mask:
-  """Marks the parameters whose paths match a pattern.
-
-  Args:
-    params: a tree of arrays or shapes.
-    pattern: a glob of whole path components, as 'block0', 'block*/query' or
-      '*/bias'; one that contains any of `^ $ | ( ) + .*` or a backslash is a
-      regular expression, which is searched for.
-
-  Returns:
-    A tree like `params` of booleans.
-
-  Raises:
-    UserError: the pattern matches no path, or is no regular expression.
-  """
-  errors.require(
-    isinstance(pattern, str),
-    f"trainable={pattern!r} must be a pattern of paths, as 'block*' or "
-    "'*/bias'.",
-  )
-  try:
-    mask = jax.tree.map_with_path(
-      lambda path, _: _matches(pattern, path_name(path)), params
-    )
-  except re.error as error:
-    raise errors.UserError(
-      f'trainable={pattern!r} is no regular expression: {error}.'
-    ) from error
-  if not any(jax.tree.leaves(mask)):
-    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    shown = ', '.join(paths[:8]) + (', ...' if len(paths) > 8 else '')
-    raise errors.UserError(
-      f'trainable={pattern!r} matches no parameter of the student. Their paths '
-      f'are: {shown}.'
-    )
-  return mask
-
-
-def trainable_mask(
-  apply: types.Apply,
-  params: types.Params,
-  x: types.Input,
-  stage: stage_lib.Stage,
-  pattern: str = '',
-) -> Mask:
-  """Marks the parameters that a stage trains.
-
-  Args:
-    apply: the student.
-    params: its parameters; shapes are enough.
-    x: an input; its shape is enough.
-    stage: its terms, and the activations whose parameters are frozen.
-    pattern: of the paths of the parameters that may be trained; '' is all.
-
-  Returns:
-    A tree like `params` of booleans.
-
-  Raises:
-    UserError: no parameter is left to train, in the stage or for one of its
-      terms.
-  """
-  free = jax.tree.map(lambda _: True, params)
-  if pattern:
-    free = path_mask(params, pattern)
-  if stage.frozen:
-    below = dependency_mask(apply, params, x, stage.frozen)
-    free = jax.tree.map(lambda a, b: a and not b, free, below)
-  both = lambda a, b: a and b
-  mask = None
-  for term in stage.terms:
-    needed = dependency_mask(apply, params, x, term.student)
-    needed = jax.tree.map(both, needed, free)
-    errors.require(
-      any(jax.tree.leaves(needed)),
-      f'Stage {stage.name!r} trains no parameter with {term.student!r}: it '
-      'depends on none that is not frozen.',
-    )
-    if mask is None:
-      mask = needed
-    else:
-      mask = jax.tree.map(lambda a, b: a or b, mask, needed)
-  return mask
-
-
-def split(params: types.Params, mask: Mask) -> tuple[types.Params, ...]:
-  """Leaves where `mask` holds, and the other leaves; None fills the gaps."""
-  free = jax.tree.map(lambda p, m: p if m else None, params, mask)
-  fixed = jax.tree.map(lambda p, m: None if m else p, params, mask)
-  return free, fixed
-
-
-def merge(free: types.Params, fixed: types.Params) -> types.Params:
-  """Undoes `split`."""
-  return jax.tree.map(
-    lambda a, b: b if a is None else a,
-    free,
-    fixed,
-    is_leaf=lambda leaf: leaf is None,
-  )
-
-
 def init_stage(
   key: jax.Array,
   params: types.Params,
@@ -197,7 +41,7 @@ def init_stage(
   stage: stage_lib.Stage,
   shapes: dict[str, tuple[int, int]],
   tx: optax.GradientTransformation,
-  mask: Mask,
+  mask: masks.Mask,
 ) -> State:
   """State at the start of a stage: fresh regressors, fresh optimizer state.
 
@@ -207,7 +51,7 @@ def init_stage(
     stage: the stage that begins.
     shapes: `(d_S, r)` of the regressor of each term that has one.
     tx: the optimizer.
-    mask: from `trainable_mask`.
+    mask: from `masks.trainable_mask`.
 
   Returns:
     The state.
@@ -218,7 +62,7 @@ def init_stage(
       own = jax.random.fold_in(key, i) if i else key
       kernel = jax.nn.initializers.lecun_normal()(own, shapes[name])
       regressors[name] = {'kernel': kernel}
-  free, _ = split(params, mask)
+  free, _ = masks.split(params, mask)
   return State(params, regressors, tx.init((free, regressors)))
 
 
@@ -261,14 +105,18 @@ def _term_loss(
 
 
 def _objective(
-  apply: types.Apply,
+  forward: training_mode.Forward,
   stage: stage_lib.Stage,
   fixed: types.Params,
   batch: types.Batch,
   progress: jax.Array | float,
   microbatches: int,
-) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-  """`((params, regressors), batch, targets) -> (loss, loss of each term)`."""
+) -> Callable[..., tuple[jax.Array, Any]]:
+  """The loss of a step, as a function of what is learned.
+
+  It is `((params, regressors), changed, key, batch, targets) -> (loss, (loss of
+  each term, changed))`; see `training_mode` for `changed` and `key`.
+  """
   terms = stage.named_terms
   totals = {}
   for name, term in terms.items():
@@ -278,10 +126,15 @@ def _objective(
     totals[name] = total
 
   def objective(
-    learned: Any, batch: types.Batch, targets: dict[str, types.Target]
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    learned: Any,
+    changed: training_mode.Changed,
+    key: jax.Array | None,
+    batch: types.Batch,
+    targets: dict[str, types.Target],
+  ) -> tuple[jax.Array, Any]:
     params, regressors = learned
-    found = targets_lib.forward(apply, merge(params, fixed), batch['x'])
+    params = training_mode.overlay(masks.merge(params, fixed), changed)
+    found, changed = forward(params, batch['x'], key)
     losses = {
       name: _term_loss(
         found,
@@ -298,7 +151,7 @@ def _objective(
       losses[name] if term.weight == 1 else term.weight_at(progress) * loss
       for (name, term), loss in zip(terms.items(), losses.values(), strict=True)
     ]
-    return sum(weighted[1:], start=weighted[0]), losses
+    return sum(weighted[1:], start=weighted[0]), (losses, changed)
 
   return objective
 
@@ -312,30 +165,63 @@ def update(
   apply: types.Apply,
   stage: stage_lib.Stage,
   tx: optax.GradientTransformation,
-  mask: Mask,
+  mask: masks.Mask,
   microbatches: int = 1,
+  training: types.Training | None = None,
+  key: jax.Array | None = None,
 ) -> tuple[State, jax.Array, dict[str, jax.Array]]:
   """`train_step` that also returns the loss of each term before its weight."""
-  free, fixed = split(state.params, mask)
+  free, fixed = masks.split(state.params, mask)
   targets = stage_lib.as_dict(stage, targets)
   learned = free, state.regressors
-  objective = _objective(apply, stage, fixed, batch, progress, microbatches)
+  names = _updated_names(training, state.params, batch, stage)
+  changed = training_mode.select(state.params, names)
+  forward = training_mode.forward(apply, training, names)
+  objective = _objective(forward, stage, fixed, batch, progress, microbatches)
   grad = jax.value_and_grad(objective, has_aux=True)
   if microbatches == 1:
-    (loss, terms), grads = grad(learned, batch, targets)
+    (loss, (terms, changed)), grads = grad(
+      learned, changed, key, batch, targets
+    )
   else:
     parts = microbatches_lib.split((batch, targets), microbatches)
-    shapes = jax.eval_shape(grad, learned, batch, targets)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    keys = None if key is None else jax.random.split(key, microbatches)
+    shapes = jax.eval_shape(grad, learned, changed, key, batch, targets)
+    (loss, (terms, _)), grads = shapes
+    zeros = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), ((loss, terms), grads)
+    )
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-      return jax.tree.map(jnp.add, total, grad(learned, *part)), None
+    def add(carried: Any, part: Any) -> tuple[Any, None]:
+      total, before = carried
+      key, batch, targets = part
+      (loss, (terms, changed)), grads = grad(
+        learned, before, key, batch, targets
+      )
+      changed = training_mode.overlay(before, changed)
+      total = jax.tree.map(jnp.add, total, ((loss, terms), grads))
+      return (total, changed), None
 
-    ((loss, terms), grads), _ = jax.lax.scan(add, zeros, parts)
+    carried, _ = jax.lax.scan(add, (zeros, changed), (keys, *parts))
+    ((loss, terms), grads), changed = carried
   updates, opt_state = tx.update(grads, state.opt_state, learned)
   free, regressors = optax.apply_updates(learned, updates)
-  state = State(merge(free, fixed), regressors, opt_state)
+  params = training_mode.overlay(masks.merge(free, fixed), changed)
+  state = State(params, regressors, opt_state)
   return state, loss, terms
+
+
+def _updated_names(
+  training: types.Training | None,
+  params: types.Params,
+  batch: types.Batch,
+  stage: stage_lib.Stage,
+) -> tuple[str, ...]:
+  """Names of the leaves that the student itself changes in a stage."""
+  if training is None:
+    return ()
+  compared = {term.student for term in stage.terms}
+  return training_mode.updated_names(training, params, batch['x'], compared)
 
 
 @deprecation.renamed_arguments(want='targets')
@@ -348,8 +234,10 @@ def train_step(
   apply: types.Apply,
   stage: stage_lib.Stage,
   tx: optax.GradientTransformation,
-  mask: Mask,
+  mask: masks.Mask,
   microbatches: int = 1,
+  training: types.Training | None = None,
+  key: jax.Array | None = None,
 ) -> tuple[State, jax.Array]:
   """One update of the student towards its targets; the step of every method.
 
@@ -367,9 +255,11 @@ def train_step(
     apply: the student.
     stage: the terms: which activations, which losses, which weights.
     tx: the optimizer.
-    mask: from `trainable_mask`.
+    mask: from `masks.trainable_mask`.
     microbatches: parts of the batch whose gradients are computed one after the
       other and summed, to save memory.
+    training: the student in training mode, in place of `apply`.
+    key: of its dropout in this step; needed with `training` alone.
 
   Returns:
     The new state, and the weighted loss before the update, a scalar.
@@ -384,5 +274,7 @@ def train_step(
     tx=tx,
     mask=mask,
     microbatches=microbatches,
+    training=training,
+    key=key,
   )
   return state, loss

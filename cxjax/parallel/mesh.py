@@ -5,6 +5,7 @@ over 'data' and 'fsdp', parameters and their optimizer state over 'fsdp' and
 'model'.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -313,7 +314,9 @@ def bytes_per_device(tree: Any) -> int:
   )
 
 
-def gathered(apply: types.Apply, sharding: ParameterSharding) -> types.Apply:
+def gathered(
+  apply: Callable[..., Any], sharding: ParameterSharding
+) -> Callable[..., Any]:
   """Wraps a network to gather its parameters over 'fsdp' before use.
 
   Without this, XLA may compute with the shards; on a mesh of three axes it then
@@ -321,17 +324,17 @@ def gathered(apply: types.Apply, sharding: ParameterSharding) -> types.Apply:
   kernel is over ('fsdp', 'model')).
 
   Args:
-    apply: `(params, x) -> (output, activations)`, for one seed.
+    apply: `(params, x, ...) -> ...`, for one seed.
     sharding: the sharding of the parameters.
 
   Returns:
     A function that computes the same; `apply` itself outside `jax.set_mesh`.
   """
 
-  def gather_and_apply(params: types.Params, x: types.Input) -> Any:
+  def gather_and_apply(params: types.Params, *args: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or sharding.mode == 'replicated':
-      return apply(params, x)
+      return apply(params, *args)
 
     def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
       name = partition.leaf_name(path)
@@ -339,6 +342,6 @@ def gathered(apply: types.Apply, sharding: ParameterSharding) -> types.Apply:
       kept = (None if axis == FSDP else axis for axis in names)
       return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*kept))
 
-    return apply(jax.tree.map_with_path(one, params), x)
+    return apply(jax.tree.map_with_path(one, params), *args)
 
   return gather_and_apply

@@ -36,6 +36,9 @@ class CompiledSteps:
     self._spec = spec
     layout = spec.layout
     self._student = mesh_lib.gathered(spec.student.apply, layout.student)
+    self._training: types.Training | None = None
+    if spec.training is not None:
+      self._training = mesh_lib.gathered(spec.training, layout.student)
     self._teacher: types.Apply | None = None
     if spec.teacher is not None and spec.teacher.available:
       self._teacher = mesh_lib.gathered(spec.teacher_apply, layout.teacher)
@@ -214,7 +217,14 @@ class CompiledSteps:
       The states, and the sums of the losses; not waited for.
     """
     args = (states, *numbers(schedule, span, start, stop), *args)
+    args += self._training_keys()
     return self.compile_advance(planned, *args)(*args)
+
+  def _training_keys(self) -> tuple[jax.Array, ...]:
+    """The `[S]` keys of students in training mode; empty if they have none."""
+    if self._training is None:
+      return ()
+    return (self.keys(self._spec.keys.stage, run_spec.DROPOUT),)
 
   def compile_advance(
     self, planned: stage_plan.StagePlan, *args: Any
@@ -225,7 +235,7 @@ class CompiledSteps:
     def fun(
       states: Any, schedule: Any, span: Any, start: Any, stop: Any, *args: Any
     ) -> Any:
-      params, matrices, keys, rows, targets = args
+      params, matrices, keys, rows, targets, *training_keys = args
       states, out = multi_step.train_many_steps(
         states,
         start,
@@ -236,6 +246,7 @@ class CompiledSteps:
         rows,
         targets,
         span,
+        *training_keys,
         draw=spec.batch,
         student=self._student,
         teacher=self._teacher,
@@ -244,6 +255,7 @@ class CompiledSteps:
         mask=planned.mask,
         lookahead=spec.blocks,
         microbatches=spec.microbatches,
+        training=self._training,
       )
       return self._sharded(states), mesh_lib.constrain_replicated(out)
 
@@ -299,7 +311,7 @@ class CompiledSteps:
     Returns:
       States, schedule, span, start, stop; the teacher's parameters,
       projections, keys, rows and stored targets, or None for those that the
-      stage does without.
+      stage does without; the keys of students in training mode.
     """
     spec, layout = self._spec, self._spec.layout
     sharded = functools.partial(mesh_lib.abstract, mesh=layout.mesh)
@@ -320,7 +332,11 @@ class CompiledSteps:
     keys = sharded(spec.keys.data, sharding=mesh_lib.REPLICATED)
     scalars = numbers((1, 0), (0, 1), 0, spec.loop.log_every)
     rows = self.abstract_rows()
-    return states, *scalars, params, matrices, keys, rows, None
+    args = (states, *scalars, params, matrices, keys, rows, None)
+    if self._training is None:
+      return args
+    training_keys = sharded(spec.keys.stage, sharding=mesh_lib.REPLICATED)
+    return *args, training_keys
 
   def abstract_rows(self) -> Any:
     """Shapes of the rows of one dispatch, or None without a loader."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from cxjax import types
+from cxjax.methods import masks
 from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
@@ -155,15 +156,17 @@ def train_many_steps(
   rows: Any = None,
   targets: Any = None,
   span: tuple[Any, Any] | None = None,
+  training_keys: jax.Array | None = None,
   *,
   draw: Draw,
   student: types.Apply,
   teacher: types.Apply | None,
   stage: stage_lib.Stage,
   tx: optax.GradientTransformation,
-  mask: train_step.Mask,
+  mask: masks.Mask,
   lookahead: int,
   microbatches: int = 1,
+  training: types.Training | None = None,
 ) -> tuple[train_step.State, dict[str, Any]]:
   """Trains every seed from step `start` to `stop`, in one dispatch.
 
@@ -185,14 +188,17 @@ def train_many_steps(
       by term, in place of the teacher; or None.
     span: first step and length of the stage, for weights that are schedules;
       None is one step.
+    training_keys: `[S]` keys of the dropout of students in training mode; a
+      step folds its number into them.
     draw: `(key, step, rows) -> batch`.
     student: the students.
     teacher: the teacher, or None.
     stage: what to imitate.
     tx: the optimizer.
-    mask: from `trainable_mask`.
+    mask: from `masks.trainable_mask`.
     lookahead: `K`.
     microbatches: as for `train_step`; the teacher goes by them as well.
+    training: the students in training mode, if they have one.
 
   Returns:
     The states, and `{'loss': [S] sums over the steps, 'bad': [S] first step
@@ -228,7 +234,7 @@ def train_many_steps(
     def one_step(i: jax.Array, carried: Any) -> Any:
       states, total, terms, bad = carried
       batch, wanted = jax.tree.map(lambda leaf: for_all_seeds(leaf[:, i]), seen)
-      update = lambda state, batch, wanted: train_step.update(
+      update = lambda state, key, batch, wanted: train_step.update(
         state,
         batch,
         wanted,
@@ -238,8 +244,12 @@ def train_many_steps(
         tx=tx,
         mask=mask,
         microbatches=microbatches,
+        training=training,
+        key=None if key is None else jax.random.fold_in(key, first + i),
       )
-      states, loss, each = each_seed(update)(states, batch, wanted)
+      states, loss, each = each_seed(update)(
+        states, training_keys, batch, wanted
+      )
       failed = (bad == stop) & ~jnp.isfinite(loss)
       terms = {name: terms[name] + each[name] for name in terms}
       return states, total + loss, terms, jnp.where(failed, first + i, bad)
@@ -271,6 +281,9 @@ def _progress(step: jax.Array, span: tuple[Any, Any] | None) -> Any:
 
 
 def _finite(tree: Any) -> jax.Array:
-  return jnp.all(
-    jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
+  inexact = (
+    leaf
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
   )
+  return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in inexact]))

@@ -135,7 +135,7 @@ class RunSpec:
 
   Attributes:
     student: a model with `apply(params, x)` and, without `start`, `init(key,
-      x)`.
+      x)`; with `training(params, x, key)` if it has a training mode.
     stages: the curriculum.
     draw: `(key, step, batch_size) -> batch`, as in `cxjax.types`; where the
       host reads rows, `(key, step, rows)`.
@@ -240,6 +240,12 @@ class RunSpec:
     return (abilities and abilities.dropout) or 0.0
 
   @property
+  def training(self) -> types.Training | None:
+    """The student in training mode, if it has one."""
+    found = getattr(self.student, 'training', None)
+    return found if callable(found) else None  # A flag of a user's model.
+
+  @property
   def teacher_apply(self) -> types.Apply:
     """The teacher as it reads the batches of the run.
 
@@ -330,7 +336,13 @@ class RunSpec:
     batch, models = self._shapes()
     self._check_metrics()
     return [
-      stage_plan.plan_stage(stage, batch, *models, trainable=self.trainable)
+      stage_plan.plan_stage(
+        stage,
+        batch,
+        *models,
+        trainable=self.trainable,
+        training=self.training,
+      )
       for stage in self.stages
     ]
 
@@ -351,6 +363,7 @@ class RunSpec:
           *models,
           flops=flops,
           stored=self.stored_targets,
+          training=self.training,
         )
     return [
       dataclasses.replace(costed[one.stage.objective], stage=one.stage)

@@ -14,11 +14,13 @@ from cxjax import errors
 from cxjax.methods import curricula
 from cxjax.methods import flops
 from cxjax.methods import losses
+from cxjax.methods import masks
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
 from cxjax.models import mlp
+from cxjax.parallel import partition
 from tests.methods import networks
 
 Stage, Term = stage_lib.Stage, stage_lib.Term
@@ -306,101 +308,6 @@ class SeveralTermsTest(parameterized.TestCase):
       )
 
 
-class DependencyMaskTest(parameterized.TestCase):
-  def mask(self, names):
-    def apply(p, x):
-      low = jax.jit(lambda p, x: x @ p['a'])(p, x)
-      high, _ = jax.lax.scan(lambda c, w: (c @ w, None), low, p['stack'])
-      side = x @ p['side']
-      return high @ p['b'], {'low': low, 'high': high, 'side': side}
-
-    shapes = {'a': (2, 2), 'b': (2, 2), 'side': (2, 2), 'stack': (3, 2, 2)}
-    params = {k: jax.ShapeDtypeStruct(v, float) for k, v in shapes.items()}
-    x = jax.ShapeDtypeStruct((1, 2), float)
-    found = train_step.dependency_mask(apply, params, x, names)
-    return {name for name, needed in found.items() if needed}
-
-  @parameterized.parameters(
-    ('low', {'a'}),
-    ('high', {'a', 'stack'}),
-    ('logits', {'a', 'stack', 'b'}),
-    (('low', 'side'), {'a', 'side'}),
-  )
-  def test_sees_through_jit_and_scan(self, names, needed):
-    self.assertEqual(self.mask(names), needed)
-
-  def test_unknown_activation(self):
-    with self.assertRaisesRegex(errors.UserError, "'hihg'.*mean 'high'"):
-      self.mask('hihg')
-
-
-PATHS = {
-  'params': {
-    'block0': {
-      'query': {'kernel': 0, 'bias': 0},
-      'scale': 0,
-    },
-    'block1': {'query': {'kernel': 0, 'bias': 0}, 'scale': 0},
-    'block10': {'scale': 0},
-    'head': {'kernel': 0, 'bias': 0},
-  }
-}
-
-
-def marked(mask):
-  return {
-    train_step.path_name(path).removeprefix('params/')
-    for path, leaf in jax.tree.leaves_with_path(mask)
-    if leaf
-  }
-
-
-class PathMaskTest(parameterized.TestCase):
-  @parameterized.parameters(
-    # Globs of whole components.
-    ('block0', {'block0/query/kernel', 'block0/query/bias', 'block0/scale'}),
-    ('block1/scale', {'block1/scale'}),
-    ('block?/query/bias', {'block0/query/bias', 'block1/query/bias'}),
-    ('*/bias', {'block0/query/bias', 'block1/query/bias', 'head/bias'}),
-    ('block[01]/scale', {'block0/scale', 'block1/scale'}),
-    ('params/head/*', {'head/kernel', 'head/bias'}),
-    ('block1*/scale', {'block1/scale', 'block10/scale'}),
-    # Regular expressions.
-    (r'block\d/scale', {'block0/scale', 'block1/scale'}),
-    (
-      'scale|head',
-      {
-        'block0/scale',
-        'block1/scale',
-        'block10/scale',
-        'head/kernel',
-        'head/bias',
-      },
-    ),
-    ('^params/head/k', {'head/kernel'}),
-    ('query.*bias$', {'block0/query/bias', 'block1/query/bias'}),
-  )
-  def test_marks(self, pattern, expected):
-    self.assertEqual(marked(train_step.path_mask(PATHS, pattern)), expected)
-
-  @parameterized.parameters('lock0', 'bloc', 'Block0', 'query/block0', 'hea')
-  def test_nothing_matches(self, pattern):
-    message = f"trainable='{pattern}' matches no .*params/block0/query/bias, .*"
-    with self.assertRaisesRegex(errors.UserError, message) as caught:
-      train_step.path_mask(PATHS, pattern)
-    self.assertNotIn('\n', str(caught.exception))
-    self.assertEndsWith(str(caught.exception), ', ....')  # More than 8.
-
-  def test_is_no_regular_expression(self):
-    with self.assertRaisesRegex(errors.UserError, r"'\(head' is no regular"):
-      train_step.path_mask(PATHS, '(head')
-
-  @parameterized.parameters(3, (('head', 'block0'),), None)
-  def test_is_no_text(self, pattern):
-    with self.assertRaisesRegex(errors.UserError, 'trainable=.* a pattern'):
-      train_step.path_mask(PATHS, pattern)
-
-
 def planned(stage, trainable=''):
   shapes = jax.eval_shape(networks.batch)
   return stage_plan.plan_stage(
@@ -492,15 +399,15 @@ class TouchedTest(parameterized.TestCase):
       jax.tree.leaves(mask),
       strict=True,
     ):
-      name = train_step.path_name(path).removeprefix('params/')
+      name = partition.leaf_name(path).removeprefix('params/')
       self.assertEqual(chosen, not np.array_equal(leaf, other), name)
       if chosen:
         touched.add(name)
     wanted = {
-      train_step.path_name(path).removeprefix('params/')
+      partition.leaf_name(path).removeprefix('params/')
       for path, _ in leaves
       if any(
-        train_step.path_name(path).startswith(f'params/{name}')
+        partition.leaf_name(path).startswith(f'params/{name}')
         for name in expected
       )
     }
@@ -508,7 +415,7 @@ class TouchedTest(parameterized.TestCase):
     # There is optimizer state for those parameters and for no others.
     adam, *_ = after.opt_state
     held = {
-      train_step.path_name(path).removeprefix('0/params/')
+      partition.leaf_name(path).removeprefix('0/params/')
       for path, _ in jax.tree.leaves_with_path(adam.mu)
     }
     regressors = {name for name in held if name.startswith('1/')}
@@ -559,9 +466,7 @@ class TouchedTest(parameterized.TestCase):
   def test_split_and_merge_undo_each_other(self):
     mask = planned(HIDDEN).mask
     params = networks.params(networks.STUDENT, 1)
-    chex.assert_trees_all_equal(
-      train_step.merge(*train_step.split(params, mask)), params
-    )
+    chex.assert_trees_all_equal(masks.merge(*masks.split(params, mask)), params)
 
   def test_carry_keeps_what_both_have(self):
     _, low, _ = trained(HIDDEN)

@@ -1,0 +1,202 @@
+"""Masks: which of a student's parameters a stage trains."""
+
+from collections.abc import Iterable
+import fnmatch
+import re
+from typing import Any
+from typing import TypeAlias
+
+import jax
+from jax.interpreters import partial_eval
+import jax.numpy as jnp
+
+from cxjax import errors
+from cxjax import types
+from cxjax.methods import stage as stage_lib
+from cxjax.methods import targets as targets_lib
+from cxjax.methods import training_mode
+from cxjax.parallel import partition
+
+# A tree like the parameters, of booleans.
+Mask: TypeAlias = Any
+# Characters that make a pattern of paths a regular expression, not a glob.
+REGEX = re.compile(r'[\\^$|()+]|\.\*')
+
+
+def dependency_mask(
+  apply: types.Apply,
+  params: types.Params,
+  x: types.Input,
+  names: str | Iterable[str],
+) -> Mask:
+  """Marks the parameters that some activations depend on.
+
+  Args:
+    apply: the model.
+    params: its parameters; shapes are enough.
+    x: an input; its shape is enough.
+    names: an activation, or several.
+
+  Returns:
+    A tree like `params`, True where any of the activations needs the leaf.
+  """
+  names = (names,) if isinstance(names, str) else tuple(names)
+
+  def outputs(params: types.Params, x: types.Input) -> list[jax.Array]:
+    found = targets_lib.forward(apply, params, x)
+    return [errors.lookup('activation', name, found) for name in names]
+
+  jaxpr = jax.make_jaxpr(outputs)(params, x)
+  _, used = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(names))
+  leaves, structure = jax.tree.flatten(params)
+  return jax.tree.unflatten(structure, used[: len(leaves)])
+
+
+def _matches(pattern: str, path: str) -> bool:
+  """Whether a pattern of `path_mask` matches one path."""
+  if REGEX.search(pattern):
+    return re.search(pattern, path) is not None
+  parts = path.split('/')
+  size = pattern.count('/') + 1
+  runs = ('/'.join(parts[i : i + size]) for i in range(len(parts) - size + 1))
+  return fnmatch.fnmatchcase(path, pattern) or any(
+    fnmatch.fnmatchcase(run, pattern) for run in runs
+  )
+
+
+def path_mask(params: types.Params, pattern: str) -> Mask:
+  """Marks the parameters whose paths match a pattern.
+
+  Args:
+    params: a tree of arrays or shapes.
+    pattern: a glob of whole path components, as 'block0', 'block*/query' or
+      '*/bias'; one that contains any of `^ $ | ( ) + .*` or a backslash is a
+      regular expression, which is searched for.
+
+  Returns:
+    A tree like `params` of booleans.
+
+  Raises:
+    UserError: the pattern matches no path, or is no regular expression.
+  """
+  errors.require(
+    isinstance(pattern, str),
+    f"trainable={pattern!r} must be a pattern of paths, as 'block*' or "
+    "'*/bias'.",
+  )
+  try:
+    mask = jax.tree.map_with_path(
+      lambda path, _: _matches(pattern, partition.leaf_name(path)), params
+    )
+  except re.error as error:
+    raise errors.UserError(
+      f'trainable={pattern!r} is no regular expression: {error}.'
+    ) from error
+  if not any(jax.tree.leaves(mask)):
+    paths = [
+      partition.leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)
+    ]
+    shown = ', '.join(paths[:8]) + (', ...' if len(paths) > 8 else '')
+    raise errors.UserError(
+      f'trainable={pattern!r} matches no parameter of the student. Their paths '
+      f'are: {shown}.'
+    )
+  return mask
+
+
+def trainable_mask(
+  apply: types.Apply,
+  params: types.Params,
+  x: types.Input,
+  stage: stage_lib.Stage,
+  pattern: str = '',
+  training: types.Training | None = None,
+) -> Mask:
+  """Marks the parameters that a stage trains.
+
+  Integers, booleans and PRNG keys are never trained, nor what the student
+  changes itself in training mode.
+
+  Args:
+    apply: the student.
+    params: its parameters; shapes are enough.
+    x: an input; its shape is enough.
+    stage: its terms, and the activations whose parameters are frozen.
+    pattern: of the paths of the parameters that may be trained; '' is all.
+    training: the student in training mode, if it has one.
+
+  Returns:
+    A tree like `params` of booleans.
+
+  Raises:
+    UserError: no parameter is left to train, in the stage or for one of its
+      terms.
+  """
+  both = lambda a, b: a and b
+  free = _learnable(params, x, training)
+  if pattern:
+    free = jax.tree.map(both, free, path_mask(params, pattern))
+  if training is not None:
+    apply = training_mode.without_key(training)
+  if stage.frozen:
+    below = dependency_mask(apply, params, x, stage.frozen)
+    free = jax.tree.map(lambda a, b: a and not b, free, below)
+  mask = None
+  for term in stage.terms:
+    needed = dependency_mask(apply, params, x, term.student)
+    needed = jax.tree.map(both, needed, free)
+    errors.require(
+      any(jax.tree.leaves(needed)),
+      f'Stage {stage.name!r} trains no parameter with {term.student!r}: it '
+      'depends on none that is not frozen.',
+    )
+    if mask is None:
+      mask = needed
+    else:
+      mask = jax.tree.map(lambda a, b: a or b, mask, needed)
+  return mask
+
+
+def _learnable(
+  params: types.Params, x: types.Input, training: types.Training | None
+) -> Mask:
+  """Marks the leaves that a gradient can change."""
+  changed = {}
+  if training is not None:
+    changed = training_mode.changed_shapes(training, params, x)
+
+  def one(path: tuple[Any, ...], leaf: Any) -> bool:
+    name, dtype = partition.leaf_name(path), jnp.result_type(leaf)
+    real = jnp.issubdtype(dtype, jnp.floating)
+    errors.require(
+      name in changed or not jnp.issubdtype(dtype, jnp.complexfloating),
+      f'The parameter {name!r} is {dtype}: complex parameters cannot be '
+      'trained. Give its real and its imaginary part.',
+    )
+    return real and name not in changed
+
+  mask = jax.tree.map_with_path(one, params)
+  errors.require(
+    any(jax.tree.leaves(mask)),
+    'The student has no parameter that can be trained: none of its leaves is a '
+    'floating-point array'
+    + (' that it does not change itself.' if changed else '.'),
+  )
+  return mask
+
+
+def split(params: types.Params, mask: Mask) -> tuple[types.Params, ...]:
+  """Leaves where `mask` holds, and the other leaves; None fills the gaps."""
+  free = jax.tree.map(lambda p, m: p if m else None, params, mask)
+  fixed = jax.tree.map(lambda p, m: None if m else p, params, mask)
+  return free, fixed
+
+
+def merge(free: types.Params, fixed: types.Params) -> types.Params:
+  """Undoes `split`."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a,
+    free,
+    fixed,
+    is_leaf=lambda leaf: leaf is None,
+  )

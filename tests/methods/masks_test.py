@@ -1,0 +1,103 @@
+"""Masks of parameters: by dependency, by path, by what can be trained."""
+
+from absl.testing import parameterized
+import jax
+
+from cxjax import errors
+from cxjax.methods import masks
+from cxjax.parallel import partition
+
+
+class DependencyMaskTest(parameterized.TestCase):
+  def mask(self, names):
+    def apply(p, x):
+      low = jax.jit(lambda p, x: x @ p['a'])(p, x)
+      high, _ = jax.lax.scan(lambda c, w: (c @ w, None), low, p['stack'])
+      side = x @ p['side']
+      return high @ p['b'], {'low': low, 'high': high, 'side': side}
+
+    shapes = {'a': (2, 2), 'b': (2, 2), 'side': (2, 2), 'stack': (3, 2, 2)}
+    params = {k: jax.ShapeDtypeStruct(v, float) for k, v in shapes.items()}
+    x = jax.ShapeDtypeStruct((1, 2), float)
+    found = masks.dependency_mask(apply, params, x, names)
+    return {name for name, needed in found.items() if needed}
+
+  @parameterized.parameters(
+    ('low', {'a'}),
+    ('high', {'a', 'stack'}),
+    ('logits', {'a', 'stack', 'b'}),
+    (('low', 'side'), {'a', 'side'}),
+  )
+  def test_sees_through_jit_and_scan(self, names, needed):
+    self.assertEqual(self.mask(names), needed)
+
+  def test_unknown_activation(self):
+    with self.assertRaisesRegex(errors.UserError, "'hihg'.*mean 'high'"):
+      self.mask('hihg')
+
+
+PATHS = {
+  'params': {
+    'block0': {
+      'query': {'kernel': 0, 'bias': 0},
+      'scale': 0,
+    },
+    'block1': {'query': {'kernel': 0, 'bias': 0}, 'scale': 0},
+    'block10': {'scale': 0},
+    'head': {'kernel': 0, 'bias': 0},
+  }
+}
+
+
+def marked(mask):
+  return {
+    partition.leaf_name(path).removeprefix('params/')
+    for path, leaf in jax.tree.leaves_with_path(mask)
+    if leaf
+  }
+
+
+class PathMaskTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # Globs of whole components.
+    ('block0', {'block0/query/kernel', 'block0/query/bias', 'block0/scale'}),
+    ('block1/scale', {'block1/scale'}),
+    ('block?/query/bias', {'block0/query/bias', 'block1/query/bias'}),
+    ('*/bias', {'block0/query/bias', 'block1/query/bias', 'head/bias'}),
+    ('block[01]/scale', {'block0/scale', 'block1/scale'}),
+    ('params/head/*', {'head/kernel', 'head/bias'}),
+    ('block1*/scale', {'block1/scale', 'block10/scale'}),
+    # Regular expressions.
+    (r'block\d/scale', {'block0/scale', 'block1/scale'}),
+    (
+      'scale|head',
+      {
+        'block0/scale',
+        'block1/scale',
+        'block10/scale',
+        'head/kernel',
+        'head/bias',
+      },
+    ),
+    ('^params/head/k', {'head/kernel'}),
+    ('query.*bias$', {'block0/query/bias', 'block1/query/bias'}),
+  )
+  def test_marks(self, pattern, expected):
+    self.assertEqual(marked(masks.path_mask(PATHS, pattern)), expected)
+
+  @parameterized.parameters('lock0', 'bloc', 'Block0', 'query/block0', 'hea')
+  def test_nothing_matches(self, pattern):
+    message = f"trainable='{pattern}' matches no .*params/block0/query/bias, .*"
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      masks.path_mask(PATHS, pattern)
+    self.assertNotIn('\n', str(caught.exception))
+    self.assertEndsWith(str(caught.exception), ', ....')  # More than 8.
+
+  def test_is_no_regular_expression(self):
+    with self.assertRaisesRegex(errors.UserError, r"'\(head' is no regular"):
+      masks.path_mask(PATHS, '(head')
+
+  @parameterized.parameters(3, (('head', 'block0'),), None)
+  def test_is_no_text(self, pattern):
+    with self.assertRaisesRegex(errors.UserError, 'trainable=.* a pattern'):
+      masks.path_mask(PATHS, pattern)
