@@ -6,6 +6,7 @@ raises a `UserError` that names the argument, its value and what is allowed.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -14,6 +15,7 @@ import typing
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
@@ -164,6 +166,21 @@ def mapping(name: str, value: Any, example: str) -> dict[str, Any]:
     f'{name}={value!r} must be a dict by names, as {example}.',
   )
   return dict(value)
+
+
+def dtype(name: str, value: Any) -> np.dtype:
+  """Checks a floating-point dtype, given as a type or by its name."""
+  found = None
+  if isinstance(value, str | type | np.dtype):
+    with contextlib.suppress(TypeError, ValueError):
+      found = jnp.dtype(value)
+  errors.require(
+    found is not None and jnp.issubdtype(found, jnp.floating),
+    f'{name}={value!r} is no floating-point dtype. Give jnp.bfloat16, for '
+    'example.',
+  )
+  assert found is not None
+  return found
 
 
 def shapes(name: str, tree: Any) -> Any:

@@ -104,6 +104,19 @@ class MappingTest(parameterized.TestCase):
       arguments.mapping('mesh', value, '{}')
 
 
+class DtypeTest(parameterized.TestCase):
+  @parameterized.parameters(jnp.bfloat16, 'bfloat16', np.dtype('float32'))
+  def test_is_one_of_numpy(self, value):
+    self.assertIsInstance(arguments.dtype('dtype', value), np.dtype)
+
+  @parameterized.parameters(
+    *OTHERS, (jnp.int32,), ('float33',), (np.float32(1),), ({'a': 'b'},)
+  )
+  def test_refuses_others(self, value):
+    with self.assertRaisesRegex(errors.UserError, 'is no floating-point dtype'):
+      arguments.dtype('dtype', value)
+
+
 class ShapesTest(parameterized.TestCase):
   def test_are_those_of_the_leaves(self):
     found = arguments.shapes('x', {'a': np.ones((2, 3)), 'b': 1.0})

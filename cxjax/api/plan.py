@@ -8,8 +8,6 @@ from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from cxjax import arguments
@@ -155,7 +153,7 @@ def plan(
   )
   _warn_of_dropout(student, batch['x'])
   if dtype is not None:
-    dtype = _dtype(dtype)
+    dtype = arguments.dtype('dtype', dtype)
     teacher, student = (
       adapters.with_compute_dtype(model, dtype) for model in (teacher, student)
     )
@@ -182,17 +180,6 @@ def plan(
   planned = tuple(stage_plan.plan_stage(s, batch, *models) for s in stages)
   computed = None if dtype is None else dtype.name
   return Plan(teacher, student, batch, stages, planned, name, computed)
-
-
-def _dtype(dtype: Any) -> Any:
-  try:
-    if isinstance(dtype, str | type | np.dtype):
-      return jnp.dtype(dtype)
-  except (TypeError, ValueError):
-    pass
-  raise errors.UserError(
-    f'dtype={dtype!r} is none. Give jnp.bfloat16, for example.'
-  )
 
 
 def _warn_of_dropout(student: adapters.ModelAdapter, x: types.Input) -> None:

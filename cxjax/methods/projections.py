@@ -103,6 +103,11 @@ def random_projection(
   References:
     Achlioptas. "Database-friendly random projections", 2003.
   """
+  kind = getattr(key, 'dtype', None)
+  errors.require(
+    jnp.issubdtype(kind, jax.dtypes.prng_key) or kind == jnp.uint32,
+    f'key={key!r} must be one PRNG key, as jax.random.key(0).',
+  )
   draw = errors.lookup('projection', projection, PROJECTIONS)
   errors.require(
     isinstance(shape, tuple | list) and len(shape) == 2,

@@ -106,7 +106,8 @@ class Term:
     for field in ('regressor', 'shared_projection', 'centered'):
       value = arguments.flag(field, getattr(self, field))
       object.__setattr__(self, field, value)
-    for field in ('weight', 'width', 'scale', 'top_k'):  # As JSON knows them.
+    object.__setattr__(self, 'top_k', arguments.whole('top_k', self.top_k, 0))
+    for field in ('weight', 'width', 'scale'):  # As JSON knows them.
       value = arguments.plain(getattr(self, field))
       object.__setattr__(self, field, value)
     object.__setattr__(self, 'loss', self._found_loss())
@@ -213,7 +214,6 @@ def _check_target(term: Term) -> None:
     errors.lookup(name, getattr(term, name), dict.fromkeys(allowed))
   scale = arguments.number('scale', term.scale, POSITIVE)
   object.__setattr__(term, 'scale', float(scale))
-  arguments.whole('top_k', term.top_k, 0)
   errors.require(
     term.top_k == 0 or (term.student == term.target == LOGITS),
     f'{term} has top_k={term.top_k}, which is for logits.',

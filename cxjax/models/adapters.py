@@ -276,11 +276,7 @@ def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
   Raises:
     UserError: `dtype` is not a floating-point dtype.
   """
-  errors.require(
-    jnp.issubdtype(dtype, jnp.floating),
-    f'dtype={jnp.dtype(dtype).name} is not a floating-point dtype. Give '
-    'jnp.bfloat16, for example.',
-  )
+  dtype = arguments.dtype('dtype', dtype)
 
   def convert(tree: Any, dtype: jnp.dtype) -> Any:
     return jax.tree.map(

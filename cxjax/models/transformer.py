@@ -52,7 +52,7 @@ MOST = 2**31 - 1
 RANGES = {
   'init_std': arguments.Range(0, ends=(False, False)),
   'dropout': arguments.Range(0, 1, ends=(True, False)),
-  'norm_eps': arguments.Range(0),
+  'norm_eps': arguments.Range(0, 1),
 }
 
 
@@ -108,6 +108,7 @@ class Transformer(nn.Module):
       arguments.whole(name, getattr(self, name), 0, MOST)
     for name in ('causal', 'tied', 'remat'):
       arguments.flag(name, getattr(self, name))
+    arguments.dtype('dtype', self.dtype)
     for name, allowed in RANGES.items():
       arguments.number(name, getattr(self, name), allowed)
     errors.require(

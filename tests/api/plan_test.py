@@ -243,8 +243,8 @@ class RefusalTest(parameterized.TestCase):
     ({'steps': ('a', 'b')}, "steps='a' must be a whole"),
     ({'num_steps': 9.5}, 'whole number'),
     ({'num_steps': 0}, 'num_steps=0'),
-    ({'dtype': 'bf17'}, "dtype='bf17' is none"),
-    ({'dtype': 'int32'}, 'dtype=int32 is not a floating-point'),
+    ({'dtype': 'bf17'}, "dtype='bf17' is no floating"),
+    ({'dtype': 'int32'}, "dtype='int32' is no floating-point"),
   )
   def test_options(self, options, message):
     with self.assertRaisesRegex(errors.UserError, message) as caught:
