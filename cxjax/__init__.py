@@ -55,9 +55,9 @@ from cxjax.models.adapters import ModelAdapter
 from cxjax.models.adapters import from_fn
 from cxjax.models.adapters import with_compute_dtype
 from cxjax.models.base import Abilities
-from cxjax.models.flax_adapters import from_linen
-from cxjax.models.flax_adapters import from_nnx
+from cxjax.models.linen_adapter import from_linen
 from cxjax.models.mlp import MLP
+from cxjax.models.nnx_adapter import from_nnx
 from cxjax.models.taps import Tap
 from cxjax.models.taps import Taps
 from cxjax.models.taps import taps

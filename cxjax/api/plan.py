@@ -6,13 +6,13 @@ import dataclasses
 import functools
 from typing import Any
 
-from absl import logging
 import jax
 import optax
 
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.api import mode_warnings
 from cxjax.data import user_batches
 from cxjax.methods import curricula
 from cxjax.methods import layer_matching
@@ -65,7 +65,13 @@ class Plan:
     """The stages with their FLOPs, as compiled for Adam."""
     models = _models(self.teacher, self.student)
     return tuple(
-      stage_plan.with_costs(one, self.batch, optax.adam(1e-3), *models)
+      stage_plan.with_costs(
+        one,
+        self.batch,
+        optax.adam(1e-3),
+        *models,
+        training=self.student.training,
+      )
       for one in self.planned
     )
 
@@ -151,7 +157,8 @@ def plan(
   errors.require(
     not teacher.several, 'A plan has one teacher: give it one set of params.'
   )
-  _warn_of_dropout(student, batch['x'])
+  adapters.check_training(student, batch['x'])
+  mode_warnings.warn(teacher, student, batch['x'])
   if dtype is not None:
     dtype = arguments.dtype('dtype', dtype)
     teacher, student = (
@@ -177,19 +184,12 @@ def plan(
     stages = _pooled(stages, teacher, student, batch['x'], pool)
   _check_stages(stages, teacher, student, batch)
   models = _models(teacher, student)
-  planned = tuple(stage_plan.plan_stage(s, batch, *models) for s in stages)
+  planned = tuple(
+    stage_plan.plan_stage(s, batch, *models, training=student.training)
+    for s in stages
+  )
   computed = None if dtype is None else dtype.name
   return Plan(teacher, student, batch, stages, planned, name, computed)
-
-
-def _warn_of_dropout(student: adapters.ModelAdapter, x: types.Input) -> None:
-  layers = student.unused_dropout(x)
-  if layers:
-    logging.warning(
-      'The student trains without dropout: %s. Training runs the model as its '
-      'arguments say; remove these layers to silence this.',
-      ', '.join(layers[:4]) + (', ...' if len(layers) > 4 else ''),
-    )
 
 
 def _given_stages(

@@ -64,10 +64,14 @@ def describe(
 def _model(model: adapters.ModelAdapter, x: Any) -> dict[str, str]:
   """Digests of what a model computes, and of its parameters."""
   shapes = jax.eval_shape(lambda tree: tree, (model.one, x))
-  return {
+  found = {
     'apply': identity.function_digest(model.apply, *shapes),
     'params': identity.tree_digest(jax.device_get(model.params)),
   }
+  if model.training is not None:
+    key = jax.random.key(0)
+    found['training'] = identity.function_digest(model.training, *shapes, key)
+  return found
 
 
 def _dropout(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> str | None:

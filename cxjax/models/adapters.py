@@ -1,7 +1,8 @@
 """Model adapters: the form in which `plan` and `distill` take any model.
 
 A `ModelAdapter` returns every activation of a model beside its output, whatever
-library the model is written in; `flax_adapters` makes them of flax modules.
+library the model is written in; `linen_adapter` and `nnx_adapter` make them of
+modules.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,19 @@ import dataclasses
 import math
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cxjax import arguments
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import targets as targets_lib
+from cxjax.methods import training_mode
 from cxjax.models import base
+from cxjax.models import modes
+from cxjax.parallel import partition
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -33,7 +38,13 @@ class ModelAdapter:
     wrap: converts a tree like `params` to the form in which the user gave it.
     abilities: optional features that the model declares.
     name: name of the model in messages.
-    dropout_layers: dropout layers of an nnx module, with their rates.
+    dropout_layers: dropout layers of an nnx module that do not act, with their
+      rates.
+    statistics: names of batch statistics that stay constant.
+    training: `(params, x, key) -> (output, activations, changed)`, the model in
+      training mode; `changed` holds the new values of the leaves of `params`
+      that it changes, which are not trained otherwise. None trains it as it is
+      at inference.
   """
 
   apply: types.Apply
@@ -42,6 +53,8 @@ class ModelAdapter:
   abilities: base.Abilities = base.Abilities()
   name: str = ''
   dropout_layers: tuple[str, ...] = ()
+  statistics: tuple[str, ...] = ()
+  training: types.Training | None = None
 
   def __repr__(self) -> str:
     """Name and number of parameters."""
@@ -63,9 +76,10 @@ class ModelAdapter:
   def unused_dropout(self, x: types.Input) -> tuple[str, ...]:
     """Dropout layers that do not act in training.
 
-    Training runs a model as it is: a layer that the module's arguments turn off
-    for inference stays off. Dropout that a model declares in its abilities does
-    act; the training loop gives it its keys.
+    Training runs a model in its training mode, or as it is at inference without
+    one: there a layer that the module's arguments turn off stays off. Dropout
+    that a model declares in its abilities does act; the training loop gives it
+    its keys.
 
     Finds `Dropout` and multi-head attention of linen and nnx with a positive
     rate. A jitted function that the model calls may hide linen layers; one that
@@ -78,58 +92,48 @@ class ModelAdapter:
       Paths of the layers with their rates, as in 'Dropout_0 (rate 0.1)'; empty
       if all dropout acts.
     """
-    found: dict[str, float] = {}
-    apply = _without_jit(self.apply)
+    found, _ = self._idle_layers(x)
+    layers = (modes.with_rate(path, rate) for path, rate in found.items())
+    return (*self.dropout_layers, *layers)
+
+  def constant_statistics(self, x: types.Input) -> tuple[str, ...]:
+    """Batch statistics that training reads and does not update.
+
+    Args:
+      x: a batch, or its shapes.
+
+    Returns:
+      Paths of the layers that keep them; empty if there are none, or if they
+      are updated.
+    """
+    _, found = self._idle_layers(x)
+    return tuple(found) or self.statistics
+
+  def draws_constants(self, x: types.Input) -> bool:
+    """True if the model draws random numbers from a key of its own.
+
+    They are the same at every call: a dropout mask that never changes.
+
+    Args:
+      x: a batch, or its shapes.
+    """
+    params = arguments.shapes('params', self.one)
+    return modes.draws_constants(self.apply, params, arguments.shapes('x', x))
+
+  def _idle_layers(
+    self, x: types.Input
+  ) -> tuple[dict[str, float], dict[str, float]]:
+    """Linen layers that training runs at inference."""
     params = arguments.shapes('params', self.one)
     x = arguments.shapes('x', x)
-    with nn.intercept_methods(_dropout_recorder(found)):
-      # The lambda is new, so JAX traces it again and does not use its cache.
-      jax.eval_shape(lambda params, x: apply(params, x), params, x)
-    layers = (with_rate(path, rate) for path, rate in found.items())
-    return (*self.dropout_layers, *layers)
+    if self.training is None:
+      return modes.idle_layers(self.apply, params, x)
+    return modes.idle_layers(self.training, params, x, jax.random.key(0))
 
 
 def _size(leaf: Any) -> int:
   """Number of elements of an array, a shape or a number."""
   return math.prod(getattr(leaf, 'shape', ()))
-
-
-def with_rate(path: str, rate: float) -> str:
-  """A dropout layer in messages."""
-  return f'{path} (rate {rate:g})'
-
-
-def _without_jit(fun: Callable[..., Any]) -> Callable[..., Any]:
-  """The function inside `jax.jit`."""
-  while isinstance(fun, jax.stages.Wrapped) and hasattr(fun, '__wrapped__'):
-    fun = fun.__wrapped__
-  return fun
-
-
-def _dropout_recorder(found: dict[str, float]) -> Callable[..., Any]:
-  """A flax interceptor that records dropout layers that are off, by path."""
-
-  def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    module = context.module
-    if context.method_name == '__call__' and _is_off(module, args, kwargs):
-      path = '/'.join(module.path) or type(module).__name__
-      found[path] = getattr(module, 'rate', None) or module.dropout_rate
-    return next_fun(*args, **kwargs)
-
-  return record
-
-
-def _is_off(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
-  """Whether a call is of a linen layer with dropout that does not act."""
-  off = kwargs.get('deterministic')
-  if isinstance(module, nn.Dropout):
-    rate = module.rate
-    off = args[1] if len(args) > 1 else off  # After the inputs.
-  elif isinstance(module, nn.MultiHeadDotProductAttention):
-    rate = module.dropout_rate
-  else:
-    return False
-  return rate > 0 and bool(module.deterministic if off is None else off)
 
 
 def outputs(
@@ -170,9 +174,9 @@ def outputs(
       f'{leaf.dtype}{list(leaf.shape)}' for leaf in jax.tree.leaves(x)
     )
     raise errors.UserError(
-      f'The {role} does not run on an x of {shapes}: {reason(error)}. Give it '
-      'the parameters of that model, and an x that it reads; several inputs '
-      "are one dict, as in {'x': {...}}."
+      f'The {role} does not run on an x of {shapes}: {modes.reason(error)}. '
+      'Give it the parameters of that model, and an x that it reads; several '
+      "inputs are one dict, as in {'x': {...}}."
     ) from error
   errors.require(
     isinstance(found, tuple)
@@ -182,7 +186,49 @@ def outputs(
     f'The {role} returns {jax.tree.structure(found)}; it must return '
     '(output, activations), an array and a dict of arrays.',
   )
-  return found
+  output, activations = found
+  errors.require(
+    all(isinstance(name, str) for name in activations),
+    f'The {role} names its activations {list(activations)[:4]}: the names must '
+    'be texts.',
+  )
+  is_activation = targets_lib.is_activation
+  return output, {k: v for k, v in activations.items() if is_activation(v)}
+
+
+def check_training(
+  model: ModelAdapter, x: types.Input, role: str = 'student'
+) -> None:
+  """Raises UserError if the training mode of a model does not fit it.
+
+  Args:
+    model: the model.
+    x: a batch, or its shapes.
+    role: role of the model in messages.
+  """
+  if model.training is not None:
+    output, _ = outputs(model, x, role)
+    params = arguments.shapes('params', model.one)
+    x = arguments.shapes('x', x)
+    modes.check_training(model.training, params, x, output, role)
+
+
+def require_equal_constants(constants: Sequence[Any]) -> None:
+  """Raises UserError if students differ in variables that are not trained."""
+  first, *others = (jax.tree.leaves(constant) for constant in constants)
+  for i, other in enumerate(others, 1):
+    errors.require(
+      len(first) == len(other) and all(map(np.array_equal, first, other)),
+      f'Student {i} differs from the first in variables that are not trained, '
+      'such as batch_stats; the students of a list share them at inference. '
+      'Train them one by one, or in training mode.',
+    )
+
+
+def is_key(leaf: Any) -> bool:
+  """True for an array of typed PRNG keys."""
+  dtype = getattr(leaf, 'dtype', None)
+  return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _require_equal_shapes(sets: Sequence[types.Params], role: str) -> None:
@@ -197,16 +243,12 @@ def _require_equal_shapes(sets: Sequence[types.Params], role: str) -> None:
     )
 
 
-def reason(error: Exception) -> str:
-  """First line of an exception, without the URL at the end of flax errors."""
-  return str(error).partition('\n')[0].partition(' (http')[0].rstrip('.')
-
-
 def from_fn(
   apply: types.Apply,
   params: types.Params,
   *,
   partition_rules: base.PartitionRules | None = None,
+  training: types.Training | None = None,
 ) -> ModelAdapter:
   """Adapts a pure function.
 
@@ -215,16 +257,30 @@ def from_fn(
 
   Args:
     apply: `(params, x) -> (output, activations)`: an array `[B, ..., C]`, and a
-      dict of arrays `[B, ..., D]`. The order of the keys does not matter.
-    params: its parameters; a list of parameters trains several students.
+      dict of arrays `[B, ..., D]`, at inference. The order of the keys does not
+      matter. Entries that are no such arrays, as None, are left out.
+    params: its parameters; a list of parameters trains several students. Only
+      floating-point leaves are trained, the others stay as they are.
     partition_rules: how the parameters are sharded over the 'model' axis of the
       mesh: pairs of a regular expression of the path, and the axis or None.
+    training: the function in training mode, `(params, x, key) -> (output,
+      activations, changed)`: with dropout from a key that is new at every step,
+      and with the new values of leaves of `params` that are not trained by the
+      gradient, as `{'batch_stats': {...}}`; `{}` if there are none. Weights of
+      examples are not known to it.
 
   Returns:
     The model.
+
+  Raises:
+    UserError: `params` is an empty list, or `training` is no function.
   """
   first(params)
-  fun = _without_jit(apply)
+  if training is not None:
+    arguments.function(
+      'training', training, 'lambda params, x, key: (output, {}, {})'
+    )
+  fun = modes.without_jit(apply)
   owner = getattr(fun, '__self__', None)
   name = type(owner).__name__ if owner is not None else ''
   return ModelAdapter(
@@ -232,6 +288,7 @@ def from_fn(
     params,
     abilities=declare(owner, partition_rules),
     name=name or getattr(fun, '__name__', ''),
+    training=training,
   )
 
 
@@ -278,16 +335,33 @@ def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
   """
   dtype = arguments.dtype('dtype', dtype)
 
-  def convert(tree: Any, dtype: jnp.dtype) -> Any:
-    return jax.tree.map(
-      lambda leaf: (
-        leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-      ),
-      tree,
-    )
+  def convert(tree: Any, dtype: jnp.dtype, kept: Any = ()) -> Any:
+    def one(path: Any, leaf: Any) -> Any:
+      real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+      kept_ = partition.leaf_name(path) in kept
+      return jnp.asarray(leaf, dtype) if real and not kept_ else leaf
+
+    return jax.tree.map_with_path(one, tree)
+
+  def statistics(params: types.Params, x: types.Input) -> Any:
+    """Leaves whose small steps half precision would lose."""
+    if model.training is None:
+      return ()
+    return training_mode.changed_shapes(model.training, params, x)
 
   def apply(params: types.Params, x: types.Input) -> Any:
-    out = model.apply(convert(params, dtype), convert(x, dtype))
+    kept = statistics(params, x)
+    out = model.apply(convert(params, dtype, kept), convert(x, dtype))
     return convert(out, jnp.float32)
 
-  return dataclasses.replace(model, apply=apply)
+  def training(params: types.Params, x: types.Input, key: jax.Array) -> Any:
+    assert model.training is not None
+    kept = statistics(params, x)
+    *out, changed = model.training(
+      convert(params, dtype, kept), convert(x, dtype), key
+    )
+    return *convert(out, jnp.float32), changed
+
+  return dataclasses.replace(
+    model, apply=apply, training=model.training and training
+  )

@@ -17,6 +17,7 @@ from cxjax import deprecation
 from cxjax import tables
 from cxjax import types
 from cxjax.methods import stage as stage_lib
+from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 
 _PRODUCTS = ('dot_general', 'conv_general_dilated')
@@ -91,8 +92,8 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
   adapters.outputs(model, x)
 
   def apply(params: types.Params, x: types.Input) -> Any:
-    output, found = model.apply(params, x)
-    return output, {k: v for k, v in found.items() if k != stage_lib.LOGITS}
+    found = targets_lib.forward(model.apply, params, x)
+    return found.pop(stage_lib.LOGITS), found
 
   closed, (output, found) = jax.make_jaxpr(apply, return_shape=True)(
     *jax.eval_shape(lambda tree: tree, (model.one, x))

@@ -10,7 +10,8 @@ import pytest
 
 from cxjax import errors
 from cxjax.models import adapters
-from cxjax.models import flax_adapters
+from cxjax.models import linen_adapter
+from cxjax.models import nnx_adapter
 from cxjax.models import transformer
 from tests.models import example_modules
 
@@ -37,7 +38,7 @@ class OutputsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       errors.UserError, 'student 1 have other shapes or'
     ):
-      adapters.outputs(flax_adapters.from_linen(dense, several), X, 'student')
+      adapters.outputs(linen_adapter.from_linen(dense, several), X, 'student')
 
   def test_model_that_does_not_run_is_an_error(self):
     model, _ = example_modules.adapt(example_modules.Perceptron(), X)
@@ -77,7 +78,7 @@ class ReprTest(parameterized.TestCase):
   def test_names_the_model_and_its_size(self):
     model, variables = example_modules.adapt(nn.Dense(300), X)
     self.assertEqual(repr(model), 'ModelAdapter(Dense, 1,800 parameters)')
-    several = flax_adapters.from_linen(nn.Dense(300), [variables] * 2)
+    several = linen_adapter.from_linen(nn.Dense(300), [variables] * 2)
     self.assertEqual(repr(several), 'ModelAdapter(Dense, 2 x 1,800 parameters)')
 
 
@@ -128,7 +129,7 @@ class UnusedDropoutTest(parameterized.TestCase):
     adapters.outputs(model, X)  # Fills the cache of JAX.
     for _ in range(2):
       self.assertCountEqual(model.unused_dropout(X), self.UNUSED)
-    several = flax_adapters.from_linen(WithDropout(), [variables] * 2)
+    several = linen_adapter.from_linen(WithDropout(), [variables] * 2)
     self.assertCountEqual(several.unused_dropout(X), self.UNUSED)
 
   def test_finds_linen_layers_in_a_jitted_function(self):
@@ -159,7 +160,7 @@ class UnusedDropoutTest(parameterized.TestCase):
       attention,
     )
     module.eval()
-    model = flax_adapters.from_nnx(module)
+    model = nnx_adapter.from_nnx(module)
     x = X[:, None]
     adapters.outputs(model, x)
     self.assertEqual(

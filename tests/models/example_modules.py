@@ -3,7 +3,7 @@
 from flax import linen as nn
 import jax
 
-from cxjax.models import flax_adapters
+from cxjax.models import linen_adapter
 
 
 class Perceptron(nn.Module):
@@ -31,4 +31,4 @@ class Convolutional(nn.Module):
 def adapt(module, x, **kwargs):
   """A freshly initialized linen module as a model, and its variables."""
   variables = jax.jit(module.init)(jax.random.key(0), x)
-  return flax_adapters.from_linen(module, variables, **kwargs), variables
+  return linen_adapter.from_linen(module, variables, **kwargs), variables

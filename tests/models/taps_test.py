@@ -8,7 +8,7 @@ import numpy as np
 from cxjax.methods import flops
 from cxjax.methods import targets
 from cxjax.models import adapters
-from cxjax.models import flax_adapters
+from cxjax.models import linen_adapter
 from cxjax.models import taps
 from tests.models import example_modules
 
@@ -47,7 +47,7 @@ class TapsTest(parameterized.TestCase):
     x = jax.ShapeDtypeStruct((B, 5), jnp.float32)
     module = example_modules.Perceptron()
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
-    found = taps.taps(flax_adapters.from_linen(module, shapes), x)
+    found = taps.taps(linen_adapter.from_linen(module, shapes), x)
     self.assertLen(found, 3)
 
   def test_activation_that_is_the_output_is_listed_once(self):

@@ -1,17 +1,15 @@
-"""Adapters of linen and nnx modules, as their users wrote them."""
+"""Adapter of linen modules, as their users wrote them."""
 
 from absl.testing import parameterized
 import chex
 from flax import linen as nn
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cxjax import errors
-from cxjax.models import adapters
-from cxjax.models import flax_adapters
+from cxjax.models import linen_adapter
 from cxjax.models import mlp
 from cxjax.models import taps
 from tests.models import example_modules
@@ -39,32 +37,6 @@ class Pair(nn.Module):
     return x + 1, x + 2
 
 
-class Nnx(nnx.Module):
-  def __init__(self, rngs, rate=0.0):
-    self.layers = nnx.List([nnx.Linear(5, 8, rngs=rngs) for _ in range(1)])
-    self.norm = nnx.BatchNorm(8, rngs=rngs)
-    self.dropout = nnx.Dropout(rate, rngs=rngs)
-    self.head = nnx.Linear(8, 3, rngs=rngs)
-
-  def features(self, x):
-    return nnx.relu(self.norm(self.layers[0](x)))
-
-  def __call__(self, x):
-    return self.head(self.dropout(self.features(x)))
-
-
-class Rematerialized(nnx.Module):
-  """nnx.remat assigns all variables of its module, changed or not."""
-
-  def __init__(self, rngs, rate=0.0):
-    self.linear = nnx.Linear(5, 8, rngs=rngs)
-    self.dropout = nnx.Dropout(rate, rngs=rngs)
-
-  def __call__(self, x):
-    inner = lambda module, x: module.dropout(module.linear(x))
-    return nnx.remat(inner)(self, x)
-
-
 @pytest.mark.slow
 class LinenTest(parameterized.TestCase):
   def test_computes_what_the_module_computes(self):
@@ -83,7 +55,7 @@ class LinenTest(parameterized.TestCase):
   def test_wrap_returns_the_form_that_was_given(self):
     x = jnp.ones((B, 5))
     whole, variables = adapt(Perceptron(), x)
-    model = flax_adapters.from_linen(Perceptron(), variables['params'])
+    model = linen_adapter.from_linen(Perceptron(), variables['params'])
     self.assertIs(model.wrap(model.params), variables['params'])
     np.testing.assert_array_equal(
       model.apply(model.params, x)[0], whole.apply(whole.params, x)[0]
@@ -112,36 +84,36 @@ class LinenTest(parameterized.TestCase):
     x = jnp.ones((B, 8, 8, 1))
     _, one = adapt(Convolutional(), x)
     other = {**one, 'batch_stats': jax.tree.map(jnp.sin, one['batch_stats'])}
-    flax_adapters.from_linen(Convolutional(), [one, one])
+    linen_adapter.from_linen(Convolutional(), [one, one])
     with self.assertRaisesRegex(errors.UserError, 'Student 1.*batch_stats'):
-      flax_adapters.from_linen(Convolutional(), [one, other])
+      linen_adapter.from_linen(Convolutional(), [one, other])
 
   def test_several_students(self):
     x = jnp.ones((B, 5))
     keys = jax.random.split(jax.random.key(0))
     variables = [Perceptron().init(key, x) for key in keys]
-    model = flax_adapters.from_linen(Perceptron(), variables)
+    model = linen_adapter.from_linen(Perceptron(), variables)
     self.assertTrue(model.several)
     self.assertLen(model.params, 2)
     chex.assert_trees_all_equal(model.one, variables[0]['params'])
     with self.assertRaisesRegex(errors.UserError, 'list is empty'):
-      flax_adapters.from_linen(nn.Dense(3), [])
+      linen_adapter.from_linen(nn.Dense(3), [])
 
   def test_training_mode_is_an_error(self):
     x = jnp.ones((B, 8, 8, 1))
     model, variables = adapt(Convolutional(), x)
-    training = flax_adapters.from_linen(Convolutional(), variables, train=True)
+    training = linen_adapter.from_linen(Convolutional(), variables, train=True)
     with self.assertRaisesRegex(
       errors.UserError, 'Convolutional is not at inf.*mean.*train=False'
     ):
       taps.taps(training, x)
     noisy = nn.Sequential([nn.Dropout(0.5, deterministic=False)])
     with self.assertRaisesRegex(errors.UserError, 'Sequential is not at inf'):
-      taps.taps(flax_adapters.from_linen(noisy, {}), x)
+      taps.taps(linen_adapter.from_linen(noisy, {}), x)
 
   def test_rngs_are_an_error(self):
     with self.assertRaisesRegex(errors.UserError, 'same random numbers'):
-      flax_adapters.from_linen(
+      linen_adapter.from_linen(
         nn.Dropout(0.5, deterministic=False), {}, rngs=jax.random.key(0)
       )
 
@@ -160,66 +132,3 @@ class LinenTest(parameterized.TestCase):
     other, _ = adapt(Perceptron(), x, partition_rules=rules)
     self.assertEqual(other.abilities.partition_rules, (('kernel$', 1),))
     self.assertIsNone(adapt(Perceptron(), x)[0].abilities.partition_rules)
-
-
-class NnxTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.x = jax.random.normal(jax.random.key(1), (B, 5))
-    self.module = Nnx(nnx.Rngs(0))
-    self.module.eval()
-    self.model = flax_adapters.from_nnx(self.module)
-
-  def test_computes_what_the_module_computes(self):
-    before = nnx.to_pure_dict(nnx.state(self.module))
-    output, found = self.model.apply(self.model.params, self.x)
-    np.testing.assert_array_equal(output, self.module(self.x))
-    np.testing.assert_array_equal(
-      found['layers/0'], self.module.layers[0](self.x)
-    )
-    np.testing.assert_array_equal(
-      found['features'], self.module.features(self.x)
-    )
-    chex.assert_trees_all_equal(
-      nnx.to_pure_dict(nnx.state(self.module)), before
-    )
-
-  def test_wrap_returns_a_new_module(self):
-    self.assertNotIn('mean', self.model.params['norm'])
-    double = jax.tree.map(lambda leaf: 2 * leaf, self.model.params)
-    new = self.model.wrap(double)
-    self.assertIsInstance(new, Nnx)
-    np.testing.assert_array_equal(
-      new.head.kernel[...], 2 * self.module.head.kernel[...]
-    )
-    np.testing.assert_array_equal(
-      new(self.x), self.model.apply(double, self.x)[0]
-    )
-
-  def test_students_with_other_batch_statistics_are_an_error(self):
-    modules = [Nnx(nnx.Rngs(seed)) for seed in range(2)]
-    self.assertTrue(flax_adapters.from_nnx(modules).several)
-    modules[1].norm.mean[...] += 1
-    with self.assertRaisesRegex(errors.UserError, 'Student 1.*batch_stats'):
-      flax_adapters.from_nnx(modules)
-
-  @parameterized.parameters(Nnx, Rematerialized)
-  def test_training_mode_is_an_error(self, kind):
-    module = kind(nnx.Rngs(0), rate=0.5)
-    model = flax_adapters.from_nnx(module)
-    with self.assertRaisesRegex(
-      errors.UserError, rf'{kind.__name__} is not .*dropout/rngs/count.*eval\('
-    ):
-      adapters.outputs(model, self.x)
-    module.eval()
-    adapters.outputs(flax_adapters.from_nnx(module), self.x)
-
-  def test_batch_norm_in_training_mode_is_an_error(self):
-    with self.assertRaisesRegex(errors.UserError, 'norm/mean, norm/var'):
-      adapters.outputs(flax_adapters.from_nnx(Nnx(nnx.Rngs(0))), self.x)
-
-  def test_declares_partition_rules(self):
-    rules = ((r'head/kernel$', 1),)
-    model = flax_adapters.from_nnx(self.module, partition_rules=rules)
-    self.assertEqual(model.abilities.partition_rules, rules)
-    self.assertIsNone(self.model.abilities.partition_rules)

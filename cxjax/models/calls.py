@@ -1,0 +1,184 @@
+"""Calls of modules: inputs as their signatures have them, outputs as arrays."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import inspect
+from typing import Any
+from typing import TypeAlias
+
+from flax import traverse_util
+import jax
+
+from cxjax import errors
+from cxjax import types
+from cxjax.methods import targets as targets_lib
+
+# `(module, x, **kwargs) -> output`.
+Call: TypeAlias = Callable[..., Any]
+
+
+def call(module: Any, x: types.Input, **kwargs: Any) -> Any:
+  """Calls a module on an input.
+
+  A tuple is spread over the positional arguments if the module does not take
+  one argument; a dict is spread over the keyword arguments if the module has
+  arguments of these names.
+
+  Args:
+    module: a module of linen or nnx.
+    x: the input.
+    **kwargs: other arguments.
+
+  Returns:
+    The output of the module.
+  """
+  try:
+    signature = inspect.signature(module.__call__)
+  except (TypeError, ValueError):
+    return module(x, **kwargs)
+  if isinstance(x, Mapping) and _fits_names(signature, x, kwargs):
+    return module(**x, **kwargs)
+  if (
+    isinstance(x, tuple | list)
+    and not _binds(signature, x, **kwargs)
+    and _binds(signature, *x, **kwargs)
+  ):
+    return module(*x, **kwargs)
+  return module(x, **kwargs)
+
+
+def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
+  """Whether arguments fit a signature."""
+  try:
+    signature.bind(*args, **kwargs)
+  except TypeError:
+    return False
+  return True
+
+
+def _fits_names(
+  signature: inspect.Signature, x: Mapping[str, Any], kwargs: Any
+) -> bool:
+  """Whether the entries of an input are arguments of a module by name."""
+  if not set(x) <= set(signature.parameters) or set(x) & set(kwargs):
+    return False
+  if len(x) == 1 and _binds(signature, x, **kwargs):
+    return False  # A module of one argument may read a dict.
+  return _binds(signature, **x, **kwargs)
+
+
+def arguments(
+  name: str, training: Any, kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:
+  """Checks the arguments of a module, at inference and in training.
+
+  Args:
+    name: name of the adapter in messages.
+    training: the arguments in training mode beside `kwargs`, or None. A bool is
+      the module's own argument of this name.
+    kwargs: the arguments at inference.
+
+  Returns:
+    The arguments at inference; those in training, or None; names of further
+    random streams.
+
+  Raises:
+    UserError: they hold PRNG keys, or `training` is no dict.
+  """
+  errors.require(
+    'rngs' not in kwargs,
+    f'{name}: rngs would draw the same random numbers at every step. Leave '
+    'rngs out; for dropout give the arguments of the training mode, as in '
+    "training={'train': True}, and the keys are made for each step.",
+  )
+  if isinstance(training, bool):
+    return {**kwargs, 'training': training}, None, ()
+  if training is None:
+    return kwargs, None, ()
+  errors.require(
+    isinstance(training, Mapping) and all(isinstance(k, str) for k in training),
+    f'{name}: training={training!r} must be a dict of the arguments of the '
+    "training mode, as {'train': True}; {} if there are none.",
+  )
+  given = dict(training)
+  streams = given.pop('rngs', ())
+  errors.require(
+    isinstance(streams, tuple | list)
+    and all(isinstance(stream, str) for stream in streams),
+    f"{name}: 'rngs' in training must be names of random streams, as "
+    "('noise',); their keys are made for each step.",
+  )
+  return kwargs, {**kwargs, **given}, tuple(streams)
+
+
+def to_array(output: Any, name: str) -> jax.Array:
+  """The array that is the output of a module.
+
+  Args:
+    output: what the module returns: an array, or an object or a dict whose
+      'logits' are one.
+    name: name of the module, for the message.
+
+  Returns:
+    The array.
+
+  Raises:
+    UserError: there is no such array; the message lists those that there are.
+  """
+  if isinstance(output, jax.Array):
+    return output
+  found = dict(_leaves(output))
+  if isinstance(found.get('/logits'), jax.Array):
+    return found['/logits']
+  names = ', '.join(path.lstrip('/') for path in list(found)[:8] if path)
+  raise errors.UserError(
+    f'{name} returns a {type(output).__name__}, not an array'
+    + (f', with the arrays {names}' if names else '')
+    + '. Select the array that is its output, as in output=lambda out: out[0].'
+  )
+
+
+def activations(intermediates: Mapping[Any, Any]) -> dict[str, jax.Array]:
+  """Captured values by path, without the output of the whole model.
+
+  Args:
+    intermediates: nested dict of flax; its leaves are tuples, one entry per
+      call, or single values.
+
+  Returns:
+    The floating-point arrays with at least two axes.
+  """
+  found = {}
+  for path, values in traverse_util.flatten_dict(intermediates).items():
+    *parents, last = map(str, path)
+    if last == '__call__' and not parents:
+      continue
+    if last != '__call__':
+      method = last.isidentifier() and not isinstance(values, tuple)
+      parents.append(f'{last}()' if method else last)
+    values = values if isinstance(values, tuple) else (values,)
+    for number, value in enumerate(values, 1):
+      name = '/'.join(parents) + (f'#{number}' if number > 1 else '')
+      for suffix, leaf in _leaves(value):
+        if targets_lib.is_activation(leaf):
+          found[name + ('' if not suffix.strip('0/') else suffix)] = leaf
+  return found
+
+
+def _leaves(value: Any, prefix: str = '') -> Iterator[tuple[str, jax.Array]]:
+  """Yields the arrays of a returned tree, with '/' and their paths.
+
+  An object that is no tree of JAX counts by its fields.
+  """
+  for path, leaf in jax.tree.leaves_with_path(value):
+    suffix = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = f'{prefix}/{suffix}' if suffix else prefix
+    if isinstance(leaf, jax.Array):
+      yield name, leaf
+    elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+      for field in dataclasses.fields(leaf):
+        part = getattr(leaf, field.name)
+        if part is not leaf:
+          yield from _leaves(part, f'{name}/{field.name}')

@@ -1,0 +1,186 @@
+"""Adapter of nnx modules, as their users wrote them."""
+
+from absl.testing import parameterized
+import chex
+from flax import nnx
+import jax
+import numpy as np
+
+from cxjax import errors
+from cxjax.models import adapters
+from cxjax.models import nnx_adapter
+
+B = 4
+
+
+class Nnx(nnx.Module):
+  def __init__(self, rngs, rate=0.0):
+    self.layers = nnx.List([nnx.Linear(5, 8, rngs=rngs) for _ in range(1)])
+    self.norm = nnx.BatchNorm(8, rngs=rngs)
+    self.dropout = nnx.Dropout(rate, rngs=rngs)
+    self.head = nnx.Linear(8, 3, rngs=rngs)
+
+  def features(self, x):
+    return nnx.relu(self.norm(self.layers[0](x)))
+
+  def __call__(self, x):
+    return self.head(self.dropout(self.features(x)))
+
+
+class Rematerialized(nnx.Module):
+  """nnx.remat assigns all variables of its module, changed or not."""
+
+  def __init__(self, rngs, rate=0.0):
+    self.linear = nnx.Linear(5, 8, rngs=rngs)
+    self.dropout = nnx.Dropout(rate, rngs=rngs)
+
+  def __call__(self, x):
+    inner = lambda module, x: module.dropout(module.linear(x))
+    return nnx.remat(inner)(self, x)
+
+
+class NnxTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.x = jax.random.normal(jax.random.key(1), (B, 5))
+    self.module = Nnx(nnx.Rngs(0))
+    self.module.eval()
+    self.model = nnx_adapter.from_nnx(self.module)
+
+  def test_computes_what_the_module_computes(self):
+    before = nnx.to_pure_dict(nnx.state(self.module))
+    output, found = self.model.apply(self.model.params, self.x)
+    np.testing.assert_array_equal(output, self.module(self.x))
+    np.testing.assert_array_equal(
+      found['layers/0'], self.module.layers[0](self.x)
+    )
+    np.testing.assert_array_equal(
+      found['features'], self.module.features(self.x)
+    )
+    chex.assert_trees_all_equal(
+      nnx.to_pure_dict(nnx.state(self.module)), before
+    )
+
+  def test_wrap_returns_a_new_module(self):
+    self.assertNotIn('mean', self.model.params['norm'])
+    double = jax.tree.map(lambda leaf: 2 * leaf, self.model.params)
+    new = self.model.wrap(double)
+    self.assertIsInstance(new, Nnx)
+    np.testing.assert_array_equal(
+      new.head.kernel[...], 2 * self.module.head.kernel[...]
+    )
+    np.testing.assert_array_equal(
+      new(self.x), self.model.apply(double, self.x)[0]
+    )
+
+  def test_students_with_other_batch_statistics_are_an_error(self):
+    modules = [Nnx(nnx.Rngs(seed)) for seed in range(2)]
+    modules[1].norm.mean[...] += 1
+    self.assertTrue(nnx_adapter.from_nnx(modules).several)
+    with self.assertRaisesRegex(errors.UserError, 'Student 1.* the mode of'):
+      modules[0].eval()
+      nnx_adapter.from_nnx(modules)
+    modules[1].eval()
+    with self.assertRaisesRegex(errors.UserError, 'Student 1.*batch_stats'):
+      nnx_adapter.from_nnx(modules)
+
+  def test_anything_but_a_module_is_an_error(self):
+    with self.assertRaisesRegex(errors.UserError, 'a dict is no nnx.Module'):
+      nnx_adapter.from_nnx({})
+
+  def test_declares_partition_rules(self):
+    rules = ((r'head/kernel$', 1),)
+    model = nnx_adapter.from_nnx(self.module, partition_rules=rules)
+    self.assertEqual(model.abilities.partition_rules, rules)
+    self.assertIsNone(self.model.abilities.partition_rules)
+
+
+class NnxTrainingTest(parameterized.TestCase):
+  """A module in training mode: one forward pass of a step, one at inference."""
+
+  def setUp(self):
+    super().setUp()
+    self.x = jax.random.normal(jax.random.key(1), (B, 5))
+
+  @parameterized.parameters(Nnx, Rematerialized)
+  def test_inference_is_that_after_eval(self, kind):
+    module = kind(nnx.Rngs(0), rate=0.5)
+    model = nnx_adapter.from_nnx(module)
+    output, _ = model.apply(model.params, self.x)
+    module.eval()
+    np.testing.assert_allclose(output, module(self.x), rtol=1e-6)
+
+  def test_statistics_are_those_of_the_module(self):
+    module = Nnx(nnx.Rngs(0))
+    model = nnx_adapter.from_nnx(module)
+    key = jax.random.key(0)
+    out, found, changed = model.training(model.params, self.x, key)
+    np.testing.assert_array_equal(out, module(self.x))  # It updates itself.
+    self.assertEqual(found['layers/0'].shape, (B, 8))
+    self.assertEqual(list(changed), ['norm'])
+    np.testing.assert_array_equal(changed['norm']['mean'], module.norm.mean)
+    np.testing.assert_array_equal(changed['norm']['var'], module.norm.var)
+
+  def test_masks_differ_by_key_and_layer(self):
+    class Twice(nnx.Module):
+      def __init__(self, rngs):
+        self.a = nnx.Dropout(0.5, rngs=rngs)
+        self.b = nnx.Dropout(0.5, rngs=rngs)
+
+      def __call__(self, x):
+        return self.a(x) + 3 * self.b(x)
+
+    model = nnx_adapter.from_nnx(Twice(nnx.Rngs(0)))
+    x = np.ones((8, 16), np.float32)
+    one, other = (
+      model.training(model.params, x, jax.random.key(seed))[0]
+      for seed in range(2)
+    )
+    self.assertGreater(np.abs(one - other).max(), 0)
+    self.assertLen(np.unique(one), 4)  # Two masks that do not hang together.
+    again = model.training(model.params, x, jax.random.key(0))[0]
+    np.testing.assert_array_equal(one, again)
+
+  def test_returns_the_mode_and_the_random_streams(self):
+    modules = [Nnx(nnx.Rngs(seed), rate=0.5) for seed in range(2)]
+    model = nnx_adapter.from_nnx(modules)
+    for module, params in zip(modules, model.params, strict=True):
+      back = model.wrap(params)
+      self.assertFalse(back.dropout.deterministic)
+      self.assertFalse(back.norm.use_running_average)
+      chex.assert_trees_all_equal(
+        jax.random.key_data(back.dropout.rngs.key[...]),
+        jax.random.key_data(module.dropout.rngs.key[...]),
+      )
+
+  def test_arguments_of_the_training_mode(self):
+    class Flag(nnx.Module):
+      def __init__(self, rngs):
+        self.linear = nnx.Linear(5, 5, rngs=rngs)
+        self.drop = nnx.Dropout(0.5)
+
+      def __call__(self, x, train=False, rngs=None):
+        return self.drop(self.linear(x), deterministic=not train, rngs=rngs)
+
+    module = Flag(nnx.Rngs(0))
+    module.eval()
+    training = {'train': True, 'rngs': ('dropout',)}
+    model = nnx_adapter.from_nnx(module, training=training)
+    output, _ = model.apply(model.params, self.x)
+    np.testing.assert_array_equal(output, module(self.x))
+    out, _, _ = model.training(model.params, self.x, jax.random.key(0))
+    self.assertEqual(float((out == 0).mean() > 0.2), 1.0)
+
+  def test_a_module_that_changes_at_inference_is_an_error(self):
+    class Counts(nnx.Module):
+      def __init__(self):
+        self.calls = nnx.Variable(jax.numpy.zeros((), int))
+
+      def __call__(self, x):
+        self.calls[...] += 1
+        return x
+
+    with self.assertRaisesRegex(
+      errors.UserError, 'Counts is not at inf.*changes calls.*training='
+    ):
+      adapters.outputs(nnx_adapter.from_nnx(Counts()), self.x)
