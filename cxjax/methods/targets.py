@@ -11,6 +11,7 @@ from cxjax import types
 from cxjax.methods import losses
 from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
+from cxjax.methods import weights as weights_lib
 
 Activations = dict[str, jax.Array]
 
@@ -85,53 +86,8 @@ def compared(
     or name in stage_lib.TARGET_POSITION_ACTIVATIONS
     or positions is None
   ):
-    return _pooled(value, x, term.pool)
+    return weights_lib.pooled(value, weights_lib.token_mask(x), term.pool)
   return jnp.take_along_axis(value, positions[..., None], axis=1)
-
-
-def _pooled(value: jax.Array, x: types.Input, pool: str) -> jax.Array:
-  """`[B, ..., D]` as `[B, D]`, or as it is."""
-  if pool == 'none' or value.ndim == 2:
-    return value
-  flat = value.reshape(len(value), -1, value.shape[-1])
-  if pool == 'flatten':
-    return flat.reshape(len(value), -1)
-  mask = x.get('mask') if isinstance(x, Mapping) else None
-  if mask is None or mask.shape != flat.shape[:2]:
-    return jnp.mean(flat, axis=1)
-  each = jnp.broadcast_to(mask[..., None], flat.shape)
-  return weighted_mean(flat, each, axis=1)
-
-
-def loss_weights(batch: types.Batch, term: stage_lib.Term) -> jax.Array | None:
-  """Weights of the values of a term's loss; None if all are 1."""
-  if not term.all_tokens:
-    return batch.get('weights')
-  if term.pool != 'none':
-    return None
-  return batch['x'].get('mask') if isinstance(batch['x'], Mapping) else None
-
-
-def weighted_mean(
-  values: jax.Array,
-  weights: jax.Array | None,
-  axis: int | tuple[int, ...] | None = None,
-) -> jax.Array:
-  """Weighted mean over `axis`, by default over all; NaN where nothing counts.
-
-  Args:
-    values: any shape.
-    weights: the same shape, or one that broadcasts to it; None is the mean.
-    axis: of `values`.
-
-  Returns:
-    The mean.
-  """
-  if weights is None:
-    return jnp.mean(values, axis=axis)
-  weights = weights.astype(values.dtype)
-  total = jnp.sum(weights, axis=axis)
-  return jnp.sum(values * weights, axis=axis) / total
 
 
 def projection_shape(
@@ -162,7 +118,7 @@ def transform(
   if term.centered:
     axes = tuple(range(want.ndim - 1))
     each = None if weights is None else weights[..., None]
-    middle = weighted_mean(want, each, axes)
+    middle = weights_lib.weighted_mean(want, each, axes)
     want = want - jnp.expand_dims(middle, axes)
   return want if term.scale == 1 else want * term.scale
 
@@ -206,7 +162,9 @@ def make_targets(
       found[name] = batch['y']
       continue
     want = compared(activations, x, term.target, term)
-    want = transform(want, loss_weights(batch, term), term)
+    shape = activations[term.target].shape
+    weights = weights_lib.loss_weights(batch, term, term.target, shape)
+    want = transform(want, weights, term)
     found[name] = _finished(want, (matrices or {}).get(name), term)
   return found
 

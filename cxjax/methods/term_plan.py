@@ -16,6 +16,7 @@ from cxjax.methods import losses
 from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
+from cxjax.methods import weights as weights_lib
 
 # Number of equal parts of a stage at whose ends a schedule is checked.
 CHECKED_PARTS = 100
@@ -102,7 +103,7 @@ def plan_term(
     return shape
 
   *axes, student_width = shape(ours, term.student)
-  _check_positions(stage, term, axes, batch)
+  _check_positions(stage, term, axes, batch, ours)
   if not term.needs_teacher:
     _check_loss(stage, term, (*axes, student_width), batch)
     return TermPlan(None, None, None, student_width)
@@ -148,6 +149,7 @@ def _check_positions(
   term: stage_lib.Term,
   axes: list[int],
   batch: types.Batch,
+  ours: targets_lib.Activations,
 ) -> None:
   """Raises UserError for pooled target positions, or weights of other axes."""
   x = batch['x']
@@ -158,7 +160,11 @@ def _check_positions(
     f'Stage {stage.name!r} pools {term.student!r} with pool={term.pool!r}, '
     'which is for all tokens: leave it out of terms at the target positions.',
   )
-  weights = targets_lib.loss_weights(batch, term)
+  whole = ours[term.student].shape
+  weights = jax.eval_shape(
+    lambda batch: weights_lib.loss_weights(batch, term, term.student, whole),
+    batch,
+  )
   shape = axes if weights is None else list(weights.shape)
   errors.require(
     shape == axes,

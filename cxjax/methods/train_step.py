@@ -16,6 +16,7 @@ from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import training_mode
+from cxjax.methods import weights as weights_lib
 
 
 @legacy.state_of_one_term
@@ -85,22 +86,32 @@ def _term_loss(
   batch: types.Batch,
   target: types.Target,
   term: stage_lib.Term,
-  total: jax.Array | None,
+  whole: types.Batch,
   microbatches: int,
 ) -> jax.Array:
   """Mean loss of one term, or a microbatch's share of it.
 
-  `total` is the weight of the whole batch: the share of a microbatch is the
-  same however the microbatches are filled.
+  The share of a microbatch is relative to the weight of the `whole` batch: it
+  is the same however the microbatches are filled.
   """
   got = targets_lib.compared(activations, batch['x'], term.student, term)
+  shape = activations[term.student].shape
+  weights = weights_lib.loss_weights(batch, term, term.student, shape)
+  got = weights_lib.cleared(got, weights)
   if regressor is not None:
-    got = got @ regressor['kernel']
-  loss = term.loss(got, target)  # type: ignore[operator, misc]
-  weights = targets_lib.loss_weights(batch, term)
-  if weights is None or total is None:
+    got = weights_lib.cleared(got @ regressor['kernel'], weights)
+  loss = term.loss(  # type: ignore[operator, misc]
+    got, weights_lib.cleared(target, weights)
+  )
+  loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
+  if weights is None:
     return jnp.mean(loss) / microbatches
-  total = total.astype(loss.dtype)
+  shape = (len(jax.tree.leaves(whole['x'])[0]), *shape[1:])
+  every = weights_lib.loss_weights(whole, term, term.student, shape)
+  assert every is not None
+  # In float32, in which the losses are computed.
+  total = jnp.sum(every.astype(jnp.float32)).astype(loss.dtype)
+  loss = weights_lib.cleared(loss, weights)
   return jnp.sum(loss * weights.astype(loss.dtype)) / total
 
 
@@ -117,13 +128,7 @@ def _objective(
   It is `((params, regressors), changed, key, batch, targets) -> (loss, (loss of
   each term, changed))`; see `training_mode` for `changed` and `key`.
   """
-  terms = stage.named_terms
-  totals = {}
-  for name, term in terms.items():
-    weights = targets_lib.loss_weights(batch, term)
-    # As a float32, in which the losses are computed.
-    total = None if weights is None else jnp.sum(weights.astype(jnp.float32))
-    totals[name] = total
+  terms, whole = stage.named_terms, batch
 
   def objective(
     learned: Any,
@@ -142,7 +147,7 @@ def _objective(
         batch,
         targets[name],
         term,
-        totals[name],
+        whole,
         microbatches,
       )
       for name, term in terms.items()
@@ -171,6 +176,7 @@ def update(
   key: jax.Array | None = None,
 ) -> tuple[State, jax.Array, dict[str, jax.Array]]:
   """`train_step` that also returns the loss of each term before its weight."""
+  batch = weights_lib.cleared_input(batch)
   free, fixed = masks.split(state.params, mask)
   targets = stage_lib.as_dict(stage, targets)
   learned = free, state.regressors

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from cxjax import types
 from cxjax.methods import microbatches
 from cxjax.methods import targets
+from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import metrics as metrics_lib
 
@@ -27,7 +28,7 @@ def evaluate(
   Args:
     params: the student's.
     batch: as in `cxjax.types`, of `N` examples; positions of weight 0 do not
-      count.
+      count, nor, without weights, outputs of tokens that the mask excludes.
     apply: the student.
     metrics: names of registered metrics, or a mapping as for
       `metrics.resolve`.
@@ -96,20 +97,22 @@ def _measure(
 ) -> dict[str, jax.Array]:
   """Metrics of the two arrays that `pair` makes of a batch."""
 
-  def statistics(batch: types.Batch) -> dict[str, Any]:
+  def statistics(batch: types.Batch) -> tuple[Any, jax.Array | None]:
     outputs = pair(mesh_lib.constrain_batch(batch, axis=0))
+    weights = weights_lib.output_weights(batch, outputs[0].shape)
     every = outputs[0].shape[:-1]
     counted = batch['weights'].shape if 'weights' in batch else every
     metrics_lib.check(metrics, *outputs, counted)
-    return {
+    outputs = weights_lib.cleared(outputs, weights)
+    found = {
       name: jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32), metric.statistics(*outputs)
       )
       for name, metric in metrics.items()
     }
+    return found, weights
 
-  found = microbatches.apply(statistics, batch, parts)
+  found, weights = microbatches.apply(statistics, batch, parts)
   return {
-    name: metric.total(found[name], batch.get('weights'))
-    for name, metric in metrics.items()
+    name: metric.total(found[name], weights) for name, metric in metrics.items()
   }

@@ -9,6 +9,7 @@ import numpy as np
 from cxjax import errors
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
+from cxjax.methods import weights as weights_lib
 from cxjax.training import checkpoints
 from cxjax.training import run_spec
 
@@ -52,8 +53,14 @@ def _check_weights(
   if rows is not None:
     rows = jax.tree.map(lambda leaf: leaf[at % len(leaf), stream], rows)
   batch = jax.jit(spec.batch)(spec.keys.data[stream], at, rows)
+  found = jax.eval_shape(
+    lambda params, x: targets.forward(spec.student.apply, params, x),
+    spec.student_shapes,
+    batch['x'],
+  )
   for term in stage.terms:
-    weights = targets.loss_weights(batch, term)
+    shape = found[term.student].shape
+    weights = weights_lib.loss_weights(batch, term, term.student, shape)
     errors.require(
       weights is None or bool(weights.any()),
       f'The batch of seed {seed} at step {at} has no position that counts in '

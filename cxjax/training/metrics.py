@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from cxjax import errors
 from cxjax import registration
 from cxjax.methods import losses
+from cxjax.methods import weights as weights_lib
 
 # `(output, reference) -> [...]`, or a tree of such arrays.
 Statistics: TypeAlias = Callable[[jax.Array, jax.Array], Any]
@@ -96,26 +97,37 @@ class Metric:
     leaf = jax.tree.leaves(statistics)[0]
     if weights is None:
       weights = jnp.ones(leaf.shape, jnp.float32)
+    else:  # What does not count may be NaN.
+      statistics = weights_lib.cleared(statistics, weights)
     weights = weights.astype(jnp.float32)
     count = jnp.sum(weights, axis=axis)
     sums = jax.tree.map(lambda x: jnp.sum(x * weights, axis=axis), statistics)
     return sums / count if self.finish is None else self.finish(sums, count)
 
 
+def _known(value: jax.Array, *outputs: jax.Array) -> jax.Array:
+  """A statistic as float32; NaN where an output is, whose top class is none."""
+  value = value.astype(jnp.float32)
+  for output in outputs:
+    value = jnp.where(jnp.isnan(output).any(axis=-1), jnp.nan, value)
+  return value
+
+
 def _top_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  return jnp.argmax(logits, axis=-1) == labels
+  return _known(jnp.argmax(logits, axis=-1) == labels, logits)
 
 
 def _same_top(ours: jax.Array, theirs: jax.Array) -> jax.Array:
-  return jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
+  same = jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
+  return _known(same, ours, theirs)
 
 
 def _confusion(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
   said, true = jnp.argmax(logits, axis=-1) == 1, labels == 1
   return {
-    'hit': said & true,
-    'false alarm': said & ~true,
-    'miss': ~said & true,
+    'hit': _known(said & true, logits),
+    'false alarm': _known(said & ~true, logits),
+    'miss': _known(~said & true, logits),
   }
 
 

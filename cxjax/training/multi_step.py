@@ -19,6 +19,7 @@ from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
+from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
 
 # `(key, step, rows) -> batch`; see `train_many_steps`.
@@ -75,7 +76,7 @@ def many_targets(
   for name, term in stage.named_terms.items():
     if term.needs_teacher:
       matrix = (matrices or {}).get(name)
-      found[name] = _finished(raw[name], batches, matrix, term)
+      found[name] = _finished(*raw[name], matrix, term)
     else:
       found[name] = batches['y']
   return found
@@ -87,25 +88,34 @@ def _raw_targets(
   batches: types.Batch,
   stage: stage_lib.Stage,
   microbatches: int,
-) -> dict[str, types.Target]:
-  """Activations that the terms compare, `[streams, K, B, ...]`."""
-  x = targets_lib.without_dropout(batches['x'])
+) -> dict[str, tuple[types.Target, jax.Array | None]]:
+  """Activations that the terms compare, `[streams, K, B, ...]`.
+
+  Those that are centered come with the weights of their mean, the others with
+  None.
+  """
+  read = {'x': targets_lib.without_dropout(batches['x'])}
+  if 'weights' in batches and any(term.centered for term in stage.terms):
+    read['weights'] = batches['weights']
   # Examples first where devices shard them, or each would compute all.
   first = 2 if mesh_lib.num_batch_shards() > 1 else 0
-  axes = list(jax.tree.leaves(x)[0].shape[:3])
+  axes = list(jax.tree.leaves(read['x'])[0].shape[:3])
   axes.insert(0, axes.pop(first))
   examples = jax.tree.map(
-    lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), x
+    lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), read
   )
 
-  def see(x: types.Input) -> dict[str, types.Target]:
-    found = targets_lib.forward(teacher, params, x)
-    return {
-      name: targets_lib.top(
-        targets_lib.compared(found, x, term.target, term), term
-      )
-      for name, term in stage.teacher_terms.items()
-    }
+  def see(batch: types.Batch) -> dict[str, tuple[types.Target, Any]]:
+    found = targets_lib.forward(teacher, params, batch['x'])
+    seen = {}
+    for name, term in stage.teacher_terms.items():
+      want = targets_lib.compared(found, batch['x'], term.target, term)
+      weights = None
+      if term.centered:
+        shape = found[term.target].shape
+        weights = weights_lib.loss_weights(batch, term, term.target, shape)
+      seen[name] = targets_lib.top(want, term), weights
+    return seen
 
   found = microbatches_lib.apply(see, examples, microbatches)
   part = lambda leaf: leaf.reshape(*axes, *leaf.shape[1:])
@@ -114,17 +124,15 @@ def _raw_targets(
 
 def _finished(
   want: types.Target,
-  batches: types.Batch,
+  weights: jax.Array | None,
   matrices: jax.Array | None,
   term: stage_lib.Term,
 ) -> types.Target:
   """Targets of one term, shaped batch by batch and projected seed by seed."""
   if term.top_k:
     return jax.lax.stop_gradient(want)
-  shape = lambda want, batch: targets_lib.transform(
-    want, targets_lib.loss_weights(batch, term), term
-  )
-  want = jax.vmap(jax.vmap(shape))(want, batches)
+  shape = lambda want, weights: targets_lib.transform(want, weights, term)
+  want = jax.vmap(jax.vmap(shape))(want, weights)
   if matrices is None:
     return jax.lax.stop_gradient(want)
   # A projection belongs to a seed: the targets of a shared batch differ.

@@ -106,41 +106,6 @@ class ComparedTest(parameterized.TestCase):
     np.testing.assert_array_equal(found, value)
 
 
-class LossWeightsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (dict(), 'mask'),
-    (dict(tokens='predicted'), 'weights'),
-    (dict(student='logits', target='logits'), 'weights'),
-    (dict(student='final', target='final'), 'weights'),
-    (dict(student='logits', target='labels'), 'weights'),
-    (dict(target='labels'), 'weights'),
-    (dict(pool='mean'), None),
-    (dict(pool='flatten'), None),
-  )
-  def test_of_a_sequence(self, fields, expected):
-    batch = networks.sequence_batch()
-    found = targets.loss_weights(batch, term(**fields))
-    of = {'mask': batch['x']['mask'], 'weights': batch['weights'], None: None}
-    self.assertIs(found, of[expected])
-
-  def test_of_vectors(self):
-    batch = {**networks.batch(), 'weights': jnp.ones(networks.B)}
-    for one in (Term(), Term(target='labels')):
-      self.assertIs(targets.loss_weights(batch, one), batch['weights'])
-      self.assertIsNone(targets.loss_weights(networks.batch(), one))
-
-  def test_weighted_mean(self):
-    values, weights = random(0, 3, 4), jnp.array([1.0, 0.0, 2.0])[:, None]
-    found = targets.weighted_mean(values, weights, axis=0)
-    np.testing.assert_allclose(
-      found, (values[0] + 2 * values[2]) / 3, rtol=1e-6
-    )
-    np.testing.assert_allclose(
-      targets.weighted_mean(values, None), values.mean(), rtol=1e-6
-    )
-    self.assertTrue(jnp.isnan(targets.weighted_mean(values, 0 * weights)).all())
-
-
 class TransformTest(parameterized.TestCase):
   def test_nothing_by_default(self):
     want = random(0, 3, 4)

@@ -111,13 +111,18 @@ class VectorCase:
     theirs = perceptron(self.teacher_params, x)
     want = theirs[0] - theirs[0].mean(-1, keepdims=True)
     want = want / jnp.sqrt(jnp.var(theirs[0], -1, keepdims=True) + 1e-5)
-    # Hidden activations of vectors count alike.
-    want = 0.5 * (want - want.mean(0, keepdims=True)) @ self.matrices['hidden1']
+    each = weights[:, None]
+    middle = (want * each).sum(0, keepdims=True) / weights.sum()
+    want = 0.5 * (want - middle) @ self.matrices['hidden1']
     return {
       'labels': mean(nll(logits, y), weights),
       'output': mean(divergence(logits, theirs[2]), weights),
-      'hidden0': square(low, theirs[1] @ self.matrices['hidden0']).mean(),
-      'hidden1': square(high @ regressors['hidden1']['kernel'], want).mean(),
+      'hidden0': mean(
+        square(low, theirs[1] @ self.matrices['hidden0']), weights
+      ),
+      'hidden1': mean(
+        square(high @ regressors['hidden1']['kernel'], want), weights
+      ),
     }
 
   def weights(self, t):

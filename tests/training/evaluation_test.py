@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cxjax import errors
+from cxjax.methods import losses
 from cxjax.training import evaluation
 from cxjax.training import metrics
 from tests.methods import networks
@@ -80,6 +81,30 @@ class EvaluateTest(parameterized.TestCase):
     hits = np.asarray(logits.argmax(-1) == batch['y'])
     expected = np.average(hits, weights=batch['weights'])
     np.testing.assert_allclose(found['accuracy'], expected, rtol=1e-6)
+
+  @parameterized.parameters(1, 2)
+  def test_outputs_of_padding_do_not_count(self, parts):
+    """Without weights the mask says what counts."""
+    batch = networks.sequence_batch()
+    mask = np.asarray(batch['x']['mask'])
+    params = networks.sequence_params(3, 1)
+
+    def apply(params, x):
+      _, seen = networks.sequence_apply(params, batch['x'])
+      logits = x['rows'] @ params['head']
+      return jnp.where(x['mask'][..., None], logits, jnp.nan), seen
+
+    rows = np.random.default_rng(0).normal(size=(*mask.shape, 3))
+    y = np.random.default_rng(1).integers(0, networks.VOCABULARY, mask.shape)
+    x = {'rows': rows.astype(np.float32), 'mask': mask}
+    found = evaluation.evaluate(
+      params, {'x': x, 'y': y}, apply=apply, parts=parts
+    )
+    logits = jnp.asarray(x['rows'] @ np.asarray(params['head']))
+    loss = losses.cross_entropy(logits, jnp.asarray(y))
+    np.testing.assert_allclose(found['loss'], loss[mask].mean(), rtol=1e-5)
+    hits = np.asarray(logits.argmax(-1)) == y
+    np.testing.assert_allclose(found['accuracy'], hits[mask].mean(), rtol=1e-6)
 
   @parameterized.parameters(
     (lambda logits, labels: jnp.mean(logits), r"'mine' makes \[\] of an outp"),

@@ -1,6 +1,7 @@
 """Tests of the cause of a loss that is not finite."""
 
 import pathlib
+import types
 
 from absl.testing import parameterized
 import jax
@@ -54,12 +55,16 @@ class ExplainTest(parameterized.TestCase):
       batch = networks.sequence_batch()
       return {**batch, 'weights': 0 * batch['weights']}
 
-    both = (Term('low', 'low'), runs.LABELS)
-    self.explain(
-      'no position that counts', [5, 5], Stage('s', 1, both), draw=draw
+    student = types.SimpleNamespace(
+      apply=networks.sequence_apply,
+      init=lambda key, x: networks.sequence_params(3, 1),
     )
+    fields = dict(draw=draw, student=student)
+    both = (Term('low', 'low'), runs.LABELS)
+    stage = Stage('s', 1, both)
+    self.explain('no position that counts', [5, 5], stage, **fields)
     alone = Stage('s', 1, both[:1])
-    self.explain('seed 0 is not finite', [5, 5], alone, draw=draw)
+    self.explain('seed 0 is not finite', [5, 5], alone, **fields)
 
   def test_a_shared_stream_is_that_of_every_seed(self):
     draw = self.weights(lambda key, t: jnp.full(runs.SIZE, t != 5, float))

@@ -75,6 +75,20 @@ class ValueTest(parameterized.TestCase):
     for name in (*metrics.LABEL_METRICS, 'f1'):
       self.assertTrue(math.isnan(values(name, logits, labels, 0 * weights)))
 
+  @parameterized.parameters(*metrics.METRICS)
+  def test_nan_is_no_class(self, name):
+    """Two outputs of NaN do not agree; where nothing counts they may be."""
+    logits, labels, weights = data()
+    bad = logits.copy()
+    bad[weights == 0, 1] = np.nan
+    teacher = metrics.METRICS[name].reference == 'teacher'
+    self.assertTrue(
+      math.isnan(values(name, bad, bad if teacher else labels, None))
+    )
+    found = values(name, bad, logits if teacher else labels, weights)
+    expected = values(name, logits, logits if teacher else labels, weights)
+    self.assertAlmostEqual(found, expected, places=6)
+
   @parameterized.parameters('perplexity', 'f1')
   def test_the_sums_of_parts_make_the_metric_of_all(self, name):
     """Which the mean of the metrics of parts does not."""

@@ -1,0 +1,205 @@
+"""Weights of the values that a loss compares: padding has weight 0.
+
+What has weight 0 changes neither the loss nor its gradient, not even as NaN:
+`cleared` replaces it before the loss sees it, so that no NaN is ever multiplied
+by 0.
+"""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cxjax import types
+from cxjax.methods import stage as stage_lib
+
+
+def cleared(tree: Any, weights: jax.Array | None) -> Any:
+  """Arrays with zeros at the places of weight 0.
+
+  Args:
+    tree: arrays whose first axes are those of the weights; others are returned
+      as they are.
+    weights: `[B, ...]`; None is 1 everywhere.
+
+  Returns:
+    The tree. Its gradient is 0 at those places, whatever comes back to them.
+  """
+  if weights is None:
+    return tree
+
+  def one(leaf: jax.Array) -> jax.Array:
+    if leaf.shape[: weights.ndim] != weights.shape:
+      return leaf
+    counts = weights.reshape(*weights.shape, *[1] * (leaf.ndim - weights.ndim))
+    return jnp.where(counts != 0, leaf, jnp.zeros_like(leaf))
+
+  return jax.tree.map(one, tree)
+
+
+def cleared_input(batch: types.Batch) -> types.Batch:
+  """A batch with zeros for the non-finite inputs of examples of weight 0.
+
+  The gradient of a layer is the product of its input and of what comes back
+  from the loss; a NaN times 0 would be a NaN.
+  """
+  weights = batch.get('weights')
+  if weights is None:
+    return batch
+  counts = _any(weights)
+
+  def one(leaf: Any) -> Any:
+    if not _is_real(leaf) or leaf.shape[:1] != counts.shape:
+      return leaf
+    each = counts.reshape(-1, *[1] * (leaf.ndim - 1))
+    return jnp.where(each | jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
+
+  return {**batch, 'x': jax.tree.map(one, batch['x'])}
+
+
+def _is_real(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _any(weights: jax.Array) -> jax.Array:
+  """`[B]` booleans: the examples that have any weight."""
+  return jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)))
+
+
+def loss_weights(
+  batch: types.Batch, term: stage_lib.Term, name: str, shape: tuple[int, ...]
+) -> jax.Array | None:
+  """Weights of the values of a term's loss; None if all are 1.
+
+  At the target positions, and for outputs, they are the batch's 'weights', or
+  else the mask of the real tokens. For hidden activations and for pooled ones
+  they are the mask times the weights of the examples.
+
+  Args:
+    batch: as in `cxjax.types`.
+    term: one term of a stage.
+    name: the activation that is compared, of the student or of the teacher.
+    shape: its shape, `[B, ..., D]`, before it is pooled.
+
+  Returns:
+    An array of the shape of the loss, or None.
+  """
+  weights, real = batch.get('weights'), _real_tokens(batch, term, name, shape)
+  if not term.all_tokens and term.pool == 'none':
+    return real if weights is None else weights
+  axes = shape[:-1] if term.pool == 'none' else shape[:1]
+  weights = _spread(batch, axes, real)
+  if real is None or weights is None:
+    return weights if real is None else real
+  return real * weights
+
+
+def _spread(
+  batch: types.Batch, axes: tuple[int, ...], real: jax.Array | None
+) -> jax.Array | None:
+  """The batch's weights for hidden values of these axes."""
+  weights = batch.get('weights')
+  x = batch['x']
+  at_targets = isinstance(x, Mapping) and 'target_positions' in x
+  if weights is None or (at_targets and weights.ndim > 1):
+    return None  # They say which predictions count, not which tokens.
+  if weights.shape == axes and (real is None or weights.ndim == 1):
+    return weights
+  each = weights if weights.ndim == 1 else _any(weights)
+  return jnp.broadcast_to(
+    each.reshape(-1, *[1] * (len(axes) - 1)), (len(each), *axes[1:])
+  )
+
+
+def token_mask(x: types.Input) -> jax.Array | None:
+  """The mask of the real tokens of an input, if it has one."""
+  return x.get('mask') if isinstance(x, Mapping) else None
+
+
+def _real_tokens(
+  batch: types.Batch, term: stage_lib.Term, name: str, shape: tuple[int, ...]
+) -> jax.Array | None:
+  """Mask of the values that are no padding; None if there is none."""
+  x = batch['x']
+  mask = token_mask(x)
+  if mask is None:
+    return None
+  if term.pool != 'none':
+    if len(shape) < 3 or mask.shape != (shape[0], math.prod(shape[1:-1])):
+      return None
+    return jnp.any(mask != 0, axis=1)  # An example without a token is padding.
+  if term.all_tokens:
+    return mask
+  positions, axes = x.get('target_positions'), shape[:-1]
+  if positions is not None and mask.ndim == positions.ndim == 2:
+    mask = jnp.take_along_axis(mask, positions, axis=1)
+    if name not in stage_lib.TARGET_POSITION_ACTIVATIONS:
+      axes = positions.shape
+  return mask if mask.shape == axes else None
+
+
+def output_weights(
+  batch: types.Batch, shape: tuple[int, ...]
+) -> jax.Array | None:
+  """Weights of the outputs of a batch; None if all are 1.
+
+  Args:
+    batch: as in `cxjax.types`.
+    shape: of the outputs, `[B, ..., C]`.
+
+  Returns:
+    `[B, ...]`, or None.
+  """
+  return loss_weights(batch, stage_lib.Term(), stage_lib.LOGITS, shape)
+
+
+def weighted_mean(
+  values: jax.Array,
+  weights: jax.Array | None,
+  axis: int | tuple[int, ...] | None = None,
+) -> jax.Array:
+  """Weighted mean over `axis`, by default over all; NaN where nothing counts.
+
+  Args:
+    values: any shape; those of weight 0 may be NaN.
+    weights: the same shape, or one that broadcasts to it; None is the mean.
+    axis: of `values`.
+
+  Returns:
+    The mean.
+  """
+  if weights is None:
+    return jnp.mean(values, axis=axis)
+  weights = weights.astype(values.dtype)
+  values = jnp.where(weights != 0, values, jnp.zeros_like(values))
+  total = jnp.sum(weights, axis=axis)
+  return jnp.sum(values * weights, axis=axis) / total
+
+
+def pooled(value: jax.Array, mask: jax.Array | None, pool: str) -> jax.Array:
+  """Reduces the axes between the examples and the width.
+
+  Args:
+    value: `[B, ..., D]`.
+    mask: `[B, L]` of the real tokens, where those axes are the tokens.
+    pool: 'none', 'mean' or 'flatten'.
+
+  Returns:
+    `[B, D]`, the mean of the real tokens, zeros for an example without any; or
+    `[B, L D]`, with zeros for the padding; or `value` as it is.
+  """
+  if pool == 'none' or value.ndim == 2:
+    return value
+  flat = value.reshape(len(value), -1, value.shape[-1])
+  if mask is not None and mask.shape != flat.shape[:2]:
+    mask = None
+  if pool == 'flatten':
+    return cleared(flat, mask).reshape(len(value), -1)
+  if mask is None:
+    return jnp.mean(flat, axis=1)
+  each = jnp.broadcast_to(mask[..., None], flat.shape).astype(flat.dtype)
+  total = jnp.sum(each, axis=1)
+  sums = jnp.sum(cleared(flat, mask) * each, axis=1)
+  return sums / jnp.where(total == 0, jnp.ones((), total.dtype), total)
