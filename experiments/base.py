@@ -1,4 +1,4 @@
-"""Fields of the config that every experiment has, and their defaults."""
+"""Methods, sizes and blocks that the configs of the experiments share."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -6,15 +6,18 @@ from typing import Any
 from typing import TypeAlias
 
 import ml_collections
-from ml_collections import config_dict
 
 from cxjax import errors
+from cxjax.configs import defaults
 from cxjax.methods import registry
-from cxjax.training import optimizers
 
 Config: TypeAlias = ml_collections.ConfigDict
 # Builds the config of a method at one size.
 Build: TypeAlias = Callable[[str], Config]
+
+# An experiment adds `task`, `data`, `model`, `student` and the sizes of
+# `teacher`, and overrides other values.
+get_config = defaults.get_config
 
 # The methods that the experiments compare.
 METHODS = ('supervised', 'one_shot', 'progressive', 'extracted')
@@ -42,109 +45,6 @@ def choose(variant: str, sizes: Mapping[str, Build]) -> Config:
     else:
       method = word
   return sizes[size](method)
-
-
-def get_config(method: str) -> Config:
-  """Returns the fields that mean the same for every task and model.
-
-  An experiment adds `task`, `data`, `model`, `student` and the sizes of
-  `teacher`, and overrides other values.
-
-  Args:
-    method: name of a registered method.
-
-  Returns:
-    The config.
-  """
-  c = ml_collections.ConfigDict()
-  c.method = method
-  c.seed = 0
-  _set_students(c)
-  _set_teacher(c)
-  _set_output_stage(c)
-  # Each method reads its own block and no other; their fields are in
-  # cxjax/methods/registry.py. Its learning rate is rate_factor times
-  # optimizer.learning_rate.
-  for name, kind in registry.METHODS.items():
-    c[name] = ml_collections.ConfigDict({'rate_factor': 1.0, **kind.options})
-  _set_cache(c)
-  _set_devices(c)
-  return c
-
-
-def _set_students(c: Config) -> None:
-  """Adds how the students are trained, logged and saved."""
-  c.num_seeds = 8  # Students trained at once.
-  c.batch_size = 32  # Examples of one student's step.
-  c.microbatches = 1  # Parts of a batch, one after the other, to save memory.
-  c.num_steps = 4_000  # Steps of a student, over all its stages.
-  c.optimizer = optimizers.default()
-  c.trainable = ''  # Paths of the parameters to train, as 'block*'; '' is all.
-  # True: one stream of batches, and one forward pass of the teacher, for all
-  # students.
-  c.share_batches = False
-
-  c.log_every = 100
-  c.eval_every = 100
-  c.save_every = 1_000
-  c.save_minutes = 15.0  # Save after so many minutes as well; 0 is never.
-  c.keep = 3  # Number of checkpoints; 0 keeps all.
-  c.keep_best = ''  # Metric whose best checkpoint is kept as well; '' is none.
-  # Score that ends the last stage once all seeds have it; None is never. The
-  # score is the task's primary metric.
-  c.stop_at = config_dict.placeholder(float)
-
-
-def _set_teacher(c: Config) -> None:
-  """Adds how the teacher is trained, logged and saved."""
-  c.teacher = ml_collections.ConfigDict()
-  c.teacher.folder = ''  # Folder of a finished teacher; '' is WORKDIR/teacher.
-  c.teacher.batch_size = 32
-  c.teacher.microbatches = 1
-  c.teacher.num_steps = 60_000  # Maximum.
-  c.teacher.stop_at = 0.99  # Score that ends the training; None is never.
-  c.teacher.overrun = 0.5  # Share of the steps so far that it goes on for.
-  c.teacher.optimizer = optimizers.default()
-  c.teacher.log_every = 100
-  c.teacher.eval_every = 100
-  c.teacher.save_every = 2_000
-  # Scores at which a checkpoint is saved as well, when first reached.
-  c.teacher.save_at = (0.55, 0.65, 0.75, 0.85, 0.95)
-
-
-def _set_output_stage(c: Config) -> None:
-  """Adds the loss between the logits; `supervised` and `custom` ignore it."""
-  c.loss = 'kl'  # kl, reverse_kl, jensen_shannon, mse
-  c.temperature = 1.0  # Temperature of both sides; mse has none.
-  c.hard_labels = False  # Replaces the KL by the teacher's most likely class.
-  c.alpha = 0.0  # Weight of the true labels beside the teacher.
-  c.top_k = 0  # Number of the teacher's logits, the largest; 0 is all.
-
-
-def _set_cache(c: Config) -> None:
-  """Adds the stored targets that `launch.py --cache_targets=DIR` writes."""
-  c.cache = ml_collections.ConfigDict()
-  c.cache.folder = ''  # Folder to read; '' runs the teacher at every step.
-  c.cache.batches = 0  # Number of batches, which repeat; 0 is num_steps.
-  c.cache.dtype = 'float32'  # Type of the floats on disk: float32, bfloat16.
-  c.cache.fingerprint = ''  # Hash of the targets; '' accepts any.
-
-
-def _set_devices(c: Config) -> None:
-  """Adds how the work is divided; it changes a result by rounding at most."""
-  c.lookahead = 0  # Batches whose targets are computed at once; 0 chooses.
-  c.mesh = ml_collections.ConfigDict()
-  c.mesh.data = -1  # Devices for examples; -1 takes what divides the batch.
-  c.mesh.fsdp = (
-    1  # Devices for examples and for parameters, gathered when used.
-  )
-  c.mesh.model = 1  # Devices for the width of each product.
-  c.mesh.seed = 1  # Devices for students, if it divides num_seeds.
-  c.mesh.cpu_devices = 1  # Devices made of a CPU, at most one for each core.
-  # How the parameters are sharded: replicated is not at all, fsdp over that
-  # axis, tensor over fsdp and model.
-  c.mesh.student = 'tensor'
-  c.mesh.teacher = 'tensor'
 
 
 def transformer(*, width: int, heads: int, depth: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import partition
 from cxjax.tasks import base as tasks
+from cxjax.training import memory
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
 from cxjax.training import run_spec
@@ -334,7 +335,8 @@ def check(experiment: Experiment) -> None:
     identity.check_stored(config)
   for size in (config.batch_size, config.teacher.batch_size):
     experiment.task.check(size)
-  student_spec(experiment, abstract_teacher(experiment)).plan()
+  spec = student_spec(experiment, abstract_teacher(experiment))
+  memory.require(spec, spec.plan())
 
 
 def abstract_teacher(

@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import json
 import math
+import numbers
 from typing import Any
 
 from cxjax import arguments
 from cxjax import errors
+from cxjax.configs import defaults
+from cxjax.methods import registry
 
 COUNT = arguments.Range(1, 2**31 - 1, whole=True)
+# What is made one by one, in Python.
+FEW = arguments.Range(1, 10_000, whole=True)
 COUNT_OR_0 = arguments.Range(0, 2**31 - 1, whole=True)
 POSITIVE = arguments.Range(0, ends=(False, False))
 NOT_NEGATIVE = arguments.Range(0)
@@ -24,8 +29,8 @@ FINITE = arguments.Range(-math.inf)  # A value of any metric.
 # sequence have the range of its field.
 RANGES = {
   'seed': arguments.Range(0, 2**32 - 1, whole=True),
-  'cpu_devices': COUNT,
-  'num_seeds': COUNT,
+  'cpu_devices': FEW,
+  'num_seeds': FEW,
   'batch_size': COUNT,
   'microbatches': COUNT,
   'num_steps': COUNT,
@@ -59,19 +64,19 @@ RANGES = {
   'extracted.checkpoint': arguments.Range(-1, 2**31 - 1, whole=True),
   'cache.batches': COUNT_OR_0,
   'width': COUNT,
-  'depth': COUNT,
-  'heads': COUNT,
+  'depth': FEW,
+  'heads': FEW,
   'mlp_width': COUNT_OR_0,
   'max_length': COUNT_OR_0,
   'init_std': POSITIVE,
   'dropout': RATE,
-  'd': COUNT,
+  'd': arguments.Range(1, 10**7, whole=True),
   'k': COUNT,
   'mask_rate': SHARE,
   'held_out': SHARE,
   'vocab_size': COUNT,
   'length': COUNT,
-  'shards': COUNT,
+  'shards': FEW,
 }
 # Fields that the code which reads them checks, because it also serves callers
 # without a config.
@@ -90,26 +95,106 @@ FREE = frozenset(
 )
 
 
-def check(config: Mapping[str, Any], prefix: str = '') -> None:
+CHOICES = {'progressive.rule': registry.RULES}
+# Fields whose elements have the range.
+LISTS = frozenset({'save_at', 'steps', 'scores', 'checkpoints', 'layers'})
+# Fields of tasks and models that are no numbers.
+FLAGS = frozenset({'tied', 'remat', 'whole_files'})
+TEXTS = frozenset(
+  {'task', 'model', 'source', 'tfds_folder', 'tokenizer', 'folder', 'dtype'}
+)
+
+
+def check(config: Mapping[str, Any]) -> None:
   """Checks every field of a config, in all its blocks.
+
+  Args:
+    config: values by field; a block is a mapping.
+
+  Raises:
+    UserError: a field is missing, or has another type than its default; a
+      number is out of its range or NaN; or a value cannot be written as JSON.
+  """
+  known = defaults.get_config('extracted').to_dict()
+  known.update(task='', model='', data={})
+  if 'student' in config:  # A teacher is trained without.
+    known['student'] = {}
+  _check_fields(config, known, '')
+  check_values(config)
+
+
+def _check_fields(
+  config: Mapping[str, Any], known: Mapping[str, Any], prefix: str
+) -> None:
+  """Raises UserError for a field that is missing or of another type."""
+  for name, default in known.items():
+    full = f'{prefix}{name}'
+    errors.require(
+      name in config,
+      f'The config has no field {full!r}. Add it to the config file, as those '
+      f'of experiments/ have it: {full} = {default!r}.',
+    )
+    if isinstance(default, Mapping):
+      errors.require(
+        isinstance(config[name], Mapping),
+        f'{full}={config[name]!r} must be a block of fields.',
+      )
+      _check_fields(config[name], default, f'{full}.')
+    elif full not in FREE:
+      _check_type(full, config[name], default)
+
+
+def _check_type(full: str, value: Any, default: Any) -> None:
+  """Raises UserError for a value of another type than the default."""
+  if isinstance(default, bool):
+    arguments.flag(full, value)
+  elif isinstance(default, str):
+    errors.require(isinstance(value, str), f'{full}={value!r} must be a text.')
+  elif isinstance(default, tuple):
+    errors.require(
+      isinstance(value, Sequence) and not isinstance(value, str | bytes),
+      f'{full}={value!r} must be a list, as (1, 2).',
+    )
+  else:
+    _check_scalar(full, value)
+
+
+def _check_scalar(full: str, value: Any) -> None:
+  errors.require(
+    value is None or isinstance(value, numbers.Real | str),
+    f'{full}={value!r} must be one value, not a {type(value).__name__}.',
+  )
+
+
+def check_values(config: Mapping[str, Any], prefix: str = '') -> None:
+  """Checks the values of all fields of a config, by their names.
 
   Args:
     config: values by field; a block is a mapping.
     prefix: full name of the block, with a dot.
 
   Raises:
-    UserError: a number is out of its range or NaN, or a value cannot be written
-      as JSON.
+    UserError: a number is out of its range or NaN, a value has another type
+      than its name says, or cannot be written as JSON.
   """
   for name, value in config.items():
     full = f'{prefix}{name}'
-    if isinstance(value, Mapping):
-      check(value, f'{full}.')
+    allowed = RANGES.get(full, RANGES.get(name))
+    if isinstance(value, Mapping) and allowed is None:
+      check_values(value, f'{full}.')
     elif full not in FREE:
-      _check_field(full, value, RANGES.get(full, RANGES.get(name)))
+      if name in FLAGS:
+        arguments.flag(full, value)
+      if name in TEXTS:
+        _check_type(full, value, '')
+      if full in CHOICES:
+        errors.lookup(full, value, dict.fromkeys(CHOICES[full]))
+      if allowed is not None and name not in LISTS:
+        _check_scalar(full, value)
+      _check_value(full, value, allowed)
 
 
-def _check_field(
+def _check_value(
   full: str, value: Any, allowed: arguments.Range | None
 ) -> None:
   """Raises UserError for a value, or an element of one, that is not allowed."""

@@ -178,6 +178,10 @@ def build(name: str, block: Any, context: Context) -> stage_lib.Curriculum:
   return errors.lookup('method', name, METHODS).build(block, context)
 
 
+# Rules of `choose_checkpoints`.
+RULES = ('transition', 'even', 'list')
+
+
 def choose_checkpoints(
   available: Sequence[tuple[int, float]],
   rule: str,
@@ -231,7 +235,7 @@ def choose_checkpoints(
       )
     return set(listed)
 
-  rules = {'transition': by_transition, 'even': by_count, 'list': by_list}
+  rules = dict(zip(RULES, (by_transition, by_count, by_list), strict=True))
   chosen = errors.lookup('progressive.rule', rule, rules)()
   errors.require(
     bool(chosen),

@@ -154,18 +154,18 @@ class CheckTest(parameterized.TestCase):
   )
   def test_refuses_in_a_field_that_it_does_not_know(self, value, message):
     with self.assertRaisesRegex(errors.UserError, message):
-      ranges.check({'data': {'noise': value}})
+      ranges.check_values({'data': {'noise': value}})
 
   @parameterized.parameters(INF, -1.0, 'a', None, ((('a', 1),),), True)
   def test_accepts_in_a_field_that_it_does_not_know(self, value):
-    ranges.check({'data': {'noise': value}})
+    ranges.check_values({'data': {'noise': value}})
 
   def test_free_fields_are_checked_elsewhere(self):
-    ranges.check({'mesh': {'seed': 0, 'data': -1}})
+    ranges.check_values({'mesh': {'seed': 0, 'data': -1}})
 
   def test_prefix_names_the_block(self):
     with self.assertRaisesRegex(errors.UserError, '^optimizer.b1=1.0 must'):
-      ranges.check({'b1': 1.0}, 'optimizer.')
+      ranges.check_values({'b1': 1.0}, 'optimizer.')
 
 
 class RangeTest(parameterized.TestCase):

@@ -45,6 +45,7 @@ class ConfigTest(absltest.TestCase):
     config = base.get_config('extracted')
     config.student = base.transformer(width=8, heads=2, depth=1)
     config.data = base.text()
+    config.task, config.model = 'masked_text', 'transformer'
     ranges.check(config.to_dict())
 
   def test_two_configs_share_no_block(self):

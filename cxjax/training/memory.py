@@ -1,0 +1,79 @@
+"""A check of the memory that a run needs at least, before it starts."""
+
+from collections.abc import Sequence
+import math
+import os
+from typing import Any
+
+import jax
+
+from cxjax import errors
+from cxjax.methods import stage_plan
+from cxjax.training import run_spec
+
+# Memory limits of a container, in bytes or 'max'.
+LIMITS = (
+  '/sys/fs/cgroup/memory.max',
+  '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
+
+
+def require(
+  spec: run_spec.RunSpec, planned: Sequence[stage_plan.StagePlan]
+) -> None:
+  """Raises UserError if a run cannot fit into the memory that there is.
+
+  Counts what is certain: the students with their optimizer states, one teacher
+  and the batches of one dispatch. Activations come on top; a dry run knows
+  them.
+
+  Args:
+    spec: the run; nothing of it is computed.
+    planned: its stages.
+  """
+  states = max(size(spec.state_shapes(one)) for one in planned)
+  teacher = 0 if spec.teacher is None else size(spec.teacher.params)
+  batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
+  batches = size(batch) * spec.blocks
+  needed, have = states + teacher + batches, available(spec.layout.mesh)
+  errors.require(
+    needed <= have,
+    f'The run needs {needed / 1e9:,.1f} GB: {states / 1e9:,.1f} GB for '
+    f'{spec.num_seeds} students and their optimizer, {teacher / 1e9:,.1f} GB '
+    f'for the teacher, {batches / 1e9:,.1f} GB for batches; there are '
+    f'{have / 1e9:,.1f} GB. Make the models, the batch or the number of seeds '
+    'smaller.',
+  )
+
+
+def size(tree: Any) -> int:
+  """Bytes of a tree of arrays or shapes."""
+  return sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  )
+
+
+def available(mesh: jax.sharding.Mesh) -> float:
+  """Bytes of memory of the devices of a mesh; infinity if unknown."""
+  devices = list(mesh.devices.flat)
+  if devices[0].platform == 'cpu':
+    return _host_memory()
+  stats = [getattr(device, 'memory_stats', dict)() for device in devices]
+  limits = [(one or {}).get('bytes_limit', math.inf) for one in stats]
+  return min(limits) * len(devices)
+
+
+def _host_memory() -> float:
+  """Bytes of memory of this machine, or of its container."""
+  found = [math.inf]
+  if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
+    found.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+  for path in LIMITS:
+    try:
+      with open(path) as file:
+        found.append(int(file.read()))
+    except (OSError, ValueError):  # No container, or no limit.
+      pass
+  return min(found)

@@ -1,0 +1,47 @@
+"""The memory that a run needs at least."""
+
+from unittest import mock
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+
+from cxjax import errors
+from cxjax.configs import builders
+from cxjax.training import memory
+from experiments import parity_mlp
+
+
+class RequireTest(absltest.TestCase):
+  def spec(self, **fields):
+    config = parity_mlp.tiny('one_shot')
+    config.update(fields)
+    opened = builders.open_experiment(config, self.create_tempdir().full_path)
+    spec = builders.student_spec(opened, builders.abstract_teacher(opened))
+    return spec, spec.plan()
+
+  def test_a_run_that_fits(self):
+    memory.require(*self.spec())
+
+  def test_a_run_that_does_not_is_refused_with_what_it_needs(self):
+    spec, planned = self.spec(num_seeds=3)
+    params = memory.size(spec.student_shapes)
+    states = memory.size(spec.state_shapes(planned[0]))
+    self.assertGreaterEqual(states, 3 * params)
+    with (
+      mock.patch.object(memory, 'available', lambda mesh: states),
+      self.assertRaisesRegex(errors.UserError, 'GB for 3 students'),
+    ):
+      memory.require(spec, planned)
+
+  def test_size(self):
+    tree = {'a': jnp.ones((2, 3)), 'b': jax.random.key(0)}
+    self.assertEqual(memory.size(tree), 24)
+
+  def test_this_machine_has_memory(self):
+    mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
+    self.assertGreater(memory.available(mesh), 2**28)
+
+
+if __name__ == '__main__':
+  absltest.main()
