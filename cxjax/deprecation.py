@@ -98,7 +98,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
     'Ahead': 'data.loader.Prefetch',
     'Feed': 'data.loader.HostLoader',
     'Stream': 'data.loader.BatchStream',
-    'alike': 'data.user_batches.conform',
+    'alike': 'data.conform.conform',
   },
   'data.tokenized_corpus': {'Text': 'data.tokenized_corpus.TokenizedCorpus'},
   'methods.curricula': {

@@ -27,12 +27,17 @@ from cxjax import types
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import plan as plan_lib
 from cxjax.api import run_identity
+from cxjax.data import conform
+from cxjax.data import labels
 from cxjax.data import loader
 from cxjax.data import user_batches
+from cxjax.data import user_loader
+from cxjax.models import adapters
 from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import partition
 from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import memory
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
 from cxjax.training import run_spec
@@ -50,6 +55,7 @@ def distill(
   batches: Iterable[Any],
   *,
   held_out: Any = None,
+  last_batch: str = 'error',
   optimizer: optax.GradientTransformation | None = None,
   learning_rate: float = 1e-3,
   seed: int = 0,
@@ -69,11 +75,16 @@ def distill(
   Args:
     plan: of `cxjax.plan`.
     batches: inputs or `(x, labels)`, as the example of the plan: a list, a data
-      loader, anything that can be iterated, again and again if it ends. A
-      resumed run passes over the batches it has seen; an iterator with
+      loader, anything that can be iterated, again and again if it ends. It is
+      read ahead in one thread, which is not that of the caller, and copied at
+      once. A resumed run passes over the batches it has seen; an iterator with
       `get_state` and `set_state` (grain's) is set there at once.
-    held_out: such a batch, of any number of examples, to evaluate on; without
-      it the first of `batches`.
+    held_out: such a batch, of any number of examples, to evaluate on; or
+      several, in a list or in a loader that ends, all of whose examples count
+      alike. Without it the first of `batches`.
+    last_batch: what to do with a batch that has fewer examples than that of the
+      plan: 'error' ends the run; 'drop' leaves it out; 'pad' repeats examples
+      with weight 0, so that each loss is the mean of the real ones.
     optimizer: of optax; its state begins afresh with every stage. Without it
       Adam, with a cosine schedule over each stage.
     learning_rate: of that schedule, at its peak.
@@ -110,11 +121,11 @@ def distill(
     terms 'loss/TERM' is the loss of each before its weight.
 
   Raises:
-    UserError: batches of other shapes than the example's, a loss that is not
-      finite, or a workdir of another run.
+    UserError: batches of other shapes than the example's, a loader that raises,
+      a loss that is not finite, or a workdir of another run.
     Stopped: the process was asked to stop; the run is saved.
   """
-  _check(plan, batches, optimizer, on_record, trainable, workdir)
+  _check(plan, optimizer, on_record, trainable, workdir)
   errors.require(
     metrics is None or isinstance(metrics, Mapping | tuple | list),
     f"metrics={metrics!r} must be names, as ('accuracy',), or a dict of "
@@ -124,28 +135,62 @@ def distill(
   lengths = tuple(map(_steps, names, (log_every, save_every, eval_every)))
   seed = arguments.whole('seed', seed, 0, 2**32 - 1)
   learning_rate = _rate(learning_rate)
+  errors.lookup('last_batch', last_batch, dict.fromkeys(conform.LAST_BATCH))
+  if last_batch == 'pad':
+    plan = _weighted(plan)
+  with user_loader.UserLoader(batches) as user:
+    evaluation = _evaluation(plan, batches, user, held_out, metrics)
+    loop = _loop(plan, workdir, lengths, keep_best)
+    layout = _layout(plan, mesh)
+    spec = _spec(plan, (user, last_batch), evaluation, loop, layout, seed)
+    spec = dataclasses.replace(
+      spec,
+      optimizer=_optimizer(optimizer, learning_rate),
+      microbatches=arguments.whole('microbatches', microbatches, 1),
+      trainable=trainable,
+    )
+    memory.require(spec, plan.planned)
+    run = functools.partial(_train, plan, spec, on_record=on_record)
+    if workdir is None:
+      with tempfile.TemporaryDirectory() as folder:
+        return run(pathlib.Path(folder), 'distill')
+    folder = pathlib.Path(workdir)
+    rate = learning_rate if optimizer is None else None
+    described = run_identity.describe(plan, spec, seed, rate)
+    files.claim_workdir(folder, {**described, 'last_batch': last_batch})
+    return run(folder, folder.name)
+
+
+def _weighted(plan: plan_lib.Plan) -> plan_lib.Plan:
+  """The plan with weights in its batches, of which padding has 0."""
+  if 'weights' in plan.batch:
+    return plan
+  output, _ = adapters.outputs(plan.student, plan.batch['x'], 'student')
+  weights = jax.ShapeDtypeStruct(output.shape[:-1], jnp.float32)
+  return dataclasses.replace(plan, batch={**plan.batch, 'weights': weights})
+
+
+def _evaluation(
+  plan: plan_lib.Plan,
+  batches: Any,
+  user: user_loader.UserLoader,
+  held_out: Any,
+  metrics: Any,
+) -> held_out_lib.Evaluation:
+  """How students are evaluated: on `held_out`, or else on the first batch."""
+  errors.require(
+    held_out is None
+    or held_out is not batches
+    or not hasattr(batches, '__next__'),
+    'held_out is the iterator that the batches come from: it would leave none '
+    'for training. Give an iterator of its own.',
+  )
   what = 'held_out'
   if held_out is None:
-    batches = user_batches.Peeked(batches)
-    what, held_out = 'the first batch', batches.first
-  evaluation = held_out_lib.evaluation(plan, held_out, what, metrics)
-  loop = _loop(plan, workdir, lengths, keep_best)
-  layout = _layout(plan, mesh)
-  spec = _spec(plan, batches, evaluation, loop, layout, seed)
-  spec = dataclasses.replace(
-    spec,
-    optimizer=_optimizer(optimizer, learning_rate),
-    microbatches=arguments.whole('microbatches', microbatches, 1),
-    trainable=trainable,
-  )
-  run = functools.partial(_train, plan, spec, on_record=on_record)
-  if workdir is None:
-    with tempfile.TemporaryDirectory() as folder:
-      return run(pathlib.Path(folder), 'distill')
-  folder = pathlib.Path(workdir)
-  rate = learning_rate if optimizer is None else None
-  files.claim_workdir(folder, run_identity.describe(plan, spec, seed, rate))
-  return run(folder, folder.name)
+    what, first = 'the first batch', user.first()
+    with conform.reported(what):
+      held_out = user_batches.to_batch(first)
+  return held_out_lib.evaluation(plan, held_out, what, metrics, user.thread)
 
 
 def _train(
@@ -176,7 +221,6 @@ def _train(
 
 def _check(
   plan: Any,
-  batches: Any,
   optimizer: Any,
   on_record: Any,
   trainable: Any,
@@ -194,11 +238,6 @@ def _check(
   )
   if on_record is not None:
     arguments.function('on_record', on_record, 'print')
-  errors.require(
-    hasattr(batches, '__iter__') or hasattr(batches, '__getitem__'),
-    f'The batches are a {type(batches).__name__}: give something that can be '
-    'iterated, as a list.',
-  )
   arguments.text('trainable', trainable, "'block*' or '^(embed|head)/'")
   errors.require(
     workdir is None
@@ -277,7 +316,7 @@ def _layout(
 
 def _spec(
   plan: plan_lib.Plan,
-  batches: Any,
+  batches: tuple[user_loader.UserLoader, str],
   evaluation: held_out_lib.Evaluation,
   loop: run_spec.Loop,
   layout: run_spec.Layout,
@@ -295,11 +334,12 @@ def _spec(
     (stage_keys, keys[1:], evaluation.held_out), layout.mesh
   )
   stage_keys, data_keys, held_out = placed
+  user, last_batch = batches
   stream = lambda: loader.BatchStream(
-    batches, shapes, evaluation.convert, num_steps
+    user, shapes, evaluation.convert, num_steps, last_batch
   )
   draw = lambda key, at, rows: (
-    rows if 'y' in shapes else {**rows, 'y': user_batches.no_labels(rows)}
+    rows if 'y' in shapes else {**rows, 'y': labels.placeholders(rows)}
   )
   teacher_metrics = metrics_lib.TEACHER_METRICS if evaluation.by_labels else ()
   return run_spec.RunSpec(
@@ -310,7 +350,7 @@ def _spec(
     draw=draw,
     host=run_spec.HostData(
       lambda: loader.HostLoader(
-        [[stream()]], loop.log_every, layout.mesh, shapes
+        [[stream()]], loop.log_every, layout.mesh, shapes, user.thread
       ),
       shapes,
     ),

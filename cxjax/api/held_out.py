@@ -1,4 +1,4 @@
-"""Evaluation of the students of a plan on a held-out batch."""
+"""Evaluation of the students of a plan on a held-out set."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -7,9 +7,13 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from cxjax import types
 from cxjax.api import plan as plan_lib
+from cxjax.data import held_out_batches
+from cxjax.data import labels as labels_lib
+from cxjax.data import reader_thread
 from cxjax.data import user_batches
 from cxjax.methods import losses
 from cxjax.methods import targets as targets_lib
@@ -19,10 +23,10 @@ from cxjax.training import metrics as metrics_lib
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The held-out batch of a plan, and its metrics.
+  """The held-out set of a plan, and its metrics.
 
   Attributes:
-    held_out: the batch, with the labels or the teacher's output as 'y'.
+    held_out: one batch, with the labels or the teacher's output as 'y'.
     metrics: by name; the first decides.
     by_labels: whether 'y' are the labels.
     convert: from what the user gives to a batch.
@@ -35,15 +39,20 @@ class Evaluation:
 
 
 def evaluation(
-  plan: plan_lib.Plan, held_out: Any, what: str, metrics: Any
+  plan: plan_lib.Plan,
+  held_out: Any,
+  what: str,
+  metrics: Any,
+  thread: reader_thread.ReaderThread | None = None,
 ) -> Evaluation:
   """Decides how the students of a plan are evaluated.
 
   Args:
     plan: what is trained.
-    held_out: a batch as the user gives it.
+    held_out: a batch as the user gives it, or several (`held_out_batches`).
     what: its name in error messages.
     metrics: names or functions, as of `metrics.resolve`; None chooses.
+    thread: where a loader is read; None is one of its own.
 
   Returns:
     The evaluation.
@@ -61,12 +70,12 @@ def evaluation(
     or not any(stage.needs_teacher for stage in last)
   )
   needed = ('x', 'y') if by_labels else ('x',)
-  convert = functools.partial(
-    user_batches.checked, classes=_classes(plan, metrics)
-  )
-  batch = user_batches.held_out(convert(held_out), shapes, needed, what)
+  classes, soft = _classes(plan, metrics)
+  convert = functools.partial(user_batches.checked, classes=classes, soft=soft)
+  read = held_out_batches.read(held_out, shapes, needed, convert, what, thread)
+  batch = jax.tree.map(jnp.array, read)
   if by_labels and not metrics:
-    user_batches.check_labels(plan.student, shapes)
+    labels_lib.check(plan.student, shapes)
   if not by_labels:
     batch = _with_teacher_output(plan, batch)
   chosen = metrics_lib.resolve(metrics or _default_metrics(plan, by_labels))
@@ -84,13 +93,13 @@ def _is_kl(plan: plan_lib.Plan) -> bool:
   return plan.loss in losses.LOGIT_LOSSES and plan.loss != 'mse'
 
 
-def _classes(plan: plan_lib.Plan, metrics: Any) -> int | None:
-  """Number of classes that the labels may name, if they are read as such."""
+def _classes(plan: plan_lib.Plan, metrics: Any) -> tuple[int | None, bool]:
+  """Number of classes, if labels are read as such; whether they are soft."""
   read = plan_lib.reads_classes(plan.stages) or (_is_kl(plan) and not metrics)
   if 'y' not in plan.batch or not read:
-    return None
+    return None, False
   output, _ = adapters.outputs(plan.student, plan.batch['x'], 'student')
-  return output.shape[-1]
+  return output.shape[-1], labels_lib.is_soft(plan.batch['y'], output)
 
 
 def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:

@@ -13,6 +13,7 @@ from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.api import mode_warnings
+from cxjax.data import labels
 from cxjax.data import user_batches
 from cxjax.methods import curricula
 from cxjax.methods import layer_matching
@@ -152,6 +153,7 @@ def plan(
   """
   batch = user_batches.arrays(user_batches.to_batch(x))
   batch = arguments.shapes('The example of a batch', batch)
+  user_batches.check_example(batch)
   for role, model in (('teacher', teacher), ('student', student)):
     adapters.outputs(model, batch['x'], role)
   errors.require(
@@ -353,7 +355,7 @@ def _check_stages(
       'as batches.',
     )
   if reads_classes(stages):
-    user_batches.check_labels(student, batch)
+    labels.check(student, batch)
   theirs, ours = (
     jax.eval_shape(model.apply, model.one, batch['x'])[0].shape
     for model in (teacher, student)

@@ -21,7 +21,9 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import types
-from cxjax.data import user_batches
+from cxjax.data import conform
+from cxjax.data import reader_thread
+from cxjax.data import user_loader
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
 
@@ -39,15 +41,22 @@ class Prefetch(abc.ABC):
   on the devices.
   """
 
-  def __init__(self, steps: int, mesh: jax.sharding.Mesh):
+  def __init__(
+    self,
+    steps: int,
+    mesh: jax.sharding.Mesh,
+    thread: reader_thread.ReaderThread | None = None,
+  ):
     """Reads nothing yet.
 
     Args:
       steps: `T`.
       mesh: the devices.
+      thread: where all is read; the caller closes it. None is one of its own.
     """
     self._steps, self._mesh = steps, mesh
-    self._pool = futures.ThreadPoolExecutor(1)
+    self._own_thread = thread is None
+    self._thread = thread or reader_thread.ReaderThread()
     self._number, self._rows = -1, None
     self._before: State = {}
     self._next: futures.Future[tuple[State, Rows]] | None = None
@@ -87,10 +96,8 @@ class Prefetch(abc.ABC):
       step: the step for which `state` was called.
       read: returns the JSON value of a name in the state.
     """
-    if self._next is not None:
-      self._next.result()
     self._next, self._number = None, self._chunk(step) - 1
-    self._set(read)
+    self._thread.call(self._set, read)
 
   def __enter__(self) -> Self:
     """Returns the loader."""
@@ -103,12 +110,13 @@ class Prefetch(abc.ABC):
     traceback: builtin_types.TracebackType | None,
   ) -> None:
     """Stops reading."""
-    self._pool.shutdown(cancel_futures=True)
+    if self._own_thread:
+      self._thread.close()
 
   def _ahead(self) -> futures.Future[tuple[State, Rows]]:
     """The next chunk, being read."""
     if self._next is None:
-      self._next = self._pool.submit(self._read)
+      self._next = self._thread.submit(self._read)
     return self._next
 
   def _chunk(self, step: int) -> int:
@@ -138,6 +146,7 @@ class HostLoader(Prefetch):
     steps: int,
     mesh: jax.sharding.Mesh,
     shapes: Any,
+    thread: reader_thread.ReaderThread | None = None,
   ):
     """Opens the iterators of this process; reads nothing yet.
 
@@ -147,11 +156,12 @@ class HostLoader(Prefetch):
       steps: `T`.
       mesh: the devices.
       shapes: shapes of the batch of one stream, a tree of `[B, ...]`.
+      thread: as for `Prefetch`.
 
     Raises:
       UserError: several processes would have to share a shard.
     """
-    super().__init__(steps, mesh)
+    super().__init__(steps, mesh, thread)
     batch_size = jax.tree.leaves(shapes)[0].shape[0]
     size = batch_size // len(shards)
     own = mesh_lib.own_rows(mesh, batch_size)
@@ -165,9 +175,9 @@ class HostLoader(Prefetch):
     # Where this process needs less than the shards that it reads.
     self._columns = None if read == own else [read.index(row) for row in own]
     self._shapes = shapes
-    self._iterators: dict[int, list[Any]] = {
-      number: [iter(stream) for stream in shards[number]] for number in numbers
-    }
+    self._iterators: dict[int, list[Any]] = self._thread.call(
+      lambda: {n: [iter(stream) for stream in shards[n]] for n in numbers}
+    )
 
   def _set(self, read: Callable[[str], Any]) -> None:
     for shard, iterators in self._iterators.items():
@@ -178,13 +188,29 @@ class HostLoader(Prefetch):
     before, found = {}, {}
     for shard, iterators in self._iterators.items():
       before[_name(shard)] = [iterator.get_state() for iterator in iterators]
-      batches = [
-        [next(iterator) for iterator in iterators] for _ in range(self._steps)
-      ]
-      stack = lambda *leaves: np.stack(leaves)
-      steps = [jax.tree.map(stack, *streams) for streams in batches]
-      found[shard] = jax.tree.map(stack, *steps)
+      found[shard] = self._chunk_of(iterators)
     return before, jax.tree.map(self._place, self._shapes, *found.values())
+
+  def _chunk_of(self, iterators: Sequence[Any]) -> Any:
+    """Reads `T` batches of all streams: a tree of `[T, streams, ...]`.
+
+    Each batch is copied before the next one is read: an iterator may use its
+    buffers again.
+    """
+    chunk: list[np.ndarray] = []
+    structure: Any = None
+    for step in range(self._steps):
+      for stream, iterator in enumerate(iterators):
+        batch, found = jax.tree.flatten(next(iterator))
+        leaves = [np.asarray(leaf) for leaf in batch]
+        if structure is None:
+          structure, lead = found, (self._steps, len(iterators))
+          chunk = [np.empty((*lead, *x.shape), x.dtype) for x in leaves]
+        assert found == structure, (found, structure)
+        for whole, x in zip(chunk, leaves, strict=True):
+          assert (x.shape, x.dtype) == (whole.shape[2:], whole.dtype)
+          whole[step, stream] = x
+    return jax.tree.unflatten(structure, chunk)
 
   def _place(self, like: jax.ShapeDtypeStruct, *parts: np.ndarray) -> jax.Array:
     """Joins the shards of a leaf, `[T, streams, B / shards, ...]` each."""
@@ -202,14 +228,15 @@ def _name(shard: int) -> str:
 
 
 class BatchStream:
-  """Batches of an iterable, restarted when it ends, with a state."""
+  """Batches of a user's loader, checked, with a state."""
 
   def __init__(
     self,
-    batches: Iterable[Any],
+    batches: user_loader.UserLoader | Iterable[Any],
     shapes: Any,
     convert: Callable[[Any], Any] = lambda batch: batch,
     limit: float = math.inf,
+    last_batch: str = 'error',
   ):
     """Reads nothing yet.
 
@@ -218,11 +245,15 @@ class BatchStream:
       shapes: shapes and dtypes of a batch, a tree.
       convert: makes a batch of an item.
       limit: number of batches to serve; prefetching beyond it yields zeros.
+      last_batch: what to do with a batch of fewer examples, one of
+        `conform.LAST_BATCH`.
     """
-    self._limit = limit
-    self._batches, self._shapes, self._convert = batches, shapes, convert
-    self._iterator: Any = iter(batches)  # It may have a state.
-    self._taken = 0
+    if not isinstance(batches, user_loader.UserLoader):
+      batches = user_loader.UserLoader(batches)
+    self._loader, self._limit = batches, limit
+    self._shapes, self._convert = shapes, convert
+    self._last_batch = last_batch
+    self._served = 0
 
   def __iter__(self) -> Self:
     """Returns the stream."""
@@ -232,24 +263,32 @@ class BatchStream:
     """The next batch, as NumPy arrays.
 
     Raises:
-      UserError: the batch does not have the shapes, or there is none.
+      UserError: the batch does not have the shapes, there is none, or the
+        loader raises.
     """
-    if self._taken >= self._limit:
+    if self._served >= self._limit:
       zeros = lambda like: np.zeros(like.shape, like.dtype)
       return jax.tree.map(zeros, self._shapes)
-    batch = self._convert(self._item())
-    self._taken += 1
-    return user_batches.conform(batch, self._shapes, f'batch {self._taken}')
+    batch = self._fitted()
+    if batch is None:  # One short batch may be the last of an epoch.
+      batch = self._fitted()
+    errors.require(
+      batch is not None,
+      f'Batch {self._loader.taken} and the one before it have fewer examples '
+      "than the example of the plan: last_batch='drop' is for the last batch "
+      'of an epoch. Give batches of its size, or another example.',
+    )
+    self._served += 1
+    return batch
 
   def get_state(self) -> dict[str, Any]:
-    """State as JSON: the number of batches read, and the iterator's own state.
+    """State as JSON.
 
     Returns:
-      `{'taken': int, 'own': ...}`; 'own' is None if the iterator has no
-      `get_state`.
+      That of `user_loader.UserLoader`, and 'served', the number of batches that
+      were not dropped.
     """
-    own = getattr(self._iterator, 'get_state', None)
-    return {'taken': self._taken, 'own': own and own()}
+    return {**self._loader.state(), 'served': self._served}
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Restores a state.
@@ -262,24 +301,13 @@ class BatchStream:
     Raises:
       UserError: the batches end before the state.
     """
-    if self._taken:  # An iterator at its start may not allow a second one.
-      self._iterator = iter(self._batches)
-    self._taken = state['taken']
-    if state['own'] is not None:
-      self._iterator.set_state(state['own'])
-      return
-    for _ in range(state['taken']):
-      self._item()
+    self._loader.set_state(state)
+    self._served = state['served']
 
-  def _item(self) -> Any:
-    try:
-      return next(self._iterator)
-    except StopIteration:
-      self._iterator = iter(self._batches)
-    try:
-      return next(self._iterator)
-    except StopIteration as error:
-      raise errors.UserError(
-        f'The batches ended after {self._taken}. Give as many as there are '
-        'steps, or something that can be iterated again, as a list.'
-      ) from error
+  def _fitted(self) -> Any:
+    """The next item as a batch; None if it is dropped."""
+    item = self._loader.read(self._limit)
+    what = f'batch {self._loader.taken}'
+    with conform.reported(what):
+      batch = self._convert(item)
+    return conform.fit(batch, self._shapes, what, self._last_batch)

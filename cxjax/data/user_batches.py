@@ -1,9 +1,7 @@
 """Batches that a user passes to `plan` and `distill`, checked and converted."""
 
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
-import itertools
 from typing import Any
 
 import jax
@@ -12,7 +10,8 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import types
-from cxjax.models import adapters
+from cxjax.data import conform as conform_lib
+from cxjax.data import labels as labels_lib
 
 BATCH = ('x', 'y', 'weights')
 
@@ -25,10 +24,43 @@ def arrays(x: Any) -> Any:
 
   Returns:
     The tree.
+
+  Raises:
+    UserError: a leaf is no array of numbers.
   """
   known = jax.Array | jax.ShapeDtypeStruct
-  return jax.tree.map(
-    lambda leaf: leaf if isinstance(leaf, known) else np.asarray(leaf), x
+  return jax.tree.map_with_path(
+    lambda path, leaf: (
+      leaf
+      if isinstance(leaf, known)
+      else conform_lib.host_array(
+        leaf, f'{conform_lib.path_name(path)} of the example'
+      )
+    ),
+    x,
+  )
+
+
+def check_example(batch: types.Batch) -> None:
+  """Raises UserError unless all parts of an example have as many rows.
+
+  Args:
+    batch: shapes of a batch.
+  """
+  leaves = jax.tree.leaves_with_path(batch)
+  errors.require(bool(leaves), 'The example of a batch has no array.')
+  for path, leaf in leaves:
+    errors.require(
+      leaf.ndim > 0,
+      f'{conform_lib.path_name(path)} of the example has no axis: the first '
+      'axis must be the examples. Give an array of one row at least.',
+    )
+  sizes = {conform_lib.path_name(path): leaf.shape[0] for path, leaf in leaves}
+  errors.require(
+    len(set(sizes.values())) == 1 and 0 not in sizes.values(),
+    'The example has '
+    + ', '.join(f'{n} rows of {name}' for name, n in sizes.items())
+    + ': the first axis of each must be the same examples, at least 1.',
   )
 
 
@@ -58,68 +90,45 @@ def to_batch(x: Any) -> types.Batch:
   return {name: leaf for name, leaf in x.items() if leaf is not None}
 
 
-def check_labels(student: adapters.ModelAdapter, batch: types.Batch) -> None:
-  """Raises UserError unless there is one integer class for each output.
-
-  Args:
-    student: the student.
-    batch: shapes or arrays of a batch with labels.
-  """
-  want = adapters.outputs(student, batch['x'], 'student')[0].shape[:-1]
-  y = batch['y']
-  errors.require(
-    jnp.issubdtype(y.dtype, jnp.integer) and y.shape == want,
-    f'The labels are {y.dtype}{list(y.shape)}; they must be integer classes of '
-    f'shape {list(want)}. Give y.argmax(-1) of one-hot labels; for a '
-    'regression leave labels and alpha out, or give your own loss and metrics.',
-  )
-  shape = batch['weights'].shape if 'weights' in batch else want
-  errors.require(
-    shape == want,
-    f"'weights' of shape {list(shape)}: give one weight for each output, "
-    f'{list(want)}.',
-  )
-
-
-def checked(x: Any, classes: int | None) -> types.Batch:
-  """Converts a batch like `to_batch` and checks the range of its labels.
+def checked(x: Any, classes: int | None, *, soft: bool = False) -> types.Batch:
+  """Converts a batch like `to_batch` and checks its labels and weights.
 
   Args:
     x: a batch.
     classes: number of classes; None does not check labels.
+    soft: whether labels are probabilities of the classes.
 
   Returns:
-    The batch; labels of weight 0 are 0 in it.
+    The batch, as NumPy arrays; labels of weight 0 are 0 in it.
 
   Raises:
-    UserError: a label of positive weight is not one of the classes.
+    UserError: a label of positive weight is not one of the classes, or no
+      probabilities; a weight is negative or not finite; an entry is no array.
   """
-  batch = _clear_ignored_labels(to_batch(x))
-  if classes is None or 'y' not in batch or not np.size(batch['y']):
-    return batch
-  y = np.asarray(batch['y'])
-  low, high = y.min(), y.max()
-  errors.require(
-    low >= 0 and high < classes,
-    f'Labels from {low} to {high}: the output has {classes} classes, 0 to '
-    f"{classes - 1}. Leave examples out with 'weights' of 0.",
+  batch = to_batch(x)
+  lists = lambda x: isinstance(x, list) and not any(map(np.ndim, x))
+  batch = jax.tree.map_with_path(
+    lambda path, leaf: conform_lib.host_array(
+      leaf, conform_lib.path_name(path)
+    ),
+    batch,
+    is_leaf=lists,  # Of numbers, as labels may come.
   )
-  return batch
+  _check_weights(batch)
+  return labels_lib.checked(batch, classes, soft)
 
 
-def _clear_ignored_labels(batch: types.Batch) -> types.Batch:
-  """Sets labels of weight 0 to class 0: many data sets mark them by -100."""
-  if not {'y', 'weights'} <= batch.keys():
-    return batch
-  y, weights = np.asarray(batch['y']), np.asarray(batch['weights'])
-  if y.shape != weights.shape:
-    return batch
-  return {**batch, 'y': np.where(weights == 0, np.zeros_like(y), y)}
-
-
-def no_labels(rows: types.Batch) -> jax.Array:
-  """Placeholder labels, `[B]` int32 zeros, which no stage reads."""
-  return jnp.zeros(jax.tree.leaves(rows)[0].shape[:1], jnp.int32)
+def _check_weights(batch: types.Batch) -> None:
+  weights = batch.get('weights')
+  if weights is None:
+    return
+  errors.require(
+    isinstance(weights, np.ndarray)
+    and labels_lib.is_real(weights.dtype)
+    and bool(np.all((weights >= 0) & (weights < np.inf))),
+    "'weights' must be finite numbers that are not negative; leave examples "
+    'out with 0.',
+  )
 
 
 def held_out(
@@ -134,132 +143,42 @@ def held_out(
     what: name of the batch, for messages.
 
   Returns:
-    The batch, as JAX arrays.
+    The batch, as NumPy arrays.
 
   Raises:
-    UserError: an entry does not match, or the sizes differ or are 0.
+    UserError: an entry does not match, is NaN, or the sizes differ or are 0.
   """
   found = dict(batch)
   wanted = {name: shapes[name] for name in needed if name in shapes}
   got = {name: found[name] for name in wanted if name in found}
   # Labels and weights that the plan lacks are passed on unchanged.
-  found |= conform(got, wanted, what, sized=False)
-  sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(found)}
+  found |= conform_lib.conform(got, wanted, what, sized=False)
+  sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(found)}
   errors.require(
-    len(sizes) == 1 and 0 not in sizes,
-    f'{what} has parts of {" and ".join(map(str, sorted(sizes)))} examples: '
-    'all parts must have the same number, at least 1.',
+    len(sizes) == 1 and not sizes & {(0,), ()},
+    f'{what} has parts of '
+    f'{" and ".join(str(n[0]) if n else "no" for n in sorted(sizes))} '
+    'examples: all parts must have the same number, at least 1.',
   )
-  return jax.tree.map(jnp.asarray, found)
+  _check_not_nan({name: found[name] for name in wanted}, found, what)
+  return found
 
 
-def conform(batch: Any, shapes: Any, what: str, *, sized: bool = True) -> Any:
-  """Casts a batch to the dtypes of the example batch of a plan.
-
-  Args:
-    batch: a tree of arrays.
-    shapes: shapes of the example, a tree.
-    what: name of the batch, for messages.
-    sized: whether the batch must have as many examples as the example.
-
-  Returns:
-    The batch, as NumPy arrays.
-
-  Raises:
-    UserError: the batch has other entries or shapes, or would be rounded.
-  """
-  leaves, wanted = jax.tree.leaves_with_path(batch), jax.tree.leaves(shapes)
-  errors.require(
-    _names(batch) == _names(shapes),
-    f'{what} has {_names(batch)}, the example of the plan {_names(shapes)}: '
-    'they must be alike.',
-  )
-  cast = []
-  for (path, leaf), like in zip(leaves, wanted, strict=True):
-    name = f'{_name(path)} of {what}'
-    cast.append(_cast(leaf, like.dtype, name))
-    _check_shape(np.shape(leaf), like.shape, name, sized)
-  return jax.tree.unflatten(jax.tree.structure(shapes), cast)
-
-
-def _cast(leaf: Any, dtype: Any, name: str) -> np.ndarray:
-  """Casts an array; raises UserError if the dtype cannot hold its values."""
-  given = np.asarray(leaf).dtype
-  to_real = jnp.issubdtype(dtype, jnp.inexact)
-  from_real = jnp.issubdtype(given, jnp.inexact)
-  errors.require(
-    to_real or not from_real,
-    f'{name} is {given}, that of the example {dtype}: it would be rounded. '
-    'Give an example of the same dtype.',
-  )
-  cast = np.asarray(leaf, dtype)
-  errors.require(
-    to_real or np.array_equal(cast, leaf),
-    f'{name} has numbers that {dtype}, the dtype of the example, does not '
-    'hold. Give an example of another dtype.',
-  )
-  return cast
-
-
-def _check_shape(
-  shape: tuple[int, ...], like: tuple[int, ...], name: str, sized: bool
-) -> None:
-  if sized:
-    same = shape == like
-    advice = 'Drop a last batch that is smaller, or give another example.'
-  else:
-    same = shape == like or (len(shape) > 0 and shape[1:] == like[1:])
-    advice = 'Only the number of examples may differ.'
-  errors.require(
-    same,
-    f'{name} has shape {list(shape)}, that of the example {list(like)}. '
-    f'{advice}',
-  )
-
-
-def _name(path: tuple[Any, ...]) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator='.')
-
-
-def _names(tree: Any) -> str:
-  names = (_name(path) for path, _ in jax.tree.leaves_with_path(tree))
-  return ', '.join(names) or 'nothing'
-
-
-class Peeked:
-  """An iterable whose first item has been looked at.
-
-  Attributes:
-    first: the first item.
-  """
-
-  def __init__(self, batches: Any):
-    """Takes the first item.
-
-    Args:
-      batches: an iterable.
-
-    Raises:
-      UserError: the iterable is empty.
-    """
-    self._batches = batches
-    iterator = iter(batches)
-    self._again = iterator is not batches
-    state = None
-    if not self._again and hasattr(batches, 'get_state'):
-      state = self._batches.get_state()
-    self.first = next(iterator, None)
+def _check_not_nan(read: types.Batch, batch: types.Batch, what: str) -> None:
+  """Raises UserError if an example that counts is NaN in what is read."""
+  counted = True
+  if 'weights' in batch:
+    counted = (batch['weights'].reshape(len(batch['weights']), -1) > 0).any(1)
     errors.require(
-      self.first is not None, 'There is no batch. Give at least one.'
+      bool(np.any(counted)), f'All weights of {what} are 0: nothing counts.'
     )
-    if state is not None:  # The iterator can be set back to its start.
-      self._batches.set_state(state)
-      self._again = True
-    self._ahead: list[Any] = [] if self._again else [self.first]
-
-  def __iter__(self) -> Iterator[Any]:
-    """Iterates over all items, the first included."""
-    if self._again:
-      return iter(self._batches)
-    ahead, self._ahead = self._ahead, []
-    return itertools.chain(ahead, self._batches)
+  for path, leaf in jax.tree.leaves_with_path(read):
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      continue
+    bad = np.isnan(leaf).reshape(len(leaf), -1).any(1) & counted
+    name = conform_lib.path_name(path)
+    errors.require(
+      not bad.any(),
+      f'{name} of {what} is NaN in {bad.sum()} of {len(bad)} '
+      f'examples, the first is example {bad.argmax()}. Remove them.',
+    )

@@ -19,7 +19,7 @@ import pytest
 
 from cxjax import errors
 from cxjax.data import loader
-from cxjax.data import user_batches
+from cxjax.data import user_loader
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
 
@@ -322,15 +322,17 @@ class BatchStreamTest(parameterized.TestCase):
     stream = loader.BatchStream(make(), LIKE)
     first(stream, 3)
     state = json.loads(json.dumps(stream.get_state()))
-    self.assertEqual(state, {'taken': 3, 'own': own})
+    self.assertEqual(state, {'taken': 3, 'own': own, 'served': 3})
     again = loader.BatchStream(make(), LIKE)
     again.set_state(state)
     self.assertEqual(first(again, 1), [3])
     self.assertEqual(again.get_state()['taken'], 4)
 
   def test_an_iterator_whose_first_item_was_looked_at_continues(self):
-    stream = loader.BatchStream(user_batches.Peeked(iter(ITEMS)), LIKE)
-    stream.set_state({'taken': 2, 'own': None})
+    user = user_loader.UserLoader(iter(ITEMS))
+    user.first()
+    stream = loader.BatchStream(user, LIKE)
+    stream.set_state({'taken': 2, 'own': None, 'served': 2})
     self.assertEqual(first(stream, 2), [2, 3])
 
   def test_a_list_may_be_set_back(self):
@@ -343,7 +345,7 @@ class BatchStreamTest(parameterized.TestCase):
   def test_a_state_beyond_the_end(self):
     stream = loader.BatchStream(iter(ITEMS), LIKE)
     with self.assertRaisesRegex(errors.UserError, 'The batches ended'):
-      stream.set_state({'taken': 9, 'own': None})
+      stream.set_state({'taken': 9, 'own': None, 'served': 9})
 
 
 if __name__ == '__main__':

@@ -1,0 +1,171 @@
+"""A held-out set as users give it: one batch, a list of them, or a loader."""
+
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from cxjax import errors
+from cxjax import types
+from cxjax.data import conform
+from cxjax.data import reader_thread
+from cxjax.data import user_batches
+from cxjax.data import user_loader
+
+# A loader that gives more than this is taken to have no end.
+MOST_BATCHES, MOST_BYTES = 2**16, 4e9
+
+Convert = Callable[[Any], types.Batch]
+
+
+def read(
+  held_out: Any,
+  shapes: types.Batch,
+  needed: Collection[str],
+  convert: Convert,
+  what: str = 'held_out',
+  thread: reader_thread.ReaderThread | None = None,
+) -> types.Batch:
+  """Reads a held-out set, and joins its batches to one.
+
+  Args:
+    held_out: a batch of any number of examples, a list of batches, or anything
+      that can be iterated and ends.
+    shapes: shapes of the example batch of a plan.
+    needed: entries that must match those of the example.
+    convert: from what the user gives to a batch.
+    what: its name, for messages.
+    thread: where a loader is read; None is one of its own.
+
+  Returns:
+    The batch, as NumPy arrays of all examples; it shares no memory with
+    `held_out`.
+
+  Raises:
+    UserError: a batch does not match, the set is empty, has no end, or can be
+      read as one batch and as two.
+  """
+
+  def one(item: Any, name: str) -> types.Batch:
+    with conform.reported(name):
+      batch = convert(item)
+    batch = user_batches.held_out(batch, shapes, needed, name)
+    return jax.tree.map(np.array, batch)
+
+  if _is_one(held_out, shapes, needed, what):
+    return one(held_out, what)
+  loader = user_loader.UserLoader(held_out, what, thread)
+  try:
+    return loader.thread.call(_joined, loader, one, {*needed, 'weights'}, what)
+  finally:
+    if thread is None:
+      loader.thread.close()
+
+
+def _joined(
+  loader: user_loader.UserLoader,
+  one: Callable[[Any, str], types.Batch],
+  names: Collection[str],
+  what: str,
+) -> types.Batch:
+  """All batches of a loader as one."""
+  parts: list[types.Batch] = []
+  size = 0
+  try:
+    for item in loader.once():
+      name = f'batch {loader.taken} of {what}'
+      batch = one(item, name)
+      # Labels that nobody reads may have any shape.
+      batch = {key: batch[key] for key in batch if key in names}
+      like = lambda batch: jax.tree.map(lambda x: (x.shape[1:], x.dtype), batch)
+      parts.append(batch)
+      errors.require(
+        like(batch) == like(parts[0]),
+        f'{name} is {_text(batch)}, and the first is {_text(parts[0])}: only '
+        'the number of examples may differ.',
+      )
+      size += sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+      errors.require(
+        len(parts) <= MOST_BATCHES and size <= MOST_BYTES,
+        f'{what} has no end, or too many batches: {len(parts)} of them have '
+        f'{size / 1e6:.0f} MB. Give a list, or a loader that ends, as '
+        'itertools.islice(loader, 100).',
+      )
+  finally:
+    loader.close(failed=True)
+  errors.require(bool(parts), f'{what} has no batch. Give at least one.')
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _text(batch: types.Batch) -> str:
+  """The shapes of a batch, for messages."""
+  return ', '.join(
+    f'{conform.path_name(path)} {leaf.dtype}{list(leaf.shape)}'
+    for path, leaf in jax.tree.leaves_with_path(batch)
+  )
+
+
+def _is_one(
+  held_out: Any, shapes: types.Batch, needed: Collection[str], what: str
+) -> bool:
+  """Whether a held-out set is one batch, and not batches; asks its shapes."""
+  if isinstance(held_out, list | tuple):
+    return _is_pair(held_out, shapes, needed, what)
+  array = any(hasattr(held_out, n) for n in ('shape', '__array__'))
+  tree = not jax.tree_util.all_leaves([held_out])
+  text = isinstance(held_out, str | bytes | Mapping | type)
+  iterates = isinstance(held_out, Iterable) or hasattr(held_out, '__getitem__')
+  return array or tree or text or not iterates
+
+
+def _is_pair(
+  held_out: list[Any] | tuple[Any, ...],
+  shapes: types.Batch,
+  needed: Collection[str],
+  what: str,
+) -> bool:
+  """Whether a list is one batch, as `(x, labels)`, and not a list of them.
+
+  It is what has exactly the entries of the example; or else what has those that
+  are needed.
+  """
+  entries = {*shapes} - {'weights'}
+  for names, exact in ((entries, True), (needed, False)):
+    one = _fits(held_out, shapes, names, exact)
+    several = bool(held_out) and all(
+      _fits(item, shapes, names, exact) for item in held_out
+    )
+    errors.require(
+      not (one and several),
+      f'{what} can be read as (x, labels) and as two batches. Give '
+      "{'x': x, 'y': labels} for the one, or [{'x': a}, {'x': b}] for the "
+      'others.',
+    )
+    if one or several:
+      return one
+  # Neither: the error is that of what it looks like.
+  nested = (list, tuple, Mapping)
+  return len(held_out) == 2 and not any(isinstance(i, nested) for i in held_out)
+
+
+def _fits(
+  item: Any, shapes: types.Batch, names: Collection[str], exact: bool
+) -> bool:
+  """Whether an item has the entries `names` of the example, in any number."""
+  try:
+    batch = user_batches.to_batch(item)
+  except errors.UserError:
+    return False
+  if exact and {*batch} - {'weights'} != {*names}:
+    return False
+  trail = lambda tree: {
+    conform.path_name(path): tuple(getattr(x, 'shape', np.shape(x)))[1:]
+    for path, x in jax.tree.leaves_with_path(tree)
+    if hasattr(x, 'shape') or np.ndim(x)
+  }
+  pick = lambda batch: {n: batch[n] for n in names if n in batch}
+  return trail(pick(batch)) == trail(pick(shapes))
