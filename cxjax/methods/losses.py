@@ -25,13 +25,17 @@ def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
 
   Args:
     student: `[..., C]` logits.
-    labels: `[...]` integer classes in `[0, C)`.
+    labels: `[...]` integer classes in `[0, C)`; or `[..., C]` probabilities of
+      the classes, one-hot or soft.
 
   Returns:
     `[...]` loss per example, in nats.
   """
   chex.assert_equal_shape_prefix([student, labels], labels.ndim)
   log_q = jax.nn.log_softmax(student.astype(jnp.float32))
+  if labels.ndim == student.ndim:
+    p = labels.astype(jnp.float32)
+    return -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1)
   return -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
 
 

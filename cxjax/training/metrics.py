@@ -113,8 +113,14 @@ def _known(value: jax.Array, *outputs: jax.Array) -> jax.Array:
   return value
 
 
+def _classes(labels: jax.Array, logits: jax.Array) -> jax.Array:
+  """Labels as classes; of soft labels the likeliest."""
+  return jnp.argmax(labels, -1) if labels.ndim == logits.ndim else labels
+
+
 def _top_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  return _known(jnp.argmax(logits, axis=-1) == labels, logits)
+  right = jnp.argmax(logits, axis=-1) == _classes(labels, logits)
+  return _known(right, logits)
 
 
 def _same_top(ours: jax.Array, theirs: jax.Array) -> jax.Array:
@@ -123,7 +129,7 @@ def _same_top(ours: jax.Array, theirs: jax.Array) -> jax.Array:
 
 
 def _confusion(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-  said, true = jnp.argmax(logits, axis=-1) == 1, labels == 1
+  said, true = jnp.argmax(logits, axis=-1) == 1, _classes(labels, logits) == 1
   return {
     'hit': _known(said & true, logits),
     'false alarm': _known(said & ~true, logits),

@@ -513,10 +513,10 @@ class ArgumentsTest(FolderTest):
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
-    ([X, X[:5]], r'batch 2 has shape \[5, 6\].*\[8, 6\].*Drop a last batch'),
+    ([X, X[:5]], r'batch 2 has shape \[5, 6\].*\[8, 6\].*last_batch='),
     ([(X, X)], 'batch 1 has x, y, the example of the plan x'),
-    ([], 'ended after 0'),
-    (iter([]), 'ended after 0'),
+    ([], 'There is no batch'),
+    (iter([]), 'There is no batch'),
     (iter(batches(number=5)), 'ended after 5.*iterated'),
   )
   def test_batches_that_cannot_be(self, data, message):

@@ -171,6 +171,20 @@ class ValueTest(chex.TestCase):
     with self.assertRaises(AssertionError):
       loss(random(0, (3, 4)), random(1, (3, 1)))
 
+  def test_cross_entropy_of_soft_labels(self):
+    student = np.array([[0, 1, -np.inf, 2], [3, 0, 1, 2]], np.float32)
+    soft = np.array([[0.25, 0.75, 0, 0], [0, 0, 1, 0]], np.float32)
+    loss = lambda s: losses.cross_entropy(s, soft)
+    with np.errstate(divide='ignore'):
+      log_q = np.log(softmax(student))
+    want = [-0.25 * log_q[0, 0] - 0.75 * log_q[0, 1], -log_q[1, 2]]
+    np.testing.assert_allclose(loss(student), want, rtol=1e-5)
+    np.testing.assert_allclose(
+      loss(student)[1], losses.cross_entropy(student, jnp.array([0, 2]))[1]
+    )
+    grad = jax.grad(lambda s: loss(s).sum())(student)
+    np.testing.assert_allclose(grad, softmax(student) - soft, atol=1e-6)
+
   def test_cross_entropy_refuses_a_column_of_labels(self):
     with self.assertRaises(AssertionError):
       losses.cross_entropy(random(0), jnp.zeros((3, 1), int))
