@@ -23,10 +23,16 @@ def reported(what: str) -> Iterator[None]:
   except errors.UserError as error:
     raise errors.UserError(f'{what}: {error}') from error
   except Exception as error:
-    reason = str(error).rstrip('.') or 'no message'
-    raise errors.UserError(
-      f'{what} cannot be read: {type(error).__name__}: {reason}.'
-    ) from error
+    raise errors.UserError(f'{what} cannot be read: {reason(error)}') from error
+
+
+def reason(error: Exception) -> str:
+  """The type of an exception and its message, without the lines in between."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  if len(lines) > 2:  # A traceback of another process.
+    lines = [lines[0], lines[-1]]
+  text = ' '.join(lines).rstrip('.') or 'no message'
+  return f'{type(error).__name__}: {text}.'
 
 
 def host_array(leaf: Any, name: str) -> np.ndarray:
@@ -49,7 +55,7 @@ def host_array(leaf: Any, name: str) -> np.ndarray:
     if found is None:
       raise errors.UserError(
         f'{name} is a {type(leaf).__name__}, which NumPy cannot read: '
-        f'{type(error).__name__}: {error}.'
+        f'{reason(error)}'
       ) from error
   errors.require(
     any(jnp.issubdtype(found.dtype, kind) for kind in (bool, jnp.number)),

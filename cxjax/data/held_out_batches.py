@@ -17,7 +17,7 @@ from cxjax.data import user_batches
 from cxjax.data import user_loader
 
 # A loader that gives more than this is taken to have no end.
-MOST_BATCHES, MOST_BYTES = 2**16, 4e9
+MOST_BATCHES, MOST_BYTES = 2**15, 2e9
 
 Convert = Callable[[Any], types.Batch]
 
@@ -130,23 +130,30 @@ def _is_pair(
 ) -> bool:
   """Whether a list is one batch, as `(x, labels)`, and not a list of them.
 
-  It is what has exactly the entries of the example; or else what has those that
-  are needed.
+  It is what has exactly the entries of the example, or else what has those that
+  are needed. What can be read in both ways is refused, but for a tuple that is
+  exactly `(x, labels)`.
   """
-  entries = {*shapes} - {'weights'}
-  for names, exact in ((entries, True), (needed, False)):
-    one = _fits(held_out, shapes, names, exact)
-    several = bool(held_out) and all(
-      _fits(item, shapes, names, exact) for item in held_out
-    )
-    errors.require(
-      not (one and several),
-      f'{what} can be read as (x, labels) and as two batches. Give '
-      "{'x': x, 'y': labels} for the one, or [{'x': a}, {'x': b}] for the "
-      'others.',
-    )
-    if one or several:
-      return one
+
+  def fits(names: Collection[str], exact: bool) -> tuple[bool, bool]:
+    parts = [_fits(item, shapes, names, exact) for item in held_out]
+    return _fits(held_out, shapes, names, exact), bool(parts) and all(parts)
+
+  one, several = fits({*shapes} - {'weights'}, True)
+  if several and not one:
+    return False
+  if one and not several and isinstance(held_out, tuple):
+    return True
+  loosely = fits(needed, False)
+  one, several = one or loosely[0], several or loosely[1]
+  errors.require(
+    not (one and several),
+    f'{what} can be read as (x, labels) and as two batches. Give '
+    "{'x': x, 'y': labels} for the one, or [{'x': a}, {'x': b}] for the "
+    'others.',
+  )
+  if one or several:
+    return one
   # Neither: the error is that of what it looks like.
   nested = (list, tuple, Mapping)
   return len(held_out) == 2 and not any(isinstance(i, nested) for i in held_out)

@@ -16,6 +16,7 @@ from typing import Self
 from absl import logging
 
 from cxjax import errors
+from cxjax.data import conform
 from cxjax.data import iterator_state
 from cxjax.data import reader_thread
 
@@ -220,7 +221,6 @@ class UserLoader:
           ' All batches are read in one thread, not in that which calls '
           '`distill`: open the connection in `__iter__`.'
         )
-      reason = str(error).rstrip('.') or 'no message'
       raise errors.UserError(
-        f'{self._prefix}{what}: {type(error).__name__}: {reason}.{hint}'
+        f'{self._prefix}{what}: {conform.reason(error)}{hint}'
       ) from error
