@@ -29,7 +29,17 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):
-  """The process was asked to stop, and the run is saved."""
+  """The process was asked to stop.
+
+  Attributes:
+    signal: name of the signal, as 'SIGTERM'.
+    step: steps that the run had done.
+  """
+
+  def __init__(self, message: str, signal: str = '', step: int = 0) -> None:
+    """Keeps what the message is about."""
+    super().__init__(message)
+    self.signal, self.step = signal, step
 
 
 def require(condition: bool, message: str) -> None:

@@ -6,7 +6,9 @@ the same step, the same loop.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 import math
@@ -123,7 +125,7 @@ def distill(
   Raises:
     UserError: batches of other shapes than the example's, a loader that raises,
       a loss that is not finite, or a workdir of another run.
-    Stopped: the process was asked to stop; the run is saved.
+    Stopped: the process was asked to stop; with a workdir the run is saved.
   """
   _check(plan, optimizer, on_record, trainable, workdir)
   errors.require(
@@ -152,13 +154,28 @@ def distill(
     memory.require(spec, plan.planned)
     run = functools.partial(_train, plan, spec, on_record=on_record)
     if workdir is None:
-      with tempfile.TemporaryDirectory() as folder:
+      with _nothing_kept(), tempfile.TemporaryDirectory() as folder:
         return run(pathlib.Path(folder), 'distill')
     folder = pathlib.Path(workdir)
     rate = learning_rate if optimizer is None else None
     described = run_identity.describe(plan, spec, seed, rate)
     files.claim_workdir(folder, {**described, 'last_batch': last_batch})
     return run(folder, folder.name)
+
+
+@contextlib.contextmanager
+def _nothing_kept() -> Iterator[None]:
+  """Says of a run without a workdir that it is lost when it is stopped."""
+  try:
+    yield
+  except errors.Stopped as stopped:
+    raise errors.Stopped(
+      f'Stopped by {stopped.signal} after {stopped.step} steps. Without a '
+      "workdir nothing is kept; with one, as workdir='runs/mine', the same "
+      'call continues.',
+      stopped.signal,
+      stopped.step,
+    ) from None
 
 
 def _weighted(plan: plan_lib.Plan) -> plan_lib.Plan:

@@ -392,8 +392,6 @@ class Trainer:
       self._save(None, temporary=True)
     self._writer.wait()
     # Another process may have been asked.
-    signals = self._signals or ['a signal']
-    raise errors.Stopped(
-      f'Stopped by {signals[0]}: saved step {self._step} of {self._folder}. '
-      'The same command resumes.'
-    )
+    name = (self._signals or ['a signal'])[0]
+    said = f'Stopped by {name}: saved step {self._step} of {self._folder}. '
+    raise errors.Stopped(said + 'The same command resumes.', name, self._step)
