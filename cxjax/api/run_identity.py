@@ -47,7 +47,7 @@ def describe(
     'student': _model(plan.student, plan.batch['x']),
     'dropout': _dropout(plan, spec),
     'optimizer': identity.optimizer_digest(
-      spec.optimizer(), spec.student_shapes
+      spec.optimizer(), _trained(spec.student_shapes)
     ),
     'learning_rate': learning_rate,
     'metrics': _metrics(plan, spec),
@@ -59,6 +59,12 @@ def describe(
     'mesh': dict(spec.layout.mesh.shape),
     'dtype': plan.dtype,
   }
+
+
+def _trained(shapes: Any) -> Any:
+  """The leaves that an optimizer may see; None in place of the others."""
+  real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+  return jax.tree.map(lambda leaf: leaf if real(leaf) else None, shapes)
 
 
 def _model(model: adapters.ModelAdapter, x: Any) -> dict[str, str]:

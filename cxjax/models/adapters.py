@@ -38,8 +38,7 @@ class ModelAdapter:
     wrap: converts a tree like `params` to the form in which the user gave it.
     abilities: optional features that the model declares.
     name: name of the model in messages.
-    dropout_layers: dropout layers of an nnx module that do not act, with their
-      rates.
+    dropout_layers: dropout layers of an nnx module, with their rates.
     statistics: names of batch statistics that stay constant.
     training: `(params, x, key) -> (output, activations, changed)`, the model in
       training mode; `changed` holds the new values of the leaves of `params`
@@ -94,6 +93,10 @@ class ModelAdapter:
     """
     found, _ = self._idle_layers(x)
     layers = (modes.with_rate(path, rate) for path, rate in found.items())
+    if self.training is not None and self.dropout_layers:
+      params = arguments.shapes('params', self.one)
+      if modes.reads_key(self.training, params, arguments.shapes('x', x)):
+        return tuple(layers)
     return (*self.dropout_layers, *layers)
 
   def constant_statistics(self, x: types.Input) -> tuple[str, ...]:

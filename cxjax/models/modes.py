@@ -150,7 +150,8 @@ def check_training(
   except Exception as error:  # A model of the user may raise anything.
     raise errors.UserError(
       f'The {role} does not run in training mode: {reason(error)}. Give the '
-      "arguments of its training mode, as in training={'train': True}."
+      "arguments of its training mode, as in training={'train': True}, or to "
+      'from_fn a function (params, x, key).'
     ) from error
   errors.require(
     isinstance(found, tuple)

@@ -104,14 +104,13 @@ def from_nnx(
     return out, found, _tree(module, MUTABLE)
 
   params = [_tree(each, *kinds) for each in models]
-  idle = in_training is None
   return adapters.ModelAdapter(
     apply,
     params if isinstance(model, list) else params[0],
     rebuild,
     abilities=adapters.declare(first, partition_rules),
     name=type(first).__name__,
-    dropout_layers=tuple(_idle_dropout(first)) if idle else (),
+    dropout_layers=tuple(_dropout_layers(first)),
     statistics=() if trains else tuple(_statistics(first)),
     training=train if trains else None,
   )
@@ -170,8 +169,21 @@ def _with_keys(tree: Any, like: Any) -> Any:
   if isinstance(tree, Mapping):
     return {name: _with_keys(leaf, like[name]) for name, leaf in tree.items()}
   if adapters.is_key(like) and not adapters.is_key(tree):
-    return jax.random.wrap_key_data(tree, impl=jax.random.key_impl(like))
+    data = _replicated(tree)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
   return tree
+
+
+def _replicated(leaf: Any) -> Any:
+  """An array that every device holds whole: a key cannot be sharded."""
+  if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    return leaf
+  if not isinstance(leaf.sharding, jax.sharding.NamedSharding):
+    return leaf
+  whole = jax.sharding.NamedSharding(
+    leaf.sharding.mesh, jax.sharding.PartitionSpec()
+  )
+  return jax.device_put(leaf, whole)
 
 
 def _tree(module: nnx.Module, *kinds: Any) -> Any:
@@ -243,15 +255,15 @@ def _training_layers(module: nnx.Module) -> Iterator[str]:
       yield ''.join(f'{key}/' for key in path)
 
 
-def _idle_dropout(module: nnx.Module) -> Iterator[str]:
-  """Yields the dropout layers that do not act, with their positive rates."""
+def _dropout_layers(module: nnx.Module) -> Iterator[str]:
+  """Yields the dropout layers of a module with their positive rates."""
   for path, node in nnx.iter_graph(module):
     rate = 0.0
     if isinstance(node, nnx.Dropout):
       rate = node.rate
     elif isinstance(node, nnx.MultiHeadAttention):
       rate = node.dropout_rate
-    if rate > 0 and node.deterministic is not False:
+    if rate > 0:
       name = '/'.join(map(str, path)) or type(node).__name__
       yield modes.with_rate(name, rate)
 
