@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from cxjax import errors
+from cxjax import settings
 from cxjax import types
 from cxjax.configs import identity
 from cxjax.configs import ranges
@@ -54,18 +55,21 @@ PURPOSES = (
 def key_for(config: Config, purpose: str) -> jax.Array:
   """PRNG key of a purpose, from `config.seed`."""
   return jax.random.fold_in(
-    jax.random.key(config.seed), PURPOSES.index(purpose)
+    settings.key(config.seed), PURPOSES.index(purpose)
   )
 
 
 def make_task(config: Config) -> tasks.Task:
   """The task that a config names."""
-  return tasks.make(config.task, config.data, key_for(config, 'support'))
+  with ranges.named_fields():
+    return tasks.make(config.task, config.data, key_for(config, 'support'))
 
 
 def make_model(config: Config, role: str, task: Any = None) -> Any:
   """The model of 'teacher' or 'student', for a task or that of the config."""
-  return models.make(config.model, config[role], task or make_task(config))
+  task = task or make_task(config)
+  with ranges.named_fields():
+    return models.make(config.model, config[role], task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +192,8 @@ def _host_data(
   keys = _seed_keys(config, f'{role}_data', streams)
 
   def open_loader() -> Any:
-    seeds = jax.device_get(jax.vmap(jax.random.bits)(keys))
+    bits = lambda key: jax.random.bits(key, dtype=jnp.uint32)
+    seeds = jax.device_get(jax.vmap(bits)(keys))
     return tasks.open_loader(
       task, block.batch_size, list(map(int, seeds)), block.log_every, mesh
     )

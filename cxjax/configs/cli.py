@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import logging as std_logging
 import os
 import pathlib
-import re
 import sys
 import traceback
 from typing import Any
@@ -14,11 +13,11 @@ from typing import NoReturn
 
 from absl import flags
 from absl import logging
-import ml_collections
 
 from cxjax import errors
 from cxjax import files
 from cxjax import tables
+from cxjax.configs import ranges
 from cxjax.parallel import multihost
 
 PACKAGE = pathlib.Path(__file__).parent.parent
@@ -47,11 +46,8 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       if multihost.is_first():
         print(stopped, file=sys.stderr)
     except BaseException as error:
-      if _lacks_field(error):
-        fail(
-          f'The config has no field {_quoted(error)!r}. Add it to the config '
-          'file, as those of experiments/ have it.'
-        )
+      if missing := ranges.missing_field(error):
+        fail(ranges.MISSING.format(missing))
       if not multihost.leave(f'{type(error).__name__}: {error}'):
         raise
       traceback.print_exc()
@@ -59,23 +55,6 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     multihost.leave()
 
   return run
-
-
-def _lacks_field(error: BaseException) -> bool:
-  """Returns whether the error is of a field that a ConfigDict does not have."""
-  if not isinstance(error, AttributeError | KeyError):
-    return False
-  last = traceback.extract_tb(error.__traceback__)[-1].filename
-  package = ml_collections.__file__
-  return package is not None and (
-    pathlib.Path(package).parent in pathlib.Path(last).parents
-  )
-
-
-def _quoted(error: BaseException) -> str:
-  """The first word in quotes of a message of ml_collections, a field's name."""
-  found = re.search("'([^']+)'", str(error))
-  return found[1] if found else _text(error)
 
 
 def fail(error: Exception | str) -> NoReturn:

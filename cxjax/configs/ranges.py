@@ -3,12 +3,19 @@
 Relations between fields are checked where the fields are used together.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import json
 import math
 import numbers
+import pathlib
+import re
+import traceback
 from typing import Any
+
+import ml_collections
 
 from cxjax import arguments
 from cxjax import errors
@@ -96,6 +103,10 @@ FREE = frozenset(
 
 
 CHOICES = {'progressive.rule': registry.RULES}
+MISSING = (
+  'The config has no field {!r}. Add it to the config file, as those of '
+  'experiments/ have it.'
+)
 # Fields whose elements have the range.
 LISTS = frozenset({'save_at', 'steps', 'scores', 'checkpoints', 'layers'})
 # Fields of tasks and models that are no numbers.
@@ -131,8 +142,7 @@ def _check_fields(
     full = f'{prefix}{name}'
     errors.require(
       name in config,
-      f'The config has no field {full!r}. Add it to the config file, as those '
-      f'of experiments/ have it: {full} = {default!r}.',
+      MISSING.format(full),
     )
     if isinstance(default, Mapping):
       errors.require(
@@ -164,6 +174,30 @@ def _check_scalar(full: str, value: Any) -> None:
     value is None or isinstance(value, numbers.Real | str),
     f'{full}={value!r} must be one value, not a {type(value).__name__}.',
   )
+
+
+@contextlib.contextmanager
+def named_fields() -> Iterator[None]:
+  """Raises UserError for a field that a task or model reads, and is missing."""
+  try:
+    yield
+  except (AttributeError, KeyError) as error:
+    name = missing_field(error)
+    if name is None:
+      raise
+    raise errors.UserError(MISSING.format(name)) from error
+
+
+def missing_field(error: BaseException) -> str | None:
+  """Name of the field that a ConfigDict lacks, if an error is of one."""
+  if not isinstance(error, AttributeError | KeyError):
+    return None
+  last = traceback.extract_tb(error.__traceback__)[-1].filename
+  package = str(ml_collections.__file__)
+  if pathlib.Path(package).parent not in pathlib.Path(last).parents:
+    return None
+  found = re.search("'([^']+)'", str(error))
+  return found[1] if found else str(error)
 
 
 def check_values(config: Mapping[str, Any], prefix: str = '') -> None:

@@ -11,6 +11,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from cxjax import errors
+from cxjax.configs import builders
 from cxjax.configs import ranges
 import experiments
 from experiments import parity_mlp
@@ -166,6 +167,53 @@ class CheckTest(parameterized.TestCase):
   def test_prefix_names_the_block(self):
     with self.assertRaisesRegex(errors.UserError, '^optimizer.b1=1.0 must'):
       ranges.check_values({'b1': 1.0}, 'optimizer.')
+
+
+class TypeTest(parameterized.TestCase):
+  """Fields of another type than their default, and fields that are missing."""
+
+  def config(self):
+    return parity_mlp.tiny('extracted').to_dict()
+
+  @parameterized.parameters(
+    ('teacher', None, 'teacher=None must be a block of fields'),
+    ('cache', 'x', "cache='x' must be a block"),
+    ('share_batches', 'no', "share_batches='no' must be True or False"),
+    ('hard_labels', 0, 'hard_labels=0 must be True or False'),
+    ('keep_best', (), r'keep_best=\(\) must be a text'),
+    ('batch_size', [8], r'batch_size=\[8\] must be one value, not a list'),
+    ('seed', {}, 'seed={} must be one value'),
+    ('extracted.layers', 'h', "extracted.layers='h' must be a list"),
+    ('progressive.rule', 'x', "Unknown progressive.rule 'x'"),
+    ('data.d', [8], r'data.d=\[8\] must be one value'),
+    ('data.d', 2**31 - 1, 'data.d=2147483647 must be a whole number from 1'),
+    ('teacher.depth', 2**31 - 1, 'teacher.depth=2147483647 must be'),
+  )
+  def test_another_type_is_refused(self, field, value, message):
+    config = self.config()
+    *blocks, last = field.split('.')
+    block = config
+    for name in blocks:
+      block = block[name]
+    block[last] = value
+    with self.assertRaisesRegex(errors.UserError, f'^{message}'):
+      ranges.check(config)
+
+  @parameterized.parameters('data', 'mesh', 'teacher.folder', 'extracted.steps')
+  def test_a_missing_field_is_named(self, field):
+    config = self.config()
+    block, _, last = field.rpartition('.')
+    del (config[block] if block else config)[last]
+    with self.assertRaisesRegex(errors.UserError, f"no field '{field}'"):
+      ranges.check(config)
+
+  def test_a_field_that_the_task_or_the_model_reads_is_named(self):
+    for block in ('data', 'student'):
+      config = parity_mlp.tiny('extracted')
+      with config.unlocked():
+        config[block] = {}
+      with self.assertRaisesRegex(errors.UserError, "has no field '[a-z]+'"):
+        builders.check(builders.open_experiment(config, pathlib.Path('w')))
 
 
 class RangeTest(parameterized.TestCase):
