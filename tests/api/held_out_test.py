@@ -89,6 +89,41 @@ class ChoiceTest(parameterized.TestCase):
     self.assertTrue(evaluation(ONE, X).metrics['agreement'].higher_is_better)
 
 
+class SetTest(parameterized.TestCase):
+  """A list or a loader is evaluated as its examples together."""
+
+  @parameterized.parameters(list, tuple, iter)
+  def test_all_batches_count(self, kind):
+    parts = [MORE[:8], MORE[8:21], MORE[21:]]
+    for size in (2, 3):
+      found = evaluation(ONE, kind(parts[:size])).held_out
+      want = evaluation(ONE, np.concatenate(parts[:size])).held_out
+      for name in ('x', 'y'):
+        np.testing.assert_array_equal(found[name], want[name])
+
+  def test_labels(self):
+    y = np.arange(24) % C
+    parts = [(MORE[i : i + 10], y[i : i + 10]) for i in (0, 10, 20)]
+    found = evaluation(LABELED, parts).held_out
+    np.testing.assert_array_equal(found['x'], MORE)
+    np.testing.assert_array_equal(found['y'], y)
+
+  def test_soft_labels(self):
+    soft = np.eye(C, dtype=np.float32)[Y]
+    plan = cxjax.plan(BIG, SMALL, (X, soft), num_steps=2, alpha=1, layers=())
+    found, hard = evaluation(plan, (X, soft)), evaluation(LABELED, (X, Y))
+    self.assertEqual(list(found.metrics), ['accuracy', 'loss'])
+    output, _ = two_layers(SMALL.params, X)
+    for name, metric in found.metrics.items():
+      np.testing.assert_allclose(
+        metric.statistics(output, found.held_out['y']),
+        hard.metrics[name].statistics(output, hard.held_out['y']),
+        rtol=1e-5,
+      )
+    with self.assertRaisesRegex(errors.UserError, 'held_out: .* sum 2'):
+      evaluation(plan, (X, 2 * soft))
+
+
 class MetricsTest(parameterized.TestCase):
   """Names, functions and `cxjax.Metric`."""
 
