@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from cxjax.methods import training_mode
 
 
 def split(tree: Any, parts: int) -> Any:
@@ -24,3 +27,69 @@ def apply(fun: Callable[[Any], Any], tree: Any, parts: int) -> Any:
   out = jax.lax.map(fun, split(tree, parts))
   join = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
   return jax.tree.map(join, out)
+
+
+def value_and_grad(fun: Callable[..., Any], parts: int) -> Callable[..., Any]:
+  """`jax.value_and_grad` of an objective, one part of a batch after the other.
+
+  Args:
+    fun: `(learned, changed, key, batch, targets) -> (loss, (terms, changed))`,
+      as of `train_step`, where the loss of a part is its share of the sum.
+    parts: number of parts.
+
+  Returns:
+    A function of the same arguments: `((loss, (terms, changed)), grads)`.
+  """
+  grad = jax.value_and_grad(fun, has_aux=True)
+  if parts == 1:
+    return grad
+
+  def summed(
+    learned: Any, changed: Any, key: Any, batch: Any, targets: Any
+  ) -> Any:
+    shapes = jax.eval_shape(grad, learned, changed, key, batch, targets)
+    (loss, (terms, _)), grads = shapes
+    zeros = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), ((loss, terms), grads)
+    )
+
+    def add(carried: Any, part: Any) -> tuple[Any, None]:
+      total, before = carried
+      (loss, (terms, changed)), grads = grad(learned, before, *part)
+      changed = training_mode.overlay(before, changed)
+      total = jax.tree.map(jnp.add, total, ((loss, terms), grads))
+      return (total, changed), None
+
+    each = _parts(key, batch, targets, parts)
+    carried, _ = jax.lax.scan(add, (zeros, changed), each)
+    ((loss, terms), grads), changed = carried
+    return (loss, (terms, changed)), grads
+
+  return summed
+
+
+def value(fun: Callable[..., Any], parts: int) -> Callable[..., jax.Array]:
+  """The loss of `value_and_grad`, alone; its own gradient keeps one part."""
+
+  def summed(
+    learned: Any, changed: Any, key: Any, batch: Any, targets: Any
+  ) -> jax.Array:
+    if parts == 1:
+      return fun(learned, changed, key, batch, targets)[0]
+    loss = jax.checkpoint(lambda *args: fun(*args)[0])
+
+    def one(before: Any, part: Any) -> tuple[Any, jax.Array]:
+      _, (_, changed) = jax.lax.stop_gradient(fun(learned, before, *part))
+      after = training_mode.overlay(before, changed)
+      return after, loss(learned, before, *part)
+
+    each = _parts(key, batch, targets, parts)
+    return jnp.sum(jax.lax.scan(one, changed, each)[1])
+
+  return summed
+
+
+def _parts(key: Any, batch: Any, targets: Any, parts: int) -> Any:
+  """Keys, batches and targets of each part; `[parts, ...]` leaves."""
+  keys = None if key is None else jax.random.split(key, parts)
+  return keys, *split((batch, targets), parts)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from cxjax import deprecation
+from cxjax import settings
 from cxjax import types
 from cxjax.methods import legacy
 from cxjax.methods import masks
 from cxjax.methods import microbatches as microbatches_lib
+from cxjax.methods import optimizer
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import training_mode
@@ -27,7 +29,8 @@ class State(struct.PyTreeNode):
     params: all of the student's parameters.
     regressors: the `{'kernel': [d_S, r]}` of each term with a regressor, by the
       term's name.
-    opt_state: of the parameters that the stage trains, and of no others.
+    opt_state: of the parameters that the stage trains, and of no others; from
+      `optimizer.init`.
   """
 
   params: types.Params
@@ -35,6 +38,7 @@ class State(struct.PyTreeNode):
   opt_state: optax.OptState
 
 
+@settings.fixed()
 def init_stage(
   key: jax.Array,
   params: types.Params,
@@ -56,15 +60,20 @@ def init_stage(
 
   Returns:
     The state.
+
+  Raises:
+    UserError: the optimizer cannot train these parameters.
   """
   regressors = {}
   for i, (name, term) in enumerate(stage.named_terms.items()):
     if term.regressor:
       own = jax.random.fold_in(key, i) if i else key
-      kernel = jax.nn.initializers.lecun_normal()(own, shapes[name])
+      draw = jax.nn.initializers.lecun_normal(dtype=jnp.float32)
+      kernel = draw(own, shapes[name])
       regressors[name] = {'kernel': kernel}
-  free, _ = masks.split(params, mask)
-  return State(params, regressors, tx.init((free, regressors)))
+  free, fixed = masks.split(params, mask)
+  opt_state = optimizer.init(tx, (free, regressors), fixed)
+  return State(params, regressors, opt_state)
 
 
 def carry_optimizer_state(
@@ -179,39 +188,25 @@ def update(
   batch = weights_lib.cleared_input(batch)
   free, fixed = masks.split(state.params, mask)
   targets = stage_lib.as_dict(stage, targets)
-  learned = free, state.regressors
   names = _updated_names(training, state.params, batch, stage)
-  changed = training_mode.select(state.params, names)
+  before = training_mode.select(state.params, names)
   forward = training_mode.forward(apply, training, names)
   objective = _objective(forward, stage, fixed, batch, progress, microbatches)
-  grad = jax.value_and_grad(objective, has_aux=True)
-  if microbatches == 1:
-    (loss, (terms, changed)), grads = grad(
-      learned, changed, key, batch, targets
-    )
-  else:
-    parts = microbatches_lib.split((batch, targets), microbatches)
-    keys = None if key is None else jax.random.split(key, microbatches)
-    shapes = jax.eval_shape(grad, learned, changed, key, batch, targets)
-    (loss, (terms, _)), grads = shapes
-    zeros = jax.tree.map(
-      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), ((loss, terms), grads)
-    )
-
-    def add(carried: Any, part: Any) -> tuple[Any, None]:
-      total, before = carried
-      key, batch, targets = part
-      (loss, (terms, changed)), grads = grad(
-        learned, before, key, batch, targets
-      )
-      changed = training_mode.overlay(before, changed)
-      total = jax.tree.map(jnp.add, total, ((loss, terms), grads))
-      return (total, changed), None
-
-    carried, _ = jax.lax.scan(add, (zeros, changed), (keys, *parts))
-    ((loss, terms), grads), changed = carried
-  updates, opt_state = tx.update(grads, state.opt_state, learned)
-  free, regressors = optax.apply_updates(learned, updates)
+  learned = free, state.regressors
+  args = before, key, batch, targets
+  grad = microbatches_lib.value_and_grad(objective, microbatches)
+  at = optimizer.iterate(state.opt_state, learned)
+  (loss, (terms, changed)), grads = grad(at, *args)
+  value = microbatches_lib.value(objective, microbatches)
+  (free, regressors), opt_state = optimizer.update(
+    tx,
+    grads,
+    state.opt_state,
+    learned,
+    fixed,
+    loss,
+    lambda learned: value(learned, *args),
+  )
   params = training_mode.overlay(masks.merge(free, fixed), changed)
   state = State(params, regressors, opt_state)
   return state, loss, terms

@@ -8,6 +8,7 @@ import ml_collections
 import optax
 
 from cxjax import errors
+from cxjax.methods import optimizer
 
 
 def _with_warmup(
@@ -58,7 +59,7 @@ def make(
   config: ml_collections.ConfigDict,
   length: int | jax.Array = 1,
   offset: int | jax.Array = 0,
-) -> optax.GradientTransformation:
+) -> optimizer.Elementwise:
   """The optimizer that a config names.
 
   Args:
@@ -77,5 +78,6 @@ def make(
   peak, warmup = config.learning_rate, config.warmup
   rate = _with_warmup(warmup, peak, schedule(peak, 1 - warmup))
   if config.schedule == 'constant' and not warmup:
-    return build(peak, config)
-  return build(lambda count: rate((count + offset) / length), config)
+    return optimizer.Elementwise(*build(peak, config))
+  scheduled = lambda count: rate((count + offset) / length)
+  return optimizer.Elementwise(*build(scheduled, config))

@@ -1,0 +1,140 @@
+"""Any optax transformation as the optimizer of a stage.
+
+An optimizer sees the tree of the student's own parameters, with None for those
+that the stage does not train. Regressors are a tree of their own, with a state
+of their own. Where the gradients are taken at other parameters than those to
+evaluate (lookahead, schedule-free, SAM), the state keeps the former, and the
+student always is the latter.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cxjax.methods import averages
+from cxjax.methods import optax_adapter
+
+
+class Elementwise(optax.GradientTransformationExtraArgs):
+  """An optimizer, of `(init, update)`, to which all parameters are alike.
+
+  Parameters and regressors have one state, that of optax.
+  """
+
+
+class OptimizerState(NamedTuple):
+  """The state of the optimizer of one student.
+
+  Attributes:
+    params: of optax, for the parameters that the stage trains.
+    regressors: of optax, for the regressors; None without any.
+    iterates: where the gradients are taken, by 'params' and 'regressors'; empty
+      if that is at the parameters of the student.
+  """
+
+  params: Any
+  regressors: Any
+  iterates: dict[str, Any]
+
+
+def init(tx: Any, learned: tuple[Any, Any], fixed: Any) -> optax.OptState:
+  """State of an optimizer at the start of a stage.
+
+  Args:
+    tx: an optax transformation.
+    learned: the parameters that are trained, None for the others; and the
+      regressors.
+    fixed: the parameters that are not trained.
+
+  Returns:
+    An `OptimizerState`; of an `Elementwise` optimizer the state of optax, for
+    `learned`.
+
+  Raises:
+    UserError: the optimizer cannot train them.
+  """
+  if isinstance(tx, Elementwise):
+    return tx.init(learned)
+  states: dict[str, Any] = {}
+  iterates = {}
+  for name, tree, others in _groups(learned, fixed):
+    adapter = optax_adapter.adapt(tx, tree, others)
+    states[name] = adapter.init(tree, others)
+    if adapter.pairs or averages.averages(states[name]):
+      # A copy: a program may not donate an array twice.
+      iterates[name] = jax.tree.map(jnp.copy, tree)
+  return OptimizerState(states['params'], states.get('regressors'), iterates)
+
+
+def iterate(state: optax.OptState, learned: tuple[Any, Any]) -> tuple[Any, Any]:
+  """Where the gradients are taken: `learned` itself with most optimizers."""
+  if not isinstance(state, OptimizerState):
+    return learned
+  params, regressors = learned
+  return (
+    state.iterates.get('params', params),
+    state.iterates.get('regressors', regressors),
+  )
+
+
+def update(
+  tx: Any,
+  grads: tuple[Any, Any],
+  state: optax.OptState,
+  learned: tuple[Any, Any],
+  fixed: Any,
+  value: jax.Array,
+  loss: optax_adapter.Loss,
+) -> tuple[tuple[Any, Any], optax.OptState]:
+  """One update of the parameters and of the regressors.
+
+  Args:
+    tx: the optimizer.
+    grads: gradients at `iterate(state, learned)`.
+    state: from `init`; or of optax, for `learned`.
+    learned: parameters and regressors to evaluate.
+    fixed: the parameters that are not trained.
+    value: the loss there.
+    loss: the loss of the batch, as a function of a tree like `learned`.
+
+  Returns:
+    The new `learned`, and the new state.
+  """
+  if not isinstance(state, OptimizerState):
+    updates, state = tx.update(grads, state, learned)
+    return optax.apply_updates(learned, updates), state
+  at = dict(zip(('params', 'regressors'), iterate(state, learned), strict=True))
+  given = dict(zip(at, grads, strict=True))
+  new = dict(zip(at, learned, strict=True))
+  states = {'params': state.params, 'regressors': state.regressors}
+  iterates = dict(state.iterates)
+  for name, tree, others in _groups(learned, fixed):
+    adapter = optax_adapter.adapt(tx, tree, others)
+
+    def alone(tree: Any, name: str = name) -> jax.Array:
+      return loss(tuple({**at, name: tree}.values()))
+
+    if name == 'regressors' and optax_adapter.reads_loss(adapter, tree):
+      # The length of the second step depends on where the first one led.
+      value, given[name] = jax.value_and_grad(alone)(at[name])
+    new[name], at[name], states[name] = adapter.update(
+      given[name], states[name], tree, others, at[name], value, alone
+    )
+    if name in iterates:
+      iterates[name] = at[name]
+  learned = new['params'], new['regressors']
+  return learned, OptimizerState(**states, iterates=iterates)
+
+
+def _groups(
+  learned: tuple[Any, Any], fixed: Any
+) -> Iterator[tuple[str, Any, Any]]:
+  """The trees that have a state of their own: name, leaves, other leaves."""
+  params, regressors = learned
+  yield 'params', params, fixed
+  if regressors:
+    yield 'regressors', regressors, None
