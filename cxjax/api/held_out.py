@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cxjax import errors
 from cxjax import types
 from cxjax.api import plan as plan_lib
 from cxjax.data import held_out_batches
@@ -73,6 +74,7 @@ def evaluation(
   classes, soft = _classes(plan, metrics)
   convert = functools.partial(user_batches.checked, classes=classes, soft=soft)
   read = held_out_batches.read(held_out, shapes, needed, convert, what, thread)
+  _check_not_nan(plan, read, needed, what)
   batch = jax.tree.map(jnp.array, read)
   if by_labels and not metrics:
     labels_lib.check(plan.student, shapes)
@@ -86,6 +88,27 @@ def evaluation(
   counted = batch['weights'].shape if 'weights' in batch else output.shape[:-1]
   metrics_lib.check(chosen, output, batch['y'], counted)
   return Evaluation(batch, chosen, by_labels, convert)
+
+
+def _check_not_nan(
+  plan: plan_lib.Plan, batch: types.Batch, needed: tuple[str, ...], what: str
+) -> None:
+  """Raises UserError for NaN in labels, and in inputs that become outputs."""
+  bad = user_batches.nan_examples(batch['x'], batch)
+  if bad.any():  # A model may know missing values.
+    x = targets_lib.without_dropout(batch['x'])
+    x = jax.tree.map(lambda leaf: jnp.array(leaf[bad]), x)
+    models = {'student': plan.student, 'teacher': plan.teacher}
+    outputs = [model.apply(model.one, x)[0] for model in models.values()]
+    if not any(bool(jnp.isnan(output).any()) for output in outputs):
+      bad[:] = False
+  if 'y' in needed:
+    bad |= user_batches.nan_examples(batch['y'], batch)
+  errors.require(
+    not bad.any(),
+    f'{what} has NaN in {bad.sum()} of {len(bad)} examples, the first of them '
+    f"is example {bad.argmax()}. Remove them, or give them 'weights' of 0.",
+  )
 
 
 def _is_kl(plan: plan_lib.Plan) -> bool:

@@ -58,9 +58,15 @@ def host_array(leaf: Any, name: str) -> np.ndarray:
         f'{reason(error)}'
       ) from error
   errors.require(
-    any(jnp.issubdtype(found.dtype, kind) for kind in (bool, jnp.number)),
+    found.dtype.kind != 'm'  # Which NumPy counts as integers.
+    and any(jnp.issubdtype(found.dtype, kind) for kind in (bool, jnp.number)),
     f'{name} is {_described(leaf, found)}: give numbers, in an array whose '
     'rows have one length.',
+  )
+  errors.require(
+    not np.ma.is_masked(leaf),
+    f'{name} is a masked array, and what it hides would count. Fill it, and '
+    "leave examples out with 'weights' of 0.",
   )
   return found
 

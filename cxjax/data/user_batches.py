@@ -146,7 +146,8 @@ def held_out(
     The batch, as NumPy arrays.
 
   Raises:
-    UserError: an entry does not match, is NaN, or the sizes differ or are 0.
+    UserError: an entry does not match, the sizes differ or are 0, or nothing
+      counts.
   """
   found = dict(batch)
   wanted = {name: shapes[name] for name in needed if name in shapes}
@@ -160,25 +161,30 @@ def held_out(
     f'{" and ".join(str(n[0]) if n else "no" for n in sorted(sizes))} '
     'examples: all parts must have the same number, at least 1.',
   )
-  _check_not_nan({name: found[name] for name in wanted}, found, what)
+  if 'weights' in found:
+    errors.require(
+      bool(np.any(found['weights'])),
+      f'All weights of {what} are 0: nothing counts.',
+    )
   return found
 
 
-def _check_not_nan(read: types.Batch, batch: types.Batch, what: str) -> None:
-  """Raises UserError if an example that counts is NaN in what is read."""
-  counted = True
+def nan_examples(tree: Any, batch: types.Batch) -> np.ndarray:
+  """Marks the examples that count and have a NaN.
+
+  Args:
+    tree: the part of the batch that is searched.
+    batch: NumPy arrays, with 'weights' where there are some.
+
+  Returns:
+    `[N]` booleans.
+  """
+  size = len(jax.tree.leaves(batch)[0])
+  flat = lambda leaf: leaf.reshape(size, -1)
+  bad = np.zeros(size, bool)
+  for leaf in jax.tree.leaves(tree):
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+      bad |= np.isnan(flat(leaf)).any(1)
   if 'weights' in batch:
-    counted = (batch['weights'].reshape(len(batch['weights']), -1) > 0).any(1)
-    errors.require(
-      bool(np.any(counted)), f'All weights of {what} are 0: nothing counts.'
-    )
-  for path, leaf in jax.tree.leaves_with_path(read):
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-      continue
-    bad = np.isnan(leaf).reshape(len(leaf), -1).any(1) & counted
-    name = conform_lib.path_name(path)
-    errors.require(
-      not bad.any(),
-      f'{name} of {what} is NaN in {bad.sum()} of {len(bad)} '
-      f'examples, the first is example {bad.argmax()}. Remove them.',
-    )
+    bad &= flat(batch['weights'] > 0).any(1)
+  return bad

@@ -108,6 +108,24 @@ class SetTest(parameterized.TestCase):
     np.testing.assert_array_equal(found['x'], MORE)
     np.testing.assert_array_equal(found['y'], y)
 
+  def test_nan(self):
+    x = np.where(np.arange(24)[:, None] == 13, np.nan, MORE)
+    for held_out in (x, [x[:8], x[8:]]):
+      with self.assertRaisesRegex(
+        errors.UserError, 'NaN in 1 of 24 examples, .* is example 13'
+      ):
+        evaluation(ONE, held_out)
+    weights = np.ones(24)
+    weights[13] = 0
+    evaluation(ONE, {'x': x, 'weights': weights})
+
+  def test_a_model_may_know_missing_values(self):
+    fill = lambda params, x: two_layers(params, jnp.nan_to_num(x))
+    networks = (cxjax.from_fn(fill, one.params) for one in (BIG, SMALL))
+    plan = cxjax.plan(*networks, X, num_steps=2, layers=())
+    x = np.where(X > 1, np.nan, X)
+    self.assertLen(evaluation(plan, x).held_out['y'], B)
+
   def test_soft_labels(self):
     soft = np.eye(C, dtype=np.float32)[Y]
     plan = cxjax.plan(BIG, SMALL, (X, soft), num_steps=2, alpha=1, layers=())

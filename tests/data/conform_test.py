@@ -71,6 +71,8 @@ class ConformTest(parameterized.TestCase):
     ('objects', {'x': X.astype(object), 'y': Y}, 'ndarray of Python objects'),
     ('texts', {'x': X.astype(str), 'y': Y}, 'a ndarray of dtype <U32'),
     ('times', {'x': X.astype('M8[s]'), 'y': Y}, r'dtype datetime64\[s\]'),
+    ('spans', {'x': X.astype('m8[s]'), 'y': Y}, r'dtype timedelta64\[s\]'),
+    ('masked', {'x': np.ma.array(X, mask=X > 1), 'y': Y}, 'is a masked array'),
     ('no_axis', {'x': X[0, 0], 'y': Y}, r'has shape \[\]'),
     (
       'ragged',

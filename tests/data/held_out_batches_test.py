@@ -147,7 +147,6 @@ class ReadTest(parameterized.TestCase):
       lambda: [A, A[:0], B],
       'batch 2 of held_out has parts of 0',
     ),
-    ('nan', lambda: [A, A, B * np.nan], 'x of batch 3 of held_out is NaN in 3'),
     (
       'raises',
       lambda: map(int, 'a'),
