@@ -2,9 +2,12 @@
 
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from cxjax import errors
 from cxjax.methods import masks
+from cxjax.methods import stage as stage_lib
 from cxjax.parallel import partition
 
 
@@ -101,3 +104,43 @@ class PathMaskTest(parameterized.TestCase):
   def test_is_no_text(self, pattern):
     with self.assertRaisesRegex(errors.UserError, 'trainable=.* a pattern'):
       masks.path_mask(PATHS, pattern)
+
+
+class TrainableMaskTest(parameterized.TestCase):
+  """What can be trained at all; the rest is in train_step_test."""
+
+  X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+  STAGE = stage_lib.Stage('s', 1, stage_lib.Term())
+
+  def mask(self, leaves, training=None):
+    params = {'w': jnp.ones((3, 2)), **leaves}
+    apply = lambda p, x: (x @ p['w'], {})
+    return masks.trainable_mask(
+      apply, params, self.X, self.STAGE, training=training
+    )
+
+  def test_integers_booleans_and_keys_are_not_trained(self):
+    leaves = {
+      'order': np.arange(3),
+      'flag': np.array(True),
+      'key': jax.random.key(0),
+      'bytes': jnp.zeros(4, jnp.uint8),
+    }
+    found = self.mask(leaves)
+    self.assertEqual(found, {'w': True, **dict.fromkeys(leaves, False)})
+
+  def test_what_the_student_changes_is_not_trained(self):
+    def training(params, x, key):
+      scaled = x * params['scale'][None]
+      return scaled @ params['w'], {}, {'scale': params['scale'] + 1}
+
+    found = self.mask({'scale': jnp.ones(3)}, training)
+    self.assertEqual(found, {'w': True, 'scale': False})
+
+  @parameterized.parameters(
+    (np.arange(6).reshape(3, 2), 'none of its leaves is a floating'),
+    (np.ones((3, 2), np.complex64), "'w' is complex64: complex parameters"),
+  )
+  def test_nothing_can_be_trained(self, w, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.mask({'w': w})
