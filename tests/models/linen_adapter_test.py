@@ -2,6 +2,7 @@
 
 from absl.testing import parameterized
 import chex
+import flax
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from cxjax import errors
+from cxjax.models import adapters
 from cxjax.models import linen_adapter
 from cxjax.models import mlp
 from cxjax.models import taps
@@ -132,3 +134,126 @@ class LinenTest(parameterized.TestCase):
     other, _ = adapt(Perceptron(), x, partition_rules=rules)
     self.assertEqual(other.abilities.partition_rules, (('kernel$', 1),))
     self.assertIsNone(adapt(Perceptron(), x)[0].abilities.partition_rules)
+
+
+class Noisy(nn.Module):
+  """Batch norm, dropout, a stream and a counter of its own, and a sown loss."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+    x = nn.Dropout(0.5, deterministic=not train)(x)
+    calls = self.variable('counter', 'calls', lambda: jnp.zeros((), int))
+    if train:
+      calls.value += 1
+      x = x + jax.random.normal(self.make_rng('noise'), x.shape)
+    self.sow('losses', 'sum', jnp.sum(x))
+    return nn.Dense(3)(x)
+
+
+class Product(nn.Module):
+  @nn.compact
+  def __call__(self, a, b):
+    return nn.Dense(3)(a * b)
+
+
+class LinenTrainingTest(parameterized.TestCase):
+  """One forward pass of a step, in training mode."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.x = jax.random.normal(jax.random.key(1), (B, 5)) + 2
+    cls.module = Noisy()
+    cls.variables = jax.jit(cls.module.init)(jax.random.key(0), cls.x)
+
+  def adapt(self, variables=None, **kwargs):
+    return linen_adapter.from_linen(
+      self.module,
+      self.variables if variables is None else variables,
+      **{'training': {'train': True}, **kwargs},
+    )
+
+  def run_once(self, model, seed=0):
+    training = jax.jit(model.training)
+    return training(model.params, self.x, jax.random.key(seed))
+
+  def test_returns_the_new_values_of_all_collections(self):
+    model = self.adapt()
+    _, found, changed = self.run_once(model)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+      changed, {k: v for k, v in self.variables.items() if k != 'params'}
+    )
+    new = changed['batch_stats']['BatchNorm_0']['mean']
+    np.testing.assert_allclose(new, 0.1 * self.x.mean(0), rtol=1e-5)
+    self.assertEqual(changed['counter']['calls'], 1)
+    self.assertIn('Dropout_0', found)
+    chex.assert_trees_all_equal(model.wrap(model.params), self.variables)
+
+  def test_inference_reads_the_statistics_of_the_parameters(self):
+    model = self.adapt()
+    _, _, changed = self.run_once(model)
+    output, _ = model.apply({**model.params, **changed}, self.x)
+    new = {**self.variables, **changed}
+    np.testing.assert_allclose(
+      output, self.module.apply(new, self.x), rtol=1e-6
+    )
+
+  def test_masks_hang_on_the_key_alone(self):
+    model = self.adapt(training={'train': True, 'rngs': ('noise',)})
+    one, again, other = (self.run_once(model, seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    self.assertGreater(float(jnp.abs(one - other).min()), 0)
+
+  def test_the_paths_of_parameters_are_those_at_inference(self):
+    plain = self.adapt(training=None)
+    self.assertContainsSubset(plain.params, self.adapt().params)
+    frozen = self.adapt(flax.core.freeze(self.variables))
+    chex.assert_trees_all_equal(
+      flax.core.unfreeze(frozen.wrap(frozen.params)), self.variables
+    )
+
+  def test_students_may_have_other_statistics(self):
+    other = jax.tree.map(lambda leaf: leaf + 1, self.variables)
+    model = self.adapt([self.variables, other])
+    chex.assert_trees_all_equal(model.wrap(model.params[1]), other)
+    with self.assertRaisesRegex(errors.UserError, "student must have 'params'"):
+      self.adapt([self.variables, self.variables['params']])
+
+  def test_a_name_of_a_collection_is_taken(self):
+    module = nn.Sequential([nn.Dense(3, name='batch_stats')])
+    variables = {'params': {'batch_stats': {}}, 'batch_stats': {}}
+    with self.assertRaisesRegex(errors.UserError, 'same name, batch_stats'):
+      linen_adapter.from_linen(module, variables, training={})
+
+  def test_names_what_stays_constant(self):
+    model = self.adapt(training=None)
+    self.assertEqual(model.unused_dropout(self.x), ('Dropout_0 (rate 0.5)',))
+    self.assertEqual(model.constant_statistics(self.x), ('BatchNorm_0',))
+    self.assertEmpty(self.adapt().unused_dropout(self.x))
+    self.assertEmpty(self.adapt().constant_statistics(self.x))
+    same = self.adapt(training={})  # These arguments turn nothing on.
+    self.assertEqual(same.constant_statistics(self.x), ('BatchNorm_0',))
+
+  def test_half_precision_keeps_statistics_exact(self):
+    model = self.adapt()
+    half = adapters.with_compute_dtype(model, jnp.bfloat16)
+    _, _, want = self.run_once(model)
+    output, _, got = self.run_once(half)
+    self.assertEqual(output.dtype, jnp.float32)
+    chex.assert_trees_all_equal_dtypes(got, want)
+    mean = lambda tree: tree['batch_stats']['BatchNorm_0']['mean']
+    np.testing.assert_allclose(mean(got), mean(want), rtol=1e-2)
+
+  @parameterized.parameters('tuple', 'dict', 'call')
+  def test_several_inputs(self, form):
+    a, b = self.x, self.x + 1
+    variables = Product().init(jax.random.key(0), a, b)
+    call = None
+    x = {'tuple': (a, b), 'dict': {'b': b, 'a': a}, 'call': {'u': a, 'v': b}}
+    if form == 'call':
+      call = lambda module, x: module(x['u'], b=x['v'])
+    model = linen_adapter.from_linen(Product(), variables, call=call)
+    output, found = model.apply(model.params, x[form])
+    np.testing.assert_array_equal(output, Product().apply(variables, a, b))
+    self.assertEqual(list(found), ['Dense_0'])
