@@ -35,16 +35,19 @@ def choose(variant: str, sizes: Mapping[str, Build]) -> Config:
     The config.
 
   Raises:
-    UserError: a word is neither a method nor a size.
+    UserError: a word is neither a method nor a size, or there are two of one
+      kind.
   """
-  method, size = 'extracted', next(iter(sizes))
+  chosen: dict[str, str] = {}
   for word in variant.split(','):
     errors.lookup('method or size', word, {**registry.METHODS, **sizes})
-    if word in sizes:
-      size = word
-    else:
-      method = word
-  return sizes[size](method)
+    kind = 'size' if word in sizes else 'method'
+    errors.require(
+      chosen.setdefault(kind, word) == word,
+      f'{variant!r} names two {kind}s, {chosen[kind]} and {word}. Give one.',
+    )
+  size = chosen.get('size', next(iter(sizes)))
+  return sizes[size](chosen.get('method', 'extracted'))
 
 
 def transformer(*, width: int, heads: int, depth: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ RANGES = {
   'batch_size': COUNT,
   'microbatches': COUNT,
   'num_steps': COUNT,
-  'eval_size': COUNT,
+  'eval_size': arguments.Range(1, 10**7, whole=True),
   'log_every': COUNT,
   'eval_every': COUNT,
   'save_every': COUNT,
@@ -216,7 +216,10 @@ def check_values(config: Mapping[str, Any], prefix: str = '') -> None:
     allowed = RANGES.get(full, RANGES.get(name))
     if isinstance(value, Mapping) and allowed is None:
       check_values(value, f'{full}.')
-    elif full not in FREE:
+    elif full in FREE:
+      if full != 'custom.stages':
+        _check_scalar(full, value)
+    else:
       if name in FLAGS:
         arguments.flag(full, value)
       if name in TEXTS:

@@ -28,6 +28,12 @@ class ChooseTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "'smal'.*mean 'small'"):
       base.choose('one_shot,smal', {'small': base.get_config})
 
+  @parameterized.parameters('extracted,one_shot', 'small,extracted,large')
+  def test_two_of_a_kind_are_an_error(self, variant):
+    sizes = dict.fromkeys(('small', 'large'), base.get_config)
+    with self.assertRaisesRegex(errors.UserError, 'names two .*Give one'):
+      base.choose(variant, sizes)
+
 
 class ConfigTest(absltest.TestCase):
   def test_every_registered_method_has_its_block(self):
