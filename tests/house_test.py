@@ -29,6 +29,7 @@ OPENING = re.compile(r'(Of|What|Where|Whether|By|How|As|Else)\b')
 WHOLE = (
   'tests/api/early_stop_test.py',
   'tests/api/sequences_test.py',
+  'tests/api/training_runs_test.py',
   'tests/configs/text_runs_test.py',
   'tests/interop/huggingface/folders_test.py',
   'tests/parallel/multihost_runs_test.py',

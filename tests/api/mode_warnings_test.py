@@ -1,0 +1,77 @@
+"""Warnings of layers that training runs at inference."""
+
+from absl.testing import parameterized
+from flax import linen as nn
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from cxjax.api import mode_warnings
+from cxjax.models import adapters
+from cxjax.models import linen_adapter
+from cxjax.models import nnx_adapter
+
+X = jnp.ones((4, 5))
+KEY = jax.random.key(0)
+
+
+class Linen(nn.Module):
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.BatchNorm(use_running_average=not train)(x)
+    return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+class Nnx(nnx.Module):
+  def __init__(self):
+    self.norm = nnx.BatchNorm(5, rngs=nnx.Rngs(0))
+    self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+  def __call__(self, x, deterministic=None):
+    return self.drop(self.norm(x), deterministic=deterministic)
+
+
+PLAIN = adapters.from_fn(lambda p, x: (x * p, {}), jnp.ones((1, 1)))
+NOISY = adapters.from_fn(
+  lambda p, x: (x * p + jax.random.normal(KEY, x.shape), {}), jnp.ones((1, 1))
+)
+DROPOUT = 'without dropout: .*rop.* .rate 0.5.*training='
+STATISTICS = 'statistics of the student are not updated: .*orm.*training='
+
+
+def linen(**kwargs):
+  variables = Linen().init(KEY, X)
+  return linen_adapter.from_linen(Linen(), variables, **kwargs)
+
+
+def module(evaluated, **kwargs):
+  made = Nnx()
+  if evaluated:
+    made.eval()
+  return nnx_adapter.from_nnx(made, **kwargs)
+
+
+class WarnTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (lambda: (PLAIN, PLAIN), ()),
+    (lambda: (PLAIN, linen()), (DROPOUT, STATISTICS)),
+    (lambda: (linen(), PLAIN), ()),  # A teacher is at inference.
+    (lambda: (PLAIN, linen(training={'train': True})), ()),
+    (lambda: (PLAIN, linen(training={})), (DROPOUT, STATISTICS)),
+    (lambda: (PLAIN, module(True)), (DROPOUT, STATISTICS)),
+    (lambda: (PLAIN, module(False)), ()),
+    (lambda: (module(False), PLAIN), ()),
+    (lambda: (PLAIN, module(False, deterministic=True)), (DROPOUT,)),
+    (lambda: (PLAIN, NOISY), ('student draws .* same at every call',)),
+    (lambda: (NOISY, PLAIN), ('teacher draws .* same at every call',)),
+  )
+  def test_names_what_does_not_act(self, models, messages):
+    if not messages:
+      with self.assertNoLogs():
+        mode_warnings.warn(*models(), X)
+      return
+    with self.assertLogs(level='WARNING') as caught:
+      mode_warnings.warn(*models(), X)
+    self.assertLen(caught.output, len(messages))
+    for got, message in zip(caught.output, messages, strict=True):
+      self.assertRegex(got, message)
