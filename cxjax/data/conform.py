@@ -1,6 +1,7 @@
 """Batches of users, made exactly what the example batch of a plan is."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import weights as weights_lib
 
 # What to do with a batch that has fewer examples than the example of the plan.
 LAST_BATCH = ('error', 'drop', 'pad')
@@ -28,7 +30,11 @@ def reported(what: str) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
   """The type of an exception and its message, without the lines in between."""
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  try:
+    message = str(error)
+  except Exception:  # A class of the user.
+    message = ''
+  lines = [line.strip() for line in message.splitlines() if line.strip()]
   if len(lines) > 2:  # A traceback of another process.
     lines = [lines[0], lines[-1]]
   text = ' '.join(lines).rstrip('.') or 'no message'
@@ -112,11 +118,19 @@ def fit(batch: Any, shapes: Any, what: str, last_batch: str = 'error') -> Any:
     return None
   if last_batch == 'pad':
     if 'weights' not in batch:
-      weights = np.ones((rows, *shapes['weights'].shape[1:]), np.float32)
-      batch = {**batch, 'weights': weights}
+      batch = {**batch, 'weights': _weights(batch, rows, shapes)}
     if 0 < rows < size:
       batch = _padded(batch, size)
   return conform(batch, shapes, what)
+
+
+def _weights(batch: types.Batch, rows: int, shapes: types.Batch) -> Any:
+  """The weights that a batch without weights has: its mask, or 1."""
+  shape = (rows, *shapes['weights'].shape[1:])
+  mask = None
+  if isinstance(batch.get('x'), Mapping):
+    mask = weights_lib.output_weights(batch, (*shape, 1))
+  return np.ones(shape, np.float32) if mask is None else np.asarray(mask, float)
 
 
 def _padded(batch: types.Batch, size: int) -> types.Batch:

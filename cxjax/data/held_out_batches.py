@@ -115,11 +115,12 @@ def _is_one(
   """Whether a held-out set is one batch, and not batches; asks its shapes."""
   if isinstance(held_out, list | tuple):
     return _is_pair(held_out, shapes, needed, what)
+  if isinstance(held_out, str | bytes | Mapping | type):
+    return True
   array = any(hasattr(held_out, n) for n in ('shape', '__array__'))
   tree = not jax.tree_util.all_leaves([held_out])
-  text = isinstance(held_out, str | bytes | Mapping | type)
   iterates = isinstance(held_out, Iterable) or hasattr(held_out, '__getitem__')
-  return array or tree or text or not iterates
+  return array or tree or not iterates
 
 
 def _is_pair(
@@ -163,16 +164,16 @@ def _fits(
   item: Any, shapes: types.Batch, names: Collection[str], exact: bool
 ) -> bool:
   """Whether an item has the entries `names` of the example, in any number."""
-  try:
-    batch = user_batches.to_batch(item)
-  except errors.UserError:
-    return False
-  if exact and {*batch} - {'weights'} != {*names}:
-    return False
   trail = lambda tree: {
     conform.path_name(path): tuple(getattr(x, 'shape', np.shape(x)))[1:]
     for path, x in jax.tree.leaves_with_path(tree)
     if hasattr(x, 'shape') or np.ndim(x)
   }
   pick = lambda batch: {n: batch[n] for n in names if n in batch}
-  return trail(pick(batch)) == trail(pick(shapes))
+  try:
+    batch = user_batches.to_batch(item)
+    if exact and {*batch} - {'weights'} != {*names}:
+      return False
+    return trail(pick(batch)) == trail(pick(shapes))
+  except Exception:  # What is wrong is said where the item is read.
+    return False

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from concurrent import futures
+import contextvars
 import queue
 import threading
 from typing import Any
 
 from absl import logging
+import jax
 
 # Seconds to wait at the end for a function that is still running.
 PATIENCE = 10.0
@@ -19,8 +21,9 @@ _Call = tuple[futures.Future[Any], Callable[..., Any], tuple[Any, ...]]
 class ReaderThread:
   """Runs functions in one thread, in the order in which they are submitted.
 
-  The thread starts with the first function. A function that never returns does
-  not keep the process from ending.
+  The thread starts with the first function, and has its caller's context
+  variables and precision (x64). A function that never returns does not keep the
+  process from ending.
   """
 
   def __init__(self) -> None:
@@ -35,8 +38,9 @@ class ReaderThread:
     future: futures.Future[Any] = futures.Future()
     self._calls.put((future, fun, args))
     if self._thread is None:
+      context, x64 = contextvars.copy_context(), jax.config.jax_enable_x64
       self._thread = threading.Thread(
-        target=self._run, name='reader', daemon=True
+        target=context.run, args=(self._run, x64), name='reader', daemon=True
       )
       self._thread.start()
     return future
@@ -74,12 +78,13 @@ class ReaderThread:
         'A batch that is still being read after %g s is given up.', patience
       )
 
-  def _run(self) -> None:
-    while (call := self._calls.get()) is not None:
-      future, fun, args = call
-      if future.set_running_or_notify_cancel():
-        try:
-          future.set_result(fun(*args))
-        except BaseException as error:  # Raised by `result`.
-          future.set_exception(error)
-      del call, future, fun, args  # Frees the result if nobody waits for it.
+  def _run(self, x64: bool) -> None:
+    with jax.enable_x64(x64):
+      while (call := self._calls.get()) is not None:
+        future, fun, args = call
+        if future.set_running_or_notify_cancel():
+          try:
+            future.set_result(fun(*args))
+          except BaseException as error:  # Raised by `result`.
+            future.set_exception(error)
+        del call, future, fun, args  # Frees the result if nobody waits for it.

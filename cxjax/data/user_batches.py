@@ -29,16 +29,16 @@ def arrays(x: Any) -> Any:
     UserError: a leaf is no array of numbers.
   """
   known = jax.Array | jax.ShapeDtypeStruct
-  return jax.tree.map_with_path(
-    lambda path, leaf: (
-      leaf
-      if isinstance(leaf, known)
-      else conform_lib.host_array(
-        leaf, f'{conform_lib.path_name(path)} of the example'
-      )
-    ),
-    x,
-  )
+  name = conform_lib.path_name
+  with conform_lib.reported('The example'):
+    return jax.tree.map_with_path(
+      lambda path, leaf: (
+        leaf
+        if isinstance(leaf, known)
+        else conform_lib.host_array(leaf, name(path))
+      ),
+      x,
+    )
 
 
 def check_example(batch: types.Batch) -> None:

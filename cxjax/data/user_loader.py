@@ -215,12 +215,10 @@ class UserLoader:
         raise errors.UserError(f'{self._prefix}{error}') from error
       raise
     except Exception as error:
-      hint = ''
-      if 'thread' in str(error):
+      hint, reason = '', conform.reason(error)
+      if 'thread' in reason:
         hint = (
           ' All batches are read in one thread, not in that which calls '
           '`distill`: open the connection in `__iter__`.'
         )
-      raise errors.UserError(
-        f'{self._prefix}{what}: {conform.reason(error)}{hint}'
-      ) from error
+      raise errors.UserError(f'{self._prefix}{what}: {reason}{hint}') from error

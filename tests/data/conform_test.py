@@ -137,6 +137,19 @@ class LastBatchTest(parameterized.TestCase):
     np.testing.assert_array_equal(found['weights'], [2, 0, 0, 0])
     np.testing.assert_array_equal(self.fit('pad', 4)['weights'], np.ones(4))
 
+  def test_padded_keeps_the_mask_of_the_tokens(self):
+    mask = np.arange(6) < np.array([[6], [4], [2]])
+    x = {'tokens': np.ones((3, 6), np.int32), 'mask': mask}
+    shapes = jax.eval_shape(
+      lambda: {
+        'x': jax.tree.map(lambda leaf: jnp.resize(leaf, (4, 6)), x),
+        'weights': jnp.ones((4, 6)),
+      }
+    )
+    found = conform.fit({'x': x}, shapes, 'batch 7', 'pad')
+    np.testing.assert_array_equal(found['weights'][:3], mask)
+    np.testing.assert_array_equal(found['weights'][3], np.zeros(6))
+
   @parameterized.parameters('drop', 'pad')
   def test_other_shapes_are_still_refused(self, last_batch):
     for batch in ({'x': X[:, :2]}, {'y': Y[:2]}, {'x': np.ones((5, 3))}):

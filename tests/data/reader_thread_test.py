@@ -1,8 +1,12 @@
 """Tests of the thread that reads."""
 
+import contextvars
 import threading
 
 from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cxjax.data import reader_thread
@@ -64,11 +68,19 @@ class ReaderThreadTest(absltest.TestCase):
     go.set()  # It ends by itself, and what was open is closed.
     self.assertTrue(last.wait(30))
 
+  def test_it_has_the_context_of_its_caller(self):
+    variable = contextvars.ContextVar('variable', default=0)
+    variable.set(3)
+    with jax.enable_x64(True):
+      thread = reader_thread.ReaderThread()
+      self.assertEqual(thread.call(lambda: jnp.zeros(1).dtype), np.float64)
+    self.assertEqual(thread.call(variable.get), 3)
+    thread.close()
+
   @pytest.mark.filterwarnings('error')
   def test_it_does_not_keep_the_process(self):
     thread = reader_thread.ReaderThread()
-    thread.call(lambda: None)
-    reader = next(t for t in threading.enumerate() if t.name == 'reader')
+    reader = thread.call(threading.current_thread)
     self.assertTrue(reader.daemon)
     thread.close()
     self.assertFalse(reader.is_alive())
