@@ -24,7 +24,7 @@ import optax
 
 from cxjax import arguments
 from cxjax import errors
-from cxjax import files
+from cxjax import settings
 from cxjax import types
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import plan as plan_lib
@@ -53,6 +53,7 @@ MESH = (*mesh_lib.AXES, 'student', 'teacher')
 
 
 def distill(
+@settings.fixed()
   plan: plan_lib.Plan,
   batches: Iterable[Any],
   *,
@@ -159,7 +160,8 @@ def distill(
     folder = pathlib.Path(workdir)
     rate = learning_rate if optimizer is None else None
     described = run_identity.describe(plan, spec, seed, rate)
-    files.claim_workdir(folder, {**described, 'last_batch': last_batch})
+    settings.claim_workdir(folder, {**described, 'last_batch': last_batch})
+    run_identity.claim_batches(folder, batches, user.first())
     return run(folder, folder.name)
 
 
@@ -343,7 +345,7 @@ def _spec(
   students = plan.student.params if plan.student.several else [plan.student.one]
   start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *students)
   shapes, num_steps = plan.batch, sum(stage.steps for stage in plan.stages)
-  keys = jax.random.split(jax.random.key(seed), 2)
+  keys = jax.random.split(settings.key(seed), 2)
   stage_keys = jax.vmap(jax.random.fold_in, (None, 0))(
     keys[0], jnp.arange(len(students))
   )

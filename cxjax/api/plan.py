@@ -11,6 +11,7 @@ import optax
 
 from cxjax import arguments
 from cxjax import errors
+from cxjax import settings
 from cxjax import types
 from cxjax.api import mode_warnings
 from cxjax.data import labels
@@ -95,6 +96,7 @@ def _models(
   )
 
 
+@settings.fixed()
 def plan(
   teacher: adapters.ModelAdapter,
   student: adapters.ModelAdapter,

@@ -2,24 +2,35 @@
 
 A workdir keeps it as `config.json`, and a call whose identity differs is
 refused by the field that does. Functions count by what they compute
-(`identity.py`). Two things are not part of it: the batches, which are read one
-after the other, and what a callback of the host does.
+(`identity.py`). Batches in a list are compared; of a loader, only the first
+batch is, and another one is warned of. What a callback of the host does is not
+known.
 """
 
 import dataclasses
+import math
+import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax import errors
+from cxjax import files
+from cxjax import settings
 from cxjax.api import identity
 from cxjax.api import plan as plan_lib
+from cxjax.data import user_batches
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.training import run_spec
+
+# Bytes of a list of batches that are hashed.
+KNOWN = 2**28
 
 
 def describe(
@@ -67,6 +78,69 @@ def _trained(shapes: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf if real(leaf) else None, shapes)
 
 
+def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
+  """Compares the batches with those that the run of a folder began with.
+
+  Args:
+    folder: of the run, which keeps the digests as `batches.json`.
+    batches: as the user gives them. A list or tuple is known: all of it, or
+      batches evenly spaced in one of more than `KNOWN` bytes.
+    first: the first batch. Of an iterator it is all that is known, and it may
+      differ by right, as that of a loader that shuffles.
+
+  Raises:
+    UserError: the run began with another list.
+  """
+  path = folder / 'batches.json'
+  here = {'list': _listed(batches), 'first': _batch_digest(first)}
+  if not path.exists():
+    files.write_json(path, here)
+    return
+  there = files.read_json(path)
+  errors.require(
+    isinstance(there, dict) and here.keys() == there.keys(),
+    f'{path} is damaged. Restore it, or remove it to resume with any batches.',
+  )
+  # Each of several processes may read examples of its own.
+  known = there['list'] and here['list'] and jax.process_count() == 1
+  errors.require(
+    not known or here['list'] == there['list'],
+    f'{folder} was begun with other batches. What differs: batches '
+    f'({there["list"]} there, {here["list"]} here). Choose another workdir, or '
+    'give the same batches.',
+  )
+  if here['first'] != there['first'] and jax.process_index() == 0:
+    logging.warning(
+      'The first batch is not the one that %s began with: the result may '
+      'differ from that of a run without interruption. Give the same batches, '
+      'in the same order.',
+      folder,
+    )
+
+
+def _listed(batches: Any) -> str | None:
+  """Digest of a list of batches; None if it is none, or has a bad batch."""
+  if not isinstance(batches, list | tuple) or not batches:
+    return None
+  sizes = (getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(batches))
+  every = max(math.ceil(sum(sizes) / KNOWN), 1)
+  chosen = [*batches[::every], batches[-1]]
+  try:
+    return files.digest([len(batches), *map(_batch_digest, chosen)])
+  except errors.UserError:
+    return None  # The run ends at that batch, and says which it is.
+
+
+def _batch_digest(batch: Any) -> str:
+  kind = jax.dtypes.canonicalize_dtype  # What the devices get.
+  return identity.tree_digest(
+    jax.tree.map(
+      lambda leaf: leaf.astype(kind(leaf.dtype)),
+      user_batches.checked(batch, None),
+    )
+  )
+
+
 def _model(model: adapters.ModelAdapter, x: Any) -> dict[str, str]:
   """Digests of what a model computes, and of its parameters."""
   shapes = jax.eval_shape(lambda tree: tree, (model.one, x))
@@ -75,7 +149,7 @@ def _model(model: adapters.ModelAdapter, x: Any) -> dict[str, str]:
     'params': identity.tree_digest(jax.device_get(model.params)),
   }
   if model.training is not None:
-    key = jax.random.key(0)
+    key = settings.key(0)
     found['training'] = identity.function_digest(model.training, *shapes, key)
   return found
 
@@ -84,7 +158,7 @@ def _dropout(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> str | None:
   """Digest of what the student computes in training, if it drops out."""
   if not spec.dropout:
     return None
-  key = jax.random.key(0)
+  key = settings.key(0)
   batch = jax.eval_shape(spec.batch, key, 0, spec.host.rows)
   return identity.function_digest(
     plan.student.apply, spec.student_shapes, batch['x']

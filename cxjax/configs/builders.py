@@ -54,9 +54,7 @@ PURPOSES = (
 
 def key_for(config: Config, purpose: str) -> jax.Array:
   """PRNG key of a purpose, from `config.seed`."""
-  return jax.random.fold_in(
-    settings.key(config.seed), PURPOSES.index(purpose)
-  )
+  return jax.random.fold_in(settings.key(config.seed), PURPOSES.index(purpose))
 
 
 def make_task(config: Config) -> tasks.Task:
@@ -106,6 +104,7 @@ class Experiment:
     return mesh_lib.abstract(tree, mesh, mesh_lib.REPLICATED)
 
 
+@settings.fixed()
 def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   """Reads the data of a config.
 
@@ -372,6 +371,7 @@ def abstract_teacher(
   )
 
 
+@settings.fixed()
 def abstract_specs(
   config: Config, names: Sequence[str], devices: Sequence[Any]
 ) -> Mapping[str, run_spec.RunSpec]:

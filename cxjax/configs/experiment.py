@@ -16,6 +16,7 @@ import ml_collections
 
 from cxjax import errors
 from cxjax import files
+from cxjax import settings
 from cxjax import tables
 from cxjax import types
 from cxjax.analysis import plots
@@ -42,11 +43,14 @@ def _reopen(
     f'{folder} holds no finished {what}. Run launch.py on {workdir} first.',
   )
   config = copy.deepcopy(config)
-  config.update(files.read_json(folder / 'config.json'))
+  saved = files.read_json(folder / 'config.json')
+  saved.pop('settings', None)  # Those of JAX, no field of a config.
+  config.update(saved)
   experiment = builders.open_experiment(config, workdir)
   return experiment, files.read_json(folder / 'summary.json')
 
 
+@settings.fixed()
 def load(
   config: Config, workdir: pathlib.Path
 ) -> tuple[Config, teacher_lib.Teacher]:
@@ -68,6 +72,7 @@ def load(
   return experiment.config, teacher
 
 
+@settings.fixed()
 def load_students(
   config: Config, workdir: pathlib.Path, method: str, *, best: bool = False
 ) -> tuple[Any, types.Params]:
@@ -100,6 +105,7 @@ def load_students(
   return student, found['params']
 
 
+@settings.fixed()
 def run(
   config: Config,
   workdir: pathlib.Path,
@@ -145,10 +151,11 @@ def _run(
     spec = builders.student_spec(experiment, teacher)
     for stage in spec.stages:
       teacher.at(stage.checkpoint)  # An error now, not after hours.
-  files.claim_workdir(folder, identity.student_config(experiment.config))
+  settings.claim_workdir(folder, identity.student_config(experiment.config))
   return teachers.finish(config.method, spec, folder, on_record)
 
 
+@settings.fixed()
 def compare(
   config: Config, names: Sequence[str], workdir: pathlib.Path
 ) -> list[summary_lib.Summary]:

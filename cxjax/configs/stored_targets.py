@@ -11,6 +11,7 @@ import ml_collections
 
 from cxjax import errors
 from cxjax import files
+from cxjax import settings
 from cxjax.configs import builders
 from cxjax.configs import identity
 from cxjax.configs import teachers
@@ -21,6 +22,7 @@ from cxjax.training import teacher as teacher_lib
 Config: TypeAlias = ml_collections.ConfigDict
 
 
+@settings.fixed()
 def cache_targets(
   config: Config, workdir: pathlib.Path, folder: pathlib.Path
 ) -> dict[str, Any]:
@@ -101,6 +103,6 @@ def _found_teacher(
       folder,
     )
     return None
-  files.claim_workdir(folder, identity.teacher_config(experiment.config))
+  settings.claim_workdir(folder, identity.teacher_config(experiment.config))
   last = files.read_json(folder / 'summary.json')['steps']
   return teachers.load_teacher(experiment, folder, last)

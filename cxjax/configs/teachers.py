@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from cxjax import files
+from cxjax import settings
 from cxjax import types
 from cxjax.configs import builders
 from cxjax.configs import identity
@@ -64,7 +65,7 @@ def train_teacher(
   config = experiment.config
   folder = teacher_folder(config, workdir)
   spec = builders.teacher_spec(experiment)
-  files.claim_workdir(folder, identity.teacher_config(config))
+  settings.claim_workdir(folder, identity.teacher_config(config))
   was_finished = (folder / 'summary.json').exists()
   finished = finish('teacher', spec, folder)
   if not was_finished:

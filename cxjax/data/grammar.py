@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
+from cxjax import settings
 
 # A derivation: `(symbol, index of its rule, *subtrees)`, () for a terminal.
 Tree: TypeAlias = tuple[Any, ...]
@@ -182,6 +183,7 @@ class Grammar:
       next_rule += len(own)
     return first, count, size, np.array(table, np.int32)
 
+  @settings.fixed()
   def sample(self, key: jax.Array, n: int) -> dict[str, jax.Array]:
     """Samples sentences and the derivation above each of their terminals.
 
@@ -204,7 +206,7 @@ class Grammar:
     widths = [
       self._extreme_width(max, level) for level in range(len(self.levels))
     ]
-    words = jax.random.bits(key, (n, sum(widths[:-1])))
+    words = jax.random.bits(key, (n, sum(widths[:-1])), jnp.uint32)
     words = jnp.split(words, np.cumsum(widths[:-2]), axis=1)
     symbols = jnp.full((n, 1), self.start, jnp.int32)
     above, parents = [], []

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax import settings
 
 
 def num_masked(length: int, rate: float) -> int:
@@ -34,6 +35,7 @@ def num_masked(length: int, rate: float) -> int:
   return max(min(length, math.ceil(most)), 1)
 
 
+@settings.fixed()
 def mask_tokens(
   key: jax.Array,
   tokens: jax.Array,
@@ -67,10 +69,11 @@ def mask_tokens(
     and are 0 in the last three.
   """
   choice_key, word_key = jax.random.split(key)
-  chosen = maskable & (jax.random.uniform(choice_key, tokens.shape) < rate)
+  draw = jax.random.uniform(choice_key, tokens.shape, jnp.float32)
+  chosen = maskable & (draw < rate)
   count = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
   chosen &= count <= slots
-  words = jax.random.bits(word_key, tokens.shape)
+  words = jax.random.bits(word_key, tokens.shape, jnp.uint32)
   changed = _corrupt(words, tokens, mask_id, random_ids)
   batch = jnp.arange(tokens.shape[0])[:, None]
   column = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]

@@ -21,29 +21,32 @@ from cxjax import arguments
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import registration
+from cxjax import settings
 
 MOST = 2**31 - 1
+F32 = jnp.float32
 # `(key, d_in, d_out) -> [d_in, d_out]`.
 Draw: TypeAlias = Callable[[jax.Array, int, int], jax.Array]
 
 
 def _gaussian(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
-  return jax.random.normal(key, (d_in, d_out)) / jnp.sqrt(d_out)
+  return jax.random.normal(key, (d_in, d_out), F32) / jnp.sqrt(F32(d_out))
 
 
 def _rademacher(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
-  return jax.random.rademacher(key, (d_in, d_out), float) / jnp.sqrt(d_out)
+  sign = jax.random.rademacher(key, (d_in, d_out), F32)
+  return sign / jnp.sqrt(F32(d_out))
 
 
 def _sparse(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
-  die = jax.random.randint(key, (d_in, d_out), 0, 6)
-  sign = (die == 0).astype(float) - (die == 1).astype(float)
-  return sign * jnp.sqrt(3.0 / d_out)
+  die = jax.random.randint(key, (d_in, d_out), 0, 6, jnp.int32)
+  sign = (die == 0).astype(F32) - (die == 1).astype(F32)
+  return sign * jnp.sqrt(F32(3.0 / d_out))
 
 
 def _orthogonal(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
-  matrix = jax.random.orthogonal(key, d_in, m=d_out)
-  return matrix * jnp.sqrt(jnp.maximum(d_in / d_out, 1.0))
+  matrix = jax.random.orthogonal(key, d_in, m=d_out, dtype=F32)
+  return matrix * jnp.sqrt(jnp.maximum(F32(d_in / d_out), F32(1.0)))
 
 
 def _identity(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
@@ -52,7 +55,7 @@ def _identity(key: jax.Array, d_in: int, d_out: int) -> jax.Array:
     d_in == d_out,
     f"The projection 'identity' needs equal widths, got {d_in} and {d_out}.",
   )
-  return jnp.eye(d_in)
+  return jnp.eye(d_in, dtype=F32)
 
 
 # Projections by name, `(key, d_in, d_out) -> [d_in, d_out]`.
@@ -79,6 +82,7 @@ def register(name: str, draw: Draw) -> None:
 
 
 @deprecation.renamed_arguments(law='projection')
+@settings.fixed()
 def random_projection(
   key: jax.Array, projection: str, shape: tuple[int, int]
 ) -> jax.Array:
@@ -119,7 +123,8 @@ def random_projection(
     f'shape={shape!r} of a projection has {d_in * d_out:,} elements: at most '
     f'{MOST:,} fit into an array.',
   )
-  return draw(key, d_in, d_out)
+  with jax.enable_x64(False):  # A draw of the user may name no dtype.
+    return draw(key, d_in, d_out)
 
 
 @jax.jit

@@ -118,7 +118,7 @@ def dropout(
   if keys is None or rate == 0:
     return h
   keep = lambda key: jax.random.bernoulli(
-    jax.random.fold_in(key, layer), 1 - rate, h.shape[1:]
+    jax.random.fold_in(key, layer), jnp.float32(1 - rate), h.shape[1:]
   )
   return jnp.where(jax.vmap(keep)(keys), h / (1 - rate), 0)
 

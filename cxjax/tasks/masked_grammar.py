@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax import settings
 from cxjax import types
 from cxjax.data import grammar as grammars
 from cxjax.data import masking
@@ -63,6 +64,7 @@ class MaskedGrammar(base.SyntheticTask):
     """`P`, the number of slots for the target positions of a sequence."""
     return masking.num_masked(self.grammar.max_length, self.mask_rate)
 
+  @settings.fixed()
   def batch(
     self, key: jax.Array, step: jax.typing.ArrayLike, batch_size: int
   ) -> types.Batch:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from cxjax import errors
+from cxjax import settings
 from cxjax import types
 from cxjax.data import masking
 from cxjax.data import packing
@@ -76,6 +77,7 @@ class MaskedText:
     """Hashes of the corpus and of its tokenizer."""
     return {} if self.corpus is None else self.corpus.fingerprints
 
+  @settings.fixed()
   def batch(
     self, key: jax.Array, step: jax.typing.ArrayLike, rows: Any
   ) -> types.Batch:

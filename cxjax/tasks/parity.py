@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax import settings
 from cxjax import types
 from cxjax.tasks import base
 
@@ -38,6 +39,7 @@ class Parity(base.SyntheticTask):
     """`2^D`, the number of leaves."""
     return len(self.supports) + 1
 
+  @settings.fixed()
   def batch(
     self, key: jax.Array, step: jax.typing.ArrayLike, batch_size: int
   ) -> types.Batch:
@@ -52,13 +54,15 @@ class Parity(base.SyntheticTask):
       `{'x': [B, d] float32 of +-1, 'y': [B] int32 classes}`.
     """
     words = jax.random.bits(
-      jax.random.fold_in(key, step), (batch_size, -(-self.d // 32))
+      jax.random.fold_in(key, step),
+      (batch_size, -(-self.d // 32)),
+      jnp.uint32,
     )
     # A random word gives 32 coordinates, a 32nd of the generator's work.
     shifts = jnp.arange(32, dtype=words.dtype)[None, None]
     bits = (words[..., None] >> shifts) & 1
     bits = bits.reshape(batch_size, -1)[:, : self.d].astype(jnp.int32)
-    return {'x': 1.0 - 2.0 * bits, 'y': self._classes(bits)}
+    return {'x': 1.0 - 2.0 * bits.astype(jnp.float32), 'y': self._classes(bits)}
 
   def coordinates(self, x: jax.Array) -> jax.Array:
     """Coordinates, `[B, d]` of +-1, of the input of a batch: the input."""
@@ -69,7 +73,8 @@ class Parity(base.SyntheticTask):
     return self._classes((x < 0).astype(jnp.int32))
 
   def _classes(self, bits: jax.Array) -> jax.Array:
-    turns = bits[..., jnp.array(self.supports)].sum(-1) % 2  # [..., 2^D - 1]
+    turns = bits[..., jnp.array(self.supports)].sum(-1, dtype=jnp.int32)
+    turns %= 2  # [..., 2^D - 1]
     node = jnp.zeros(turns.shape[:-1], jnp.int32)
     for _ in range(self.num_classes.bit_length() - 1):
       turn = jnp.take_along_axis(turns, node[..., None], axis=-1)[..., 0]
@@ -133,6 +138,7 @@ class TokenParity(base.SyntheticTask):
     }
 
 
+@settings.fixed()
 def make(*, d: int, k: int, depth: int, support: str, key: jax.Array) -> Parity:
   """Makes a parity task.
 

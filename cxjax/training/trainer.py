@@ -21,6 +21,7 @@ import jax
 
 from cxjax import errors
 from cxjax import files
+from cxjax import settings
 from cxjax import types
 from cxjax.methods import stage_plan
 from cxjax.methods import train_step
@@ -58,6 +59,7 @@ class Result:
   best: int | None = None
 
 
+@settings.fixed()
 def fit(
   spec: run_spec.RunSpec,
   folder: pathlib.Path,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from unittest import mock
 
+from absl import logging
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
+from cxjax.api import run_identity
 from small_networks import X
 from small_networks import Y
 from small_networks import parameters
@@ -148,6 +150,48 @@ CHANGES = {
 }
 
 
+class BatchesTest(parameterized.TestCase):
+  """A folder remembers its batches, as far as they can be known."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.batches = [(X, Y), (X + 1, Y), (X + 2, Y)]
+    run_identity.claim_batches(self.folder, self.batches, (X, Y))
+
+  @parameterized.parameters(
+    lambda batches: [*batches[:2], batches[0]],
+    lambda batches: batches[:2],
+    lambda batches: [batches[0], batches[2], batches[1]],
+    lambda batches: [(x, y + 1) for x, y in batches],
+  )
+  def test_another_list_is_refused(self, change):
+    batches = change(self.batches)
+    with self.assertRaisesRegex(errors.UserError, 'differs: batches'):
+      run_identity.claim_batches(self.folder, batches, batches[0])
+
+  @parameterized.parameters(tuple, iter, list)
+  def test_the_same_go_on(self, kind):
+    with mock.patch.object(logging, 'warning') as warning:
+      run_identity.claim_batches(
+        self.folder, kind(self.batches), [jnp.asarray(X), jnp.asarray(Y)]
+      )
+    warning.assert_not_called()
+
+  def test_another_first_batch_of_a_loader_is_warned_of(self):
+    with mock.patch.object(logging, 'warning') as warning:
+      run_identity.claim_batches(self.folder, iter(()), (X + 1, Y))
+    self.assertIn('The first batch is not', str(warning.call_args))
+
+  def test_a_long_list_is_known_by_some_batches(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    with mock.patch.object(run_identity, 'KNOWN', X.nbytes + Y.nbytes):
+      run_identity.claim_batches(folder, self.batches, (X, Y))
+      other = [*self.batches[:2], (X + 3, Y)]
+      with self.assertRaises(errors.UserError):
+        run_identity.claim_batches(folder, other, (X, Y))
+
+
 @pytest.mark.slow
 class ChangeTest(parameterized.TestCase):
   @classmethod
@@ -231,47 +275,44 @@ def dropping(rate):
   return dataclasses.replace(found, abilities=abilities)
 
 
-# A run that ends at its third record, and the rest of it in another process.
-SCRIPT = """
-import sys
-import numpy as np
-import optax
-import run_identity_test as t
-
 class Ended(Exception):
   pass
 
-def hook(record):
-  if sys.argv[2] == 'end' and record['step'] == 6:
-    raise Ended
 
-options = dict(
-  steps=12,
-  loss=t.closure(2.0),
-  weight=lambda fraction: 1.0 - fraction,
-  optimizer=t.rate(0.1),
-  trainable='low|out',
-  keep_best='right',
-  on_record=hook,
-)
-try:
-  params, history = t.run(sys.argv[1], **options)
-except Ended:
-  print('ended')
-else:
-  print([float(leaf) for leaf in np.ravel(params['low'])], history)
+def changing(workdir, on_record=None):
+  """A run with all that a change may be of; what it finds, as text."""
+  params, history = run(
+    workdir,
+    steps=12,
+    loss=closure(2.0),
+    weight=lambda fraction: 1.0 - fraction,
+    optimizer=rate(0.1),
+    trainable='low|out',
+    keep_best='right',
+    on_record=on_record,
+  )
+  return str(([float(leaf) for leaf in np.ravel(params['low'])], history))
+
+
+# With another seed of hashes than here.
+SCRIPT = """
+import sys
+import run_identity_test
+print(run_identity_test.changing(sys.argv[1]))
 """
 
 
 @pytest.mark.slow
 class ProcessTest(parameterized.TestCase):
-  def start(self, folder, what, seed):
+  def other_process(self, folder):
     tests = pathlib.Path(__file__).parent
     paths = [str(tests), str(tests.parent), *filter(None, sys.path)]
+    seed = '1' if os.environ.get('PYTHONHASHSEED') == '2' else '2'
     done = subprocess.run(
-      [sys.executable, '-c', SCRIPT, folder, what],
+      [sys.executable, '-c', SCRIPT, folder],
       env={
         **os.environ,
+        'JAX_NUM_CPU_DEVICES': str(jax.device_count()),
         'PYTHONHASHSEED': seed,
         'PYTHONPATH': os.pathsep.join(paths),
       },
@@ -280,11 +321,17 @@ class ProcessTest(parameterized.TestCase):
       check=False,
     )
     self.assertEqual(done.returncode, 0, done.stderr)
-    return done.stdout
+    return done.stdout.removesuffix('\n')
 
   def test_another_process_resumes(self):
     folder, whole = (self.create_tempdir().full_path for _ in range(2))
-    self.assertEqual(self.start(folder, 'end', '1'), 'ended\n')
-    resumed = self.start(folder, 'go', '2')
-    self.assertEqual(resumed, self.start(whole, 'go', '3'))
+
+    def end(record):
+      if record['step'] == 6:
+        raise Ended
+
+    with self.assertRaises(Ended):
+      changing(folder, end)
+    resumed = self.other_process(folder)
+    self.assertEqual(resumed, changing(whole))
     self.assertIn("'step': 12", resumed)
