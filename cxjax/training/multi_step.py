@@ -231,17 +231,13 @@ def train_many_steps(
     labels = {name: batches['y'] for name in names if name not in with_teacher}
     return batches, {**labels, **stored}
 
-  def for_all_seeds(leaf: jax.Array) -> jax.Array:
-    """A shared batch for every seed; vmap over one copy is slower."""
-    return jnp.broadcast_to(leaf, (num_seeds, *leaf.shape[1:]))
-
   def one_block(block: jax.Array, carried: Any) -> Any:
     seen = look(block)
     first = block * lookahead
 
     def one_step(i: jax.Array, carried: Any) -> Any:
       states, total, terms, bad = carried
-      batch, wanted = jax.tree.map(lambda leaf: for_all_seeds(leaf[:, i]), seen)
+      batch, wanted = _for_all_seeds(seen, i, num_seeds)
       update = lambda state, key, batch, wanted: train_step.update(
         state,
         batch,
@@ -253,7 +249,7 @@ def train_many_steps(
         mask=mask,
         microbatches=microbatches,
         training=training,
-        key=None if key is None else jax.random.fold_in(key, first + i),
+        key=_step_key(key, first + i),
       )
       states, loss, each = each_seed(update)(
         states, training_keys, batch, wanted
@@ -278,6 +274,24 @@ def train_many_steps(
   bad = jnp.where(finite, bad, jnp.minimum(bad, stop - 1))
   out = {'loss': total, 'bad': bad}
   return states, {**out, 'terms': terms} if terms else out
+
+
+def _for_all_seeds(seen: Any, i: jax.Array, num_seeds: int) -> Any:
+  """Batch `i` of `[streams, K, ...]` for every seed, `[S, ...]`.
+
+  A shared batch is repeated: vmap over one copy is slower.
+  """
+
+  def one(leaf: jax.Array) -> jax.Array:
+    leaf = leaf[:, i]
+    return jnp.broadcast_to(leaf, (num_seeds, *leaf.shape[1:]))
+
+  return jax.tree.map(one, seen)
+
+
+def _step_key(key: jax.Array | None, step: jax.Array) -> jax.Array | None:
+  """Key of the dropout of one step."""
+  return None if key is None else jax.random.fold_in(key, step)
 
 
 def _progress(step: jax.Array, span: tuple[Any, Any] | None) -> Any:
