@@ -460,25 +460,45 @@ class FailureTest(WriterTest):
     self.assert_good(10, 20)
 
 
-# Saves 10 and 20, is killed in the middle of 30.
-KILLED = """
+# Each case is a process of its own, with its output in a file. They are forked
+# when all is imported and nothing computed yet: no thread has begun.
+FORK = """
 import os, pathlib, signal, sys
 from unittest import mock
+from cxjax import errors
 from cxjax import files
 from cxjax.training import checkpoint_writer
+from cxjax.training import checkpoints
 import numpy as np
 
-folder, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
+folder, *cases = sys.argv[1:]
+for case in cases:
+  folder_of = pathlib.Path(folder) / case
+  process = os.fork()
+  if not process:
+    for number, name in ((1, 'said'), (2, 'log')):
+      file = os.open(f'{folder}/{case}.{name}', os.O_WRONLY | os.O_CREAT)
+      os.dup2(file, number)
+    break
+  print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+else:
+  sys.exit()
+"""
+
+# Saves 10 and 20, is killed in the middle of 30.
+KILLED = (
+  FORK
+  + """
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 target = {
   'arrays': (checkpoint_writer.CheckpointWriter, '_save_arrays'),
   'commit': (os, 'rename'),
   'seal': (files, 'write_sealed'),
   'prune': (checkpoint_writer.CheckpointWriter, '_prune'),
-}[moment]
+}[case]
 values = np.arange(6, dtype='f4').reshape(2, 3)
 items = lambda n: {'params': {'kernel': values + n}}
-with checkpoint_writer.CheckpointWriter(folder, keep=2) as writer:
+with checkpoint_writer.CheckpointWriter(folder_of, keep=2) as writer:
   for step in (10, 20):
     writer.save(step, items(step), {})
   writer.wait()
@@ -486,28 +506,26 @@ with checkpoint_writer.CheckpointWriter(folder, keep=2) as writer:
     writer.save(30, items(30), {})
     writer.wait()
 """
+)
 
 # Saves once, then the disk breaks.
-BROKEN = """
-import pathlib, subprocess, sys
-from cxjax import errors
-from cxjax.training import checkpoint_writer
-from cxjax.training import checkpoints
-import numpy as np
+BROKEN = (
+  FORK
+  + """
+import subprocess
 
-folder, kind, room = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 random = np.random.default_rng(0)
 items = {'params': {f'w{i}': random.normal(size=9999) for i in range(5)}}
-writer = checkpoint_writer.CheckpointWriter(folder / 'run', keep=2)
+writer = checkpoint_writer.CheckpointWriter(folder_of / 'run', keep=2)
 with writer:
   writer.save(10, items, {})
   writer.wait()
-  if kind == 'permission':
-    subprocess.run(['chmod', '-R', 'a-w', folder], check=True)
-  elif kind == 'read_only':
-    subprocess.run(['mount', '-o', 'remount,ro', folder], check=True)
+  if case == 'permission':
+    subprocess.run(['chmod', '-R', 'a-w', folder_of], check=True)
+  elif case == 'read_only':
+    subprocess.run(['mount', '-o', 'remount,ro', folder_of], check=True)
   else:
-    ballast = folder / 'ballast'
+    room, ballast = int(case.removeprefix('full')), folder_of / 'ballast'
     with ballast.open('wb', buffering=0) as f:
       try:
         while f.write(bytes(4096)):
@@ -522,8 +540,9 @@ with writer:
     writer.wait()
   except errors.UserError as error:
     print(error)
-print(checkpoints.latest(folder / 'run'))
+print(checkpoints.latest(folder_of / 'run'))
 """
+)
 
 # Two processes save arrays that are sharded over both, and values of their own.
 PAIR = """
@@ -575,11 +594,26 @@ class ProcessTest(WriterTest):
       text=True,
     )
 
-  @parameterized.parameters('arrays', 'commit', 'seal', 'prune')
-  def test_a_killed_process_leaves_a_good_checkpoint(self, moment):
-    process = self.start(KILLED, self.folder, moment)
-    _, said = process.communicate(timeout=100)
-    self.assertEqual(process.returncode, -signal.SIGKILL, said)
+  def statuses(self, script, *cases, before=()):
+    """How the process of each case ends."""
+    process = self.start(script, self.folder, *cases, before=before)
+    said, log = process.communicate(timeout=100)
+    self.assertEqual(process.returncode, 0, log)
+    return [*map(int, said.split())]
+
+  def test_a_killed_process_leaves_a_good_checkpoint(self):
+    self.folder.mkdir()
+    moments = ('arrays', 'commit', 'seal', 'prune')
+    found = self.statuses(KILLED, *moments)
+    self.assertEqual(found, [-signal.SIGKILL] * 4)
+    root = self.folder
+    for moment in moments:
+      with self.subTest(moment):
+        self.folder = root / moment
+        self.assert_goes_on(moment)
+
+  def assert_goes_on(self, moment):
+    """A run that was killed at this moment has a checkpoint, and saves more."""
     expected = {'seal': [10, 20, 30], 'prune': [10, 20, 30]}
     self.assertEqual(self.steps(), expected.get(moment, [10, 20]))
     if moment == 'seal':
@@ -594,32 +628,41 @@ class ProcessTest(WriterTest):
     found = (self.folder / 'checkpoints').iterdir()
     self.assertLen(list(found), 2)
 
-  @parameterized.parameters(
-    ('full', 0, 'No space left on device'),
-    ('full', 60, 'No space left on device'),
-    ('full', 200, 'No space left on device'),
-    ('permission', 0, 'Permission denied'),
-    ('read_only', 0, 'Read-only file system'),
-  )
-  def test_a_disk_that_breaks(self, kind, room, reason):
-    """A tmpfs of its own; without the right to ignore permissions."""
-    folder = self.folder
-    folder.mkdir()
-    script = (
-      f'mount -t tmpfs -o size=2m tmpfs {folder} && '
-      'exec setpriv --bounding-set=-dac_override "$@"'
+  def test_a_disk_that_breaks(self):
+    """A tmpfs for each case; without the right to ignore permissions."""
+    reasons = {
+      'full0': 'No space left on device',
+      'full60': 'No space left on device',
+      'full200': 'No space left on device',
+      'permission': 'Permission denied',
+      'read_only': 'Read-only file system',
+    }
+    for case in reasons:
+      (self.folder / case).mkdir(parents=True)
+    mounts = (
+      f'mount -t tmpfs -o size=2m tmpfs {self.folder}/{case}'
+      for case in reasons
     )
+    drop = 'exec setpriv --bounding-set=-dac_override "$@"'
+    script = ' && '.join([*mounts, drop])
     before = ('unshare', '--mount', '--map-root-user', 'sh', '-c', script, '-')
     if subprocess.run([*before, 'true'], check=False).returncode:
       self.skipTest('Needs the right to mount a tmpfs.')
-    process = self.start(BROKEN, folder, kind, room, before=before)
-    said, log = process.communicate(timeout=60)  # No thread keeps it alive.
-    self.assertEqual(process.returncode, 0, log)
-    self.assertRegex(
-      said, f'^Cannot write {folder}/run/.*: {reason}. Make room.*\n10\n$'
-    )
-    if not room:
-      self.assertEqual(log, '')
+    # No thread keeps one alive.
+    found = self.statuses(BROKEN, *reasons, before=before)
+    self.assertEqual(found, [0] * len(reasons))
+    for case, reason in reasons.items():
+      with self.subTest(case):
+        said, log = (
+          (self.folder / f'{case}.{name}').read_text()
+          for name in ('said', 'log')
+        )
+        path = self.folder / case / 'run'
+        self.assertRegex(
+          said, f'^Cannot write {path}/.*: {reason}. Make room.*\n10\n$'
+        )
+        if case not in ('full60', 'full200'):
+          self.assertEqual(log, '')
 
   def test_two_processes(self):
     with socket.socket() as one:
