@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from cxjax import errors
+from cxjax import settings
 from cxjax import types
 from cxjax.data import conform
 from cxjax.data import reader_thread
@@ -189,7 +190,8 @@ class HostLoader(Prefetch):
     for shard, iterators in self._iterators.items():
       before[_name(shard)] = [iterator.get_state() for iterator in iterators]
       found[shard] = self._chunk_of(iterators)
-    return before, jax.tree.map(self._place, self._shapes, *found.values())
+    with settings.fixed():  # Those of the caller hold in its thread alone.
+      return before, jax.tree.map(self._place, self._shapes, *found.values())
 
   def _chunk_of(self, iterators: Sequence[Any]) -> Any:
     """Reads `T` batches of all streams: a tree of `[T, streams, ...]`.

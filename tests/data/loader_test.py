@@ -164,6 +164,15 @@ class HostLoaderTest(parameterized.TestCase):
       self.assertEqual(shard.data.shape, (STEPS, 1, size, 3))
       np.testing.assert_array_equal(shard.data, rows[shard.index])
 
+  def test_no_setting_of_the_caller_forbids_the_devices(self):
+    before = jax.config.jax_transfer_guard
+    jax.config.update('jax_transfer_guard', 'disallow_explicit')
+    self.addCleanup(jax.config.update, 'jax_transfer_guard', before)
+    shards = [[stream_of(0)]]
+    with loader.HostLoader(shards, STEPS, mesh_of(), shapes_of()) as opened:
+      rows = opened.rows(0)
+    self.assertEqual(rows['a'].shape, (STEPS, 1, BATCH, 3))
+
   def test_a_state_continues_anywhere(self):
     def opened():
       shards = [[stream_of(2 * i + j, 2) for j in range(2)] for i in range(2)]
