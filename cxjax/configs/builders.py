@@ -118,8 +118,8 @@ def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   Raises:
     UserError: invalid settings, or data that are not what the config asks for.
   """
-  config = copy.deepcopy(config)
   ranges.check(config.to_dict())
+  config = copy.deepcopy(config)
   tasks.resolve_paths(config.task, config.data, workdir)
   task = make_task(config)
   tasks.record_fingerprints(config.data, task)
