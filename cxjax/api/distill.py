@@ -52,8 +52,8 @@ RATE = arguments.Range(0, ends=(False, False))
 MESH = (*mesh_lib.AXES, 'student', 'teacher')
 
 
-def distill(
 @settings.fixed()
+def distill(
   plan: plan_lib.Plan,
   batches: Iterable[Any],
   *,
