@@ -28,10 +28,12 @@ OPENING = re.compile(r'(Of|What|Where|Whether|By|How|As|Else)\b')
 # Tests of several modules at once, which mirror none.
 WHOLE = (
   'tests/api/early_stop_test.py',
+  'tests/api/padding_test.py',
   'tests/api/sequences_test.py',
   'tests/api/training_runs_test.py',
   'tests/configs/text_runs_test.py',
   'tests/interop/huggingface/folders_test.py',
+  'tests/methods/loss_properties_test.py',
   'tests/parallel/multihost_runs_test.py',
   'tests/parallel/sharded_runs_test.py',
 )

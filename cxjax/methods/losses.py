@@ -8,7 +8,6 @@ the caller makes it so (`cxjax.make_targets` does).
 
 from collections.abc import Callable
 import functools
-import math
 import numbers
 
 import chex
@@ -18,6 +17,12 @@ import jax.numpy as jnp
 from cxjax import errors
 from cxjax import registration
 from cxjax import types
+from cxjax.methods import high_temperature
+
+# Temperatures that float32 can compute.
+LOWEST, HIGHEST = 1e-30, 1e9
+# At a lower one the gradient, of size T, is too small to train on.
+LOWEST_TRAINED = 1e-6
 
 
 def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
@@ -37,6 +42,22 @@ def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
     p = labels.astype(jnp.float32)
     return -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1)
   return -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+
+
+def _is_high(temperature: float) -> bool:
+  """Whether the usual formulas would round the loss away.
+
+  Raises:
+    UserError: a temperature that cannot be computed. One that is traced is not
+      checked.
+  """
+  if not isinstance(temperature, numbers.Real):
+    return False
+  errors.require(
+    LOWEST <= temperature <= HIGHEST,
+    f'temperature={temperature!r} must be from {LOWEST:g} to {HIGHEST:g}.',
+  )
+  return temperature >= high_temperature.LOWEST
 
 
 def _divergence(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
@@ -70,8 +91,11 @@ def kl(
     Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531, section 2.
   """
   chex.assert_equal_shape([student, teacher])
-  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
-  log_p = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+  student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+  if _is_high(temperature):
+    return high_temperature.kl(student, teacher, temperature)
+  log_q = jax.nn.log_softmax(student / temperature)
+  log_p = jax.nn.log_softmax(teacher / temperature)
   return temperature**2 * _divergence(log_q, log_p)
 
 
@@ -117,9 +141,16 @@ def jensen_shannon(
     Agarwal et al., 2023. https://arxiv.org/abs/2306.13649, section 2.
   """
   chex.assert_equal_shape([student, teacher])
-  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
-  log_p = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
-  log_m = jnp.logaddexp(log_q, log_p) - jnp.log(2.0)
+  student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+  if _is_high(temperature):
+    return high_temperature.jensen_shannon(student, teacher, temperature)
+  log_q = jax.nn.log_softmax(student / temperature)
+  log_p = jax.nn.log_softmax(teacher / temperature)
+  # The gradient of logaddexp is NaN where both are -inf.
+  possible = jnp.maximum(log_q, log_p) > -jnp.inf
+  log_m = jnp.logaddexp(
+    jnp.where(possible, log_q, 0.0), jnp.where(possible, log_p, 0.0)
+  ) - jnp.log(2.0)
   total = _divergence(log_m, log_p) + _divergence(log_m, log_q)
   return temperature**2 * total / 2
 
@@ -153,13 +184,19 @@ def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
   Args:
     student: `[..., C]` logits.
-    teacher: `[..., C]` logits, finite.
+    teacher: `[..., C]` logits; a class that both exclude, by `-inf`, is no
+      error.
 
   Returns:
-    `[...]` mean over the classes, in squared logits.
+    `[...]` mean over all classes, in squared logits; infinite where one of the
+    two alone excludes a class.
   """
   chex.assert_equal_shape([student, teacher])
-  error = student.astype(jnp.float32) - teacher.astype(jnp.float32)
+  student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+  excluded = jnp.maximum(student, teacher) == -jnp.inf
+  # Both sides are masked: the difference of infinities is a NaN.
+  student = jnp.where(excluded, 0.0, student)
+  error = student - jnp.where(excluded, 0.0, teacher)
   return jnp.mean(jnp.square(error), axis=-1)
 
 
@@ -234,9 +271,18 @@ def top_k_kl(
   Returns:
     `[...]` loss per example, in nats; with `k = C` that of `kl`.
   """
-  log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
-  log_q = jnp.take_along_axis(log_q, teacher['classes'], axis=-1)
+  student, classes = student.astype(jnp.float32), teacher['classes']
   values = teacher['values'].astype(jnp.float32)
+  if _is_high(temperature):
+    few = jnp.take_along_axis(student, classes, axis=-1)
+    others = None
+    if few.shape != student.shape:
+      q = jax.nn.softmax(student / temperature)
+      q = jnp.take_along_axis(q, classes, axis=-1)
+      others = 1 - jnp.sum(q, axis=-1)
+    return high_temperature.kl(few, values, temperature, others)
+  log_q = jax.nn.log_softmax(student / temperature)
+  log_q = jnp.take_along_axis(log_q, classes, axis=-1)
   log_p = jax.nn.log_softmax(values / temperature)
   return temperature**2 * _divergence(log_q, log_p)
 
@@ -291,7 +337,7 @@ def logit_loss(
     A function of `(student, teacher)`.
 
   Raises:
-    UserError: an unknown name, a temperature that is not positive, or hard
+    UserError: an unknown name, a temperature outside of its range, or hard
       labels for a loss that has no such limit.
   """
   loss = errors.lookup('loss', name, LOGIT_LOSSES)
@@ -310,8 +356,10 @@ def logit_loss(
   if hard_labels:
     return hard_kl
   errors.require(
-    isinstance(temperature, numbers.Real) and 0 < temperature < math.inf,
-    f'temperature={temperature!r} must be above 0, and finite. For the limit '
-    "at 0, the teacher's most likely class as the label, set hard_labels=True.",
+    isinstance(temperature, numbers.Real)
+    and LOWEST_TRAINED <= temperature <= HIGHEST,
+    f'temperature={temperature!r} must be from {LOWEST_TRAINED:g} to '
+    f"{HIGHEST:g}. For the limit at 0, the teacher's most likely class as the "
+    'label, set hard_labels=True.',
   )
   return functools.partial(top_k_kl if top else loss, temperature=temperature)

@@ -33,7 +33,9 @@ TARGET_POSITION_ACTIVATIONS = (LOGITS, 'final')
 ALL, PREDICTED = 'all', 'predicted'
 NORMS = ('none', 'layer')
 POOLS = ('none', 'mean', 'flatten')
-POSITIVE = arguments.Range(0, ends=(False, False))
+# Positive numbers that float32 holds, and whose products with values it does.
+POSITIVE = arguments.Range(1e-30, 1e30)
+ZERO = arguments.Range(0, 0)
 MOST = 2**31 - 1  # Steps are int32.
 
 # `fraction -> weight`: both scalars; the fraction of the stage that is done
@@ -174,9 +176,9 @@ def _usual_loss(term: Term) -> types.Loss:
 
 def _check_weight(term: Term) -> None:
   errors.require(
-    callable(term.weight) or term.weight in arguments.Range(0),
-    f'{term} has weight={term.weight!r}: it must be a number that is finite '
-    'and not negative, or a schedule, as optax.linear_schedule(1.0, 0.0, 1.0).',
+    callable(term.weight) or term.weight in ZERO or term.weight in POSITIVE,
+    f'{term} has weight={term.weight!r}: it must be 0, {POSITIVE}, or a '
+    'schedule, as optax.linear_schedule(1.0, 0.0, 1.0).',
   )
   if not callable(term.weight):  # JAX reads no int over 32 bits.
     object.__setattr__(term, 'weight', float(term.weight))

@@ -16,6 +16,7 @@ from cxjax import errors
 from cxjax import tables
 from cxjax import types
 from cxjax.methods import flops as flops_lib
+from cxjax.methods import gradients
 from cxjax.methods import legacy
 from cxjax.methods import masks
 from cxjax.methods import stage as stage_lib
@@ -83,8 +84,9 @@ def plan_stage(
     The plan of the stage, its costs unknown.
 
   Raises:
-    UserError: an activation that does not exist, widths that do not fit, or a
-      weight that is no scalar.
+    UserError: an activation that does not exist, widths that do not fit, a
+      weight that is no scalar, or a term that cannot teach: its loss is
+      constant, or its gradient reaches no parameter.
   """
   run = student if training is None else training_mode.without_key(training)
   ours = jax.eval_shape(
@@ -102,13 +104,16 @@ def plan_stage(
       teacher_params,
       targets_lib.without_dropout(batch['x']),
     )
+  term_plan.check_weights(stage)
   terms = {}
   for name, term in stage.named_terms.items():
     terms[name] = term_plan.plan_term(stage, term, batch, ours, theirs)
   mask = masks.trainable_mask(
     student, student_params, batch['x'], stage, trainable, training
   )
-  return StagePlan(stage, mask, terms)
+  planned = StagePlan(stage, mask, terms)
+  gradients.check(stage, run, student_params, batch, mask, planned.regressors)
+  return planned
 
 
 def with_costs(

@@ -100,6 +100,10 @@ def plan_term(
       f'{name!r} of shape {shape} has no width: give it a last axis, as in '
       '[B, 1].',
     )
+    errors.require(
+      math.prod(shape) > 0,
+      f'{name!r} of shape {list(shape)} is empty: nothing can be compared.',
+    )
     return shape
 
   *axes, student_width = shape(ours, term.student)
@@ -119,6 +123,7 @@ def plan_term(
     term.top_k <= teacher_width,
     f'top_k={term.top_k}: the teacher has {teacher_width} logits.',
   )
+  _check_target(stage, term, axes, teacher_width)
   projection = regressor = None
   got = teacher_width
   if term.projection is not None:
@@ -180,6 +185,12 @@ def _check_loss(
   batch: types.Batch,
 ) -> None:
   """Raises UserError for a loss that does not reduce the last axis alone."""
+  errors.require(
+    term.loss is not losses.cross_entropy or not term.needs_teacher,
+    f'The loss of stage {stage.name!r}, cross_entropy, does not take the '
+    f"teacher's {term.target!r}: it reads labels or probabilities. Give 'kl', "
+    "or target='labels'.",
+  )
   features = jax.ShapeDtypeStruct(shape, jnp.float32)
   want: Any = features
   if term.top_k:
@@ -194,6 +205,75 @@ def _check_loss(
     got == list(shape[:-1]),
     f'The loss of stage {stage.name!r} makes {got} of {list(shape)}: it must '
     f'reduce the last axis alone, to {list(shape[:-1])}, as cxjax.mse does.',
+  )
+  errors.require(
+    jnp.issubdtype(found.dtype, jnp.floating),
+    f'The loss of stage {stage.name!r} makes {found.dtype} values, which have '
+    'no gradient: it must make floating-point ones, as cxjax.mse does.',
+  )
+  errors.require(
+    shape[-1] > 1 or not _is_constant(term, shape, want),
+    f'The loss of stage {stage.name!r} is constant for {term.student!r} of '
+    'width 1, as a softmax of one class is: it cannot teach. Give a loss of '
+    "values, as 'mse', or outputs of two classes.",
+  )
+
+
+def _check_target(
+  stage: stage_lib.Stage, term: stage_lib.Term, axes: list[int], width: int
+) -> None:
+  """Raises UserError for a target that is 0 whatever the teacher does."""
+  errors.require(
+    term.norm != 'layer' or width > 1,
+    f"Stage {stage.name!r} normalizes {term.target!r} of width 1 by norm='"
+    "layer': that is always 0. Leave norm out.",
+  )
+  errors.require(
+    not term.centered or math.prod(axes) > 1,
+    f'Stage {stage.name!r} centers {term.target!r}, of which a batch has one '
+    'alone: that is always 0. Leave centered out, or give larger batches.',
+  )
+
+
+def _is_constant(
+  term: stage_lib.Term, shape: tuple[int, ...], want: Any
+) -> bool:
+  """Whether the gradient of a loss is 0, tried on random values."""
+  size = len(shape) - 1
+  random = np.random.default_rng(0)
+
+  def draw(leaf: Any) -> jax.Array:
+    few = (3,) * size + leaf.shape[size:]
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return jnp.zeros(few, leaf.dtype)
+    return jnp.asarray(random.uniform(1, 2, size=few), leaf.dtype)
+
+  got, want = jax.tree.map(
+    draw, (jax.ShapeDtypeStruct(shape, jnp.float32), want)
+  )
+  # Both signs, or the cosine of all pairs would be 0.
+  got = got.at[1].multiply(-1)
+  total = lambda got: jnp.sum(term.loss(got, want))  # type: ignore[operator, misc]
+  try:
+    loss, grad = jax.value_and_grad(total)(got)
+  except Exception:  # A loss of the user, of its own shapes alone.
+    return False
+  return bool(jnp.abs(grad).max() <= 1e-6 * jnp.abs(loss))
+
+
+def check_weights(stage: stage_lib.Stage) -> None:
+  """Raises UserError if no term of a stage ever has a weight."""
+  if any(not callable(t.weight) and t.weight > 0 for t in stage.terms):
+    return
+  fractions = jnp.linspace(0, 1, CHECKED_PARTS + 1, dtype=jnp.float32)
+  errors.require(
+    any(
+      bool((jax.vmap(term.weight_at)(fractions) > 0).any())
+      for term in stage.terms
+      if term.scheduled
+    ),
+    f'All terms of stage {stage.name!r} have weight 0 from its beginning to '
+    'its end: nothing is trained.',
   )
 
 

@@ -106,12 +106,12 @@ def _term_loss(
   got = targets_lib.compared(activations, batch['x'], term.student, term)
   shape = activations[term.student].shape
   weights = weights_lib.loss_weights(batch, term, term.student, shape)
-  got = weights_lib.cleared(got, weights)
   if regressor is not None:
-    got = weights_lib.cleared(got @ regressor['kernel'], weights)
-  loss = term.loss(  # type: ignore[operator, misc]
-    got, weights_lib.cleared(target, weights)
-  )
+    if weights is not None:
+      got = weights_lib.cleared_factor(got, weights)
+    got = got @ regressor['kernel']
+  got, target = weights_lib.cleared((got, target), weights)
+  loss = term.loss(got, target)  # type: ignore[operator, misc]
   loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
   if weights is None:
     return jnp.mean(loss) / microbatches

@@ -1,17 +1,43 @@
 """The cause of a loss that is not finite, in one line."""
 
+from collections.abc import Iterator
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
+from cxjax import types
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
+from cxjax.parallel import partition
 from cxjax.training import checkpoints
 from cxjax.training import run_spec
+
+
+def check_start(spec: run_spec.RunSpec) -> None:
+  """Checks the parameters that a run begins with.
+
+  Args:
+    spec: of the run; a student that is not given is not checked.
+
+  Raises:
+    UserError: a parameter of a student is not finite, or one of the teacher,
+      whose activations for the held-out set then are not finite either.
+  """
+  _check_student(spec)
+  if spec.teacher is None or not spec.teacher.available:
+    return
+  if not any(stage.needs_teacher for stage in spec.stages):
+    return
+  name = _not_finite(spec.teacher.params)
+  if name is not None:  # A buffer that nothing reads may be infinite.
+    for stage in spec.stages:
+      for _, _, value in _teacher_targets(spec, stage, spec.held_out):
+        _require_teacher(name, not _is_bad(value))
 
 
 def explain(
@@ -31,28 +57,38 @@ def explain(
     rows: `[T, streams, B, ...]`, what the batches were made of, or None.
 
   Raises:
-    UserError: always; it names the batch in which nothing counts, or else the
-      seed and the step.
+    UserError: always; it names the batch in which nothing counts or something
+      is not finite, or what is not finite of the teacher or the student, or
+      else the seed and the step.
   """
   seed, at = int(bad.argmin()), int(bad.min())
-  _check_weights(spec, stage, seed, at, rows)
+  stream = seed % len(spec.keys.data)
+  here = rows
+  if rows is not None:
+    here = jax.tree.map(lambda leaf: leaf[at % len(leaf), stream], rows)
+  batch = jax.jit(spec.batch)(spec.keys.data[stream], at, here)
+  _check_weights(spec, stage, seed, at, batch)
+  for step, tree in _batches(rows, stream, at, batch):
+    _check_batch(step, tree)
+  _check_student(spec)
+  _check_teacher(spec, stage, at, batch)
   good = checkpoints.latest(folder)
-  kept = 'none was saved yet' if good is None else f'checkpoint {good}'
+  kept = 'none was saved yet' if good is None else f'{good} of {folder}'
   raise errors.UserError(
     f'The loss of seed {seed} is not finite at step {at}, in stage '
-    f'{stage.name!r} of {folder}. The last good checkpoint: {kept}. Try a '
-    'smaller optimizer.learning_rate, in another workdir.'
+    f'{stage.name!r}; the batch and the targets are. The last good checkpoint: '
+    f'{kept}. Try a smaller learning rate, in another workdir.'
   )
 
 
 def _check_weights(
-  spec: run_spec.RunSpec, stage: stage_lib.Stage, seed: int, at: int, rows: Any
+  spec: run_spec.RunSpec,
+  stage: stage_lib.Stage,
+  seed: int,
+  at: int,
+  batch: types.Batch,
 ) -> None:
   """Raises UserError if nothing in the batch of a step counts."""
-  stream = seed % len(spec.keys.data)
-  if rows is not None:
-    rows = jax.tree.map(lambda leaf: leaf[at % len(leaf), stream], rows)
-  batch = jax.jit(spec.batch)(spec.keys.data[stream], at, rows)
   found = jax.eval_shape(
     lambda params, x: targets.forward(spec.student.apply, params, x),
     spec.student_shapes,
@@ -67,3 +103,128 @@ def _check_weights(
       'the loss: none was masked, or all weights are 0. Raise batch_size or '
       'data.mask_rate, or mend the weights.',
     )
+
+
+def _batches(
+  rows: Any, stream: int, at: int, batch: types.Batch
+) -> Iterator[tuple[int, Any]]:
+  """The batches of the steps up to `at` that are at hand, with their steps.
+
+  A gradient that is not finite is noticed at the end of its dispatch alone.
+  """
+  if rows is None:
+    yield at, batch
+    return
+  length = len(jax.tree.leaves(rows)[0])
+  for step in range(at - at % length, at + 1):
+    yield step, jax.tree.map(lambda x, i=step % length: x[i, stream], rows)
+
+
+def _check_batch(step: int, batch: Any) -> None:
+  """Raises UserError for an example that counts and is not finite."""
+  counts: Any = True
+  if isinstance(batch, dict) and batch.get('weights') is not None:
+    weights = np.asarray(batch['weights'])
+    counts = (weights.reshape(len(weights), -1) != 0).any(1)
+  for path, leaf in jax.tree.leaves_with_path(batch):
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      continue
+    leaf = np.asarray(leaf, np.float32)
+    bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(1) & counts
+    errors.require(
+      not bad.any(),
+      f'{partition.leaf_name(path)!r} of the batch of step {step} is NaN or '
+      f'infinite in {bad.sum()} of {len(bad)} examples, the first is example '
+      f"{bad.argmax()}. Mend them, or leave them out with 'weights' of 0.",
+    )
+
+
+def _check_student(spec: run_spec.RunSpec) -> None:
+  """Raises UserError for a student that is given and not finite."""
+  name = None if spec.start is None else _not_finite(spec.start)
+  errors.require(
+    name is None,
+    f'The parameter {name!r} of the student is NaN or infinite before '
+    'training. Give finite parameters.',
+  )
+
+
+def _check_teacher(
+  spec: run_spec.RunSpec, stage: stage_lib.Stage, at: int, batch: types.Batch
+) -> None:
+  """Raises UserError if the targets of a step are not finite."""
+  teacher = spec.teacher
+  if teacher is None or not teacher.available or not stage.needs_teacher:
+    return
+  for params, term, value in _teacher_targets(spec, stage, batch):
+    if _is_bad(value):
+      _require_teacher(_not_finite(params), False)
+      raise errors.UserError(
+        f"The teacher's {term.target!r} is NaN or infinite for the batch of "
+        f'step {at}, though its parameters and the batch are finite. Mend the '
+        'teacher, or leave the examples out.'
+      )
+    errors.require(
+      not jnp.isneginf(value).any(),
+      f"The teacher's {term.target!r} is -inf for some classes, which makes "
+      f'the loss of stage {stage.name!r} infinite. The losses kl, '
+      'jensen_shannon and hard_kl allow that of the teacher; or give finite '
+      'logits.',
+    )
+
+
+def _require_teacher(name: str | None, condition: bool) -> None:
+  errors.require(
+    condition or name is None,
+    f'The parameter {name!r} of the teacher is NaN or infinite, and so are its '
+    'activations. Give the teacher finite parameters.',
+  )
+
+
+def _teacher_targets(
+  spec: run_spec.RunSpec, stage: stage_lib.Stage, batch: types.Batch
+) -> Iterator[tuple[types.Params, stage_lib.Term, jax.Array]]:
+  """What the terms of a stage compare with, at the places that count."""
+  if not stage.needs_teacher:
+    return
+  assert spec.teacher is not None
+  params = spec.teacher.at(stage.checkpoint)
+
+  def see(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
+    x = targets.without_dropout(batch['x'])
+    found = targets.forward(spec.teacher_apply, params, x)
+    seen = {}
+    for name, term in stage.teacher_terms.items():
+      shape = found[term.target].shape
+      weights = weights_lib.loss_weights(batch, term, term.target, shape)
+      value = targets.compared(found, x, term.target, term)
+      seen[name] = weights_lib.cleared(value, weights)
+    return seen
+
+  for name, value in jax.jit(see)(params, batch).items():
+    yield params, stage.named_terms[name], value
+
+
+def _is_bad(value: jax.Array) -> bool:
+  """Whether a target is NaN or infinite; -inf is an impossible class."""
+  return bool((jnp.isnan(value) | jnp.isposinf(value)).any())
+
+
+def _not_finite(params: types.Params) -> str | None:
+  """Path of the first array that is not finite, or None."""
+  for path, leaf in jax.tree.leaves_with_path(params):
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+      continue
+    # Numpy compiles nothing; what lies elsewhere is not moved.
+    local = not isinstance(leaf, jax.Array) or all(
+      device.platform == 'cpu' for device in leaf.devices()
+    )
+    library = np if local and _is_whole(leaf) else jnp
+    if not bool(library.isfinite(library.asarray(leaf)).all()):
+      return partition.leaf_name(path)
+  return None
+
+
+def _is_whole(leaf: Any) -> bool:
+  """Whether this process has all of an array."""
+  return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable

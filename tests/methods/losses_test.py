@@ -322,6 +322,25 @@ class ImpossibleClassTest(parameterized.TestCase):
     p = np.eye(4)[teacher.argmax(-1)]
     np.testing.assert_allclose(grad, softmax(student) - p, atol=1e-6)
 
+  def test_jensen_shannon_with_a_class_that_both_exclude(self):
+    student = jnp.array([[1.0, 0.0, -jnp.inf]])
+    teacher = jnp.array([[0.0, 1.0, -jnp.inf]])
+    got = value_and_grads(losses.jensen_shannon, student, teacher)
+    few = value_and_grads(losses.jensen_shannon, student[:, :2], teacher[:, :2])
+    np.testing.assert_allclose(got[1], [[0.0983, -0.0983, 0]], atol=1e-4)
+    for a, b in zip(got, few, strict=True):
+      np.testing.assert_allclose(a[:, :2] if a.ndim > 1 else a, b, atol=1e-6)
+
+  def test_mse_with_a_class_that_both_exclude(self):
+    student = random(0).at[:, 2].set(-jnp.inf)
+    teacher = random(1).at[:, 2].set(-jnp.inf)
+    value, grad, _ = value_and_grads(losses.mse, student, teacher)
+    error = np.where(np.arange(4) == 2, 0, random(0) - random(1))
+    np.testing.assert_allclose(value, np.square(error).mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(grad, error / 2, rtol=1e-5)
+    # Of one alone it is an infinite error, not a NaN.
+    np.testing.assert_array_equal(losses.mse(student, random(1)), np.inf)
+
 
 class HardLabelTest(parameterized.TestCase):
   def test_is_the_kl_to_a_sharp_teacher(self):
@@ -350,10 +369,16 @@ class LogitLossTest(parameterized.TestCase):
     ):
       losses.logit_loss('kll', 1.0, False)
 
-  @parameterized.parameters(0.0, -1.0, float('nan'), float('inf'), '1')
+  @parameterized.parameters(0.0, -1.0, float('nan'), 1e-20, 1e10, '1')
   def test_temperature_must_be_positive(self, temperature):
     with self.assertRaisesRegex(errors.UserError, 'hard_labels=True'):
       losses.logit_loss('kl', temperature, False)
+
+  @parameterized.parameters(0.0, -1.0, float('nan'), 1e-31, 1e10)
+  def test_a_temperature_that_cannot_be_computed(self, temperature):
+    for loss in DIVERGENCES:
+      with self.assertRaisesRegex(errors.UserError, 'must be from 1e-30 to'):
+        loss(random(0), random(1), temperature)
 
   def test_hard_labels_need_no_temperature(self):
     self.assertIs(losses.logit_loss('kl', 0.0, True), losses.hard_kl)

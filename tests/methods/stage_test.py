@@ -60,7 +60,9 @@ class TermTest(parameterized.TestCase):
     self.assertEqual(term.all_tokens, expected)
 
   @parameterized.parameters(
-    (dict(weight=-0.5), 'weight=-0.5: it must be .*finite and not negative'),
+    (dict(weight=-0.5), 'weight=-0.5: it must be 0, a number in .1e-30, 1e'),
+    (dict(weight=1e-50), 'weight=1e-50: it must be'),
+    (dict(weight=1e39), r'weight=1e\+39: it must be'),
     (dict(weight=float('nan')), 'weight=nan'),
     (dict(weight=float('inf')), 'weight=inf'),
     (dict(weight=True), 'weight=True'),
@@ -74,7 +76,8 @@ class TermTest(parameterized.TestCase):
     (dict(student='a', norm='batch'), "norm 'batch'.*none, layer"),
     (dict(student='a', tokens='read'), "tokens 'read'.*all, predicted"),
     (dict(student='a', pool='max'), "pool 'max'.*none, mean, flatten"),
-    (dict(scale=0.0), 'scale=0.0 .*above 0'),
+    (dict(scale=0.0), 'scale=0.0 must be a number in .1e-30'),
+    (dict(scale=1e-50), 'scale=1e-50 must be'),
     (dict(scale=float('inf')), 'scale=inf'),
     (dict(scale=float('nan')), 'scale=nan'),
     (dict(scale='1'), "scale='1' must be"),

@@ -1,10 +1,13 @@
 """Tests of the shapes of a term, and of what does not fit."""
 
+import functools
+
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.models import mlp
@@ -27,6 +30,13 @@ MODELS = (STUDENT.apply, shapes(STUDENT), TEACHER.apply, shapes(TEACHER))
 
 def plan(stage, batch=BATCH, models=MODELS):
   return stage_plan.plan_stage(stage, batch, *models)
+
+
+def models(student, teacher):
+  return student.apply, shapes(student), teacher.apply, shapes(teacher)
+
+
+ONE = models(mlp.MLP((6,), 1), mlp.MLP((16, 12), 1))
 
 
 def raises(fraction):
@@ -111,14 +121,66 @@ class RefusalTest(parameterized.TestCase):
     where = "The weight of 'logits' in stage 's' "
     self.assert_refused(f'{where}.*{message}', stage)
 
+  @parameterized.parameters(
+    (lambda got, want: jnp.argmax(got, -1), 'makes int32 values, which have'),
+    (lambda got, want: got[:, 0] > 0, 'makes bool values'),
+    (lambda got, want: got[:, 0] * 1j, 'makes complex64 values'),
+  )
+  def test_a_loss_of_no_real_numbers(self, loss, message):
+    self.assert_refused(message, single(loss=loss))
+
+  @parameterized.parameters(
+    *('kl', 'reverse_kl', 'jensen_shannon', 'hard_kl', 'cosine'),
+    functools.partial(losses.kl, temperature=1e3),
+    lambda got, want: losses.kl(got, want) + 3,
+  )
+  def test_a_loss_of_one_class_is_constant(self, loss):
+    message = "constant for 'logits' of width 1.*'mse', or outputs of two cl"
+    self.assert_refused(message, single(loss=loss), models=ONE)
+
+  @parameterized.parameters(dict(target='labels'), dict(top_k=1))
+  def test_labels_and_the_largest_of_one_class(self, **fields):
+    self.assert_refused('is constant', single(**fields), models=ONE)
+    plan(single(**fields))
+
+  def test_values_of_width_1_can_teach(self):
+    for loss in ('mse', 'l2', lambda got, want: jnp.abs(got - want)[:, 0]):
+      plan(single(loss=loss), models=ONE)
+
+  @parameterized.parameters(
+    (dict(norm='layer'), "normalizes 'logits' of width 1 by norm='layer'"),
+  )
+  def test_a_target_of_one_value(self, fields, message):
+    self.assert_refused(message, single(loss='mse', **fields), models=ONE)
+
+  def test_a_target_that_is_centered_alone(self):
+    one = {
+      name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)
+      for name, leaf in BATCH.items()
+    }
+    stage = single(loss='mse', centered=True)
+    message = "centers 'logits', of which a batch has one"
+    self.assert_refused(message, stage, batch=one)
+    plan(stage)
+
+  def test_weights_that_are_always_0(self):
+    nothing = Term(weight=lambda t: 0.0 * t)
+    for terms in (nothing, (nothing, Term(target='labels', weight=0.0))):
+      self.assert_refused('from its beginning to its end', Stage('s', 1, terms))
+    plan(Stage('s', 1, (nothing, Term(target='labels'))))
+
+  def test_an_empty_activation(self):
+    apply = lambda params, x: (x @ params, {'none': (x @ params)[:, :0]})
+    models = (apply, jax.ShapeDtypeStruct((8, 3), jnp.float32)) * 2
+    stage = single(student='none', target='none')
+    message = r"'none' of shape \[4, 0\] is empty"
+    self.assert_refused(message, stage, models=models)
+
   def test_an_activation_without_a_width(self):
-    apply = lambda params, x: (x @ params, {'norm': (x @ params).sum(-1)})
-    params = jax.ShapeDtypeStruct((8, 3), jnp.float32)
-    models = (apply, params) * 2
-    stage = single(student='norm', target='norm')
-    self.assert_refused(
-      r"'norm' of shape \(4,\) has no width", stage, models=models
-    )
+    apply = lambda params, x: ((x @ params).sum(-1), {})
+    models = (apply, jax.ShapeDtypeStruct((8, 3), jnp.float32)) * 2
+    message = r"'logits' of shape \(4,\) has no width"
+    self.assert_refused(message, single(), models=models)
 
 
 class SequenceTest(parameterized.TestCase):

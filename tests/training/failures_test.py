@@ -1,5 +1,6 @@
 """Tests of the cause of a loss that is not finite."""
 
+import dataclasses
 import pathlib
 import types
 
@@ -59,7 +60,12 @@ class ExplainTest(parameterized.TestCase):
       apply=networks.sequence_apply,
       init=lambda key, x: networks.sequence_params(3, 1),
     )
-    fields = dict(draw=draw, student=student)
+    teacher = dataclasses.replace(
+      runs.teacher(),
+      apply=networks.sequence_apply,
+      params=networks.sequence_params(3, 0),
+    )
+    fields = dict(draw=draw, student=student, teacher=teacher)
     both = (Term('low', 'low'), runs.LABELS)
     stage = Stage('s', 1, both)
     self.explain('no position that counts', [5, 5], stage, **fields)
@@ -104,3 +110,105 @@ class ExplainTest(parameterized.TestCase):
       rows=rows,
       keys=runs.keys(streams=1),
     )
+
+
+def poisoned(params, name, value=np.nan):
+  """Parameters of a perceptron with one weight that is not finite."""
+  params = jax.tree.map(jnp.array, params)
+  layer = params['params'][name]
+  layer['kernel'] = layer['kernel'].at[0, 0].set(value)
+  return params
+
+
+class CauseTest(parameterized.TestCase):
+  output = Stage('output', 40, Term())
+
+  def explain(self, message, stage=None, rows=None, **fields):
+    stage = stage or self.output
+    spec = runs.spec((stage,), **fields)
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      failures.explain(spec, stage, folder, np.array([6, 9]), rows)
+    self.assertNotIn('smaller', str(caught.exception))
+
+  @parameterized.parameters(np.nan, np.inf)
+  def test_an_example_of_the_batch(self, value):
+    """In the step, or in one before it whose loss was finite yet."""
+    rows = {
+      'x': np.ones((4, 2, runs.SIZE, runs.BITS), np.float32),
+      'weights': np.ones((4, 2, runs.SIZE), np.float32),
+    }
+    rows['x'][5 % 4, 0, 2, 1] = rows['x'][4 % 4, 1] = value
+    rows['x'][4 % 4, 0, 3], rows['weights'][4 % 4, 0, 3] = value, 0
+    host = run_spec.HostData(
+      rows=jax.eval_shape(lambda: jax.tree.map(lambda x: x[0, 0], rows))
+    )
+    draw = lambda key, t, rows: {**runs.draw(key, t), **rows}
+    self.explain(
+      "'x' of the batch of step 5 is NaN .* 1 of 4 examples.* example 2",
+      rows=rows,
+      host=host,
+      draw=draw,
+    )
+
+  def test_a_batch_that_is_drawn(self):
+    def draw(key, t, rows=None):
+      batch = runs.draw(key, t)
+      return {**batch, 'x': jnp.where(t == 6, jnp.nan, batch['x'])}
+
+    self.explain("'x' of the batch of step 6 is .* 4 of 4", draw=draw)
+
+  @parameterized.parameters(('hidden0', np.nan), ('logits', np.inf))
+  def test_the_parameters_of_the_teacher(self, name, value):
+    params = poisoned(runs.teacher_params(), name, value)
+    teacher = dataclasses.replace(runs.teacher(), params=params)
+    message = f"parameter 'params/{name}/kernel' of the teacher is NaN"
+    self.explain(message, teacher=teacher)
+
+  def teacher(self, value):
+    def apply(params, x):
+      logits, seen = runs.TEACHER.apply(params, x)
+      return logits.at[:, 1].set(value), seen
+
+    return dataclasses.replace(runs.teacher(), apply=apply)
+
+  def test_the_output_of_the_teacher(self):
+    message = "teacher's 'logits' is NaN or infinite for the batch of step 6"
+    self.explain(message, teacher=self.teacher(jnp.nan))
+
+  def test_classes_that_the_teacher_excludes(self):
+    message = "teacher's 'logits' is -inf for some classes.*'output' infinite"
+    teacher = self.teacher(-jnp.inf)
+    self.explain(
+      message, Stage('output', 40, Term(loss='mse')), teacher=teacher
+    )
+
+  def test_the_student_that_is_given(self):
+    params = runs.STUDENT.init(jax.random.key(0), jnp.zeros((1, runs.BITS)))
+    start = jax.tree.map(
+      lambda x: jnp.stack([x, x]), poisoned(params, 'logits')
+    )
+    message = "parameter 'params/logits/kernel' of the student is NaN"
+    self.explain(message, start=start)
+    with self.assertRaisesRegex(errors.UserError, message):
+      failures.check_start(runs.spec((self.output,), start=start))
+
+
+class StartTest(parameterized.TestCase):
+  def check(self, stage, params):
+    teacher = dataclasses.replace(runs.teacher(), params=params)
+    failures.check_start(runs.spec((stage,), teacher=teacher))
+
+  def test_finite(self):
+    self.check(Stage('s', 1, Term()), runs.teacher_params())
+
+  def test_a_teacher(self):
+    params = poisoned(runs.teacher_params(), 'hidden0')
+    with self.assertRaisesRegex(errors.UserError, "'params/hidden0/kernel'"):
+      self.check(Stage('s', 1, Term()), params)
+    # Nothing reads it.
+    self.check(Stage('s', 1, runs.LABELS), params)
+
+  def test_what_is_read_alone_counts(self):
+    params = poisoned(runs.teacher_params(), 'logits')
+    self.check(Stage('s', 1, runs.HIDDEN), params)
