@@ -39,6 +39,7 @@ from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import partition
 from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import failures
 from cxjax.training import memory
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
@@ -152,6 +153,7 @@ def distill(
       microbatches=arguments.whole('microbatches', microbatches, 1),
       trainable=trainable,
     )
+    failures.check_start(spec)
     memory.require(spec, plan.planned)
     run = functools.partial(_train, plan, spec, on_record=on_record)
     if workdir is None:
