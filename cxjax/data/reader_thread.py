@@ -38,7 +38,8 @@ class ReaderThread:
     future: futures.Future[Any] = futures.Future()
     self._calls.put((future, fun, args))
     if self._thread is None:
-      context, x64 = contextvars.copy_context(), jax.config.jax_enable_x64
+      context = contextvars.copy_context()
+      x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
       self._thread = threading.Thread(
         target=context.run, args=(self._run, x64), name='reader', daemon=True
       )
