@@ -11,6 +11,7 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import weights as weights_lib
 from cxjax.models import adapters
 
 # By how much the probabilities of a soft label may differ from a sum of 1.
@@ -102,9 +103,14 @@ def _check_probabilities(y: np.ndarray, weights: np.ndarray | None) -> None:
 
 
 def _clear_ignored(batch: types.Batch) -> types.Batch:
-  """Sets labels of weight 0 to class 0: many data sets mark them by -100."""
+  """Sets labels of weight 0 to class 0: many data sets mark them by -100.
+
+  Without weights, those of padding, as the mask of the input says.
+  """
   y, weights = batch.get('y'), batch.get('weights')
-  if not isinstance(y, np.ndarray) or weights is None:
+  if weights is None:
+    weights = weights_lib.token_mask(batch['x'])
+  if not isinstance(y, np.ndarray) or not isinstance(weights, np.ndarray):
     return batch
   if y.shape != weights.shape:
     if y.shape[:-1] != weights.shape:

@@ -1,6 +1,7 @@
 """The cause of a loss that is not finite, in one line."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
@@ -10,12 +11,21 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import partition
 from cxjax.training import checkpoints
 from cxjax.training import run_spec
+
+# Losses for which a teacher may exclude classes.
+EXCLUDING = (
+  losses.kl,
+  losses.jensen_shannon,
+  losses.hard_kl,
+  losses.top_k_kl,
+)
 
 
 def check_start(spec: run_spec.RunSpec) -> None:
@@ -72,6 +82,7 @@ def explain(
     _check_batch(step, tree)
   _check_student(spec)
   _check_teacher(spec, stage, at, batch)
+  _check_outputs(spec, stage, at, batch)
   good = checkpoints.latest(folder)
   kept = 'none was saved yet' if good is None else f'{good} of {folder}'
   raise errors.UserError(
@@ -165,12 +176,53 @@ def _check_teacher(
         'teacher, or leave the examples out.'
       )
     errors.require(
-      not jnp.isneginf(value).any(),
+      getattr(term.loss, 'func', term.loss) in EXCLUDING
+      or not jnp.isneginf(value).any(),
       f"The teacher's {term.target!r} is -inf for some classes, which makes "
       f'the loss of stage {stage.name!r} infinite. The losses kl, '
       'jensen_shannon and hard_kl allow that of the teacher; or give finite '
       'logits.',
     )
+
+
+def _check_outputs(
+  spec: run_spec.RunSpec, stage: stage_lib.Stage, at: int, batch: types.Batch
+) -> None:
+  """Raises UserError if the student that is given has no finite activations."""
+  if spec.start is None:
+    return
+  terms = {name: term.student for name, term in stage.named_terms.items()}
+
+  def see(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
+    x = targets.without_dropout(batch['x'])
+    found = targets.forward(spec.student.apply, params, x)
+    return _counted(found, batch, stage.named_terms, terms)
+
+  for seed in range(spec.num_seeds):
+    params = jax.tree.map(lambda leaf, i=seed: leaf[i], spec.start)
+    for name, value in jax.jit(see)(params, batch).items():
+      errors.require(
+        bool(jnp.isfinite(value).all()),
+        f"The student's {terms[name]!r} is not finite for the batch of step "
+        f'{at}, before any training. Mend the student: a class that it '
+        'excludes by -inf must be one that the teacher excludes as well.',
+      )
+
+
+def _counted(
+  found: targets.Activations,
+  batch: types.Batch,
+  terms: Mapping[str, stage_lib.Term],
+  names: Mapping[str, str],
+) -> dict[str, jax.Array]:
+  """The activation that each term compares, at the places that count."""
+  seen = {}
+  for name, term in terms.items():
+    shape = found[names[name]].shape
+    weights = weights_lib.loss_weights(batch, term, names[name], shape)
+    value = targets.compared(found, batch['x'], names[name], term)
+    seen[name] = weights_lib.cleared(value, weights)
+  return seen
 
 
 def _require_teacher(name: str | None, condition: bool) -> None:
@@ -193,13 +245,8 @@ def _teacher_targets(
   def see(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
     x = targets.without_dropout(batch['x'])
     found = targets.forward(spec.teacher_apply, params, x)
-    seen = {}
-    for name, term in stage.teacher_terms.items():
-      shape = found[term.target].shape
-      weights = weights_lib.loss_weights(batch, term, term.target, shape)
-      value = targets.compared(found, x, term.target, term)
-      seen[name] = weights_lib.cleared(value, weights)
-    return seen
+    names = {name: term.target for name, term in stage.teacher_terms.items()}
+    return _counted(found, batch, stage.teacher_terms, names)
 
   for name, value in jax.jit(see)(params, batch).items():
     yield params, stage.named_terms[name], value

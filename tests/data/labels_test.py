@@ -57,6 +57,14 @@ class LabelsTest(parameterized.TestCase):
     found = user_batches.checked(batch, 3)
     np.testing.assert_array_equal(found['y'], [0, 0, 2, 0])
 
+  def test_labels_of_padding_are_not_read(self):
+    mask = np.array([[True, True], [True, False]])
+    y = np.array([[1, 2], [0, -100]])
+    found = user_batches.checked({'x': {'mask': mask}, 'y': y}, 3)
+    np.testing.assert_array_equal(found['y'], [[1, 2], [0, 0]])
+    with self.assertRaisesRegex(errors.UserError, 'Labels from -100'):
+      user_batches.checked({'x': {'mask': ~mask}, 'y': y}, 3)
+
   def test_placeholders(self):
     np.testing.assert_array_equal(labels.placeholders({'x': X}), [0] * 4)
 

@@ -183,6 +183,19 @@ class CauseTest(parameterized.TestCase):
       message, Stage('output', 40, Term(loss='mse')), teacher=teacher
     )
 
+  def test_a_class_that_the_student_alone_excludes(self):
+    def apply(params, x):
+      logits, seen = runs.STUDENT.apply(params, x)
+      return logits.at[:, 1].set(-jnp.inf), seen
+
+    params = runs.STUDENT.init(jax.random.key(0), jnp.zeros((1, runs.BITS)))
+    start = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    self.explain(
+      "student's 'logits' is not finite for the batch of step 6, before",
+      student=types.SimpleNamespace(apply=apply),
+      start=start,
+    )
+
   def test_the_student_that_is_given(self):
     params = runs.STUDENT.init(jax.random.key(0), jnp.zeros((1, runs.BITS)))
     start = jax.tree.map(
