@@ -110,8 +110,7 @@ def distill(
       'data' without it.
     trainable: pattern of the paths of the parameters that are trained, as
       'block*' or '*/bias': a glob of whole path components, or a regular
-      expression. The others stay exactly as they were; statistics of a student
-      in training mode are none of them.
+      expression. The others stay as they were; batch statistics do not count.
     on_record: called with every record of metrics as it is written, a dict of
       'step', 'stage', 'loss' and, where it was evaluated, 'eval/...'. If it
       raises StopIteration the run ends with the next record, and the students
