@@ -183,6 +183,32 @@ def dtype(name: str, value: Any) -> np.dtype:
   return found
 
 
+def arrays(**values: Any) -> None:
+  """Raises UserError unless all values are arrays of numbers.
+
+  Args:
+    **values: arrays of JAX or numpy, tracers among them, by their names.
+  """
+  for name, value in values.items():
+    errors.require(
+      isinstance(value, jax.Array | np.ndarray)
+      and (value.dtype == bool or jnp.issubdtype(value.dtype, jnp.number)),
+      f'{name}={value!r} must be an array of numbers, of JAX or numpy.',
+    )
+
+
+def equal_shapes(**values: Any) -> None:
+  """Raises UserError unless all values are arrays of one shape."""
+  arrays(**values)
+  found = {name: list(value.shape) for name, value in values.items()}
+  errors.require(
+    len(set(map(str, found.values()))) == 1 and [] not in found.values(),
+    'Shapes must be equal, with one axis at least: '
+    + ', '.join(f'{name} is {shape}' for name, shape in found.items())
+    + '.',
+  )
+
+
 def shapes(name: str, tree: Any) -> Any:
   """Checks a tree of arrays.
 

@@ -117,6 +117,25 @@ class DtypeTest(parameterized.TestCase):
       arguments.dtype('dtype', value)
 
 
+class ArraysTest(parameterized.TestCase):
+  def test_accepts_arrays_and_tracers(self):
+    jax.jit(lambda x: arguments.arrays(x=x))(np.ones(2))
+    arguments.arrays(x=np.ones(2, bool), y=jnp.ones((2, 3)))
+
+  @parameterized.parameters(
+    (None,), (1.0,), ('x',), ([1.0],), (np.array(['x']),), (jax.random.key(0),)
+  )
+  def test_refuses_others(self, value):
+    with self.assertRaisesRegex(errors.UserError, 'x=.* must be an array of n'):
+      arguments.arrays(x=value)
+
+  def test_shapes_are_equal(self):
+    arguments.equal_shapes(student=np.ones(2), teacher=np.zeros(2))
+    message = r'student is \[2\], teacher is \[2, 1\]'
+    with self.assertRaisesRegex(errors.UserError, message):
+      arguments.equal_shapes(student=np.ones(2), teacher=np.ones((2, 1)))
+
+
 class ShapesTest(parameterized.TestCase):
   def test_are_those_of_the_leaves(self):
     found = arguments.shapes('x', {'a': np.ones((2, 3)), 'b': 1.0})

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax import arguments
 from cxjax import deprecation
+from cxjax import errors
 from cxjax import types
 
 
@@ -71,6 +73,12 @@ def cka(x: jax.Array, y: jax.Array) -> jax.Array:
   References:
     Kornblith et al., 2019. https://arxiv.org/abs/1905.00414, section 3.
   """
+  arguments.arrays(x=x, y=y)
+  errors.require(
+    x.ndim == y.ndim == 2 and len(x) == len(y),
+    f'x is {list(x.shape)} and y {list(y.shape)}: both must be [N, width], of '
+    'the same N examples.',
+  )
   x, y = (a - a.mean(0, keepdims=True) for a in (x, y))
   norm = lambda a, b: jnp.linalg.norm(a.T @ b)
   return jnp.square(norm(x, y)) / (norm(x, x) * norm(y, y))

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import functools
 import numbers
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import registration
 from cxjax import types
@@ -36,7 +36,12 @@ def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
   Returns:
     `[...]` loss per example, in nats.
   """
-  chex.assert_equal_shape_prefix([student, labels], labels.ndim)
+  arguments.arrays(student=student, labels=labels)
+  errors.require(
+    labels.shape in (student.shape[:-1], student.shape),
+    f'labels of shape {list(labels.shape)} do not fit logits of '
+    f'{list(student.shape)}: give one class for each, or one probability.',
+  )
   log_q = jax.nn.log_softmax(student.astype(jnp.float32))
   if labels.ndim == student.ndim:
     p = labels.astype(jnp.float32)
@@ -90,7 +95,7 @@ def kl(
   References:
     Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531, section 2.
   """
-  chex.assert_equal_shape([student, teacher])
+  arguments.equal_shapes(student=student, teacher=teacher)
   student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
   if _is_high(temperature):
     return high_temperature.kl(student, teacher, temperature)
@@ -140,7 +145,7 @@ def jensen_shannon(
     Lin, 1991. Divergence measures based on the Shannon entropy.
     Agarwal et al., 2023. https://arxiv.org/abs/2306.13649, section 2.
   """
-  chex.assert_equal_shape([student, teacher])
+  arguments.equal_shapes(student=student, teacher=teacher)
   student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
   if _is_high(temperature):
     return high_temperature.jensen_shannon(student, teacher, temperature)
@@ -172,7 +177,7 @@ def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
   References:
     Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 3.
   """
-  chex.assert_equal_shape([student, teacher])
+  arguments.equal_shapes(student=student, teacher=teacher)
   log_q = jax.nn.log_softmax(student.astype(jnp.float32))
   best = teacher == jnp.max(teacher, axis=-1, keepdims=True)
   log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True))
@@ -191,7 +196,7 @@ def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
     `[...]` mean over all classes, in squared logits; infinite where one of the
     two alone excludes a class.
   """
-  chex.assert_equal_shape([student, teacher])
+  arguments.equal_shapes(student=student, teacher=teacher)
   student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
   excluded = jnp.maximum(student, teacher) == -jnp.inf
   # Both sides are masked: the difference of infinities is a NaN.
@@ -210,7 +215,7 @@ def l2(student: jax.Array, target: jax.Array) -> jax.Array:
   Returns:
     `[...]` sum over the width, in squared activations.
   """
-  chex.assert_equal_shape([student, target])
+  arguments.equal_shapes(student=student, target=target)
   error = student.astype(jnp.float32) - target.astype(jnp.float32)
   return jnp.sum(jnp.square(error), axis=-1)
 
@@ -228,7 +233,7 @@ def cosine(student: jax.Array, target: jax.Array) -> jax.Array:
   References:
     Sanh et al., 2019. https://arxiv.org/abs/1910.01108, section 2.
   """
-  chex.assert_equal_shape([student, target])
+  arguments.equal_shapes(student=student, target=target)
 
   def unit(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)

@@ -127,7 +127,6 @@ def random_projection(
     return draw(key, d_in, d_out)
 
 
-@jax.jit
 def project(x: jax.Array, matrix: jax.Array) -> jax.Array:
   """Projects activations, `x P`; constant to the gradient in both.
 
@@ -138,4 +137,15 @@ def project(x: jax.Array, matrix: jax.Array) -> jax.Array:
   Returns:
     `[..., d_out]`, with `E |x P|^2 = |x|^2` over the draw of `P`.
   """
+  arguments.arrays(x=x, matrix=matrix)
+  errors.require(
+    matrix.ndim == 2 and x.shape[-1] == matrix.shape[0],
+    f'x of shape {list(x.shape)} and a matrix of {list(matrix.shape)}: the '
+    'last axis of x must be the first of the matrix.',
+  )
+  return _project(x, matrix)
+
+
+@jax.jit
+def _project(x: jax.Array, matrix: jax.Array) -> jax.Array:
   return jax.lax.stop_gradient(x) @ jax.lax.stop_gradient(matrix)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
+import operator
+import re
 from typing import Any
 
 import jax
@@ -305,10 +307,25 @@ def declare(
   if partition_rules is None:
     partition_rules = abilities.partition_rules
   else:
-    partition_rules = tuple(partition_rules)
+    partition_rules = _checked_rules(partition_rules)
   return dataclasses.replace(
     abilities, partition_rules=partition_rules, head=False
   )
+
+
+def _checked_rules(rules: Any) -> base.PartitionRules:
+  """Pairs of a regular expression and an axis, or one line."""
+  try:
+    pairs = tuple((pattern, axis) for pattern, axis in rules)
+    for pattern, axis in pairs:
+      re.compile(pattern)
+      operator.index(0 if axis is None else axis)
+  except Exception as error:
+    raise errors.UserError(
+      f'partition_rules={rules!r} must be pairs of a regular expression and an '
+      f"axis or None, as (('kernel$', 1),): {modes.reason(error)}."
+    ) from error
+  return pairs
 
 
 def first(params: Any) -> Any:

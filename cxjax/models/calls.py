@@ -11,12 +11,20 @@ from typing import TypeAlias
 from flax import traverse_util
 import jax
 
+from cxjax import arguments as arguments_lib
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import targets as targets_lib
 
 # `(module, x, **kwargs) -> output`.
 Call: TypeAlias = Callable[..., Any]
+
+
+def chosen(own: Call | None) -> Call:
+  """The call of the user, or else the usual one."""
+  if own is None:
+    return call
+  return arguments_lib.function('call', own, 'lambda module, x: module(x)')
 
 
 def call(module: Any, x: types.Input, **kwargs: Any) -> Any:

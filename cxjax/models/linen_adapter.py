@@ -83,7 +83,7 @@ def from_linen(
     split = [_split(each) for each in sets]
   else:
     split = [(each, {}) for each in sets]
-  run = _Run(module, output, call or calls.call)
+  run = _Run(module, output, calls.chosen(call))
   constant = split[0][1]
   declared: dict[str, Any] = {
     'abilities': adapters.declare(module, partition_rules),

@@ -83,7 +83,7 @@ def from_nnx(
     )
   rebuild = functools.partial(_rebuilt, *_split(first))
   graph = _eval_graph(first) if active else None
-  run = functools.partial(_run, call or calls.call, output)
+  run = functools.partial(_run, calls.chosen(call), output)
 
   def apply(params: types.Params, x: types.Input) -> Any:
     module = rebuild(params, graph)
