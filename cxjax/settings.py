@@ -72,6 +72,20 @@ def fixed() -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def own() -> Iterator[None]:
+  """`fixed`, and no mesh of the caller in force; for what runs on its own mesh.
+
+  Not under `jax.jit`, which has the mesh that it was called with.
+
+  Yields:
+    Nothing.
+  """
+  none = jax.sharding.Mesh(np.empty((), dtype=object), ())
+  with fixed(), jax.set_mesh(none):
+    yield
+
+
 def recorded() -> dict[str, Any]:
   """Settings in force that change results and are not JAX's defaults."""
   found = {}

@@ -14,6 +14,7 @@ from cxjax import errors
 from cxjax import settings
 from cxjax import types
 from cxjax.api import mode_warnings
+from cxjax.api import placement
 from cxjax.data import labels
 from cxjax.data import user_batches
 from cxjax.methods import curricula
@@ -96,7 +97,7 @@ def _models(
   )
 
 
-@settings.fixed()
+@settings.own()
 def plan(
   teacher: adapters.ModelAdapter,
   student: adapters.ModelAdapter,
@@ -156,6 +157,8 @@ def plan(
   batch = user_batches.arrays(user_batches.to_batch(x))
   batch = arguments.shapes('The example of a batch', batch)
   user_batches.check_example(batch)
+  teacher = placement.received(teacher, 'teacher')
+  student = placement.received(student, 'student')
   for role, model in (('teacher', teacher), ('student', student)):
     adapters.outputs(model, batch['x'], role)
   errors.require(

@@ -104,7 +104,7 @@ class Experiment:
     return mesh_lib.abstract(tree, mesh, mesh_lib.REPLICATED)
 
 
-@settings.fixed()
+@settings.own()
 def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   """Reads the data of a config.
 
@@ -371,7 +371,7 @@ def abstract_teacher(
   )
 
 
-@settings.fixed()
+@settings.own()
 def abstract_specs(
   config: Config, names: Sequence[str], devices: Sequence[Any]
 ) -> Mapping[str, run_spec.RunSpec]:

@@ -50,7 +50,7 @@ def _reopen(
   return experiment, files.read_json(folder / 'summary.json')
 
 
-@settings.fixed()
+@settings.own()
 def load(
   config: Config, workdir: pathlib.Path
 ) -> tuple[Config, teacher_lib.Teacher]:
@@ -72,7 +72,7 @@ def load(
   return experiment.config, teacher
 
 
-@settings.fixed()
+@settings.own()
 def load_students(
   config: Config, workdir: pathlib.Path, method: str, *, best: bool = False
 ) -> tuple[Any, types.Params]:
@@ -105,7 +105,7 @@ def load_students(
   return student, found['params']
 
 
-@settings.fixed()
+@settings.own()
 def run(
   config: Config,
   workdir: pathlib.Path,
@@ -155,7 +155,7 @@ def _run(
   return teachers.finish(config.method, spec, folder, on_record)
 
 
-@settings.fixed()
+@settings.own()
 def compare(
   config: Config, names: Sequence[str], workdir: pathlib.Path
 ) -> list[summary_lib.Summary]:

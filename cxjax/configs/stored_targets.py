@@ -22,7 +22,7 @@ from cxjax.training import teacher as teacher_lib
 Config: TypeAlias = ml_collections.ConfigDict
 
 
-@settings.fixed()
+@settings.own()
 def cache_targets(
   config: Config, workdir: pathlib.Path, folder: pathlib.Path
 ) -> dict[str, Any]:

@@ -12,6 +12,7 @@ References:
 """
 
 from collections.abc import Callable
+from typing import Any
 from typing import TypeAlias
 
 import jax
@@ -107,7 +108,7 @@ def random_projection(
   References:
     Achlioptas. "Database-friendly random projections", 2003.
   """
-  kind = getattr(key, 'dtype', None)
+  kind: Any = getattr(key, 'dtype', None)
   errors.require(
     jnp.issubdtype(kind, jax.dtypes.prng_key) or kind == jnp.uint32,
     f'key={key!r} must be one PRNG key, as jax.random.key(0).',

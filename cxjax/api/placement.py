@@ -1,0 +1,158 @@
+"""Parameters as a user has them: on any devices, and in any dtype.
+
+`plan` receives them and `distill` places them, so that nothing else has to know
+where they came from.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+from typing import TypeVar
+
+from absl import logging
+import jax
+from jax.sharding import AxisType
+from jax.sharding import NamedSharding
+import numpy as np
+
+from cxjax import arguments
+from cxjax import errors
+from cxjax.models import adapters
+from cxjax.models import base as models
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import partition
+from cxjax.training import run_spec
+
+MESH = (*mesh_lib.AXES, 'student', 'teacher')
+Plan = TypeVar('Plan', bound=Any)
+
+
+def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
+  """The model with parameters that any program of JAX takes.
+
+  Arrays of numpy get the byte order of the machine. Explicit axes of a mesh
+  become automatic, which moves nothing.
+
+  Args:
+    model: the teacher or the student.
+    role: 'teacher' or 'student', for messages.
+
+  Returns:
+    The model.
+
+  Raises:
+    UserError: an array was deleted, as by a step that donates it.
+  """
+  if not isinstance(model, adapters.ModelAdapter):
+    return model  # `plan` says what it must be.
+  double = []
+
+  def one(path: Any, leaf: Any) -> Any:
+    name = partition.leaf_name(path)
+    _require_alive(leaf, name, role)
+    if type(leaf) is np.ndarray and not leaf.dtype.isnative:
+      leaf = leaf.astype(leaf.dtype.newbyteorder('='))
+    if str(getattr(leaf, 'dtype', '')) in ('float64', 'complex128'):
+      double.append(name)
+    if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+      return jax.device_put(leaf, _automatic(leaf.sharding))
+    return leaf
+
+  params = jax.tree.map_with_path(one, model.params)
+  if double and not getattr(jax.config, 'jax_enable_x64', False):
+    logging.warning(
+      'The %s has %d float64 parameters, as %s, which are rounded to float32. '
+      "For float64 set jax.config.update('jax_enable_x64', True).",
+      role,
+      len(double),
+      double[0],
+    )
+  return dataclasses.replace(model, params=params)
+
+
+def layout(plan: Any, mesh: Mapping[str, Any] | None) -> run_spec.Layout:
+  """Mesh and shardings of a run; nothing is left unsharded silently.
+
+  Args:
+    plan: of `cxjax.plan`.
+    mesh: the argument of `distill`.
+
+  Returns:
+    The layout.
+
+  Raises:
+    UserError: an unknown name, or sizes that do not fit the devices.
+  """
+  mesh = {} if mesh is None else arguments.mapping('mesh', mesh, "{'data': 8}")
+  for name in mesh:
+    errors.lookup('mesh', name, dict.fromkeys(MESH))
+  sizes = {'data': -1, 'student': 'fsdp', 'teacher': 'fsdp', **mesh}
+  batch_size = jax.tree.leaves(plan.batch)[0].shape[0]
+  devices = mesh_lib.make(sizes, batch_size)
+  shardings = {}
+  for role, model in (('student', plan.student), ('teacher', plan.teacher)):
+    mode = sizes[role]
+    rules = model.abilities.partition_rules
+    if mode == 'tensor' and devices.shape[partition.MODEL] > 1:
+      purpose = f"mesh={{'{role}': 'tensor'}}"
+      rules = models.require(model, 'partition_rules', purpose)
+    shardings[role] = partition.ParameterSharding(mode, rules or ())
+    left = partition.unmatched(model.one, shardings[role])
+    if left and devices.shape[partition.MODEL] > 1:
+      logging.warning(
+        'The %s has %d parameters that match no partition rule; each device '
+        'holds them whole: %s.',
+        role,
+        len(left),
+        ', '.join(left[:5]) + (', ...' if len(left) > 5 else ''),
+      )
+  return run_spec.Layout(devices, shardings['student'], shardings['teacher'])
+
+
+def placed(plan: Plan, layout: run_spec.Layout) -> Plan:
+  """The plan with its parameters on the devices of a run.
+
+  Only parameters that are bound to devices move here. Those of numpy, or on the
+  default device, go where the run computes.
+
+  Args:
+    plan: of `cxjax.plan`.
+    layout: of the run.
+
+  Returns:
+    The plan.
+
+  Raises:
+    UserError: an array was deleted.
+  """
+  moved = {}
+  shardings = {'teacher': layout.teacher, 'student': layout.student}
+  for role, sharding in shardings.items():
+    model = getattr(plan, role)
+    leaves = jax.tree.leaves_with_path(model.params)
+    for path, leaf in leaves:
+      _require_alive(leaf, partition.leaf_name(path), role)
+    if any(getattr(leaf, 'committed', False) for _, leaf in leaves):
+      place = lambda tree, how=sharding: mesh_lib.place(tree, layout.mesh, how)
+      params = model.params
+      params = [place(p) for p in params] if model.several else place(params)
+      moved[role] = dataclasses.replace(model, params=params)
+  return dataclasses.replace(plan, **moved)
+
+
+def _require_alive(leaf: Any, name: str, role: str) -> None:
+  errors.require(
+    not (isinstance(leaf, jax.Array) and leaf.is_deleted()),
+    f'The parameter {name!r} of the {role} was deleted, as by a step that '
+    'donates its arguments. Give a copy that was made before.',
+  )
+
+
+def _automatic(sharding: NamedSharding) -> NamedSharding:
+  """The same sharding on a mesh whose axes are automatic."""
+  mesh = sharding.mesh
+  kinds = (AxisType.Auto,) * len(mesh.axis_names)
+  if not isinstance(mesh, jax.sharding.Mesh) or mesh.axis_types == kinds:
+    return sharding
+  mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+  return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)

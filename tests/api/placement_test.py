@@ -1,0 +1,97 @@
+"""Parameters on any devices, and meshes of the user."""
+
+from unittest import mock
+
+from absl import logging
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+import cxjax
+from cxjax import errors
+from small_networks import X
+from small_networks import Y
+from small_networks import parameters
+from small_networks import two_layers
+
+
+def on_mesh(params):
+  """Sharded by explicit axes over the mesh of a user."""
+  mesh = jax.make_mesh((len(jax.devices()),), ('mine',))
+  sharding = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
+
+
+def mixed(params):
+  """Each leaf committed to another device."""
+  leaves, structure = jax.tree.flatten(params)
+  devices = jax.devices()
+  return structure.unflatten(
+    jax.device_put(leaf, devices[-i % len(devices)])
+    for i, leaf in enumerate(leaves)
+  )
+
+
+def deleted(params):
+  params = jax.tree.map(jnp.array, params)
+  jax.tree.leaves(params)[0].delete()
+  return params
+
+
+def make(teacher, student):
+  return cxjax.plan(
+    cxjax.from_fn(two_layers, teacher),
+    cxjax.from_fn(two_layers, student),
+    (X, Y),
+    num_steps=2,
+    layers=(),
+  )
+
+
+def run(teacher, student):
+  plan = make(teacher, student)
+  return cxjax.distill(plan, [(X, Y)], held_out=(X, Y))[0]
+
+
+class PlacementTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.params = [jax.tree.map(np.asarray, parameters(seed)) for seed in (0, 1)]
+    cls.want = run(*cls.params)
+
+  @parameterized.parameters(on_mesh, mixed)
+  def test_parameters_on_devices_of_the_user(self, put):
+    got = run(*map(put, self.params))
+    jax.tree.map(np.testing.assert_array_equal, got, self.want)
+
+  def test_a_mesh_of_the_user_in_force(self):
+    mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+      got = run(*self.params)
+    jax.tree.map(np.testing.assert_array_equal, got, self.want)
+
+  def test_byte_order_and_double_precision(self):
+    other = jax.tree.map(lambda leaf: leaf.astype('>f8'), self.params[1])
+    with mock.patch.object(logging, 'warning') as warning:
+      plan = make(self.params[0], other)
+    self.assertIn('float64', str(warning.call_args))
+    for leaf in jax.tree.leaves(plan.student.params):
+      self.assertTrue(leaf.dtype.isnative)
+
+  def test_deleted_parameters_are_named(self):
+    with self.assertRaisesRegex(errors.UserError, 'student was deleted'):
+      make(self.params[0], deleted(self.params[1]))
+    alive = jax.tree.map(jnp.array, self.params[0])
+    plan = make(alive, self.params[1])
+    jax.tree.leaves(alive)[0].delete()
+    with self.assertRaisesRegex(errors.UserError, 'teacher was deleted'):
+      cxjax.distill(plan, [(X, Y)])
+
+
+if __name__ == '__main__':
+  absltest.main()
