@@ -78,17 +78,21 @@ def explain(
     here = jax.tree.map(lambda leaf: leaf[at % len(leaf), stream], rows)
   batch = jax.jit(spec.batch)(spec.keys.data[stream], at, here)
   _check_weights(spec, stage, seed, at, batch)
-  for step, tree in _batches(rows, stream, at, batch):
-    _check_batch(step, tree)
-  _check_student(spec)
-  _check_teacher(spec, stage, at, batch)
-  _check_outputs(spec, stage, at, batch)
+  loss = (
+    f'The loss of seed {seed} is not finite at step {at}, in stage '
+    f'{stage.name!r}'
+  )
+  with errors.about(loss):
+    for step, tree in _batches(rows, stream, at, batch):
+      _check_batch(step, tree)
+    _check_student(spec)
+    _check_teacher(spec, stage, at, batch)
+    _check_outputs(spec, stage, at, batch)
   good = checkpoints.latest(folder)
   kept = 'none was saved yet' if good is None else f'{good} of {folder}'
   raise errors.UserError(
-    f'The loss of seed {seed} is not finite at step {at}, in stage '
-    f'{stage.name!r}; the batch and the targets are. The last good checkpoint: '
-    f'{kept}. Try a smaller learning rate, in another workdir.'
+    f'{loss}; the batch and the targets are. The last good checkpoint: {kept}. '
+    'Try a smaller learning rate, in another workdir.'
   )
 
 

@@ -652,8 +652,8 @@ class FailureTest(TestCase):
 
     with mock.patch.object(compiled_steps.CompiledSteps, 'advance', note):
       self.failed(
-        "seed 0 is not finite at step 9, in stage 'labels' of .*run. The last "
-        'good checkpoint: checkpoint 8',
+        "seed 0 is not finite at step 9, in stage 'labels': 'x' of the batch "
+        'of step 9 is NaN',
         folder,
         draw=poison(9),
       )
@@ -673,11 +673,11 @@ class FailureTest(TestCase):
     )
 
   def test_before_the_first_checkpoint(self):
-    self.failed('step 2, .*none was saved yet', self.folder(), draw=poison(2))
+    self.failed('step 2, .*of step 2 is NaN', self.folder(), draw=poison(2))
 
   def test_a_rate_that_is_too_high(self):
     self.failed(
-      'smaller optimizer.learning_rate',
+      'none was saved yet. Try a smaller learning rate',
       self.folder(),
       optimizer=functools.partial(runs.adam, name='sgd', learning_rate=1e38),
     )
