@@ -4,7 +4,6 @@ What `launch.py` runs from a config runs here from arguments: the same stages,
 the same step, the same loop.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ import pathlib
 import tempfile
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import optax
@@ -27,6 +25,7 @@ from cxjax import errors
 from cxjax import settings
 from cxjax import types
 from cxjax.api import held_out as held_out_lib
+from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.api import run_identity
 from cxjax.data import conform
@@ -35,9 +34,7 @@ from cxjax.data import loader
 from cxjax.data import user_batches
 from cxjax.data import user_loader
 from cxjax.models import adapters
-from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
-from cxjax.parallel import partition
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import failures
 from cxjax.training import memory
@@ -50,10 +47,9 @@ from cxjax.training import trainer
 # Bytes of the batches that lie on the devices at once.
 AHEAD = 64e6
 RATE = arguments.Range(0, ends=(False, False))
-MESH = (*mesh_lib.AXES, 'student', 'teacher')
 
 
-@settings.fixed()
+@settings.own()
 def distill(
   plan: plan_lib.Plan,
   batches: Iterable[Any],
@@ -62,6 +58,7 @@ def distill(
   last_batch: str = 'error',
   optimizer: optax.GradientTransformation | None = None,
   learning_rate: float = 1e-3,
+  restart_schedule: bool = True,
   seed: int = 0,
   workdir: str | pathlib.Path | None = None,
   save_every: int | None = None,
@@ -89,9 +86,15 @@ def distill(
     last_batch: what to do with a batch that has fewer examples than that of the
       plan: 'error' ends the run; 'drop' leaves it out; 'pad' repeats examples
       with weight 0, so that each loss is the mean of the real ones.
-    optimizer: of optax; its state begins afresh with every stage. Without it
-      Adam, with a cosine schedule over each stage.
-    learning_rate: of that schedule, at its peak.
+    optimizer: of optax. It sees the tree of the student's parameters, with None
+      for those that a stage does not train; regressors have a state of their
+      own. Its update gets `value`, `grad` and `value_fn` if it asks. Students
+      are evaluated and returned as lookahead, schedule_free and sam evaluate
+      them. Without it Adam, with a cosine schedule over each stage.
+    learning_rate: of that schedule, at its peak; only without `optimizer`.
+    restart_schedule: whether each stage begins with a fresh optimizer. If
+      False, its state, the count of steps in it, goes on for the parameters
+      that a stage and the one before it train: a schedule spans the stages.
     seed: of the random projections and regressors.
     workdir: keeps checkpoints, metrics and events for TensorBoard there; the
       same call resumes from the last checkpoint. Without it nothing is kept.
@@ -129,7 +132,7 @@ def distill(
       a loss that is not finite, or a workdir of another run.
     Stopped: the process was asked to stop; with a workdir the run is saved.
   """
-  _check(plan, optimizer, on_record, trainable, workdir)
+  _check(plan, on_record, trainable, workdir)
   errors.require(
     metrics is None or isinstance(metrics, Mapping | tuple | list),
     f"metrics={metrics!r} must be names, as ('accuracy',), or a dict of "
@@ -139,17 +142,22 @@ def distill(
   lengths = tuple(map(_steps, names, (log_every, save_every, eval_every)))
   seed = arguments.whole('seed', seed, 0, 2**32 - 1)
   learning_rate = _rate(learning_rate)
+  optimizers.check(optimizer, learning_rate)
+  restart = arguments.flag('restart_schedule', restart_schedule)
   errors.lookup('last_batch', last_batch, dict.fromkeys(conform.LAST_BATCH))
   if last_batch == 'pad':
     plan = _weighted(plan)
+  layout = placement.layout(plan, mesh)
+  plan = placement.placed(plan, layout)
   with user_loader.UserLoader(batches) as user:
     evaluation = _evaluation(plan, batches, user, held_out, metrics)
     loop = _loop(plan, workdir, lengths, keep_best)
-    layout = _layout(plan, mesh)
     spec = _spec(plan, (user, last_batch), evaluation, loop, layout, seed)
     spec = dataclasses.replace(
       spec,
-      optimizer=_optimizer(optimizer, learning_rate),
+      optimizer=optimizers.of_distill(optimizer, learning_rate),
+      restart_schedule=restart,
+      carry_state=not restart,
       microbatches=arguments.whole('microbatches', microbatches, 1),
       trainable=trainable,
     )
@@ -242,7 +250,6 @@ def _train(
 
 def _check(
   plan: Any,
-  optimizer: Any,
   on_record: Any,
   trainable: Any,
   workdir: Any,
@@ -252,10 +259,6 @@ def _check(
     isinstance(plan, plan_lib.Plan),
     f'The plan is a {type(plan).__name__}: make one with cxjax.plan(teacher, '
     'student, example, num_steps=...).',
-  )
-  errors.require(
-    optimizer is None or hasattr(optimizer, 'update'),
-    f'optimizer={optimizer!r} must be one of optax, as optax.adam(1e-3).',
   )
   if on_record is not None:
     arguments.function('on_record', on_record, 'print')
@@ -305,36 +308,6 @@ def _loop(
   )
 
 
-def _layout(
-  plan: plan_lib.Plan, mesh: Mapping[str, Any] | None
-) -> run_spec.Layout:
-  """Where the arrays lie; nothing is left unsharded silently."""
-  mesh = {} if mesh is None else arguments.mapping('mesh', mesh, "{'data': 8}")
-  for name in mesh:
-    errors.lookup('mesh', name, dict.fromkeys(MESH))
-  sizes = {'data': -1, 'student': 'fsdp', 'teacher': 'fsdp', **mesh}
-  batch_size = jax.tree.leaves(plan.batch)[0].shape[0]
-  devices = mesh_lib.make(sizes, batch_size)
-  shardings = {}
-  for role, model in (('student', plan.student), ('teacher', plan.teacher)):
-    mode = sizes[role]
-    rules = model.abilities.partition_rules
-    if mode == 'tensor' and devices.shape[partition.MODEL] > 1:
-      purpose = f"mesh={{'{role}': 'tensor'}}"
-      rules = models.require(model, 'partition_rules', purpose)
-    shardings[role] = partition.ParameterSharding(mode, rules or ())
-    left = partition.unmatched(model.one, shardings[role])
-    if left and devices.shape[partition.MODEL] > 1:
-      logging.warning(
-        'The %s has %d parameters that match no partition rule; each device '
-        'holds them whole: %s.',
-        role,
-        len(left),
-        ', '.join(left[:5]) + (', ...' if len(left) > 5 else ''),
-      )
-  return run_spec.Layout(devices, shardings['student'], shardings['teacher'])
-
-
 def _spec(
   plan: plan_lib.Plan,
   batches: tuple[user_loader.UserLoader, str],
@@ -378,7 +351,7 @@ def _spec(
     held_out=held_out,
     keys=run_spec.Keys(stage_keys, data_keys, stage_keys),
     batch_size=jax.tree.leaves(shapes)[0].shape[0],
-    optimizer=_optimizer(None, 1e-3),
+    optimizer=optimizers.of_distill(None, 1e-3),
     metrics=evaluation.metrics,
     primary=next(iter(evaluation.metrics)),
     teacher_metrics=metrics_lib.resolve(teacher_metrics),
@@ -386,13 +359,3 @@ def _spec(
     loop=loop,
     lookahead=1,
   )
-
-
-def _optimizer(
-  optimizer: optax.GradientTransformation | None, learning_rate: float
-) -> Callable[..., optax.GradientTransformation]:
-  if optimizer is not None:
-    return lambda length=1, offset=0: optimizer
-  config = optimizers.default()
-  config.learning_rate, config.schedule = learning_rate, 'cosine'
-  return functools.partial(optimizers.make, config)

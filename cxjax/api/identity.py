@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
+from cxjax.methods import optax_adapter
 
 LENGTH = 16  # Hexadecimal digits of a digest.
 UNHASHABLE = 'unhashable'
@@ -87,29 +88,33 @@ def function_digest(fun: Callable[..., Any], *shapes: Any) -> str:
     return _warn(f'the function {name}', error)
 
 
-def optimizer_digest(tx: Any, params: Any, **extra: Any) -> str:
+def optimizer_digest(tx: Any, params: Any) -> str:
   """Digest of an optimizer: its initial state and its update.
 
   Args:
     tx: an optax transformation.
-    params: the parameters that it updates, or their shapes.
-    **extra: other arguments of its update, as `value`: arrays, their shapes, or
-      functions.
+    params: the parameters that it updates, or their shapes; None for those that
+      it does not see.
 
   Returns:
     16 hexadecimal digits; or a text that begins with 'unhashable', after a
-    warning, as of `function_digest`.
+    warning, as of `function_digest`, or because it cannot train them.
   """
-  traced = {k: v for k, v in extra.items() if not callable(v)}
-  fixed = {k: v for k, v in extra.items() if callable(v)}
+  try:
+    adapter = optax_adapter.adapt(tx, params)
+  except errors.UserError as error:
+    return _warn('the optimizer', _Unhashable(str(error)))
+  square = lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+  loss = lambda tree: sum(map(square, jax.tree.leaves(tree)), jnp.zeros(()))
 
-  def update(updates: Any, state: Any, params: Any, traced: Any) -> Any:
-    return tx.update(updates, state, params, **traced, **fixed)
+  def update(grads: Any, state: Any, params: Any, value: jax.Array) -> Any:
+    return adapter.update(grads, state, params, None, params, value, loss)
 
   try:
-    init = _function(tx.init, (params,))
-    state = jax.eval_shape(tx.init, params)
-    return _join(init, _function(update, (params, state, params, traced)))
+    init = _function(adapter.init, (params,))
+    state = jax.eval_shape(adapter.init, params)
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+    return _join(init, _function(update, (params, state, params, value)))
   except _Unhashable as error:
     return _warn('the optimizer', error)
 

@@ -61,6 +61,7 @@ def describe(
       spec.optimizer(), _trained(spec.student_shapes)
     ),
     'learning_rate': learning_rate,
+    'restart_schedule': spec.restart_schedule,
     'metrics': _metrics(plan, spec),
     'held_out': identity.tree_digest(jax.device_get(spec.held_out)),
     'trainable': spec.trainable,

@@ -1,6 +1,7 @@
 """Optax optimizers by name."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -28,6 +29,8 @@ SCHEDULES: dict[str, Callable[[float, Any], optax.Schedule]] = {
   'linear': lambda peak, span: optax.linear_schedule(peak, 0.0, span),
 }
 
+RATE = 1e-3  # Of the default optimizer.
+
 OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
   'sgd': lambda rate, c: optax.sgd(rate, momentum=c.momentum or None),
   'adam': lambda rate, c: optax.adam(rate, b1=c.b1, b2=c.b2),
@@ -42,7 +45,7 @@ def default() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       name='adam',  # sgd, adam, adamw
-      learning_rate=1e-3,  # Peak of the schedule.
+      learning_rate=RATE,  # Peak of the schedule.
       schedule='constant',  # constant, cosine, linear
       warmup=0.0,  # Share of the schedule in which the rate rises from 0.
       restart_schedule=True,  # At each stage; else one schedule for the run.
@@ -81,3 +84,41 @@ def make(
     return optimizer.Elementwise(*build(peak, config))
   scheduled = lambda count: rate((count + offset) / length)
   return optimizer.Elementwise(*build(scheduled, config))
+
+
+def of_distill(
+  tx: optax.GradientTransformation | None, learning_rate: float
+) -> Callable[..., optax.GradientTransformation]:
+  """`RunSpec.optimizer` of a user's optimizer; without it Adam on a cosine."""
+  if tx is not None:
+    return lambda length=1, offset=0: tx
+  config = default()
+  config.learning_rate, config.schedule = learning_rate, 'cosine'
+  return functools.partial(make, config)
+
+
+def check(tx: Any, learning_rate: float) -> None:
+  """Checks a user's optimizer; None is the default one.
+
+  Args:
+    tx: the optimizer.
+    learning_rate: of the default optimizer.
+
+  Raises:
+    UserError: `tx` is no optimizer of optax, or one that was not called yet; or
+      `learning_rate` is not the default, so that it would be ignored.
+  """
+  if tx is None:
+    return
+  functions = [getattr(tx, name, None) for name in ('init', 'update')]
+  text = ' '.join(repr(tx).split())[:100]
+  errors.require(
+    not isinstance(tx, type) and all(map(callable, functions)),
+    f'optimizer={text} must be one of optax, as optax.adam(1e-3)'
+    + (': it is a function or a class, call it.' if callable(tx) else '.'),
+  )
+  errors.require(
+    learning_rate == RATE,
+    f'learning_rate={learning_rate!r} belongs to the default optimizer. Give '
+    f'it to yours, as optimizer=optax.adam({learning_rate!r}).',
+  )
