@@ -31,10 +31,10 @@ def start_two(*command, devices=1):
   ]
 
 
-def start_run(*flags, devices=1):
+def start_run(*flags, command=('launch.py',), devices=1):
   """Starts one run of launch.py in two processes."""
   return start_two(
-    'launch.py',
+    *command,
     *flags,
     f'--coordinator=127.0.0.1:{free_port()}',
     '--num_processes=2',

@@ -4,7 +4,7 @@ import pathlib
 import signal
 import time
 
-from absl.testing import parameterized
+from absl.testing import absltest
 import chex
 import numpy as np
 import pytest
@@ -15,66 +15,86 @@ from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import metric_log
 import documents
 from experiments import parity_mlp
-from experiments import text_bert
+import own_text_config
 import processes
 
 pytestmark = pytest.mark.slow
 NAMES = ('teacher', 'extracted')
+# launch.py, whose first process dies in the students' second stage.
+DIE = """
+import os, signal, sys, time
+import launch
+from cxjax.configs import cli
+from cxjax.parallel import multihost
+from cxjax.training import metric_log
+
+write = metric_log.MetricLog.write
+def die(self, record):
+  write(self, record)
+  if record['stage'] == 'output' and multihost.is_first():
+    print('dies at', time.time(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+metric_log.MetricLog.write = die
+sys.argv[0] = 'launch.py'
+cli.guarded(launch.main)(launch.parse(sys.argv))
+"""
 
 
-def fields(source):
-  """What is not as in the config; a step takes a third of a second."""
-  lengths = {'num_steps': 8, 'log_every': 2, 'eval_every': 4, 'save_every': 4}
-  return {
-    'data.source': f'files:{source}',
-    'data.shards': 2,
-    'mesh.data': 8,
-    'num_seeds': 1,
-    **lengths,
-    **{f'teacher.{name}': value for name, value in lengths.items()},
-  }
-
-
-def start(source, workdir):
-  """The same run in two processes of four devices each."""
-  return processes.start_run(
-    '--config=experiments/text_bert.py:extracted,tiny',
+def flags(source, workdir):
+  """A run on a text of which each process reads its own half."""
+  return (
+    '--config=tests/own_text_config.py',
     f'--workdir={workdir}',
-    *(f'--config.{n}={v}' for n, v in fields(source).items()),
-    devices=4,
+    f'--config.data.source=files:{source}',
+    '--config.data.shards=2',
+    '--config.mesh.data=4',
   )
 
 
-def wait_for(path, records, both):
-  """Waits until there are so many records of metrics."""
-  while not path.exists() or len(path.read_text().splitlines()) < records:
-    assert all(one.poll() is None for one in both), processes.finished(both)
-    time.sleep(0.01)
-
-
-def texts(workdir):
-  """The metrics of a run, as they were written."""
-  return [(workdir / name / 'metrics.jsonl').read_text() for name in NAMES]
-
-
-class RunTest(parameterized.TestCase):
+class RunTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
     cls.source = cls.root / 'text.txt'
     cls.source.write_text('\n\n'.join(documents.DOCUMENTS))
-    cls.whole = cls.root / 'whole'
-    cls.codes, cls.said = processes.finished(start(cls.source, cls.whole))
+    cls.both = cls.root / 'both'
+    start = lambda *command: processes.finished(
+      processes.start_run(
+        *flags(cls.source, cls.both), command=command, devices=2
+      )
+    )
+    cls.killed = start('-c', DIE)
+    cls.ended = time.time()
+    cls.saved = [checkpoints_lib.steps(cls.both / name) for name in NAMES]
+    cls.metrics = (cls.both / 'extracted' / 'metrics.jsonl').read_text()
+    cls.codes, cls.said = start('launch.py')
+
+  def test_one_is_killed_and_the_other_stops(self):
+    """The first, which holds the others together."""
+    codes, said = self.killed
+    self.assertEqual(codes, [-signal.SIGKILL, 1], said)
+    self.assertIn('Error: Process 0 of this run ended abruptly', said[1][1])
+    died = float(said[0][0].split('dies at ')[1].split()[0])
+    self.assertLess(self.ended - died, 20)  # JAX takes 100 s.
+
+  def test_both_start_again_and_go_on(self):
+    self.assertEqual(self.codes, [0, 0], self.said)
+    self.assertEqual([steps[-1] for steps in self.saved], [8, 4])
+    self.assertLen(self.metrics.splitlines(), 3)
+    self.assertStartsWith(
+      (self.both / 'extracted' / 'metrics.jsonl').read_text(), self.metrics
+    )
 
   def test_is_that_of_one_process_with_all_devices(self):
-    self.assertEqual(self.codes, [0, 0], self.said)
-    config = text_bert.tiny('extracted')
-    config.update_from_flattened_dict(fields(self.source))
+    """Though it was killed on the way."""
+    config = own_text_config.get_config()
+    config.data.source, config.data.shards = f'files:{self.source}', 2
+    config.mesh.data = 4
     alone = self.root / 'alone'
     experiment.run(config, alone)
     for name in NAMES:
-      one, two = (metric_log.read(path / name) for path in (alone, self.whole))
+      one, two = (metric_log.read(path / name) for path in (alone, self.both))
       stages = [
         [record.pop('stage') for record in records] for records in (one, two)
       ]
@@ -82,7 +102,7 @@ class RunTest(parameterized.TestCase):
       chex.assert_trees_all_close(one, two, rtol=1e-4)
       self.assertEqual(
         checkpoints_lib.steps(alone / name),
-        checkpoints_lib.steps(self.whole / name),
+        checkpoints_lib.steps(self.both / name),
       )
 
   def test_the_first_process_alone_prints(self):
@@ -91,38 +111,28 @@ class RunTest(parameterized.TestCase):
     self.assertIn('| method', first)
     self.assertNotIn('|', other)
 
-  def test_one_is_killed_and_the_other_stops(self):
-    """The first, which holds the others together; then both start again."""
-    workdir = self.root / 'killed'
-    both = start(self.source, workdir)
-    wait_for(workdir / 'extracted' / 'metrics.jsonl', 3, both)
-    both[0].kill()
-    begin = time.monotonic()
-    codes, said = processes.finished(both)
-    self.assertLess(time.monotonic() - begin, 20)  # JAX takes 100 s.
-    self.assertEqual(codes, [-signal.SIGKILL, 1], said)
-    self.assertIn('Error: Process 0 of this run ended abruptly', said[1][1])
-    codes, said = processes.finished(start(self.source, workdir))
-    self.assertEqual(codes, [0, 0], said)
-    self.assertEqual(texts(self.whole), texts(workdir))
-
   def test_a_mistake_ends_both(self):
     """Each process says it once."""
-    both = start(self.source.with_name('other.txt'), self.root / 'mistake')
-    codes, said = processes.finished(both)
+    other = self.source.with_name('other.txt')
+    codes, said = processes.finished(
+      processes.start_run(*flags(other, self.root / 'mistake'))
+    )
     for code, (_, text) in zip(codes, said, strict=True):
       self.assertIn(code, (1, 2))
       self.assertRegex(text, 'Error: .*other.txt')
 
 
-class StoredTargetsTest(parameterized.TestCase):
+class StoredTargetsTest(absltest.TestCase):
   def test_are_read_by_both(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     config = parity_mlp.tiny('extracted')
+    config.num_steps = config.teacher.num_steps = 20
     stored_targets.cache_targets(config, root / 'live', root / 'targets')
     experiment.run(config, root / 'live')
     both = processes.start_run(
       '--config=experiments/parity_mlp.py:extracted,tiny',
+      '--config.num_steps=20',
+      '--config.teacher.num_steps=20',
       f'--config.cache.folder={root}/targets',
       f'--config.teacher.folder={root}/live/teacher',
       '--config.mesh.data=-1',
