@@ -6,6 +6,7 @@ RoBERTa, DistilBERT and other encoders name and shape their tensors otherwise.
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from cxjax import errors
@@ -23,6 +24,8 @@ DECODER = f'{HEAD}.decoder.weight'
 DECODER_BIAS = f'{HEAD}.decoder.bias'
 # In some files, but no parameters: a count from 0, and zeros.
 BUFFERS = ('embeddings.position_ids', 'embeddings.token_type_ids')
+# Read by no output of an encoder or a masked language model.
+UNUSED = ('pooler.', 'cls.seq_relationship.', *BUFFERS)
 LINEAR = {
   'query': 'attention.self.query',
   'key': 'attention.self.key',
@@ -146,10 +149,28 @@ def _select(
     for name, tensor in _renamed(tensors).items()
     if name.startswith(parts) and name not in BUFFERS
   }
+  _warn_left_out(_renamed(tensors), parts)
   twice = config['tie_word_embeddings'] and {DECODER, WORDS} <= selected.keys()
   if twice and np.array_equal(selected[DECODER], selected[WORDS]):
     del selected[DECODER]
   return selected
+
+
+def _warn_left_out(tensors: base.Tensors, parts: tuple[str, ...]) -> None:
+  """Warns of tensors that decide a model's output and are left out."""
+  left = [n for n in tensors if not n.startswith((*parts, *UNUSED))]
+  if left:
+    logging.warning(
+      'These tensors belong to no encoder or masked language model, and are '
+      'left out: %s.',
+      ', '.join(left[:4]) + (', ...' if len(left) > 4 else ''),
+    )
+  types = tensors.get(TYPES)
+  if types is not None and np.ndim(types) == 2 and (types != types[:1]).any():
+    logging.warning(
+      'The embeddings of sentence types differ, and all tokens are read as '
+      'type 0: pairs of sentences give other outputs than in transformers.'
+    )
 
 
 def _module(

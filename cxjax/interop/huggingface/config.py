@@ -1,10 +1,11 @@
 """Reading `config.json`: the family of a model and its checked fields."""
 
+import math
 import pathlib
 
 from cxjax import errors
-from cxjax import files
 from cxjax.interop.huggingface import base
+from cxjax.interop.huggingface import opening
 
 
 def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
@@ -26,8 +27,8 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
     f'{folder} has no config.json. It must be the folder of one model, as '
     'save_pretrained of transformers writes it.',
   )
-  config = files.read_json(path)
-  kind = config.get('model_type') if isinstance(config, dict) else None
+  config = opening.read_object(path)
+  kind = config.get('model_type')
   family = base.FAMILIES.get(kind) if isinstance(kind, str) else None
   if family is None:
     known = ', '.join(map(repr, base.FAMILIES))
@@ -48,7 +49,13 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
   for name, default in family.defaults.items():
     if isinstance(default, float):
       _require_number(path, name, config[name])
-    elif not isinstance(default, bool):
+    elif isinstance(default, bool):
+      errors.require(
+        isinstance(config[name], bool),
+        f'{path} has {name}={config[name]!r}; it must be true or false. '
+        'Restore the file.',
+      )
+    else:
       _require_size(path, name, config[name])
   return family, config
 
@@ -56,7 +63,7 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
 def _require_size(path: pathlib.Path, name: str, value: object) -> None:
   """Raises a UserError unless the value is a whole number of at least 1."""
   errors.require(
-    isinstance(value, int) and value >= 1,
+    type(value) is int and value >= 1,
     f'{path} has {name}={value!r}; it must be a whole number of at least 1. '
     'Restore the file.',
   )
@@ -65,7 +72,7 @@ def _require_size(path: pathlib.Path, name: str, value: object) -> None:
 def _require_number(path: pathlib.Path, name: str, value: object) -> None:
   """Raises a UserError unless the value is a number of at least 0."""
   errors.require(
-    isinstance(value, int | float) and value >= 0,
-    f'{path} has {name}={value!r}; it must be a number of at least 0. '
+    type(value) in (int, float) and 0 <= value < math.inf,  # type: ignore[operator]
+    f'{path} has {name}={value!r}; it must be a finite number of at least 0. '
     'Restore the file.',
   )

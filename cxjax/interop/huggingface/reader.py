@@ -24,7 +24,8 @@ def read(
   Returns:
     The module and its variables, in float32. The module has a head if the file
     has one of a masked language model, tied if that is tied. Its dropout rate
-    is the config's `hidden_dropout_prob`. Poolers and other heads are left out.
+    is the config's `hidden_dropout_prob`. Poolers are left out; so are other
+    heads and sentence types, with a warning.
 
   Raises:
     UserError: a file is missing or damaged; the config is of another model;
@@ -34,6 +35,8 @@ def read(
   folder = pathlib.Path(folder)
   family, config = config_lib.read(folder)
   tensors = family.select(tensors_lib.read(folder), config)
+  tensors_lib.require_sizes(folder, family, config, tensors)
+  tensors_lib.require_finite(folder, tensors)
   module = family.module(config, tensors)
   table = family.parameters(module)
   params = tensors_lib.variables_of(module)['params']
@@ -66,8 +69,8 @@ def tokenizer(folder: pathlib.Path | str) -> tokenizers.Tokenizer:
     The tokenizer.
 
   Raises:
-    UserError: the folder has neither file, or a damaged one; the vocabulary has
-      another size than the model's.
+    UserError: the folder has neither file, or a damaged one; it has
+      more tokens than the model.
   """
   folder = pathlib.Path(folder)
   _, config = config_lib.read(folder)

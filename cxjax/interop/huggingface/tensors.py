@@ -15,8 +15,12 @@ import safetensors.numpy
 from cxjax import errors
 from cxjax import files
 from cxjax.interop.huggingface import base
+from cxjax.interop.huggingface import opening
 
 FILE = 'model.safetensors'
+FLOATING = ('F64', 'F32', 'F16', 'BF16')
+# Buffers of any type, which no model reads.
+INTEGERS = ('position_ids', 'token_type_ids')
 
 
 def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -30,13 +34,13 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
     Arrays by name.
 
   Raises:
-    UserError: a file is missing or damaged.
+    UserError: a file is missing, damaged or out of the folder; a tensor is of
+      no floating-point type, or of one with 8 bits.
   """
   index = folder / f'{FILE}.index.json'
   names = [FILE]
   if index.exists() and not (folder / FILE).exists():
-    shards = errors.lookup('entry', 'weight_map', files.read_json(index))
-    names = sorted(set(shards.values()))
+    names = _shards(index)
   tensors = {}
   for name in names:
     path = folder / name
@@ -45,13 +49,83 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
       f'{folder} has no {name}; a pytorch_model.bin, which can run code, is '
       'not read. Save the model again with save_pretrained of transformers.',
     )
+    opening.require_regular(path)
     try:
+      _require_floating(path)
       tensors.update(safetensors.numpy.load_file(path))
     except (OSError, safetensors.SafetensorError) as error:
       raise errors.UserError(
         f'{path} cannot be read ({error}). Restore it, or save the model again.'
       ) from error
   return tensors
+
+
+def _shards(index: pathlib.Path) -> list[str]:
+  """Names of the files that an index lists."""
+  shards = opening.read_object(index).get('weight_map')
+  names = shards.values() if isinstance(shards, dict) else ()
+  errors.require(
+    bool(names)
+    and all(
+      isinstance(name, str) and pathlib.PurePath(name).name == name
+      for name in names
+    ),
+    f'{index} must have a weight_map of tensors to names of files in its '
+    'folder. Restore it, or save the model again.',
+  )
+  return sorted(set(names))
+
+
+def _require_floating(path: pathlib.Path) -> None:
+  """Raises UserError for tensors of other types; reads the header alone."""
+  with safetensors.safe_open(path, framework='numpy') as file:
+    for name in file.keys():  # noqa: SIM118  It is no dict.
+      kind = file.get_slice(name).get_dtype()
+      errors.require(
+        kind in FLOATING or name.endswith(INTEGERS),
+        f'{path}: the tensor {name} is of type {kind}; only '
+        f'{", ".join(FLOATING)} can be read. A quantized model must be saved '
+        'again in floating point.',
+      )
+
+
+def require_finite(folder: pathlib.Path, tensors: base.Tensors) -> None:
+  """Raises a UserError that names a tensor with a value that is not finite."""
+  for name, tensor in tensors.items():
+    errors.require(
+      bool(np.isfinite(tensor.astype(np.float32)).all()),
+      f'{folder}: the tensor {name} has values that are not finite. The file '
+      'is damaged, or the model diverged: take another.',
+    )
+
+
+def require_sizes(
+  folder: pathlib.Path, family: base.Family, config: base.Config, found: Any
+) -> None:
+  """Compares a config with tensors, before memory is taken for its sizes.
+
+  Args:
+    folder: of the model.
+    family: of the model.
+    config: checked by `config.read`.
+    found: tensors by name.
+
+  Raises:
+    UserError: there are fewer tensors than blocks, or none as long as a size.
+  """
+  most = max((n for t in found.values() for n in t.shape), default=0)
+  limits = {theirs: most for theirs in family.sizes.values()}
+  if 'depth' in family.sizes:
+    limits[family.sizes['depth']] = len(found)
+  for name, default in family.defaults.items():
+    if type(default) is int:
+      limits[name] = most
+  for name, limit in limits.items():
+    errors.require(
+      config[name] <= limit,
+      f'{folder}/config.json has {name}={config[name]}: the tensors allow '
+      f'{limit} at most. They do not fit each other; take both from one model.',
+    )
 
 
 def write(path: pathlib.Path, tensors: base.Tensors) -> None:

@@ -7,6 +7,7 @@ import tokenizers
 from cxjax import errors
 from cxjax import files
 from cxjax.data import tokenizer as tokenizer_lib
+from cxjax.interop.huggingface import opening
 
 # Names of each special token in tokenizers of others, the preferred one first.
 SPECIAL = {
@@ -28,16 +29,23 @@ def read(folder: pathlib.Path) -> tokenizers.Tokenizer:
     f'{folder} has no tokenizer.json and no vocab.txt. Copy one there from the '
     'model.',
   )
+  found = path if path.exists() else words
+  opening.require_regular(found, opening.MOST)
   return tokenizer_lib.load(path) if path.exists() else _wordpiece(words)
 
 
 def require_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
-  """Raises a UserError unless the tokenizer has `vocab_size` tokens."""
-  found = tokenizer.get_vocab_size()
+  """Raises a UserError unless every id is below `vocab_size`.
+
+  Models often have more rows than their tokenizer has tokens, as padding.
+  """
+  ids = tokenizer.get_vocab()
+  word = max(ids, key=lambda word: ids[word], default='')
   errors.require(
-    found == vocab_size,
-    f'The tokenizer has {found} tokens and the model {vocab_size}. Take the '
-    'tokenizer that the model was trained with.',
+    bool(ids) and ids[word] < vocab_size,
+    f'The tokenizer has {len(ids)} tokens and the model {vocab_size}'
+    + (f': the id of {word!r} is {ids[word]}' if ids else '')
+    + '. Take the tokenizer that the model was trained with.',
   )
 
 
@@ -55,12 +63,20 @@ def _wordpiece(path: pathlib.Path) -> tokenizers.Tokenizer:
     f'{path} lacks {", ".join(missing)}. It must be the vocabulary of BERT.',
   )
   settings = path.with_name('tokenizer_config.json')
-  settings = files.read_json(settings) if settings.exists() else {}
+  found = opening.read_object(settings) if settings.exists() else {}
+  names = ('do_lower_case', 'strip_accents', 'tokenize_chinese_chars')
+  for name in names:
+    errors.require(
+      found.get(name) is None or isinstance(found[name], bool),
+      f'{settings} has {name}={found.get(name)!r}; it must be true or false. '
+      'Restore the file.',
+    )
+  lower, accents, chinese = map(found.get, names)
   made = tokenizers.BertWordPieceTokenizer(
     vocab,
-    lowercase=settings.get('do_lower_case', True),
-    strip_accents=settings.get('strip_accents'),
-    handle_chinese_chars=settings.get('tokenize_chinese_chars', True),
+    lowercase=lower is not False,
+    strip_accents=accents,
+    handle_chinese_chars=chinese is not False,
   )
   made = tokenizers.Tokenizer.from_str(made.to_str())
   made.encode_special_tokens = True

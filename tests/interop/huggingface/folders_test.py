@@ -63,6 +63,8 @@ class ConfigTest(TestCase):
   def test_a_config_that_is_missing_or_no_dict(self):
     folder = self.copy()
     (folder / 'config.json').write_text('[]')
+    self.assert_refused(folder, 'holds a list; it must be a JSON object')
+    (folder / 'config.json').write_text('{}')
     self.assert_refused(folder, 'model_type=None')
     (folder / 'config.json').unlink()
     self.assert_refused(folder, f'{folder} has no config.json')
@@ -81,7 +83,7 @@ class TensorsTest(TestCase):
     index.write_text(json.dumps({'weight_map': {'a': 'shard1'}}))
     self.assert_refused(folder, 'has no shard1;')
     index.write_text('{}')
-    self.assert_refused(folder, "entry 'weight_map'")
+    self.assert_refused(folder, 'must have a weight_map')
 
   def change(self, path, gone=(), **new):
     """Writes the saved tensors without some and with others."""

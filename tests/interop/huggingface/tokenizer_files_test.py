@@ -25,9 +25,9 @@ class TokenizerTest(fixtures.TestCase):
 
   def test_errors(self):
     folder, words = self.folder(), fixtures.WORDS
-    fixtures.wordpiece(folder, [*words, 'more'])
-    (folder / 'vocab.txt').write_text('\n'.join(words))
-    with self.assertRaisesRegex(errors.UserError, '16 tokens.*the model 17'):
+    fixtures.wordpiece(folder, words)
+    (folder / 'vocab.txt').write_text('\n'.join([*words, 'more']))
+    with self.assertRaisesRegex(errors.UserError, "17 tok.*16.*'more' is 16"):
       huggingface.tokenizer(folder)
     fixtures.wordpiece(folder, ['[UNK]', 'hello'])
     with self.assertRaisesRegex(errors.UserError, r'lacks \[CLS\], \[SEP\]\.'):

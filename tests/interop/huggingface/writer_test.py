@@ -94,8 +94,8 @@ class ErrorTest(fixtures.TestCase):
 
   def test_a_tokenizer_of_another_size(self):
     folder = fixtures.wordpiece(self.folder())
-    with self.assertRaisesRegex(errors.UserError, '16 tokens.*model 30'):
-      self.write(*fixtures.make(), huggingface.tokenizer(folder))
+    with self.assertRaisesRegex(errors.UserError, '16 tokens.*model 12.*is 15'):
+      self.write(*fixtures.make(vocab_size=12), huggingface.tokenizer(folder))
     self.assertFalse(self.path.exists())
 
   def test_a_file_in_the_way(self):

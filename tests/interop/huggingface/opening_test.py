@@ -1,0 +1,155 @@
+"""Folders of strangers: each is read, or is one line, at once."""
+
+import json
+import os
+from unittest import mock
+
+from absl import logging
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+import safetensors.numpy
+
+from cxjax import errors
+from cxjax.interop import huggingface
+from tests.interop.huggingface import fixtures
+
+CONFIG, TENSORS = 'config.json', 'model.safetensors'
+INDEX = f'{TENSORS}.index.json'
+KERNEL = 'encoder.layer.0.output.dense.weight'
+
+
+def index(names):
+  def change(folder):
+    (folder / TENSORS).rename(folder.parent / 'outside')
+    (folder / INDEX).write_text(json.dumps({'weight_map': names}))
+
+  return change
+
+
+def field(**fields):
+  def change(folder):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
+
+  return change
+
+
+def text(name, value):
+  return lambda folder: (folder / name).write_text(value)
+
+
+def tensor(convert):
+  def change(folder):
+    tensors = safetensors.numpy.load_file(folder / TENSORS)
+    tensors[KERNEL] = convert(tensors[KERNEL])
+    safetensors.numpy.save_file(tensors, folder / TENSORS)
+
+  return change
+
+
+def fifo(name):
+  def change(folder):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+  return change
+
+
+def link(name, target):
+  def change(folder):
+    (folder / name).unlink()
+    (folder / name).symlink_to(target)
+
+  return change
+
+
+def linked_out(folder):
+  (folder / TENSORS).rename(folder.parent / 'outside')
+  (folder / TENSORS).symlink_to(folder.parent / 'outside')
+
+
+CASES = {
+  'a shard above': (index({'a': '../outside'}), 'names of files in its'),
+  'an absolute shard': (index({'a': '/dev/zero'}), 'names of files in its'),
+  'shards that are numbers': (index({'a': 3}), 'names of files in its'),
+  'a list of shards': (index(['a']), 'names of files in its'),
+  'a link out of the folder': (linked_out, 'out of its folder'),
+  'a device': (link(CONFIG, '/dev/zero'), 'out of its folder'),
+  'a config that is a pipe': (fifo(CONFIG), 'no regular file'),
+  'tensors that are a pipe': (fifo(TENSORS), 'no regular file'),
+  'a deep config': (text(CONFIG, '[' * 100_000), 'cannot be read'),
+  'a config that is null': (text(CONFIG, 'null'), 'must be a JSON object'),
+  'many layers': (field(num_hidden_layers=10**9), 'num_hidden_layers=10+:'),
+  'a wide layer': (field(intermediate_size=10**12), 'intermediate_size=10+:'),
+  'many types': (field(type_vocab_size=10**12), 'type_vocab_size=10+:'),
+  'a size that is true': (field(num_hidden_layers=True), 'whole number'),
+  'a size that is text': (field(hidden_size='32'), 'whole number'),
+  'an infinite epsilon': (field(layer_norm_eps=np.inf), 'finite number'),
+  'an epsilon of NaN': (field(layer_norm_eps=np.nan), 'finite number'),
+  'a flag of text': (field(tie_word_embeddings='no'), 'true or false'),
+  'integers': (tensor(lambda t: t.astype(np.int8)), f'{KERNEL} is of type I8'),
+  'booleans': (tensor(lambda t: t > 0), f'{KERNEL} is of type BOOL'),
+  'NaN': (tensor(lambda t: t * np.nan), 'not finite'),
+}
+
+
+class StrangerTest(fixtures.TestCase):
+  def saved(self):
+    folder = self.folder() / 'model'
+    huggingface.write(folder, *fixtures.make())
+    return folder
+
+  @parameterized.named_parameters((k, *v) for k, v in CASES.items())
+  def test_is_one_line(self, change, message):
+    folder = self.saved()
+    change(folder)
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      huggingface.read(folder)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_a_snapshot_of_the_hub_links_to_its_blobs(self):
+    folder = self.saved()
+    (folder.parent.parent / 'blobs').mkdir(exist_ok=True)
+    blob = folder.parent.parent / 'blobs' / 'abc'
+    (folder / TENSORS).rename(blob)
+    (folder / TENSORS).symlink_to(blob)
+    huggingface.read(folder)
+    blob.unlink()
+
+  def test_a_classifier_is_named(self):
+    folder = self.saved()
+    path = folder / TENSORS
+    tensors = safetensors.numpy.load_file(path)
+    tensors['classifier.weight'] = np.ones((2, 3), np.float32)
+    name = next(n for n in tensors if 'token_type' in n)
+    tensors[name][1] += 1
+    safetensors.numpy.save_file(tensors, path)
+    with mock.patch.object(logging, 'warning') as warning:
+      huggingface.read(folder)
+    said = str(warning.call_args_list)
+    self.assertIn('classifier.weight', said)
+    self.assertIn('sentence types differ', said)
+
+  @parameterized.parameters('do_lower_case', 'strip_accents')
+  def test_settings_of_other_types(self, name):
+    folder = fixtures.wordpiece(self.folder(), **{name: 'yes'})
+    with self.assertRaisesRegex(errors.UserError, f"{name}='yes'"):
+      huggingface.tokenizer(folder)
+
+  def test_a_tokenizer_that_is_a_pipe(self):
+    folder = fixtures.wordpiece(self.folder())
+    fifo('tokenizer.json')(folder)
+    with self.assertRaisesRegex(errors.UserError, 'no regular file'):
+      huggingface.tokenizer(folder)
+
+  def test_a_padded_vocabulary(self):
+    tokenizer = huggingface.tokenizer(fixtures.wordpiece(self.folder()))
+    folder = self.folder() / 'padded'
+    huggingface.write(folder, *fixtures.make(), tokenizer)
+    size = huggingface.tokenizer(folder).get_vocab_size()
+    self.assertEqual(size, tokenizer.get_vocab_size())
+
+
+if __name__ == '__main__':
+  absltest.main()
