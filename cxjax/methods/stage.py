@@ -13,6 +13,7 @@ output.
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import functools
 import itertools
 from typing import Any
 from typing import TypeAlias
@@ -112,7 +113,8 @@ class Term:
     for field in ('weight', 'width', 'scale'):  # As JSON knows them.
       value = arguments.plain(getattr(self, field))
       object.__setattr__(self, field, value)
-    object.__setattr__(self, 'loss', self._found_loss())
+    object.__setattr__(self, 'loss', _hashable(self._found_loss()))
+    object.__setattr__(self, 'weight', _hashable(self.weight))
     _check_weight(self)
     _check_projection(self)
     _check_target(self)
@@ -164,6 +166,18 @@ class Term:
     if callable(self.weight):
       return self.weight(fraction)
     return self.weight
+
+
+def _hashable(value: Any) -> Any:
+  """A function that a compiled step can be found by, as the value it is.
+
+  A dataclass with `__call__` that is compared by its fields has no hash.
+  """
+  try:
+    hash(value)
+  except TypeError:
+    return functools.partial(value) if callable(value) else value
+  return value
 
 
 def _usual_loss(term: Term) -> types.Loss:

@@ -104,6 +104,25 @@ class TermTest(parameterized.TestCase):
     self.assertEqual(term.width, 3)
 
 
+@dataclasses.dataclass
+class Scaled:
+  """A loss that is compared by its field, so that it has no hash."""
+
+  factor: float
+
+  def __call__(self, student, target):
+    return self.factor * (student - target).sum(-1)
+
+
+class UnhashableTest(parameterized.TestCase):
+  def test_a_stage_can_be_found_by_it(self):
+    term = stage_lib.Term(loss=Scaled(2.0), weight=Scaled(1.0))
+    stage = stage_lib.Stage('s', 1, (term,))
+    self.assertIn(stage.objective, {stage.objective})
+    one = np.ones((1, 3))
+    np.testing.assert_array_equal(term.loss(one, 0 * one), [6.0])
+
+
 class OutputTermsTest(parameterized.TestCase):
   def test_weights_add_up_to_1(self):
     teacher, labels = stage_lib.output_terms('mse', 0.25)
