@@ -143,6 +143,24 @@ class StrangerTest(fixtures.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'no regular file'):
       huggingface.tokenizer(folder)
 
+  @parameterized.parameters(
+    ('(a+)+$', True),
+    (r'((\w*)x)*', True),
+    (r"'(?:[sdmt]|ll)| ?\p{L}+|\s+(?!\S)|\s+", False),
+    (r'[()*+,]+[A-Za-z]+(?i:s|t)?', False),
+  )
+  def test_expressions_that_may_never_end(self, pattern, refused):
+    folder = fixtures.wordpiece(self.folder())
+    made = json.loads(huggingface.tokenizer(folder).to_str())
+    split = {'type': 'Split', 'pattern': {'Regex': pattern}}
+    made['pre_tokenizer'] = {**split, 'behavior': 'Isolated', 'invert': False}
+    (folder / 'tokenizer.json').write_text(json.dumps(made))
+    if not refused:
+      huggingface.tokenizer(folder)
+      return
+    with self.assertRaisesRegex(errors.UserError, 'repeats a repetition'):
+      huggingface.tokenizer(folder)
+
   def test_a_padded_vocabulary(self):
     tokenizer = huggingface.tokenizer(fixtures.wordpiece(self.folder()))
     folder = self.folder() / 'padded'
