@@ -5,11 +5,14 @@ In a run of several processes, the first process writes them.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import pathlib
+import re
+import stat
 from typing import Any
 
 from absl import logging
@@ -18,6 +21,11 @@ import jax
 from cxjax import errors
 
 MAX_SHOWN = 12  # Number of differing fields that an error message lists.
+MAX_BYTES = 2**30  # Size of the largest JSON file that is read.
+
+# Orbax reads brackets as a pattern, and a backslash as a separator.
+_PATTERN = re.compile(r'\\|\[.*\]')
+_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:')
 
 
 @contextlib.contextmanager
@@ -37,9 +45,68 @@ def written(path: pathlib.Path | str) -> Iterator[None]:
     yield
   except OSError as error:
     raise errors.UserError(
-      f'Cannot write {path}: {error.strerror}. Make room there, or choose '
-      'another workdir.'
+      f'Cannot write {path}: {error.strerror}. {_advice(error)}'
     ) from error
+
+
+def _advice(error: OSError) -> str:
+  """Says what to do about an error of the operating system."""
+  if error.errno in (errno.EMFILE, errno.ENFILE):
+    return 'Allow more open files (ulimit -n), and start again.'
+  if error.errno == errno.ELOOP:
+    return 'It is a link: remove it, or choose another workdir.'
+  return 'Make room there, or choose another workdir.'
+
+
+def check_folder(folder: pathlib.Path) -> None:
+  """Checks that a folder's name is one that a run can have.
+
+  Args:
+    folder: the folder of a run; it need not exist.
+
+  Raises:
+    UserError: the path is a URL, begins with the home of a user as `~`, has
+      characters that checkpoints cannot have in their paths, is too long, or
+      lies within a checkpoint.
+  """
+  shown = ascii(str(folder))
+  first = folder.parts[0] if folder.parts else ''
+  errors.require(
+    not _SCHEME.fullmatch(first),
+    f'The workdir {shown} is no local path. Mount the bucket (gcsfuse for '
+    'gs://), and give the folder.',
+  )
+  errors.require(
+    not first.startswith('~') or os.path.expanduser(first) == first,
+    f'The workdir {shown} begins with ~, which only a shell expands. Give '
+    f'{ascii(os.path.expanduser(first))} in its place.',
+  )
+  try:
+    whole = folder.absolute()
+    name = str(whole).encode()
+    longest = max(map(len, map(os.fsencode, whole.parts)))
+  except UnicodeError as error:
+    raise errors.UserError(
+      f'The workdir {shown} is not UTF-8. Choose another name.'
+    ) from error
+  errors.require(
+    b'\0' not in name and not _PATTERN.search(str(whole)),
+    f'The workdir {ascii(str(whole))} has [...], a backslash or a null '
+    'character in its path, which checkpoints cannot have. Choose another '
+    'name.',
+  )
+  errors.require(
+    longest <= 255 and len(name) <= 3500,
+    f'The workdir {shown[:40]}... is too long: a name may have 255 bytes, a '
+    'path 3500. Choose a shorter one.',
+  )
+  for parent in (whole, *whole.parents):
+    errors.require(
+      not re.fullmatch('[0-9]{9,}', parent.name)
+      or parent.parent.name != 'checkpoints',
+      f'The workdir {shown} lies within the checkpoint {parent}, which it '
+      'would damage. Choose another workdir.',
+    )
 
 
 def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
@@ -59,7 +126,9 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
   temporary = path.with_name(path.name + '.tmp')
   with written(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open('w', encoding='utf-8') as f:
+    # A link of this name, which somebody else made, is not followed.
+    temporary.unlink(missing_ok=True)
+    with temporary.open('x', encoding='utf-8') as f:
       f.write(text)
       f.flush()
       os.fsync(f.fileno())
@@ -69,6 +138,58 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
 def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:
   """Writes `value` as indented JSON, as `write_text` does."""
   write_text(path, json.dumps(value, indent=1) + '\n', own)
+
+
+def read_text(path: pathlib.Path) -> str:
+  """Reads a UTF-8 file.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Its content.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: it is no regular file, larger than `MAX_BYTES`, or not UTF-8.
+  """
+  # A fifo would block the opening without end.
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  with os.fdopen(descriptor, 'rb') as f:
+    status = os.fstat(f.fileno())
+    if not stat.S_ISREG(status.st_mode):
+      raise ValueError('it is not a regular file')
+    if status.st_size > MAX_BYTES:
+      raise ValueError(f'{status.st_size} bytes, more than {MAX_BYTES}')
+    return f.read().decode()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Makes a dict of the fields of a JSON object, each of which comes once."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f'{twice!r} comes twice')
+  return found
+
+
+def parse_json(text: str) -> Any:
+  """Parses JSON.
+
+  Args:
+    text: the JSON text.
+
+  Returns:
+    Its value.
+
+  Raises:
+    ValueError: it is malformed or too deep, or a field comes twice.
+  """
+  try:
+    return json.loads(text, object_pairs_hook=_unique)
+  except RecursionError as error:
+    raise ValueError('it is nested too deeply') from error
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -84,7 +205,7 @@ def read_json(path: pathlib.Path) -> Any:
     UserError: the file is damaged.
   """
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
+    return parse_json(read_text(path))
   except (OSError, ValueError) as error:
     raise errors.UserError(
       f'{path} cannot be read ({error}). Restore it, or remove its folder to '
@@ -146,7 +267,8 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
   path = folder / 'lock'
   with written(path):
     folder.mkdir(parents=True, exist_ok=True)
-    file = path.open('w')
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.fdopen(os.open(path, flags, 0o666), 'rb', buffering=0)
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -208,6 +330,7 @@ def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
     UserError: the folder cannot be written, or holds a run of another
       configuration; the message names the fields that differ.
   """
+  check_folder(folder)
   path = folder / 'config.json'
   if not path.exists():
     for name in ('checkpoints', 'summary.json'):

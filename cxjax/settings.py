@@ -125,6 +125,7 @@ def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
   Raises:
     UserError: the folder belongs to another run, or cannot be written.
   """
+  files.check_folder(folder)
   here, path = recorded(), folder / 'config.json'
   if path.exists():
     there = files.read_json(path)

@@ -64,6 +64,44 @@ class WriteTest(FilesTest):
     with self.assertRaisesRegex(errors.UserError, 'cannot be read'):
       files.read_json(self.folder / 'file.json')
 
+  @parameterized.parameters(
+    ('[' * 10**5, 'nested too deeply'), ('{"a": 1, "a": 2}', "'a' comes twice")
+  )
+  def test_json_that_nobody_wrote(self, text, message):
+    path = self.folder / 'file.json'
+    path.write_text(text)
+    with self.assertRaisesRegex(errors.UserError, message):
+      files.read_json(path)
+
+  def test_what_is_no_file_is_not_read(self):
+    fifo = self.folder / 'fifo'
+    os.mkfifo(fifo)
+    for path in (fifo, self.folder, pathlib.Path('/dev/zero')):
+      with self.assertRaisesRegex(errors.UserError, 'cannot be read'):
+        files.read_json(path)
+
+  def test_links_are_not_written_through(self):
+    other = self.folder / 'other'
+    other.write_text('mine')
+    for name in ('lock', 'file.txt.tmp', 'file.txt'):
+      (self.folder / name).symlink_to(other)
+    files.write_text(self.folder / 'file.txt', 'text')
+    message = 'It is a link: remove it'
+    with (
+      self.assertRaisesRegex(errors.UserError, message),
+      files.lock(self.folder),
+    ):
+      pass
+    self.assertEqual(other.read_text(), 'mine')
+    self.assertEqual((self.folder / 'file.txt').read_text(), 'text')
+
+  def test_too_many_open_files_is_no_full_disk(self):
+    with (
+      self.assertRaisesRegex(errors.UserError, 'Allow more open files'),
+      files.written('file'),
+    ):
+      raise OSError(24, os.strerror(24))
+
 
 class SealTest(FilesTest):
   def test_reads_what_was_written(self):
@@ -158,3 +196,29 @@ class ClaimTest(FilesTest):
     (self.folder / name).mkdir()
     with self.assertRaisesRegex(errors.UserError, 'config.json is missing'):
       files.claim_workdir(self.folder, CONFIG)
+
+  @parameterized.parameters('*', 'ü x', '%d', 'a[b', 'a:b/c', "it's", '~x~')
+  def test_names(self, name):
+    files.claim_workdir(self.folder / name, CONFIG)
+
+  @parameterized.parameters(
+    ('[base] lr=1', 'has'),
+    ('a[b]/run', 'has'),
+    ('a\\b', 'has'),
+    ('a\0b', 'has'),
+    ('x' * 300, 'is too long'),
+    ('x/' * 2000, 'is too long'),
+    ('\udcff', 'is not UTF-8'),
+    ('teacher/checkpoints/000000010/run', 'lies within the checkpoint'),
+  )
+  def test_names_that_are_refused(self, name, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      files.claim_workdir(self.folder / name, CONFIG)
+    self.assertEmpty(os.listdir(self.folder))
+
+  @parameterized.parameters('gs://bucket/run', 's3://x', 'hdfs://a/b', '~/run')
+  def test_paths_that_are_refused(self, path):
+    with self.assertRaisesRegex(
+      errors.UserError, 'no local path|begins with ~'
+    ):
+      files.claim_workdir(pathlib.Path(path), CONFIG)

@@ -247,6 +247,11 @@ class CheckpointWriter:
       }
     return self._records
 
+  def _is_damaged(self, step: int) -> bool:
+    """Returns whether a checkpoint has a record that cannot be read."""
+    path = checkpoints.step_folder(self._folder, step) / 'record.json'
+    return self._known()[step] is None and path.exists()
+
   def _prune(self, step: int) -> None:
     """Removes the checkpoints that a run at `step` does not need."""
     records = self._known()
@@ -260,6 +265,9 @@ class CheckpointWriter:
         if at == step or not (records[at] or {'temporary': True})['temporary']
       ]
     kept = {*best[-1:], *regular[-self._keep :]}  # All of them if `keep` is 0.
+    if self._keep == 0:
+      # Only a record that can be read says that a checkpoint is extra.
+      kept |= {at for at in earlier if self._is_damaged(at)}
     for at in sorted(records.keys() - kept):
       checkpoints.remove(self._folder, at)
       del records[at]

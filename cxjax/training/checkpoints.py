@@ -14,6 +14,7 @@ written by `checkpoint_writer`.
 
 import hashlib
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -28,6 +29,8 @@ from cxjax.parallel import multihost
 from cxjax.training import metric_log
 
 Record = dict[str, Any]
+# 9 digits; `isdigit` also accepts '5' and '²'.
+_NAME = re.compile('[0-9]{9}|[1-9][0-9]{9,}')
 
 
 def step_folder(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -69,13 +72,16 @@ def array_shapes(tree: Any) -> dict[str, list]:
 def steps(folder: pathlib.Path) -> list[int]:
   """Returns the steps of all checkpoints of a run, valid or not, in order."""
   found = (folder / 'checkpoints').glob('*')
-  return sorted(int(p.name) for p in found if p.name.isdigit())
+  return sorted(int(p.name) for p in found if _NAME.fullmatch(p.name))
 
 
 def remove(folder: pathlib.Path, step: int) -> None:
   """Removes a checkpoint; its record goes first."""
   if multihost.is_first():
     path = step_folder(folder, step)
+    if path.is_symlink() or path.is_file():  # What it leads to stays.
+      path.unlink()
+      return
     # A removal that is interrupted leaves a folder without a record.
     (path / 'record.json').unlink(missing_ok=True)
     if path.exists():
@@ -93,11 +99,15 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
     What is wrong with the checkpoint, or None if all is as it was saved.
   """
   path = step_folder(folder, step)
-  if not (path / 'record.json').exists():
-    return f'{path} has no record.json'
   try:
+    if not path.is_dir():
+      return f'{path} is no folder'
+    if not (path / 'record.json').exists():
+      return f'{path} has no record.json'
     sealed = files.read_sealed(path / 'record.json')['files']
-  except errors.UserError:
+  except OSError as error:
+    return f'{path} cannot be read ({error.strerror})'
+  except (errors.UserError, TypeError, KeyError):
     return f'{path}/record.json is damaged'
   try:
     found = file_digests(path)

@@ -49,7 +49,7 @@ def read(folder: pathlib.Path) -> list[types.Record]:
   if path.exists():
     for line in path.read_text('utf-8', errors='replace').splitlines():
       try:
-        record = json.loads(line)
+        record = files.parse_json(line)
       except ValueError:
         break
       if not isinstance(record, dict) or not isinstance(
