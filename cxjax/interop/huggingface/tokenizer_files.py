@@ -58,7 +58,7 @@ def _require_fast(path: pathlib.Path) -> None:
         errors.require(
           not NESTED.search(CLASS.sub('c', pattern)),
           f'{path} has the regular expression {pattern[:60]!r}, which repeats '
-          'a repetition: some texts would take for ever. Take another tokenizer.',
+          'a repetition: some texts would never end. Take another tokenizer.',
         )
 
 
