@@ -1,4 +1,4 @@
-"""How an optax transformation trains a tree of parameters.
+"""Adapters of optax transformations, which train a tree of parameters.
 
 What a transformation needs is found out by calling it with shapes: the
 arguments of its update, `optax.LookaheadParams`, a tree without gaps. One that
@@ -34,7 +34,7 @@ Loss = Callable[[Any], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-  """How an optimizer trains a tree of parameters.
+  """An optimizer, called as it needs to train a tree of parameters.
 
   Attributes:
     tx: the optimizer.
@@ -216,7 +216,7 @@ def adapt(tx: Any, free: Any, fixed: Any = None) -> Adapter:
 
 
 def reads_loss(adapter: Adapter, tree: Any) -> bool:
-  """Whether an optimizer cannot do without the loss."""
+  """Returns whether an optimizer cannot do without the loss."""
   if not adapter.extra:
     return False
   shapes = jax.eval_shape(lambda tree: tree, tree)

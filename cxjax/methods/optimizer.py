@@ -71,7 +71,7 @@ def init(tx: Any, learned: tuple[Any, Any], fixed: Any) -> optax.OptState:
 
 
 def iterate(state: optax.OptState, learned: tuple[Any, Any]) -> tuple[Any, Any]:
-  """Where the gradients are taken: `learned` itself with most optimizers."""
+  """Returns where to take the gradients: at `learned`, most often."""
   if not isinstance(state, OptimizerState):
     return learned
   params, regressors = learned

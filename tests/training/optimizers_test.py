@@ -5,6 +5,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cxjax import errors
 from cxjax.training import optimizers
@@ -155,3 +156,22 @@ class ErrorTest(parameterized.TestCase):
   def test_refuses(self, fields, message):
     with self.assertRaisesRegex(errors.UserError, message):
       optimizers.make(config_of(**fields))
+
+
+class UsersTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (optax.adam, 'call it'),
+    (optax.GradientTransformation, 'call it'),
+    (optax.cosine_decay_schedule(1.0, 5), 'call it'),
+    ('adam', "optimizer='adam' must be one of optax"),
+    ({}, 'optimizer={} must be one of optax'),
+  )
+  def test_what_is_no_optimizer(self, tx, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      optimizers.check(tx, 1e-3)
+
+  def test_a_learning_rate_beside_an_optimizer_is_not_ignored(self):
+    with self.assertRaisesRegex(errors.UserError, 'learning_rate=0.5 belongs'):
+      optimizers.check(optax.adam(0.1), 0.5)
+    optimizers.check(optax.MultiSteps(optax.adam(0.1), 2), 1e-3)
+    optimizers.check(None, 0.5)
