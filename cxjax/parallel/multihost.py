@@ -21,6 +21,7 @@ from cxjax import errors
 # Environment variables of the clusters that jax.distributed detects.
 _SLURM, _TPU = 'SLURM_NTASKS', 'TPU_WORKER_HOSTNAMES'
 _DONE = b'done'  # Message of a process that ends because the run is done.
+_LONGEST = 10_000  # Bytes of a message of another process that are kept.
 # Connections for the death watch: to every other process in the first one, to
 # the first process in the others.
 _peers: list[socket.socket] = []
@@ -239,12 +240,16 @@ def _listen(peer: socket.socket) -> None:
     if is_first():
       who = int.from_bytes(peer.recv(4, socket.MSG_WAITALL))
     while part := peer.recv(4096):
-      said += part
+      said = (said + part)[:_LONGEST]
   except OSError:
     pass  # A broken connection means that the process died.
   if said == _DONE:
     return
-  reason = said.decode(errors='replace') or (
+  text = said.decode(errors='replace')
+  # Codes that control a terminal are not printed.
+  reason = ''.join(
+    c if c.isprintable() or c == '\n' else '?' for c in text
+  ) or (
     f'Process {who} of this run ended abruptly. Start all of them again: they '
     'go on from the last checkpoint.'
   )

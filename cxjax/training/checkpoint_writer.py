@@ -33,6 +33,17 @@ OVERHEAD = 2**17
 # Seconds to wait for the last checkpoint of a run that ends with an exception.
 PATIENCE = 60.0
 
+# Errors that tensorstore may report by their text alone.
+_DISK_ERRORS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EIO,
+  errno.EROFS,
+  errno.EMFILE,
+  errno.ENFILE,
+  errno.EACCES,
+  errno.ESTALE,
+)
 _OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
 
 
@@ -288,6 +299,14 @@ def _host_copy(tree: Any) -> Any:
   return jax.tree.map(copy, tree)
 
 
+def _told(text: str) -> int | None:
+  """Returns the number of the error of a disk that a text tells, or None."""
+  for number in _DISK_ERRORS:
+    if os.strerror(number).lower() in text.lower():
+      return number
+  return None
+
+
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
   """Turns tensorstore's ValueError about a disk into an OSError."""
@@ -295,9 +314,9 @@ def _as_os_error() -> Iterator[None]:
     yield
   except ValueError as error:
     code = _OS_ERROR_CODE.search(str(error))
-    if code is None:
+    number = int(code[1]) if code else _told(str(error))
+    if number is None:
       raise
-    number = int(code[1])
     raise OSError(number, os.strerror(number)) from error
 
 

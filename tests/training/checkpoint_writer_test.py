@@ -308,6 +308,13 @@ class RemovalTest(WriterTest):
     self.save(40, keep=0)
     self.assert_good(10, 30, 40)
 
+  def test_a_damaged_record_does_not_remove_one_where_all_are_kept(self):
+    self.save(10, 20, keep=0)
+    record = self.folder / 'checkpoints/000000010/record.json'
+    record.write_text(record.read_text()[:20])
+    self.save(30, keep=0)
+    self.assertEqual(self.steps(), [10, 20, 30])
+
   def test_what_has_no_seal_takes_no_place_of_a_good_one(self):
     """Killed between commit and seal at 25: 10 has to last until 40 is good."""
     self.save(10, 25, keep=0)
@@ -379,6 +386,16 @@ class FailureTest(WriterTest):
       self.writer() as writer,
     ):
       writer.save(10, items(10), {})
+
+  def test_an_error_of_the_disk_that_has_no_number(self):
+    error = ValueError('UNKNOWN: Error writing "x": Too many open files')
+    arrays = mock.patch.object(
+      checkpoint_writer.ocp.CheckpointManager, 'save', side_effect=error
+    )
+    with self.writer() as writer, arrays:
+      writer.save(10, items(10), {})
+      with self.assertRaisesRegex(errors.UserError, 'Allow more open files'):
+        writer.wait()
 
   def test_a_fault_of_the_program_is_not_taken_for_one_of_the_disk(self):
     with self.writer() as writer, self.broken(ZeroDivisionError()):

@@ -155,6 +155,26 @@ class NewestTest(SavedTest):
     self.assertEqual(checkpoints.steps(self.folder), [20])
     checkpoints.remove(self.folder, 40)
 
+  def test_a_link_is_removed_and_what_it_leads_to_stays(self):
+    path = checkpoints.step_folder(self.folder, 40)
+    moved = path.rename(self.folder / 'moved')
+    path.symlink_to(moved)
+    self.assertEqual(checkpoints.latest(self.folder), 40)
+    checkpoints.remove(self.folder, 40)
+    self.assertEqual(checkpoints.steps(self.folder), [20])
+    self.assertTrue((moved / 'record.json').exists())
+
+  def test_other_things_among_them(self):
+    folder = self.folder / 'checkpoints'
+    for name in ('5', '²', '٠٠٠٠٠٠٠٠٥', '0000000005', 'new'):
+      (folder / name).mkdir()
+    (folder / '000000060').mkdir()
+    (folder / '000000070').write_text('a file')
+    self.assertEqual(checkpoints.steps(self.folder), [20, 40, 60, 70])
+    self.assertEqual(checkpoints.latest(self.folder), 40)
+    checkpoints.remove(self.folder, 70)
+    self.assertEqual(checkpoints.steps(self.folder), [20, 40, 60])
+
 
 class RestoreTest(SavedTest):
   def test_items_are_read_apart(self):
