@@ -64,7 +64,6 @@ def fixed() -> Iterator[None]:
       jax.default_prng_impl(IMPLEMENTATION),
       jax.threefry_partitionable(True),
       jax.numpy_dtype_promotion('standard'),
-      jax.numpy_rank_promotion('allow'),
       jax.transfer_guard('allow'),
       jax.default_device(None),
     ):

@@ -27,10 +27,13 @@ REASON = re.compile(r'\s*# long: \S')
 OPENING = re.compile(r'(Of|What|Where|Whether|By|How|As|Else)\b')
 # Tests of several modules at once, which mirror none.
 WHOLE = (
+  'tests/api/bad_arguments_test.py',
   'tests/api/early_stop_test.py',
+  'tests/api/interrupt_test.py',
   'tests/api/padding_test.py',
   'tests/api/sequences_test.py',
   'tests/api/training_runs_test.py',
+  'tests/configs/bad_values_test.py',
   'tests/configs/text_runs_test.py',
   'tests/interop/huggingface/folders_test.py',
   'tests/methods/loss_properties_test.py',

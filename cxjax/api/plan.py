@@ -275,7 +275,7 @@ def _stages(
   num_steps = arguments.whole('num_steps', num_steps)
   if layers is None:
     layers = _matched(teacher, student, batch['x'])
-  options = legacy.term_fields(options, 'plan', stacklevel=4)
+  options = legacy.term_fields(options, 'plan', stacklevel=5)
   for option in options:
     errors.lookup('option', option, dict.fromkeys(OPTIONS))
   if isinstance(options.get('hidden_loss'), str):

@@ -137,7 +137,7 @@ class CustomTest(parameterized.TestCase):
     ),
     (
       [dict(terms=(dict(loss='kl', temperature=0.0),))],
-      'temperature=0.0 must be above 0',
+      'temperature=0.0 must be from',
     ),
     ([dict(terms=(dict(loss='mse', hard_labels=True),))], "not of 'mse'"),
     ([dict(terms=(dict(loss='kl', temperature='2'),))], "temperature='2' must"),
