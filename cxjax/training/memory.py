@@ -60,8 +60,10 @@ def available(mesh: jax.sharding.Mesh) -> float:
   devices = list(mesh.devices.flat)
   if devices[0].platform == 'cpu':
     return _host_memory()
-  stats = [getattr(device, 'memory_stats', dict)() for device in devices]
-  limits = [(one or {}).get('bytes_limit', math.inf) for one in stats]
+  limits = [
+    (device.memory_stats() or {}).get('bytes_limit', math.inf)
+    for device in devices
+  ]
   return min(limits) * len(devices)
 
 
