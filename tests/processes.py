@@ -1,4 +1,4 @@
-"""Starts programs of two processes on this machine. Not a test."""
+"""Starts programs in processes of this machine. Not a test."""
 
 import os
 import pathlib
@@ -7,6 +7,12 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def environment(**variables):
+  """The variables of a process that starts sooner: PyTorch is hidden."""
+  path = f'{ROOT}{os.pathsep}{ROOT}/tests/without_torch'
+  return {**os.environ, 'PYTHONPATH': path, **variables}
 
 
 def free_port():
@@ -22,7 +28,7 @@ def start_two(*command, devices=1):
     subprocess.Popen(
       [sys.executable, *(part.replace('{}', str(i)) for part in command)],
       cwd=ROOT,
-      env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)},
+      env=environment(JAX_NUM_CPU_DEVICES=str(devices)),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
