@@ -32,6 +32,7 @@ WHOLE = (
   'tests/api/interrupt_test.py',
   'tests/api/padding_test.py',
   'tests/api/sequences_test.py',
+  'tests/api/settings_runs_test.py',
   'tests/api/training_runs_test.py',
   'tests/configs/bad_values_test.py',
   'tests/configs/text_runs_test.py',
