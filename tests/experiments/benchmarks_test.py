@@ -149,17 +149,26 @@ class TorchTest(parameterized.TestCase):
     self.assertEqual(list(sides), ['ours 1', 'ours 8', 'plain', 'look-ahead'])
     rounds.check('tiny', sides, rtol=1e-4, atol=1e-6)
 
-  @parameterized.parameters('pcfg_bert', 'parity_transformer')
-  def test_transformer(self, name):
+  @parameterized.parameters(
+    ('pcfg_bert', ['labels', 'output', 'block0']),
+    # Causal, without a mask; the second of its blocks is not run.
+    ('parity_transformer', ['block0']),
+  )
+  def test_transformer(self, name, checked):
     module = scripts.load(f'{FOLDER}.transformer')
     self.enter_context(mock.patch.object(module, 'SEEDS', (1,)))
+    self.enter_context(
+      mock.patch.object(rounds, 'CHECKED_STEPS', module.LOG_EVERY)
+    )
     self.enter_context(flagsaver.flagsaver(compile=False))
     config = scripts.load(f'experiments.{name}').tiny('extracted')
     stages = module.make_stages(config)
     names = [stage.name for stage in stages]
     self.assertEqual(names[:3], ['labels', 'output', 'block0'])
     batches = module.draw(module.make_spec(config, stages[0], 1))
-    for stage in stages[:3]:
+    for stage in stages:
+      if stage.name not in checked:
+        continue
       sides = module.make_sides(config, stage, batches)
       rounds.check(stage.name, sides, rtol=1e-4, atol=1e-6)
 
@@ -172,7 +181,11 @@ class CacheTest(absltest.TestCase):
     source = folder / 'text.txt'
     lines = [f'word{i % 7} of line {i} and {i * i}.' for i in range(300)]
     source.write_text('\n\n'.join(lines))
-    with flagsaver.flagsaver(size='tiny', source=f'files:{source}'):
+    with (
+      flagsaver.flagsaver(size='tiny', source=f'files:{source}'),
+      mock.patch.object(module, 'STEPS', 20),
+      mock.patch.object(rounds, 'CHECKED_STEPS', 20),
+    ):
       for case in (
         module.Case('labels'),
         module.Case('output', top_k=16),
@@ -181,7 +194,8 @@ class CacheTest(absltest.TestCase):
         stored = case.stage != 'labels'
         self.assertEqual('stored' in sides, stored)
         self.assertEqual(summary is not None, stored)
-        rounds.check(str(case), sides, rtol=1e-2, atol=0)
+        if stored:
+          rounds.check(str(case), sides, rtol=1e-2, atol=0)
 
 
 @pytest.mark.slow
