@@ -9,6 +9,8 @@ import sys
 from absl.testing import parameterized
 import pytest
 
+import processes
+
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '--config=experiments/parity_mlp.py'
@@ -85,6 +87,7 @@ def start(*args):
   return subprocess.run(
     [sys.executable, *args],
     cwd=ROOT,
+    env=processes.environment(),
     capture_output=True,
     text=True,
     timeout=280,
