@@ -2,7 +2,7 @@
 
 As a program, in a process that has not used a device yet:
   python tests/faults.py kills FOLDER NUMBER
-  python tests/faults.py disk FOLDER full|read_only TEACHER
+  python tests/faults.py disk FOLDER TEACHER
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def kills(folder, number):
 
   Leaves the run that was not killed in `whole`, the others in `run0`, `run1`.
   """
-  # Once, before every fork: it imports torch.
+  # Once, before every fork: it is slow to import.
   import tensorboardX.event_file_writer  # noqa: F401, PLC0415
 
   assert ended(begin(folder / 'whole'), 300)
@@ -115,20 +115,14 @@ def kills(folder, number):
   assert ended(begin(folder / f'run{runs}'), 300)
 
 
-def disk(folder, fault, teacher):
-  """Breaks the disk of a run, mends it, and prints the messages."""
+def disk(folder, teacher):
+  """Breaks the disk of a run twice, mends it, and prints the messages."""
   c = config()
   c.teacher.folder = str(teacher)
   workdir, ballast = folder / 'run', folder / 'ballast'
   write = metric_log.MetricLog.write
 
-  def break_it(self, record):
-    write(self, record)
-    if record['step'] != 30:
-      return
-    if fault == 'read_only':
-      subprocess.run(['chmod', '-R', 'a-w', workdir], check=True)
-      return
+  def fill():
     with ballast.open('wb', buffering=0) as f:
       try:
         while f.write(bytes(4096)):
@@ -136,14 +130,24 @@ def disk(folder, fault, teacher):
       except OSError:
         pass
 
-  try:
-    with mock.patch.object(metric_log.MetricLog, 'write', break_it):
-      experiment.run(c, workdir)
-  except errors.UserError as error:
-    print(error)
-  print(checkpoints_lib.latest(workdir / 'extracted'), flush=True)
-  ballast.unlink(missing_ok=True)
-  subprocess.run(['chmod', '-R', 'u+w', workdir], check=True)
+  def lock():
+    subprocess.run(['chmod', '-R', 'a-w', workdir], check=True)
+
+  for break_it, step in ((fill, 30), (lock, 50)):
+
+    def break_at(self, record, break_it=break_it, step=step):
+      write(self, record)
+      if record['step'] == step:
+        break_it()
+
+    try:
+      with mock.patch.object(metric_log.MetricLog, 'write', break_at):
+        experiment.run(c, workdir)
+    except errors.UserError as error:
+      print(error)
+    print(checkpoints_lib.latest(workdir / 'extracted'), flush=True)
+    ballast.unlink(missing_ok=True)
+    subprocess.run(['chmod', '-R', 'u+w', workdir], check=True)
   experiment.run(c, workdir)
   print((workdir / 'extracted' / 'metrics.jsonl').read_text())
 

@@ -61,7 +61,7 @@ class ScheduleTest(absltest.TestCase):
     cases = [
       self.case('raises'),
       self.case('dies'),
-      self.case('hangs', seconds=5.0),
+      self.case('hangs', seconds=3.0),
       self.case('missing'),
       self.case('works', value=7),
     ]
@@ -83,7 +83,7 @@ class ScheduleTest(absltest.TestCase):
       [
         'ValueError: out of memory',
         'the process ended with code -6; see the log',
-        'stopped after 5 s',
+        'stopped after 3 s',
         "AttributeError: module 'accelerator_faults' has no attribute "
         "'missing'",
         'done',
@@ -122,9 +122,9 @@ class ScheduleTest(absltest.TestCase):
     )
     with mock.patch.object(commands, 'make', lambda *args: case):
       ((name, rows, result, _),) = commands.run(
-        ['tests'], 15, self.folder, tiny=True
+        ['tests'], 8, self.folder, tiny=True
       )
-    self.assertEqual((name, result), ('tests', 'stopped after 15 s'))
+    self.assertEqual((name, result), ('tests', 'stopped after 8 s'))
     counts, failure = rows
     self.assertEqual((counts['passed'], counts['failed']), (1, 1))
     self.assertIn('test_b', failure['test'])
