@@ -66,7 +66,7 @@ class FromFnTest(parameterized.TestCase):
   def test_declares_what_the_model_of_a_method_declares(self):
     encoder = make_encoder(0.1)
     tokens = jnp.zeros((B, 5), int)
-    params = encoder.init(jax.random.key(0), tokens)
+    params = jax.eval_shape(encoder.init, jax.random.key(0), tokens)
     for apply in (encoder.apply, jax.jit(encoder.apply)):
       abilities = adapters.from_fn(apply, params).abilities
       self.assertEqual(abilities.inputs, transformer.INPUTS)
@@ -134,7 +134,7 @@ class UnusedDropoutTest(parameterized.TestCase):
 
   def test_finds_linen_layers_in_a_jitted_function(self):
     apply = jax.jit(lambda params, x: (WithDropout().apply(params, x), {}))
-    variables = WithDropout().init(jax.random.key(0), X)
+    variables = jax.jit(WithDropout().init)(jax.random.key(0), X)
     apply(variables, X)
     model = adapters.from_fn(apply, variables)
     self.assertCountEqual(model.unused_dropout(X), self.UNUSED)
@@ -144,7 +144,7 @@ class UnusedDropoutTest(parameterized.TestCase):
       rngs = {'dropout': x['dropout'][0]}
       return WithDropout().apply(params, x['x'], True, rngs=rngs), {}
 
-    variables = WithDropout().init(jax.random.key(0), X)
+    variables = jax.jit(WithDropout().init)(jax.random.key(0), X)
     x = {'x': X, 'dropout': jax.random.split(jax.random.key(0), B)}
     self.assertEmpty(adapters.from_fn(apply, variables).unused_dropout(x))
 
