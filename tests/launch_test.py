@@ -186,10 +186,10 @@ class LaunchTest(parameterized.TestCase):
       '--config.data.d=30',
       '--config.data.k=4',
       '--config.num_seeds=3',
-      '--config.num_steps=1000',
-      '--config.teacher.width=500',
+      '--config.num_steps=600',
+      '--config.teacher.width=300',
       '--config.data.eval_size=1024',
-      '--config.save_every=500',
+      '--config.save_every=300',
     )
     self.assertEqual(done.returncode, 0, done.stderr)
     rows = [
