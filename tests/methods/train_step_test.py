@@ -221,6 +221,24 @@ def program(name, microbatches):
   )
 
 
+@functools.cache
+def by_hand(name):
+  """A case, its targets, and its loss and gradient at parameters."""
+  case = CASES[name]()
+
+  def total(params, regressors, progress):
+    found = case.losses(params, regressors)
+    weights = case.weights(progress)
+    return sum(weights[k] * found[k] for k in weights), found
+
+  make = functools.partial(
+    targets_lib.make_targets, case.teacher, stage=case.stage
+  )
+  targets = jax.jit(make)(case.teacher_params, case.matrices, case.batch)
+  grad = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+  return case, targets, jax.jit(grad)
+
+
 @pytest.mark.slow
 class SeveralTermsTest(parameterized.TestCase):
   """The loss and its gradient are those of the sum written out in plain JAX."""
@@ -229,22 +247,12 @@ class SeveralTermsTest(parameterized.TestCase):
     name=tuple(CASES), microbatches=(1, 4), progress=(0.0, 0.5, 1.0)
   )
   def test_loss_and_gradient_by_hand(self, name, microbatches, progress):
-    case = CASES[name]()
-
-    def total(params, regressors):
-      found = case.losses(params, regressors)
-      weights = case.weights(progress)
-      return sum(weights[k] * found[k] for k in weights), found
-
-    grad = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
-    (loss, each), (grads, of_regressors) = jax.jit(grad)(
-      case.params, case.regressors
+    case, targets, grad = by_hand(name)
+    (loss, each), (grads, of_regressors) = grad(
+      case.params, case.regressors, progress
     )
     learned = case.params, case.regressors
     state = train_step.State(*learned, TX.init(learned))
-    targets = targets_lib.make_targets(
-      case.teacher, case.teacher_params, case.matrices, case.batch, case.stage
-    )
     after, got, terms = program(name, microbatches)(
       state, targets, jnp.float32(progress)
     )

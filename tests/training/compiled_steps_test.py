@@ -100,17 +100,15 @@ class ProgramTest(parameterized.TestCase):
   def test_init(self):
     steps, _ = made()
     found = steps.init(spec().keys.init)
+    init = jax.jit(runs.STUDENT.init)
     for seed in range(runs.SEEDS):
-      want = runs.STUDENT.init(
-        spec().keys.init[seed], jnp.zeros((1, runs.BITS))
-      )
+      want = init(spec().keys.init[seed], jnp.zeros((1, runs.BITS)))
       got = jax.tree.map(lambda leaf, i=seed: leaf[i], found)
       chex.assert_trees_all_close(got, want, rtol=1e-6)
 
   def test_students_that_are_given_stay_the_callers(self):
-    start = jax.vmap(lambda k: runs.STUDENT.init(k, jnp.zeros((1, runs.BITS))))(
-      spec().keys.init
-    )
+    init = lambda key: runs.STUDENT.init(key, jnp.zeros((1, runs.BITS)))
+    start = jax.jit(jax.vmap(init))(spec().keys.init)
     given = runs.spec((Stage('s', 5, runs.LABELS),), teacher=None, start=start)
     steps = compiled_steps.CompiledSteps(given)
     (planned,) = given.plan()
@@ -189,24 +187,36 @@ class ProgramTest(parameterized.TestCase):
         planned[index], 5, None, runs.teacher_params(), matrices
       )
       self.assertEqual(list(found), [name])
+      make = jax.jit(
+        functools.partial(
+          targets_lib.make_targets,
+          runs.TEACHER.apply,
+          runs.teacher_params(),
+          stage=planned[index].stage,
+        )
+      )
       for seed in range(runs.SEEDS):
         batch = runs.draw(spec().keys.data[seed], 5)
         got = jax.tree.map(lambda leaf, i=seed: leaf[i], batches)
         chex.assert_trees_all_equal(got, batch)
         matrix = jax.tree.map(lambda leaf, i=seed: leaf[i], matrices)
-        want = targets_lib.make_targets(
-          runs.TEACHER.apply,
-          runs.teacher_params(),
-          matrix,
-          batch,
-          planned[index].stage,
-        )
+        want = make(matrix, batch)
         np.testing.assert_allclose(found[name][seed], want[name], rtol=1e-5)
 
   def test_advance_is_many_steps(self):
     steps, planned = made()
     got = steps.advance(*advance_args(2, 12, 16, span=(11, 9)))
-    want = multi_step.train_many_steps(
+    advance = functools.partial(
+      multi_step.train_many_steps,
+      draw=spec().batch,
+      student=runs.STUDENT.apply,
+      teacher=runs.TEACHER.apply,
+      stage=planned[2].stage,
+      tx=spec().optimizer(6, 0),
+      mask=planned[2].mask,
+      lookahead=spec().blocks,
+    )
+    want = jax.jit(advance)(
       states(2),
       12,
       16,
@@ -216,13 +226,6 @@ class ProgramTest(parameterized.TestCase):
       None,
       None,
       (11, 9),
-      draw=spec().batch,
-      student=runs.STUDENT.apply,
-      teacher=runs.TEACHER.apply,
-      stage=planned[2].stage,
-      tx=spec().optimizer(6, 0),
-      mask=planned[2].mask,
-      lookahead=spec().blocks,
     )
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
