@@ -189,7 +189,7 @@ class HostLoaderTest(parameterized.TestCase):
       state = json.loads(json.dumps(state))
       with opened() as again:
         again.restore(STEPS * at, state.__getitem__)
-        for later in range(at, 4):
+        for later in range(at, min(at + 2, 4)):
           np.testing.assert_array_equal(
             again.rows(STEPS * later)['a'], chunks[later]['a']
           )
