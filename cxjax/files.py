@@ -109,8 +109,43 @@ def check_folder(folder: pathlib.Path) -> None:
     )
 
 
+def sync(path: pathlib.Path) -> None:
+  """Blocks until a file, or the names in a folder, outlast a power loss.
+
+  Args:
+    path: the file or the folder.
+
+  Raises:
+    OSError: the file cannot be opened or written.
+  """
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    # Some network file systems cannot sync a folder.
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def make_folder(path: pathlib.Path) -> None:
+  """Makes a folder and those above it; their names outlast a power loss.
+
+  Args:
+    path: the folder; it may exist.
+
+  Raises:
+    OSError: it cannot be made.
+  """
+  absent = [one for one in (path, *path.parents) if not one.exists()]
+  path.mkdir(parents=True, exist_ok=True)
+  for one in reversed(absent):
+    sync(one.parent)
+
+
 def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
-  """Writes a text file atomically, in UTF-8.
+  """Writes a text file atomically, in UTF-8; it outlasts a power loss.
 
   Args:
     path: the file; its folder is made if it is missing.
@@ -125,7 +160,7 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
     return
   temporary = path.with_name(path.name + '.tmp')
   with written(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # A link of this name, which somebody else made, is not followed.
     temporary.unlink(missing_ok=True)
     with temporary.open('x', encoding='utf-8') as f:
@@ -133,6 +168,7 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
       f.flush()
       os.fsync(f.fileno())
     temporary.replace(path)
+    sync(path.parent)
 
 
 def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:
@@ -140,11 +176,13 @@ def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:
   write_text(path, json.dumps(value, indent=1) + '\n', own)
 
 
-def read_text(path: pathlib.Path) -> str:
+def read_text(path: pathlib.Path, on_error: str = 'strict') -> str:
   """Reads a UTF-8 file.
 
   Args:
     path: the file.
+    on_error: what to do about bytes that are not UTF-8, as `bytes.decode` has
+      it.
 
   Returns:
     Its content.
@@ -161,7 +199,7 @@ def read_text(path: pathlib.Path) -> str:
       raise ValueError('it is not a regular file')
     if status.st_size > MAX_BYTES:
       raise ValueError(f'{status.st_size} bytes, more than {MAX_BYTES}')
-    return f.read().decode()
+    return f.read().decode('utf-8', on_error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -266,7 +304,7 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     return
   path = folder / 'lock'
   with written(path):
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     file = os.fdopen(os.open(path, flags, 0o666), 'rb', buffering=0)
   with file:

@@ -42,12 +42,13 @@ def _reopen(
     (folder / 'summary.json').exists(),
     f'{folder} holds no finished {what}. Run launch.py on {workdir} first.',
   )
+  summary = summary_lib.read(folder / 'summary.json')
   config = copy.deepcopy(config)
   saved = files.read_json(folder / 'config.json')
   saved.pop('settings', None)  # Those of JAX, no field of a config.
   config.update(saved)
   experiment = builders.open_experiment(config, workdir)
-  return experiment, files.read_json(folder / 'summary.json')
+  return experiment, summary
 
 
 @settings.own()
@@ -68,7 +69,9 @@ def load(
   """
   folder = workdir / 'teacher'
   experiment, summary = _reopen(config, folder, workdir, 'teacher')
-  teacher = teachers.load_teacher(experiment, folder, summary['steps'])
+  teacher = teachers.load_teacher(
+    experiment, folder, summary['steps'], summary['checkpoints']
+  )
   return experiment.config, teacher
 
 
@@ -152,6 +155,10 @@ def _run(
     for stage in spec.stages:
       teacher.at(stage.checkpoint)  # An error now, not after hours.
   settings.claim_workdir(folder, identity.student_config(experiment.config))
+  if not config.cache.folder:
+    teachers.claim_students(
+      spec, folder, teachers.teacher_folder(config, workdir)
+    )
   return teachers.finish(config.method, spec, folder, on_record)
 
 

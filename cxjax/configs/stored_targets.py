@@ -10,12 +10,12 @@ from absl import logging
 import ml_collections
 
 from cxjax import errors
-from cxjax import files
 from cxjax import settings
 from cxjax.configs import builders
 from cxjax.configs import identity
 from cxjax.configs import teachers
 from cxjax.training import run_spec
+from cxjax.training import summary as summary_lib
 from cxjax.training import target_cache
 from cxjax.training import teacher as teacher_lib
 
@@ -104,5 +104,7 @@ def _found_teacher(
     )
     return None
   settings.claim_workdir(folder, identity.teacher_config(experiment.config))
-  last = files.read_json(folder / 'summary.json')['steps']
-  return teachers.load_teacher(experiment, folder, last)
+  finished = summary_lib.read(folder / 'summary.json')
+  return teachers.load_teacher(
+    experiment, folder, finished['steps'], finished['checkpoints']
+  )

@@ -1,5 +1,6 @@
 """The teacher of an experiment: trained, found finished, loaded."""
 
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 from typing import TypeAlias
@@ -8,6 +9,7 @@ from absl import logging
 import jax
 import ml_collections
 
+from cxjax import errors
 from cxjax import files
 from cxjax import settings
 from cxjax import types
@@ -18,6 +20,7 @@ from cxjax.parallel import multihost
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import run_spec
 from cxjax.training import summary as summary_lib
+from cxjax.training import target_cache
 from cxjax.training import teacher as teacher_lib
 from cxjax.training import trainer
 
@@ -39,11 +42,13 @@ def finish(
   path = folder / 'summary.json'
   if multihost.from_first(path.exists):
     logging.info('%s is finished.', folder)
-    return files.read_json(path)
+    return summary_lib.read(path)
   title = f'{folder.parent.name}/{method}'
   result = trainer.fit(spec, folder, title, on_record)
   summary = summary_lib.summarize(method, spec, result)
-  files.write_json(path, summary)
+  if spec.loop.keep == 0:
+    summary['checkpoints'] = checkpoints_lib.scheduled(folder)
+  summary_lib.write(path, summary, result.records)
   return summary
 
 
@@ -60,17 +65,22 @@ def train_teacher(
     The teacher.
 
   Raises:
-    UserError: the folder belongs to another teacher, or is damaged.
+    UserError: the folder belongs to another teacher, is damaged, or lacks a
+      checkpoint of its schedule.
   """
   config = experiment.config
   folder = teacher_folder(config, workdir)
   spec = builders.teacher_spec(experiment)
   settings.claim_workdir(folder, identity.teacher_config(config))
   was_finished = (folder / 'summary.json').exists()
+  if not was_finished:
+    for at in checkpoints_lib.scheduled(folder):
+      checkpoints_lib.require(folder, at)  # An error now, not after hours.
   finished = finish('teacher', spec, folder)
   if not was_finished:
     _warn_if_untrained(spec, config.teacher.num_steps, finished)
-  return load_teacher(experiment, folder, last=finished['steps'])
+  steps, kept = finished['steps'], finished['checkpoints']
+  return load_teacher(experiment, folder, steps, kept)
 
 
 def _warn_if_untrained(
@@ -107,7 +117,10 @@ def template(
 
 
 def load_teacher(
-  experiment: builders.Experiment, folder: pathlib.Path, last: int
+  experiment: builders.Experiment,
+  folder: pathlib.Path,
+  last: int,
+  kept: Sequence[int] | None = None,
 ) -> teacher_lib.Teacher:
   """A finished teacher, from its folder.
 
@@ -115,6 +128,8 @@ def load_teacher(
     experiment: the experiment.
     folder: of the teacher.
     last: step of the final checkpoint.
+    kept: steps of all its checkpoints, as its summary has them; None reads them
+      from the newest record.
 
   Returns:
     The teacher.
@@ -132,16 +147,52 @@ def load_teacher(
       loaded[at] = jax.tree.map(lambda leaf: leaf[0], items['params'])
     return loaded[at]
 
-  records = (
-    checkpoints_lib.read_record(folder, at)
-    for at in checkpoints_lib.steps(folder)
-  )
+  if kept is None:
+    kept = checkpoints_lib.scheduled(folder)
+  records = [checkpoints_lib.require(folder, at) for at in kept]
   return teacher_lib.Teacher(
     apply=spec.student.apply,
     params=load(last),
     layers=spec.student.layers,
     checkpoints=tuple((r['step'], r['score'][0]) for r in records),
     load=load,
+  )
+
+
+def claim_students(
+  spec: run_spec.RunSpec, folder: pathlib.Path, teacher: pathlib.Path
+) -> None:
+  """Reserves a folder for students of the teacher that they began with.
+
+  Args:
+    spec: the run of the students, with a teacher that is available.
+    folder: the folder of the students; `teacher.json` in it has hashes of the
+      teacher's parameters, and the checkpoints that the stages use.
+    teacher: the folder of the teacher.
+
+  Raises:
+    UserError: the students began with another teacher.
+  """
+  path = folder / 'teacher.json'
+  here = {
+    'stages': [stage.checkpoint for stage in spec.stages],
+    'parameters': target_cache.parameter_digests(spec, also=(None,)),
+  }
+  again = f'or remove {folder} to train again.'
+  if not path.exists():
+    begun = any((folder / n).exists() for n in ('checkpoints', 'summary.json'))
+    errors.require(
+      not begun,
+      f'{path} is missing, which says what teacher the students of {folder} '
+      f'have: restore it, {again}',
+    )
+    files.write_json(path, here)
+    return
+  differ = files.differences(files.read_json(path), here)
+  errors.require(
+    not differ,
+    f'The teacher in {teacher} is not the one that {folder} began with. What '
+    f'differs: {differ}. Restore that teacher, {again}',
   )
 
 

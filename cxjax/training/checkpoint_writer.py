@@ -27,7 +27,9 @@ from cxjax.parallel import multihost
 from cxjax.training import checkpoints
 
 # Keys of a record that the writer sets.
-RESERVED = frozenset({'step', 'temporary', 'best', 'files', 'shapes'})
+RESERVED = frozenset(
+  {'step', 'temporary', 'best', 'files', 'shapes', 'scheduled'}
+)
 # Bytes that the small files of a checkpoint take up, beside its arrays.
 OVERHEAD = 2**17
 # Seconds to wait for the last checkpoint of a run that ends with an exception.
@@ -198,10 +200,11 @@ class CheckpointWriter:
         record |= {
           'files': checkpoints.file_digests(path),
           'shapes': checkpoints.array_shapes(items),
+          'scheduled': self._scheduled(step, record),
         }
-        _sync(self._folder / 'metrics.jsonl', missing_ok=True)
+        if (self._folder / 'metrics.jsonl').exists():
+          files.sync(self._folder / 'metrics.jsonl')
         files.write_sealed(path / 'record.json', record)
-        _sync(path)
         self._known()[step] = record
         self._prune(step)
     multihost.barrier()
@@ -209,7 +212,7 @@ class CheckpointWriter:
   def _make_room(self, step: int, items: dict[str, Any]) -> None:
     """Removes a checkpoint of the same step; raises OSError on a full disk."""
     path = checkpoints.step_folder(self._folder, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     checkpoints.remove(self._folder, step)
     self._known()[step] = None
     # Orbax prints a traceback per array for a disk that fills up meanwhile.
@@ -258,6 +261,30 @@ class CheckpointWriter:
       }
     return self._records
 
+  def _scheduled(
+    self, step: int, record: checkpoints.Record | None = None
+  ) -> list[int]:
+    """Returns the checkpoints up to `step` that are kept for good.
+
+    Every record names those before it, so that none vanishes unnoticed.
+
+    Args:
+      step: the step of the run.
+      record: that of a new checkpoint at `step`.
+    """
+    if self._keep:
+      return []
+    named: set[int] = set()
+    for at, known in self._known().items():
+      if at <= step:
+        named.update((known or {}).get('scheduled', ()))
+    named.discard(step)
+    if record is None:
+      record = self._known().get(step)
+    if record and not record['temporary']:
+      named.add(step)
+    return sorted(named)
+
   def _is_damaged(self, step: int) -> bool:
     """Returns whether a checkpoint has a record that cannot be read."""
     path = checkpoints.step_folder(self._folder, step) / 'record.json'
@@ -278,6 +305,7 @@ class CheckpointWriter:
     kept = {*best[-1:], *regular[-self._keep :]}  # All of them if `keep` is 0.
     if self._keep == 0:
       # Only a record that can be read says that a checkpoint is extra.
+      kept |= records.keys() & set(self._scheduled(step))
       kept |= {at for at in earlier if self._is_damaged(at)}
     for at in sorted(records.keys() - kept):
       checkpoints.remove(self._folder, at)
@@ -320,20 +348,9 @@ def _as_os_error() -> Iterator[None]:
     raise OSError(number, os.strerror(number)) from error
 
 
-def _sync(path: pathlib.Path, missing_ok: bool = False) -> None:
-  """Blocks until a file or the entries of a folder are on the disk."""
-  if missing_ok and not path.exists():
-    return
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
 def _sync_all(folder: pathlib.Path) -> None:
   """Syncs all files and folders below a folder, and the folder itself."""
   for path in folder.rglob('*'):
-    _sync(path)
-  _sync(folder)
-  _sync(folder.parent)
+    files.sync(path)
+  files.sync(folder)
+  files.sync(folder.parent)

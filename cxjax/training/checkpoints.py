@@ -149,18 +149,17 @@ def _newest(folder: pathlib.Path, only_best: bool) -> int | None:
 
 
 def _newest_here(folder: pathlib.Path, only_best: bool) -> int:
-  logged = [record['step'] for record in metric_log.read(folder)]
+  logged = metric_log.read(folder)
   for step in reversed(steps(folder)):
     record = valid_record(folder, step)
     if only_best and record is not None and not record['best']:
       continue
     problem = fault(folder, step)
     if problem is None and record is not None:
-      kept = sum(at <= step for at in logged)
-      expected = record.get('records', kept)
-      if kept == expected:
+      earlier = [one for one in logged if one['step'] <= step]
+      problem = metric_log.fault(folder, earlier, record)
+      if problem is None:
         return step
-      problem = f'{folder}/metrics.jsonl lacks some of its {expected} records'
     logging.warning('Checkpoint %d is passed over: %s.', step, problem)
   return -1
 
@@ -187,6 +186,49 @@ def valid_record(folder: pathlib.Path, step: int) -> Record | None:
     return read_record(folder, step)
   except errors.UserError:
     return None
+
+
+def scheduled(folder: pathlib.Path) -> list[int]:
+  """Returns the steps at which a run that keeps all has saved, in order.
+
+  Args:
+    folder: the folder of the run.
+
+  Returns:
+    The steps that the newest valid record names; none if there is none.
+  """
+  for step in reversed(steps(folder)):
+    record = valid_record(folder, step)
+    if record is not None:
+      return record.get('scheduled', [])
+  return []
+
+
+def require(folder: pathlib.Path, step: int) -> Record:
+  """Reads the record of a checkpoint that a finished run must have.
+
+  Args:
+    folder: the folder of the run.
+    step: the step of the checkpoint.
+
+  Returns:
+    Its record.
+
+  Raises:
+    UserError: the checkpoint is missing, or its record cannot be read.
+  """
+  path = step_folder(folder, step)
+  record = valid_record(folder, step)
+  if record is None:
+    at = path / 'record.json'
+    what = f'{path} is missing'
+    if path.exists():
+      what = f'{at} ' + ('is damaged' if at.exists() else 'is missing')
+    raise errors.UserError(
+      f'{what}: checkpoint {step} belongs to {folder}. Restore it, or remove '
+      f'{folder} to train it again.'
+    )
+  return record
 
 
 def read_local(folder: pathlib.Path, step: int, name: str) -> Any:

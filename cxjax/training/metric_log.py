@@ -5,9 +5,11 @@ In a run of several processes, the first process writes and shows them.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import copy
+import hashlib
 import json
 import pathlib
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from cxjax import errors
 from cxjax import files
 from cxjax import types
 from cxjax.parallel import multihost
@@ -43,21 +46,69 @@ def read(folder: pathlib.Path) -> list[types.Record]:
 
   Returns:
     The records; none if there is no file.
+
+  Raises:
+    UserError: the file cannot be read, or is no file.
   """
   path = folder / 'metrics.jsonl'
-  records = []
-  if path.exists():
-    for line in path.read_text('utf-8', errors='replace').splitlines():
-      try:
-        record = files.parse_json(line)
-      except ValueError:
-        break
-      if not isinstance(record, dict) or not isinstance(
-        record.get('step'), int
-      ):
-        break
-      records.append(record)
+  records: list[types.Record] = []
+  try:
+    text = files.read_text(path, on_error='replace')
+  except FileNotFoundError:
+    return records
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f'{path} cannot be read ({error}). Restore it, or remove it to make its '
+      'records again.'
+    ) from error
+  for line in text.splitlines():
+    try:
+      record = files.parse_json(line)
+    except ValueError:
+      break
+    if not isinstance(record, dict) or not isinstance(record.get('step'), int):
+      break
+    records.append(record)
   return records
+
+
+def seal(records: Sequence[types.Record]) -> dict[str, Any]:
+  """Returns the number of records, and the SHA-256 of their lines in order."""
+  text = ''.join(map(_line, records))
+  return {
+    'records': len(records),
+    'records_sha256': hashlib.sha256(text.encode()).hexdigest(),
+  }
+
+
+def fault(
+  folder: pathlib.Path,
+  records: Sequence[types.Record],
+  sealed: Mapping[str, Any],
+) -> str | None:
+  """Compares the records of a run with what `seal` returned of them.
+
+  Args:
+    folder: the folder of the run.
+    records: its records, up to the time of the seal.
+    sealed: JSON values with those of `seal`; without 'records' all is well.
+
+  Returns:
+    What is wrong with metrics.jsonl, or None.
+  """
+  if 'records' not in sealed:
+    return None
+  path, number = folder / 'metrics.jsonl', sealed['records']
+  if 'records_sha256' not in sealed:
+    return f'it has no digest of the records in {path}'
+  found = seal(records)
+  if found['records'] < number:
+    return f'{path} lacks some of its {number} records'
+  if found['records'] > number:
+    return f'{path} has more than its {number} records'
+  if found['records_sha256'] != sealed['records_sha256']:
+    return f'{path} was edited: its records are not those that were written'
+  return None
 
 
 def evaluations(
@@ -131,6 +182,7 @@ class MetricLog:
     """
     self.records = [one for one in read(folder) if one['step'] <= step]
     self._primary, self._on_record = primary, on_record
+    self._digest = hashlib.sha256(''.join(map(_line, self.records)).encode())
     path = folder / 'metrics.jsonl'
     files.write_text(path, ''.join(map(_line, self.records)))
     self._files: Any = None
@@ -152,6 +204,11 @@ class MetricLog:
         file.close()
     self._progress.close()
 
+  def seal(self) -> dict[str, Any]:
+    """Returns what `seal` returns of the records so far."""
+    digest = self._digest.hexdigest()
+    return {'records': len(self.records), 'records_sha256': digest}
+
   def expect(self, total: int) -> None:
     """Sets the number of steps at which the progress bar is full."""
     self._progress.expect(total)
@@ -167,6 +224,7 @@ class MetricLog:
       UserError: the disk is full or cannot be written.
     """
     self.records.append(record)
+    self._digest.update(_line(record).encode())
     if self._files:
       lines, events = self._files
       with files.written(lines.name):

@@ -1,12 +1,22 @@
-"""Summaries of finished runs: `summary.json`, and comparisons."""
+"""Summaries of finished runs: `summary.json`, and comparisons.
 
+Beside the summary, the file has a seal under 'seal': digests of its other keys,
+of the records in metrics.jsonl and of config.json. A file that was edited is
+refused.
+"""
+
+from collections.abc import Sequence
 import importlib.metadata
+import pathlib
 from typing import Any
 from typing import TypeAlias
 
 import numpy as np
 
+from cxjax import errors
+from cxjax import files
 from cxjax import tables
+from cxjax import types
 from cxjax import version
 from cxjax.methods import stage_plan
 from cxjax.parallel import devices as devices_lib
@@ -56,6 +66,83 @@ def summarize(
     },
     'device': devices_lib.describe(),
   }
+
+
+def write(
+  path: pathlib.Path,
+  summary: Summary,
+  records: Sequence[types.Record] | None = None,
+) -> None:
+  """Writes a summary with its seal, atomically.
+
+  Args:
+    path: the file; config.json beside it, if there is one, is sealed as well.
+    summary: JSON values.
+    records: the lines of metrics.jsonl beside it, if there is one.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  seal: Summary = {} if records is None else metric_log.seal(records)
+  config = path.with_name('config.json')
+  if config.exists():
+    seal['config'] = files.digest(files.read_json(config))
+  seal['sha256'] = files.digest({**summary, 'seal': seal})
+  files.write_json(path, {**summary, 'seal': seal})
+
+
+def read(path: pathlib.Path, advice: str = '') -> Summary:
+  """Reads a summary that `write` wrote, and compares it with its seal.
+
+  Args:
+    path: the file.
+    advice: what to do about a file that is not as it was written, if it is not
+      to remove it and to run the same command.
+
+  Returns:
+    The summary, without the seal.
+
+  Raises:
+    UserError: the summary, metrics.jsonl or config.json is not as it was when
+      the summary was written.
+  """
+  again = advice or (
+    f'Restore it, or remove {path}: the same command then writes it again from '
+    'the last checkpoint.'
+  )
+  try:
+    summary = files.parse_json(files.read_text(path))
+  except (OSError, ValueError) as error:
+    raise errors.UserError(f'{path} cannot be read ({error}). {again}') from (
+      error
+    )
+  seal = summary.pop('seal', None) if isinstance(summary, dict) else None
+  if not isinstance(seal, dict) or 'sha256' not in seal:
+    raise errors.UserError(
+      f'{path} has no seal: it was edited, or written by an earlier version. '
+      f'{again}'
+    )
+  said = seal.pop('sha256')
+  errors.require(
+    said == files.digest({**summary, 'seal': seal}),
+    f'{path} was edited: it is not what its seal says. {again}',
+  )
+  folder = path.parent
+  if 'config' in seal:
+    config = folder / 'config.json'
+    errors.require(
+      files.digest(files.read_json(config)) == seal['config'],
+      f'{config} was edited: it is not that of the finished run. Restore it, '
+      f'or remove {folder} to train again.',
+    )
+  if 'records' in seal:
+    problem = metric_log.fault(folder, metric_log.read(folder), seal)
+    errors.require(
+      problem is None,
+      f'{problem}, though the run is finished. Restore it, or remove {folder} '
+      'to train again.',
+    )
+  return summary
 
 
 def _steps_to(

@@ -371,7 +371,7 @@ class Trainer:
     record = {
       'stage': self._planned[self._stage].stage.name,
       'score': metrics[self._spec.primary],
-      'records': len(self._log.records),
+      **self._log.seal(),
       'seconds': self.stopwatch.seconds,
       **self._milestones.state(),
     }

@@ -14,6 +14,7 @@ from cxjax import files
 from cxjax.configs import builders
 from cxjax.configs import identity
 from cxjax.configs import teachers
+from cxjax.training import summary
 from cxjax.training import trainer
 from experiments import parity_mlp
 import own_config
@@ -59,7 +60,7 @@ class FolderTest(TestCase):
 class FinishTest(TestCase):
   def test_a_finished_run_is_not_trained(self):
     folder = self.folder()
-    files.write_json(folder / 'summary.json', {'steps': 7})
+    summary.write(folder / 'summary.json', {'steps': 7})
     with mock.patch.object(trainer, 'fit') as fit:
       found = teachers.finish('teacher', None, folder)
     self.assertEqual(found, {'steps': 7})
@@ -87,7 +88,8 @@ class UntrainedTest(TestCase):
   )
   def test_accuracy(self, score, steps, stop_at, told):
     opened = self.opened(**{'teacher.stop_at': stop_at})
-    ended = {'steps': steps, 'final': {'accuracy': [score]}}
+    ended = {'steps': steps, 'checkpoints': []}
+    ended['final'] = {'accuracy': [score]}
     said = self.said(opened, ended)
     self.assertLen(said, int(told))
     for line in said:
@@ -101,7 +103,8 @@ class UntrainedTest(TestCase):
   def test_lower_is_better(self, score, stop_at, told):
     config = own_config.get_config()
     opened = self.opened(config, **{'teacher.stop_at': stop_at})
-    ended = {'steps': 200, 'final': {'error': [score]}}
+    ended = {'steps': 200, 'checkpoints': []}
+    ended['final'] = {'error': [score]}
     said = self.said(opened, ended)
     self.assertLen(said, int(told))
     for line in said:

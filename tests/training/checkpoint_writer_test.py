@@ -194,7 +194,7 @@ class SaveTest(WriterTest):
 
   def test_keys_of_the_writer_are_refused(self):
     with self.writer() as writer:
-      for key in ('best', 'temporary', 'step', 'files', 'shapes'):
+      for key in ('best', 'temporary', 'step', 'files', 'shapes', 'scheduled'):
         with self.assertRaises(AssertionError):
           writer.save(1, items(), {key: 1})
     self.assertEqual(self.steps(), [])
@@ -303,10 +303,18 @@ class RemovalTest(WriterTest):
       self.assert_good(20)
 
   def test_what_has_no_seal_goes_when_a_later_one_is_sealed(self):
-    self.save(10, 20, 30, keep=0)
+    self.save(10, 20, keep=0)
     (self.folder / 'checkpoints/000000020/record.json').unlink()
     self.save(40, keep=0)
-    self.assert_good(10, 30, 40)
+    self.assert_good(10, 40)
+    self.assertEqual(checkpoints.scheduled(self.folder), [10, 40])
+
+  def test_what_lost_its_seal_stays_where_a_later_record_names_it(self):
+    self.save(10, 20, keep=0)
+    (self.folder / 'checkpoints/000000010/record.json').unlink()
+    self.save(30, keep=0)
+    self.assertEqual(self.steps(), [10, 20, 30])
+    self.assertEqual(checkpoints.scheduled(self.folder), [10, 20, 30])
 
   def test_a_damaged_record_does_not_remove_one_where_all_are_kept(self):
     self.save(10, 20, keep=0)

@@ -15,6 +15,7 @@ import numpy as np
 from cxjax import errors
 from cxjax.training import checkpoint_writer
 from cxjax.training import checkpoints
+from cxjax.training import metric_log
 
 RECORD = {'stage': 'output', 'score': [0.5, 1.0], 'end': 60}
 
@@ -34,9 +35,16 @@ def templates(tree):
   )
 
 
+def sealed(*steps):
+  return metric_log.seal([{'step': step} for step in steps])
+
+
 def write_metrics(folder, *steps):
   lines = (json.dumps({'step': step}) + '\n' for step in steps)
   (folder / 'metrics.jsonl').write_text(''.join(lines))
+
+
+SEALED = sealed(10, 20, 30, 40)
 
 
 class SavedTest(parameterized.TestCase):
@@ -48,9 +56,9 @@ class SavedTest(parameterized.TestCase):
     root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
     cls.original = root / 'run'
     with checkpoint_writer.CheckpointWriter(cls.original, keep=0) as writer:
-      writer.save(20, items(1.0), {**RECORD, 'records': 2})
+      writer.save(20, items(1.0), {**RECORD, **sealed(10, 20)})
       local = {'loader-00000': {'taken': 3}}
-      record = {**RECORD, 'records': 4}
+      record = {**RECORD, **sealed(10, 20, 30, 40)}
       writer.save(40, items(2.0), record, local, best=True)
     write_metrics(cls.original, 10, 20, 30, 40)
 
@@ -59,6 +67,35 @@ class SavedTest(parameterized.TestCase):
     self.folder = pathlib.Path(self.create_tempdir().full_path) / 'run'
     shutil.copytree(self.original, self.folder)
     self.newest = self.folder / 'checkpoints' / '000000040'
+
+
+class ScheduledTest(SavedTest):
+  def test_every_record_names_those_before_it(self):
+    self.assertEqual(checkpoints.scheduled(self.folder), [20, 40])
+    self.assertEqual(
+      checkpoints.read_record(self.folder, 20)['scheduled'], [20]
+    )
+    self.assertEqual(checkpoints.scheduled(self.folder / 'none'), [])
+
+  @parameterized.parameters(
+    ('000000020', '000000020 is missing'),
+    ('000000020/record.json', 'record.json is missing'),
+  )
+  def test_one_that_is_missing(self, name, said):
+    path = self.folder / 'checkpoints' / name
+    path.rename(self.folder / 'elsewhere')
+    self.assertEqual(checkpoints.scheduled(self.folder), [20, 40])
+    checkpoints.require(self.folder, 40)
+    with self.assertRaisesRegex(
+      errors.UserError, f'{said}: checkpoint 20 .* remove .*train it again'
+    ):
+      checkpoints.require(self.folder, 20)
+
+  def test_one_whose_record_is_damaged(self):
+    path = self.folder / 'checkpoints/000000020/record.json'
+    path.write_text(path.read_text()[:20])
+    with self.assertRaisesRegex(errors.UserError, 'record.json is damaged'):
+      checkpoints.require(self.folder, 20)
 
 
 class NewestTest(SavedTest):
@@ -146,6 +183,32 @@ class NewestTest(SavedTest):
       self.assertEqual(checkpoints.latest(self.folder), expected)
     self.assertRegex(log.output[0], 'metrics.jsonl lacks some of its 4 records')
 
+  @parameterized.parameters(
+    ('{"step": 10}\n{"step": 20, "eval/accuracy": [1.0]}\n', 'was edited'),
+    ('{"step": 20}\n{"step": 10}\n', 'was edited'),
+    ('{"step": 10}\n{"step": 20, "loss": NaN}\n', 'was edited'),
+    ('{"step": 10}\n{"step": 10}\n{"step": 20}\n', 'more than its 4'),
+  )
+  def test_records_of_metrics_that_were_edited(self, first, said):
+    last = '{"step": 30}\n{"step": 40}\n'
+    (self.folder / 'metrics.jsonl').write_text(first + last)
+    with self.assertLogs(level='WARNING') as log:
+      self.assertIsNone(checkpoints.latest(self.folder))
+    self.assertRegex(log.output[0], f'Checkpoint 40 .*metrics.jsonl .*{said}')
+
+  def test_an_edit_after_a_checkpoint_leaves_that_one(self):
+    write_metrics(self.folder, 10, 20, 40, 30)
+    with self.assertLogs(level='WARNING'):
+      self.assertEqual(checkpoints.latest(self.folder), 20)
+
+  def test_a_record_without_a_digest_of_the_metrics(self):
+    """As an earlier version wrote them."""
+    with checkpoint_writer.CheckpointWriter(self.folder, keep=0) as writer:
+      writer.save(60, items(), {**RECORD, 'records': 4})
+    with self.assertLogs(level='WARNING') as log:
+      self.assertEqual(checkpoints.latest(self.folder), 40)
+    self.assertIn('has no digest of the records', log.output[0])
+
   def test_later_records_of_metrics_do_no_harm(self):
     write_metrics(self.folder, 10, 20, 30, 40, 50)
     self.assertEqual(checkpoints.latest(self.folder), 40)
@@ -200,7 +263,7 @@ class RestoreTest(SavedTest):
 
   def test_values_beside_the_arrays(self):
     record = checkpoints.read_record(self.folder, 40)
-    self.assertEqual(record, record | RECORD | {'step': 40, 'records': 4})
+    self.assertEqual(record, record | RECORD | {'step': 40, **SEALED})
     self.assertEqual((record['temporary'], record['best']), (False, True))
     self.assertEqual(
       checkpoints.read_local(self.folder, 40, 'loader-00000'), {'taken': 3}

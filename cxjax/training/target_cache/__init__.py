@@ -8,6 +8,7 @@ folder without it is no cache. Nothing is pickled.
 """
 
 from cxjax.training.target_cache.checks import check
+from cxjax.training.target_cache.checks import parameter_digests
 from cxjax.training.target_cache.loader import CachedTargetLoader
 from cxjax.training.target_cache.reader import CachedTargets
 from cxjax.training.target_cache.reader import load
@@ -24,5 +25,6 @@ __all__ = [
   'check',
   'format_summary',
   'load',
+  'parameter_digests',
   'write',
 ]

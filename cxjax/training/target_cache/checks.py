@@ -1,6 +1,7 @@
 """Compares stored targets with those that the teacher computes now."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import secrets
 from typing import Any
 
@@ -27,20 +28,25 @@ MIN_AGREEMENT = 0.9  # Share of equal integers: logits may tie.
 Compute = Callable[[int, Any], tuple[types.Batch, dict[str, Any] | None]]
 
 
-def parameter_digests(spec: run_spec.RunSpec) -> dict[str, str]:
+def parameter_digests(
+  spec: run_spec.RunSpec, also: Sequence[int | None] = ()
+) -> dict[str, str]:
   """Returns hashes of the teacher's parameters, by checkpoint.
 
   Args:
     spec: a run with a teacher that is available.
+    also: checkpoints beside those that the stages use; None is the final
+      teacher.
 
   Returns:
-    A hash for each checkpoint that a stage uses; 'final' is the final teacher.
+    A hash for each checkpoint; 'final' is the final teacher.
   """
   assert spec.teacher is not None
   replicate, found = jax.jit(mesh_lib.constrain_replicated), {}
   layout = spec.layout
   with jax.set_mesh(layout.mesh):
-    for at in dict.fromkeys(stage.checkpoint for stage in spec.stages):
+    used = [stage.checkpoint for stage in spec.stages]
+    for at in dict.fromkeys([*used, *also]):
       params = mesh_lib.place(spec.teacher.at(at), layout.mesh, layout.teacher)
       name = 'final' if at is None else str(at)
       found[name] = checkpoints.fingerprint(replicate(params))

@@ -20,6 +20,7 @@ from cxjax.parallel import multihost
 from cxjax.training import checkpoints
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
+from cxjax.training import summary as run_summary
 from cxjax.training.target_cache import checks
 from cxjax.training.target_cache import reader
 from cxjax.training.target_cache import records
@@ -70,7 +71,8 @@ def write(
         {**provenance, 'cache': made, 'parameters': parameters}
       )
       logging.info('%s is finished.', folder)
-      return files.read_json(folder / 'summary.json')
+      again = f'Restore it, or remove {folder} to write the targets again.'
+      return run_summary.read(folder / 'summary.json', again)
     begin = time.perf_counter()
     writer = _Writer(folder, spec, files.digest(provenance), dtype)
     stages = [writer.stage(*one) for one in records.planned_stages(spec)]
@@ -84,7 +86,7 @@ def write(
     }
     checks.check(reader.CachedTargets(folder, index), spec, writer.steps)
     summary = summary_lib.summarize(spec, index, seconds)
-    files.write_json(folder / 'summary.json', summary)
+    run_summary.write(folder / 'summary.json', summary)
     files.write_sealed(folder / 'index.json', index)
   return summary
 

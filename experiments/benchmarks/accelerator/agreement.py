@@ -18,9 +18,9 @@ from absl import flags
 import ml_collections
 import numpy as np
 
-from cxjax import files
 from cxjax.configs import experiment
 from cxjax.training import metric_log
+from cxjax.training import summary as summary_lib
 from experiments import base
 from experiments import parity_mlp
 from experiments import pcfg_bert
@@ -66,7 +66,7 @@ def train(group: str, workdir: pathlib.Path) -> dict[str, Row]:
     records = metric_log.read(workdir / name)[:RECORDS]
     found[f'{group} {name}'] = {
       'losses': [record['loss'] for record in records],
-      'final': files.read_json(workdir / name / 'summary.json')['final'],
+      'final': summary_lib.read(workdir / name / 'summary.json')['final'],
     }
   return found
 

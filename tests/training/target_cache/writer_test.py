@@ -1,6 +1,5 @@
 """A cache is written once, whole, and says what it holds."""
 
-import json
 import pathlib
 from unittest import mock
 
@@ -9,6 +8,7 @@ import pytest
 
 from cxjax import errors
 from cxjax.methods import stage as stage_lib
+from cxjax.training import summary as summary_lib
 from cxjax.training import target_cache
 from cxjax.training.target_cache import writer
 from tests.training.target_cache import fixtures
@@ -46,9 +46,8 @@ class WriterTest(parameterized.TestCase):
     # Of 1,024 bytes zstd leaves four fifths; a file has 64 kB of its own.
     self.assertBetween((sizes[0] - 2**16) / tokens, 500, 1_500)
     self.assertGreater(self.summary['teacher_flops'], 0)
-    self.assertEqual(
-      self.summary, json.loads((self.folder / 'summary.json').read_text())
-    )
+    path = self.folder / 'summary.json'
+    self.assertEqual(self.summary, summary_lib.read(path))
 
   def test_the_summary_is_a_table(self):
     table = target_cache.format_summary(self.summary)
@@ -66,6 +65,14 @@ class WriterTest(parameterized.TestCase):
     before = path.stat().st_mtime_ns
     self.assertEqual(self.write(self.folder), self.summary)
     self.assertEqual(path.stat().st_mtime_ns, before)
+
+  def test_an_edited_summary_is_refused(self):
+    path = self.folder / 'summary.json'
+    text = path.read_text()
+    path.write_text(text.replace('"tokens": 96', '"tokens": 69'))
+    self.addCleanup(path.write_text, text)
+    with self.assertRaisesRegex(errors.UserError, 'edited.*targets again'):
+      self.write(self.folder)
 
   def test_another_cache_is_not_overwritten(self):
     with self.assertRaisesRegex(
