@@ -333,6 +333,10 @@ class RunSpec:
 
   def plan(self) -> list[stage_plan.StagePlan]:
     """The stages with their shapes; raises UserError where they do not fit."""
+    return list(self._planned)
+
+  @functools.cached_property
+  def _planned(self) -> list[stage_plan.StagePlan]:
     batch, models = self._shapes()
     self._check_metrics()
     return [
