@@ -13,6 +13,7 @@ from cxjax import arguments
 from cxjax import errors
 from cxjax import settings
 from cxjax import types
+from cxjax.api import matching
 from cxjax.api import mode_warnings
 from cxjax.api import placement
 from cxjax.data import labels
@@ -23,9 +24,8 @@ from cxjax.methods import legacy
 from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
-from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
-from cxjax.models import taps as taps_lib
+from cxjax.models import modes
 
 # Hidden stages, unless layers are given, and their share of the steps.
 STAGES, SHARE = 4, 0.4
@@ -53,6 +53,7 @@ class Plan:
     planned: the same with shapes.
     loss: name of the loss between the outputs, if it has one.
     dtype: that it is computed in, if that was given.
+    matched: how the layers were chosen, in one line; '' if they were given.
   """
 
   teacher: adapters.ModelAdapter
@@ -62,6 +63,7 @@ class Plan:
   planned: tuple[stage_plan.StagePlan, ...]
   loss: str | None
   dtype: str | None = None
+  matched: str = ''
 
   @functools.cached_property
   def costed(self) -> tuple[stage_plan.StagePlan, ...]:
@@ -79,8 +81,9 @@ class Plan:
     )
 
   def __str__(self) -> str:
-    """A table with a row for each term."""
-    return stage_plan.format_plan(self.costed)
+    """A table with a row for each term, and how layers were chosen."""
+    table = stage_plan.format_plan(self.costed)
+    return f'{table}\n\n{self.matched}' if self.matched else table
 
   _repr_markdown_ = __str__
 
@@ -104,7 +107,7 @@ def plan(
   x: Any,
   *,
   num_steps: int | None = None,
-  layers: Sequence[layer_matching.Pair] | None = None,
+  layers: matching.Layers = None,
   share: float = SHARE,
   steps: Sequence[int] = (),
   loss: str | types.Loss = 'kl',
@@ -118,7 +121,8 @@ def plan(
 
   Every layer of the student, or four of them at equal distances if it has
   more, is matched with the teacher's at the same fraction of the depth; then
-  the output is. Layers are those of `taps`.
+  the output is. Layers are those of `taps`; an encoder is matched with an
+  encoder, and a decoder with a decoder, by their names.
 
   Args:
     teacher: trained.
@@ -127,8 +131,10 @@ def plan(
       `{'x': ..., 'y': ..., 'weights': ...}` without one or both of the last.
       Batches must be of its shape. Several inputs are one dict, `{'x': {...}}`.
     num_steps: updates, over all stages; not needed where `stages` are given.
-    layers: pairs of `(teacher's, student's)` activation in place of those; none
-      at all, `()`, is one-shot distillation.
+    layers: pairs of `(teacher's, student's)` activation in place of those, or a
+      dict of them; none at all, `()`, is one-shot distillation. A pattern
+      matches all layers of its form by depth: 'blocks/*' of both models, or
+      `('blocks/*', 'h/*')`, or several in a dict.
     share: of the steps for the hidden stages together.
     steps: lengths of all stages in place of `share`.
     loss: of the last stage, between outputs: 'kl', 'reverse_kl',
@@ -159,6 +165,8 @@ def plan(
   user_batches.check_example(batch)
   teacher = placement.received(teacher, 'teacher')
   student = placement.received(student, 'student')
+  given = teacher, student
+  teacher, student = map(_traced_once, given)
   for role, model in (('teacher', teacher), ('student', student)):
     adapters.outputs(model, batch['x'], role)
   errors.require(
@@ -168,11 +176,11 @@ def plan(
   mode_warnings.warn(teacher, student, batch['x'])
   if dtype is not None:
     dtype = arguments.dtype('dtype', dtype)
-    teacher, student = (
-      adapters.with_compute_dtype(model, dtype) for model in (teacher, student)
-    )
+    given = tuple(adapters.with_compute_dtype(m, dtype) for m in given)
+    teacher, student = map(_traced_once, given)
+  how = ''
   if stages is not None:
-    given = {
+    beside = {
       'layers': layers is not None,
       'share': share != SHARE,
       'steps': not isinstance(steps, tuple) or len(steps) > 0,
@@ -181,13 +189,15 @@ def plan(
       'pool': pool is not None,
       **dict.fromkeys(options, True),
     }
-    stages = _given_stages(stages, num_steps, given)
+    stages = _given_stages(stages, num_steps, beside)
     name = _output_loss(stages[-1])
   else:
     fun = _loss(loss, temperature, options.get('top_k', 0))
     name = loss if isinstance(loss, str) else None
     lengths = (num_steps, share, steps)
-    stages = _stages(teacher, student, batch, lengths, layers, fun, options)
+    stages, how = _stages(
+      teacher, student, batch, lengths, layers, fun, options
+    )
     stages = _pooled(stages, teacher, student, batch['x'], pool)
   _check_stages(stages, teacher, student, batch)
   models = _models(teacher, student)
@@ -196,7 +206,17 @@ def plan(
     for s in stages
   )
   computed = None if dtype is None else dtype.name
-  return Plan(teacher, student, batch, stages, planned, name, computed)
+  return Plan(given[0], given[1], batch, stages, planned, name, computed, how)
+
+
+def _traced_once(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
+  """The model for the checks of a plan, which read it many times."""
+  if not isinstance(model, adapters.ModelAdapter):
+    return model  # `adapters.outputs` says what it must be.
+  training = model.training and modes.traced_once(model.training)
+  return dataclasses.replace(
+    model, apply=modes.traced_once(model.apply), training=training
+  )
 
 
 def _given_stages(
@@ -262,19 +282,18 @@ def _stages(
   student: adapters.ModelAdapter,
   batch: types.Batch,
   lengths: tuple[int | None, float, Sequence[int]],
-  layers: Sequence[layer_matching.Pair] | None,
+  layers: matching.Layers,
   loss: types.Loss,
   options: dict[str, Any],
-) -> stage_lib.Curriculum:
-  """The curriculum extracted from the teacher, by its options."""
+) -> tuple[stage_lib.Curriculum, str]:
+  """The curriculum extracted from the teacher, and how layers were chosen."""
   num_steps, share, steps = lengths
   errors.require(
     num_steps is not None,
     'num_steps is missing: give the number of updates, or stages.',
   )
   num_steps = arguments.whole('num_steps', num_steps)
-  if layers is None:
-    layers = _matched(teacher, student, batch['x'])
+  layers, how = matching.pairs(layers, teacher, student, batch['x'], STAGES)
   options = legacy.term_fields(options, 'plan', stacklevel=5)
   for option in options:
     errors.lookup('option', option, dict.fromkeys(OPTIONS))
@@ -289,21 +308,9 @@ def _stages(
       not options,
       f'{", ".join(options)}: there is no hidden layer that it could be for.',
     )
-    return curricula.one_shot(num_steps, loss, **output)
+    return curricula.one_shot(num_steps, loss, **output), how
   parts = layer_matching.split_steps(num_steps, len(layers), share, steps)
-  return curricula.extracted(layers, parts, loss, **options, **output)
-
-
-def _matched(
-  teacher: adapters.ModelAdapter, student: adapters.ModelAdapter, x: types.Input
-) -> Sequence[layer_matching.Pair]:
-  """Pairs of layers by depth, four at most."""
-  theirs, ours = (taps_lib.taps(n, x).layers for n in (teacher, student))
-  layers = layer_matching.match_layers(theirs, ours)
-  if len(layers) <= STAGES:
-    return layers
-  last = [(i * len(layers)) // STAGES - 1 for i in range(1, STAGES + 1)]
-  return [layers[i] for i in last]
+  return curricula.extracted(layers, parts, loss, **options, **output), how
 
 
 def _pooled(
@@ -314,14 +321,7 @@ def _pooled(
   pool: str | None,
 ) -> stage_lib.Curriculum:
   """The stages, with a rule for hidden activations that are no vectors."""
-  theirs, ours = (
-    jax.eval_shape(
-      functools.partial(targets_lib.forward, model.apply),
-      jax.eval_shape(lambda params: params, model.one),
-      x,
-    )
-    for model in (teacher, student)
-  )
+  theirs, ours = (matching.shapes(model, x) for model in (teacher, student))
 
   def one(term: stage_lib.Term) -> stage_lib.Term:
     if term.student == stage_lib.LOGITS or not term.needs_teacher:
@@ -353,6 +353,7 @@ def _check_stages(
     'A plan knows the final teacher alone: leave checkpoints out, or distill '
     'from each of them in turn.',
   )
+  matching.check_batch_axis(stages, teacher, student, batch['x'])
   if any(stage.needs_labels for stage in stages):
     errors.require(
       'y' in batch,

@@ -24,6 +24,15 @@ def without_jit(fun: Callable[..., Any]) -> Callable[..., Any]:
   return fun
 
 
+def traced_once(fun: Callable[..., Any]) -> Callable[..., Any]:
+  """The function, of which JAX keeps the trace for inputs of equal shapes."""
+  try:
+    hash(fun)
+  except TypeError:  # JAX could not look it up.
+    return jax.jit(lambda *args: fun(*args))
+  return jax.jit(fun)
+
+
 def with_rate(path: str, rate: float) -> str:
   """A dropout layer in messages."""
   return f'{path} (rate {rate:g})'

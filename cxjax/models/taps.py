@@ -3,14 +3,11 @@
 Found from the jaxpr of the model, without running it.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
-from jax.extend import core
-from jax.interpreters import partial_eval
 import jax.numpy as jnp
 
 from cxjax import deprecation
@@ -19,8 +16,8 @@ from cxjax import types
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
-
-_PRODUCTS = ('dot_general', 'conv_general_dilated')
+from cxjax.models import dataflow
+from cxjax.models import layers as layers_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +29,10 @@ class Tap:
     shape: `[B, ..., D]`.
     dtype: dtype of its values.
     flops: FLOPs to compute it for one batch, as XLA counts them before it
-      optimizes.
+      optimizes; those of a scan times its length.
     layer: whether it is one of the layers that `plan` matches by default.
+    run: pattern of the run of layers that it belongs to, as 'blocks/*'; '' if
+      it belongs to none.
   """
 
   name: str
@@ -41,6 +40,7 @@ class Tap:
   dtype: jnp.dtype
   flops: float
   layer: bool
+  run: str = ''
 
 
 class Taps(tuple[Tap, ...]):
@@ -53,6 +53,23 @@ class Taps(tuple[Tap, ...]):
   def layers(self) -> tuple[str, ...]:
     """Names of the layers, lowest first."""
     return tuple(tap.name for tap in self if tap.layer)
+
+  @property
+  def runs(self) -> layers_lib.Runs:
+    """The layers by the pattern of their run; '' if they are found by depth."""
+    return self._runs(True)
+
+  @property
+  def other_runs(self) -> layers_lib.Runs:
+    """Runs of fewer than half as many layers, which `plan` leaves out."""
+    return self._runs(False)
+
+  def _runs(self, layer: bool) -> layers_lib.Runs:
+    found: dict[str, tuple[str, ...]] = {}
+    for tap in self:
+      if tap.layer == layer and (layer or tap.run):
+        found[tap.run] = (*found.get(tap.run, ()), tap.name)
+    return found
 
   def __str__(self) -> str:
     """Markdown table with a line for each activation."""
@@ -74,10 +91,19 @@ class Taps(tuple[Tap, ...]):
 def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
   """Lists every activation of a model, without running the model.
 
-  Layers are the activations with the shortest paths, if there is more than one
-  of them; the output is none. A layer ends before the next matrix product or
-  convolution, and where its shape changes: a convolution and its norm are one
-  layer, embeddings and the mean of a sequence are none.
+  The layers are the longest run of numbered siblings, as 'blocks/0',
+  'blocks/1', ..., at least two of equal shape in a row, each computed from the
+  one before. A block that returns several arrays is the one that the blocks
+  after it read. Runs at least half as long, as those of an encoder and a
+  decoder, are layers too.
+
+  Without such a run the layers are the activations with the shortest paths, if
+  there is more than one of them. Then a layer ends before the next matrix
+  product or convolution, and where its shape changes: a convolution and its
+  norm are one layer, embeddings and the mean of a sequence are none.
+
+  The output is no layer, nor is an activation that it is a cast, a soft cap or
+  another function of, with as many values.
 
   Args:
     model: a model of `from_linen`, `from_nnx` or `from_fn`.
@@ -98,102 +124,118 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
   closed, (output, found) = jax.make_jaxpr(apply, return_shape=True)(
     *jax.eval_shape(lambda tree: tree, (model.one, x))
   )
+  flow = dataflow.Dataflow(closed)
   # The output has the empty name here. JAX sorts the keys of a dict.
-  leaves = {'': output, **{name: found[name] for name in sorted(found)}}
-  equations = _equations(closed.jaxpr, list(leaves))
+  shapes = {'': output, **{name: found[name] for name in sorted(found)}}
+  values = dict(zip(shapes, flow.outputs, strict=True))
   # An activation that is the output is listed once.
-  same = {name for name in found if equations[name] == equations[''] >= 0}
-  order = sorted(
-    leaves.keys() - same, key=lambda name: (equations[name], name == '', name)
+  same = lambda name: (
+    flow.source(values[name], forms=False)
+    == flow.source(values[''], forms=False)
+    and shapes[name].dtype == output.dtype
+    and flow.position(values['']) >= (0, 0)
   )
-  parts = {name: _only(closed, list(leaves).index(name)) for name in order}
-  products = {name: _num_products(part.jaxpr) for name, part in parts.items()}
-  shapes = {name: leaves[name].shape for name in order}
-  layers = _layers([name for name in order if name], products, shapes)
+  order = sorted(
+    (name for name in found if not same(name)),
+    key=lambda name: (*_positions(flow, values[name]), name),
+  )
+  chosen, others = layers_lib.find(
+    _candidates(flow, {n: values[n] for n in order}, values[''], shapes)
+  )
+  run = {
+    name: pattern
+    for runs in (chosen, others)
+    for pattern, names in runs.items()
+    for name in names
+  }
+  layers = {name for names in chosen.values() for name in names}
   return Taps(
     Tap(
       name or stage_lib.LOGITS,
-      leaves[name].shape,
-      leaves[name].dtype,
-      _flops(parts[name]),
+      shapes[name].shape,
+      shapes[name].dtype,
+      flow.flops(values[name]),
       name in layers,
+      run.get(name, ''),
     )
-    for name in order
+    for name in [*order, '']
   )
 
 
-def _equations(jaxpr: core.Jaxpr, names: Sequence[str]) -> dict[str, int]:
-  """Number of the equation that computes each output of a jaxpr.
+def stacked(model: adapters.ModelAdapter, x: types.Input) -> dict[str, int]:
+  """Activations of a scan, whose first axis is its steps and not the batch.
 
   Args:
-    jaxpr: the jaxpr.
-    names: names of its outputs.
+    model: a model that runs on the batch.
+    x: a batch, or its shapes.
 
   Returns:
-    The numbers by name; -1 for an input or a constant.
+    Number of steps by name.
   """
-  number = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+  shapes = jax.eval_shape(lambda tree: tree, (model.one, x))
+  closed, found = jax.make_jaxpr(
+    functools.partial(targets_lib.forward, model.apply), return_shape=True
+  )(*shapes)
+  flow = dataflow.Dataflow(closed)
   return {
-    name: number.get(var, -1) if isinstance(var, core.Var) else -1
-    for name, var in zip(names, jaxpr.outvars, strict=True)
+    name: found[name].shape[0]
+    for name, value in zip(sorted(found), flow.outputs, strict=True)
+    if flow.stacked(value)
   }
 
 
-def _only(closed: core.ClosedJaxpr, index: int) -> core.ClosedJaxpr:
-  """The part of a jaxpr that its output `index` needs."""
-  wanted = [i == index for i in range(len(closed.jaxpr.outvars))]
-  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
-  return core.ClosedJaxpr(jaxpr, closed.consts)
+def _positions(
+  flow: dataflow.Dataflow, value: dataflow.Value | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """When the source of a value is computed, and when the value is."""
+  return flow.position(flow.source(value)), flow.position(value)
 
 
-def _flops(closed: core.ClosedJaxpr) -> float:
-  """FLOPs of a jaxpr before XLA optimizes it."""
-  shapes = [
-    jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
-    for v in closed.jaxpr.invars
-  ]
-  lowered = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes)
-  return float((lowered.cost_analysis() or {}).get('flops', 0.0))
-
-
-def _num_products(jaxpr: core.Jaxpr) -> int:
-  """Number of matrix products and convolutions in a jaxpr."""
-  inside = jax.tree.leaves(
-    [list(eqn.params.values()) for eqn in jaxpr.eqns],
-    is_leaf=lambda leaf: isinstance(leaf, core.Jaxpr | core.ClosedJaxpr),
-  )
-  inside = [getattr(leaf, 'jaxpr', leaf) for leaf in inside]
-  own = sum(eqn.primitive.name in _PRODUCTS for eqn in jaxpr.eqns)
-  return own + sum(
-    _num_products(j) for j in inside if isinstance(j, core.Jaxpr)
-  )
-
-
-def _layers(
-  names: Sequence[str],
-  products: Mapping[str, int],
-  shapes: Mapping[str, tuple[int, ...]],
-) -> tuple[str, ...]:
-  """Selects the activations that are layers.
+def _candidates(
+  flow: dataflow.Dataflow,
+  values: dict[str, dataflow.Value | None],
+  output: dataflow.Value | None,
+  shapes: dict[str, Any],
+) -> list[layers_lib.Activation]:
+  """The activations that may be layers.
 
   Args:
-    names: the activations in the order of computation.
-    products: number of matrix products up to each activation.
-    shapes: shape of each activation.
+    flow: the dataflow of the model.
+    values: the activations in the order of computation.
+    output: the output of the model.
+    shapes: of the activations; that of the output has the name ''.
 
   Returns:
-    Names of the layers.
+    Those that the output needs, if it needs any, without those that are the
+    output in another form, and those whose first axis is that of a scan.
   """
-  depth = lambda name: name.count('/')
-  names = [n for n in names if n not in stage_lib.TARGET_POSITION_ACTIVATIONS]
-  for level in sorted({depth(name) for name in names}):
-    here = [name for name in names if depth(name) == level]
-    if len(here) > 1:
-      names = here
-      break
-  found: dict[int, str] = {}
-  for name in names:
-    same = found.setdefault(products[name], name)
-    if shapes[name] == shapes[same]:
-      found[products[name]] = name
-  return tuple(name for number, name in found.items() if number)
+  needed = flow.ancestors[output[0]] if output is not None else 0
+  products = [
+    (i, flow.ancestors[i])
+    for i in range(len(flow.nodes))
+    if (flow.products & needed) >> i & 1
+  ]
+  found = []
+  for name, value in values.items():
+    source = flow.source(value)
+    if source is None or name in stage_lib.TARGET_POSITION_ACTIVATIONS:
+      continue
+    if flow.stacked(value) or (
+      output is not None
+      and shapes[name].size == shapes[''].size
+      and flow.determines(source, output)
+    ):
+      continue
+    number, ancestors = source[0], flow.ancestors[source[0]]
+    found.append(
+      layers_lib.Activation(
+        name,
+        shapes[name].shape,
+        flow.position(source),
+        1 << number,
+        ancestors,
+        (ancestors & flow.products).bit_count(),
+        sum(i != number and above >> number & 1 for i, above in products),
+      )
+    )
+  return [a for a in found if a.node & needed] or found

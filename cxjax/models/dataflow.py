@@ -1,0 +1,280 @@
+"""Dataflow of a model: its equations in order, what each needs and costs.
+
+Found in one pass over the jaxpr of the model.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+from typing import TypeAlias
+
+import jax
+from jax.extend import core
+
+# Calls whose equations count as those of the caller.
+_CALLS = (
+  'checkpoint',
+  'closed_call',
+  'core_call',
+  'custom_jvp_call',
+  'custom_vjp_call',
+  'jit',
+  'pjit',
+  'remat2',
+)
+_BODIES = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
+_PRODUCTS = ('dot_general', 'conv_general_dilated')
+# Their result is their operand, in another dtype, on other devices, ...
+_COPIES = (
+  'convert_element_type',
+  'copy',
+  'copy_p',
+  'name',
+  'optimization_barrier',
+  'reduce_precision',
+  'sharding_constraint',
+  'stop_gradient',
+)
+# ... or with its axes in another form.
+_FORMS = (*_COPIES, 'reshape', 'squeeze', 'expand_dims', 'transpose')
+
+# XLA counts no FLOPs for these.
+_FREE = ('broadcast_in_dim', 'concatenate', 'iota', 'slice', 'split', *_FORMS)
+_FREE = tuple(name for name in _FREE if name != 'convert_element_type')
+
+# Number of a node, and of one of its outputs.
+Value: TypeAlias = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """An input or a constant of a jaxpr, or one of its equations.
+
+  Attributes:
+    equation: the equation; None for an input or a constant.
+    operands: values that it reads; None for a literal.
+  """
+
+  equation: core.JaxprEqn | None
+  operands: tuple[Value | None, ...] = ()
+
+
+class Dataflow:
+  """The equations of a jaxpr in order, with those of inner calls among them.
+
+  A scan, a loop and a condition are one equation each.
+
+  Attributes:
+    nodes: inputs and constants, then the equations.
+    outputs: the values that the jaxpr returns.
+  """
+
+  def __init__(self, closed: core.ClosedJaxpr) -> None:
+    """Walks the jaxpr, with the bodies of its calls."""
+    self.nodes: list[Node] = []
+    self._jaxpr = closed.jaxpr
+    inputs = [*closed.jaxpr.invars, *closed.jaxpr.constvars]
+    self.nodes.extend(Node(None) for _ in inputs)
+    count, constants = len(closed.jaxpr.invars), len(closed.consts)
+    values = [(i, 0) for i in range(count + constants)]
+    self.outputs = self._walk(closed.jaxpr, values[:count], values[count:])
+
+  def _walk(
+    self,
+    jaxpr: core.Jaxpr,
+    inputs: Sequence[Value | None],
+    constants: Sequence[Value | None],
+  ) -> list[Value | None]:
+    """Adds the equations of a jaxpr; returns the values of its outputs."""
+    known: dict[core.Var, Value | None] = {}
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+    known.update(zip(jaxpr.constvars, constants, strict=True))
+    read = lambda atom: known[atom] if isinstance(atom, core.Var) else None
+    for equation in jaxpr.eqns:
+      operands = [read(atom) for atom in equation.invars]
+      body = _body(equation)
+      if body is None:
+        number = len(self.nodes)
+        self.nodes.append(Node(equation, tuple(operands)))
+        results: Any = [(number, i) for i in range(len(equation.outvars))]
+      else:
+        first = len(self.nodes)
+        self.nodes.extend(Node(None) for _ in body.consts)
+        held = [(first + i, 0) for i in range(len(body.consts))]
+        results = self._walk(body.jaxpr, operands, held)
+      known.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+  @functools.cached_property
+  def ancestors(self) -> list[int]:
+    """Nodes that each node needs, as bits; itself is one of them."""
+    found: list[int] = []
+    for number, node in enumerate(self.nodes):
+      needed = 1 << number
+      for operand in node.operands:
+        if operand is not None:
+          needed |= found[operand[0]]
+      found.append(needed)
+    return found
+
+  @functools.cached_property
+  def products(self) -> int:
+    """The equations with matrix products or convolutions, as bits."""
+    return sum(
+      1 << i
+      for i, node in enumerate(self.nodes)
+      if node.equation is not None and _has_product(node.equation)
+    )
+
+  @functools.cached_property
+  def _costs(self) -> dict[int, float]:
+    """FLOPs of the equations that have any, by their numbers."""
+    found, cache = {}, {}  # type: ignore[var-annotated]
+    for i, node in enumerate(self.nodes):
+      if node.equation is not None:
+        flops = self._flops(node.equation, cache)
+        if flops:
+          found[i] = flops
+    return found
+
+  def flops(self, value: Value | None) -> float:
+    """FLOPs to compute a value, before XLA optimizes; a scan in full."""
+    if value is None:
+      return 0.0
+    bits = f'{self.ancestors[value[0]]:b}'[::-1]
+    return sum(
+      cost for i, cost in self._costs.items() if bits[i : i + 1] == '1'
+    )
+
+  def _flops(self, equation: core.JaxprEqn, cache: dict[Any, float]) -> float:
+    """FLOPs of one equation, as XLA counts them."""
+    body = equation.params.get('jaxpr')
+    if equation.primitive.name == 'scan' and body is not None:
+      return equation.params['length'] * Dataflow(body).total()
+    if equation.primitive.name in _FREE:
+      return 0.0
+    key = (
+      equation.primitive.name,
+      tuple(str(atom.aval) for atom in equation.invars),
+      str(equation.params),
+    )
+    if key not in cache:
+      inputs = [v for v in equation.invars if isinstance(v, core.Var)]
+      inputs = list(dict.fromkeys(inputs))
+      jaxpr = self._jaxpr.replace(
+        constvars=[],
+        invars=inputs,
+        outvars=list(equation.outvars),
+        eqns=[equation],
+        debug_info=self._jaxpr.debug_info._replace(
+          arg_names=('',) * len(inputs),
+          result_paths=('',) * len(equation.outvars),
+        ),
+      )
+      cache[key] = _lowered_flops(core.ClosedJaxpr(jaxpr, []))
+    return cache[key]
+
+  def total(self) -> float:
+    """FLOPs of all equations."""
+    return sum(self._costs.values())
+
+  def source(self, value: Value | None, forms: bool = True) -> Value | None:
+    """The value that this one is a copy of.
+
+    Args:
+      value: a value.
+      forms: look through reshapes and transposes too, beside casts.
+
+    Returns:
+      The first value in the chain; itself if it is no copy.
+    """
+    names = _FORMS if forms else _COPIES
+    while value is not None:
+      node = self.nodes[value[0]]
+      if node.equation is None or node.equation.primitive.name not in names:
+        break
+      value = node.operands[value[1]]
+    return value
+
+  def position(self, value: Value | None) -> tuple[int, int]:
+    """When a value is computed; those of one scan in the order of its body."""
+    if value is None:
+      return (-1, -1)
+    equation = self.nodes[value[0]].equation
+    if equation is None:
+      return (-1, value[0])
+    if equation.primitive.name != 'scan':
+      return value
+    body = Dataflow(equation.params['jaxpr'])
+    return (value[0], body.position(body.outputs[value[1]])[0])
+
+  def stacked(self, value: Value | None) -> bool:
+    """True if the first axis of a value is that of a scan."""
+    value = self.source(value, forms=False)
+    if value is None:
+      return False
+    equation = self.nodes[value[0]].equation
+    return (
+      equation is not None
+      and equation.primitive.name == 'scan'
+      and value[1] >= equation.params['num_carry']
+    )
+
+  def determines(self, value: Value, output: Value) -> bool:
+    """True if `output` follows from `value` without inputs and products."""
+    seen, left = {value[0]}, [output[0]]
+    while left:
+      number = left.pop()
+      if number in seen:
+        continue
+      seen.add(number)
+      equation = self.nodes[number].equation
+      if equation is None or self.products >> number & 1:
+        return False
+      left.extend(o[0] for o in self.nodes[number].operands if o is not None)
+    return True
+
+
+def _body(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
+  """The jaxpr of a call whose equations count as those of the caller."""
+  if equation.primitive.name not in _CALLS:
+    return None
+  bodies = [
+    equation.params[name] for name in _BODIES if name in equation.params
+  ]
+  if not bodies:
+    return None
+  body = bodies[0]
+  if isinstance(body, core.Jaxpr):
+    body = core.ClosedJaxpr(body, [])
+  if len(body.jaxpr.invars) != len(equation.invars):
+    return None
+  return body
+
+
+def _inside(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+  """Yields the jaxprs in the parameters of an equation."""
+  is_leaf = lambda leaf: isinstance(leaf, core.Jaxpr | core.ClosedJaxpr)
+  for leaf in jax.tree.leaves(list(equation.params.values()), is_leaf=is_leaf):
+    leaf = getattr(leaf, 'jaxpr', leaf)
+    if isinstance(leaf, core.Jaxpr):
+      yield leaf
+
+
+def _has_product(equation: core.JaxprEqn) -> bool:
+  """True if an equation, or one inside it, is a product or a convolution."""
+  return equation.primitive.name in _PRODUCTS or any(
+    _has_product(inner) for jaxpr in _inside(equation) for inner in jaxpr.eqns
+  )
+
+
+def _lowered_flops(closed: core.ClosedJaxpr) -> float:
+  """FLOPs of a jaxpr before XLA optimizes it."""
+  shapes = [
+    jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+    for v in closed.jaxpr.invars
+  ]
+  lowered = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes)
+  return float((lowered.cost_analysis() or {}).get('flops', 0.0))

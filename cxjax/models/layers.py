@@ -1,0 +1,269 @@
+"""Layers of a model: which of its activations `plan` matches.
+
+The layers are the longest run of numbered siblings, as 'blocks/0', 'blocks/1',
+... or 'layer_0', 'layer_1', ..., each computed from the one before.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import re
+from typing import TypeAlias
+
+# Runs of layers by their pattern, as 'blocks/*'.
+Runs: TypeAlias = dict[str, tuple[str, ...]]
+
+_NUMBERED = re.compile(r'(?P<stem>.*?)(?P<number>\d+)')
+_CALL = re.compile(r'(?P<name>[^#]+)(#(?P<number>\d+))?')
+# Calls of one module that are a run: two may be a base class and its child.
+_CALLS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+  """An activation that may be a layer.
+
+  Attributes:
+    name: its path.
+    shape: its shape.
+    position: when it is computed.
+    node: bit of the equation that computes it.
+    ancestors: bits of the equations that it needs.
+    products: number of matrix products and convolutions that it needs.
+    reach: number of those that need it.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  position: tuple[int, int]
+  node: int
+  ancestors: int
+  products: int
+  reach: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """Siblings, each of which is computed from the one before.
+
+  Attributes:
+    pattern: of their names.
+    layers: the siblings.
+    has_parts: whether there are activations inside of them.
+  """
+
+  pattern: str
+  layers: tuple[Activation, ...]
+  has_parts: bool = False
+
+  @property
+  def length(self) -> int:
+    """Number of siblings in a row that have the same shape."""
+    shapes = (layer.shape for layer in self.layers)
+    return max(len(list(same)) for _, same in itertools.groupby(shapes))
+
+  @property
+  def span(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Positions of the first and the last."""
+    return self.layers[0].position, self.layers[-1].position
+
+
+def find(activations: Sequence[Activation]) -> tuple[Runs, Runs]:
+  """Finds the layers among activations.
+
+  Args:
+    activations: candidates, in the order of computation.
+
+  Returns:
+    The longest run of siblings and those at least half as long, as an encoder
+    and a decoder, by pattern, in the order of computation; and shorter runs.
+    Without numbered siblings of equal shape, the layers by depth are a run with
+    the pattern ''.
+  """
+  activations = [a for a in activations if a.products]
+  groups = list(_groups(activations))
+  chains = [run for run in groups if len(run.layers) > 1 and run.length > 1]
+  runs = _merged(_outermost(chains))
+  if not runs:
+    runs = _single_block(groups)
+  if not runs:
+    names = by_depth(activations)
+    return ({'': names} if names else {}), {}
+  longest = max(run.length for run in runs)
+  chosen: Runs = {}
+  others: Runs = {}
+  for run in sorted(runs, key=lambda run: run.span):
+    into = chosen if 2 * run.length >= longest else others
+    into[run.pattern] = tuple(layer.name for layer in run.layers)
+  return chosen, others
+
+
+def _positions(name: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+  """Yields each way to read a name as that of one of numbered siblings.
+
+  Args:
+    name: a path.
+
+  Yields:
+    The pattern of the siblings, as 'encoder/layer_*'; the numbers in place of
+    the stars; the rest of the path.
+  """
+  match = _CALL.match(name)
+  assert match is not None
+  call = match['number'] or '1'
+  pattern: list[str] = []
+  numbers: list[int] = []
+  parts = match['name'].split('/')
+  rest = name[match.end() :]
+  for i, part in enumerate(parts):
+    numbered = _NUMBERED.fullmatch(part)
+    pattern.append(part if numbered is None else f'{numbered["stem"]}*')
+    if numbered is not None:
+      numbers.append(int(numbered['number']))
+      suffix = '/'.join(parts[i + 1 :]) + rest
+      suffix += '' if call == '1' else f'#{call}'
+      yield '/'.join(pattern), tuple(numbers), suffix
+  if not numbers:
+    yield f'{match["name"]}#*', (int(call),), rest
+
+
+def _groups(activations: Iterable[Activation]) -> Iterator[_Run]:
+  """Yields siblings, parted where one is not computed from the one before."""
+  found: dict[str, dict[tuple[int, ...], dict[str, Activation]]] = {}
+  for a in activations:
+    for pattern, numbers, suffix in _positions(a.name):
+      found.setdefault(pattern, {}).setdefault(numbers, {})[suffix] = a
+  for pattern, members in found.items():
+    numbers = {each: numbers for numbers, each in _ends(members)}
+    ordered = sorted(numbers, key=lambda a: a.position)
+    for chain in _chains(ordered):
+      if not pattern.endswith('#*') or len(chain) >= _CALLS:
+        label = _label(pattern, [numbers[a] for a in chain])
+        parts = any(len(members[numbers[a]]) > 1 for a in chain)
+        yield _Run(label, tuple(chain), parts)
+
+
+def _ends(
+  members: Mapping[tuple[int, ...], Mapping[str, Activation]],
+) -> Iterator[tuple[tuple[int, ...], Activation]]:
+  """Yields the activation that leaves each of the siblings.
+
+  That has the most products behind it, then the most before it: it is read by
+  all that follows, unlike a cache or an auxiliary value. It is the same one of
+  all siblings.
+  """
+  suffixes = [
+    max((_rank(suffix, a), suffix) for suffix, a in each.items())[1]
+    for each in members.values()
+  ]
+  suffix = max(suffixes, key=suffixes.count)
+  for numbers, each in members.items():
+    if suffix in each:
+      yield numbers, each[suffix]
+
+
+def _rank(suffix: str, a: Activation) -> tuple[int, int, tuple[int, int], int]:
+  return a.products, a.reach, a.position, -len(suffix)
+
+
+def _chains(ordered: Sequence[Activation]) -> Iterator[list[Activation]]:
+  """Splits activations where one does not need the one before."""
+  chain: list[Activation] = []
+  for a in ordered:
+    if chain and (chain[-1].node == a.node or not chain[-1].node & a.ancestors):
+      yield chain
+      chain = []
+    chain.append(a)
+  if chain:
+    yield chain
+
+
+def _label(pattern: str, numbers: Sequence[tuple[int, ...]]) -> str:
+  """The pattern of a run, with the numbers that all of it share."""
+  *pieces, last = pattern.split('*')
+  label = ''
+  for i, values in enumerate(zip(*numbers, strict=True)):
+    fixed = len(set(values)) == 1 and i + 1 < len(pieces)
+    label += pieces[i] + (str(values[0]) if fixed else '*')
+  return label + last
+
+
+def _outermost(runs: Sequence[_Run]) -> list[_Run]:
+  """The runs that are not inside a member of another run.
+
+  A module that only holds a run, as 'stages/0' holds 'stages/0/blocks/*', is
+  none.
+  """
+  general = lambda pattern: re.sub(r'\d+', '*', pattern)
+
+  def inside(run: _Run, other: _Run) -> bool:
+    parts, size = run.pattern.split('/'), other.pattern.count('/') + 1
+    outer = general('/'.join(parts[:size]))
+    return len(parts) > size and outer == general(other.pattern)
+
+  holders = [
+    o
+    for o in runs
+    if any(inside(r, o) and set(o.layers) < set(r.layers) for r in runs)
+  ]
+  runs = [run for run in runs if run not in holders]
+  return [run for run in runs if not any(inside(run, o) for o in runs)]
+
+
+def _merged(runs: Sequence[_Run]) -> list[_Run]:
+  """The runs, with those in one that are computed in turns."""
+  merged: list[list[_Run]] = []
+  for run in sorted(runs, key=lambda run: run.span):
+    last = merged[-1] if merged else []
+    if last and run.span[0] < max(other.span[1] for other in last):
+      last.append(run)
+    else:
+      merged.append([run])
+  return [_one(each) for each in merged]
+
+
+def _one(runs: Sequence[_Run]) -> _Run:
+  """One run of those that are computed in turns, as convolutions and norms."""
+  if len(runs) == 1:
+    return runs[0]
+  ordered = sorted(
+    (a for run in runs for a in run.layers), key=lambda a: a.position
+  )
+  names = set(_ends_of_products(ordered))
+  layers = tuple(a for a in ordered if a.name in names)
+  kept = [r.pattern for r in runs if any(a.name in names for a in r.layers)]
+  return _Run(', '.join(kept), layers)
+
+
+def _single_block(groups: Sequence[_Run]) -> list[_Run]:
+  """The one numbered module that has others inside, of a model of one block."""
+  blocks = _outermost([run for run in groups if run.has_parts])
+  return blocks if len(blocks) == 1 and len(blocks[0].layers) == 1 else []
+
+
+def by_depth(activations: Sequence[Activation]) -> tuple[str, ...]:
+  """The activations with the shortest paths, if there is more than one."""
+  depth = lambda a: a.name.count('/')
+  for level in sorted({depth(a) for a in activations}):
+    here = [a for a in activations if depth(a) == level]
+    if len(here) > 1:
+      activations = here
+      break
+  return _ends_of_products(activations)
+
+
+def _ends_of_products(activations: Sequence[Activation]) -> tuple[str, ...]:
+  """The last activation before each product, of the shape of the first.
+
+  Names of layers: one ends before the next matrix product or convolution, and
+  where its shape changes.
+  """
+  found: dict[int, Activation] = {}
+  for a in activations:
+    same = found.setdefault(a.products, a)
+    if a.shape == same.shape:
+      found[a.products] = a
+  return tuple(a.name for a in found.values())

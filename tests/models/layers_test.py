@@ -1,0 +1,130 @@
+"""The layers of a model: runs of numbered siblings, or by depth."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from cxjax.models import adapters
+from cxjax.models import linen_adapter
+from cxjax.models import taps
+
+X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+EYE = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+
+
+def chain(names):
+  """A model whose activations are computed one after another."""
+
+  def apply(params, x):
+    found = {}
+    for name in names:
+      x = found[name] = jnp.tanh(x @ params)
+    return x @ params, found
+
+  return taps.taps(adapters.from_fn(apply, EYE), X)
+
+
+class Block(nn.Module):
+  """A block that returns a cache, its output and an auxiliary value."""
+
+  @nn.compact
+  def __call__(self, h):
+    keys = nn.Dense(8, name='keys')(nn.LayerNorm(name='norm')(h))
+    h = h + nn.Dense(8, name='mlp')(keys)
+    return {'keys': keys}, h, h.sum(-1, keepdims=True)
+
+
+class Stack(nn.Module):
+  """Blocks; the output is capped softly."""
+
+  block: type = Block
+
+  @nn.compact
+  def __call__(self, x):
+    for i in range(3):
+      _, x, _ = self.block(name=f'h_{i}')(x)
+    logits = nn.Dense(8, name='head', dtype='bfloat16')(nn.LayerNorm()(x))
+    return 30 * jnp.tanh(logits.astype(jnp.float32) / 30)
+
+
+def of_module(module):
+  shapes = jax.eval_shape(module.init, jax.random.key(0), X)
+  return taps.taps(linen_adapter.from_linen(module, shapes), X)
+
+
+class RunTest(parameterized.TestCase):
+  @parameterized.parameters('blocks/{}', 'layer_{}', 'h{}', 'model/h/{}/out')
+  def test_names(self, form):
+    run = [form.format(i) for i in range(11)]  # 10 is after 9.
+    found = chain(['stem', *run, 'neck'])
+    self.assertEqual(found.layers, tuple(run))
+    self.assertEqual(list(found.runs), [form.format('*').removesuffix('/out')])
+
+  def test_stages_of_blocks(self):
+    run = [f'stages/{i}/blocks/{j}' for i in range(2) for j in range(2)]
+    self.assertEqual(chain(['stem', *run]).layers, tuple(run))
+
+  def test_heads_inside_of_a_block_are_none(self):
+    run = [f'block{i}' for i in range(2)]
+    names = [*(f'block0/mlp{i}' for i in range(6)), *run]
+    self.assertEqual(chain(names).layers, tuple(run))
+
+  def test_runs_that_are_taken_in_turns_are_one(self):
+    names = [f'{kind}_{i}' for i in range(3) for kind in ('attn', 'mlp')]
+    self.assertEqual(chain(names).layers, tuple(names))
+
+  def test_an_encoder_and_a_decoder(self):
+    names = [*(f'enc/{i}' for i in range(3)), *(f'dec/{i}' for i in range(2))]
+    found = chain(['stem_0', 'stem_1', 'neck', *names])
+    self.assertEqual(list(found.runs), ['stem_*', 'enc/*', 'dec/*'])
+    found = chain([*(f'dec/{i}' for i in range(5)), *names[:2]])
+    self.assertEqual(found.layers, tuple(f'dec/{i}' for i in range(5)))
+    self.assertEqual(found.other_runs, {'enc/*': ('enc/0', 'enc/1')})
+
+  def test_calls_of_one_module(self):
+    names = ['layer', 'layer#2', 'layer#3']
+    self.assertEqual(chain(['stem', *names]).layers, tuple(names))
+
+  @parameterized.parameters(Block, nn.remat(Block))
+  def test_the_array_that_goes_on_is_the_layer(self, block):
+    found = of_module(Stack(block))
+    self.assertEqual(found.layers, ('h_0/1', 'h_1/1', 'h_2/1'))
+    self.assertEqual(found[-1].name, 'logits')
+
+  def test_a_compute_dtype_changes_no_order(self):
+    def apply(params, x):
+      found = {}
+      for i in range(11):
+        x = found[f'h{i}'] = jnp.tanh(x @ params)
+      return x @ params, found
+
+    model = adapters.from_fn(apply, EYE)
+    model = adapters.with_compute_dtype(model, jnp.bfloat16)
+    found = taps.taps(model, X)
+    self.assertEqual(found.layers, tuple(f'h{i}' for i in range(11)))
+
+  def test_siblings_of_other_shapes_are_of_the_run(self):
+    def apply(params, x):
+      found = {}
+      for i, width in enumerate((4, 4, 8, 8, 8)):
+        x = found[f'block_{i}'] = x[..., :4] @ params[:4, :width]
+      return x @ params, found
+
+    found = taps.taps(adapters.from_fn(apply, EYE), X)
+    self.assertLen(found.layers, 5)
+
+  def test_one_block(self):
+    class One(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        x = nn.Dense(8, name='embed')(x)
+        x = Block(name='layer_0')(x)[1]
+        return nn.Dense(3, name='head')(nn.LayerNorm(name='norm')(x))
+
+    self.assertEqual(of_module(One()).layers, ('layer_0/1',))
+
+
+if __name__ == '__main__':
+  absltest.main()
