@@ -231,7 +231,7 @@ def check_batch_axis(
         name not in stacked,
         f'{name!r} of the {role} is {list(shape)}: its first axis is the '
         f'{shape[0]} steps of a scan, not the batch. Compare an activation '
-        'outside of the scan, or call the layers one by one.',
+        'outside of the scan, or one of its layers if `taps` lists them.',
       )
       errors.require(
         len(sizes) != 1 or shape[0] in sizes,

@@ -16,6 +16,7 @@ from cxjax import types
 from cxjax.api import matching
 from cxjax.api import mode_warnings
 from cxjax.api import placement
+from cxjax.api import prepared
 from cxjax.data import labels
 from cxjax.data import user_batches
 from cxjax.methods import curricula
@@ -25,7 +26,6 @@ from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.models import adapters
-from cxjax.models import modes
 
 # Hidden stages, unless layers are given, and their share of the steps.
 STAGES, SHARE = 4, 0.4
@@ -166,7 +166,7 @@ def plan(
   teacher = placement.received(teacher, 'teacher')
   student = placement.received(student, 'student')
   given = teacher, student
-  teacher, student = map(_traced_once, given)
+  teacher, student = map(prepared.traced_once, given)
   for role, model in (('teacher', teacher), ('student', student)):
     adapters.outputs(model, batch['x'], role)
   errors.require(
@@ -176,8 +176,9 @@ def plan(
   mode_warnings.warn(teacher, student, batch['x'])
   if dtype is not None:
     dtype = arguments.dtype('dtype', dtype)
-    given = tuple(adapters.with_compute_dtype(m, dtype) for m in given)
-    teacher, student = map(_traced_once, given)
+  teacher, student = (
+    prepared.with_layers(m, dtype) for m in (teacher, student)
+  )
   how = ''
   if stages is not None:
     beside = {
@@ -206,17 +207,8 @@ def plan(
     for s in stages
   )
   computed = None if dtype is None else dtype.name
+  given = prepared.as_compared(given, stages, batch['x'], dtype)
   return Plan(given[0], given[1], batch, stages, planned, name, computed, how)
-
-
-def _traced_once(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
-  """The model for the checks of a plan, which read it many times."""
-  if not isinstance(model, adapters.ModelAdapter):
-    return model  # `adapters.outputs` says what it must be.
-  training = model.training and modes.traced_once(model.training)
-  return dataclasses.replace(
-    model, apply=modes.traced_once(model.apply), training=training
-  )
 
 
 def _given_stages(

@@ -27,7 +27,7 @@ _CALLS = (
 _BODIES = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
 _PRODUCTS = ('dot_general', 'conv_general_dilated')
 # Their result is their operand, in another dtype, on other devices, ...
-_COPIES = (
+COPIES = (
   'convert_element_type',
   'copy',
   'copy_p',
@@ -38,7 +38,7 @@ _COPIES = (
   'stop_gradient',
 )
 # ... or with its axes in another form.
-_FORMS = (*_COPIES, 'reshape', 'squeeze', 'expand_dims', 'transpose')
+_FORMS = (*COPIES, 'reshape', 'squeeze', 'expand_dims', 'transpose')
 
 # XLA counts no FLOPs for these.
 _FREE = ('broadcast_in_dim', 'concatenate', 'iota', 'slice', 'split', *_FORMS)
@@ -94,7 +94,7 @@ class Dataflow:
     read = lambda atom: known[atom] if isinstance(atom, core.Var) else None
     for equation in jaxpr.eqns:
       operands = [read(atom) for atom in equation.invars]
-      body = _body(equation)
+      body = call_body(equation)
       if body is None:
         number = len(self.nodes)
         self.nodes.append(Node(equation, tuple(operands)))
@@ -161,19 +161,7 @@ class Dataflow:
       str(equation.params),
     )
     if key not in cache:
-      inputs = [v for v in equation.invars if isinstance(v, core.Var)]
-      inputs = list(dict.fromkeys(inputs))
-      jaxpr = self._jaxpr.replace(
-        constvars=[],
-        invars=inputs,
-        outvars=list(equation.outvars),
-        eqns=[equation],
-        debug_info=self._jaxpr.debug_info._replace(
-          arg_names=('',) * len(inputs),
-          result_paths=('',) * len(equation.outvars),
-        ),
-      )
-      cache[key] = _lowered_flops(core.ClosedJaxpr(jaxpr, []))
+      cache[key] = _lowered_flops(alone(self._jaxpr, equation))
     return cache[key]
 
   def total(self) -> float:
@@ -190,7 +178,7 @@ class Dataflow:
     Returns:
       The first value in the chain; itself if it is no copy.
     """
-    names = _FORMS if forms else _COPIES
+    names = _FORMS if forms else COPIES
     while value is not None:
       node = self.nodes[value[0]]
       if node.equation is None or node.equation.primitive.name not in names:
@@ -215,11 +203,15 @@ class Dataflow:
     value = self.source(value, forms=False)
     if value is None:
       return False
-    equation = self.nodes[value[0]].equation
+    node = self.nodes[value[0]]
+    if node.equation is None:
+      return False
+    if node.equation.primitive.name == 'concatenate':  # A scan that was split.
+      first = node.equation.params['dimension'] == 0
+      return first and any(self.stacked(o) for o in node.operands)
     return (
-      equation is not None
-      and equation.primitive.name == 'scan'
-      and value[1] >= equation.params['num_carry']
+      node.equation.primitive.name == 'scan'
+      and value[1] >= node.equation.params['num_carry']
     )
 
   def determines(self, value: Value, output: Value) -> bool:
@@ -237,7 +229,32 @@ class Dataflow:
     return True
 
 
-def _body(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
+def alone(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> core.ClosedJaxpr:
+  """A jaxpr of one equation.
+
+  Args:
+    jaxpr: any jaxpr.
+    equation: an equation.
+
+  Returns:
+    A jaxpr whose inputs are the variables that the equation reads, each once.
+  """
+  inputs = [v for v in equation.invars if isinstance(v, core.Var)]
+  inputs = list(dict.fromkeys(inputs))
+  own = jaxpr.replace(
+    constvars=[],
+    invars=inputs,
+    outvars=list(equation.outvars),
+    eqns=[equation],
+    debug_info=jaxpr.debug_info._replace(
+      arg_names=('',) * len(inputs),
+      result_paths=('',) * len(equation.outvars),
+    ),
+  )
+  return core.ClosedJaxpr(own, [])
+
+
+def call_body(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
   """The jaxpr of a call whose equations count as those of the caller."""
   if equation.primitive.name not in _CALLS:
     return None

@@ -18,6 +18,8 @@ from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.models import dataflow
 from cxjax.models import layers as layers_lib
+from cxjax.models import modes
+from cxjax.models import scanned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,9 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
   product or convolution, and where its shape changes: a convolution and its
   norm are one layer, embeddings and the mean of a sequence are none.
 
+  A scan over parameters is a run of layers, named by the parameters and the
+  step, as 'blocks/0'; layers above cost nothing.
+
   The output is no layer, nor is an activation that it is a cast, a soft cap or
   another function of, with as many values.
 
@@ -116,6 +121,9 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
     UserError: the model does not run on the batch.
   """
   adapters.outputs(model, x)
+  model = scanned.with_layers(
+    dataclasses.replace(model, apply=modes.traced_once(model.apply))
+  )
 
   def apply(params: types.Params, x: types.Input) -> Any:
     found = targets_lib.forward(model.apply, params, x)

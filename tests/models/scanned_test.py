@@ -1,0 +1,117 @@
+"""Layers of scans: their values, their costs, and a student that learns."""
+
+from absl.testing import absltest
+from flax import linen as nn
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cxjax
+from cxjax.models import scanned
+
+X = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+
+
+class Block(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    return x + jnp.tanh(nn.Dense(x.shape[-1], name='dense')(x)), None
+
+
+class Stack(nn.Module):
+  """Three blocks in a scan, as many as there are examples."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(self.width)(x)
+    blocks = nn.scan(
+      Block,
+      variable_axes={'params': 0, 'intermediates': 0},
+      split_rngs={'params': True},
+      length=3,
+    )
+    return nn.Dense(3, name='head')(blocks(name='blocks')(x, None)[0])
+
+
+class NnxBlock(nnx.Module):
+  def __init__(self, rngs):
+    self.dense = nnx.Linear(6, 6, rngs=rngs)
+
+  def __call__(self, x):
+    return x + jnp.tanh(self.dense(x))
+
+
+class NnxStack(nnx.Module):
+  def __init__(self, rngs):
+    make = nnx.vmap(NnxBlock, in_axes=0, out_axes=0)
+    self.blocks = nnx.split_rngs(splits=3)(make)(rngs)
+    self.head = nnx.Linear(6, 3, rngs=rngs)
+
+  def __call__(self, x):
+    carry = (nnx.Carry, 0)
+    run = nnx.scan(lambda x, b: b(x), in_axes=carry, out_axes=nnx.Carry)
+    return self.head(run(x, self.blocks))
+
+
+def adapt(width):
+  module = Stack(width)
+  return cxjax.from_linen(module, module.init(jax.random.key(width), X))
+
+
+class ScannedTest(absltest.TestCase):
+  def test_values_and_costs(self):
+    for model in (adapt(6), cxjax.from_nnx(NnxStack(nnx.Rngs(0)))):
+      out, found = model.apply(model.one, X)
+      split = scanned.with_layers(model, ['blocks/1'])
+      same, layers = split.apply(split.one, X)
+      np.testing.assert_array_equal(out, same)
+      self.assertEqual(set(layers) - set(found), {'blocks/1'})
+      np.testing.assert_allclose(layers['blocks/1'], found['blocks'][1], 1e-6)
+      taps = cxjax.taps(model, X)
+      self.assertEqual(taps.layers, ('blocks/0', 'blocks/1', 'blocks/2'))
+      steps = np.diff([tap.flops for tap in taps if tap.layer])
+      self.assertEqual(steps[0], steps[1])
+      self.assertGreater(steps[0], 2 * 3 * 6 * 6)
+
+  def test_layers_above_are_not_run(self):
+    model = scanned.with_layers(adapt(6), ['blocks/0'])
+    layer = lambda params, x: model.apply(params, x)[1]['blocks/0']
+    text = jax.jit(layer).lower(model.one, X).compile().as_text()
+    self.assertNotIn('known_trip_count', text.replace('{"n":"1"}', ''))
+    self.assertNotIn('while(', text)
+
+  def test_a_student_learns_layer_by_layer(self):
+    teacher, student = adapt(8), adapt(4)
+    plan = cxjax.plan(teacher, student, X, num_steps=12)
+    pairs = [(s.terms[0].target, s.terms[0].student) for s in plan.stages[:-1]]
+    self.assertEqual(pairs, [(f'blocks/{i}',) * 2 for i in range(3)])
+    self.assertIn('blocks/* (3) with blocks/* (3)', plan.matched)
+    pair = {'blocks/1': 'blocks/0'}
+    plan = cxjax.plan(teacher, student, X, num_steps=4, layers=pair)
+    trained, _ = cxjax.distill(plan, [X] * 4, log_every=2)
+    kernels = lambda tree: tree['params']['blocks']['dense']['kernel']
+    moved = kernels(trained) != kernels(student.wrap(student.params))
+    self.assertTrue(moved.any(axis=(1, 2)).all())
+
+  def test_the_stack_itself_is_no_batch(self):
+    model = adapt(4)  # The scan has as many steps as the batch has examples.
+    with self.assertRaisesRegex(
+      cxjax.UserError, "'blocks'.* 3 steps of a scan"
+    ):
+      cxjax.plan(model, model, X, num_steps=4, layers=[('blocks', 'blocks')])
+
+  def test_a_scan_over_time_is_no_stack(self):
+    def apply(params, x):
+      step = lambda h, row: (jnp.tanh(h @ params + row), None)
+      rows = jnp.stack([x, x, x])
+      return jax.lax.scan(step, x, rows)[0], {}
+
+    model = cxjax.from_fn(apply, jnp.eye(6))
+    self.assertEqual([tap.name for tap in cxjax.taps(model, X)], ['logits'])
+
+
+if __name__ == '__main__':
+  absltest.main()
