@@ -61,6 +61,22 @@ class TapsTest(parameterized.TestCase):
     )
     self.assertEqual([tap.name for tap in found], ['hidden', 'logits'])
 
+  def test_traces_do_not_grow_with_the_number_of_activations(self):
+    def traces(depth):
+      calls = []
+
+      def apply(params, x):
+        calls.append(1)
+        found = {}
+        for i in range(depth):
+          x = found[f'h{i}'] = jnp.tanh(x @ params)
+        return x @ params, found
+
+      taps.taps(adapters.from_fn(apply, jnp.eye(5)), jnp.ones((B, 5)))
+      return len(calls)
+
+    self.assertEqual(traces(2), traces(8))
+
   def test_final_is_not_a_layer(self):
     def apply(params, x):
       hidden = jnp.tanh(x @ params)
