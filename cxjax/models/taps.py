@@ -223,7 +223,14 @@ def _candidates(
     for i in range(len(flow.nodes))
     if (flow.products & needed) >> i & 1
   ]
-  found = []
+  read = {
+    operand
+    for i, node in enumerate(flow.nodes)
+    if needed >> i & 1
+    for operand in node.operands
+  }
+  found: list[layers_lib.Activation] = []
+  others: list[layers_lib.Activation] = []
   for name, value in values.items():
     source = flow.source(value)
     if source is None or name in stage_lib.TARGET_POSITION_ACTIVATIONS:
@@ -235,7 +242,8 @@ def _candidates(
     ):
       continue
     number, ancestors = source[0], flow.ancestors[source[0]]
-    found.append(
+    into = found if source in read or source == output else others
+    into.append(
       layers_lib.Activation(
         name,
         shapes[name].shape,
@@ -246,4 +254,4 @@ def _candidates(
         sum(i != number and above >> number & 1 for i, above in products),
       )
     )
-  return [a for a in found if a.node & needed] or found
+  return found or others

@@ -115,6 +115,15 @@ class RunTest(parameterized.TestCase):
     found = taps.taps(adapters.from_fn(apply, EYE), X)
     self.assertLen(found.layers, 5)
 
+  def test_a_sequence_is_a_layer_and_its_carry_is_none(self):
+    class Recurrent(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        rnn = nn.RNN(nn.LSTMCell(8), return_carry=True, name='rnn')
+        return nn.Dense(3)(rnn(x[:, :, None])[1])
+
+    self.assertEqual(of_module(Recurrent()).layers, ('rnn/1',))
+
   def test_one_block(self):
     class One(nn.Module):
       @nn.compact
