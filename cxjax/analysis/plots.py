@@ -40,8 +40,13 @@ def save(figure: mpl.Figure, path: pathlib.Path) -> None:
   """
   if not multihost.is_first():
     return
+  temporary = path.with_name(path.name + '.tmp')
   with files.written(path):
-    figure.savefig(path, dpi=150, bbox_inches='tight')
+    # A link of this name, which somebody else made, is not followed.
+    temporary.unlink(missing_ok=True)
+    with temporary.open('xb') as f:
+      figure.savefig(f, format='png', dpi=150, bbox_inches='tight')
+    temporary.replace(path)
 
 
 def axes(

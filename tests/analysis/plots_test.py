@@ -162,3 +162,18 @@ class AxesTest(parameterized.TestCase):
     self.assertLen(panels, 6)
     self.assertEqual(figure.get_size_inches().tolist(), [4, 12])
     self.assertEqual(panels[3].get_xlabel(), 'x')
+
+
+class SaveTest(parameterized.TestCase):
+  def test_links_are_not_followed(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    other = folder / 'other'
+    other.write_text('kept')
+    for name in ('a.png', 'a.png.tmp'):
+      (folder / name).symlink_to(other)
+    plots.save(plots.axes('x', 'y')[0], folder / 'a.png')
+    self.assertEqual(other.read_text(), 'kept')
+    self.assertFalse((folder / 'a.png').is_symlink())
+    self.assertCountEqual(
+      [path.name for path in folder.iterdir()], ['a.png', 'other']
+    )
