@@ -1,0 +1,68 @@
+"""A power loss at every operation on the files of a run."""
+
+import pathlib
+import re
+
+from absl.testing import absltest
+import pytest
+
+from cxjax.configs import experiment
+from experiments import parity_mlp
+import power_loss
+
+NAMES = ('teacher', 'one_shot')
+
+
+def config():
+  """Returns a config of two checkpoints for teacher and students."""
+  found = parity_mlp.tiny('one_shot')
+  found.num_steps = found.teacher.num_steps = 20
+  for block in (found, found.teacher):
+    block.log_every = block.eval_every = block.save_every = 10
+  return found
+
+
+def key(tree):
+  """Tells trees apart by what a run reads of them.
+
+  TensorBoard's files, the lock, and the files of a checkpoint without a record
+  are not read.
+  """
+  sealed = {
+    name.removesuffix('/record.json')
+    for name, content in tree.items()
+    if name.endswith('/record.json') and content
+  }
+  found = []
+  for name, content in tree.items():
+    if '/tensorboard/' in name or name.endswith(('/lock', '.tmp')):
+      continue
+    parts = re.fullmatch(r'(.*/checkpoints/[^/]+)/.+', name)
+    if parts and parts[1] not in sealed:
+      continue
+    found.append((name, content))
+  return found
+
+
+@pytest.mark.slow
+class PowerLossTest(absltest.TestCase):
+  def test_a_run_survives_it_at_every_operation(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    (root / 'whole').mkdir()
+    disk = power_loss.Disk(root / 'whole', key)
+    with disk.recorded():
+      experiment.run(config(), root / 'whole')
+    whole = [(root / 'whole' / n / 'metrics.jsonl').read_text() for n in NAMES]
+    self.assertGreater(disk.operations, 100)
+    self.assertGreater(len(disk.states), 10)
+    for number, tree in enumerate(disk.states):
+      workdir = root / str(number)
+      power_loss.restore(tree, workdir)
+      with self.subTest(number):
+        experiment.run(config(), workdir)
+        found = [(workdir / n / 'metrics.jsonl').read_text() for n in NAMES]
+        self.assertEqual(found, whole)
+
+
+if __name__ == '__main__':
+  absltest.main()
