@@ -19,6 +19,7 @@ from cxjax import files
 from cxjax import tables
 from cxjax.configs import ranges
 from cxjax.parallel import multihost
+from cxjax.training import signals
 
 PACKAGE = pathlib.Path(__file__).parent.parent
 
@@ -31,17 +32,24 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
   Returns:
     A function that runs it. A `UserError`, or a field that the config lacks,
-    is printed as one line on stderr, with exit code 2. A run that was asked to
-    stop and is saved ends with exit code 0. Any other error keeps its
-    traceback.
+    is printed as one line on stderr, with exit code 2. A program that was asked
+    to stop says so in one line and ends with exit code 0; a run is saved. Any
+    other error keeps its traceback.
   """
 
   def run(argv: list[str]) -> None:
     quiet()
     try:
-      main(argv)
+      with signals.outside_loops():
+        main(argv)
     except errors.UserError as error:
       fail(error)
+    except signals.Interrupted as interrupted:
+      print(
+        f'Stopped by {interrupted}. What was saved stays; the same command '
+        'resumes.',
+        file=sys.stderr,
+      )
     except errors.Stopped as stopped:
       if multihost.is_first():
         print(stopped, file=sys.stderr)

@@ -1,10 +1,27 @@
 """Signals that ask the process to stop."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import signal
 import threading
 from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+  """A signal that came while nothing was trained; no `except Exception`."""
+
+
+@contextlib.contextmanager
+def outside_loops() -> Iterator[None]:
+  """Raises `Interrupted` at SIGTERM and SIGINT, except within `catch`."""
+
+  def stop(number: int, frame: Any) -> None:
+    del frame
+    raise Interrupted(signal.Signals(number).name)
+
+  with _handled(stop):
+    yield
 
 
 @contextlib.contextmanager
@@ -22,15 +39,22 @@ def catch() -> Iterator[list[str]]:
       raise KeyboardInterrupt
     seen.append(signal.Signals(number).name)
 
+  with _handled(note):
+    yield seen
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+  """Sets the handler of both signals, and the former ones afterwards."""
   if threading.current_thread() is not threading.main_thread():
-    yield seen  # Handlers can be set in the main thread alone.
+    yield  # Handlers can be set in the main thread alone.
     return
   numbers = (signal.SIGTERM, signal.SIGINT)
   # A job in the background may have been told to ignore them.
   heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
-  before = {n: signal.signal(n, note) for n in heard}
+  before = {n: signal.signal(n, handler) for n in heard}
   try:
-    yield seen
+    yield
   finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+    for number, former in before.items():
+      signal.signal(number, former)

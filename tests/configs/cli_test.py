@@ -1,8 +1,11 @@
 """Command-line programs: exit codes, one-line errors, logs, results."""
 
 import logging as std_logging
+import os
 import pathlib
+import signal
 import site
+import time
 from unittest import mock
 
 from absl import flags
@@ -58,6 +61,19 @@ class GuardedTest(parameterized.TestCase):
       raise errors.Stopped('Stopped at step 3.')
 
     self.assertEqual(self.run_main(main), (0, 'Stopped at step 3.\n'))
+
+  @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
+  def test_a_signal_while_nothing_is_trained(self, number):
+    def main(argv):
+      try:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+      except Exception:  # Of code that calls what a user gave.
+        self.fail('The signal was taken for an error.')
+
+    code, said = self.run_main(main)
+    self.assertEqual(code, 0)
+    self.assertRegex(said, f'^Stopped by {number.name}. .*resumes.\n$')
 
   @parameterized.parameters(
     (lambda config: config.mesh, 'mesh'),
