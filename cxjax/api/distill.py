@@ -134,7 +134,9 @@ def distill(
   """
   _check(plan, on_record, trainable, workdir)
   errors.require(
-    metrics is None or isinstance(metrics, Mapping | tuple | list),
+    metrics is None
+    or isinstance(metrics, Mapping | tuple | list)
+    or (isinstance(metrics, str) and metrics != ''),
     f"metrics={metrics!r} must be names, as ('accuracy',), or a dict of "
     'functions by name.',
   )
