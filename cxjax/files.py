@@ -193,13 +193,16 @@ def read_text(path: pathlib.Path, on_error: str = 'strict') -> str:
   """
   # A fifo would block the opening without end.
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-  with os.fdopen(descriptor, 'rb') as f:
-    status = os.fstat(f.fileno())
+  try:
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
       raise ValueError('it is not a regular file')
     if status.st_size > MAX_BYTES:
       raise ValueError(f'{status.st_size} bytes, more than {MAX_BYTES}')
-    return f.read().decode('utf-8', on_error)
+    with os.fdopen(descriptor, 'rb', closefd=False) as f:
+      return f.read().decode('utf-8', on_error)
+  finally:
+    os.close(descriptor)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

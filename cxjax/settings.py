@@ -128,7 +128,9 @@ def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
   here, path = recorded(), folder / 'config.json'
   if path.exists():
     there = files.read_json(path)
-    there = there.get('settings', {}) if isinstance(there, dict) else {}
+    there = there.get('settings') if isinstance(there, dict) else None
+    # `files.claim_workdir` refuses a file that was edited.
+    there = there if isinstance(there, dict) else {}
     differ = files.differences({**RECORDED, **there}, {**RECORDED, **here})
     errors.require(
       not differ,

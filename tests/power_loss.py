@@ -88,9 +88,13 @@ class Disk:
       self._hold(place)
       self._contents[status.st_ino] = path.read_bytes()
 
+  def left(self, variant):
+    """Returns the tree that a power loss leaves now."""
+    return dict(self._tree(variant, self._root))
+
   def _capture(self):
     for variant in VARIANTS:
-      tree = dict(self._tree(variant, self._root))
+      tree = self.left(variant)
       digest = hashlib.sha256(repr(self._key(tree)).encode()).hexdigest()
       if digest not in self._seen:
         self._seen.add(digest)

@@ -11,6 +11,7 @@ from experiments import parity_mlp
 import power_loss
 
 NAMES = ('teacher', 'one_shot')
+UNREAD = ('/lock', '.tmp', '/environment.json')
 
 
 def config():
@@ -25,8 +26,8 @@ def config():
 def key(tree):
   """Tells trees apart by what a run reads of them.
 
-  TensorBoard's files, the lock, and the files of a checkpoint without a record
-  are not read.
+  TensorBoard's files, the lock, environment.json, and the files of a checkpoint
+  without a record are not read; of folders, those of checkpoints are.
   """
   sealed = {
     name.removesuffix('/record.json')
@@ -35,12 +36,13 @@ def key(tree):
   }
   found = []
   for name, content in tree.items():
-    if '/tensorboard/' in name or name.endswith(('/lock', '.tmp')):
+    if '/tensorboard' in name or name.endswith(UNREAD):
       continue
     parts = re.fullmatch(r'(.*/checkpoints/[^/]+)/.+', name)
     if parts and parts[1] not in sealed:
       continue
-    found.append((name, content))
+    if content is not None or '/checkpoints' in name:
+      found.append((name, content))
   return found
 
 
@@ -52,6 +54,10 @@ class PowerLossTest(absltest.TestCase):
     disk = power_loss.Disk(root / 'whole', key)
     with disk.recorded():
       experiment.run(config(), root / 'whole')
+      left = disk.left('lost')
+    for name in NAMES:  # What is finished is on the disk.
+      self.assertIn(f'{name}/summary.json', left)
+      self.assertIn(f'{name}/checkpoints/000000020/record.json', left)
     whole = [(root / 'whole' / n / 'metrics.jsonl').read_text() for n in NAMES]
     self.assertGreater(disk.operations, 100)
     self.assertGreater(len(disk.states), 10)

@@ -90,7 +90,7 @@ class RecordedTest(absltest.TestCase):
       )
 
 
-class WorkdirTest(absltest.TestCase):
+class WorkdirTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
@@ -103,6 +103,12 @@ class WorkdirTest(absltest.TestCase):
         errors.UserError, r'jax_enable_x64 \(False there, True here\)\.'
       ),
     ):
+      settings.claim_workdir(self.folder, {'seed': 0})
+
+  @parameterized.parameters('[]', '{"settings": 1}', '{"settings": "x"}')
+  def test_an_edited_config_is_refused(self, text):
+    (self.folder / 'config.json').write_text(text)
+    with self.assertRaisesRegex(errors.UserError, 'What differs: '):
       settings.claim_workdir(self.folder, {'seed': 0})
 
   def test_another_version_is_warned_of(self):

@@ -78,7 +78,7 @@ def load(path: pathlib.Path) -> tokenizers.Tokenizer:
     UserError: the file is missing, or is not a tokenizer.
   """
   try:
-    tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
+    tokenizer = tokenizers.Tokenizer.from_str(path.read_text('utf-8'))
   except Exception as error:  # The library raises nothing narrower.
     raise errors.UserError(
       f'{path} is no tokenizer ({error}). It must be the tokenizer.json of the '

@@ -74,7 +74,7 @@ def _host_memory() -> float:
     found.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
   for path in LIMITS:
     try:
-      with open(path) as file:
+      with open(path, encoding='utf-8') as file:
         found.append(int(file.read()))
     except (OSError, ValueError):  # No container, or no limit.
       pass

@@ -42,7 +42,7 @@ def configs() -> Iterator[tuple[str, ml_collections.ConfigDict]]:
 
 def resident(field: str) -> int:
   """Returns a field of this process' status, in bytes."""
-  status = (PROCESS / 'status').read_text()
+  status = (PROCESS / 'status').read_text('utf-8')
   found = re.search(rf'{field}:\s+(\d+)', status)
   assert found is not None, field
   return int(found.group(1)) * 1024
@@ -77,7 +77,7 @@ def measure(
       )
     jax.block_until_ready(stage.states)
     before = resident('VmRSS')
-    (PROCESS / 'clear_refs').write_text('5')  # Resets the peak.
+    (PROCESS / 'clear_refs').write_text('5', 'utf-8')  # Resets the peak.
     begin = (0, *spec.ends)[i]
     jax.block_until_ready(stage.advance(begin, begin + STEPS))
     jax.block_until_ready(stage.states)

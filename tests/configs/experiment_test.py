@@ -25,6 +25,7 @@ from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import evaluation
 from cxjax.training import metric_log
 from cxjax.training import metrics as metrics_lib
+from cxjax.training import trainer
 from experiments import parity_mlp
 import faults
 import own_config
@@ -297,6 +298,63 @@ class RunTest(TestCase):
     path.write_text(path.read_text().replace('score', 'scores'))
     with self.assertRaisesRegex(errors.UserError, 'record.json is damaged'):
       experiment.run(config_of('progressive'), workdir)
+
+  @parameterized.parameters(
+    ('teacher', '"steps": 60', '"steps": 40'),
+    ('teacher', '"checkpoints": [', '"checkpoints": [\n  30,'),
+    ('extracted', '"accuracy": [', '"accuracy": [\n   1.0,'),
+  )
+  def test_an_edited_summary_is_refused(self, name, old, new):
+    workdir = self.fresh()
+    shutil.copytree(self.workdir / 'extracted', workdir / 'extracted')
+    path = workdir / name / 'summary.json'
+    text = path.read_text()
+    self.assertIn(old, text)
+    path.write_text(text.replace(old, new, 1))
+    with self.assertRaisesRegex(
+      errors.UserError, f'{name}/summary.json was edited.* remove'
+    ):
+      experiment.run(config_of(), workdir)
+    path.unlink()  # The advice.
+    found = experiment.run(config_of(), workdir)
+    self.assertEqual(found['final'], self.summaries['extracted']['final'])
+
+  @parameterized.parameters(True, False)
+  def test_a_checkpoint_of_the_schedule_of_a_teacher_is_gone(self, finished):
+    workdir = self.fresh()
+    folder = workdir / 'teacher'
+    if not finished:
+      (folder / 'summary.json').unlink()
+    shutil.rmtree(folder / 'checkpoints' / '000000020')
+    with (
+      mock.patch.object(trainer, 'fit') as fit,
+      self.assertRaisesRegex(
+        errors.UserError, '000000020 is missing.*Restore it, or remove'
+      ),
+    ):
+      experiment.run(config_of(), workdir)
+    fit.assert_not_called()
+
+  @parameterized.parameters(True, False)
+  def test_another_teacher_under_students_is_refused(self, finished):
+    workdir = self.fresh()
+    folder = workdir / 'extracted'
+    shutil.copytree(self.workdir / 'extracted', folder)
+    if not finished:
+      (folder / 'summary.json').unlink()
+    path = workdir / 'teacher' / 'checkpoints'
+    shutil.rmtree(path / '000000060' / 'params')
+    shutil.copytree(path / '000000040/params', path / '000000060/params')
+    record = checkpoints_lib.read_record(workdir / 'teacher', 60)
+    record['files'] = checkpoints_lib.file_digests(path / '000000060')
+    files.write_sealed(path / '000000060/record.json', record)
+    with self.assertRaisesRegex(
+      errors.UserError, 'not the one.*began with.*parameters.final.* remove'
+    ):
+      experiment.run(config_of(), workdir)
+    (folder / 'teacher.json').unlink()
+    with self.assertRaisesRegex(errors.UserError, 'teacher.json is missing'):
+      experiment.run(config_of(), workdir)
 
   def test_a_run_without_its_config_is_nobodys(self):
     workdir = self.fresh()

@@ -89,6 +89,24 @@ class WriteTest(MetricLogTest):
   def test_without_a_file(self):
     self.assertEqual(metric_log.read(self.folder / 'none'), [])
 
+  def test_a_folder_in_place_of_the_file(self):
+    (self.folder / 'metrics.jsonl').mkdir()
+    for function in (lambda: metric_log.read(self.folder), self.open):
+      with self.assertRaisesRegex(
+        errors.UserError, 'metrics.jsonl cannot be read.*regular file.*remove'
+      ):
+        function()
+
+  def test_the_seal_of_a_log_is_that_of_its_file(self):
+    with self.open() as log:
+      for step in (10, 20):
+        log.write(evaluated(step, 0.1, float('nan')))
+    with self.open(step=20) as log:
+      log.write(record(30))
+      found = metric_log.read(self.folder)
+      self.assertEqual(log.seal(), metric_log.seal(found))
+      self.assertEqual(log.seal()['records'], 3)
+
   def test_a_folder_that_cannot_be_written(self):
     (self.folder / 'tensorboard').write_text('')
     with self.assertRaisesRegex(errors.UserError, 'Cannot write'):

@@ -1,5 +1,6 @@
 """Tests of what a finished run reports."""
 
+import copy
 import dataclasses
 import json
 import pathlib
@@ -8,6 +9,8 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from cxjax import errors
+from cxjax import files
 from cxjax.training import summary
 from tests.training import runs
 
@@ -45,6 +48,86 @@ def made_up(**fields):
     'seconds': {'train': 2.0},
     **fields,
   }
+
+
+def edits(value):
+  """Yields copies of a JSON value, in each of which something else differs."""
+  if isinstance(value, dict | list):
+    for key in value if isinstance(value, dict) else range(len(value)):
+      for other in edits(value[key]):
+        changed = copy.deepcopy(value)
+        changed[key] = other
+        yield changed
+      changed = copy.deepcopy(value)
+      del changed[key]
+      yield changed
+  else:
+    yield from (None, [value], f'{value}.', float('nan'))
+
+
+class SealTest(parameterized.TestCase):
+  RECORDS = (
+    {'step': 50, 'loss': 0.5, 'eval/accuracy': [0.5]},
+    {'step': 100, 'loss': 0.25, 'eval/accuracy': [0.9]},
+  )
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.path = self.folder / 'summary.json'
+    files.write_json(self.folder / 'config.json', {'seed': 0})
+    self.log(self.RECORDS)
+    summary.write(self.path, made_up(), self.RECORDS)
+
+  def log(self, records):
+    text = ''.join(json.dumps(record) + '\n' for record in records)
+    (self.folder / 'metrics.jsonl').write_text(text)
+
+  def assert_refused(self, said):
+    with self.assertRaisesRegex(errors.UserError, said) as caught:
+      summary.read(self.path)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_is_read_as_it_was_written(self):
+    self.assertEqual(summary.read(self.path), made_up())
+
+  def test_every_edit_is_refused(self):
+    written = json.loads(self.path.read_text())
+    found = [one for one in edits(written) if one != written]
+    self.assertGreater(len(found), 100)
+    for edited in found:
+      self.path.write_text(json.dumps(edited))
+      self.assert_refused('(was edited|has no seal).*Restore it, or remove')
+
+  @parameterized.parameters('[]', '1', 'null', '{}', '', '{"steps": 1}', '\0')
+  def test_another_content_is_refused(self, text):
+    self.path.write_text(text)
+    self.assert_refused('Restore it, or remove .*writes it again')
+
+  def test_a_folder_in_its_place_is_refused(self):
+    self.path.unlink()
+    self.path.mkdir()
+    self.assert_refused('not a regular file.*Restore it, or remove')
+
+  def test_an_earlier_version_had_no_seal(self):
+    files.write_json(self.path, made_up())
+    self.assert_refused('has no seal')
+
+  def test_another_config_is_refused(self):
+    files.write_json(self.folder / 'config.json', {'seed': 1})
+    self.assert_refused('config.json was edited')
+
+  def test_every_edit_of_the_records_is_refused(self):
+    whole = list(self.RECORDS)
+    found = [one for one in edits(whole) if one != whole]
+    found += [whole[::-1], [*whole, whole[-1]], [whole[0], *whole], []]
+    for records in found:
+      self.log(records)
+      self.assert_refused(
+        'metrics.jsonl (was edited|lacks some|has more).*Restore it, or remove'
+      )
+    (self.folder / 'metrics.jsonl').unlink()
+    self.assert_refused('metrics.jsonl lacks some of its 2 records')
 
 
 @pytest.mark.slow

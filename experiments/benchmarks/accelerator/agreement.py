@@ -107,7 +107,7 @@ def main(group: str, path: str) -> None:
   signal.alarm(LONGEST_LIFE)
   with tempfile.TemporaryDirectory() as folder:
     found = train(group, pathlib.Path(folder))
-  pathlib.Path(path).write_text(json.dumps(found))
+  pathlib.Path(path).write_text(json.dumps(found), 'utf-8')
 
 
 if __name__ == '__main__':

@@ -128,9 +128,9 @@ def _agreement(folder: pathlib.Path, tiny: bool) -> Together:
 
 def _read(path: pathlib.Path) -> Any:
   if path.exists():
-    return json.loads(path.read_text())
+    return json.loads(path.read_text('utf-8'))
   log = path.with_suffix('.log')
-  lines = log.read_text(errors='replace').strip().splitlines()
+  lines = log.read_text('utf-8', errors='replace').strip().splitlines()
   raise RuntimeError(f'{path.stem}: {lines[-1] if lines else "no output"}')
 
 
@@ -232,7 +232,7 @@ def read_tests(name: str, log: pathlib.Path) -> Rows:
   Raises:
     RuntimeError: no test ran.
   """
-  text = log.read_text(errors='replace')
+  text = log.read_text('utf-8', errors='replace')
   progress, _, summary = text.partition(_SUMMARY)
   outcomes, failed = [], []
   for line in progress.splitlines():
