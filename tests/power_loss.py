@@ -25,8 +25,6 @@ class Disk:
 
   Attributes:
     operations: number of recorded operations.
-    states: trees that a power loss may leave, each once: `{PATH: content}`,
-      where the content of a folder is None.
   """
 
   def __init__(self, root, key):
@@ -34,13 +32,13 @@ class Disk:
 
     Args:
       root: the folder.
-      key: function of a tree; of trees with the same key one is kept.
+      key: function of a tree; of trees with the same key the last is kept.
     """
     self._root, self._key = root, key
     self._names, self._contents = {}, {}  # By inode: what was synced last.
     self._held = {}  # Open files: their inodes are not used again.
     self._lock = threading.RLock()
-    self.operations, self.states, self._seen = 0, [], set()
+    self.operations, self._trees = 0, {}
     self._remember(self._hold(root))
 
   @contextlib.contextmanager
@@ -88,6 +86,14 @@ class Disk:
       self._hold(place)
       self._contents[status.st_ino] = path.read_bytes()
 
+  @property
+  def states(self):
+    """Trees that a power loss may leave, one for each key.
+
+    A tree is `{PATH: content}`; the content of a folder is None.
+    """
+    return list(self._trees.values())
+
   def left(self, variant):
     """Returns the tree that a power loss leaves now."""
     return dict(self._tree(variant, self._root))
@@ -96,9 +102,7 @@ class Disk:
     for variant in VARIANTS:
       tree = self.left(variant)
       digest = hashlib.sha256(repr(self._key(tree)).encode()).hexdigest()
-      if digest not in self._seen:
-        self._seen.add(digest)
-        self.states.append(tree)
+      self._trees[digest] = tree
 
   def _tree(self, variant, root):
     """Yields `(path, content)` of all that a power loss leaves."""

@@ -27,7 +27,8 @@ def key(tree):
   """Tells trees apart by what a run reads of them.
 
   TensorBoard's files, the lock, environment.json, and the files of a checkpoint
-  without a record are not read; of folders, those of checkpoints are.
+  without a record are not read; of folders, those of checkpoints are, once
+  orbax has given them their name.
   """
   sealed = {
     name.removesuffix('/record.json')
@@ -41,7 +42,7 @@ def key(tree):
     parts = re.fullmatch(r'(.*/checkpoints/[^/]+)/.+', name)
     if parts and parts[1] not in sealed:
       continue
-    if content is not None or '/checkpoints' in name:
+    if content is not None or re.search('/checkpoints/[0-9]+$', name):
       found.append((name, content))
   return found
 
