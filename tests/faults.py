@@ -115,6 +115,13 @@ def kills(folder, number):
   assert ended(begin(folder / f'run{runs}'), 300)
 
 
+def _wait_for_checkpoint(folder, seconds=60):
+  """Waits for a first checkpoint: it is written beside the steps."""
+  end = time.monotonic() + seconds
+  while checkpoints_lib.latest(folder) is None and time.monotonic() < end:
+    time.sleep(0.05)
+
+
 def disk(folder, teacher):
   """Breaks the disk of a run twice, mends it, and prints the messages."""
   c = config()
@@ -138,6 +145,7 @@ def disk(folder, teacher):
     def break_at(self, record, break_it=break_it, step=step):
       write(self, record)
       if record['step'] == step:
+        _wait_for_checkpoint(workdir / 'extracted')
         break_it()
 
     try:
