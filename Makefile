@@ -1,10 +1,10 @@
 # make demo, make test, make test-fast, make notebooks, make lint, make types,
-# make docs, make format: each sets up what it needs.
+# make docs, make package, make format: each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-fast notebooks lint types docs format clean
+.PHONY: demo test test-fast notebooks lint types docs package format clean
 
 # One stamp per set of packages, anew when their list changes.
 $(VENV)/run: requirements.txt
@@ -15,6 +15,10 @@ $(VENV)/run: requirements.txt
 
 $(VENV)/dev: $(VENV)/run pyproject.toml
 	$(BIN)/pip install --quiet -e '.[test]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/run pyproject.toml
+	$(BIN)/pip install --quiet -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/run
@@ -38,12 +42,20 @@ lint: $(VENV)/dev
 types: $(VENV)/dev
 	$(BIN)/mypy
 
-docs: $(VENV)/dev
-	$(BIN)/python docs/reference.py
+docs: $(VENV)/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
+	@echo 'Open docs/_build/html/index.html.'
+
+package: $(VENV)/run
+	$(BIN)/pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist > /dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/try_wheel.py dist
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build docs/notebooks build dist
