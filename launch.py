@@ -7,6 +7,10 @@ python launch.py --config=experiments/parity_mlp.py --workdir=DIR --compare=supe
 python launch.py --config=experiments/parity_mlp.py:extracted --dry_run=cpu
 python launch.py --config=experiments/text_bert.py --workdir=DIR --cache_targets=CACHE
 
+Experiments, one file each in experiments/: parity_mlp, parity_transformer,
+pcfg_bert, text_bert, wikipedia_bert. Methods: supervised, one_shot,
+progressive, extracted, custom. Sizes: cpu (the default), paper, tiny.
+
 Every field of the config is a flag: --config.data.d=30.
 
 The same command, started again, goes on from the last checkpoint.
@@ -115,14 +119,14 @@ def main(argv: list[str]) -> None:
   if _CACHE.value:
     folder = pathlib.Path(_CACHE.value)
     stored = stored_targets.cache_targets(config, workdir, folder)
-    print(target_cache.format_summary(stored))
+    cli.show(target_cache.format_summary(stored))
     return
   if _COMPARE.value:
     summaries = experiment.compare(config, _COMPARE.value, workdir)
   else:
     summaries = [experiment.run(config, workdir)]
   if multihost.is_first():
-    print(summary_lib.compare_table(summaries))
+    cli.show(summary_lib.compare_table(summaries))
 
 
 def _plan(config: ml_collections.ConfigDict, name: str) -> None:
@@ -140,7 +144,7 @@ def _plan(config: ml_collections.ConfigDict, name: str) -> None:
   devices = devices_lib.topology(name)
   methods = _COMPARE.value or [config.method]
   specs = builders.abstract_specs(config, methods, devices)
-  print(dry_run.report(name, specs))
+  cli.show(dry_run.report(name, specs))
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -33,7 +33,7 @@ extensions = [
   'sphinx_copybutton',
 ]
 exclude_patterns = ['_build']
-smartquotes = False
+smartquotes_action = 'D'
 html_theme = 'furo'
 html_title = 'cxjax'
 html_static_path = ['_static']

@@ -1,11 +1,51 @@
 """Tables of records, as Markdown and CSV."""
 
+import os
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from cxjax import tables
+
+
+class FitTest(absltest.TestCase):
+  def fit(self, text, columns):
+    size = os.terminal_size((columns, 24))
+    with mock.patch.object(os, 'get_terminal_size', return_value=size):
+      return tables.fit(text, mock.Mock())
+
+  def test_a_wide_table_becomes_several(self):
+    rows = [
+      {'method': name, 'a' * 9: 1, 'b' * 9: 2, 'c' * 9: 3} for name in 'xy'
+    ]
+    text = 'Before.\n' + tables.markdown(rows) + '\nAfter.\n'
+    expected = (
+      'Before.\n'
+      '| method | aaaaaaaaa | bbbbbbbbb |\n'
+      '| ------ | --------: | --------: |\n'
+      '| x      |         1 |         2 |\n'
+      '| y      |         1 |         2 |\n'
+      '\n'
+      '| method | ccccccccc |\n'
+      '| ------ | --------: |\n'
+      '| x      |         3 |\n'
+      '| y      |         3 |\n'
+      '\nAfter.\n'
+    )
+    self.assertEqual(self.fit(text, 34), expected)
+    self.assertEqual(self.fit(text, 45), expected)
+    self.assertEqual(self.fit(text, 46), text)
+    self.assertEqual(self.fit(text, 0), text)
+    # A column that is wider than the terminal has a table of its own.
+    self.assertLen(self.fit(text, 5).split('\n\n'), 4)
+
+  def test_a_file_is_no_terminal(self):
+    text = tables.markdown([{'a' * 300: 1}])
+    with self.create_tempfile().open_text('w') as f:
+      self.assertEqual(tables.fit(text, f), text)
+    self.assertEqual(tables.fit(text, None), text)
 
 
 class MarkdownTest(parameterized.TestCase):

@@ -118,6 +118,11 @@ def is_shown(record: std_logging.LogRecord) -> bool:
   return record.levelno > std_logging.INFO and 'orbax' not in path.parts
 
 
+def show(text: str) -> None:
+  """Prints a text; its tables fit the terminal, if there is one."""
+  print(tables.fit(text, sys.stdout))
+
+
 def write(
   stem: pathlib.Path, text: str, records: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -131,6 +136,6 @@ def write(
   Raises:
     UserError: the folder cannot be written.
   """
-  print(text)
+  show(text)
   files.write_text(stem.with_suffix('.md'), text)
   tables.write_csv(stem.with_suffix('.csv'), records)
