@@ -49,11 +49,58 @@ def dot_product_attention(
   return (out / total.astype(value.dtype)).transpose(0, 2, 1, 3)
 
 
+def grouped_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  visible: jax.Array | None,
+  scale: float,
+  cap: float = 0.0,
+) -> jax.Array:
+  """Attention in which groups of queries share a key and a value.
+
+  Args:
+    query: `[B, Q, H, d]`.
+    key: `[B, K, G, d]`; `G` divides `H`, and the first `H / G` queries share
+      the first key.
+    value: `[B, K, G, d]`.
+    visible: `[B or 1, Q or 1, K]` bool, from `visibility`, or None if every
+      query sees every key.
+    scale: factor of the scores.
+    cap: scores are `cap * tanh(scores / cap)`; 0 for no cap.
+
+  Returns:
+    `[B, Q, H, d]`, in the dtype of `value`.
+
+  References:
+    Ainslie et al. "GQA", 2023. https://arxiv.org/abs/2305.13245, section 2.2.
+  """
+  groups = key.shape[2]
+  shape = (*query.shape[:2], groups, query.shape[2] // groups, query.shape[3])
+  scores = scale * jnp.einsum(
+    'bqgrd,bkgd->bgrqk',
+    query.reshape(shape),
+    key,
+    preferred_element_type=jnp.float32,
+  )
+  if cap:
+    scores = cap * jnp.tanh(scores / cap)
+  if visible is not None:
+    scores = jnp.where(visible[:, None, None], scores, MASKED)
+  top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  weights = jnp.exp(scores - top)
+  total = jnp.sum(weights, axis=-1)[..., None]
+  out = jnp.einsum('bgrqk,bkgd->bgrqd', weights.astype(value.dtype), value)
+  out = (out / total.astype(value.dtype)).transpose(0, 3, 1, 2, 4)
+  return out.reshape(query.shape)
+
+
 def visibility(
   length: int,
   causal: bool,
   mask: jax.Array | None = None,
   segments: jax.Array | None = None,
+  window: int = 0,
 ) -> jax.Array | None:
   """Attention mask: the keys that each query sees.
 
@@ -63,6 +110,8 @@ def visibility(
     mask: `[B, L]` bool, the real tokens, or None if all are.
     segments: `[B, L]` integers, or None; a token sees the tokens of its own
       segment.
+    window: a token sees only tokens that are fewer than `window` positions
+      away; 0 for no limit.
 
   Returns:
     `[B or 1, L or 1, L]` bool, or None if every query sees every key.
@@ -70,6 +119,10 @@ def visibility(
   visible = None
   if causal:
     visible = jnp.tril(jnp.ones((1, length, length), bool))
+  if 0 < window < length:
+    places = jnp.arange(length)
+    near = (jnp.abs(places[:, None] - places) < window)[None]
+    visible = near if visible is None else visible & near
   if mask is not None:
     real = mask[:, None]
     visible = real if visible is None else visible & real

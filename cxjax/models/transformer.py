@@ -21,19 +21,10 @@ from cxjax import errors
 from cxjax import types
 from cxjax.models import attention
 from cxjax.models import base
+from cxjax.models import token_inputs
 from cxjax.models import transformer_block
 
-INPUTS = (
-  'tokens',
-  'mask',
-  'target_positions',
-  'segments',
-  'position_ids',
-  'dropout',
-)
-# Earlier names of inputs. Without an error, a batch that still has them would
-# be read as if it had not.
-_RENAMED = {'positions': 'target_positions', 'places': 'position_ids'}
+INPUTS = token_inputs.INPUTS
 # Megatron's rules (Shoeybi et al., 2019, section 3,
 # https://arxiv.org/abs/1909.08053): a product is split by its output features
 # and the next one by its input features, with no communication between them.
@@ -264,7 +255,7 @@ class Transformer(nn.Module):
   def _trunk(
     self, x: jax.Array | Mapping[str, jax.Array]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    x = _checked(x, self.max_length)
+    x = token_inputs.checked(x, self.max_length)
     positions, keys = x.get('target_positions'), x.get('dropout')
     length = x['tokens'].shape[1]
     h = self._embed(x)
@@ -307,33 +298,6 @@ class Transformer(nn.Module):
     if self.causal:
       return logits
     return logits + jnp.expand_dims(self.logits_bias, range(logits.ndim - 1))
-
-
-def _checked(
-  x: jax.Array | Mapping[str, jax.Array], max_length: int
-) -> Mapping[str, jax.Array]:
-  """The input as a dict; raises UserError if the model cannot read it."""
-  if not isinstance(x, Mapping):
-    x = {'tokens': x}
-  for name in x:
-    errors.require(
-      name not in _RENAMED,
-      f'The input {name!r} is called {_RENAMED.get(name)!r} now. Rename it.',
-    )
-    errors.lookup('input', name, dict.fromkeys(INPUTS))
-  errors.require('tokens' in x, "The input has no 'tokens': give [B, L] ids.")
-  tokens = x['tokens']
-  errors.require(
-    tokens.ndim == 2 and jnp.issubdtype(tokens.dtype, jnp.integer),
-    f"'tokens' are {tokens.dtype}{list(tokens.shape)}; they must be [B, L] "
-    'integers.',
-  )
-  errors.require(
-    tokens.shape[1] <= max_length,
-    f'A sequence of {tokens.shape[1]} tokens is longer than the {max_length} '
-    'positions of the model. Cut it, or set max_length.',
-  )
-  return x
 
 
 def build(block: Any, task: Any, *, causal: bool) -> Transformer:
