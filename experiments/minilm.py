@@ -221,6 +221,7 @@ class Comparison:
       example,
       num_steps=num_steps,
       loss='cosine',
+      costs='compiled',
       **METHODS[method],
     )
 

@@ -33,6 +33,7 @@ from cxjax.data import labels
 from cxjax.data import loader
 from cxjax.data import user_batches
 from cxjax.data import user_loader
+from cxjax.methods import flops as flops_lib
 from cxjax.models import adapters
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import checkpoints as checkpoints_lib
@@ -149,7 +150,7 @@ def distill(
   errors.lookup('last_batch', last_batch, dict.fromkeys(conform.LAST_BATCH))
   if last_batch == 'pad':
     plan = _weighted(plan)
-  layout = placement.layout(plan, mesh)
+  layout, unplaced = placement.layout(plan, mesh), plan
   plan = placement.placed(plan, layout)
   with user_loader.UserLoader(batches) as user:
     evaluation = _evaluation(plan, batches, user, held_out, metrics)
@@ -162,6 +163,11 @@ def distill(
       carry_state=not restart,
       microbatches=arguments.whole('microbatches', microbatches, 1),
       trainable=trainable,
+      costed=lambda spec: (
+        list(unplaced.costed)
+        if optimizer is None and not trainable and not spec.dropout
+        else spec.costed_plan(flops_lib.COUNTS[plan.costs])
+      ),
     )
     failures.check_start(spec)
     memory.require(spec, plan.planned)

@@ -7,12 +7,12 @@ import functools
 from typing import Any
 
 import jax
-import optax
 
 from cxjax import arguments
 from cxjax import errors
 from cxjax import settings
 from cxjax import types
+from cxjax.api import costs as costs_lib
 from cxjax.api import matching
 from cxjax.api import mode_warnings
 from cxjax.api import placement
@@ -20,6 +20,7 @@ from cxjax.api import prepared
 from cxjax.data import labels
 from cxjax.data import user_batches
 from cxjax.methods import curricula
+from cxjax.methods import flops as flops_lib
 from cxjax.methods import layer_matching
 from cxjax.methods import legacy
 from cxjax.methods import losses
@@ -54,6 +55,9 @@ class Plan:
     loss: name of the loss between the outputs, if it has one.
     dtype: that it is computed in, if that was given.
     matched: how the layers were chosen, in one line; '' if they were given.
+    costs: how FLOPs are found, 'counted' or 'compiled'.
+    traced: `apply` of the teacher and of the student, and the student's
+      `training`, of which JAX keeps the traces.
   """
 
   teacher: adapters.ModelAdapter
@@ -64,21 +68,14 @@ class Plan:
   loss: str | None
   dtype: str | None = None
   matched: str = ''
+  costs: str = 'counted'
+  traced: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
 
   @functools.cached_property
+  @settings.own()  # As `plan`, or JAX would not find its traces.
   def costed(self) -> tuple[stage_plan.StagePlan, ...]:
-    """The stages with their FLOPs, as compiled for Adam."""
-    models = _models(self.teacher, self.student)
-    return tuple(
-      stage_plan.with_costs(
-        one,
-        self.batch,
-        optax.adam(1e-3),
-        *models,
-        training=self.student.training,
-      )
-      for one in self.planned
-    )
+    """The stages with their FLOPs for Adam, found once."""
+    return costs_lib.costed(self)
 
   def __str__(self) -> str:
     """A table with a row for each term, and how layers were chosen."""
@@ -86,18 +83,6 @@ class Plan:
     return f'{table}\n\n{self.matched}' if self.matched else table
 
   _repr_markdown_ = __str__
-
-
-def _models(
-  teacher: adapters.ModelAdapter, student: adapters.ModelAdapter
-) -> tuple[Any, ...]:
-  shapes = lambda tree: jax.eval_shape(lambda tree: tree, tree)
-  return (
-    student.apply,
-    shapes(student.one),
-    teacher.apply,
-    shapes(teacher.params),
-  )
 
 
 @settings.own()
@@ -115,6 +100,7 @@ def plan(
   pool: str | None = None,
   dtype: Any = None,
   stages: stage_lib.Curriculum | stage_lib.Stage | None = None,
+  costs: str = 'counted',
   **options: Any,
 ) -> Plan:
   """Plans the curriculum extracted from a teacher, for any student.
@@ -150,6 +136,8 @@ def plan(
     stages: a whole curriculum: a tuple of `cxjax.Stage`, or one. It takes the
       place of `layers`, `share`, `steps`, `loss`, `temperature`, `pool` and the
       options below.
+    costs: how the FLOPs that it prints are found: 'counted' from the jaxpr, in
+      an instant, or 'compiled' by XLA, once for the plan and its run.
     **options: of `cxjax.extracted`: `projection`, `regressor`, `width`, `norm`,
       `hidden_loss`, `alpha` and so on.
 
@@ -160,6 +148,7 @@ def plan(
     UserError: activations that are not there or cannot be matched; models that
       do not run on the example; labels or a loss that do not fit.
   """
+  errors.lookup('costs', costs, flops_lib.COUNTS)
   batch = user_batches.arrays(user_batches.to_batch(x))
   batch = arguments.shapes('The example of a batch', batch)
   user_batches.check_example(batch)
@@ -201,14 +190,25 @@ def plan(
     )
     stages = _pooled(stages, teacher, student, batch['x'], pool)
   _check_stages(stages, teacher, student, batch)
-  models = _models(teacher, student)
+  models = costs_lib.models(teacher, student)
   planned = tuple(
     stage_plan.plan_stage(s, batch, *models, training=student.training)
     for s in stages
   )
   computed = None if dtype is None else dtype.name
   given = prepared.as_compared(given, stages, batch['x'], dtype)
-  return Plan(given[0], given[1], batch, stages, planned, name, computed, how)
+  return Plan(
+    given[0],
+    given[1],
+    batch,
+    stages,
+    planned,
+    name,
+    computed,
+    how,
+    costs,
+    (teacher.apply, student.apply, student.training),
+  )
 
 
 def _given_stages(

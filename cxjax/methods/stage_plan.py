@@ -37,6 +37,7 @@ class StagePlan:
     terms: the shapes of each term, by its name.
     student_flops: FLOPs of one update of one student, None if unknown.
     teacher_flops: FLOPs of the targets of one batch, None if unknown.
+    costs: how the FLOPs were found, 'compiled' or 'counted'.
   """
 
   stage: stage_lib.Stage
@@ -44,6 +45,7 @@ class StagePlan:
   terms: dict[str, term_plan.TermPlan]
   student_flops: float | None = None
   teacher_flops: float | None = None
+  costs: str = 'compiled'
 
   @property
   def projections(self) -> dict[str, tuple[int, int]]:
@@ -139,8 +141,8 @@ def with_costs(
     student_params: shapes of its parameters.
     teacher: the teacher, for a stage that needs one.
     teacher_params: shapes of its parameters.
-    flops: counts those of a function and its arguments, `flops.compiled` or
-      `flops.written`.
+    flops: counts those of a function and its arguments, `flops.compiled`,
+      `flops.counted` or `flops.written`.
     stored: the targets were computed before: they cost nothing now.
     training: the student in training mode, if it has one.
 
@@ -173,6 +175,7 @@ def with_costs(
     planned,
     student_flops=flops(update, state, batch, targets, progress),
     teacher_flops=teacher_flops,
+    costs='counted' if flops is flops_lib.counted else 'compiled',
   )
 
 
@@ -222,12 +225,15 @@ def _rows(planned: StagePlan) -> Iterator[dict[str, Any]]:
   stage = planned.stage
   checkpoint = 'final' if stage.checkpoint is None else str(stage.checkpoint)
   count = lambda value: value and int(value)
+  unit = 'FLOPs a step'
+  if planned.costs == 'counted':
+    unit = 'counted FLOPs a step'
   for i, (name, term) in enumerate(stage.named_terms.items()):
     shapes = planned.terms[name]
     own = {
       'steps': stage.steps,
-      'student FLOPs a step': count(planned.student_flops),
-      'teacher FLOPs a step': count(planned.teacher_flops),
+      f'student {unit}': count(planned.student_flops),
+      f'teacher {unit}': count(planned.teacher_flops),
     }
     yield {
       'stage': stage.name if not i else '+',

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import jax
 from jax.extend import core
 
+from cxjax.methods import flops as flops_lib
+
 # Calls whose equations count as those of the caller.
 _CALLS = (
   'checkpoint',
@@ -39,10 +41,6 @@ COPIES = (
 )
 # ... or with its axes in another form.
 _FORMS = (*COPIES, 'reshape', 'squeeze', 'expand_dims', 'transpose')
-
-# XLA counts no FLOPs for these.
-_FREE = ('broadcast_in_dim', 'concatenate', 'iota', 'slice', 'split', *_FORMS)
-_FREE = tuple(name for name in _FREE if name != 'convert_element_type')
 
 # Number of a node, and of one of its outputs.
 Value: TypeAlias = tuple[int, int]
@@ -131,42 +129,21 @@ class Dataflow:
   @functools.cached_property
   def _costs(self) -> dict[int, float]:
     """FLOPs of the equations that have any, by their numbers."""
-    found, cache = {}, {}  # type: ignore[var-annotated]
-    for i, node in enumerate(self.nodes):
-      if node.equation is not None:
-        flops = self._flops(node.equation, cache)
-        if flops:
-          found[i] = flops
-    return found
+    costs = {
+      i: flops_lib.of_equation(node.equation)
+      for i, node in enumerate(self.nodes)
+      if node.equation is not None
+    }
+    return {i: cost for i, cost in costs.items() if cost}
 
   def flops(self, value: Value | None) -> float:
-    """FLOPs to compute a value, before XLA optimizes; a scan in full."""
+    """FLOPs to compute a value, as `flops.counted`; a scan in full."""
     if value is None:
       return 0.0
     bits = f'{self.ancestors[value[0]]:b}'[::-1]
     return sum(
       cost for i, cost in self._costs.items() if bits[i : i + 1] == '1'
     )
-
-  def _flops(self, equation: core.JaxprEqn, cache: dict[Any, float]) -> float:
-    """FLOPs of one equation, as XLA counts them."""
-    body = equation.params.get('jaxpr')
-    if equation.primitive.name == 'scan' and body is not None:
-      return equation.params['length'] * Dataflow(body).total()
-    if equation.primitive.name in _FREE:
-      return 0.0
-    key = (
-      equation.primitive.name,
-      tuple(str(atom.aval) for atom in equation.invars),
-      str(equation.params),
-    )
-    if key not in cache:
-      cache[key] = _lowered_flops(alone(self._jaxpr, equation))
-    return cache[key]
-
-  def total(self) -> float:
-    """FLOPs of all equations."""
-    return sum(self._costs.values())
 
   def source(self, value: Value | None, forms: bool = True) -> Value | None:
     """The value that this one is a copy of.
@@ -285,13 +262,3 @@ def _has_product(equation: core.JaxprEqn) -> bool:
   return equation.primitive.name in _PRODUCTS or any(
     _has_product(inner) for jaxpr in _inside(equation) for inner in jaxpr.eqns
   )
-
-
-def _lowered_flops(closed: core.ClosedJaxpr) -> float:
-  """FLOPs of a jaxpr before XLA optimizes it."""
-  shapes = [
-    jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
-    for v in closed.jaxpr.invars
-  ]
-  lowered = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes)
-  return float((lowered.cost_analysis() or {}).get('flops', 0.0))

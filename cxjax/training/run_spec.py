@@ -156,8 +156,8 @@ class RunSpec:
     microbatches: parts of a batch, computed one after the other.
     restart_schedule: at each stage; else one schedule for the run.
     carry_state: of the optimizer into the next stage.
-    trainable: pattern of the paths of the parameters that are trained; '' is
-      all.
+    trainable: which parameters are trained, as of `masks.path_mask`; '' is all.
+    costed: gives the stages with their FLOPs; None compiles them.
   """
 
   student: Any
@@ -182,6 +182,7 @@ class RunSpec:
   restart_schedule: bool = True
   carry_state: bool = False
   trainable: str = ''
+  costed: Callable[['RunSpec'], list[stage_plan.StagePlan]] | None = None
 
   def __post_init__(self) -> None:
     """Raises UserError for settings that do not fit each other."""
@@ -355,7 +356,6 @@ class RunSpec:
   ) -> list[stage_plan.StagePlan]:
     """The stages with their shapes and their costs, by default as compiled."""
     batch, models = self._shapes()
-    tx = self.optimizer()
     costed: dict[stage_lib.Stage, stage_plan.StagePlan] = {}
     plans = self.plan()
     for planned in plans:
@@ -363,7 +363,7 @@ class RunSpec:
         costed[planned.stage.objective] = stage_plan.with_costs(
           planned,
           batch,
-          tx,
+          self.optimizer(),
           *models,
           flops=flops,
           stored=self.stored_targets,

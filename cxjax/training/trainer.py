@@ -84,7 +84,7 @@ def fit(
   """
   with files.lock(folder), signals_lib.catch() as signals:
     begin = time.perf_counter()
-    planned = spec.costed_plan()
+    planned = spec.costed(spec) if spec.costed else spec.costed_plan()
     seconds = time.perf_counter() - begin
     logging.info('The plan of %s:\n%s', title, stage_plan.format_plan(planned))
     found = checkpoints_lib.latest(folder)

@@ -6,6 +6,7 @@ import itertools
 import pathlib
 import sqlite3
 import threading
+from unittest import mock
 
 from absl.testing import parameterized
 import chex
@@ -18,6 +19,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
+from cxjax.methods import flops
 from cxjax.methods import losses
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import metric_log
@@ -108,6 +110,15 @@ class LearnTest(FolderTest):
       np.testing.assert_allclose(
         losses.kl(got, want).mean(), last['eval/loss'][seed], rtol=1e-3
       )
+
+  def test_costs_are_found_once_for_the_plan_and_its_run(self):
+    for costs, number in (('counted', 0), ('compiled', 2)):
+      plan = cxjax.plan(BIG, SMALL, X, num_steps=2, layers=(), costs=costs)
+      compiled = mock.Mock(side_effect=flops.compiled)
+      with mock.patch.dict(flops.COUNTS, compiled=compiled):
+        str(plan)
+        distill(plan)
+      self.assertEqual(compiled.call_count, number, costs)
 
   def test_the_student_that_went_in_is_as_it_was(self):
     before = {name: leaf.copy() for name, leaf in SMALL.params.items()}

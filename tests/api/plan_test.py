@@ -156,9 +156,21 @@ class StagesTest(parameterized.TestCase):
     self.assertEqual(table[1]['projection'], 'gaussian 16 x 4')
     # Steps and costs are those of the stage: they stand once.
     self.assertEqual([row['steps'] for row in table], ['100', '-', '-'])
-    flops = 'student FLOPs a step'
-    self.assertGreater(int(table[0][flops].replace(',', '')), 0)
-    self.assertEqual([row[flops] for row in table[1:]], ['-', '-'])
+    column = 'student counted FLOPs a step'
+    self.assertGreater(int(table[0][column].replace(',', '')), 0)
+    self.assertEqual([row[column] for row in table[1:]], ['-', '-'])
+
+  def test_costs_are_counted_and_compiled_on_request(self):
+    make = functools.partial(cxjax.plan, TEACHER, STUDENT, X, num_steps=20)
+    counted = make()
+    self.assertIn('student counted FLOPs a step', str(counted))
+    compiled = make(costs='compiled')
+    self.assertIn('student FLOPs a step', str(compiled))
+    for a, b in zip(counted.costed, compiled.costed, strict=True):
+      self.assertBetween(a.student_flops / b.student_flops, 0.9, 1.1)
+      self.assertBetween(a.teacher_flops / b.teacher_flops, 0.9, 1.1)
+    with self.assertRaisesRegex(errors.UserError, "costs 'xla'.*counted, comp"):
+      make(costs='xla')
 
   def test_one_stage_and_no_number_of_steps(self):
     for stages in (JOINT, (JOINT,), [JOINT]):

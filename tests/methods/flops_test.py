@@ -1,5 +1,7 @@
 """Tests of the counts of FLOPs."""
 
+import functools
+
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ PRODUCT = 2 * 8 * 16 * 4
 
 class FlopsTest(absltest.TestCase):
   def test_a_product(self):
-    for count in (flops.compiled, flops.written):
+    for count in flops.compiled, flops.written, flops.counted:
       self.assertEqual(count(jnp.matmul, A, B), PRODUCT)
 
   def test_what_is_not_used_costs_nothing_once_compiled(self):
@@ -26,5 +28,62 @@ class FlopsTest(absltest.TestCase):
     self.assertGreater(flops.written(twice, A, B), 2 * PRODUCT)
     self.assertLess(flops.compiled(twice, A, B), 1.2 * PRODUCT)
 
+  def test_counted_as_compiled(self):
+    """Within 2%, without compiling: products, what is not needed, gradients."""
+
+    def loss(w, a):
+      hidden = jax.nn.gelu(a @ w['low'])
+      jnp.sum(hidden @ w['unused'])
+      return jnp.sum(jax.nn.softmax(hidden @ w['high']) ** 2)
+
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    w = {'low': shape(64, 96), 'high': shape(96, 8), 'unused': shape(96, 99)}
+    args, grad = (w, shape(32, 64)), jax.value_and_grad(loss)
+    want = flops.compiled(grad, *args)
+    self.assertBetween(flops.counted(grad, *args) / want, 0.98, 1.02)
+
+  def test_convolutions_without_their_padding(self):
+    image = jax.ShapeDtypeStruct((2, 3, 9, 7), jnp.float32)
+    for strides, padding, dilation, groups in (
+      ((1, 1), 'SAME', (1, 1), 1),
+      ((2, 3), 'VALID', (1, 2), 1),
+      ((2, 2), 'SAME', (1, 1), 3),
+    ):
+      kernel = jax.ShapeDtypeStruct((6, 3 // groups, 3, 3), jnp.float32)
+      conv = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+      )
+      both = jax.grad(lambda *args, conv=conv: jnp.sum(conv(*args)), (0, 1))
+      for fun in (conv, both):
+        want = flops.written(fun, image, kernel)
+        self.assertBetween(
+          flops.counted(fun, image, kernel) / want, 0.99, 1.01, padding
+        )
+
+  def test_scans_count_as_often_as_they_run_and_remat_twice(self):
+    def scanned(w, x):
+      step = lambda x, w: (jnp.sin(x @ w), None)
+      return jnp.sum(jax.lax.scan(jax.checkpoint(step), x, w)[0])
+
+    w = jax.ShapeDtypeStruct((5, 16, 16), jnp.float32)
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    product = 2 * 8 * 16 * 16
+    found = flops.counted(scanned, w, x) / product
+    self.assertBetween(found, 5, 5.2)
+    # Forward, again in the backward pass, and two products for the gradients.
+    found = flops.counted(jax.grad(scanned), w, x) / product
+    self.assertBetween(found, 5 * 4, 5 * 4.3)
+
+  def test_of_branches_the_largest(self):
+    branch = lambda p, a, b: jax.lax.cond(
+      p, jnp.matmul, lambda a, b: a[:, :4], a, b
+    )
+    self.assertBetween(flops.counted(branch, True, A, B), PRODUCT, PRODUCT + 1)
+
   def test_of_nothing_it_is_0(self):
-    self.assertEqual(flops.compiled(lambda a: a, A), 0)
+    for count in (flops.compiled, flops.counted):
+      self.assertEqual(count(lambda a: a, A), 0)

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cxjax.methods import flops
 from cxjax.models import dataflow
@@ -24,7 +25,8 @@ class DataflowTest(absltest.TestCase):
       return jax.jit(lambda h: block(h) ** 3 / h.std())(gate)
 
     found = flow(fun, W, X)
-    self.assertEqual(found.flops(found.outputs[0]), flops.written(fun, W, X))
+    want = flops.written(fun, W, X)
+    np.testing.assert_allclose(found.flops(found.outputs[0]), want, rtol=0.01)
 
   def test_a_value_costs_what_it_needs(self):
     found = flow(lambda w, x: jax.jit(lambda: (x @ w[0], x @ w[1]))(), W, X)
