@@ -19,6 +19,7 @@ from cxjax.errors import UserError
 from cxjax.interop import huggingface
 from cxjax.interop.stablehlo import export
 from cxjax.methods.curricula import extracted
+from cxjax.methods.curricula import joint
 from cxjax.methods.curricula import one_shot
 from cxjax.methods.curricula import progressive
 from cxjax.methods.curricula import supervised
@@ -104,6 +105,7 @@ __all__ = [
   'hard_kl',
   'huggingface',
   'init_stage',
+  'joint',
   'jensen_shannon',
   'kl',
   'l2',

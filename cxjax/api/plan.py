@@ -37,6 +37,7 @@ OUTPUT_OPTIONS = ('alpha', 'top_k')
 OPTIONS = (
   *OUTPUT_OPTIONS,
   'hidden_loss',
+  'ending',
   'freeze',
   *(name for name in curricula.HIDDEN_OPTIONS if name != 'pool'),
 )
@@ -139,7 +140,7 @@ def plan(
     costs: how the FLOPs that it prints are found: 'counted' from the jaxpr, in
       an instant, or 'compiled' by XLA, once for the plan and its run.
     **options: of `cxjax.extracted`: `projection`, `regressor`, `width`, `norm`,
-      `hidden_loss`, `alpha` and so on.
+      `hidden_loss`, `ending`, `alpha` and so on.
 
   Returns:
     The plan. Nothing was computed yet.
@@ -188,7 +189,7 @@ def plan(
     stages, how = _stages(
       teacher, student, batch, lengths, layers, fun, options
     )
-    stages = _pooled(stages, teacher, student, batch['x'], pool)
+    stages = pooled(stages, teacher, student, batch['x'], pool)
   _check_stages(stages, teacher, student, batch)
   models = costs_lib.models(teacher, student)
   planned = tuple(
@@ -305,14 +306,28 @@ def _stages(
   return curricula.extracted(layers, parts, loss, **options, **output), how
 
 
-def _pooled(
+def pooled(
   stages: stage_lib.Curriculum,
   teacher: adapters.ModelAdapter,
   student: adapters.ModelAdapter,
   x: types.Input,
   pool: str | None,
 ) -> stage_lib.Curriculum:
-  """The stages, with a rule for hidden activations that are no vectors."""
+  """The stages, with a rule for hidden activations that are no vectors.
+
+  Args:
+    stages: of any method.
+    teacher: the teacher.
+    student: the student.
+    x: shapes of a batch.
+    pool: of all hidden terms, as of `plan`; None chooses for each.
+
+  Returns:
+    The stages.
+
+  Raises:
+    UserError: an activation that is not there.
+  """
   theirs, ours = (matching.shapes(model, x) for model in (teacher, student))
 
   def one(term: stage_lib.Term) -> stage_lib.Term:

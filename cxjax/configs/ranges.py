@@ -20,6 +20,7 @@ import ml_collections
 from cxjax import arguments
 from cxjax import errors
 from cxjax.configs import defaults
+from cxjax.methods import curricula
 from cxjax.methods import registry
 
 COUNT = arguments.Range(1, 2**31 - 1, whole=True)
@@ -66,9 +67,16 @@ RANGES = {
   'scores': FINITE,
   'count': COUNT_OR_0,
   'checkpoints': COUNT_OR_0,
-  'extracted.width': COUNT_OR_0,
-  'extracted.scale': POSITIVE,
-  'extracted.checkpoint': arguments.Range(-1, 2**31 - 1, whole=True),
+  **{f'{name}.width': COUNT_OR_0 for name in registry.HIDDEN},
+  **{f'{name}.scale': POSITIVE for name in registry.HIDDEN},
+  **{
+    f'{name}.checkpoint': arguments.Range(-1, 2**31 - 1, whole=True)
+    for name in registry.HIDDEN
+  },
+  'layer': COUNT,
+  'joint.weight': POSITIVE,
+  'joint_fading.weight': POSITIVE,
+  'fade': FRACTION,
   'cache.batches': COUNT_OR_0,
   'width': COUNT,
   'depth': FEW,
@@ -102,7 +110,10 @@ FREE = frozenset(
 )
 
 
-CHOICES = {'progressive.rule': registry.RULES}
+CHOICES = {
+  'progressive.rule': registry.RULES,
+  **{f'{name}.ending': curricula.ENDINGS for name in registry.HIDDEN},
+}
 MISSING = (
   'The config has no field {!r}. Add it to the config file, as those of '
   'experiments/ have it.'

@@ -31,6 +31,8 @@ class Context:
     checkpoints: `(step, score)` of each of the teacher's checkpoints, oldest
       first; the score is its task's primary metric.
     output: arguments of `stage_lib.output_terms`.
+    pairs: `(teacher's, student's)` activations that are matched unless a block
+      names some; without them all layers are, by depth.
   """
 
   num_steps: int
@@ -38,6 +40,13 @@ class Context:
   student_layers: tuple[str, ...] = ()
   checkpoints: tuple[tuple[int, float], ...] = ()
   output: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  pairs: tuple[layer_matching.Pair, ...] = ()
+
+  def matched(self) -> tuple[layer_matching.Pair, ...]:
+    """The pairs of activations of a method whose block names none."""
+    return self.pairs or layer_matching.match_layers(
+      self.teacher_layers, self.student_layers
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +87,27 @@ def _build_progressive(block: Any, context: Context) -> stage_lib.Curriculum:
 
 
 def _build_extracted(block: Any, context: Context) -> stage_lib.Curriculum:
-  pairs = block.layers or layer_matching.match_layers(
-    context.teacher_layers, context.student_layers
+  return _extracted(block, context, block.layers or context.matched())
+
+
+def _build_late_to_early(block: Any, context: Context) -> stage_lib.Curriculum:
+  pairs = context.matched()
+  errors.require(
+    block.layer <= len(pairs),
+    f'late_to_early.layer={block.layer} must be one of the {len(pairs)} '
+    'layers of the student that are matched, counted from 1.',
   )
+  pair = pairs[-1][0], pairs[block.layer - 1][1]
+  return _extracted(block, context, (pair,))
+
+
+def _extracted(
+  block: Any, context: Context, pairs: Sequence[layer_matching.Pair]
+) -> stage_lib.Curriculum:
+  """The curriculum of stages, one for each pair and the last one."""
   steps = layer_matching.split_steps(
     context.num_steps, len(pairs), block.share, block.steps
   )
-  options = {
-    name: block[name] for name in curricula.HIDDEN_OPTIONS if name in block
-  }
-  options['width'] = block.width or None
   hidden_loss = errors.lookup(
     'extracted.loss', block.loss, losses.HIDDEN_LOSSES
   )
@@ -97,20 +117,75 @@ def _build_extracted(block: Any, context: Context) -> stage_lib.Curriculum:
     **context.output,
     hidden_loss=hidden_loss,
     freeze=block.freeze,
-    checkpoint=None if block.checkpoint < 0 else block.checkpoint,
-    **options,
+    **_shared_fields(block),
   )
+
+
+def _build_joint(block: Any, context: Context) -> stage_lib.Curriculum:
+  allowed = {'mse': losses.mse, **losses.HIDDEN_LOSSES}
+  return curricula.joint(
+    block.layers or context.matched(),
+    context.num_steps,
+    **context.output,
+    hidden_loss=errors.lookup('joint.loss', block.loss, allowed),
+    weight=block.weight,
+    fade=block.fade,
+    **_shared_fields(block),
+  )
+
+
+def _shared_fields(block: Any) -> dict[str, Any]:
+  """Arguments that all methods with hidden terms take from their block."""
+  fields = {
+    name: block[name] for name in curricula.HIDDEN_OPTIONS if name in block
+  }
+  fields['width'] = block.width or None
+  fields['checkpoint'] = None if block.checkpoint < 0 else block.checkpoint
+  return {**fields, 'ending': block.ending}
 
 
 def _build_custom(block: Any, context: Context) -> stage_lib.Curriculum:
   return custom_lib.custom(block.stages, context.num_steps)
 
 
+# Fields of every method with hidden terms, and their defaults.
+_HIDDEN = dict(
+  loss='l2',  # cosine
+  projection='gaussian',  # rademacher, sparse, orthogonal, identity
+  regressor=False,  # Match a linear map of the student's layer.
+  width=0,  # Of the projection, with a regressor; 0 chooses.
+  shared_projection=False,  # One projection for all layers.
+  norm='none',  # Of the teacher's activation: none, layer.
+  centered=False,  # Less its mean over the batch.
+  scale=1.0,  # Times this.
+  tokens='all',  # predicted: where the output loss reads alone.
+  checkpoint=-1,  # Of the hidden targets; -1 is the final teacher.
+  ending='output',  # What the outputs learn from: output, labels, mixed.
+)
+_STAGED = dict(
+  **_HIDDEN,
+  freeze=False,  # Layers whose stage is over.
+  share=0.25,  # Of num_steps before the last stage.
+  steps=(),  # Lengths of all stages, in place of share.
+)
+# Pairs (teacher, student); () matches by depth.
+_EXTRACTED = dict(layers=(), **_STAGED)
+# The learned projection of FitNets.
+_LEARNED = dict(projection='identity', regressor=True)
+_JOINT = dict(
+  layers=(),
+  **{**_HIDDEN, **_LEARNED, 'loss': 'mse'},  # Or a loss as above.
+  weight=1.0,  # Of each hidden term; that of the outputs is 1.
+  fade=0.0,  # Fraction of the steps after which it is 0; 0 is constant.
+)
 # Every block also has `rate_factor`: the learning rate of the method is so many
 # times `optimizer.learning_rate`.
 METHODS = {
+  # The labels alone: the baseline of every comparison.
   'supervised': Method(_build_supervised),
+  # The final teacher's output alone.
   'one_shot': Method(_build_one_shot),
+  # The outputs of the teacher's checkpoints, oldest first.
   'progressive': Method(
     _build_progressive,
     dict(
@@ -122,30 +197,32 @@ METHODS = {
       steps=(),  # Lengths of all stages, in place of share.
     ),
   ),
-  'extracted': Method(
-    _build_extracted,
-    dict(
-      layers=(),  # Pairs (teacher, student); () matches by depth.
-      loss='l2',  # cosine
-      projection='gaussian',  # rademacher, sparse, orthogonal, identity
-      regressor=False,  # Match a linear map of the student's layer.
-      width=0,  # Of the projection, with a regressor; 0 chooses.
-      shared_projection=False,  # One projection for all layers.
-      norm='none',  # Of the teacher's activation: none, layer.
-      centered=False,  # Less its mean over the batch.
-      scale=1.0,  # Times this.
-      tokens='all',  # predicted: where the output loss reads alone.
-      freeze=False,  # Layers whose stage is over.
-      checkpoint=-1,  # Of the hidden targets; -1 is the final teacher.
-      share=0.25,  # Of num_steps before the output stage.
-      steps=(),  # Lengths of all stages, in place of share.
-    ),
+  # Random projections of the teacher's layers in turn, then its output.
+  'extracted': Method(_build_extracted, _EXTRACTED),
+  # The same, then the labels: the last stage does not run the teacher.
+  'extracted_labels': Method(
+    _build_extracted, {**_EXTRACTED, 'ending': 'labels'}
   ),
+  # The same with learned projections, as FitNets have them.
+  'fitnets': Method(_build_extracted, {**_EXTRACTED, **_LEARNED}),
+  # The teacher's last layer for an early layer of the student, then the output.
+  'late_to_early': Method(
+    _build_late_to_early,
+    dict(layer=1, **_STAGED),  # Which of the student's matched layers.
+  ),
+  # All hidden terms and the output at once.
+  'joint': Method(_build_joint, _JOINT),
+  # The same, with hidden terms that fade out by half of the steps.
+  'joint_fading': Method(_build_joint, {**_JOINT, 'fade': 0.5}),
   'custom': Method(
     _build_custom,
     dict(stages=()),  # Blocks of stages and terms, as of `custom`.
   ),
 }
+# Methods whose blocks have the fields of hidden terms.
+HIDDEN = tuple(
+  name for name, method in METHODS.items() if 'ending' in method.options
+)
 
 
 def register(name: str, method: Method) -> None:

@@ -1,11 +1,14 @@
 """Tests of the methods as curricula."""
 
 from absl.testing import parameterized
+import optax
 
 from cxjax import errors
 from cxjax.methods import curricula
 from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
+from cxjax.methods import stage_plan
+from tests.methods import networks
 
 Stage, Term = stage_lib.Stage, stage_lib.Term
 PAIRS = (('t0', 's0'), ('t2', 's1'))
@@ -100,3 +103,50 @@ class CurriculaTest(parameterized.TestCase):
   def test_unknown_option_of_extracted(self):
     with self.assertRaisesRegex(errors.UserError, "'scal'.*mean 'scale'"):
       curricula.extracted(PAIRS, (1, 2, 3), scal=2.0)
+
+  def test_the_last_stage_may_learn_from_the_labels(self):
+    build = lambda **o: curricula.extracted(PAIRS, (1, 2, 3), 'mse', **o)
+    self.assertEqual(build(ending='labels')[:2], build()[:2])
+    self.assertEqual(build(ending='labels')[2:], curricula.supervised(3))
+    self.assertEqual(build(ending='mixed'), build(alpha=0.5))
+    self.assertEqual(build(ending='mixed', alpha=0.1), build(alpha=0.1))
+    with self.assertRaisesRegex(errors.UserError, "alpha=0.1.*ending='mixed'"):
+      build(ending='labels', alpha=0.1)
+    with self.assertRaisesRegex(errors.UserError, "'label'.*output, labels"):
+      build(ending='label')
+
+  def test_without_the_teacher_the_last_stage_costs_what_labels_cost(self):
+    batch = networks.batch()
+    layers, steps = (('hidden1', 'hidden1'),), (1, 2)
+    stages = curricula.extracted(layers, steps, ending='labels')
+    flops = []
+    for stage in (stages[-1], curricula.supervised(2)[0]):
+      models = networks.models()
+      planned = stage_plan.plan_stage(stage, batch, *models)
+      costed = stage_plan.with_costs(planned, batch, optax.sgd(1.0), *models)
+      flops.append((costed.student_flops, costed.teacher_flops))
+    self.assertEqual(*flops)
+    self.assertEqual(flops[0][1], 0)
+
+  def test_joint(self):
+    (stage,) = curricula.joint(PAIRS, 9, 'mse', weight=0.5, norm='layer')
+    fields = dict(loss=losses.mse, weight=0.5, norm='layer')
+    fields |= dict(projection='identity', regressor=True)
+    terms = (
+      Term('s0', 't0', **fields),
+      Term('s1', 't2', **fields),
+      Term(loss=losses.mse),
+    )
+    self.assertEqual(stage, Stage('joint', 9, terms))
+
+  def test_joint_hidden_terms_fade(self):
+    (stage,) = curricula.joint(PAIRS, 9, weight=4.0, fade=0.5, ending='labels')
+    *hidden, labels = stage.terms
+    for term in hidden:
+      weights = [float(term.weight_at(f)) for f in (0.0, 0.25, 0.5, 1.0)]
+      self.assertEqual(weights, [4.0, 2.0, 0.0, 0.0])
+    self.assertEqual(labels, Term(target='labels'))
+
+  def test_joint_of_nothing_is_one_shot(self):
+    with self.assertRaisesRegex(errors.UserError, 'choose one_shot'):
+      curricula.joint((), 9)

@@ -130,6 +130,7 @@ class BuildTest(parameterized.TestCase):
     )
     steps, layers = (20, 40), (('t0', 's0'),)
     others = dict(layers=layers, steps=steps, freeze=True, checkpoint=0)
+    others |= {'ending': 'mixed'}
     unused = {'loss', 'share'}
     self.assertCountEqual(
       {*fields, *others, *unused}, registry.METHODS['extracted'].options
@@ -142,9 +143,57 @@ class BuildTest(parameterized.TestCase):
       hidden_loss='cosine',
       freeze=True,
       checkpoint=0,
+      ending='mixed',
       **fields,
     )
     self.assertEqual(found, expected)
+
+  def test_names_are_values_of_the_others(self):
+    learned = {'projection': 'identity', 'regressor': True}
+    self.assertEqual(build('fitnets'), build('extracted', **learned))
+    self.assertEqual(
+      build('extracted_labels'), build('extracted', ending='labels')
+    )
+    self.assertEqual(build('joint_fading'), build('joint', fade=0.5))
+
+  def test_joint_with_every_setting(self):
+    fields = dict(
+      projection='sparse',
+      regressor=False,
+      shared_projection=True,
+      norm='layer',
+      centered=True,
+      scale=2.0,
+      tokens='predicted',
+      weight=0.5,
+      fade=1.0,
+      ending='labels',
+      checkpoint=3,
+    )
+    layers = (('t0', 's0'),)
+    found = build('joint', loss='cosine', layers=layers, **fields)
+    expected = curricula.joint(layers, 60, hidden_loss='cosine', **fields)
+    self.assertEqual(found, expected)
+    unused = {'loss', 'layers', 'width'}
+    self.assertCountEqual({*fields, *unused}, registry.METHODS['joint'].options)
+
+  def test_late_to_early_teaches_the_last_layer_to_an_early_one(self):
+    context = registry.Context(60, ('t0', 't1', 't2'), ('s0', 's1', 's2'))
+    for layer in (1, 2):
+      fields = block('late_to_early', layer=layer, share=0.5)
+      hidden, output = registry.build('late_to_early', fields, context)
+      (term,) = hidden.terms
+      self.assertEqual((term.target, term.student), ('t2', f's{layer - 1}'))
+      self.assertEqual((hidden.steps, output.steps), (30, 30))
+    with self.assertRaisesRegex(errors.UserError, 'layer=4 .* 3 layers'):
+      fields = block('late_to_early', layer=4)
+      registry.build('late_to_early', fields, context)
+
+  def test_pairs_of_the_context_come_before_all_layers(self):
+    context = registry.Context(60, pairs=(('a', 'b'),))
+    for name in ('extracted', 'joint', 'late_to_early'):
+      term = registry.build(name, block(name), context)[0].terms[0]
+      self.assertEqual((term.target, term.student), ('a', 'b'))
 
   @parameterized.parameters(
     (dict(loss='l1'), "extracted.loss 'l1'.*l2, cosine"),
