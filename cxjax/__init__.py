@@ -12,6 +12,7 @@ from cxjax.analysis.probes import degree_one
 from cxjax.analysis.probes import linear_probe
 from cxjax.analysis.probes import ngram_distance
 from cxjax.api.distill import distill
+from cxjax.api.patterns import every
 from cxjax.api.plan import Plan
 from cxjax.api.plan import plan
 from cxjax.errors import Stopped
@@ -96,6 +97,7 @@ __all__ = [
   'degree_one',
   'distill',
   'evaluate',
+  'every',
   'export',
   'extracted',
   'format_plan',

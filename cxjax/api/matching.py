@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import fnmatch
 import functools
 from typing import Any
 from typing import TypeAlias
@@ -12,15 +11,20 @@ import jax
 
 from cxjax import errors
 from cxjax import types
+from cxjax.api import patterns
 from cxjax.methods import layer_matching
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.models import layers as layers_lib
+from cxjax.models import scanned
 from cxjax.models import taps as taps_lib
 
 # The argument of `plan`: pairs, a dict of them, or patterns.
-Layers: TypeAlias = Sequence[Any] | Mapping[str, str] | str | None
+Layers: TypeAlias = (
+  Sequence[Any] | Mapping[str, str] | patterns.Every | str | None
+)
+ROLES = 'teacher', 'student'
 Pairs: TypeAlias = tuple[layer_matching.Pair, ...]
 
 
@@ -48,84 +52,83 @@ def pairs(
     UserError: `layers` is none of these, a pattern matches nothing, or the runs
       of the two models do not match.
   """
-  if layers is None:
-    found, how = _found(*(taps_lib.taps(m, x) for m in (teacher, student)))
-    if len(found) > most:
+  if layers is None or isinstance(layers, patterns.Every):
+    step = layers.step if layers else 1
+    found, how = _found(
+      *(taps_lib.taps(m, x) for m in (teacher, student)), step
+    )
+    if layers is None and len(found) > most:
       last = [(i * len(found)) // most - 1 for i in range(1, most + 1)]
       found = tuple(found[i] for i in last)
     logging.info(how)
     return found, how
-  if isinstance(layers, str) and _is_pattern(layers):
+  if isinstance(layers, str) and patterns.is_pattern(layers):
     layers = {layers: layers}
   elif (
     isinstance(layers, tuple | list)
     and len(layers) == 2
-    and all(isinstance(each, str) and _is_pattern(each) for each in layers)
+    and all(isinstance(each, str) for each in layers)
+    and any(map(patterns.is_pattern, layers))
   ):
     layers = [tuple(layers)]
   if isinstance(layers, Mapping):
     layers = list(layers.items())
   checked = layer_matching.check_pairs(layers)
-  if not any(_is_pattern(name) for pair in checked for name in pair):
+  if not any(set('*-') & set(name) for pair in checked for name in pair):
     return checked, ''
   listed = [
     [tap.name for tap in taps_lib.taps(model, x)]
     for model in (teacher, student)
   ]
-  return tuple(p for pair in checked for p in _expanded(pair, listed)), ''
-
-
-def _is_pattern(name: str) -> bool:
-  """True for a pattern of names; a name has no stars."""
-  return '*' in name
-
-
-def _fits(name: str, pattern: str) -> bool:
-  """Whether a name is of a pattern, whose stars stay within a component."""
-  depth = name.count('/') == pattern.count('/')
-  return depth and fnmatch.fnmatchcase(name, pattern)
+  return _expanded(checked, listed)
 
 
 def _expanded(
-  pair: layer_matching.Pair, listed: Sequence[Sequence[str]]
-) -> Pairs:
-  """The pairs of layers of two patterns, by depth; or one pair of names."""
-  errors.require(
-    _is_pattern(pair[0]) == _is_pattern(pair[1]),
-    f'layers: {pair!r} has one pattern. Give two patterns, or two names.',
-  )
-  if not _is_pattern(pair[0]):
-    return (pair,)
-  found = []
-  for role, pattern, names in zip(
-    ('teacher', 'student'), pair, listed, strict=True
-  ):
-    hits = [name for name in names if _fits(name, pattern)]
-    if not hits:
-      shown = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
-      raise errors.UserError(
-        f'layers={pattern!r} matches no activation of the {role}'
-        f'. They are: {shown}.'
-      )
-    found.append(hits)
-  return layer_matching.match_layers(*found)
+  given: Pairs, listed: Sequence[Sequence[str]]
+) -> tuple[Pairs, str]:
+  """Pairs of layers of patterns, by depth, and of names; and how, in a line."""
+  found: list[layer_matching.Pair] = []
+  parts = []
+  for pair in given:
+    both = list(zip(ROLES, pair, listed, strict=True))
+    errors.require(
+      len(set(map(patterns.is_pattern, pair))) == 1,
+      f'layers: {pair!r} has one pattern. Give two patterns, or two names.',
+    )
+    if not patterns.is_pattern(pair[0]):
+      high, low = (patterns.resolved(n, names, role) for role, n, names in both)
+      found.append((high, low))
+      continue
+    runs = [patterns.matches(n, names, role) for role, n, names in both]
+    found.extend(layer_matching.match_layers(*runs))
+    parts.append(' with '.join(map(_named, pair, runs)))
+  return tuple(found), _told(parts)
 
 
-def _found(teacher: taps_lib.Taps, student: taps_lib.Taps) -> tuple[Pairs, str]:
+def _told(parts: Sequence[str]) -> str:
+  """How layers were matched, in one line; '' if they were all named."""
+  if not parts:
+    return ''
+  return f'Layers, teacher with student: {"; ".join(parts)}, by depth fraction.'
+
+
+def _found(
+  teacher: taps_lib.Taps, student: taps_lib.Taps, step: int
+) -> tuple[Pairs, str]:
   """Pairs of the layers of two models, run by run, and how they were chosen.
 
-  Runs are matched by name if a model has several, as an encoder and a decoder.
+  Runs are matched by name if a model has several, as an encoder and a decoder,
+  or else by the inputs that they read. Of the student every `step`-th layer is.
   """
   theirs, ours = teacher.runs, _like(student, teacher.runs)
   all_theirs = {**theirs, **teacher.other_runs}
   all_ours = {**ours, **student.other_runs}
   chosen = [(next(iter(theirs), ''), next(iter(ours), ''))]
   if len(theirs) > 1 or len(ours) > 1:
-    chosen = [
-      (a, b)
-      for a, b in _by_name(all_theirs, all_ours)
-      if a in theirs or b in ours
-    ]
+    related = _by_name(all_theirs, all_ours) or _by_inputs(
+      _inputs(teacher, all_theirs), _inputs(student, all_ours)
+    )
+    chosen = [(a, b) for a, b in related if a in theirs or b in ours]
     highest, lowest = _longest(theirs), _longest(ours)
     if highest not in dict(chosen) or lowest not in dict(chosen).values():
       errors.require(
@@ -139,12 +142,13 @@ def _found(teacher: taps_lib.Taps, student: taps_lib.Taps) -> tuple[Pairs, str]:
   parts = []
   for a, b in chosen:
     high, low = all_theirs.get(a, ()), all_ours.get(b, ())
-    found.extend(layer_matching.match_layers(high, low))
-    parts.append(f'{_named(a, high)} with {_named(b, low)}')
+    found.extend(layer_matching.match_layers(high, patterns.spaced(low, step)))
+    each = f', every {step} of them' if step > 1 else ''
+    parts.append(f'{_named(a, high)} with {_named(b, low)}{each}')
   _warn('teacher', all_theirs, [a for a, _ in chosen])
   _warn('student', all_ours, [b for _, b in chosen])
-  how = f'Layers, teacher with student: {"; ".join(parts)}, by depth fraction.'
-  return tuple(found), how
+  _warn_of_one(teacher, [all_theirs.get(a, ()) for a, _ in chosen])
+  return tuple(found), _told(parts)
 
 
 def _longest(runs: layers_lib.Runs) -> str:
@@ -158,7 +162,7 @@ def _like(student: taps_lib.Taps, theirs: layers_lib.Runs) -> layers_lib.Runs:
   if list(ours) != [''] or len(theirs) != 1 or '' in theirs:
     return ours
   pattern = next(iter(theirs))
-  named = tuple(tap.name for tap in student if _fits(tap.name, pattern))
+  named = tuple(tap.name for tap in student if patterns.fits(tap.name, pattern))
   return {pattern: named} if named else ours
 
 
@@ -174,6 +178,26 @@ def _by_name(
     (name, parents[parent(name)])
     for name in theirs
     if parent(name) and parent(name) in parents
+  ]
+
+
+def _inputs(
+  taps: taps_lib.Taps, runs: layers_lib.Runs
+) -> dict[str, tuple[str, ...]]:
+  """The inputs that the last layer of each run reads."""
+  read = {tap.name: tap.inputs for tap in taps}
+  return {pattern: read[names[-1]] for pattern, names in runs.items()}
+
+
+def _by_inputs(
+  theirs: Mapping[str, tuple[str, ...]], ours: Mapping[str, tuple[str, ...]]
+) -> list[tuple[str, str]]:
+  """Pairs of runs that alone read some inputs, as towers of text and images."""
+  alone = lambda runs, read: [name for name in runs if runs[name] == read]
+  return [
+    (name, alone(ours, read)[0])
+    for name, read in theirs.items()
+    if len(alone(theirs, read)) == len(alone(ours, read)) == 1
   ]
 
 
@@ -198,6 +222,17 @@ def _warn(role: str, runs: layers_lib.Runs, chosen: Sequence[str]) -> None:
     )
 
 
+def _warn_of_one(teacher: taps_lib.Taps, runs: Sequence[Sequence[str]]) -> None:
+  """Warns of a teacher whose other layers were not recognized as such."""
+  if len(runs) == 1 and len(runs[0]) == 1:
+    logging.warning(
+      'One layer of the teacher was found alone, %r. It has the activations '
+      '%s: name pairs of them in layers, or a pattern.',
+      runs[0][0],
+      ', '.join(repr(tap.name) for tap in teacher[:8]),
+    )
+
+
 def shapes(model: adapters.ModelAdapter, x: types.Input) -> Any:
   """Shapes of all activations of a model, and of its output."""
   return jax.eval_shape(
@@ -205,6 +240,35 @@ def shapes(model: adapters.ModelAdapter, x: types.Input) -> Any:
     jax.eval_shape(lambda params: params, model.one),
     x,
   )
+
+
+def shape_of(
+  name: str, found: Any, role: str, model: adapters.ModelAdapter, x: types.Input
+) -> tuple[int, ...]:
+  """Shape of an activation.
+
+  Args:
+    name: of the activation.
+    found: all of them, from `shapes`.
+    role: 'teacher' or 'student', for messages.
+    model: the model.
+    x: shapes of a batch.
+
+  Returns:
+    Its shape.
+
+  Raises:
+    UserError: there is none of this name, or it is inside a loop.
+  """
+  if name not in found:
+    for stack, kind in scanned.loops(model, x).items():
+      errors.require(
+        name != stack and not name.startswith(f'{stack}/'),
+        f'{name!r} of the {role} is inside {kind}: its steps are no '
+        'activations. Compare an activation outside of the loop, or write it '
+        'as jax.lax.scan over the parameters of the layers.',
+      )
+  return errors.lookup('activation', name, found).shape
 
 
 def check_batch_axis(
@@ -226,7 +290,7 @@ def check_batch_axis(
     found = shapes(model, x)
     stacked = taps_lib.stacked(model, x)
     for name in names:
-      shape = errors.lookup('activation', name, found).shape
+      shape = shape_of(name, found, role, model, x)
       errors.require(
         name not in stacked,
         f'{name!r} of the {role} is {list(shape)}: its first axis is the '

@@ -109,7 +109,8 @@ def plan(
   Every layer of the student, or four of them at equal distances if it has
   more, is matched with the teacher's at the same fraction of the depth; then
   the output is. Layers are those of `taps`; an encoder is matched with an
-  encoder, and a decoder with a decoder, by their names.
+  encoder, and a decoder with a decoder, by their names, or else by the inputs
+  that they read.
 
   Args:
     teacher: trained.
@@ -121,7 +122,9 @@ def plan(
     layers: pairs of `(teacher's, student's)` activation in place of those, or a
       dict of them; none at all, `()`, is one-shot distillation. A pattern
       matches all layers of its form by depth: 'blocks/*' of both models, or
-      `('blocks/*', 'h/*')`, or several in a dict.
+      `('blocks/*', 'h/*')`, or several in a dict; 'blocks/*:2' is every second
+      of them, up to the last, and `cxjax.every(2)` that of the layers that are
+      found. Numbers may count from the end, as in `{'blocks/-1': 'h/-1'}`.
     share: of the steps for the hidden stages together.
     steps: lengths of all stages in place of `share`.
     loss: of the last stage, between outputs: 'kl', 'reverse_kl',
@@ -335,8 +338,8 @@ def pooled(
       return term
     if pool is not None:
       return dataclasses.replace(term, pool=pool)
-    a = errors.lookup('activation', term.target, theirs).shape
-    b = errors.lookup('activation', term.student, ours).shape
+    a = matching.shape_of(term.target, theirs, 'teacher', teacher, x)
+    b = matching.shape_of(term.student, ours, 'student', student, x)
     grids = 4 in (len(a), len(b)) and a[:-1] != b[:-1]
     vectors = len(a) == len(b) == 2
     mean = 'mean' if grids or vectors else term.pool

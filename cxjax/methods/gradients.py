@@ -51,7 +51,18 @@ def check(
     return jax.vjp(whole, free)[1](back)
 
   back = [jax.ShapeDtypeStruct((), jnp.float32) for _ in stage.terms]
-  traced = jax.make_jaxpr(pull)(params, batch, back).jaxpr
+  try:
+    traced = jax.make_jaxpr(pull)(params, batch, back).jaxpr
+  except errors.UserError:
+    raise
+  except Exception as error:  # A loop, or a kernel, without a gradient.
+    reason = str(error).partition('\n')[0].rstrip('.')
+    raise errors.UserError(
+      f'Stage {stage.name!r} cannot train '
+      f'{", ".join(repr(term.student) for term in stage.terms)}: the student '
+      f'has no gradient there ({reason}). A loop must have a known length, as '
+      'jax.lax.scan has.'
+    ) from error
   _, used = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
   for term, reaches in zip(stage.terms, used[-len(stage.terms) :], strict=True):
     errors.require(

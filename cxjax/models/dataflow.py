@@ -4,6 +4,7 @@ Found in one pass over the jaxpr of the model.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -144,6 +145,15 @@ class Dataflow:
     return sum(
       cost for i, cost in self._costs.items() if bits[i : i + 1] == '1'
     )
+
+  def read(
+    self, value: Value | None, names: Mapping[int, str]
+  ) -> tuple[str, ...]:
+    """Names of the inputs that a value needs, of those with these numbers."""
+    if value is None:
+      return ()
+    needed = self.ancestors[value[0]]
+    return tuple(name for i, name in names.items() if needed >> i & 1)
 
   def source(self, value: Value | None, forms: bool = True) -> Value | None:
     """The value that this one is a copy of.

@@ -7,6 +7,7 @@ cost nothing.
 
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -23,6 +24,10 @@ from cxjax.models import adapters
 from cxjax.models import dataflow
 from cxjax.parallel import partition
 
+_KINDS = {
+  'while': 'a loop whose length is known only when it runs',
+  'scan': 'a scan that cannot be split, as one in reverse',
+}
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
 
 
@@ -42,6 +47,46 @@ def with_layers(
   return dataclasses.replace(
     model, apply=_extended(model.apply, names), training=training
   )
+
+
+def loops(model: adapters.ModelAdapter, x: types.Input) -> dict[str, str]:
+  """Stacks of layers whose steps are no activations.
+
+  Args:
+    model: a model that runs on the batch.
+    x: a batch, or its shapes.
+
+  Returns:
+    The kind of the loop over their parameters, by the name of the stack.
+  """
+  shapes = jax.eval_shape(lambda tree: tree, (model.one, x))
+  closed, shape = jax.make_jaxpr(model.apply, return_shape=True)(*shapes)
+  paths = [
+    partition.leaf_name(path)
+    for path, _ in jax.tree.leaves_with_path(model.one)
+  ]
+  known = [*paths, *[''] * (len(closed.jaxpr.invars) - len(paths))]
+  return dict(_loops(closed.jaxpr, known, set(shape[1])))
+
+
+def _loops(
+  jaxpr: core.Jaxpr, paths: Sequence[str], taken: Collection[str]
+) -> Iterator[tuple[str, str]]:
+  """Yields the loops of a jaxpr that are not split, by their parameters."""
+  names: dict[core.Var, str] = dict(zip(jaxpr.invars, paths, strict=True))
+  for equation in jaxpr.eqns:
+    known = [
+      names.get(atom, '') if isinstance(atom, core.Var) else ''
+      for atom in equation.invars
+    ]
+    body = dataflow.call_body(equation)
+    kind = _KINDS.get(equation.primitive.name)
+    if kind and (stack := _stack_name([p for p in known if p], taken)):
+      yield stack, kind
+    elif body is not None:
+      yield from _loops(body.jaxpr, known, taken)
+    if equation.primitive.name in dataflow.COPIES:
+      names.update(zip(equation.outvars, known, strict=False))
 
 
 def _extended(

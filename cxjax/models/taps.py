@@ -35,6 +35,8 @@ class Tap:
     layer: whether it is one of the layers that `plan` matches by default.
     run: pattern of the run of layers that it belongs to, as 'blocks/*'; '' if
       it belongs to none.
+    inputs: names of the entries of the input that it reads; '' is an array that
+      has no name.
   """
 
   name: str
@@ -43,6 +45,7 @@ class Tap:
   flops: float
   layer: bool
   run: str = ''
+  inputs: tuple[str, ...] = ()
 
 
 class Taps(tuple[Tap, ...]):
@@ -156,6 +159,11 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
     for pattern, names in runs.items()
     for name in names
   }
+  first = len(jax.tree.leaves(model.one))
+  entries = {
+    first + i: jax.tree_util.keystr(path, simple=True, separator='/')
+    for i, (path, _) in enumerate(jax.tree.leaves_with_path(x))
+  }
   layers = {name for names in chosen.values() for name in names}
   return Taps(
     Tap(
@@ -165,6 +173,7 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
       flow.flops(values[name]),
       name in layers,
       run.get(name, ''),
+      flow.read(values[name], entries),
     )
     for name in [*order, '']
   )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 import cxjax
 from cxjax import errors
+from cxjax.api import patterns
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
 EYE = jax.ShapeDtypeStruct((8, 8), jnp.float32)
@@ -26,8 +27,8 @@ def chain(**runs):
   return cxjax.from_fn(apply, EYE)
 
 
-def pairs(teacher, student, **options):
-  plan = cxjax.plan(teacher, student, X, num_steps=50, **options)
+def pairs(teacher, student, x=X, **options):
+  plan = cxjax.plan(teacher, student, x, num_steps=50, **options)
   terms = [stage.terms[0] for stage in plan.stages[:-1]]
   return [(term.target, term.student) for term in terms], plan
 
@@ -55,6 +56,50 @@ class FoundTest(parameterized.TestCase):
     self.assertEqual(found, [('enc/1', 'enc/0'), ('enc/3', 'enc/1')])
     self.assertRegex('\n'.join(logs.output), r'teacher .* none: dec/\* \(3\)')
 
+  def test_runs_of_other_names_by_the_inputs_that_they_read(self):
+    """An encoder and a decoder; a tower of each input."""
+
+    def model(first, second, crossed):
+      def apply(params, x):
+        a, b, found = x['source'], x['target'], {}
+        for i in range(2):
+          a = found[f'{first}/{i}'] = jnp.tanh(a @ params)
+        for i in range(2):
+          b = b + a if crossed else b
+          b = found[f'{second}/{i}'] = jnp.tanh(b @ params)
+        return (a + b) @ params, found
+
+      return cxjax.from_fn(apply, EYE)
+
+    for crossed in (False, True):
+      found, plan = pairs(
+        model('enc', 'dec', crossed),
+        model('low', 'high', crossed),
+        x={'source': X, 'target': X},
+      )
+      want = ['low/0', 'low/1', 'high/0', 'high/1']
+      self.assertEqual([student for _, student in found], want)
+      teacher = [teacher for teacher, _ in found]
+      self.assertEqual(teacher, ['enc/0', 'enc/1', 'dec/0', 'dec/1'])
+      self.assertIn('enc/* (2) with low/* (2); dec/* (2) with', plan.matched)
+
+  def test_one_layer_alone_is_warned_of(self):
+    def apply(params, x):
+      norm = jnp.tanh(x @ params)
+      return norm @ params, {'norm': norm}
+
+    with self.assertLogs('absl', 'WARNING') as logs:
+      pairs(cxjax.from_fn(apply, EYE), chain(h=2))
+    self.assertRegex('\n'.join(logs.output), "One layer .* 'norm'. It has")
+
+  def test_every_second_layer(self):
+    found, plan = pairs(chain(h=12), chain(h=6), layers=cxjax.every(2))
+    want = [('h/3', 'h/1'), ('h/7', 'h/3'), ('h/11', 'h/5')]
+    self.assertEqual(found, want)
+    self.assertIn('h/* (12) with h/* (6), every 2 of them', plan.matched)
+    found, _ = pairs(chain(h=12), chain(h=6), layers=cxjax.every(1))
+    self.assertLen(found, 6)
+
   def test_runs_of_other_names_are_refused(self):
     with self.assertRaisesRegex(errors.UserError, 'a/. .4., b/. .4.*c/. .*lay'):
       pairs(chain(a=4, b=4), chain(c=2, d=2))
@@ -67,19 +112,90 @@ class GivenTest(parameterized.TestCase):
     ({'h/*': 'h/*'}, [('h/1', 'h/0'), ('h/3', 'h/1')]),
     ({'h/2': 'h/0'}, [('h/2', 'h/0')]),
     ({'h/2': 'h/0', 'g/*': 'g/*'}, [('h/2', 'h/0'), ('g/0', 'g/0')]),
+    ('h/*:2', [('h/3', 'h/1')]),
+    (('h/*:3', 'h/*'), [('h/0', 'h/0'), ('h/3', 'h/1')]),
+    (('h/*', 'h/*:9'), [('h/3', 'h/1')]),
+    ({'h/-1': 'h/-2', 'h/1': 'h/-1'}, [('h/3', 'h/0'), ('h/1', 'h/1')]),
   )
   def test_patterns(self, layers, want):
     found, _ = pairs(chain(h=4, g=1), chain(h=2, g=1), layers=layers)
     self.assertEqual(found, want)
 
+  def test_numbers_from_the_end_within_names(self):
+    names = ['a/layer_2/mlp', 'a/layer_10/mlp', 'a/layer_3', 'x-1']
+    for name, want in (
+      ('a/layer_-1/mlp', 'a/layer_10/mlp'),
+      ('a/layer_-2/mlp', 'a/layer_2/mlp'),
+      ('x-1', 'x-1'),
+      ('y-1', 'y-1'),  # No number: unknown as it stands.
+    ):
+      self.assertEqual(patterns.resolved(name, names, 'teacher'), want)
+
+  def test_a_plan_says_how_patterns_were_matched(self):
+    _, plan = pairs(chain(h=4), chain(h=2), layers='h/*')
+    self.assertIn('h/* (4) with h/* (2), by depth fraction', str(plan))
+
   @parameterized.parameters(
     ('blocks/*', "'blocks/\\*' matches no activation of the teacher.*h/0"),
+    ('g/*', r"'g/\*' matches no .*Did you mean 'h/\*'"),
+    (('h/*', 'k/*'), r"'k/\*' matches no activation of the student"),
+    ('h/*:0', "'h/.:0': after the colon stands a whole number"),
+    ('h/*:x', "'h/.:x': after the colon stands a whole number"),
+    ({'h/-5': 'h/0'}, "'h/-5' does not exist, the teacher has 4 of 'h/.*-4"),
+    ({'g/-1': 'h/0'}, "'g/-1' matches no .*teacher. Did you mean 'h/.'"),
     ({'h/*': 'h/0'}, 'has one pattern'),
     ({'h/*': 3}, 'is not a pair'),
   )
   def test_refuses(self, layers, message):
     with self.assertRaisesRegex(errors.UserError, message):
       pairs(chain(h=4), chain(h=2), layers=layers)
+
+
+class LoopTest(parameterized.TestCase):
+  """Stacks of layers in loops that cannot be split."""
+
+  def looped(self, loop):
+    def apply(params, x):
+      if loop == 'while':
+        step = lambda c: (
+          c[0] + 1,
+          jnp.tanh(c[1] @ params['blocks']['w'][c[0]]),
+        )
+        h = jax.lax.while_loop(lambda c: c[1].sum() < c[0], step, (0, x))[1]
+      else:
+        step = lambda h, w: (jnp.tanh(h @ w), None)
+        stack = params['blocks']['w']
+        h = jax.lax.scan(step, x, stack, reverse=loop == 'reverse')[0]
+      return h @ params['out'], {'after': h}
+
+    stack = jax.ShapeDtypeStruct((4, 8, 8), jnp.float32)
+    return cxjax.from_fn(apply, {'blocks': {'w': stack}, 'out': EYE})
+
+  @parameterized.parameters(
+    (
+      'while',
+      'scan',
+      {'blocks/2': 'after'},
+      "'blocks/2' of the teacher .* a l",
+    ),
+    (
+      'scan',
+      'reverse',
+      {'after': 'blocks/1'},
+      "'blocks/1' of the student .* r",
+    ),
+    ('scan', 'while', {'after': 'after'}, "cannot train 'after'.*while_loop"),
+    ('scan', 'scan', {'blocks/9': 'after'}, "Unknown activation 'blocks/9'"),
+  )
+  def test_refuses(self, teacher, student, layers, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      pairs(self.looped(teacher), self.looped(student), layers=layers)
+
+  def test_a_teacher_may_loop(self):
+    found, _ = pairs(
+      self.looped('while'), self.looped('scan'), layers={'after': 'blocks/-2'}
+    )
+    self.assertEqual(found, [('after', 'blocks/2')])
 
 
 class BatchAxisTest(absltest.TestCase):
