@@ -7,6 +7,7 @@ the same step, the same loop.
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -47,7 +48,6 @@ from cxjax.training import trainer
 
 # Bytes of the batches that lie on the devices at once.
 AHEAD = 64e6
-RATE = arguments.Range(0, ends=(False, False))
 
 
 @settings.own()
@@ -58,9 +58,9 @@ def distill(
   held_out: Any = None,
   last_batch: str = 'error',
   optimizer: optax.GradientTransformation | None = None,
-  learning_rate: float = 1e-3,
+  learning_rate: float | Sequence[float] = 1e-3,
   restart_schedule: bool = True,
-  seed: int = 0,
+  seed: int | Sequence[int] = 0,
   workdir: str | pathlib.Path | None = None,
   save_every: int | None = None,
   log_every: int | None = None,
@@ -71,6 +71,7 @@ def distill(
   trainable: str = '',
   on_record: trainer.OnRecord | None = None,
   keep_best: str = '',
+  diverged: str = 'error',
 ) -> tuple[Any, list[types.Record]]:
   """Trains the student, or several at once, as planned.
 
@@ -92,11 +93,13 @@ def distill(
       own. Its update gets `value`, `grad` and `value_fn` if it asks. Students
       are evaluated and returned as lookahead, schedule_free and sam evaluate
       them. Without it Adam, with a cosine schedule over each stage.
-    learning_rate: of that schedule, at its peak; only without `optimizer`.
+    learning_rate: of that schedule, at its peak; of several students one for
+      all, or a list with one for each; only without `optimizer`.
     restart_schedule: whether each stage begins with a fresh optimizer. If
       False, its state, the count of steps in it, goes on for the parameters
       that a stage and the one before it train: a schedule spans the stages.
-    seed: of the random projections and regressors.
+    seed: of the random projections and regressors; of several students a list
+      gives each the draws that it would have alone, with that seed.
     workdir: keeps checkpoints, metrics and events for TensorBoard there; the
       same call resumes from the last checkpoint. Without it nothing is kept.
     save_every: steps between checkpoints; a tenth of the steps without it.
@@ -121,6 +124,9 @@ def distill(
       come back as they are then; any other exception ends the call.
     keep_best: name of a metric; the students come back as they were when its
       mean was best, instead of as they ended.
+    diverged: what to do when the loss of a student is not finite although its
+      batch and its targets are: 'error' ends the run; 'keep' warns and goes on,
+      and the student's parameters come back as NaN.
 
   Returns:
     The parameters in the form that the student came in (of several, a list),
@@ -143,8 +149,9 @@ def distill(
   )
   names = 'log_every', 'save_every', 'eval_every'
   lengths = tuple(map(_steps, names, (log_every, save_every, eval_every)))
-  seed = arguments.whole('seed', seed, 0, 2**32 - 1)
-  learning_rate = _rate(learning_rate)
+  seed = _seeds(seed, plan)
+  learning_rate = optimizers.peaks(learning_rate, _count(plan))
+  errors.lookup('diverged', diverged, dict.fromkeys(('error', 'keep')))
   optimizers.check(optimizer, learning_rate)
   restart = arguments.flag('restart_schedule', restart_schedule)
   errors.lookup('last_batch', last_batch, dict.fromkeys(conform.LAST_BATCH))
@@ -154,7 +161,10 @@ def distill(
   plan = placement.placed(plan, layout)
   with user_loader.UserLoader(batches) as user:
     evaluation = _evaluation(plan, batches, user, held_out, metrics)
-    loop = _loop(plan, workdir, lengths, keep_best)
+    loop = dataclasses.replace(
+      _loop(plan, workdir, lengths, keep_best),
+      keep_diverged=diverged == 'keep',
+    )
     spec = _spec(plan, (user, last_batch), evaluation, loop, layout, seed)
     spec = dataclasses.replace(
       spec,
@@ -282,13 +292,21 @@ def _steps(name: str, steps: Any) -> int | None:
   return None if steps is None else arguments.whole(name, steps, 1)
 
 
-def _rate(learning_rate: Any) -> float:
-  errors.require(
-    not callable(learning_rate),
-    'learning_rate is a function: give a schedule to an optimizer, as '
-    'optimizer=optax.adam(schedule).',
-  )
-  return float(arguments.number('learning_rate', learning_rate, RATE))
+def _seeds(seed: Any, plan: plan_lib.Plan) -> int | tuple[int, ...]:
+  """The seed of all students, or one for each."""
+  whole = lambda seed: arguments.whole('seed', seed, 0, 2**32 - 1)
+  if not isinstance(seed, Sequence) or isinstance(seed, str):
+    return whole(seed)
+  return optimizers.for_each('seed', tuple(map(whole, seed)), _count(plan))
+
+
+def _listed(seed: int | tuple[int, ...]) -> tuple[int, ...]:
+  return seed if isinstance(seed, tuple) else (seed,)
+
+
+def _count(plan: plan_lib.Plan) -> int:
+  """Number of students."""
+  return len(plan.student.params) if plan.student.several else 1
 
 
 def _loop(
@@ -322,16 +340,18 @@ def _spec(
   evaluation: held_out_lib.Evaluation,
   loop: run_spec.Loop,
   layout: run_spec.Layout,
-  seed: int,
+  seed: int | tuple[int, ...],
 ) -> run_spec.RunSpec:
   """The specification of the run, the user's optimizer apart."""
   students = plan.student.params if plan.student.several else [plan.student.one]
   start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *students)
   shapes, num_steps = plan.batch, sum(stage.steps for stage in plan.stages)
-  keys = jax.random.split(settings.key(seed), 2)
-  stage_keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    keys[0], jnp.arange(len(students))
-  )
+  count, own = len(students), isinstance(seed, tuple)
+  pairs = [jax.random.split(settings.key(one), 2) for one in _listed(seed)]
+  keys = pairs[0]
+  roots = jnp.stack([first for first, _ in pairs * (count // len(pairs))])
+  numbers = jnp.zeros(count, int) if own else jnp.arange(count)
+  stage_keys = jax.vmap(jax.random.fold_in)(roots, numbers)
   placed = mesh_lib.replicate(
     (stage_keys, keys[1:], evaluation.held_out), layout.mesh
   )

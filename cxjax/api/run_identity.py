@@ -36,22 +36,23 @@ KNOWN = 2**28
 def describe(
   plan: plan_lib.Plan,
   spec: run_spec.RunSpec,
-  seed: int,
-  learning_rate: float | None,
+  seed: int | tuple[int, ...],
+  learning_rate: float | tuple[float, ...] | None,
 ) -> dict[str, Any]:
   """Fields that the result of a run depends on.
 
   Args:
     plan: what is trained.
     spec: of the run.
-    seed: of the projections and regressors.
-    learning_rate: of the default optimizer; None if the user gave one.
+    seed: of the projections and regressors, of all students or of each.
+    learning_rate: of the default optimizer, of all students or of each; None
+      if the user gave one.
 
   Returns:
     JSON values.
   """
   return {
-    'seed': seed,
+    'seed': _listed_values(seed),
     'stages': [_stage(plan, planned) for planned in plan.planned],
     'batch': jax.tree.map(str, plan.batch),
     'teacher': _model(plan.teacher, plan.batch['x']),
@@ -60,7 +61,7 @@ def describe(
     'optimizer': identity.optimizer_digest(
       spec.optimizer(), _trained(spec.student_shapes)
     ),
-    'learning_rate': learning_rate,
+    'learning_rate': _listed_values(learning_rate),
     'restart_schedule': spec.restart_schedule,
     'metrics': _metrics(plan, spec),
     'held_out': identity.tree_digest(jax.device_get(spec.held_out)),
@@ -71,6 +72,11 @@ def describe(
     'mesh': dict(spec.layout.mesh.shape),
     'dtype': plan.dtype,
   }
+
+
+def _listed_values(value: Any) -> Any:
+  """A value for all students as it is; those of each in a list, as in JSON."""
+  return list(value) if isinstance(value, tuple) else value
 
 
 def _trained(shapes: Any) -> Any:

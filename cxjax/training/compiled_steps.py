@@ -17,6 +17,7 @@ from cxjax.methods import train_step
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import evaluation
 from cxjax.training import multi_step
+from cxjax.training import optimizers
 from cxjax.training import run_spec
 
 Matrices = dict[str, jax.Array]
@@ -186,7 +187,14 @@ class CompiledSteps:
   ) -> train_step.State:
     """`[S]` states for the start of a stage; `params` are donated."""
     init = jax.vmap(self._spec.init_stage(planned))
-    fun = lambda keys, params: self._sharded(init(keys, params))
+    optimizer = self._spec.optimizer
+
+    def fun(keys: jax.Array, params: types.Params) -> train_step.State:
+      states = init(keys, params)
+      if isinstance(optimizer, optimizers.PerStudent):
+        states = states.replace(opt_state=optimizer.assign(states.opt_state))
+      return self._sharded(states)
+
     name = ('init_stage', planned.stage.objective)
     return self._call(name, fun, keys, params, donate_argnums=1)
 

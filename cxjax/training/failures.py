@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +60,8 @@ def explain(
 ) -> None:
   """Raises UserError for a loss that is not finite.
 
+  With `keep_diverged` it warns of a student that diverged, and returns.
+
   Args:
     spec: of the run.
     stage: that was trained.
@@ -67,7 +70,7 @@ def explain(
     rows: `[T, streams, B, ...]`, what the batches were made of, or None.
 
   Raises:
-    UserError: always; it names the batch in which nothing counts or something
+    UserError: it names the batch in which nothing counts or something
       is not finite, or what is not finite of the teacher or the student, or
       else the seed and the step.
   """
@@ -90,10 +93,12 @@ def explain(
     _check_outputs(spec, stage, at, batch)
   good = checkpoints.latest(folder)
   kept = 'none was saved yet' if good is None else f'{good} of {folder}'
-  raise errors.UserError(
+  message = (
     f'{loss}; the batch and the targets are. The last good checkpoint: {kept}. '
     'Try a smaller learning rate, in another workdir.'
   )
+  errors.require(spec.loop.keep_diverged, message)
+  logging.warning(message)
 
 
 def _check_weights(

@@ -335,8 +335,9 @@ class _Events:
       scope, _, term = name.partition('/')
       if scope == 'loss':  # The losses of two stages have different units.
         name = '/'.join(filter(None, (scope, record['stage'], term)))
-      scalar = self._scalar(name, np.mean(value))
-      self._add(record['step'], summary=scalar)
+      mean = np.mean(value)
+      if np.isfinite(mean):  # Of a student that diverged there is no curve.
+        self._add(record['step'], summary=self._scalar(name, mean))
     # Flushing waits for the disk, so that it is not done for every record.
     if time.monotonic() - self._flushed > 10:  # Seconds.
       self._file.flush()

@@ -1,13 +1,19 @@
 """Optax optimizers by name."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any
+from typing import NamedTuple
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax.methods import optimizer
 
@@ -30,6 +36,8 @@ SCHEDULES: dict[str, Callable[[float, Any], optax.Schedule]] = {
 }
 
 RATE = 1e-3  # Of the default optimizer.
+POSITIVE = arguments.Range(0, ends=(False, False))
+T = TypeVar('T')
 
 OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
   'sgd': lambda rate, c: optax.sgd(rate, momentum=c.momentum or None),
@@ -87,17 +95,107 @@ def make(
 
 
 def of_distill(
-  tx: optax.GradientTransformation | None, learning_rate: float
+  tx: optax.GradientTransformation | None,
+  learning_rate: float | tuple[float, ...],
 ) -> Callable[..., optax.GradientTransformation]:
   """`RunSpec.optimizer` of a user's optimizer; without it Adam on a cosine."""
   if tx is not None:
     return lambda length=1, offset=0: tx
+  if isinstance(learning_rate, tuple):
+    return PerStudent(learning_rate)
   config = default()
   config.learning_rate, config.schedule = learning_rate, 'cosine'
   return functools.partial(make, config)
 
 
-def check(tx: Any, learning_rate: float) -> None:
+class RatedState(NamedTuple):
+  """State of the optimizer of a student with a learning rate of its own.
+
+  Attributes:
+    inner: of optax.
+    rate: the peak of the student's schedule.
+  """
+
+  inner: optax.OptState
+  rate: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PerStudent:
+  """Adam on a cosine, with a peak learning rate for each student.
+
+  Students that train side by side have one optimizer, so that the rate is part
+  of each one's state.
+
+  Attributes:
+    rates: the peak of each student's schedule.
+  """
+
+  rates: tuple[float, ...]
+
+  def __call__(self, length: Any = 1, offset: Any = 0) -> optimizer.Elementwise:
+    """The optimizer of one student, whose state `assign` completes."""
+    config = default()
+    config.learning_rate, config.schedule = 1.0, 'cosine'
+    tx = make(config, length, offset)
+    # A state without a rate of its own must not train silently.
+    init = lambda params: RatedState(tx.init(params), jnp.full((), jnp.nan))
+
+    def update(
+      grads: Any, state: RatedState, params: Any = None, **unused: Any
+    ) -> tuple[Any, RatedState]:
+      updates, inner = tx.update(grads, state.inner, params)
+      scaled = lambda leaf: leaf * state.rate.astype(leaf.dtype)
+      return jax.tree.map(scaled, updates), RatedState(inner, state.rate)
+
+    return optimizer.Elementwise(init, update)  # type: ignore[arg-type]
+
+  def assign(self, state: RatedState) -> RatedState:
+    """The `[S]` states of all students, each with its rate."""
+    return state._replace(rate=jnp.asarray(self.rates, state.rate.dtype))
+
+
+def peaks(learning_rate: Any, count: int) -> float | tuple[float, ...]:
+  """The peak learning rate of the default optimizer.
+
+  Args:
+    learning_rate: a positive number, or a list with one for each student.
+    count: number of students.
+
+  Returns:
+    A number for all students, or one for each.
+
+  Raises:
+    UserError: a schedule, a number that is not positive, or a list of another
+      length.
+  """
+  if isinstance(learning_rate, Sequence) and not isinstance(learning_rate, str):
+    rates = tuple(map(_peak, learning_rate))
+    return for_each('learning_rate', rates, count)
+  return _peak(learning_rate)
+
+
+def _peak(learning_rate: Any) -> float:
+  errors.require(
+    not callable(learning_rate),
+    'learning_rate is a function: give a schedule to an optimizer, as '
+    'optimizer=optax.adam(schedule).',
+  )
+  return float(arguments.number('learning_rate', learning_rate, POSITIVE))
+
+
+def for_each(name: str, values: tuple[T, ...], count: int) -> tuple[T, ...]:
+  """The values of an argument; raises UserError unless each student has one."""
+  errors.require(
+    len(values) == count,
+    f'{name}={list(values)!r} has {len(values)}, and there '
+    f'{"are" if count > 1 else "is"} {count} student{"s" * (count > 1)}: give '
+    'one for each, or one value for all.',
+  )
+  return values
+
+
+def check(tx: Any, learning_rate: float | tuple[float, ...]) -> None:
   """Checks a user's optimizer; None is the default one.
 
   Args:

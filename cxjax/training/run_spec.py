@@ -86,6 +86,7 @@ class Loop:
     stop_at: score that, once all seeds have it, ends the last stage; None is
       never.
     overrun: share of the steps so far to go on after that.
+    keep_diverged: go on with students whose loss is not finite, as they are.
   """
 
   log_every: int
@@ -97,6 +98,7 @@ class Loop:
   keep_best: str = ''
   stop_at: float | None = None
   overrun: float = 0.0
+  keep_diverged: bool = False
 
   def __post_init__(self) -> None:
     """Raises UserError for settings that do not fit each other."""
@@ -277,7 +279,7 @@ class RunSpec:
   @property
   def length(self) -> int:
     """Tokens of an example, padding included; 1 for a vector."""
-    return num_rows(self.held_out['x']) // _examples(self.held_out)
+    return num_rows(self.held_out['x']) // self.held_out['y'].shape[0]
 
   @property
   def blocks(self) -> int:
@@ -292,7 +294,7 @@ class RunSpec:
   @property
   def eval_parts(self) -> int:
     """Parts of the held-out batch that are computed one after the other."""
-    examples = _examples(self.held_out)
+    examples = self.held_out['y'].shape[0]
     fewest = -(-num_rows(self.held_out['x']) // EVAL_ROWS)
     parts = range(min(fewest, examples), examples + 1)
     return next(n for n in parts if examples % n == 0)
@@ -394,7 +396,3 @@ class RunSpec:
       params = jax.eval_shape(lambda params: params, self.teacher.params)
       models += (self.teacher_apply, params)
     return batch, models
-
-
-def _examples(batch: types.Batch) -> int:
-  return batch['y'].shape[0]

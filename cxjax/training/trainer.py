@@ -166,7 +166,7 @@ class Trainer:
     self._step = self._stage = 0
     self._states: Any = None
     self._pending: _Pending | None = None
-    self._stopped = False
+    self._stopped, self._diverged = False, 0
     self._saved, self._saved_at = -1, time.monotonic()
 
   def result(self) -> Result:
@@ -301,12 +301,13 @@ class Trainer:
   def _record(self, pending: _Pending) -> None:
     """Logs the steps of one dispatch, and saves where it is time."""
     out = self.stopwatch.wait('train', pending.out)
-    if (out['bad'] < pending.stop).any():
+    failed = int((out['bad'] < pending.stop).sum())
+    if failed > self._diverged:
+      self._diverged = failed
       self._writer.wait()
       stage = self._planned[pending.stage].stage
-      failures.explain(
-        self._spec, stage, self._folder, out['bad'], pending.rows
-      )
+      bad, rows = out['bad'], pending.rows
+      failures.explain(self._spec, stage, self._folder, bad, rows)
     steps = pending.stop - pending.start
     name = self._planned[pending.stage].stage.name
     loss = float(out['loss'].mean()) / steps

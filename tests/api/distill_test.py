@@ -817,3 +817,38 @@ class LabelsTest(FolderTest):
   def test_labels_that_are_read_by_nothing_may_be_missing(self):
     plan = cxjax.plan(BIG, SMALL, (X, None), num_steps=20)
     self.assertNotIn('y', plan.batch)
+
+
+class EachStudentTest(parameterized.TestCase):
+  """Students side by side, each with a rate and a seed of its own."""
+
+  def plan(self, *seeds):
+    """One hidden stage of students whose starts have these seeds."""
+    students = cxjax.from_fn(two_layers, list(map(parameters, seeds)))
+    term = cxjax.Term('low', 'high', projection='gaussian')
+    stage = cxjax.Stage('hidden', 10, term)
+    return cxjax.plan(BIG, students, X, stages=stage)
+
+  def test_each_is_as_alone_and_outlives_one_that_diverges(self):
+    with self.assertLogs(level='WARNING') as logged:
+      together, history = distill(
+        self.plan(1, 2, 2),
+        learning_rate=[1e-3, 1e38, 3e-2],
+        seed=[5, 6, 6],
+        diverged='keep',
+      )
+    self.assertIn('seed 1 is not finite', logged.output[0])
+    (alone,), _ = distill(self.plan(2), learning_rate=3e-2, seed=[6])
+    chex.assert_trees_all_close(together[2], alone, rtol=1e-5, atol=1e-6)
+    self.assertTrue(np.isnan(together[1]['low']).all())
+    self.assertTrue(np.isfinite(history[-1]['eval/agreement'])[[0, 2]].all())
+
+  @parameterized.parameters(
+    (dict(learning_rate=[1e-3]), r'=\[0.001\] has 1, .* 2 students: give one'),
+    (dict(learning_rate=[1e-3, -1.0]), 'learning_rate=-1.0'),
+    (dict(seed=[1, 2, 3]), r'seed=\[1, 2, 3\] has 3, .* 2 students'),
+    (dict(diverged='ignore'), "'ignore'.*error, keep"),
+  )
+  def test_refuses(self, arguments, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      distill(self.plan(1, 2), **arguments)
