@@ -1,0 +1,130 @@
+"""The search of settings, in rounds; every search of the project is one.
+
+A round proposes settings, from what was found so far; they are run together,
+and none is run twice. `halving` makes the rounds of successive halving.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+from typing import Generic
+from typing import TypeVar
+
+S = TypeVar('S')
+F = TypeVar('F')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried(Generic[S, F]):
+  """A setting and its result.
+
+  Attributes:
+    setting: what was run.
+    found: what came of it.
+  """
+
+  setting: S
+  found: F
+
+
+# From what was tried so far, best first, to the settings of a round.
+Propose = Callable[[list[Tried[S, F]]], Iterable[S]]
+
+
+def search(
+  rounds: Iterable[Propose],
+  run: Callable[[list[S]], Iterable[F]],
+  rank: Callable[[F], Any],
+) -> list[Tried[S, F]]:
+  """Runs the settings of all rounds.
+
+  Args:
+    rounds: each proposes settings.
+    run: runs settings, and returns a result for each; settings that were run
+      before are left out, and it is not called without any.
+    rank: sort key of a result; the best has the smallest. Of equal ones the
+      first that was tried comes first.
+
+  Returns:
+    All that was tried, best first.
+  """
+  tried: dict[Any, Tried[S, F]] = {}
+  ranked = lambda: sorted(tried.values(), key=lambda one: rank(one.found))
+  for propose in rounds:
+    settings = {_key(setting): setting for setting in propose(ranked())}
+    new = {k: s for k, s in settings.items() if k not in tried}
+    if new:
+      results = run(list(new.values()))
+      for (key, setting), found in zip(new.items(), results, strict=True):
+        tried[key] = Tried(setting, found)
+  return ranked()
+
+
+def _key(setting: Any) -> Any:
+  """A setting by which it is found again; a dict in any order."""
+  if isinstance(setting, Mapping):
+    return tuple(sorted(setting.items()))
+  return setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+  """A round of successive halving.
+
+  Attributes:
+    settings: how many of them, the best of the round before.
+    share: of the whole budget, for each.
+  """
+
+  settings: int
+  share: float
+
+
+def rounds_of(count: int) -> tuple[Round, ...]:
+  """The rounds of successive halving of `count` settings.
+
+  Each round has half of the settings of the one before, rounded up, and twice
+  the budget for each; the last one has half of the whole budget. One setting
+  needs no round.
+  """
+  number = math.ceil(math.log2(count))
+  return tuple(
+    Round(math.ceil(count / 2**i), 0.5 ** (number - i)) for i in range(number)
+  )
+
+
+def halving(
+  settings: Sequence[S],
+  run: Callable[[list[S], Round], Iterable[F]],
+  rank: Callable[[F], Any],
+) -> list[tuple[Round, list[Tried[S, F]]]]:
+  """Successive halving: many settings for a short time, the best for longer.
+
+  Args:
+    settings: at least one.
+    run: runs settings in a round, and returns a result for each.
+    rank: sort key of a result; the best has the smallest.
+
+  Returns:
+    Each round with what was tried in it, best first. The best setting is the
+    first one of the last round; there is no round for a single setting.
+
+  References:
+    Jamieson, Talwalkar, 2015. https://arxiv.org/abs/1502.07943.
+  """
+  found: list[tuple[Round, list[Tried[S, F]]]] = []
+  left = list(settings)
+  for one in rounds_of(len(left)):
+    chosen = left[: one.settings]
+    results = search(
+      [lambda _, chosen=chosen: chosen],  # type: ignore[misc]
+      lambda some, one=one: run(some, one),  # type: ignore[misc]
+      rank,
+    )
+    found.append((one, results))
+    left = [tried.setting for tried in results]
+  return found
