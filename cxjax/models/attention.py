@@ -121,7 +121,7 @@ def visibility(
     visible = jnp.tril(jnp.ones((1, length, length), bool))
   if 0 < window < length:
     places = jnp.arange(length)
-    near = (jnp.abs(places[:, None] - places) < window)[None]
+    near = (jnp.abs(places[:, None] - places[None]) < window)[None]
     visible = near if visible is None else visible & near
   if mask is not None:
     real = mask[:, None]

@@ -49,6 +49,7 @@ class RMSNorm(nn.Module):
     zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
     start = zeros if self.offset else ones
     scale = self.param('scale', start, (x.shape[-1],))
+    scale = jnp.expand_dims(scale, range(x.ndim - 1))
     x = x.astype(jnp.float32)
     x = x * jax.lax.rsqrt(
       jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon

@@ -122,7 +122,8 @@ class Rotary:
     Returns:
       Two arrays `[B or 1, L, d / 2]`, float32.
     """
-    turned = positions[..., None].astype(jnp.float32) * self.frequencies(width)
+    frequencies = self.frequencies(width)[None, None]
+    turned = positions[..., None].astype(jnp.float32) * frequencies
     factor = self.attention_factor if self.scaling == 'yarn' else 1.0
     return jnp.cos(turned) * factor, jnp.sin(turned) * factor
 

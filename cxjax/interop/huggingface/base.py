@@ -20,7 +20,10 @@ from cxjax import errors
 
 Config: TypeAlias = dict[str, Any]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
-Tensors: TypeAlias = Mapping[str, np.ndarray]
+# Arrays, or tensors of a file, which are read when they are used.
+Tensors: TypeAlias = Mapping[str, Any]
+# Moves a parameter, by its path, to where it is kept.
+Place: TypeAlias = Callable[[str, np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Parameter:
       along the last axis, after the transposition.
     added: name of a second tensor, whose first row is added to every row of the
       parameter; '' if there is none.
+    dropped: number of first rows of the tensor that the parameter lacks; they
+      are written as zeros.
   """
 
   path: str
@@ -43,6 +48,7 @@ class Parameter:
   transposed: bool = False
   part: tuple[int, int] = (0, 1)
   added: str = ''
+  dropped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +74,14 @@ class Family:
     config: `module -> config`, the inverse of `module`.
     complete: `(tensors, module) -> tensors`: all tensors of a file, under the
       names that transformers reads.
+    optional: kind and value of other optional fields, as `(int, 4)`; each may
+      be null. A bool is a flag, an int a whole number of at least 1, a float a
+      number of at least 0; `str`, `list` and `dict` are themselves.
+    known: names of further fields, which change no output or which `module`
+      reads and checks; any other field is refused unless it is null, false or
+      empty. None allows every field.
+    architectures: names of the classes of transformers that can be read; ()
+      for any.
   """
 
   model_type: str
@@ -82,6 +96,11 @@ class Family:
   refusal: Callable[[Any], str]
   config: Callable[[Any], Config]
   complete: Callable[[Tensors, Any], Tensors]
+  optional: Mapping[str, tuple[type, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  known: Sequence[str] | None = None
+  architectures: Sequence[str] = ()
 
 
 FAMILIES: dict[str, Family] = {}
@@ -97,23 +116,45 @@ def register(family: Family) -> None:
   FAMILIES[family.model_type] = family
 
 
-def family_of(module: Any) -> Family:
-  """The first family that can hold a module.
+def family_of(module: Any, model_type: str = '') -> Family:
+  """The family as which a module is written.
+
+  Args:
+    module: the module.
+    model_type: name of the family; '' for the one that the module names in an
+      attribute `family`, or else the first that can hold it.
+
+  Returns:
+    The family.
 
   Raises:
-    UserError: no family can; says why.
+    UserError: no family can hold it, or the named one cannot; says why.
   """
+  named = model_type or getattr(module, 'family', '')
+  if named:
+    family = errors.lookup('model_type', named, FAMILIES)
+    fits = isinstance(module, family.module_type)
+    reason = (
+      family.refusal(module)
+      if fits
+      else f'{named} holds no {type(module).__name__}.'
+    )
+    errors.require(not reason, reason)
+    return family
   families = [f for f in FAMILIES.values() if isinstance(module, f.module_type)]
   reasons = [family.refusal(module) for family in families]
   for family, reason in zip(families, reasons, strict=True):
     if not reason:
       return family
   raise errors.UserError(
-    reasons[0]
+    ' '.join(
+      f'As {family.model_type}: {reason}'
+      for family, reason in zip(families, reasons, strict=True)
+    )
     if reasons
     else f'{type(module).__name__} has no Hugging Face layout. Give a '
-    'cxjax.Transformer or a SentenceEncoder, or write any model with '
-    'cxjax.export.'
+    'cxjax.Transformer, a Decoder or a SentenceEncoder, or write any model '
+    'with cxjax.export.'
   )
 
 
@@ -135,24 +176,43 @@ def norm(path: str, tensor: str) -> tuple[Parameter, Parameter]:
   )
 
 
+def equal(tensors: Tensors, first: str, second: str) -> bool:
+  """True if two tensors are there and have the same values."""
+  if not {first, second} <= tensors.keys():
+    return False
+  return np.array_equal(np.asarray(tensors[first]), np.asarray(tensors[second]))
+
+
 def to_variables(
-  table: Iterable[Parameter], tensors: Tensors
+  table: Iterable[Parameter],
+  tensors: Tensors,
+  dtype: Any = np.float32,
+  place: Place | None = None,
 ) -> dict[str, Any]:
   """The variables of a module from the tensors of a file.
+
+  Reads one tensor after another.
 
   Args:
     table: the parameters of the module.
     tensors: arrays by name, in any floating-point type.
+    dtype: dtype of the parameters; None for that of the tensors, with float32
+      for float64 and for sums of two tensors.
+    place: moves a parameter to where it is kept; None keeps it as it is.
 
   Returns:
-    `{'params': ...}`, float32.
+    `{'params': ...}`.
 
   Raises:
     UserError: a tensor is missing; names it.
   """
 
   def get(name: str) -> np.ndarray:
-    return np.asarray(errors.lookup('tensor', name, tensors), np.float32)
+    array = np.asarray(errors.lookup('tensor', name, tensors))
+    wanted = dtype or array.dtype
+    return array.astype(
+      np.float32 if wanted == np.float64 else wanted, copy=False
+    )
 
   flat = {}
   for parameter in table:
@@ -160,10 +220,12 @@ def to_variables(
     if parameter.transposed:
       array = array.T
     index, count = parameter.part
-    array = np.split(array, count, axis=-1)[index]
+    array = np.split(array, count, axis=-1)[index][parameter.dropped :]
     if parameter.added:
-      array = array + get(parameter.added)[:1]
-    flat[parameter.path] = array
+      added = get(parameter.added)[:1]
+      array = array.astype(np.float32) + added.astype(np.float32)
+    array = np.ascontiguousarray(array)
+    flat[parameter.path] = place(parameter.path, array) if place else array
   return {'params': traverse_util.unflatten_dict(flat, sep='/')}
 
 
@@ -184,6 +246,7 @@ def tensor_shapes(
   for parameter in table:
     shape = np.shape(flat[parameter.path])
     shape = (*shape[:-1], shape[-1] * parameter.part[1])
+    shape = (shape[0] + parameter.dropped, *shape[1:])
     shapes[parameter.tensor] = shape[::-1] if parameter.transposed else shape
   return shapes
 
@@ -191,7 +254,7 @@ def tensor_shapes(
 def to_tensors(
   table: Iterable[Parameter], params: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  """The tensors of a file, float32, from the parameters of a module.
+  """The tensors of a file, in the dtypes of the parameters of a module.
 
   Args:
     table: the parameters of the module, the parts of a tensor in order.
@@ -204,7 +267,9 @@ def to_tensors(
   parts: dict[str, list[np.ndarray]] = {}
   transposed = {}
   for parameter in table:
-    array = np.asarray(flat[parameter.path], np.float32)
+    array = np.asarray(flat[parameter.path])
+    if parameter.dropped:
+      array = np.pad(array, ((parameter.dropped, 0), (0, 0)))
     parts.setdefault(parameter.tensor, []).append(array)
     transposed[parameter.tensor] = parameter.transposed
   tensors = {}

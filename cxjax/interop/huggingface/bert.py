@@ -150,8 +150,7 @@ def _select(
     if name.startswith(parts) and name not in BUFFERS
   }
   _warn_left_out(_renamed(tensors), parts)
-  twice = config['tie_word_embeddings'] and {DECODER, WORDS} <= selected.keys()
-  if twice and np.array_equal(selected[DECODER], selected[WORDS]):
+  if config['tie_word_embeddings'] and base.equal(selected, DECODER, WORDS):
     del selected[DECODER]
   return selected
 
@@ -166,7 +165,8 @@ def _warn_left_out(tensors: base.Tensors, parts: tuple[str, ...]) -> None:
       ', '.join(left[:4]) + (', ...' if len(left) > 4 else ''),
     )
   types = tensors.get(TYPES)
-  if types is not None and np.ndim(types) == 2 and (types != types[:1]).any():
+  types = None if types is None else np.asarray(types)
+  if types is not None and types.ndim == 2 and (types != types[:1]).any():
     logging.warning(
       'The embeddings of sentence types differ, and all tokens are read as '
       'type 0: pairs of sentences give other outputs than in transformers.'
@@ -198,10 +198,7 @@ def _constants(config: base.Config) -> dict[str, np.ndarray]:
 def _refusal(module: transformer.Transformer) -> str:
   """The reason why BERT's layout cannot hold a module; '' if it can."""
   if module.causal:
-    return (
-      'causal=True is a decoder; only encoders can be written, as BERT. Keep a '
-      'decoder in a checkpoint.'
-    )
+    return 'causal=True is a decoder.'
   if module.num_classes not in (0, module.vocab_size):
     return (
       f'num_classes={module.num_classes} is not a head of BERT: it must be '

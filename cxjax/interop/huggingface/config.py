@@ -1,11 +1,37 @@
 """Reading `config.json`: the family of a model and its checked fields."""
 
+from collections.abc import Mapping
 import math
 import pathlib
 
 from cxjax import errors
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import opening
+
+# Fields of any model that change no output: names, special tokens, settings of
+# training and of text generation.
+HARMLESS = (
+  '_attn_implementation_autoset',
+  '_name_or_path',
+  'architectures',
+  'attention_dropout',
+  'bos_token_id',
+  'cache_implementation',
+  'dtype',
+  'eos_token_id',
+  'id2label',
+  'initializer_range',
+  'label2id',
+  'model_type',
+  'name_or_path',
+  'pad_token_id',
+  'torch_dtype',
+  'transformers.js_config',
+  'transformers_version',
+  'unsloth_fixed',
+  'use_cache',
+)
+KINDS: dict[type, str] = {str: 'a text', list: 'a list', dict: 'an object'}
 
 
 def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
@@ -36,6 +62,26 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
       f'{path} has model_type={kind!r}; only {known} can be read. Choose a '
       'model of that type.'
     )
+  return family, checked(path, family, config)
+
+
+def checked(
+  path: pathlib.Path, family: base.Family, config: base.Config
+) -> base.Config:
+  """Checks the fields of a config.
+
+  Args:
+    path: the file, for messages.
+    family: the family of the config.
+    config: the config.
+
+  Returns:
+    The config with its optional fields filled in.
+
+  Raises:
+    UserError: a field has a value that the family does not support.
+  """
+  _require_architecture(path, family, config)
   for name, only in family.fixed.items():
     value = config.get(name, only)
     errors.require(
@@ -43,21 +89,91 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
       f'{path} has {name}={value!r}; only {only!r} is supported. Choose '
       'another model.',
     )
-  config = {**family.defaults, **config}
+  _require_known(path, family, config)
+  optional = {name: value for name, (_, value) in family.optional.items()}
+  config = {**family.defaults, **optional, **config}
   for name in family.sizes.values():
     _require_size(path, name, config.get(name))
   for name, default in family.defaults.items():
-    if isinstance(default, float):
-      _require_number(path, name, config[name])
-    elif isinstance(default, bool):
-      errors.require(
-        isinstance(config[name], bool),
-        f'{path} has {name}={config[name]!r}; it must be true or false. '
-        'Restore the file.',
-      )
-    else:
-      _require_size(path, name, config[name])
-  return family, config
+    _require_kind(path, name, config[name], type(default))
+  for name, (kind, _) in family.optional.items():
+    if config[name] is not None:
+      _require_kind(path, name, config[name], kind)
+  return config
+
+
+def _require_architecture(
+  path: pathlib.Path, family: base.Family, config: base.Config
+) -> None:
+  """Raises a UserError for a class of transformers that is not known."""
+  named = config.get('architectures')
+  if named is None or not family.architectures:
+    return
+  errors.require(
+    isinstance(named, list)
+    and bool(named)
+    and all(name in family.architectures for name in named),
+    f'{path} has architectures={named!r}; only '
+    f'{", ".join(family.architectures)} can be read. Choose another model.',
+  )
+
+
+def _require_known(
+  path: pathlib.Path, family: base.Family, config: base.Config
+) -> None:
+  """Raises a UserError for fields that may change what a model computes."""
+  if family.known is None:
+    return
+  known = {*HARMLESS, *family.known, *family.fixed, *family.defaults}
+  known |= {*family.optional, *family.sizes.values()}
+  for name, value in config.items():
+    off = value is None or value is False or value in ('', [], {})
+    errors.require(
+      off or name in known,
+      f'{path} has {name}={_shown(value)}, which {family.model_type} does not '
+      'have here: it may change what the model computes. Choose another model, '
+      'or remove the field if it changes nothing.',
+    )
+
+
+def _shown(value: object) -> str:
+  """A value in a message."""
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:60]}...'
+
+
+def _require_kind(
+  path: pathlib.Path, name: str, value: object, kind: type
+) -> None:
+  """Raises a UserError unless the value is of a kind."""
+  if kind is int:
+    _require_size(path, name, value)
+  elif kind is float:
+    _require_number(path, name, value)
+  elif kind is bool:
+    errors.require(
+      isinstance(value, bool),
+      f'{path} has {name}={value!r}; it must be true or false. Restore the '
+      'file.',
+    )
+  else:
+    errors.require(
+      isinstance(value, kind),
+      f'{path} has {name}={_shown(value)}; it must be {KINDS[kind]}. Restore '
+      'the file.',
+    )
+
+
+def lookup(
+  path: pathlib.Path | str, name: str, value: object, known: Mapping[str, str]
+) -> str:
+  """The name here of a value of a field; raises UserError if there is none."""
+  errors.require(
+    isinstance(value, str) and value in known,
+    f'{path} has {name}={_shown(value)}; only {", ".join(map(repr, known))} '
+    'can be read. Choose another model.',
+  )
+  return known[str(value)]
 
 
 def _require_size(path: pathlib.Path, name: str, value: object) -> None:

@@ -3,40 +3,49 @@
 import pathlib
 from typing import Any
 
+import jax.numpy as jnp
 import tokenizers
 
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import config as config_lib
 from cxjax.interop.huggingface import tensors as tensors_lib
 from cxjax.interop.huggingface import tokenizer_files
-from cxjax.models import transformer
 
 
 def read(
-  folder: pathlib.Path | str,
-) -> tuple[transformer.Transformer, dict[str, Any]]:
-  """Reads a pretrained BERT encoder.
+  folder: pathlib.Path | str, place: base.Place | None = None
+) -> tuple[Any, dict[str, Any]]:
+  """Reads a pretrained model.
+
+  Reads one tensor after another: the peak of memory is the parameters and one
+  tensor. No code of the folder is run, and no file out of it is read.
 
   Args:
     folder: holds `config.json` and `model.safetensors`, or the shards that
-      `model.safetensors.index.json` lists, in any floating-point type.
+      `model.safetensors.index.json` lists, in any floating-point type. The
+      families that can be read are those of `FAMILIES`.
+    place: `(path, array) -> array`, called with each parameter as soon as it is
+      read, to move it to a device; None keeps arrays of the host.
 
   Returns:
-    The module and its variables, in float32. The module has a head if the file
-    has one of a masked language model, tied if that is tied. Its dropout rate
-    is the config's `hidden_dropout_prob`. Poolers are left out; so are other
-    heads and sentence types, with a warning.
+    The module and its variables, in the dtype of the file; float64 becomes
+    float32. The module computes in bfloat16 if that is the dtype of the file,
+    and in float32 otherwise; `module.clone(dtype=...)` changes that. It has a
+    head if the file has one of a language model, tied if that is tied. The
+    dropout rate of an encoder is the config's `hidden_dropout_prob`. BERT's
+    poolers are left out; so are its other heads and sentence types, with a
+    warning.
 
   Raises:
-    UserError: a file is missing or damaged; the config is of another model;
-      tensors are missing, unexpected, or of other shapes than the config says
-      (the message names the first three).
+    UserError: a file is missing or damaged; the config is of another model, or
+      has a field that is not known here (the message names it); tensors are
+      missing, unexpected, or of other shapes than the config says (the message
+      names the first three).
   """
   folder = pathlib.Path(folder)
   family, config = config_lib.read(folder)
   tensors = family.select(tensors_lib.read(folder), config)
   tensors_lib.require_sizes(folder, family, config, tensors)
-  tensors_lib.require_finite(folder, tensors)
   module = family.module(config, tensors)
   table = family.parameters(module)
   params = tensors_lib.variables_of(module)['params']
@@ -51,7 +60,11 @@ def read(
     ('in the file', 'by the config'),
     'Take both from one model.',
   )
-  return module, base.to_variables(table, tensors)
+  if tensors_lib.most_common_dtype(tensors) == jnp.bfloat16:
+    module = module.clone(dtype=jnp.bfloat16)
+  if hasattr(module, 'family') and base.family_of(module) is not family:
+    module = module.clone(family=family.model_type)
+  return module, base.to_variables(table, tensors, None, place)
 
 
 def tokenizer(folder: pathlib.Path | str) -> tokenizers.Tokenizer:

@@ -1,8 +1,12 @@
 """Safetensors files: reading, writing, and comparing shapes."""
 
 from collections.abc import Mapping
+import dataclasses
+import json
+import math
 import os
 import pathlib
+import struct
 from typing import Any
 
 from flax import traverse_util
@@ -10,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from cxjax import errors
 from cxjax import files
@@ -19,19 +22,78 @@ from cxjax.interop.huggingface import opening
 
 FILE = 'model.safetensors'
 FLOATING = ('F64', 'F32', 'F16', 'BF16')
+DTYPES: dict[str, Any] = {
+  'F64': np.float64,
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': jnp.bfloat16,
+  'I64': np.int64,
+  'I32': np.int32,
+  'BOOL': np.bool_,
+}
 # Buffers of any type, which no model reads.
 INTEGERS = ('position_ids', 'token_type_ids')
 
 
-def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """All tensors of a model, in the dtype of the file.
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredTensor:
+  """A tensor of a file, which is read whenever its values are used.
+
+  `np.asarray` and the attributes of an array read it; its shape does not.
+
+  Attributes:
+    path: the file.
+    name: name of the tensor.
+    offset: place of its first byte in the file.
+    shape: its shape.
+    dtype: its dtype.
+  """
+
+  path: pathlib.Path
+  name: str
+  offset: int
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> np.ndarray:
+    """Reads the tensor; raises UserError for values that are not finite."""
+    del copy  # It is always a new array.
+    with self.path.open('rb') as file:
+      file.seek(self.offset)
+      array = np.fromfile(file, self.dtype, math.prod(self.shape))
+    whole = array.size == math.prod(self.shape)
+    finite = self.dtype.kind in 'iub' or bool(np.isfinite(array).all())
+    errors.require(
+      whole and finite,
+      f'{self.path}: the tensor {self.name} '
+      + ('has values that are not finite.' if whole else 'is cut off.')
+      + ' The file is damaged, or the model diverged: take another.',
+    )
+    array = array.reshape(self.shape)
+    return array if dtype is None else array.astype(dtype)
+
+  def __getattr__(self, name: str) -> Any:
+    """An attribute of the array."""
+    if name.startswith('__'):
+      raise AttributeError(name)
+    return getattr(np.asarray(self), name)
+
+  def __getitem__(self, index: Any) -> Any:
+    """A part of the array."""
+    return np.asarray(self)[index]
+
+
+def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
+  """All tensors of a model; their values are read when they are used.
 
   Args:
     folder: holds `model.safetensors`, or `model.safetensors.index.json` and the
       shards that it lists.
 
   Returns:
-    Arrays by name.
+    Tensors by name.
 
   Raises:
     UserError: a file is missing, damaged or out of the folder; a tensor is of
@@ -52,12 +114,31 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
     opening.require_regular(path)
     try:
       _require_floating(path)
-      tensors.update(safetensors.numpy.load_file(path))
+      tensors.update(_stored(path))
     except (OSError, safetensors.SafetensorError) as error:
       raise errors.UserError(
         f'{path} cannot be read ({error}). Restore it, or save the model again.'
       ) from error
   return tensors
+
+
+def _stored(path: pathlib.Path) -> dict[str, StoredTensor]:
+  """The tensors of a file whose header the library has checked."""
+  with path.open('rb') as file:
+    (size,) = struct.unpack('<Q', file.read(8))
+    header = json.loads(file.read(size))
+  header.pop('__metadata__', None)
+  return {
+    name: StoredTensor(
+      path,
+      name,
+      8 + size + entry['data_offsets'][0],
+      tuple(entry['shape']),
+      np.dtype(DTYPES[entry['dtype']]),
+    )
+    for name, entry in header.items()
+    if entry['dtype'] in DTYPES
+  }
 
 
 def _shards(index: pathlib.Path) -> list[str]:
@@ -87,16 +168,6 @@ def _require_floating(path: pathlib.Path) -> None:
         f'{", ".join(FLOATING)} can be read. A quantized model must be saved '
         'again in floating point.',
       )
-
-
-def require_finite(folder: pathlib.Path, tensors: base.Tensors) -> None:
-  """Raises a UserError that names a tensor with a value that is not finite."""
-  for name, tensor in tensors.items():
-    errors.require(
-      bool(np.isfinite(tensor.astype(np.float32)).all()),
-      f'{folder}: the tensor {name} has values that are not finite. The file '
-      'is damaged, or the model diverged: take another.',
-    )
 
 
 def require_sizes(
@@ -129,23 +200,50 @@ def require_sizes(
 
 
 def write(path: pathlib.Path, tensors: base.Tensors) -> None:
-  """Replaces a safetensors file in one move.
+  """Replaces a safetensors file in one move; writes tensor after tensor.
+
+  Args:
+    path: the file.
+    tensors: arrays by name.
 
   Raises:
     UserError: the file cannot be written.
   """
-  # The library writes the memory of an array as it lies; a transposed array
-  # must be copied first.
-  tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-  data = safetensors.numpy.save(tensors, metadata={'format': 'pt'})
+  # Wide types first, so that each tensor is aligned.
+  order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+  names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  end = 0
+  for name in order:
+    array = tensors[name]
+    begin, end = end, end + array.size * array.itemsize
+    header[name] = {
+      'dtype': errors.lookup('dtype', array.dtype, names),
+      'shape': list(array.shape),
+      'data_offsets': [begin, end],
+    }
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)
   temporary = path.with_name(path.name + '.tmp')
   with files.written(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open('wb') as f:
-      f.write(data)
+      f.write(struct.pack('<Q', len(text)) + text)
+      for name in order:
+        data = np.ascontiguousarray(tensors[name]).reshape(-1)
+        f.write(data.view(np.uint8).data)
       f.flush()
       os.fsync(f.fileno())
     temporary.replace(path)
+
+
+def most_common_dtype(tensors: base.Tensors) -> np.dtype:
+  """The dtype that holds the most values; float32 without tensors."""
+  sizes: dict[np.dtype, int] = {}
+  for tensor in tensors.values():
+    size = math.prod(tensor.shape)
+    sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + size
+  return max(sizes, key=lambda d: sizes[d], default=np.dtype(np.float32))
 
 
 def variables_of(module: Any) -> dict[str, Any]:
@@ -157,7 +255,7 @@ def variables_of(module: Any) -> dict[str, Any]:
 def shapes(tree: Mapping[str, Any]) -> base.Shapes:
   """The shapes of a tree of arrays, by path."""
   flat = traverse_util.flatten_dict(tree, sep='/')
-  return {name: np.shape(leaf) for name, leaf in flat.items()}
+  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 
 def require_same(

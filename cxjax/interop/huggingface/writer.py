@@ -1,4 +1,4 @@
-"""Writing an encoder as a Hugging Face folder."""
+"""Writing a model as a Hugging Face folder."""
 
 from collections.abc import Mapping
 import pathlib
@@ -11,6 +11,7 @@ from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import sentence_files
 from cxjax.interop.huggingface import tensors as tensors_lib
 from cxjax.interop.huggingface import tokenizer_files
+from cxjax.models import decoder
 from cxjax.models import sentence
 from cxjax.models import transformer
 from cxjax.parallel import multihost
@@ -18,15 +19,19 @@ from cxjax.parallel import multihost
 
 def write(
   folder: pathlib.Path | str,
-  module: transformer.Transformer | sentence.SentenceEncoder,
+  module: transformer.Transformer | decoder.Decoder | sentence.SentenceEncoder,
   variables: Mapping[str, Any],
   tokenizer: tokenizers.Tokenizer | None = None,
+  model_type: str = '',
 ) -> None:
-  """Writes an encoder to a folder that transformers' `from_pretrained` reads.
+  """Writes a model to a folder that transformers' `from_pretrained` reads.
 
-  An encoder without a head is written as a `BertModel`, one with a head as a
-  `BertForMaskedLM`. Both have a table of sentence types and the first has a
-  pooler; the module has neither, so that these are zeros, and `pooler_output`
+  A module that `read` gave is written as the family it came from, any other as
+  the first family that can hold it.
+
+  An encoder of BERT without a head is written as a `BertModel`, one with a head
+  as a `BertForMaskedLM`. Both have a table of sentence types and the first has
+  a pooler; the module has neither, so that these are zeros, and `pooler_output`
   means nothing. A `SentenceEncoder` is written as its encoder plus the files
   that sentence-transformers reads: the mean and the linear layer. `read` gives
   its encoder back.
@@ -36,18 +41,19 @@ def write(
   Args:
     folder: created if it does not exist; files of the same names are replaced.
       `config.json` is written last: a folder without it is incomplete.
-    module: an encoder without a head, or with one of `vocab_size` classes.
-    variables: its `{'params': ...}`.
+    module: a model without a head, or with one of `vocab_size` classes.
+    variables: its `{'params': ...}`, which are written in their dtypes.
     tokenizer: written as `tokenizer.json` and `tokenizer_config.json`.
+    model_type: family to write, as in 'mistral'; '' for the above.
 
   Raises:
-    UserError: the module is a decoder or has another head; the variables do not
-      fit the module; the tokenizer has another size; the folder cannot be
-      written.
+    UserError: no family can hold the module, as with another head; the
+      variables do not fit the module; the tokenizer has another size; the
+      folder cannot be written.
   """
   folder = pathlib.Path(folder)
   encoder = _encoder(module)
-  family = base.family_of(encoder)
+  family = base.family_of(encoder, model_type)
   tensors_lib.require_same(
     'The variables do not fit the module',
     tensors_lib.shapes(variables),
@@ -66,10 +72,8 @@ def write(
   _write(folder, family, module, variables['params'], tokenizer)
 
 
-def _encoder(
-  module: transformer.Transformer | sentence.SentenceEncoder,
-) -> transformer.Transformer:
-  """The encoder of a module, which may be the module itself."""
+def _encoder(module: Any) -> Any:
+  """The encoder of a sentence encoder, or the module itself."""
   if isinstance(module, sentence.SentenceEncoder):
     return module.encoder
   return module
@@ -78,7 +82,7 @@ def _encoder(
 def _write(
   folder: pathlib.Path,
   family: base.Family,
-  module: transformer.Transformer | sentence.SentenceEncoder,
+  module: Any,
   params: Mapping[str, Any],
   tokenizer: tokenizers.Tokenizer | None,
 ) -> None:
@@ -89,6 +93,7 @@ def _write(
   tensors = base.to_tensors(family.parameters(encoder), inner)
   tensors = family.complete({**tensors, **family.constants(config)}, encoder)
   tensors_lib.write(folder / tensors_lib.FILE, tensors)
+  config['dtype'] = str(tensors_lib.most_common_dtype(tensors))
   if tokenizer is not None:
     tokenizer_files.write(folder, tokenizer, encoder.max_length)
     config |= tokenizer_files.special_ids(tokenizer)

@@ -70,8 +70,8 @@ class ErrorTest(fixtures.TestCase):
     self.write = functools.partial(huggingface.write, self.path)
 
   def test_modules_without_a_layout(self):
-    with self.assertRaisesRegex(errors.UserError, 'causal=True is a decoder'):
-      self.write(*fixtures.make(causal=True))
+    with self.assertRaisesRegex(errors.UserError, 'As gpt2: num_classes=5'):
+      self.write(*fixtures.make(num_classes=5, causal=True))
     with self.assertRaisesRegex(errors.UserError, 'num_classes=5.*_size=30'):
       self.write(*fixtures.make(num_classes=5))
     self.assertFalse(self.path.exists())

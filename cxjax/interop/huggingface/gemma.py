@@ -1,0 +1,128 @@
+"""Gemma 2 and the text models of Gemma 3: windows in some of the blocks.
+
+Embeddings are scaled, norms multiply by `1 + scale`, and what attention and MLP
+add is normalized. Gemma 2 caps scores and logits; Gemma 3 normalizes queries
+and keys, and has other frequencies in blocks with a window.
+"""
+
+from typing import Any
+
+from cxjax.interop.huggingface import base
+from cxjax.interop.huggingface import decoders
+from cxjax.interop.huggingface import rope
+from cxjax.models import decoder
+
+OPTIONAL: dict[str, tuple[type, Any]] = {
+  'hidden_activation': (str, 'gelu_pytorch_tanh'),
+  'attention_bias': (bool, False),
+  'query_pre_attn_scalar': (float, 256.0),
+  'sliding_window': (int, 4096),
+  'layer_types': (list, None),
+  'final_logit_softcapping': (float, None),
+  'num_key_value_heads': (int, 4),
+  'head_dim': (int, 256),
+  'tie_word_embeddings': (bool, True),
+}
+# Not read by transformers either: `hidden_activation` counts.
+KNOWN = ('hidden_act',)
+NORMS = {
+  'attention_norm': 'input_layernorm',
+  'attention_post_norm': 'post_attention_layernorm',
+  'mlp_norm': 'pre_feedforward_layernorm',
+  'mlp_post_norm': 'post_feedforward_layernorm',
+  **decoders.QK_NORMS,
+}
+
+
+def _fields(config: base.Config) -> dict[str, Any]:
+  bias = bool(config['attention_bias'])
+  return {
+    'norm': 'rms_offset',
+    'post_norms': True,
+    'scaled_embeddings': True,
+    'qkv_bias': bias,
+    'out_bias': bias,
+    'scale_width': float(config['query_pre_attn_scalar'] or 0),
+    'logit_cap': float(config['final_logit_softcapping'] or 0),
+  }
+
+
+def _config(module: decoder.Decoder) -> base.Config:
+  return {
+    **decoders.write_windows(module),
+    'attention_bias': module.out_bias,
+    'query_pre_attn_scalar': _plain(module.scale_width or module.head_size),
+    'final_logit_softcapping': module.logit_cap or None,
+  }
+
+
+def _plain(number: float) -> float:
+  """A whole number as an int, as the files have it."""
+  return int(number) if float(number).is_integer() else number
+
+
+def _gemma2(config: base.Config) -> dict[str, Any]:
+  windows = decoders.read_windows(config, lambda i: i % 2 == 0)
+  cap = float(config['attn_logit_softcapping'] or 0)
+  return {**_fields(config), 'windows': windows, 'score_cap': cap}
+
+
+def _gemma3(config: base.Config) -> dict[str, Any]:
+  pattern = config['sliding_window_pattern'] or 6
+  windows = decoders.read_windows(config, lambda i: (i + 1) % pattern > 0)
+  thetas = {
+    'full_attention': config['rope_theta'] or 1e6,
+    'sliding_attention': config['rope_local_base_freq'] or 1e4,
+  }
+  found = rope.read_pair(config, thetas, ('full_attention',))
+  return {
+    **_fields(config),
+    'windows': windows,
+    'qk_norm': True,
+    'rotary': found['full_attention'],
+    'local_rotary': found['sliding_attention'],
+  }
+
+
+def _gemma3_config(module: decoder.Decoder) -> base.Config:
+  local = module.local_rotary or module.rotary
+  return {**_config(module), 'rope_local_base_freq': local.theta}
+
+
+decoders.register(
+  decoders.Spec(
+    model_type='gemma2',
+    prefix='Gemma2',
+    optional={
+      **OPTIONAL,
+      'attn_logit_softcapping': (float, 50.0),
+      'final_logit_softcapping': (float, 30.0),
+      'max_position_embeddings': (int, 8192),
+    },
+    known=KNOWN,
+    activation='hidden_activation',
+    norms=NORMS,
+    fields=_gemma2,
+    config=lambda module: {
+      **_config(module),
+      'attn_logit_softcapping': module.score_cap or None,
+    },
+  )
+)
+decoders.register(
+  decoders.Spec(
+    model_type='gemma3_text',
+    prefix='Gemma3',
+    optional={
+      **OPTIONAL,
+      'sliding_window_pattern': (int, None),
+      'rope_local_base_freq': (float, None),
+      'max_position_embeddings': (int, 131_072),
+    },
+    known=(*KNOWN, '_sliding_window_pattern'),
+    activation='hidden_activation',
+    norms=NORMS,
+    fields=_gemma3,
+    config=_gemma3_config,
+  )
+)

@@ -1,0 +1,157 @@
+"""Each family, read from and written for transformers: all outputs equal.
+
+One module, since importing torch and transformers takes seconds.
+"""
+
+import dataclasses
+
+from absl.testing import parameterized
+import jax
+import numpy as np
+import pytest
+
+from cxjax.interop import huggingface
+from tests.interop.huggingface import fixtures
+from tests.interop.huggingface import torch_models
+
+pytestmark = pytest.mark.slow
+VOCAB, LENGTH, DEPTH = fixtures.VOCAB, fixtures.LENGTH, 3
+SIZES = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40)
+SIZES |= dict(num_hidden_layers=DEPTH, num_attention_heads=4)
+SIZES |= dict(max_position_embeddings=16, pad_token_id=None)
+GROUPED = dict(num_key_value_heads=2, head_dim=10)
+LLAMA3 = dict(rope_type='llama3', factor=8.0, low_freq_factor=1.0)
+LLAMA3 |= dict(high_freq_factor=4.0, original_max_position_embeddings=8)
+YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=8)
+MSCALE = dict(mscale=0.7, mscale_all_dim=1.3, beta_fast=16, truncate=False)
+WINDOW = dict(sliding_window=4)
+KINDS = ['sliding_attention', 'full_attention', 'sliding_attention']
+CAPS = dict(attn_logit_softcapping=3.0, final_logit_softcapping=2.0)
+GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=DEPTH, n_head=4)
+GPT2 |= dict(n_positions=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A model of transformers: the class of its config, and fields."""
+
+  config: str
+  fields: dict
+  kind: str = 'AutoModelForCausalLM'
+
+
+def decoder(name, **fields):
+  return Case(name, {**SIZES, **GROUPED, **fields})
+
+
+CASES = {
+  'gpt2': Case('GPT2Config', GPT2),
+  'gpt2, untied': Case('GPT2Config', {**GPT2, 'tie_word_embeddings': False}),
+  'gpt2, no head': Case('GPT2Config', {**GPT2, 'n_inner': 20}, 'AutoModel'),
+  'llama2': Case('LlamaConfig', SIZES),
+  'llama3': decoder('LlamaConfig', rope_scaling=LLAMA3),
+  'llama, yarn': decoder('LlamaConfig', rope_scaling=YARN),
+  'llama, mscale': decoder('LlamaConfig', rope_scaling={**YARN, **MSCALE}),
+  'llama, linear': decoder(
+    'LlamaConfig', rope_scaling=dict(rope_type='linear', factor=3.0)
+  ),
+  'llama, biases': decoder('LlamaConfig', attention_bias=True, mlp_bias=True),
+  'llama, no head': Case('LlamaConfig', SIZES, 'AutoModel'),
+  'smollm2': decoder('LlamaConfig', tie_word_embeddings=True, rope_theta=1e5),
+  'mistral': decoder('MistralConfig', **WINDOW),
+  'mistral, no window': decoder('MistralConfig', sliding_window=None),
+  'qwen2.5': Case('Qwen2Config', {**SIZES, 'num_key_value_heads': 1}),
+  'qwen2, windows': decoder(
+    'Qwen2Config', **WINDOW, use_sliding_window=True, max_window_layers=1
+  ),
+  'qwen3': decoder('Qwen3Config', tie_word_embeddings=True),
+  'gemma2': decoder('Gemma2Config', **WINDOW, **CAPS),
+  'gemma3': decoder(
+    'Gemma3TextConfig', **WINDOW, layer_types=KINDS, query_pre_attn_scalar=7
+  ),
+  'gemma3, linear': decoder(
+    'Gemma3TextConfig',
+    **WINDOW,
+    layer_types=KINDS,
+    rope_parameters=dict(
+      full_attention=dict(rope_type='linear', factor=8.0, rope_theta=1e6),
+      sliding_attention=dict(rope_type='default', rope_theta=1e3),
+    ),
+  ),
+}
+
+
+def build(case):
+  """A model with random weights, all of them felt in the outputs."""
+  with torch_models.libraries() as (torch, transformers):
+    torch.manual_seed(0)
+    config = getattr(transformers, case.config)(**case.fields)
+    model = getattr(transformers, case.kind).from_config(
+      config, attn_implementation='eager'
+    )
+    for parameter in model.parameters():
+      parameter.copy_(0.3 * torch.randn_like(parameter))
+      if parameter.ndim == 1:
+        parameter.add_(0.5)
+    # With a cache of keys, transformers does not see where segments begin.
+    model.config.use_cache = False
+    return model.eval()
+
+
+def run(model, **inputs):
+  """The hidden states and the output of a model of transformers."""
+  with torch_models.libraries() as (torch, _):
+    inputs = {k: torch.as_tensor(v) for k, v in inputs.items()}
+    out = model(
+      torch.as_tensor(fixtures.TOKENS), output_hidden_states=True, **inputs
+    )
+  output = out['logits' if 'logits' in out else 'last_hidden_state']
+  return [h.numpy() for h in out.hidden_states], output.numpy()
+
+
+EVERY = np.ones_like(fixtures.REAL)
+PLACES = np.broadcast_to(np.arange(fixtures.LENGTH), fixtures.TOKENS.shape)
+SEGMENTS = np.array([[0] * 5 + [1] * 7, [0] * 9 + [1] * 3, [0] * 12])
+POSITIONS = np.array(
+  [[*range(5), *range(7)], [*range(9), *range(3)], [*range(12)]]
+)
+
+
+class FamilyTest(fixtures.TestCase):
+  def assert_close(self, got, want, real):
+    (hidden, output), (their_hidden, their_output) = got, want
+    for ours, theirs in zip(
+      [*hidden, output], [*their_hidden, their_output], strict=True
+    ):
+      ours, theirs = np.asarray(ours)[real], theirs[real]
+      np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+  @parameterized.named_parameters((k, v) for k, v in CASES.items())
+  def test_is_read_and_written(self, case):
+    model, folder = build(case), self.folder()
+    torch_models.save(model, folder / 'theirs')
+    module, variables = huggingface.read(folder / 'theirs')
+    apply = jax.jit(module.apply)
+    last = 'final' if module.causal else module.layers[-1]
+    names = ['embeddings', *module.layers[:-1], last]
+
+    def ours(mask=EVERY, segments=EVERY, positions=PLACES):
+      x = dict(tokens=fixtures.TOKENS, mask=mask, segments=segments * 1)
+      output, activations = apply(variables, {**x, 'position_ids': positions})
+      return [activations[name] for name in names], output
+
+    right, left = fixtures.REAL, fixtures.REAL[:, ::-1]
+    want = run(model, attention_mask=right * 1)
+    self.assert_close(ours(right), want, right)
+    self.assert_close(ours(left), run(model, attention_mask=left * 1), left)
+    if module.causal:
+      packed = ours(EVERY, SEGMENTS, POSITIONS)
+      self.assert_close(packed, run(model, position_ids=POSITIONS), EVERY)
+    huggingface.write(folder / 'ours', module, variables)
+    again = torch_models.load(case.kind, folder / 'ours')
+    self.assertEqual(type(again), type(model))
+    output = run(again, attention_mask=right * 1)[1]
+    np.testing.assert_array_equal(output[right], want[1][right])
+    back, same = huggingface.read(folder / 'ours')
+    self.assertEqual(back, module)
+    self.assert_same_tree(same, variables)
