@@ -1,0 +1,166 @@
+r"""Hidden stages that end on the labels, or on labels and output, at equal FLOPs.
+
+Every run takes the FLOPs of one-shot distillation at its default number of
+steps, the teacher's forward passes included. A run that ends on the labels does
+not run the teacher in its last stage, so that it has several times the steps.
+For each of these endings a search with one seed tries two learning rates at the
+middle length of the hidden stage, and the other lengths at the better rate. The
+best is run with several seeds, beside the labels alone, one-shot distillation
+and the extracted curriculum at the settings that masked_tune.py found for them.
+The first seed of the last runs is that of the search.
+
+Run (it trains its teacher first; about an hour on two cores):
+  python -m experiments.endings --experiment=pcfg_bert
+
+Writes EXPERIMENT_endings_tune.{md,csv} and EXPERIMENT_endings.{md,csv} into
+--results. Finished runs are not run again.
+"""
+
+import pathlib
+
+from absl import app
+from absl import flags
+
+from cxjax import errors
+from cxjax import tables
+from cxjax.configs import builders
+from cxjax.configs import cli
+from cxjax.parallel import devices as devices_lib
+from experiments import masked_tune
+from experiments import paths
+from experiments import sweeps
+
+# Steps of the hidden stage; the middle one is tried first.
+HIDDEN = {'pcfg_bert': (225, 450, 900), 'text_bert': (500, 1_000, 2_000)}
+RATES = {'pcfg_bert': (3e-3, 1e-2), 'text_bert': (3e-3, 8e-3)}
+ENDINGS = ('labels', 'mixed')
+
+
+class Budget:
+  """FLOPs of one-shot distillation, and the steps that they allow."""
+
+  def __init__(self, experiment: str) -> None:
+    """Counts the compiled FLOPs of one-shot distillation."""
+    config = masked_tune.EXPERIMENTS[experiment].get_config('extracted')
+    self._config = config
+    self.flops = config.num_steps * self._per_step('one_shot')[0]
+
+  def _per_step(self, method: str, ending: str = 'output') -> list[float]:
+    """FLOPs of a step of every stage, student and teacher."""
+    config = sweeps.variant(self._config, {'extracted.ending': ending})
+    devices = devices_lib.topology('cpu')
+    spec = builders.abstract_specs(config, (method,), devices)[method]
+    return [p.student_flops + p.teacher_flops for p in spec.costed_plan()]
+
+  def supervised(self) -> int:
+    """Returns the steps of the labels alone, a multiple of 25."""
+    return round(self.flops / self._per_step('supervised')[0] / 25) * 25
+
+  def steps(self, ending: str, hidden: int) -> tuple[int, int]:
+    """Returns the steps of both stages; the last a multiple of 25."""
+    first, last = self._per_step('extracted', ending)
+    rest = round((self.flops - hidden * first) / last / 25) * 25
+    errors.require(rest > 0, f'{hidden} hidden steps exceed the budget.')
+    return hidden, rest
+
+
+def settings(
+  budget: Budget, ending: str, hidden: int, rate: float
+) -> sweeps.Overrides:
+  """Returns the fields of one run that ends on `ending`."""
+  steps = budget.steps(ending, hidden)
+  return {
+    'extracted.ending': ending,
+    'extracted.steps': steps,
+    'num_steps': sum(steps),
+    'optimizer.learning_rate': rate,
+  }
+
+
+def search(
+  budget: Budget, experiment: str, ending: str, workdir: pathlib.Path
+) -> list[tuple[sweeps.Overrides, float]]:
+  """Runs settings of an ending with one seed.
+
+  Args:
+    budget: FLOPs of every run.
+    experiment: 'pcfg_bert' or 'text_bert'.
+    ending: 'labels' or 'mixed'.
+    workdir: folder of the runs.
+
+  Returns:
+    The settings and the top-1 of each run, best first.
+  """
+  found: list[tuple[sweeps.Overrides, float]] = []
+
+  def attempt(hidden: int, rate: float) -> None:
+    overrides = settings(budget, ending, hidden, rate)
+    summary = masked_tune.attempt('extracted', overrides, workdir)
+    found.append((overrides, summary['final']['accuracy'][0]))
+    found.sort(key=lambda trial: -trial[1])
+
+  short, middle, long = HIDDEN[experiment]
+  for rate in RATES[experiment]:
+    attempt(middle, rate)
+  best = found[0][0]['optimizer.learning_rate']
+  for hidden in (short, long):
+    attempt(hidden, best)
+  return found
+
+
+def study(workdir: pathlib.Path, results: pathlib.Path, seeds: int) -> None:
+  """Searches every ending, and runs the best of each with several seeds.
+
+  Args:
+    workdir: folder of the runs.
+    results: folder of the tables.
+    seeds: number of seeds of the last runs.
+  """
+  name = flags.FLAGS.experiment
+  budget = Budget(name)
+  tuned: list[masked_tune.Row] = []
+  lines: list[masked_tune.Row] = []
+
+  def add(label: str, method: str, overrides: sweeps.Overrides) -> None:
+    summary = masked_tune.attempt(method, overrides, workdir, seeds)
+    lines.append(masked_tune.line(label, summary))
+    cli.write(results / f'{name}_endings', tables.markdown(lines), lines)
+
+  for ending in ENDINGS:
+    found = search(budget, name, ending, workdir)
+    tuned += [
+      {
+        'ending': ending,
+        'settings': masked_tune.describe(overrides),
+        'top-1': round(value, 4),
+      }
+      for overrides, value in found
+    ]
+    stem = results / f'{name}_endings_tune'
+    cli.write(stem, tables.markdown(tuned), tuned)
+    label = f'extracted, ending on {ending}, FLOPs of one_shot'
+    add(label, 'extracted', found[0][0])
+  config = masked_tune.EXPERIMENTS[name].get_config('extracted')
+  hidden = round(config.extracted.share * config.num_steps)
+  rate = config.optimizer.learning_rate
+  output = settings(budget, 'output', hidden, rate)
+  add('extracted, FLOPs of one_shot', 'extracted', output)
+  rate *= config.supervised.rate_factor
+  labels = {
+    'num_steps': budget.supervised(),
+    'optimizer.learning_rate': rate,
+  }
+  add('labels alone (supervised), FLOPs of one_shot', 'supervised', labels)
+  one_shot = {'optimizer.learning_rate': config.optimizer.learning_rate}
+  add('one_shot', 'one_shot', one_shot)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the study."""
+  del argv
+  errors.lookup('experiment', flags.FLAGS.experiment, masked_tune.EXPERIMENTS)
+  study(paths.workdir('tune'), paths.results(), flags.FLAGS.seeds)
+
+
+if __name__ == '__main__':
+  app.run(cli.guarded(main))
