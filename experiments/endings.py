@@ -1,4 +1,4 @@
-r"""Hidden stages that end on the labels, or on labels and output, at equal FLOPs.
+r"""Hidden stages that end on the labels, or on both, at equal FLOPs.
 
 Every run takes the FLOPs of one-shot distillation at its default number of
 steps, the teacher's forward passes included. A run that ends on the labels does
