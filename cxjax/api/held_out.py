@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from cxjax import errors
 from cxjax import types
 from cxjax.api import plan as plan_lib
+from cxjax.api import stages as stages_lib
 from cxjax.data import held_out_batches
 from cxjax.data import labels as labels_lib
 from cxjax.data import reader_thread
@@ -67,7 +68,7 @@ def evaluation(
   last = plan.stages[-1:]
   by_labels = 'y' in shapes and (
     _is_kl(plan)
-    or plan_lib.reads_classes(last)
+    or stages_lib.reads_classes(last)
     or not any(stage.needs_teacher for stage in last)
   )
   needed = ('x', 'y') if by_labels else ('x',)
@@ -118,7 +119,7 @@ def _is_kl(plan: plan_lib.Plan) -> bool:
 
 def _classes(plan: plan_lib.Plan, metrics: Any) -> tuple[int | None, bool]:
   """Number of classes, if labels are read as such; whether they are soft."""
-  read = plan_lib.reads_classes(plan.stages) or (_is_kl(plan) and not metrics)
+  read = stages_lib.reads_classes(plan.stages) or (_is_kl(plan) and not metrics)
   if 'y' not in plan.batch or not read:
     return None, False
   output, _ = adapters.outputs(plan.student, plan.batch['x'], 'student')

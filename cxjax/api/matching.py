@@ -54,9 +54,8 @@ def pairs(
   """
   if layers is None or isinstance(layers, patterns.Every):
     step = layers.step if layers else 1
-    found, how = _found(
-      *(taps_lib.taps(m, x) for m in (teacher, student)), step
-    )
+    listed = [taps_lib.taps(model, x) for model in (teacher, student)]
+    found, how = _found(listed[0], listed[1], step)
     if layers is None and len(found) > most:
       last = [(i * len(found)) // most - 1 for i in range(1, most + 1)]
       found = tuple(found[i] for i in last)
@@ -76,11 +75,11 @@ def pairs(
   checked = layer_matching.check_pairs(layers)
   if not any(set('*-') & set(name) for pair in checked for name in pair):
     return checked, ''
-  listed = [
+  names = [
     [tap.name for tap in taps_lib.taps(model, x)]
     for model in (teacher, student)
   ]
-  return _expanded(checked, listed)
+  return _expanded(checked, names)
 
 
 def _expanded(

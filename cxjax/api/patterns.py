@@ -58,7 +58,7 @@ def is_pattern(name: str) -> bool:
 
 
 def fits(name: str, pattern: str) -> bool:
-  """Whether a name is of a pattern, whose stars stay within a component."""
+  """True if a name is of a pattern, whose stars stay within a component."""
   depth = name.count('/') == pattern.count('/')
   return depth and fnmatch.fnmatchcase(name, pattern)
 

@@ -1,12 +1,9 @@
 """Plans of distillation: what a student is to imitate, and for how long."""
 
-from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
-
-import jax
 
 from cxjax import arguments
 from cxjax import errors
@@ -14,10 +11,9 @@ from cxjax import settings
 from cxjax import types
 from cxjax.api import costs as costs_lib
 from cxjax.api import matching
-from cxjax.api import mode_warnings
 from cxjax.api import placement
 from cxjax.api import prepared
-from cxjax.data import labels
+from cxjax.api import stages as stages_lib
 from cxjax.data import user_batches
 from cxjax.methods import curricula
 from cxjax.methods import flops as flops_lib
@@ -30,7 +26,6 @@ from cxjax.models import adapters
 
 # Hidden stages, unless layers are given, and their share of the steps.
 STAGES, SHARE = 4, 0.4
-LOSSES = {**losses.LOGIT_LOSSES, **losses.HIDDEN_LOSSES}
 TEMPERATURE = arguments.Range(0, ends=(False, False))
 OUTPUT_OPTIONS = ('alpha', 'top_k')
 # Options that `plan` passes on to `cxjax.extracted`.
@@ -156,22 +151,13 @@ def plan(
   batch = user_batches.arrays(user_batches.to_batch(x))
   batch = arguments.shapes('The example of a batch', batch)
   user_batches.check_example(batch)
-  teacher = placement.received(teacher, 'teacher')
-  student = placement.received(student, 'student')
-  given = teacher, student
-  teacher, student = map(prepared.traced_once, given)
-  for role, model in (('teacher', teacher), ('student', student)):
-    adapters.outputs(model, batch['x'], role)
-  errors.require(
-    not teacher.several, 'A plan has one teacher: give it one set of params.'
-  )
-  adapters.check_training(student, batch['x'])
-  mode_warnings.warn(teacher, student, batch['x'])
   if dtype is not None:
     dtype = arguments.dtype('dtype', dtype)
-  teacher, student = (
-    prepared.with_layers(m, dtype) for m in (teacher, student)
+  given = (
+    placement.received(teacher, 'teacher'),
+    placement.received(student, 'student'),
   )
+  teacher, student = prepared.checked(given, batch['x'], dtype)
   how = ''
   if stages is not None:
     beside = {
@@ -183,8 +169,8 @@ def plan(
       'pool': pool is not None,
       **dict.fromkeys(options, True),
     }
-    stages = _given_stages(stages, num_steps, beside)
-    name = _output_loss(stages[-1])
+    stages = stages_lib.given(stages, num_steps, beside)
+    name = stages_lib.output_loss(stages[-1])
   else:
     fun = _loss(loss, temperature, options.get('top_k', 0))
     name = loss if isinstance(loss, str) else None
@@ -193,7 +179,7 @@ def plan(
       teacher, student, batch, lengths, layers, fun, options
     )
     stages = pooled(stages, teacher, student, batch['x'], pool)
-  _check_stages(stages, teacher, student, batch)
+  stages_lib.check(stages, teacher, student, batch)
   models = costs_lib.models(teacher, student)
   planned = tuple(
     stage_plan.plan_stage(s, batch, *models, training=student.training)
@@ -215,58 +201,12 @@ def plan(
   )
 
 
-def _given_stages(
-  stages: Any, num_steps: int | None, given: Mapping[str, bool]
-) -> stage_lib.Curriculum:
-  """The curriculum that the user gave; `given` are the options beside it."""
-  if isinstance(stages, stage_lib.Stage):
-    stages = (stages,)
-  errors.require(
-    isinstance(stages, Sequence)
-    and all(isinstance(stage, stage_lib.Stage) for stage in stages),
-    f'stages={stages!r} must be a tuple of cxjax.Stage, or one of them.',
-  )
-  errors.require(len(stages) > 0, 'stages=() has no stage: give one.')
-  unread = [name for name, is_given in given.items() if is_given]
-  errors.require(
-    not unread,
-    f'{", ".join(unread)}: a curriculum that is given as stages says that '
-    'itself. Leave it out.',
-  )
-  total = sum(stage.steps for stage in stages)
-  errors.require(
-    num_steps is None or arguments.whole('num_steps', num_steps) == total,
-    f'num_steps={num_steps}, and the stages have {total} steps together. Leave '
-    'num_steps out, or give that number.',
-  )
-  return tuple(stages)
-
-
-def _output_loss(stage: stage_lib.Stage) -> str | None:
-  """Name of the loss between the outputs in a stage.
-
-  Args:
-    stage: the last one of a curriculum.
-
-  Returns:
-    A key of `LOSSES`; 'kl' for its variants and without such a term; None for a
-    function of the user.
-  """
-  found = [t.loss for t in stage.terms if t.student == t.target == 'logits']
-  if not found:
-    return 'kl'
-  loss = getattr(found[0], 'func', found[0])  # `logit_loss` makes partials.
-  if loss in (losses.top_k_kl, losses.hard_kl):
-    return 'kl'
-  return next((name for name, fun in LOSSES.items() if fun is loss), None)
-
-
 def _loss(loss: Any, temperature: Any, top_k: int) -> types.Loss:
   """The loss between outputs."""
   if not isinstance(loss, str):
     return loss
   temperature = arguments.number('temperature', temperature, TEMPERATURE)
-  fun = errors.lookup('loss', loss, LOSSES)
+  fun = errors.lookup('loss', loss, stages_lib.LOSSES)
   top_k = arguments.whole('top_k', top_k, 0)
   if loss in losses.HIDDEN_LOSSES or (temperature == 1 and not top_k):
     return fun
@@ -349,44 +289,3 @@ def pooled(
     dataclasses.replace(stage, terms=tuple(map(one, stage.terms)))
     for stage in stages
   )
-
-
-def _check_stages(
-  stages: stage_lib.Curriculum,
-  teacher: adapters.ModelAdapter,
-  student: adapters.ModelAdapter,
-  batch: types.Batch,
-) -> None:
-  """Raises UserError for stages that the models and the batch do not allow."""
-  errors.require(
-    all(s.checkpoint is None for s in stages),
-    'A plan knows the final teacher alone: leave checkpoints out, or distill '
-    'from each of them in turn.',
-  )
-  matching.check_batch_axis(stages, teacher, student, batch['x'])
-  if any(stage.needs_labels for stage in stages):
-    errors.require(
-      'y' in batch,
-      'The curriculum needs the labels: give (x, labels) as the example, and '
-      'as batches.',
-    )
-  if reads_classes(stages):
-    labels.check(student, batch)
-  theirs, ours = (
-    jax.eval_shape(model.apply, model.one, batch['x'])[0].shape
-    for model in (teacher, student)
-  )
-  for term in stages[-1].terms:
-    compared = (term.student, term.target) == ('logits', 'logits')
-    errors.require(
-      not compared or bool(term.regressor or term.projection) or theirs == ours,
-      f"The teacher's output is {list(theirs)}, the student's {list(ours)}: "
-      'the last stage compares them as they are. Give them the same classes '
-      '(the same vocabulary, in the same order).',
-    )
-
-
-def reads_classes(stages: stage_lib.Curriculum) -> bool:
-  """True if any term reads the labels as classes."""
-  terms = (term for stage in stages for term in stage.terms)
-  return any(term.loss is losses.cross_entropy for term in terms)

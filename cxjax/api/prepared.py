@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+from cxjax import errors
 from cxjax import types
 from cxjax.api import matching
+from cxjax.api import mode_warnings
 from cxjax.methods import stage as stage_lib
 from cxjax.models import adapters
 from cxjax.models import modes
@@ -19,6 +21,35 @@ def traced_once(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
   return dataclasses.replace(
     model, apply=modes.traced_once(model.apply), training=training
   )
+
+
+def checked(
+  given: tuple[adapters.ModelAdapter, adapters.ModelAdapter],
+  x: types.Input,
+  dtype: Any,
+) -> tuple[adapters.ModelAdapter, adapters.ModelAdapter]:
+  """Teacher and student with all their layers, as a plan reads them.
+
+  Args:
+    given: teacher and student.
+    x: shapes of a batch.
+    dtype: to compute in; None is that of the models.
+
+  Returns:
+    The two, traced once.
+
+  Raises:
+    UserError: they do not run on the batch, or not in training mode.
+  """
+  teacher, student = map(traced_once, given)
+  for role, model in (('teacher', teacher), ('student', student)):
+    adapters.outputs(model, x, role)
+  errors.require(
+    not teacher.several, 'A plan has one teacher: give it one set of params.'
+  )
+  adapters.check_training(student, x)
+  mode_warnings.warn(teacher, student, x)
+  return with_layers(teacher, dtype), with_layers(student, dtype)
 
 
 def with_layers(
