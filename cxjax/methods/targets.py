@@ -37,9 +37,9 @@ def by_name(logits: jax.Array, activations: Mapping[str, Any]) -> Activations:
   return {**found, stage_lib.LOGITS: logits}
 
 
-def is_activation(value: Any) -> bool:
+def is_activation(value: Any, axes: int = 2) -> bool:
   """True for a floating-point array, or a shape, of at least two axes."""
-  return getattr(value, 'ndim', 0) > 1 and jnp.issubdtype(
+  return getattr(value, 'ndim', 0) >= axes and jnp.issubdtype(
     value.dtype, jnp.floating
   )
 
