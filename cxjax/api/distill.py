@@ -29,6 +29,7 @@ from cxjax.api import held_out as held_out_lib
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.api import run_identity
+from cxjax.api import trainable as trainable_lib
 from cxjax.data import conform
 from cxjax.data import labels
 from cxjax.data import loader
@@ -68,7 +69,7 @@ def distill(
   metrics: metrics_lib.Metrics | None = None,
   microbatches: int = 1,
   mesh: Mapping[str, Any] | None = None,
-  trainable: str = '',
+  trainable: trainable_lib.Trainable = '',
   on_record: trainer.OnRecord | None = None,
   keep_best: str = '',
   diverged: str = 'error',
@@ -115,9 +116,11 @@ def distill(
     mesh: devices along 'data', 'fsdp' and 'model', and how 'student' and
       'teacher' are sharded, as in `c.mesh` of a config; all devices along
       'data' without it.
-    trainable: pattern of the paths of the parameters that are trained, as
-      'block*' or '*/bias': a glob of whole path components, or a regular
-      expression. The others stay as they were; batch statistics do not count.
+    trainable: which parameters are trained: a pattern of their paths, as
+      'block*' or '*/bias' (a glob of whole path components, or a regular
+      expression); a type of nnx, as `nnx.LoRAParam`; a function `(path, leaf)
+      -> bool`; or a tuple of these, of which one must hold. The others stay as
+      they were, without optimizer state; batch statistics do not count.
     on_record: called with every record of metrics as it is written, a dict of
       'step', 'stage', 'loss' and, where it was evaluated, 'eval/...'. If it
       raises StopIteration the run ends with the next record, and the students
@@ -139,7 +142,8 @@ def distill(
       a loss that is not finite, or a workdir of another run.
     Stopped: the process was asked to stop; with a workdir the run is saved.
   """
-  _check(plan, on_record, trainable, workdir)
+  _check(plan, on_record, workdir)
+  trainable = trainable_lib.resolved(trainable, plan.student)
   errors.require(
     metrics is None
     or isinstance(metrics, Mapping | tuple | list)
@@ -269,7 +273,6 @@ def _train(
 def _check(
   plan: Any,
   on_record: Any,
-  trainable: Any,
   workdir: Any,
 ) -> None:
   """Raises UserError for arguments of other kinds."""
@@ -280,7 +283,6 @@ def _check(
   )
   if on_record is not None:
     arguments.function('on_record', on_record, 'print')
-  arguments.text('trainable', trainable, "'block*' or '^(embed|head)/'")
   errors.require(
     workdir is None
     or (isinstance(workdir, str | os.PathLike) and bool(workdir)),

@@ -65,7 +65,9 @@ def describe(
     'restart_schedule': spec.restart_schedule,
     'metrics': _metrics(plan, spec),
     'held_out': identity.tree_digest(jax.device_get(spec.held_out)),
-    'trainable': spec.trainable,
+    'trainable': _listed_values(
+      getattr(spec.trainable, 'paths', spec.trainable)
+    ),
     'keep_best': spec.loop.keep_best,
     'log_every': spec.loop.log_every,
     'microbatches': spec.microbatches,

@@ -1,5 +1,6 @@
 """Masks: which of a student's parameters a stage trains."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 import fnmatch
 import re
@@ -9,6 +10,7 @@ from typing import TypeAlias
 import jax
 from jax.interpreters import partial_eval
 import jax.numpy as jnp
+import numpy as np
 
 from cxjax import errors
 from cxjax import types
@@ -19,6 +21,8 @@ from cxjax.parallel import partition
 
 # A tree like the parameters, of booleans.
 Mask: TypeAlias = Any
+# A pattern of `path_mask`, or a function `(path, leaf) -> bool`.
+Trainable: TypeAlias = str | Callable[[str, Any], bool]
 # Characters that make a pattern of paths a regular expression, not a glob.
 REGEX = re.compile(r'[\\^$|()+]|\.\*')
 
@@ -64,29 +68,52 @@ def _matches(pattern: str, path: str) -> bool:
   )
 
 
-def path_mask(params: types.Params, pattern: str) -> Mask:
+def _marks(pattern: Trainable, path: str, leaf: Any) -> bool:
+  """Whether a pattern or a function marks one parameter."""
+  if isinstance(pattern, str):
+    return _matches(pattern, path)
+  try:
+    marked = pattern(path, leaf)
+  except Exception as error:  # Whatever a function of the user raises.
+    reason = str(error).partition('\n')[0].rstrip('.')
+    raise errors.UserError(
+      f'trainable is a function that raises a {type(error).__name__} for '
+      f'({path!r}, leaf): {reason}. It must be (path, leaf) -> bool.'
+    ) from error
+  errors.require(
+    isinstance(marked, bool | np.bool_),
+    f'trainable is a function that returns {marked!r} for ({path!r}, leaf): it '
+    'must return True for parameters that are trained, else False.',
+  )
+  return bool(marked)
+
+
+def path_mask(params: types.Params, pattern: Trainable) -> Mask:
   """Marks the parameters whose paths match a pattern.
 
   Args:
     params: a tree of arrays or shapes.
     pattern: a glob of whole path components, as 'block0', 'block*/query' or
       '*/bias'; one that contains any of `^ $ | ( ) + .*` or a backslash is a
-      regular expression, which is searched for.
+      regular expression, which is searched for. A function of `(path, leaf)`
+      marks those of which it is True.
 
   Returns:
     A tree like `params` of booleans.
 
   Raises:
-    UserError: the pattern matches no path, or is no regular expression.
+    UserError: the pattern matches no path, or is no regular expression; the
+      function raises, or returns anything else than a bool.
   """
   errors.require(
-    isinstance(pattern, str),
+    isinstance(pattern, str) or callable(pattern),
     f"trainable={pattern!r} must be a pattern of paths, as 'block*' or "
     "'*/bias'.",
   )
   try:
     mask = jax.tree.map_with_path(
-      lambda path, _: _matches(pattern, partition.leaf_name(path)), params
+      lambda path, leaf: _marks(pattern, partition.leaf_name(path), leaf),
+      params,
     )
   except re.error as error:
     raise errors.UserError(
@@ -109,7 +136,7 @@ def trainable_mask(
   params: types.Params,
   x: types.Input,
   stage: stage_lib.Stage,
-  pattern: str = '',
+  pattern: Trainable = '',
   training: types.Training | None = None,
 ) -> Mask:
   """Marks the parameters that a stage trains.
@@ -122,7 +149,8 @@ def trainable_mask(
     params: its parameters; shapes are enough.
     x: an input; its shape is enough.
     stage: its terms, and the activations whose parameters are frozen.
-    pattern: of the paths of the parameters that may be trained; '' is all.
+    pattern: of the paths of the parameters that may be trained, as of
+      `path_mask`; '' is all.
     training: the student in training mode, if it has one.
 
   Returns:

@@ -66,7 +66,7 @@ def plan_stage(
   teacher: types.Apply | None = None,
   teacher_params: types.Params = None,
   *,
-  trainable: str = '',
+  trainable: masks.Trainable = '',
   training: types.Training | None = None,
 ) -> StagePlan:
   """A stage with its shapes; every argument may be shapes alone.

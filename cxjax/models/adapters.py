@@ -46,6 +46,7 @@ class ModelAdapter:
       training mode; `changed` holds the new values of the leaves of `params`
       that it changes, which are not trained otherwise. None trains it as it is
       at inference.
+    kinds: types of the variables of an nnx module, by the paths of `params`.
   """
 
   apply: types.Apply
@@ -56,6 +57,7 @@ class ModelAdapter:
   dropout_layers: tuple[str, ...] = ()
   statistics: tuple[str, ...] = ()
   training: types.Training | None = None
+  kinds: Mapping[str, type[Any]] = dataclasses.field(default_factory=dict)
 
   def __repr__(self) -> str:
     """Name and number of parameters."""

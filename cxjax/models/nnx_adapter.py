@@ -113,6 +113,7 @@ def from_nnx(
     dropout_layers=tuple(_dropout_layers(first)),
     statistics=() if trains else tuple(_statistics(first)),
     training=train if trains else None,
+    kinds=dict(_kinds(first, *kinds)),
   )
 
 
@@ -193,6 +194,14 @@ def _tree(module: nnx.Module, *kinds: Any) -> Any:
     jax.random.key_data(leaf) if adapters.is_key(leaf) else leaf
   )
   return jax.tree.map(data, state)
+
+
+def _kinds(
+  module: nnx.Module, *kinds: Any
+) -> Iterator[tuple[str, type[Any]]]:
+  """Yields the paths of the variables of `_tree`, and their types."""
+  for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Any(*kinds))):
+    yield '/'.join(map(str, path)), type(variable)
 
 
 def _reseed(module: nnx.Module, key: jax.Array) -> None:

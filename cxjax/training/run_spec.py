@@ -183,7 +183,7 @@ class RunSpec:
   microbatches: int = 1
   restart_schedule: bool = True
   carry_state: bool = False
-  trainable: str = ''
+  trainable: Any = ''
   costed: Callable[['RunSpec'], list[stage_plan.StagePlan]] | None = None
 
   def __post_init__(self) -> None:
