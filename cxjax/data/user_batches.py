@@ -12,6 +12,7 @@ from cxjax import errors
 from cxjax import types
 from cxjax.data import conform as conform_lib
 from cxjax.data import labels as labels_lib
+from cxjax.methods import weights as weights_lib
 
 BATCH = ('x', 'y', 'weights')
 
@@ -99,7 +100,8 @@ def checked(x: Any, classes: int | None, *, soft: bool = False) -> types.Batch:
     soft: whether labels are probabilities of the classes.
 
   Returns:
-    The batch, as NumPy arrays; labels of weight 0 are 0 in it.
+    The batch, as NumPy arrays; labels of weight 0 are 0 in it, and inputs that
+    do not count are numbers.
 
   Raises:
     UserError: a label of positive weight is not one of the classes, or no
@@ -115,6 +117,7 @@ def checked(x: Any, classes: int | None, *, soft: bool = False) -> types.Batch:
     is_leaf=lists,  # Of numbers, as labels may come.
   )
   _check_weights(batch)
+  batch = weights_lib.cleared_input(batch)
   return labels_lib.checked(batch, classes, soft)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cxjax import types
 from cxjax.methods import stage as stage_lib
@@ -55,23 +56,57 @@ cleared_factor.defjvp(
 
 
 def cleared_input(batch: types.Batch) -> types.Batch:
-  """A batch with zeros for the non-finite inputs of examples of weight 0.
+  """A batch whose inputs that do not count are numbers.
 
   The gradient of a layer is the product of its input and of what comes back
   from the loss; a NaN times 0 would be a NaN.
+
+  Args:
+    batch: as in `cxjax.types`, of JAX or of NumPy.
+
+  Returns:
+    The batch, with zeros for what is not finite in examples of weight 0, and
+    for NaN in tokens of padding: those that the mask excludes, or, without a
+    mask, those of weight 0. An infinite value there may be a bias of the
+    attention.
   """
-  weights = batch.get('weights')
-  if weights is None:
-    return batch
-  counts = _any(weights)
+  weights, tokens = batch.get('weights'), _token_counts(batch)
+  examples = None if weights is None else _any(weights)
 
   def one(leaf: Any) -> Any:
-    if not _is_real(leaf) or leaf.shape[:1] != counts.shape:
+    if not _is_real(leaf):
       return leaf
-    each = counts.reshape(-1, *[1] * (leaf.ndim - 1))
-    return jnp.where(each | jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
+    leaf = _numbers(leaf, examples, 'isfinite')
+    return _numbers(leaf, tokens, 'isnan', bad=True)
 
+  if examples is None and tokens is None:
+    return batch
   return {**batch, 'x': jax.tree.map(one, batch['x'])}
+
+
+def _numbers(leaf: Any, counts: Any, test: str, bad: bool = False) -> Any:
+  """An array with zeros where a test finds bad values that do not count."""
+  if counts is None or leaf.shape[: counts.ndim] != counts.shape:
+    return leaf
+  library = np if isinstance(leaf, np.ndarray) else jnp
+  good = getattr(library, test)(leaf)
+  good = ~good if bad else good
+  if library is np and good.all():
+    return leaf
+  each = counts.reshape(*counts.shape, *[1] * (leaf.ndim - counts.ndim))
+  return library.where(each | good, leaf, library.zeros_like(leaf))
+
+
+def _token_counts(batch: types.Batch) -> Any:
+  """`[B, L]` booleans: the tokens that are no padding; None if all may be."""
+  x, weights = batch['x'], batch.get('weights')
+  mask = token_mask(x)
+  if mask is not None:
+    return mask != 0
+  at_targets = isinstance(x, Mapping) and 'target_positions' in x
+  if weights is None or weights.ndim < 2 or at_targets:
+    return None
+  return weights != 0
 
 
 def _is_real(leaf: Any) -> bool:
@@ -80,7 +115,7 @@ def _is_real(leaf: Any) -> bool:
 
 def _any(weights: jax.Array) -> jax.Array:
   """`[B]` booleans: the examples that have any weight."""
-  return jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)))
+  return (weights != 0).any(axis=tuple(range(1, weights.ndim)))
 
 
 def loss_weights(
@@ -130,7 +165,8 @@ def _spread(
 
 def token_mask(x: types.Input) -> jax.Array | None:
   """The mask of the real tokens of an input, if it has one."""
-  return x.get('mask') if isinstance(x, Mapping) else None
+  mask = x.get('mask') if isinstance(x, Mapping) else None
+  return mask if hasattr(mask, 'shape') else None
 
 
 def _real_tokens(

@@ -86,6 +86,11 @@ class HeldOutTest(parameterized.TestCase):
     found = self.held_out({'x': X, 'y': Y / 2}, needed=('x',))
     np.testing.assert_array_equal(found['y'], Y / 2)
 
+  def test_nan_in_padding_becomes_0(self):
+    x, mask = np.full((4, 3, 2), np.nan), np.eye(4, 3) < 1
+    found = user_batches.checked({'x': {'x': x, 'mask': mask}}, None)
+    np.testing.assert_array_equal(np.isnan(found['x']['x']).all(-1), mask)
+
   def test_examples_that_are_nan(self):
     x = np.where(np.arange(4)[:, None] >= 2, np.nan, X)
     batch = {'x': {'a': x, 'b': Y}, 'y': Y}

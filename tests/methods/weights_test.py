@@ -163,6 +163,24 @@ class ClearedTest(parameterized.TestCase):
     alone = {'x': x}
     self.assertIs(weights.cleared_input(alone), alone)
 
+  @parameterized.parameters(np, jnp)
+  def test_nan_in_tokens_of_padding_becomes_0_and_a_bias_stays(self, library):
+    mask = library.asarray(np.arange(3) < np.array([[3], [1], [2], [1]]))
+    x = random(0, B, 3, 2)
+    x[1, 1], x[3, 2], x[0, 0], x[2, 0] = np.nan, -np.inf, np.nan, np.inf
+    expected = x.copy()
+    expected[1, 1] = 0
+    x = library.asarray(x)
+    for batch in (
+      {'x': {'x': x, 'mask': mask}},
+      {'x': {'x': x}, 'weights': mask.astype(np.float32)},
+    ):
+      found = weights.cleared_input(batch)['x']['x']
+      np.testing.assert_array_equal(found, expected)
+    positions = {'x': x, 'target_positions': mask}
+    batch = {'x': positions, 'weights': mask.astype(np.float32)}
+    np.testing.assert_array_equal(weights.cleared_input(batch)['x']['x'], x)
+
 
 class MeanTest(parameterized.TestCase):
   def test_weighted_mean(self):
