@@ -43,11 +43,22 @@ def arrays(x: Any) -> Any:
 
 
 def check_example(batch: types.Batch) -> None:
-  """Raises UserError unless all parts of an example have as many rows.
+  """Checks the shapes of an example.
 
   Args:
     batch: shapes of a batch.
+
+  Raises:
+    UserError: not all parts have as many rows, or an input has the name of the
+      keys of dropout, which neither a teacher nor an evaluation gets.
   """
+  x, keys = batch['x'], jax.dtypes.prng_key
+  taken = isinstance(x, Mapping) and 'dropout' in x
+  errors.require(
+    not taken or jnp.issubdtype(getattr(x['dropout'], 'dtype', None), keys),
+    "The input 'dropout' is no array of PRNG keys: the name is taken by the "
+    'keys of dropout, which only a student in training gets. Rename the input.',
+  )
   leaves = jax.tree.leaves_with_path(batch)
   errors.require(bool(leaves), 'The example of a batch has no array.')
   for path, leaf in leaves:

@@ -58,6 +58,8 @@ class ExampleTest(parameterized.TestCase):
     ('no_axis', dict(x={'a': X, 'b': np.float32(1)}), r'x\.b of .* no axis'),
     ('sizes', dict(x=X, y=Y[:3]), '4 rows of x, 3 rows of y'),
     ('nothing', dict(x={}), 'no array'),
+    ('taken', dict(x={'a': X, 'dropout': X}), 'Rename the input'),
+    ('a_tree', dict(x={'dropout': {'a': X}}), 'Rename the input'),
   )
   def test_refuses(self, example, message):
     with self.assertRaisesRegex(errors.UserError, message):
