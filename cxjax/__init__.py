@@ -11,6 +11,10 @@ from cxjax.analysis.probes import cka
 from cxjax.analysis.probes import degree_one
 from cxjax.analysis.probes import linear_probe
 from cxjax.analysis.probes import ngram_distance
+from cxjax.api.compare import advise
+from cxjax.api.compare import compare
+from cxjax.api.comparison import Comparison
+from cxjax.api.comparison import Contender
 from cxjax.api.distill import distill
 from cxjax.api.patterns import every
 from cxjax.api.plan import Plan
@@ -57,6 +61,9 @@ from cxjax.models.adapters import ModelAdapter
 from cxjax.models.adapters import from_fn
 from cxjax.models.adapters import with_compute_dtype
 from cxjax.models.base import Abilities
+from cxjax.models.equinox_adapter import from_equinox
+from cxjax.models.haiku_adapter import from_haiku
+from cxjax.models.keras_adapter import from_keras
 from cxjax.models.linen_adapter import from_linen
 from cxjax.models.mlp import MLP
 from cxjax.models.nnx_adapter import from_nnx
@@ -74,6 +81,8 @@ from cxjax.version import __version__
 __all__ = [
   'PROJECTIONS',
   'Abilities',
+  'Comparison',
+  'Contender',
   'Curriculum',
   'MLP',
   'Metric',
@@ -90,8 +99,10 @@ __all__ = [
   'UserError',
   '__version__',
   'activation',
+  'advise',
   'agreement',
   'cka',
+  'compare',
   'cosine',
   'cross_entropy',
   'degree_one',
@@ -101,7 +112,10 @@ __all__ = [
   'export',
   'extracted',
   'format_plan',
+  'from_equinox',
   'from_fn',
+  'from_haiku',
+  'from_keras',
   'from_linen',
   'from_nnx',
   'hard_kl',

@@ -80,6 +80,7 @@ def curves(
   ylabel: str,
   path: pathlib.Path,
   title: str = '',
+  xlabel: str = 'student steps',
 ) -> None:
   """Plots a metric against steps: median over seeds, band from min to max.
 
@@ -91,11 +92,12 @@ def curves(
     ylabel: label of the vertical axis.
     path: path of the PNG file.
     title: title of the plot; by default that it compares `ylabel`.
+    xlabel: label of the horizontal axis, the unit of the records' steps.
 
   Raises:
     UserError: a run has no record of the metric, or the file cannot be written.
   """
-  figure, (panel,) = axes('student steps', ylabel)
+  figure, (panel,) = axes(xlabel, ylabel)
   others = iter(OTHERS * len(runs))
   staged = [name for name, records in runs.items() if _ends(records)]
   seeds = 0

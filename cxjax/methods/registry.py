@@ -114,7 +114,7 @@ def _extracted(
   return curricula.extracted(
     pairs,
     steps,
-    **context.output,
+    **_output(block, context),
     hidden_loss=hidden_loss,
     freeze=block.freeze,
     **_shared_fields(block),
@@ -126,12 +126,20 @@ def _build_joint(block: Any, context: Context) -> stage_lib.Curriculum:
   return curricula.joint(
     block.layers or context.matched(),
     context.num_steps,
-    **context.output,
+    **_output(block, context),
     hidden_loss=errors.lookup('joint.loss', block.loss, allowed),
     weight=block.weight,
     fade=block.fade,
     **_shared_fields(block),
   )
+
+
+def _output(block: Any, context: Context) -> dict[str, Any]:
+  """Arguments of the loss between the outputs."""
+  found = dict(context.output)
+  if block.ending == 'labels':
+    found.pop('alpha', None)  # As `supervised`, which does not read it either.
+  return found
 
 
 def _shared_fields(block: Any) -> dict[str, Any]:

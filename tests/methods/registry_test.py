@@ -156,6 +156,13 @@ class BuildTest(parameterized.TestCase):
     )
     self.assertEqual(build('joint_fading'), build('joint', fade=0.5))
 
+  def test_an_ending_by_labels_does_not_read_alpha(self):
+    context = registry.Context(60, pairs=(('a', 'b'),), output={'alpha': 0.3})
+    for name in ('extracted_labels', 'joint'):
+      fields = block(name, ending='labels')
+      *_, term = registry.build(name, fields, context)[-1].terms
+      self.assertEqual((term.target, term.weight), ('labels', 1.0))
+
   def test_joint_with_every_setting(self):
     fields = dict(
       projection='sparse',

@@ -1,0 +1,175 @@
+"""Equal budgets: plans of other lengths, and what their steps cost."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from typing import Any
+
+from cxjax import errors
+from cxjax.api import distill as distill_lib
+from cxjax.api import plan as plan_lib
+from cxjax.methods import stage as stage_lib
+
+# What is equal; 'examples' are 'steps', as all plans have the same batches.
+EQUAL = ('flops', 'steps', 'examples', 'seconds')
+# Steps of one timing, timings of a stage, and those of its beginning that do
+# not count, in which it is compiled.
+WINDOW, WINDOWS, BEGINNING = 20, 8, 3
+TRUSTED = 0.1  # Largest spread of timings relative to their median.
+
+
+def scaled(plan: plan_lib.Plan, num_steps: int) -> plan_lib.Plan:
+  """A plan of another length, whose stages keep their shares.
+
+  Args:
+    plan: any plan.
+    num_steps: at least one for each stage.
+
+  Returns:
+    The plan. Its FLOPs are counted: they were compiled once for all lengths.
+  """
+  steps = split(num_steps, [stage.steps for stage in plan.stages])
+  stages = tuple(
+    dataclasses.replace(stage, steps=n)
+    for stage, n in zip(plan.stages, steps, strict=True)
+  )
+  planned = tuple(
+    dataclasses.replace(one, stage=stage)
+    for one, stage in zip(plan.planned, stages, strict=True)
+  )
+  return dataclasses.replace(
+    plan, stages=stages, planned=planned, costs='counted'
+  )
+
+
+def split(total: int, parts: Sequence[int]) -> tuple[int, ...]:
+  """Splits a whole number in the proportions of `parts`, each at least 1."""
+  left = total - len(parts)
+  ends = [left * end // sum(parts) for end in itertools.accumulate(parts)]
+  return tuple(1 + b - a for a, b in itertools.pairwise([0, *ends]))
+
+
+# The cost of a step in a stage of a plan.
+Price = Callable[[plan_lib.Plan, int], float]
+
+
+def total(plan: plan_lib.Plan, price: Price) -> float:
+  """Cost of a plan."""
+  return sum(
+    stage.steps * price(plan, i) for i, stage in enumerate(plan.stages)
+  )
+
+
+def steps_for(plan: plan_lib.Plan, budget: float, price: Price) -> int:
+  """Number of steps at which a plan costs as much as a budget, or just less.
+
+  Args:
+    plan: any plan.
+    budget: in the unit of `price`.
+    price: of a step.
+
+  Returns:
+    The number; 0 if the budget is too small for one step of each stage.
+  """
+  cost = lambda num_steps: total(scaled(plan, num_steps), price)
+  fewest = len(plan.stages)
+  if cost(fewest) > budget * (1 + 1e-9):
+    return 0
+  low, high = fewest, fewest + 1
+  while cost(high) <= budget * (1 + 1e-9):
+    low, high = high, 2 * high
+  while high - low > 1:
+    middle = (low + high) // 2
+    if cost(middle) <= budget * (1 + 1e-9):
+      low = middle
+    else:
+      high = middle
+  return low
+
+
+def _alone(plan: plan_lib.Plan, index: int, **fields: Any) -> plan_lib.Plan:
+  """A plan of one of the stages of another."""
+  stage = dataclasses.replace(
+    plan.stages[index], steps=fields.pop('steps', plan.stages[index].steps)
+  )
+  planned = dataclasses.replace(plan.planned[index], stage=stage)
+  return dataclasses.replace(
+    plan, stages=(stage,), planned=(planned,), **fields
+  )
+
+
+class Flops:
+  """FLOPs of a step of one student, with the teacher's forward pass."""
+
+  unit = 'FLOP'
+
+  def __init__(self, costs: str) -> None:
+    """Finds nothing yet; `costs` is 'compiled' or 'counted'."""
+    self._costs = costs
+    self._known: dict[stage_lib.Stage, float] = {}
+
+  def __call__(self, plan: plan_lib.Plan, index: int) -> float:
+    """FLOPs of a step in the stage `index` of a plan, compiled once."""
+    key = plan.stages[index].objective
+    if key not in self._known:
+      (one,) = _alone(plan, index, costs=self._costs).costed
+      self._known[key] = (one.student_flops or 0) + (one.teacher_flops or 0)
+    return self._known[key]
+
+
+class Seconds:
+  """Seconds of a step, measured; refused where the clock cannot be trusted."""
+
+  unit = 's'
+
+  def __init__(self, batches: Any, held_out: Any) -> None:
+    """Measures nothing yet."""
+    self._batches, self._held_out = batches, held_out
+    self._known: dict[stage_lib.Stage, float] = {}
+
+  def __call__(self, plan: plan_lib.Plan, index: int) -> float:
+    """Seconds of a step in the stage `index` of a plan, measured once."""
+    key = plan.stages[index].objective
+    if key not in self._known:
+      times: list[float] = []
+      alone = _alone(plan, index, steps=WINDOW * WINDOWS, costs='counted')
+      distill_lib.distill(
+        alone,
+        self._batches,
+        held_out=self._held_out,
+        log_every=WINDOW,
+        eval_every=WINDOW * WINDOWS,
+        on_record=lambda _: times.append(time.perf_counter()),
+      )
+      # The last one has the evaluation in it.
+      self._known[key] = trusted(times[BEGINNING:-1]) / WINDOW
+    return self._known[key]
+
+
+def trusted(times: Sequence[float]) -> float:
+  """The median of the intervals between some times.
+
+  Args:
+    times: of equal amounts of work, in seconds.
+
+  Returns:
+    Seconds.
+
+  Raises:
+    UserError: the intervals differ by more than `TRUSTED`.
+  """
+  found = [b - a for a, b in itertools.pairwise(times)]
+  median = statistics.median(found)
+  spread = (max(found) - min(found)) / median if median > 0 else math.inf
+  errors.require(
+    spread <= TRUSTED,
+    f"equal='seconds' needs a clock that can be trusted, and {len(found)} "
+    f'timings of the same {WINDOW} steps differ by {spread:.0%} of their '
+    f'median, {median:.2g} s; at most {TRUSTED:.0%} is allowed. Stop what else '
+    "runs here, or choose equal='flops'.",
+  )
+  return median

@@ -1,0 +1,209 @@
+"""Comparison of methods for one teacher, one student and one budget."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from cxjax import arguments
+from cxjax import errors
+from cxjax import types
+from cxjax.api import budgets
+from cxjax.api import comparison
+from cxjax.api import contest
+from cxjax.api import held_out as held_out_lib
+from cxjax.api import matching
+from cxjax.api import named_plans
+from cxjax.api import plan as plan_lib
+from cxjax.api import starts as starts_lib
+from cxjax.methods import flops as flops_lib
+from cxjax.models import adapters
+from cxjax.training import optimizers
+
+# Compared unless others are asked for; the first without labels.
+METHODS = ('one_shot', 'extracted', 'fitnets', 'joint')
+LABELED = ('supervised', 'extracted_labels')
+RATES = (1e-3, 3e-3, 1e-2)
+SHARE = arguments.Range(0, 1, ends=(False, True))
+# Arguments of `distill` that a comparison passes on.
+OPTIONS = ('last_batch', 'microbatches', 'mesh', 'trainable')
+
+
+def compare(
+  teacher: adapters.ModelAdapter,
+  student: starts_lib.Student,
+  batches: Iterable[Any],
+  *,
+  held_out: Any,
+  num_steps: int,
+  methods: named_plans.Methods | None = None,
+  rates: Sequence[float] = RATES,
+  seeds: int = 3,
+  equal: str = 'flops',
+  budget: float = 1.0,
+  layers: matching.Layers = None,
+  loss: str | types.Loss = 'kl',
+  temperature: float = 1.0,
+  alpha: float = 0.0,
+  dtype: Any = None,
+  metrics: Any = None,
+  workdir: str | pathlib.Path | None = None,
+  costs: str = 'compiled',
+  report: Callable[[str], Any] = print,
+  **options: Any,
+) -> comparison.Comparison:
+  """Compares methods, each with the same care and the same budget.
+
+  Every method is searched over the same learning rates by successive halving:
+  each round has half of the rates of the one before and twice its steps, the
+  last round half of the budget. Each run is a whole, shorter curriculum with
+  its own schedule. The best rate of each method is then trained with all seeds
+  for the whole budget. The search uses the first seed alone. Rates of a round
+  and seeds train side by side, on the same batches, which the teacher sees
+  once. What it will cost is reported before anything is trained.
+
+  Args:
+    teacher: trained.
+    student: one, fresh; several, of which each seed has one; or a function that
+      makes the student of a seed. Of a single fresh one other starts are drawn.
+    batches: as of `distill`, but iterable again: every method reads the same.
+    held_out: examples to evaluate on, as of `distill`.
+    num_steps: steps of 'one_shot', or of the first method without it; with
+      `equal='steps'` of every method.
+    methods: names of registered methods, by default 'one_shot', 'extracted',
+      'fitnets' and 'joint', and if the batches have labels of classes
+      'supervised' and 'extracted_labels'; or a dict by names of your choice, of
+      plans for these models, whose stages keep their shares, and of options, as
+      `{'short': {'method': 'extracted', 'share': 0.1}}`. Methods with hidden
+      stages have their share of `plan`.
+    rates: peak learning rates of Adam on a cosine over each stage.
+    seeds: number of students of each method.
+    equal: what all methods have as much of: 'flops' of a student and of the
+      teacher for it; 'steps'; 'examples', the same as 'steps', for the batches
+      are; or 'seconds', which is refused where timings do not repeat.
+    budget: part of the budget at which everything is done; below 1 the result
+      is a prediction, and says so.
+    layers: pairs of activations, as of `plan`.
+    loss: between outputs, as of `plan`.
+    temperature: of the loss.
+    alpha: weight of the labels beside the teacher's output.
+    dtype: to compute in.
+    metrics: as of `distill`; the first decides.
+    workdir: keeps every run there, so that the same call resumes, and writes
+      comparison.{md,csv,png} and search.csv.
+    costs: how FLOPs are found, 'compiled' or 'counted'.
+    report: called with lines of text as the comparison goes on.
+    **options: of `distill`: `last_batch`, `microbatches`, `mesh`, `trainable`.
+
+  Returns:
+    The comparison: `str(found)`, `found.rows`, `found.plot(path)`,
+    `found.best.params`, `found.best.plan`.
+
+  Raises:
+    UserError: methods that do not fit the models or the batches, a budget that
+      is too small for the search, or a clock that cannot be trusted.
+  """
+  num_steps = arguments.whole('num_steps', num_steps, 1, 2**31 - 1)
+  errors.lookup('equal', equal, dict.fromkeys(budgets.EQUAL))
+  errors.lookup('costs', costs, flops_lib.COUNTS)
+  arguments.function('report', report, 'print')
+  for name in options:
+    errors.lookup('option', name, dict.fromkeys(OPTIONS))
+  errors.require(
+    held_out is not None, 'held_out is missing: give examples to evaluate on.'
+  )
+  share = arguments.number('budget', budget, SHARE)
+  begin = starts_lib.starts(student, arguments.whole('seeds', seeds, 1))
+  planner = named_plans.Planner(
+    teacher,
+    begin.student,
+    named_plans.example_of(batches),
+    layers,
+    named_plans.Output(loss, temperature, alpha, dtype),
+  )
+  if methods is None:
+    methods = (*LABELED, *METHODS) if planner.has_classes else METHODS
+  plans = {
+    name: planner.plan(name, entry, num_steps)
+    for name, entry in named_plans.entries(methods).items()
+  }
+  entrants = contest.Contest(
+    plans=plans,
+    starts=begin,
+    batches=batches,
+    evaluation=_evaluation(plans, held_out, metrics),
+    rates=_rates(rates),
+    workdir=None if workdir is None else pathlib.Path(workdir),
+    flops=budgets.Flops(costs),
+    options=options,
+  )
+  lengths = entrants.lengths(max(round(num_steps * share), 1), equal)
+  description = entrants.describe(lengths, equal)
+  report(description)
+  found = dataclasses.replace(
+    entrants.run(lengths, report),
+    description=description,
+    predicted_steps=num_steps if share < 1 else None,
+  )
+  if entrants.workdir is not None:
+    found.write(entrants.workdir)
+  report(found.advice)
+  return found
+
+
+def advise(*args: Any, budget: float = 0.1, **kwargs: Any) -> Any:
+  """A quick comparison, at a tenth of the budget, that predicts the whole.
+
+  Args:
+    *args: of `compare`.
+    budget: part of the budget.
+    **kwargs: of `compare`.
+
+  Returns:
+    The comparison, which says that it is a prediction.
+  """
+  return compare(*args, budget=budget, **kwargs)
+
+
+def _rates(rates: Any) -> tuple[float, ...]:
+  """The learning rates, lowest first; raises UserError for anything else."""
+  errors.require(
+    isinstance(rates, Sequence | np.ndarray) and not isinstance(rates, str),
+    f'rates={rates!r} must be learning rates, as (1e-3, 1e-2).',
+  )
+  errors.require(len(rates) > 0, 'rates is empty: give one at least.')
+  found = optimizers.peaks([arguments.plain(r) for r in rates], len(rates))
+  assert isinstance(found, tuple)
+  errors.require(
+    len(set(found)) == len(found), f'rates={rates!r} has a rate twice.'
+  )
+  return tuple(sorted(found))
+
+
+def _evaluation(
+  plans: dict[str, plan_lib.Plan], held_out: Any, metrics: Any
+) -> held_out_lib.Evaluation:
+  """The evaluation that all methods have; raises UserError if they differ."""
+  first, *others = plans
+  evaluate = lambda name, held_out: held_out_lib.evaluation(
+    plans[name], held_out, 'held_out', metrics
+  )
+  found = evaluate(first, held_out)
+  if hasattr(held_out, '__next__'):  # It is read.
+    held_out = found.held_out
+  by = lambda one: 'the labels' if one.by_labels else "the teacher's outputs"
+  for name in others:
+    other = evaluate(name, held_out)
+    errors.require(
+      (found.by_labels, list(found.metrics))
+      == (other.by_labels, list(other.metrics)),
+      f'Method {first!r} is evaluated by {by(found)}, as '
+      f'{", ".join(found.metrics)}, and {name!r} by {by(other)}, as '
+      f'{", ".join(other.metrics)}: they cannot be compared. Give metrics, or '
+      'leave one of them out.',
+    )
+  return found

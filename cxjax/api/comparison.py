@@ -1,0 +1,248 @@
+"""Results of a comparison: a table, a picture, and what follows from them."""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+from typing import Any
+from typing import TypeAlias
+
+import numpy as np
+
+from cxjax import files
+from cxjax import tables
+from cxjax import types
+from cxjax.analysis import plots
+from cxjax.analysis import spread
+from cxjax.training import metrics as metrics_lib
+
+Row: TypeAlias = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+  """A method at its best learning rate, trained with every seed.
+
+  Attributes:
+    method: its name in the comparison.
+    plan: what was trained.
+    rate: peak learning rate.
+    params: of the student with the best score, in the form it came in.
+    students: the parameters of all students.
+    scores: of each student, by the first metric.
+    history: records of the run, as of `distill`.
+    steps: number of updates.
+    stage_flops: of a step in each stage, the teacher's pass included.
+    at_edge: the rate is the lowest or the highest of several that were tried.
+  """
+
+  method: str
+  plan: Any
+  rate: float
+  params: Any = dataclasses.field(repr=False)
+  students: list[Any] = dataclasses.field(repr=False)
+  scores: tuple[float, ...]
+  history: list[types.Record] = dataclasses.field(repr=False)
+  steps: int
+  stage_flops: tuple[float, ...]
+  at_edge: bool = False
+
+  @property
+  def mean(self) -> float:
+    """Mean score; NaN if a student diverged."""
+    return float(np.mean(self.scores))
+
+  @property
+  def flops(self) -> float:
+    """FLOPs of one student, and of the teacher's passes for it."""
+    return self.flops_until(self.steps)
+
+  def flops_until(self, step: int) -> float:
+    """FLOPs of the first so many steps."""
+    found = 0.0
+    for stage, flops in zip(self.plan.stages, self.stage_flops, strict=True):
+      taken = min(stage.steps, step)
+      found, step = found + taken * flops, step - taken
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Result of `compare`; prints as a table with its conclusion.
+
+  Attributes:
+    contenders: the methods, in the order in which they were given.
+    tried: rows of the search, one for each method, round and learning rate.
+    metric: name of the metric that decides.
+    kind: the metric.
+    batch_size: examples of a step.
+    description: what was compared, and how.
+    predicted_steps: the whole number of steps, if the comparison was made at a
+      part of them; else None.
+  """
+
+  contenders: tuple[Contender, ...]
+  tried: tuple[Row, ...]
+  metric: str
+  kind: metrics_lib.Metric = dataclasses.field(repr=False)
+  batch_size: int
+  description: str = ''
+  predicted_steps: int | None = None
+
+  @property
+  def best(self) -> Contender:
+    """The method with the best mean score."""
+    return self.ranked[0]
+
+  @property
+  def ranked(self) -> list[Contender]:
+    """The methods, best first; those with a student that diverged come last."""
+    sign = -1 if self.kind.higher_is_better else 1
+    key = lambda one: math.inf if math.isnan(one.mean) else sign * one.mean
+    return sorted(self.contenders, key=key)
+
+  @property
+  def rows(self) -> list[Row]:
+    """One row for each method: settings, costs, scores, and the verdict."""
+    return [self._row(one) for one in self.contenders]
+
+  @property
+  def within_spread(self) -> list[tuple[str, str]]:
+    """Pairs of methods whose difference is within the spread."""
+    return [
+      (a.method, b.method)
+      for a, b in itertools.combinations(self.contenders, 2)
+      if spread.differ(a.scores, b.scores) is False
+    ]
+
+  def _row(self, one: Contender) -> Row:
+    finite = [score for score in one.scores if math.isfinite(score)]
+    width = spread.sd(one.scores)
+    digits = lambda value: None if value is None else float(f'{value:.4g}')
+    return {
+      'method': one.method,
+      'learning rate': one.rate,
+      'steps': one.steps,
+      'examples': one.steps * self.batch_size,
+      'TFLOP': float(f'{one.flops / 1e12:.4g}'),
+      f'{self.metric}: mean': digits(one.mean),
+      'sd': digits(width),
+      'min': digits(min(finite, default=math.nan)),
+      'max': digits(max(finite, default=math.nan)),
+      'diverged': len(one.scores) - len(finite),
+      'against the best': self._verdict(one),
+    }
+
+  def _verdict(self, one: Contender) -> str:
+    if one is self.best:
+      return 'best'
+    if math.isnan(one.mean):
+      return 'diverged'
+    differs = spread.differ(one.scores, self.best.scores)
+    if differs is None:
+      return 'unknown: one seed'
+    return 'worse' if differs else 'within the spread'
+
+  @property
+  def advice(self) -> str:
+    """One sentence that follows from the numbers."""
+    best = self.best
+    if math.isnan(best.mean):
+      return 'Every method diverged: try lower learning rates.'
+    chosen = f'{best.method} at a learning rate of {best.rate:g}'
+    score = f'{self.metric} {self._shown(best)}'
+    others = [one for one in self.contenders if one is not best]
+    ties = [one for one in others if self._verdict(one) == 'within the spread']
+    if not others:
+      text = f'There is nothing to compare {chosen} with: {score}'
+    elif len(best.scores) == 1:
+      text = (
+        f'{chosen} came out best, with {score}, but one seed says '
+        'nothing of the spread: repeat it with three or more'
+      )
+    elif ties:
+      cheap = min([best, *ties], key=lambda one: (one.flops, one.steps))
+      names = ', '.join(one.method for one in ties)
+      text = (
+        f'{chosen} has the best mean, {score}, but {names} '
+        f'{"are" if len(ties) > 1 else "is"} within the spread: choose among '
+        f'them by other reasons, or take more seeds; {cheap.method} takes the '
+        'fewest FLOPs'
+      )
+    else:
+      text = (
+        f'Take {chosen}: {score}, better than every other method by more than '
+        'the spread'
+      )
+    if self.predicted_steps is not None:
+      text = (
+        f'A prediction for {self.predicted_steps:,} steps, from '
+        f'{best.steps:,}: {text}'
+      )
+    return f'{text}.'
+
+  def _shown(self, one: Contender) -> str:
+    width = spread.sd(one.scores)
+    return f'{one.mean:.4g}' + ('' if width is None else f' +- {width:.2g}')
+
+  @property
+  def notes(self) -> list[str]:
+    """Reasons for which the comparison may mislead."""
+    edge = [one.method for one in self.contenders if one.at_edge]
+    found = []
+    if edge:
+      found.append(
+        'The best learning rate is the lowest or the highest that was tried '
+        f'for {", ".join(edge)}: other rates may be better.'
+      )
+    if self.predicted_steps is not None:
+      found.append(
+        f'Made at {self.best.steps / self.predicted_steps:.0%} of the steps or '
+        'FLOPs: a method that starts slowly may win at the whole.'
+      )
+    return found
+
+  def __str__(self) -> str:
+    """The table, the rule of the spread, notes, and one sentence of advice."""
+    parts = [
+      self.description,
+      tables.markdown(self.rows).rstrip('\n'),
+      spread.RULE,
+      *self.notes,
+      self.advice,
+    ]
+    return '\n\n'.join(filter(None, parts))
+
+  _repr_markdown_ = __str__
+
+  def plot(self, path: str | pathlib.Path) -> None:
+    """Plots the metric against FLOPs for every method, as PNG.
+
+    Args:
+      path: the file; its folder must exist.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    histories = {
+      one.method: [
+        {**record, 'step': one.flops_until(record['step']) / 1e12}
+        for record in one.history
+      ]
+      for one in self.contenders
+    }
+    plots.curves(
+      histories,
+      self.metric,
+      f'held-out {self.metric}',
+      pathlib.Path(path),
+      xlabel='TFLOP of a student, its teacher included',
+    )
+
+  def write(self, folder: pathlib.Path) -> None:
+    """Writes comparison.{md,csv,png} and search.csv into a folder."""
+    files.write_text(folder / 'comparison.md', f'{self}\n')
+    tables.write_csv(folder / 'comparison.csv', self.rows)
+    if self.tried:
+      tables.write_csv(folder / 'search.csv', self.tried)
+    self.plot(folder / 'comparison.png')

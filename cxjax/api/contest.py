@@ -1,0 +1,318 @@
+"""The runs of a comparison: a search for each method, then its final run."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import fractions
+import functools
+import math
+import pathlib
+from typing import Any
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import errors
+from cxjax import tables
+from cxjax import types
+from cxjax.analysis import search as search_lib
+from cxjax.analysis import spread
+from cxjax.api import budgets
+from cxjax.api import comparison
+from cxjax.api import distill as distill_lib
+from cxjax.api import held_out as held_out_lib
+from cxjax.api import plan as plan_lib
+from cxjax.api import starts as starts_lib
+from cxjax.training import evaluation as evaluation_lib
+
+# The method whose cost in `num_steps` is the budget, if it is compared.
+REFERENCE = 'one_shot'
+Report: TypeAlias = Callable[[str], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+  """All that the methods of a comparison share.
+
+  Attributes:
+    plans: of the methods, by name.
+    starts: of the seeds.
+    batches: that every run reads anew.
+    evaluation: the held-out set and the metrics.
+    rates: learning rates, lowest first.
+    workdir: of all runs, or None.
+    flops: of the steps of a plan.
+    options: of `distill`.
+  """
+
+  plans: dict[str, plan_lib.Plan]
+  starts: starts_lib.Starts
+  batches: Any
+  evaluation: held_out_lib.Evaluation
+  rates: tuple[float, ...]
+  workdir: pathlib.Path | None
+  flops: budgets.Flops
+  options: dict[str, Any]
+
+  @functools.cached_property
+  def metric(self) -> str:
+    """Name of the metric that decides."""
+    return next(iter(self.evaluation.metrics))
+
+  @functools.cached_property
+  def examples(self) -> types.Batch:
+    """The held-out set as `distill` takes it."""
+    unread = () if self.evaluation.by_labels else ('y',)
+    held_out = self.evaluation.held_out
+    return {name: v for name, v in held_out.items() if name not in unread}
+
+  @property
+  def rounds(self) -> tuple[search_lib.Round, ...]:
+    """The rounds of each search."""
+    return search_lib.rounds_of(len(self.rates))
+
+  @property
+  def reference(self) -> str:
+    """The method whose cost is the budget."""
+    return REFERENCE if REFERENCE in self.plans else next(iter(self.plans))
+
+  def lengths(self, num_steps: int, equal: str) -> dict[str, int]:
+    """Number of steps of each method.
+
+    Args:
+      num_steps: of the reference.
+      equal: of `budgets.EQUAL`.
+
+    Returns:
+      Steps by method.
+
+    Raises:
+      UserError: the budget is too small for a round of the search.
+    """
+    self._check_length(self.reference, num_steps)
+    found = dict.fromkeys(self.plans, num_steps)
+    if equal in ('flops', 'seconds'):
+      price: budgets.Price = self.flops
+      if equal == 'seconds':
+        price = budgets.Seconds(self.batches, self.examples)
+      whole = budgets.scaled(self.plans[self.reference], num_steps)
+      budget = budgets.total(whole, price)
+      for name, plan in self.plans.items():
+        found[name] = budgets.steps_for(plan, budget, price)
+    for name, steps in found.items():
+      self._check_length(name, steps)
+    return found
+
+  def _check_length(self, name: str, steps: int) -> None:
+    stages = len(self.plans[name].stages)
+    share = self.rounds[0].share if self.rounds else 1.0
+    errors.require(
+      int(steps * share) >= stages,
+      f'The budget is too small: it gives method {name!r}, of {stages} '
+      f'stage{"s" * (stages > 1)}, {steps} steps, and {int(steps * share)} of '
+      'them in the first round of the search. It needs '
+      f'{math.ceil(stages / share)} steps: raise num_steps or budget, or give '
+      'fewer rates.',
+    )
+
+  def describe(self, lengths: dict[str, int], equal: str) -> str:
+    """Describes what is compared, how, and at what cost, before it starts.
+
+    Args:
+      lengths: steps by method.
+      equal: what is equal.
+
+    Returns:
+      Markdown.
+    """
+    parts = [
+      f'{one.settings} for {fractions.Fraction(one.share)} of the budget'
+      for one in self.rounds
+    ]
+    rates = ', '.join(f'{rate:g}' for rate in self.rates)
+    search = f'Learning rate {rates}'
+    if self.rounds:
+      search = (
+        f'Learning rates {rates}, by successive halving with the first seed: '
+        f'{", then the best ".join(parts)}'
+      )
+    seeds = len(self.starts.params)
+    rows = [self._cost(name, steps) for name, steps in lengths.items()]
+    whole = sum(row['TFLOP in all'] for row in rows)
+    same = 'FLOPs, the teacher charged,' if equal == 'flops' else equal
+    lines = [
+      f'Comparison by held-out {self.metric}, at equal {same} of '
+      f'{self.reference} in {lengths[self.reference]:,} steps. {search}; then '
+      f'the best rate with {seeds} seed{"s" * (seeds > 1)} for the whole '
+      f'budget. {self.starts.how}{self._teacher_score()}',
+      tables.markdown(rows).rstrip('\n'),
+      f'In all at most {whole:.3g} TFLOP; rates of a round and seeds run side '
+      "by side and share the teacher's passes.",
+    ]
+    return '\n\n'.join(lines)
+
+  def _teacher_score(self) -> str:
+    """A sentence with the score of the teacher, if there are labels."""
+    if not self.evaluation.by_labels:
+      return ''
+    teacher = self.plans[self.reference].teacher
+    score = jax.jit(
+      functools.partial(
+        evaluation_lib.evaluate,
+        apply=teacher.apply,
+        metrics=self.evaluation.metrics,
+      )
+    )(teacher.params, self.evaluation.held_out)[self.metric]
+    return f' The teacher itself has {self.metric} {float(score):.4g}.'
+
+  def _cost(self, name: str, steps: int) -> dict[str, Any]:
+    """The row of a method in the table of costs."""
+    plan, seeds = self.plans[name], len(self.starts.params)
+    sizes = [(one.settings, int(steps * one.share)) for one in self.rounds]
+    sizes.append((seeds, steps))
+    cost = lambda n: budgets.total(budgets.scaled(plan, n), self.flops) / 1e12
+    return {
+      'method': name,
+      'stages': ', '.join(stage.name for stage in plan.stages),
+      'steps': steps,
+      'student steps in all': sum(count * n for count, n in sizes),
+      'TFLOP of a student': float(f'{cost(steps):.4g}'),
+      'TFLOP in all': sum(count * cost(n) for count, n in sizes),
+    }
+
+  def run(
+    self, lengths: dict[str, int], report: Report
+  ) -> comparison.Comparison:
+    """Runs the search and the final run of every method.
+
+    Args:
+      lengths: steps by method.
+      report: called with a line for each.
+
+    Returns:
+      The comparison.
+    """
+    contenders, tried = [], []
+    for name, steps in lengths.items():
+      rate, rows = self._search(name, steps)
+      tried += rows
+      contenders.append(self._final(name, steps, rate))
+      found = contenders[-1]
+      width = spread.sd(found.scores)
+      report(
+        f'{name}: {self.metric} {found.mean:.4g}'
+        + ('' if width is None else f' +- {width:.2g}')
+        + f' at a learning rate of {rate:g}, {steps:,} steps'
+      )
+    return comparison.Comparison(
+      tuple(contenders),
+      tuple(tried),
+      self.metric,
+      self.evaluation.metrics[self.metric],
+      jax.tree.leaves(self.plans[self.reference].batch)[0].shape[0],
+    )
+
+  def _search(
+    self, name: str, steps: int
+  ) -> tuple[float, list[comparison.Row]]:
+    """The best learning rate of a method, and all that were tried."""
+
+    def run(rates: list[float], one: search_lib.Round) -> list[float]:
+      folder = f'{name} at {one.share:g}'
+      n = int(steps * one.share)
+      pairs = [(rate, 0) for rate in rates]
+      return self._train(name, n, pairs, folder, n)[2]
+
+    found = search_lib.halving(self.rates, run, self._rank)
+    rows = [
+      {
+        'method': name,
+        'share of the budget': one.share,
+        'steps': int(steps * one.share),
+        'learning rate': tried.setting,
+        self.metric: tried.found,
+      }
+      for one, results in found
+      for tried in results
+    ]
+    return (found[-1][1][0].setting if found else self.rates[0]), rows
+
+  def _rank(self, score: float) -> float:
+    """Sort key of a score; the best has the smallest."""
+    if math.isnan(score):
+      return math.inf
+    higher = self.evaluation.metrics[self.metric].higher_is_better
+    return -score if higher else score
+
+  def _final(self, name: str, steps: int, rate: float) -> comparison.Contender:
+    """A method at a learning rate, with every seed."""
+    pairs = [(rate, seed) for seed in range(len(self.starts.params))]
+    students, history, scores = self._train(name, steps, pairs, name, None)
+    best = min(range(len(scores)), key=lambda i: self._rank(scores[i]))
+    plan = budgets.scaled(self.plans[name], steps)
+    return comparison.Contender(
+      method=name,
+      plan=plan,
+      rate=rate,
+      params=students[best],
+      students=students,
+      scores=tuple(scores),
+      history=history,
+      steps=steps,
+      stage_flops=tuple(self.flops(plan, i) for i in range(len(plan.stages))),
+      at_edge=len(self.rates) > 2 and rate in (self.rates[0], self.rates[-1]),
+    )
+
+  def _train(
+    self,
+    name: str,
+    steps: int,
+    pairs: Sequence[tuple[float, int]],
+    folder: str,
+    eval_every: int | None,
+  ) -> tuple[list[Any], list[types.Record], list[float]]:
+    """Students of a method side by side.
+
+    Args:
+      name: of the method.
+      steps: of each.
+      pairs: the learning rate and the seed of each.
+      folder: of the run, in that of the comparison.
+      eval_every: as of `distill`.
+
+    Returns:
+      The students, the history, and the score of each, NaN if it diverged.
+    """
+    plan = budgets.scaled(self.plans[name], steps)
+    starts = [self.starts.params[seed] for _, seed in pairs]
+    student = dataclasses.replace(plan.student, params=starts)
+    workdir = None
+    if self.workdir is not None:
+      workdir = self.workdir / folder
+    students, history = distill_lib.distill(
+      dataclasses.replace(plan, student=student),
+      self.batches,
+      held_out=self.examples,
+      metrics=self.evaluation.metrics,
+      learning_rate=[rate for rate, _ in pairs],
+      seed=[seed for _, seed in pairs],
+      eval_every=eval_every,
+      workdir=workdir,
+      diverged='keep',
+      **self.options,
+    )
+    scores = history[-1][f'eval/{self.metric}']
+    return students, history, list(map(_score, scores, students))
+
+
+def _score(score: float, student: Any) -> float:
+  """A score; NaN of a student whose parameters are not finite."""
+  real = (
+    leaf
+    for leaf in jax.tree.leaves(student)
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+  )
+  finite = all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in real)
+  return score if finite and math.isfinite(score) else math.nan

@@ -1,0 +1,58 @@
+"""Tests of equal budgets."""
+
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from cxjax import errors
+from cxjax.api import budgets
+from small_networks import PLAN
+
+
+class BudgetsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (20, (8, 12), (8, 12)),
+    (10, (8, 12), (4, 6)),
+    (2, (8, 12), (1, 1)),
+    (5, (1, 1, 1_000), (1, 1, 3)),
+    (1_000_000, (1, 2), (333_333, 666_667)),
+  )
+  def test_split(self, total, parts, expected):
+    self.assertEqual(budgets.split(total, parts), expected)
+
+  def test_a_plan_of_another_length_has_the_same_stages(self):
+    plan = budgets.scaled(PLAN, 10)
+    self.assertEqual([stage.steps for stage in plan.stages], [4, 6])
+    for one, stage, old in zip(
+      plan.planned, plan.stages, PLAN.planned, strict=True
+    ):
+      self.assertIs(one.stage, stage)
+      self.assertEqual(stage.objective, old.stage.objective)
+      self.assertEqual(one.mask, old.mask)
+
+  def test_steps_of_equal_cost(self):
+    price = lambda plan, index: (1.0, 5.0)[index]
+    # The hidden stage has .4 of the steps: a step costs 3.4.
+    found = budgets.steps_for(PLAN, 3_400.0, price)
+    self.assertBetween(found, 999, 1_001)
+    cost = budgets.total(budgets.scaled(PLAN, found), price)
+    self.assertBetween(cost, 3_390, 3_400)
+    self.assertEqual(budgets.steps_for(PLAN, 6.0, price), 2)
+    self.assertEqual(budgets.steps_for(PLAN, 5.9, price), 0)
+
+  def test_flops_are_found_once_for_an_objective(self):
+    flops = budgets.Flops('counted')
+    expected = [one.student_flops + one.teacher_flops for one in PLAN.costed]
+    self.assertEqual([flops(PLAN, i) for i in range(2)], expected)
+    with mock.patch.object(budgets, '_alone', side_effect=AssertionError):
+      flops(budgets.scaled(PLAN, 10), 1)
+
+  def test_a_clock_is_trusted_that_repeats_itself(self):
+    self.assertAlmostEqual(budgets.trusted([0, 1.0, 2.05, 3.0]), 1.0)
+    with self.assertRaisesRegex(errors.UserError, "20%.*equal='flops'"):
+      budgets.trusted([0, 1.0, 2.2, 3.2])
+
+
+if __name__ == '__main__':
+  absltest.main()

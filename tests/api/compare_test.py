@@ -1,0 +1,270 @@
+"""Tests of comparisons: the runs once, the refusals, and the conclusions."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import pathlib
+import tempfile
+
+from absl.testing import parameterized
+import numpy as np
+import pytest
+
+import cxjax
+from cxjax import errors
+from cxjax.api import comparison
+from cxjax.training import metrics as metrics_lib
+from small_networks import BIG
+from small_networks import PLAN
+from small_networks import SMALL
+from small_networks import batches
+from small_networks import parameters
+from small_networks import two_layers
+
+INPUTS = batches()
+
+
+def labels(x):
+  return np.asarray(np.argmax(two_layers(BIG.params, x)[0], axis=-1))
+
+
+DATA = [(x, labels(x)) for x in INPUTS]
+HELD_OUT = np.concatenate(INPUTS[:4]), labels(np.concatenate(INPUTS[:4]))
+PAIR = {'layers': [('high', 'low')]}
+
+
+def compare(student=SMALL, data=DATA, held_out=HELD_OUT, **kwargs):
+  """A comparison of few steps; its texts go into `said`."""
+  options = dict(num_steps=20, rates=(1e-2,), seeds=2, costs='counted')
+  options |= {'report': lambda text: None, **kwargs}
+  return cxjax.compare(BIG, student, data, held_out=held_out, **options)
+
+
+@pytest.mark.slow
+class RunTest(parameterized.TestCase):
+  """One comparison, which all tests look at."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.said, cls.folder = [], pathlib.Path(tempfile.mkdtemp())
+    cls.compare = functools.partial(
+      compare,
+      methods={
+        'short': {'method': 'extracted_labels', **PAIR, 'share': 0.25},
+        'one_shot': {'method': 'one_shot'},
+      },
+      rates=(3e-2, 1e-2),
+      workdir=cls.folder,
+      report=cls.said.append,
+    )
+    cls.found = cls.compare()
+
+  def test_budgets_are_equal(self):
+    short, one_shot = self.found.contenders
+    self.assertEqual((one_shot.steps, len(one_shot.students)), (20, 2))
+    # One step less than the budget at most.
+    self.assertLess(0, one_shot.flops - short.flops + 1)
+    self.assertLess(one_shot.flops - short.flops, max(short.stage_flops))
+    steps = [stage.steps for stage in short.plan.stages]
+    self.assertAlmostEqual(steps[0] / short.steps, 0.25, delta=0.05)
+    # The teacher is charged where it runs: not in the last stage of `short`.
+    labels, output = short.plan.costed[-1], one_shot.plan.costed[0]
+    self.assertEqual(labels.teacher_flops, 0)
+    self.assertEqual(short.stage_flops[-1], labels.student_flops)
+    self.assertEqual(
+      one_shot.stage_flops, (output.student_flops + output.teacher_flops,)
+    )
+
+  def test_every_method_is_searched_alike(self):
+    settings = [
+      (row['method'], row['share of the budget'], row['learning rate'])
+      for row in self.found.tried
+    ]
+    expected = itertools.product(('short', 'one_shot'), [0.5], (1e-2, 3e-2))
+    self.assertCountEqual(settings, expected)
+    for one in self.found.contenders:
+      scores = {
+        row['learning rate']: row['accuracy']
+        for row in self.found.tried
+        if row['method'] == one.method
+      }
+      self.assertEqual(scores[one.rate], max(scores.values()))
+
+  def test_the_best_is_the_student_of_the_best_score(self):
+    best = self.found.best
+    rows = {row['method']: row for row in self.found.rows}
+    means = [row['accuracy: mean'] for row in rows.values()]
+    self.assertEqual(rows[best.method]['accuracy: mean'], max(means))
+    self.assertEqual(rows[best.method]['against the best'], 'best')
+    got, _ = two_layers(best.params, HELD_OUT[0])
+    accuracy = np.mean(np.argmax(got, -1) == HELD_OUT[1])
+    self.assertAlmostEqual(accuracy, max(best.scores), places=6)
+
+  def test_says_what_it_costs_before_it_starts(self):
+    first = self.said[0]
+    self.assertIn('of one_shot in 20 steps', first)
+    self.assertIn('2 for 1/2 of the budget; then the best rate', first)
+    self.assertIn('teacher itself has accuracy 1', first)
+    self.assertIn('In all at most', first)
+    self.assertEqual(self.said[-1], self.found.advice)
+    self.assertTrue(str(self.found).endswith(self.found.advice))
+
+  def test_writes_and_resumes(self):
+    for name in ('comparison.md', 'comparison.csv', 'search.csv'):
+      self.assertTrue((self.folder / name).exists())
+    before = (self.folder / 'comparison.png').read_bytes()
+    logs = [*self.folder.rglob('metrics.jsonl')]
+    self.assertLen(logs, 4)
+    times = {path: path.read_bytes() for path in logs}
+    again = self.compare()
+    self.assertEqual(str(again), str(self.found))
+    self.assertEqual({path: path.read_bytes() for path in logs}, times)
+    again.plot(self.folder / 'again.png')
+    self.assertEqual((self.folder / 'again.png').read_bytes(), before)
+
+
+class RefusalTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (dict(methods=()), 'methods is empty'),
+    (dict(methods=('one_shot', 'joint', 'one_shot')), "'one_shot' 2 times"),
+    (dict(methods=('one_shoot',)), "mean 'one_shot'"),
+    (dict(methods={'a/b': {'method': 'joint'}}), "'a/b'.*slashes"),
+    (dict(methods={'a': 'joint'}), r"methods\['a'\]='joint' must be a plan"),
+    (dict(methods={'a': {'method': 'joint', 'hard': 1}}), 'option of joint'),
+    (dict(methods=('progressive',)), 'earlier checkpoints'),
+    (dict(methods=('joint',), layers=()), 'layers=.. leaves none'),
+    (dict(rates=()), 'rates is empty'),
+    (dict(rates=1e-3), 'rates=0.001 must be'),
+    (dict(rates=(1e-3, 1e-3)), 'has a rate twice'),
+    (dict(rates=(1e-3, -1.0)), 'learning_rate=-1.0'),
+    (dict(equal='flop'), "mean 'flops'"),
+    (dict(budget=0.0), 'budget=0.0'),
+    (dict(seeds=0), 'seeds=0'),
+    (dict(held_out=None), 'held_out is missing'),
+    (dict(data=iter(DATA)), 'an iterator, which can be read once'),
+    (dict(data=[]), 'batches is empty'),
+    (dict(optimizer=1), "option 'optimizer'"),
+    (
+      dict(num_steps=3, rates=(1, 2, 3)),
+      "'one_shot'.*0 of them.* needs 4 st",
+    ),
+  )
+  def test_refuses(self, arguments, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      compare(**{'methods': ('supervised', 'one_shot'), **arguments})
+
+  def test_labels_that_are_not_there(self):
+    for name in ('supervised', 'extracted_labels'):
+      with self.assertRaisesRegex(errors.UserError, f'{name!r} .*have none'):
+        compare(data=INPUTS, held_out=HELD_OUT[0], methods=('one_shot', name))
+
+  def test_logits_where_outputs_are_embeddings(self):
+    for name in ('supervised', 'extracted_labels'):
+      message = f"{name!r} reads .* logits.*'cosine' they are none"
+      with self.assertRaisesRegex(errors.UserError, message):
+        compare(methods=('one_shot', name), loss='cosine')
+
+  def test_plans_of_other_models_or_batches(self):
+    other = cxjax.from_fn(two_layers, parameters(5))
+    wide = cxjax.from_fn(two_layers, parameters(1, low=7))
+    plan = functools.partial(cxjax.plan, num_steps=9)
+    for what, found in (
+      ('teacher', plan(other, SMALL, DATA[0])),
+      ('student', plan(BIG, wide, DATA[0])),
+      ('batch', PLAN),
+    ):
+      with self.assertRaisesRegex(
+        errors.UserError, f"'mine' has another {what}"
+      ):
+        compare(methods={'mine': found})
+
+  def test_scores_that_cannot_be_compared(self):
+    target = np.full((8, 3), 1 / 3, np.float32)
+    data = [(INPUTS[0], target)]
+    term = cxjax.Term(target='labels', loss='mse')
+    stage = cxjax.Stage('labels', 20, term)
+    own = cxjax.plan(BIG, SMALL, data[0], stages=stage)
+    methods = {'own': own, 'one_shot': {'method': 'one_shot'}}
+    message = "'own' is evaluated by the labels.*by the teacher's outputs"
+    with self.assertRaisesRegex(errors.UserError, message):
+      compare(data=data, held_out=data[0], methods=methods, loss='mse')
+
+
+def contender(method, scores, rate=1e-2, flops=1.0):
+  return comparison.Contender(
+    method=method,
+    plan=PLAN,
+    rate=rate,
+    params=None,
+    students=[],
+    scores=scores,
+    history=[],
+    steps=20,
+    stage_flops=(flops, flops),
+  )
+
+
+def conclude(*contenders, **kwargs):
+  kind = metrics_lib.METRICS['accuracy']
+  return comparison.Comparison(contenders, (), 'accuracy', kind, 8, **kwargs)
+
+
+class ConclusionTest(parameterized.TestCase):
+  GOOD = contender('good', (0.90, 0.91, 0.92))
+  NEAR = contender('near', (0.89, 0.90, 0.93), flops=0.5)
+  BAD = contender('bad', (0.50, 0.51, 0.52))
+
+  def test_a_winner(self):
+    found = conclude(self.BAD, self.GOOD)
+    self.assertEqual(found.best.method, 'good')
+    self.assertEqual(
+      found.advice,
+      'Take good at a learning rate of 0.01: accuracy 0.91 +- 0.01, better '
+      'than every other method by more than the spread.',
+    )
+    verdicts = [row['against the best'] for row in found.rows]
+    self.assertEqual(verdicts, ['worse', 'best'])
+    self.assertEqual(found.within_spread, [])
+
+  def test_a_tie(self):
+    found = conclude(self.GOOD, self.NEAR, self.BAD)
+    self.assertIn('but near is within the spread', found.advice)
+    self.assertIn('near takes the fewest FLOPs', found.advice)
+    self.assertEqual(found.within_spread, [('good', 'near')])
+
+  def test_one_seed_says_nothing_of_the_spread(self):
+    found = conclude(contender('a', (0.5,)), contender('b', (0.9,)))
+    self.assertIn('one seed says nothing of the spread', found.advice)
+    self.assertEqual(found.rows[0]['against the best'], 'unknown: one seed')
+    self.assertIsNone(found.rows[0]['sd'])
+
+  def test_what_diverged_is_never_the_best(self):
+    broken = contender('broken', (0.99, math.nan, 0.99))
+    found = conclude(broken, self.BAD)
+    self.assertEqual(found.best.method, 'bad')
+    self.assertEqual(found.rows[0]['diverged'], 1)
+    self.assertEqual(found.rows[0]['against the best'], 'diverged')
+    self.assertIn('lower learning rates', conclude(broken).advice)
+
+  def test_lower_may_be_better(self):
+    found = conclude(self.GOOD, self.BAD)
+    kind = dataclasses.replace(found.kind, higher_is_better=False)
+    found = dataclasses.replace(found, kind=kind)
+    self.assertEqual(found.best.method, 'bad')
+
+  def test_a_prediction_says_so(self):
+    found = conclude(self.GOOD, self.BAD, predicted_steps=200)
+    self.assertIn('A prediction for 200 steps, from 20: Take', found.advice)
+    self.assertIn('Made at 10%', str(found))
+
+  def test_a_rate_at_the_edge_is_noted(self):
+    edge = dataclasses.replace(self.BAD, at_edge=True)
+    self.assertIn('tried for bad', str(conclude(self.GOOD, edge)))
+
+  def test_flops_of_each_stage(self):
+    one = dataclasses.replace(self.GOOD, stage_flops=(10.0, 1.0))
+    # Stages of 8 and 12 steps.
+    self.assertEqual(one.flops_until(8), 80)
+    self.assertEqual((one.flops_until(10), one.flops), (82, 92))
