@@ -21,12 +21,28 @@ def split(tree: Any, parts: int) -> Any:
 
 
 def apply(fun: Callable[[Any], Any], tree: Any, parts: int) -> Any:
-  """Computes `fun(tree)` one part of the leading axis after the other."""
+  """Computes `fun(tree)` one part of the leading axis after the other.
+
+  Args:
+    fun: of a tree of `[B, ...]` leaves to another; each row by itself.
+    tree: its argument.
+    parts: number of parts. If they do not divide `B`, rows are repeated to fill
+      them up, and what `fun` makes of those is dropped.
+
+  Returns:
+    The tree of `[B, ...]` leaves.
+  """
   if parts == 1:
     return fun(tree)
+  size = jax.tree.leaves(tree)[0].shape[0]
+  whole = -(-size // parts) * parts
+  if whole > size:
+    rows = jnp.arange(whole) % size
+    tree = jax.tree.map(lambda leaf: leaf[rows], tree)
   out = jax.lax.map(fun, split(tree, parts))
   join = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
-  return jax.tree.map(join, out)
+  out = jax.tree.map(join, out)
+  return out if whole == size else jax.tree.map(lambda leaf: leaf[:size], out)
 
 
 def value_and_grad(fun: Callable[..., Any], parts: int) -> Callable[..., Any]:

@@ -33,7 +33,7 @@ def evaluate(
     metrics: names of registered metrics, or a mapping as for
       `metrics.resolve`.
     parts: parts of the batch that are computed one after the other, to save
-      memory; they divide `N`.
+      memory; any number.
 
   Returns:
     A scalar for each; by default `{'accuracy': in [0, 1], 'loss': in nats,

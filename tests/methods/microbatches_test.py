@@ -17,7 +17,7 @@ class MicrobatchesTest(parameterized.TestCase):
       found['x'][:, :, 0], [[0, 6], [2, 8], [4, 10]]
     )
 
-  @parameterized.parameters(1, 2, 3, 6)
+  @parameterized.parameters(1, 2, 3, 4, 6)
   def test_results_come_back_in_order(self, parts):
     tree = {'x': jnp.arange(12.0).reshape(6, 2), 'y': jnp.arange(6)}
     fun = lambda tree: (tree['x'] * 2, {'sum': tree['x'].sum(1) + tree['y']})

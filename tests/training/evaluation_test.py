@@ -29,7 +29,7 @@ def evaluate(batch, **options):
 
 @pytest.mark.slow
 class EvaluateTest(parameterized.TestCase):
-  @parameterized.product(parts=(1, 2, 4, 12), weighted=(False, True))
+  @parameterized.product(parts=(1, 2, 5, 12), weighted=(False, True))
   def test_is_exact_however_the_set_is_split(self, parts, weighted):
     batch = {**BATCH, 'weights': WEIGHTS} if weighted else BATCH
     found = evaluate(batch, metrics=NAMES, parts=parts)
