@@ -6,6 +6,7 @@ In shapes, `B` is the batch, `L` the length, `P` the number of target positions,
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Up to this vocabulary size, a lookup is a product with one-hot vectors: its
 # gradient is a product too, instead of a scatter that runs row by row.
@@ -16,7 +17,11 @@ MASKED = -1e9
 
 
 def dot_product_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array | None
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  visible: jax.Array | None,
+  bias: jax.Array | None = None,
 ) -> jax.Array:
   """Scaled dot-product attention.
 
@@ -29,6 +34,7 @@ def dot_product_attention(
     value: `[B, K, H, d]`.
     visible: `[B or 1, Q or 1, K]` bool, from `visibility`, or None if every
       query sees every key.
+    bias: `[B or 1, H, Q, K]`, added to the scores, or None.
 
   Returns:
     `[B, Q, H, d]`, in the dtype of `value`.
@@ -40,6 +46,8 @@ def dot_product_attention(
   scores = jnp.einsum(
     'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
   )
+  if bias is not None:
+    scores = scores + bias
   if visible is not None:
     scores = jnp.where(visible[:, None], scores, MASKED)
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
@@ -130,6 +138,34 @@ def visibility(
     same = segments[:, :, None] == segments[:, None]
     visible = same if visible is None else visible & same
   return visible
+
+
+def relative_buckets(length: int, count: int) -> np.ndarray:
+  """Buckets of the distances between tokens.
+
+  Half of them are for keys behind the query. In each half the first half is
+  for one distance each, and the others grow up to a distance of 128.
+
+  Args:
+    length: `L`.
+    count: number of buckets, a multiple of 4.
+
+  Returns:
+    `[L, L]` integers below `count`, of queries and keys.
+
+  References:
+    Raffel et al. "T5", 2019. https://arxiv.org/abs/1910.10683, section 2.1.
+  """
+  places = np.arange(length)
+  ahead = places[None] - places[:, None]
+  half, exact = count // 2, count // 4
+  distance = np.abs(ahead)
+  # In float32, as the models were trained: it decides at the edges.
+  ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+  grown = np.log(ratio) / np.float32(np.log(128 / exact))
+  far = exact + (grown * np.float32(half - exact)).astype(np.int64)
+  bucket = np.where(distance < exact, distance, np.minimum(far, half - 1))
+  return bucket + half * (ahead > 0)
 
 
 def gelu(x: jax.Array) -> jax.Array:

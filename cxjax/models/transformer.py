@@ -35,7 +35,7 @@ PARTITION_RULES: base.PartitionRules = (
   (r'tokens/embedding$', 0),
   (r'logits/kernel$', 1),
   (r'logits_bias$', 0),
-  (r'(position_embedding|transform/kernel)$', None),
+  (r'(position_embedding|relative_bias|transform/kernel)$', None),
 )
 
 
@@ -74,6 +74,14 @@ class Transformer(nn.Module):
       dropout; this is our choice.
     norm_eps: epsilon of the layer norms; 0 for 1e-12 in an encoder, as in BERT,
       and 1e-5 in a decoder, as in GPT-2.
+    pad_token: id of a padding token that takes no position, as in RoBERTa: the
+      others are counted, and it has an embedding of its own, the first one; -1
+      if all tokens are counted.
+    relative_buckets: number of buckets of the distances between tokens, each
+      with a bias of the attention scores of a head, as in MPNet; a multiple of
+      4, or 0 for none.
+    family: Hugging Face family as which the module is written; '' for the first
+      that can hold it.
   """
 
   vocab_size: int
@@ -90,13 +98,17 @@ class Transformer(nn.Module):
   init_std: float = 0.02
   dropout: float = 0.0
   norm_eps: float = 0.0
+  pad_token: int = -1
+  relative_buckets: int = 0
+  family: str = ''
 
   def __post_init__(self) -> None:
     """Raises UserError for sizes that do not fit."""
     for name in ('vocab_size', 'max_length', 'width', 'heads', 'depth'):
       arguments.whole(name, getattr(self, name), 1, MOST)
-    for name in ('num_classes', 'mlp_width'):
+    for name in ('num_classes', 'mlp_width', 'relative_buckets'):
       arguments.whole(name, getattr(self, name), 0, MOST)
+    arguments.whole('pad_token', self.pad_token, -1, MOST)
     for name in ('causal', 'tied', 'remat'):
       arguments.flag(name, getattr(self, name))
     arguments.dtype('dtype', self.dtype)
@@ -106,6 +118,10 @@ class Transformer(nn.Module):
       self.width % self.heads == 0,
       f'heads={self.heads} do not divide width={self.width}: the width of a '
       'head is width / heads.',
+    )
+    errors.require(
+      self.relative_buckets % 4 == 0,
+      f'relative_buckets={self.relative_buckets} must be a multiple of 4.',
     )
     errors.require(
       not self.tied or self.num_classes == self.vocab_size,
@@ -138,9 +154,13 @@ class Transformer(nn.Module):
       epsilon=self.norm_eps or (1e-5 if self.causal else 1e-12),
       dtype=self.dtype,
     )
+    rows = self.max_length + (self.pad_token >= 0)
     self.position_embedding = self.param(
-      'position_embedding', start, (self.max_length, self.width)
+      'position_embedding', start, (rows, self.width)
     )
+    if self.relative_buckets:
+      shape = self.relative_buckets, self.heads
+      self.relative_bias = self.param('relative_bias', start, shape)
     self.tokens = nn.Embed(
       self.vocab_size, self.width, dtype=self.dtype, embedding_init=start
     )
@@ -263,14 +283,15 @@ class Transformer(nn.Module):
     visible = attention.visibility(
       length, self.causal, x.get('mask'), x.get('segments')
     )
+    bias = self._bias(length) if self.relative_buckets else None
     for name, block in zip(self.layers, self.blocks, strict=True):
       below = h
-      h, attended, hidden = block(below, visible, keys)
+      h, attended, hidden = block(below, visible, keys, None, bias)
       activations[name] = h
       activations[f'{name}/attention'] = attended
       activations[f'{name}/mlp'] = hidden
     if positions is not None:
-      h, _, _ = block(below, visible, keys, positions)
+      h, _, _ = block(below, visible, keys, positions, bias)
     if self.causal:
       h = self.final_norm(h)
     activations['final'] = h
@@ -280,14 +301,25 @@ class Transformer(nn.Module):
     """`[B, L, D]` sums of token and position embeddings."""
     table = self.tokens.embedding.astype(self.dtype)
     h = attention.embedding_lookup(table, x['tokens'])
-    positions = self.position_embedding.astype(self.dtype)
-    if 'position_ids' in x:
-      h = h + attention.embedding_lookup(positions, x['position_ids'])
+    positions, ids = self.position_embedding, x.get('position_ids')
+    positions = positions.astype(self.dtype)
+    if self.pad_token >= 0:
+      # The first row is that of the padding token.
+      real = x['tokens'] != self.pad_token
+      ids = jnp.cumsum(real, axis=1) * real if ids is None else ids + 1
+    if ids is not None:
+      h = h + attention.embedding_lookup(positions, ids)
     else:
       h = h + positions[None, : x['tokens'].shape[1]]
     if not self.causal:
       h = self.embeddings_norm(h)
     return attention.dropout(h, x.get('dropout'), 0, self.dropout)
+
+  def _bias(self, length: int) -> jax.Array:
+    """`[1, H, L, L]` biases of the attention scores."""
+    buckets = attention.relative_buckets(length, self.relative_buckets)
+    table = self.relative_bias.astype(jnp.float32)
+    return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None]
 
   def _head(self, h: jax.Array) -> jax.Array:
     if not self.causal:

@@ -48,6 +48,7 @@ class Block(nn.Module):
     visible: jax.Array | None,
     keys: jax.Array | None = None,
     positions: jax.Array | None = None,
+    bias: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes the block.
 
@@ -57,6 +58,8 @@ class Block(nn.Module):
         token.
       keys: `[B]` typed PRNG keys of dropout, or None for no dropout.
       positions: `[B, P]`, where the output is computed; None for everywhere.
+      bias: `[1, H, L, L]`, added to the attention scores of queries and keys,
+        or None.
 
     Returns:
       The outputs of the block, of its attention and of its MLP, `[B, P, D]`
@@ -66,7 +69,7 @@ class Block(nn.Module):
     attention_norm = self.norm(name='attention_norm')
     mlp_norm = self.norm(name='mlp_norm')
     source = attention_norm(h) if self.causal else h
-    attended = self._attend(source, visible, positions)
+    attended = self._attend(source, visible, positions, bias)
     h = attention.take_positions(h, positions)
     h = h + drop(attended, layer=self.dropout_layer + 1)
     if not self.causal:
@@ -84,8 +87,11 @@ class Block(nn.Module):
     source: jax.Array,
     visible: jax.Array | None,
     positions: jax.Array | None,
+    bias: jax.Array | None,
   ) -> jax.Array:
     """Multi-head self-attention; its queries are at the target positions."""
+    if bias is not None and positions is not None:
+      bias = jnp.take(bias[0], positions, axis=1).transpose(1, 0, 2, 3)
     if visible is not None and visible.shape[1] > 1 and positions is not None:
       visible = jnp.broadcast_to(visible, (source.shape[0], *visible.shape[1:]))
       visible = attention.take_positions(visible, positions)
@@ -99,7 +105,7 @@ class Block(nn.Module):
         ('value', source),
       )
     )
-    out = attention.dot_product_attention(query, key, value, visible)
+    out = attention.dot_product_attention(query, key, value, visible, bias)
     return self.dense_out(self.width, name='attention_out')(
       out.reshape(queries.shape)
     )

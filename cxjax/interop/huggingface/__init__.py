@@ -6,10 +6,13 @@ not needed here. The families that can be read are those of `base.FAMILIES`:
 each is registered by its module, which is imported below.
 """
 
+from cxjax.interop.huggingface import distilbert as distilbert
 from cxjax.interop.huggingface import gemma as gemma
 from cxjax.interop.huggingface import llama as llama
 from cxjax.interop.huggingface import mistral as mistral
+from cxjax.interop.huggingface import modernbert as modernbert
 from cxjax.interop.huggingface import qwen as qwen
+from cxjax.interop.huggingface import roberta as roberta
 from cxjax.interop.huggingface.base import FAMILIES
 from cxjax.interop.huggingface.base import Family
 from cxjax.interop.huggingface.base import Parameter

@@ -82,6 +82,7 @@ class Family:
       empty. None allows every field.
     architectures: names of the classes of transformers that can be read; ()
       for any.
+    asked: whether a module is written as this family only if it is asked for.
   """
 
   model_type: str
@@ -101,6 +102,7 @@ class Family:
   )
   known: Sequence[str] | None = None
   architectures: Sequence[str] = ()
+  asked: bool = False
 
 
 FAMILIES: dict[str, Family] = {}
@@ -141,7 +143,11 @@ def family_of(module: Any, model_type: str = '') -> Family:
     )
     errors.require(not reason, reason)
     return family
-  families = [f for f in FAMILIES.values() if isinstance(module, f.module_type)]
+  families = [
+    family
+    for family in FAMILIES.values()
+    if isinstance(module, family.module_type) and not family.asked
+  ]
   reasons = [family.refusal(module) for family in families]
   for family, reason in zip(families, reasons, strict=True):
     if not reason:

@@ -11,11 +11,11 @@ import numpy as np
 
 from cxjax import errors
 from cxjax.interop.huggingface import base
+from cxjax.interop.huggingface import encoders
 from cxjax.models import transformer
 
-WORDS = 'embeddings.word_embeddings.weight'
-POSITIONS = 'embeddings.position_embeddings.weight'
-TYPES = 'embeddings.token_type_embeddings.weight'
+WORDS, TYPES = encoders.WORDS, encoders.TYPES
+POSITIONS = encoders.POSITIONS
 HEAD = 'cls.predictions'
 HEAD_BIAS = f'{HEAD}.bias'
 DECODER = f'{HEAD}.decoder.weight'
@@ -26,18 +26,6 @@ DECODER_BIAS = f'{HEAD}.decoder.bias'
 BUFFERS = ('embeddings.position_ids', 'embeddings.token_type_ids')
 # Read by no output of an encoder or a masked language model.
 UNUSED = ('pooler.', 'cls.seq_relationship.', *BUFFERS)
-LINEAR = {
-  'query': 'attention.self.query',
-  'key': 'attention.self.key',
-  'value': 'attention.self.value',
-  'attention_out': 'attention.output.dense',
-  'mlp_in': 'intermediate.dense',
-  'mlp_out': 'output.dense',
-}
-NORMS = {
-  'attention_norm': 'attention.output.LayerNorm',
-  'mlp_norm': 'output.LayerNorm',
-}
 SIZES = {
   'vocab_size': 'vocab_size',
   'max_length': 'max_position_embeddings',
@@ -51,10 +39,7 @@ FIXED = {
   'position_embedding_type': 'absolute',
   'is_decoder': False,
 }
-# The module has no sentence types. Tokenizers mark the second sentence of a
-# pair with type 1: a table of two equal rows reads it as the first.
-NUM_TYPES = 2
-EPS = 1e-12
+NUM_TYPES, EPS = encoders.NUM_TYPES, encoders.EPS
 DEFAULTS: dict[str, int | float | bool] = {
   'type_vocab_size': NUM_TYPES,
   'layer_norm_eps': EPS,
@@ -98,9 +83,9 @@ def _table(depth: int, head: bool, tied: bool) -> list[base.Parameter]:
   ]
   for i in range(depth):
     layer = f'encoder.layer.{i}'
-    for ours, theirs in LINEAR.items():
+    for ours, theirs in encoders.LINEAR.items():
       table += base.linear(f'block{i}/{ours}', f'{layer}.{theirs}')
-    for ours, theirs in NORMS.items():
+    for ours, theirs in encoders.NORMS.items():
       table += base.norm(f'block{i}/{ours}', f'{layer}.{theirs}')
   if head:
     table += base.linear('transform', f'{HEAD}.transform.dense')
@@ -204,7 +189,7 @@ def _refusal(module: transformer.Transformer) -> str:
       f'num_classes={module.num_classes} is not a head of BERT: it must be '
       f'vocab_size={module.vocab_size}, or 0 with the head left out.'
     )
-  return ''
+  return encoders.unwritten(module)
 
 
 def _config(module: transformer.Transformer) -> base.Config:

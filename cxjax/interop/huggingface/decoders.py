@@ -111,7 +111,9 @@ def register(spec: Spec) -> None:
       module=lambda config, tensors: _module(spec, config, tensors),
       parameters=lambda module: table(module, spec.norms),
       constants=lambda config: {},
-      refusal=lambda module: _refusal(spec, module),
+      refusal=lambda module: refusal(
+        spec.model_type, module, table(module, spec.norms)
+      ),
       config=lambda module: _config(spec, module),
       complete=lambda tensors, module: tensors,
       optional={**OPTIONAL, spec.activation: (str, 'silu'), **spec.optional},
@@ -233,18 +235,28 @@ def _config(spec: Spec, module: decoder.Decoder) -> base.Config:
   }
 
 
-def _refusal(spec: Spec, module: decoder.Decoder) -> str:
-  """The reason why a family cannot hold a module; '' if it can.
+def refusal(
+  model_type: str, module: decoder.Decoder, rows: Sequence[base.Parameter]
+) -> str:
+  """The reason why a family cannot hold a module.
 
   The config of the module is read again: what it cannot hold is then another.
+
+  Args:
+    model_type: name of the family.
+    module: the module.
+    rows: its parameters.
+
+  Returns:
+    The reason; '' if the family can hold the module.
   """
   if module.num_classes not in (0, module.vocab_size):
     return (
       f'num_classes={module.num_classes} is not a head of a language model: it '
       f'must be vocab_size={module.vocab_size}, or 0 with the head left out.'
     )
-  family = base.FAMILIES[spec.model_type]
-  names = {row.tensor: None for row in table(module, spec.norms)}
+  family = base.FAMILIES[model_type]
+  names = {row.tensor: None for row in rows}
   try:
     path = pathlib.Path('config.json')
     config = config_lib.checked(path, family, family.config(module))

@@ -4,6 +4,7 @@ from typing import Any
 
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import config as config_lib
+from cxjax.interop.huggingface import encoders
 from cxjax.models import transformer
 
 LINEAR = {
@@ -150,7 +151,7 @@ def _refusal(module: transformer.Transformer) -> str:
       f'num_classes={module.num_classes} is not a head of GPT-2: it must be '
       f'vocab_size={module.vocab_size}, or 0 with the head left out.'
     )
-  return ''
+  return encoders.unwritten(module)
 
 
 def _config(module: transformer.Transformer) -> base.Config:

@@ -118,6 +118,22 @@ def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
   return {'pad_token_id': found[0]} if found else {}
 
 
+def require_padding(tokenizer: tokenizers.Tokenizer, pad_token: int) -> None:
+  """Raises a UserError for another padding token than the model's.
+
+  Args:
+    tokenizer: the tokenizer.
+    pad_token: id of the token that takes no position; -1 if all take one.
+  """
+  found = special_ids(tokenizer).get('pad_token_id', pad_token)
+  errors.require(
+    pad_token in (-1, found),
+    f'The padding token of the tokenizer has the id {found}, and the positions '
+    f'of the model leave out the id {pad_token}. Take the tokenizer that the '
+    'model was trained with.',
+  )
+
+
 def _special_names(tokenizer: tokenizers.Tokenizer) -> dict[str, str]:
   """The names of a tokenizer's special tokens by role; roles may be missing."""
   found = {}

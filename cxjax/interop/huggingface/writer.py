@@ -63,6 +63,8 @@ def write(
   )
   if tokenizer is not None:
     tokenizer_files.require_size(tokenizer, encoder.vocab_size)
+    pad = getattr(encoder, 'pad_token', -1)
+    tokenizer_files.require_padding(tokenizer, pad)
   if not multihost.is_first():
     return
   with files.written(folder):
