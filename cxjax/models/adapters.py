@@ -1,7 +1,7 @@
 """Model adapters: the form in which `plan` and `distill` take any model.
 
 A `ModelAdapter` returns every activation of a model beside its output, whatever
-library the model is written in; `linen_adapter` and `nnx_adapter` make them of
+library the model is written in; `linen_adapter` and its siblings make them of
 modules.
 """
 
@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
-import operator
-import re
 from typing import Any
 
 import jax
@@ -25,6 +23,7 @@ from cxjax import types
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import training_mode
 from cxjax.models import base
+from cxjax.models import examples
 from cxjax.models import modes
 from cxjax.parallel import partition
 
@@ -163,8 +162,8 @@ def outputs(
   errors.require(
     isinstance(model, ModelAdapter),
     f'The {role} is a {type(model).__name__}, not a ModelAdapter. Make one '
-    'with cxjax.from_linen(module, variables), from_nnx(module) or '
-    'from_fn(apply, params).',
+    'with cxjax.from_linen(module, variables), from_nnx(module), '
+    'from_fn(apply, params), from_equinox, from_haiku or from_keras.',
   )
   params = arguments.shapes(
     f'The tree of parameters of the {role}', model.params
@@ -256,6 +255,7 @@ def from_fn(
   *,
   partition_rules: base.PartitionRules | None = None,
   training: types.Training | None = None,
+  batched: bool = True,
 ) -> ModelAdapter:
   """Adapts a pure function.
 
@@ -275,6 +275,8 @@ def from_fn(
       and with the new values of leaves of `params` that are not trained by the
       gradient, as `{'batch_stats': {...}}`; `{}` if there are none. Weights of
       examples are not known to it.
+    batched: whether the function takes a batch; else it takes one example, and
+      is mapped over the batch.
 
   Returns:
     The model.
@@ -290,44 +292,24 @@ def from_fn(
   fun = modes.without_jit(apply)
   owner = getattr(fun, '__self__', None)
   name = type(owner).__name__ if owner is not None else ''
-  return ModelAdapter(
+  model = ModelAdapter(
     apply,
     params,
-    abilities=declare(owner, partition_rules),
+    abilities=base.declare(owner, partition_rules),
     name=name or getattr(fun, '__name__', ''),
     training=training,
   )
+  return model if batched else per_example(model)
 
 
-def declare(
-  model: Any, partition_rules: base.PartitionRules | None
-) -> base.Abilities:
-  """Abilities of an adapter of `model`; an adapter has no head of its own."""
-  abilities = base.declared(model)
-  if not isinstance(abilities, base.Abilities):
-    abilities = base.Abilities()  # An attribute of the user, of another kind.
-  if partition_rules is None:
-    partition_rules = abilities.partition_rules
-  else:
-    partition_rules = _checked_rules(partition_rules)
+def per_example(
+  model: ModelAdapter, axis_name: str = examples.AXIS
+) -> ModelAdapter:
+  """The model of a batch, from that of one example; see `examples`."""
+  training = model.training and examples.training(model.training, axis_name)
   return dataclasses.replace(
-    abilities, partition_rules=partition_rules, head=False
+    model, apply=examples.apply(model.apply, axis_name), training=training
   )
-
-
-def _checked_rules(rules: Any) -> base.PartitionRules:
-  """Pairs of a regular expression and an axis, or one line."""
-  try:
-    pairs = tuple((pattern, axis) for pattern, axis in rules)
-    for pattern, axis in pairs:
-      re.compile(pattern)
-      operator.index(0 if axis is None else axis)
-  except Exception as error:
-    raise errors.UserError(
-      f'partition_rules={rules!r} must be pairs of a regular expression and an '
-      f"axis or None, as (('kernel$', 1),): {modes.reason(error)}."
-    ) from error
-  return pairs
 
 
 def first(params: Any) -> Any:

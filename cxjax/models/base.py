@@ -8,6 +8,8 @@ its name.
 from collections.abc import Callable
 from collections.abc import Iterable
 import dataclasses
+import operator
+import re
 from typing import Any
 from typing import Protocol
 from typing import TypeAlias
@@ -18,6 +20,7 @@ import jax
 from cxjax import errors
 from cxjax import registration
 from cxjax import types
+from cxjax.models import modes
 
 # Pairs of a regular expression of a parameter's path and the axis of the
 # parameter that is sharded over the 'model' axis of the mesh; an axis of None
@@ -225,3 +228,32 @@ def require_inputs(model: Any, inputs: Iterable[str], purpose: str) -> None:
 def _name(model: Any) -> str:
   """Name of a model in messages."""
   return getattr(model, 'name', None) or type(model).__name__
+
+
+def declare(model: Any, partition_rules: PartitionRules | None) -> Abilities:
+  """Abilities of an adapter of `model`; an adapter has no head of its own."""
+  abilities = declared(model)
+  if not isinstance(abilities, Abilities):
+    abilities = Abilities()  # An attribute of the user, of another kind.
+  if partition_rules is None:
+    partition_rules = abilities.partition_rules
+  else:
+    partition_rules = _checked_rules(partition_rules)
+  return dataclasses.replace(
+    abilities, partition_rules=partition_rules, head=False
+  )
+
+
+def _checked_rules(rules: Any) -> PartitionRules:
+  """Pairs of a regular expression and an axis, or one line."""
+  try:
+    pairs = tuple((pattern, axis) for pattern, axis in rules)
+    for pattern, axis in pairs:
+      re.compile(pattern)
+      operator.index(0 if axis is None else axis)
+  except Exception as error:
+    raise errors.UserError(
+      f'partition_rules={rules!r} must be pairs of a regular expression and an '
+      f"axis or None, as (('kernel$', 1),): {modes.reason(error)}."
+    ) from error
+  return pairs

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
+import functools
 import inspect
+import types as types_lib
 from typing import Any
 from typing import TypeAlias
 
@@ -15,6 +17,8 @@ from cxjax import arguments as arguments_lib
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import targets as targets_lib
+from cxjax.models import captures
+from cxjax.models import whole
 
 # `(module, x, **kwargs) -> output`.
 Call: TypeAlias = Callable[..., Any]
@@ -42,19 +46,27 @@ def call(module: Any, x: types.Input, **kwargs: Any) -> Any:
   Returns:
     The output of the module.
   """
-  try:
-    signature = inspect.signature(module.__call__)
-  except (TypeError, ValueError):
+  found = signature(module)
+  if found is None:
     return module(x, **kwargs)
-  if isinstance(x, Mapping) and _fits_names(signature, x, kwargs):
+  if isinstance(x, Mapping) and _fits_names(found, x, kwargs):
     return module(**x, **kwargs)
   if (
     isinstance(x, tuple | list)
-    and not _binds(signature, x, **kwargs)
-    and _binds(signature, *x, **kwargs)
+    and not _binds(found, x, **kwargs)
+    and _binds(found, *x, **kwargs)
   ):
     return module(*x, **kwargs)
   return module(x, **kwargs)
+
+
+def signature(module: Any) -> inspect.Signature | None:
+  """Signature of calling a module or a function; None if it is not known."""
+  known = isinstance(module, types_lib.FunctionType | functools.partial)
+  try:
+    return inspect.signature(module if known else module.__call__)
+  except (TypeError, ValueError):
+    return None
 
 
 def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
@@ -138,25 +150,33 @@ def to_array(output: Any, name: str) -> jax.Array:
   if isinstance(output, jax.Array):
     return output
   found = dict(_leaves(output))
+  if whole.is_kept():
+    arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(output))
+    named = {path.lstrip('/'): leaf for path, leaf in found.items()}
+    return output if arrays else named
   if isinstance(found.get('/logits'), jax.Array):
     return found['/logits']
   names = ', '.join(path.lstrip('/') for path in list(found)[:8] if path)
   raise errors.UserError(
     f'{name} returns a {type(output).__name__}, not an array'
     + (f', with the arrays {names}' if names else '')
-    + '. Select the array that is its output, as in output=lambda out: out[0].'
+    + '. Select the array that is its output, as in output=lambda out: out[0], '
+    "or give plan a loss for each, as in loss={'0': 'kl', '1': 'mse'}."
   )
 
 
-def activations(intermediates: Mapping[Any, Any]) -> dict[str, jax.Array]:
+def activations(
+  intermediates: Mapping[Any, Any], axes: int = 2
+) -> dict[str, jax.Array]:
   """Captured values by path, without the output of the whole model.
 
   Args:
     intermediates: nested dict of flax; its leaves are tuples, one entry per
       call, or single values.
+    axes: least number of axes of an activation.
 
   Returns:
-    The floating-point arrays with at least two axes.
+    The floating-point arrays with at least as many axes.
   """
   found = {}
   for path, values in traverse_util.flatten_dict(intermediates).items():
@@ -168,10 +188,10 @@ def activations(intermediates: Mapping[Any, Any]) -> dict[str, jax.Array]:
       parents.append(f'{last}()' if method else last)
     values = values if isinstance(values, tuple) else (values,)
     for number, value in enumerate(values, 1):
-      name = '/'.join(parents) + (f'#{number}' if number > 1 else '')
-      for suffix, leaf in _leaves(value):
-        if targets_lib.is_activation(leaf):
-          found[name + ('' if not suffix.strip('0/') else suffix)] = leaf
+      for part, leaf in _leaves(value):
+        if targets_lib.is_activation(leaf, 0 if whole.is_kept() else axes):
+          name = captures.joined('/'.join(parents), number, part.lstrip('/'))
+          found[name] = leaf
   return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 from flax import errors as flax_errors
@@ -12,9 +13,11 @@ from cxjax import errors
 from cxjax import types
 from cxjax.methods import training_mode
 from cxjax.models import adapters
+from cxjax.models import axis_names
 from cxjax.models import base
 from cxjax.models import calls
 from cxjax.models import modes
+from cxjax.models import whole
 
 CAPTURED = 'intermediates'
 # Collections that hold statistics of the batches by convention.
@@ -32,6 +35,8 @@ def from_linen(
   partition_rules: base.PartitionRules | None = None,
   call: calls.Call | None = None,
   training: Mapping[str, Any] | bool | None = None,
+  batched: bool = True,
+  mesh_axes: axis_names.MeshAxes | None = None,
   **kwargs: Any,
 ) -> adapters.ModelAdapter:
   """Adapts a `flax.linen` module.
@@ -63,6 +68,11 @@ def from_linen(
     training: arguments of the call in training mode, beside `kwargs`, as in
       `{'train': True}`; `{}` if there are none. The module gets the random
       streams 'params' and 'dropout'; names of others are `'rngs'` in it.
+    batched: whether the module takes a batch; else it takes one example, and is
+      mapped over the batch.
+    mesh_axes: how the names of `nn.with_partitioning` are sharded, as `{'tp':
+      'model', 'embed': None}`: over the 'model' axis of the mesh, or not.
+      Without it they are ignored.
     **kwargs: arguments of the call for inference, as in `train=False`, or the
       `method` to call.
 
@@ -70,47 +80,56 @@ def from_linen(
     The model. `wrap` returns the trained variables in the form of `variables`.
 
   Raises:
-    UserError: `rngs` is given; or, when the model runs, the module changes its
-      variables or draws random numbers at inference.
+    UserError: `rngs` is given, or a name of an axis is not mapped; or, when the
+      model runs, the module changes its variables or draws random numbers at
+      inference.
   """
   if 'method' in kwargs:
     call = _method(kwargs.pop('method'))
   kwargs, in_training, streams = calls.arguments('from_linen', training, kwargs)
+  boxed = adapters.first(variables)
+  variables = axis_names.unboxed(variables)
   first = adapters.first(variables)
   collections = isinstance(first, Mapping) and 'params' in first
+  names = axis_names.of_boxes(boxed['params'] if collections else boxed)
+  rules = axis_names.rules(names, mesh_axes, partition_rules)
   sets = variables if isinstance(variables, list) else [variables]
   if collections:
     split = [_split(each) for each in sets]
   else:
     split = [(each, {}) for each in sets]
-  run = _Run(module, output, calls.chosen(call))
+  run = _Run(module, output, calls.chosen(call), 2 if batched else 1)
   constant = split[0][1]
   declared: dict[str, Any] = {
-    'abilities': adapters.declare(module, partition_rules),
+    'abilities': base.declare(module, rules),
     'name': type(module).__name__,
   }
+  form = functools.partial(axis_names.reboxed, boxed)
+  batch = (lambda model: model) if batched else adapters.per_example
   if in_training is not None:
     trees = [_joined(*each) for each in split]
-    return adapters.ModelAdapter(
+    model = adapters.ModelAdapter(
       lambda params, x: run.at_inference(*_parted(params, constant), x, kwargs),
       trees if isinstance(variables, list) else trees[0],
-      lambda params: _variables(params, constant, collections),
+      lambda params: form(_variables(params, constant, collections)),
       training=lambda params, x, key: run.in_training(
         *_parted(params, constant), x, in_training, _keys(key, streams)
       ),
       **declared,
     )
+    return batch(model)
   adapters.require_equal_constants([constant for _, constant in split])
   params = [params for params, _ in split]
-  return adapters.ModelAdapter(
+  model = adapters.ModelAdapter(
     lambda params, x: run.at_inference(params, constant, x, kwargs),
     params if isinstance(variables, list) else params[0],
-    (lambda params: {**constant, 'params': params})
-    if collections
-    else (lambda params: params),
+    lambda params: form(
+      {**constant, 'params': params} if collections else params
+    ),
     statistics=(STATISTICS,) if constant.get(STATISTICS) else (),
     **declared,
   )
+  return batch(model)
 
 
 def _method(method: Any) -> calls.Call:
@@ -167,9 +186,14 @@ class _Run:
   """Runs a linen module with all of its activations."""
 
   def __init__(
-    self, module: nn.Module, output: Callable[[Any], Any], call: calls.Call
+    self,
+    module: nn.Module,
+    output: Callable[[Any], Any],
+    call: calls.Call,
+    axes: int,
   ) -> None:
     self._module, self._output, self._call = module, output, call
+    self._axes = axes
     self._name = type(module).__name__
 
   def _apply(
@@ -183,17 +207,19 @@ class _Run:
   ) -> tuple[jax.Array, dict[str, jax.Array], Mapping[str, Any]]:
     """Output, activations and the collections that may change."""
     # Those of `module.init` would be taken for those of this call.
-    rest = {name: leaf for name, leaf in rest.items() if name != CAPTURED}
+    kept = (CAPTURED, *whole.collections())
+    rest = {name: leaf for name, leaf in rest.items() if name not in kept}
     out, state = self._module.apply(
       {**rest, 'params': params},
       x,
       capture_intermediates=True,
-      mutable=[*mutable, CAPTURED],
+      mutable=[*mutable, *kept],
       rngs=rngs,
       method=self._call,
       **kwargs,
     )
-    found = calls.activations(state.get(CAPTURED, {}))
+    found = calls.activations(state.get(CAPTURED, {}), self._axes)
+    found |= whole.sown(state)
     return calls.to_array(self._output(out), self._name), found, state
 
   def at_inference(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import functools
 import math
 from typing import Any
@@ -13,9 +14,12 @@ import jax
 from cxjax import errors
 from cxjax import types
 from cxjax.models import adapters
+from cxjax.models import axis_names
 from cxjax.models import base
 from cxjax.models import calls
+from cxjax.models import captures
 from cxjax.models import modes
+from cxjax.models import nnx_tags
 
 # What a step of a student in training mode updates.
 MUTABLE = nnx.Not(nnx.Any(nnx.Param, nnx.RngState, nnx.Intermediate))
@@ -28,15 +32,16 @@ def from_nnx(
   partition_rules: base.PartitionRules | None = None,
   call: calls.Call | None = None,
   training: Mapping[str, Any] | bool | None = None,
+  batched: bool = True,
+  mesh_axes: axis_names.MeshAxes | None = None,
   **kwargs: Any,
 ) -> adapters.ModelAdapter:
   """Adapts a `flax.nnx` module; the module itself is not changed.
 
   The activations are what the methods of the module and of its submodules
   return, named by their paths: 'layers/0', 'encoder/attention', and
-  'encoder/features()' for a method other than `__call__`. Values that the
-  module sows as `nnx.Intermediate` are activations too. Only `nnx.Param` is
-  trained.
+  'encoder/features' for a method other than `__call__`. Values that the module
+  sows as `nnx.Intermediate` are activations too. Only `nnx.Param` is trained.
 
   A student that is given in training mode, as a new module is, or with
   `training`, trains in that mode: dropout draws from new keys at every step,
@@ -59,6 +64,10 @@ def from_nnx(
     training: arguments of the call in training mode, beside `kwargs`, as in
       `{'deterministic': False}`. Names of random streams as `'rngs'` in it make
       the `nnx.Rngs` that the call then gets.
+    batched: whether the module takes a batch; else it takes one example, and is
+      mapped over the batch.
+    mesh_axes: how the names of the axes of parameters are sharded, as in
+      `from_linen`.
     **kwargs: arguments of the call for inference.
 
   Returns:
@@ -66,8 +75,9 @@ def from_nnx(
     and with the random streams of the one that was given.
 
   Raises:
-    UserError: `rngs` is given; or, when the model runs, the module changes its
-      variables or draws random numbers at inference.
+    UserError: `rngs` is given, or a name of an axis is not mapped; or, when the
+      model runs, the module changes its variables or draws random numbers at
+      inference.
   """
   kwargs, in_training, streams = calls.arguments('from_nnx', training, kwargs)
   first = adapters.first(model)
@@ -83,16 +93,21 @@ def from_nnx(
     )
   rebuild = functools.partial(_rebuilt, *_split(first))
   graph = _eval_graph(first) if active else None
-  run = functools.partial(_run, calls.chosen(call), output)
+  axes = 2 if batched else 1
+  run = functools.partial(_run, calls.chosen(call), output, axes)
 
-  def apply(params: types.Params, x: types.Input) -> Any:
+  def at_inference(tags: bool, params: types.Params, x: types.Input) -> Any:
     module = rebuild(params, graph)
     before = _variables(module)
-    out, found = run(module, x, kwargs)
-    _require_inference(module, before)
+    out, found = run(module, x, kwargs, tags)
+    plain = lambda params, x: run(rebuild(params, graph), x, kwargs, False)
+    draws = lambda: modes.draws_constants(plain, params, x)
+    _require_inference(module, before, draws)
     return out, found
 
-  def train(params: types.Params, x: types.Input, key: jax.Array) -> Any:
+  def in_training_mode(
+    tags: bool, params: types.Params, x: types.Input, key: jax.Array
+  ) -> Any:
     module = rebuild(params)
     own, other = jax.random.split(key)
     _reseed(module, own)
@@ -100,21 +115,38 @@ def from_nnx(
     if streams:
       keys = jax.random.split(other, len(streams))
       given['rngs'] = nnx.Rngs(**dict(zip(streams, keys, strict=True)))
-    out, found = run(module, x, given)
+    out, found = run(module, x, given, tags)
     return out, found, _tree(module, MUTABLE)
 
+  captured = functools.partial(_captured, type(first).__name__, axes)
   params = [_tree(each, *kinds) for each in models]
-  return adapters.ModelAdapter(
-    apply,
+  names = axis_names.of_module(first)
+  found = adapters.ModelAdapter(
+    lambda params, x: captured(at_inference, params, x),
     params if isinstance(model, list) else params[0],
     rebuild,
-    abilities=adapters.declare(first, partition_rules),
+    abilities=base.declare(
+      first, axis_names.rules(names, mesh_axes, partition_rules)
+    ),
     name=type(first).__name__,
     dropout_layers=tuple(_dropout_layers(first)),
     statistics=() if trains else tuple(_statistics(first)),
-    training=train if trains else None,
+    training=(
+      (lambda params, x, key: captured(in_training_mode, params, x, key))
+      if trains
+      else None
+    ),
     kinds=dict(_kinds(first, *kinds)),
   )
+  return found if batched else adapters.per_example(found)
+
+
+def _captured(title: str, axes: int, fun: Any, *args: Any) -> Any:
+  """Runs a function with and without tags; the activations come second."""
+  tags, plain = (functools.partial(fun, tags) for tags in (True, False))
+  found = captures.captured(tags, plain, title, *args, axes=axes)
+  (out, sown, *rest), activations = found
+  return out, {**activations, **sown}, *rest
 
 
 def _check_modules(models: list[Any]) -> None:
@@ -196,9 +228,7 @@ def _tree(module: nnx.Module, *kinds: Any) -> Any:
   return jax.tree.map(data, state)
 
 
-def _kinds(
-  module: nnx.Module, *kinds: Any
-) -> Iterator[tuple[str, type[Any]]]:
+def _kinds(module: nnx.Module, *kinds: Any) -> Iterator[tuple[str, type[Any]]]:
   """Yields the paths of the variables of `_tree`, and their types."""
   for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Any(*kinds))):
     yield '/'.join(map(str, path)), type(variable)
@@ -218,25 +248,35 @@ def _reseed(module: nnx.Module, key: jax.Array) -> None:
 def _run(
   call: calls.Call,
   output: Callable[[Any], Any],
+  axes: int,
   module: nnx.Module,
   x: types.Input,
   kwargs: Mapping[str, Any],
+  tags: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Output and activations of a module, whose variables may change."""
+  """Output and sown values of a module, whose variables may change."""
   run = nnx.capture(
-    lambda module, x: call(module, x, **kwargs),
-    nnx.Intermediate,
-    method_outputs=nnx.Intermediate,
+    lambda module, x: call(module, x, **kwargs), nnx.Intermediate
   )
-  out, found = run(module, x)
+  with nnx_tags.tagging(module) if tags else contextlib.nullcontext():
+    out, found = run(module, x)
   array = calls.to_array(output(out), type(module).__name__)
-  return array, calls.activations(nnx.to_pure_dict(found))
+  return array, calls.activations(nnx.to_pure_dict(found), axes)
 
 
-def _require_inference(module: nnx.Module, before: Mapping[str, Any]) -> None:
-  """Raises UserError if a module has changed its variables since `before`."""
+def _require_inference(
+  module: nnx.Module, before: Mapping[str, Any], draws: Callable[[], bool]
+) -> None:
+  """Raises UserError if a module has changed its variables since `before`.
+
+  It may take keys that it draws nothing from, as recurrent layers do for the
+  zeros that they begin with.
+  """
   after = _variables(module)
   changed = [path for path in after if after[path] is not before.get(path)]
+  counts = _variables(module, nnx.RngCount).keys()
+  if changed and counts >= set(changed) and not draws():
+    return
   constant = _variables(module, nnx.Param, nnx.RngKey)
   if not constant.keys().isdisjoint(changed):
     # nnx.jit and nnx.remat assign all variables, changed or not.

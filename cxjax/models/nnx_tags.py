@@ -1,0 +1,69 @@
+"""Tags of what the methods of an nnx module return, while it is traced."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import functools
+import inspect
+import threading
+import types
+from typing import Any
+
+from flax import nnx
+
+from cxjax.models import captures
+
+# Classes are changed while a module is traced.
+_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def tagging(module: nnx.Module) -> Iterator[None]:
+  """Tags what the methods of a module and of its submodules return.
+
+  A module carries its name, also where flax takes it apart and puts it together
+  again, as in its scans.
+
+  Args:
+    module: a copy that nobody else has.
+
+  Yields:
+    Nothing.
+  """
+  changed = []
+  with _LOCK:
+    nodes = [(path, node) for path, node in nnx.iter_modules(module)]
+    for path, node in nodes:
+      name = '/'.join(map(str, path))
+      node.cxjax_name = name  # type: ignore[attr-defined]
+    for kind in {type(node) for _, node in nodes}:
+      inherited = {'__call__': inspect.getattr_static(kind, '__call__', None)}
+      for name, method in {**inherited, **vars(kind)}.items():
+        public = name == '__call__' or not name.startswith('_')
+        if public and isinstance(method, types.FunctionType):
+          changed.append((kind, name, vars(kind).get(name)))
+          setattr(kind, name, _tagged(name, method))
+    try:
+      yield
+    finally:
+      for kind, name, own in changed:
+        if own is None:
+          delattr(kind, name)
+        else:
+          setattr(kind, name, own)
+
+
+def _tagged(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+  """A method that tags what it returns; that of the whole model does not."""
+  suffix = '' if name == '__call__' else name
+
+  @functools.wraps(method)
+  def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    out = method(self, *args, **kwargs)
+    path = getattr(self, 'cxjax_name', None)
+    full = '/'.join(part for part in (path, suffix) if part)
+    if path is None or not full:
+      return out
+    return captures.tagged(full, out, nnx.Module)
+
+  return call
