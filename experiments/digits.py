@@ -28,6 +28,7 @@ from cxjax import errors
 from cxjax import tables
 from cxjax import types
 from cxjax.analysis import plots
+from cxjax.analysis import search as search_lib
 from cxjax.configs import cli
 from experiments import paths
 
@@ -190,6 +191,37 @@ def line(method: str, rate: float, history: Sequence[types.Record]) -> Row:
   }
 
 
+def search(
+  teacher: cxjax.ModelAdapter,
+  method: str,
+  batches: Batches,
+  held_out: Examples,
+) -> list[Row]:
+  """Runs every learning rate of a method, with three seeds of their own.
+
+  Args:
+    teacher: the trained teacher.
+    method: a key of `METHODS`.
+    batches: training batches.
+    held_out: held-out set.
+
+  Returns:
+    A row for each rate, best first.
+  """
+
+  def each(rates: list[float]) -> list[Row]:
+    rows = []
+    for rate in rates:
+      seeds = range(100, 103)
+      _, history = run(teacher, method, rate, seeds, batches, held_out)
+      rows.append(line(method, rate, history))
+    return rows
+
+  rank = lambda row: -row['accuracy']
+  found = search_lib.search([lambda _: RATES], each, rank)
+  return [one.found for one in found]
+
+
 def main(argv: list[str]) -> None:
   """Trains the teacher, runs the searches, and writes the comparison."""
   del argv
@@ -205,13 +237,9 @@ def main(argv: list[str]) -> None:
   rows: list[Row] = []
   histories = {}
   for method in METHODS:
-    found = []
-    for rate in RATES:
-      seeds = range(100, 103)
-      _, history = run(teacher, method, rate, seeds, batches, held_out)
-      found.append(line(method, rate, history))
-    best = max(found, key=lambda row: row['accuracy'])['learning rate']
-    tried += found
+    found = search(teacher, method, batches, held_out)
+    best = found[0]['learning rate']
+    tried += sorted(found, key=lambda row: row['learning rate'])
     cli.write(results / 'digits_tune', tables.markdown(tried), tried)
     plan, history = run(teacher, method, best, range(SEEDS), batches, held_out)
     if method == 'extracted':

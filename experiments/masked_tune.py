@@ -32,6 +32,7 @@ import numpy as np
 from cxjax import errors
 from cxjax import tables
 from cxjax.analysis import plots
+from cxjax.analysis import search as search_lib
 from cxjax.configs import cli
 from cxjax.training import metric_log
 from cxjax.training import summary as summary_lib
@@ -147,22 +148,26 @@ def search(
   Returns:
     The overrides and the accuracy of every run, best first.
   """
-  tried: list[tuple[sweeps.Overrides, float]] = []
+  best = lambda tried: tried[0].setting
+  name = _EXPERIMENT.value
+  choices = CHOICES[name].get(method, ())
+  rounds = (
+    lambda _: [{'optimizer.learning_rate': rate} for rate in RATES[name]],
+    lambda tried: [{**best(tried), **choice} for choice in choices],
+  )
 
-  def add(overrides: sweeps.Overrides) -> None:
-    # The first seed of a finished final run is that of the search.
-    final = _folder(method, overrides, workdir) / 'summary.json'
-    seeds = _SEEDS.value if final.exists() else 1
-    summary = attempt(method, overrides, workdir, seeds)
-    tried.append((overrides, summary['final']['accuracy'][0]))
-    tried.sort(key=lambda item: -item[1])
+  def run(settings: list[sweeps.Overrides]) -> list[float]:
+    found = []
+    for overrides in settings:
+      # The first seed of a finished final run is that of the search.
+      final = _folder(method, overrides, workdir) / 'summary.json'
+      seeds = _SEEDS.value if final.exists() else 1
+      summary = attempt(method, overrides, workdir, seeds)
+      found.append(summary['final']['accuracy'][0])
+    return found
 
-  for rate in RATES[_EXPERIMENT.value]:
-    add({'optimizer.learning_rate': rate})
-  best = tried[0][0]
-  for choice in CHOICES[_EXPERIMENT.value].get(method, ()):
-    add({**best, **choice})
-  return tried
+  tried = search_lib.search(rounds, run, lambda accuracy: -accuracy)
+  return [(one.setting, one.found) for one in tried]
 
 
 def describe(overrides: sweeps.Overrides) -> str:

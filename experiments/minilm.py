@@ -43,6 +43,7 @@ from cxjax import files
 from cxjax import tables
 from cxjax import types
 from cxjax.analysis import plots
+from cxjax.analysis import search as search_lib
 from cxjax.configs import cli
 from cxjax.data import corpus as corpus_lib
 from cxjax.data import tokenized_corpus
@@ -312,11 +313,15 @@ def search(comparison: Comparison, results: pathlib.Path) -> dict[str, float]:
   """
   best, tried = {}, []
   for method in METHODS:
-    found = [
-      comparison.run(method, rate, _STEPS.value // 3)[0] for rate in RATES
+    run = lambda rates, method=method: [
+      comparison.run(method, rate, _STEPS.value // 3)[0] for rate in rates
     ]
-    best[method] = max(found, key=lambda f: f['cosine'])['learning rate']
-    tried += [line(one) for one in found]
+    found = search_lib.search(
+      [lambda _: RATES], run, lambda found: -found['cosine'][0]
+    )
+    best[method] = found[0].setting
+    found.sort(key=lambda one: one.setting)
+    tried += [line(one.found) for one in found]
     cli.write(results / 'minilm_tune', tables.markdown(tried), tried)
   return best
 

@@ -15,7 +15,6 @@ Writes EXPERIMENT_tune.{md,csv} into --results. Finished runs are not run again.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterable
 import dataclasses
 import pathlib
 from typing import Any
@@ -27,6 +26,7 @@ import ml_collections
 
 from cxjax import errors
 from cxjax import tables
+from cxjax.analysis import search as search_lib
 from cxjax.configs import cli
 from cxjax.training import summary as summary_lib
 from experiments import base
@@ -134,33 +134,33 @@ def search(method: str, space: Space, workdir: pathlib.Path) -> list[Tried]:
   Returns:
     The overrides and the summary of every run, best first.
   """
-  tried: dict[tuple[tuple[str, Any], ...], summary_lib.Summary] = {}
-
-  def best_of(candidates: Iterable[sweeps.Overrides]) -> dict[str, Any]:
-    """Runs what was not run before; the best of all runs so far."""
-    for overrides in candidates:
-      key = tuple(sorted(overrides.items()))
-      if key not in tried:
-        config = start_config(method, space)
-        tried[key] = sweeps.run(config, overrides, workdir)
-    return dict(min(tried, key=lambda key: rank(tried[key])))
-
+  best = lambda tried: tried[0].setting
+  staged = method in STAGED
   shares = tuple(length / space.budget for length in space.lengths)
   start: dict[str, Any] = {}
-  if method in STAGED:
+  if staged:
     start[f'{method}.share'] = shares[0]
   if method == 'progressive':
     start['progressive.scores'] = space.scores[:1]
-  best = best_of({**start, 'optimizer.learning_rate': r} for r in space.rates)
-  best = best_of(
-    [best, *({**best, 'student.init_std': s} for s in space.inits)]
+  rounds = (
+    lambda _: [{**start, 'optimizer.learning_rate': r} for r in space.rates],
+    lambda tried: [{**best(tried), 'student.init_std': s} for s in space.inits],
+    lambda tried: [
+      {**best(tried), f'{method}.share': share}
+      for share in (shares if staged else ())
+    ],
+    lambda tried: [
+      {**best(tried), 'progressive.scores': (s,)}
+      for s in (space.scores if method == 'progressive' else ())
+    ],
   )
-  if method in STAGED:
-    best = best_of({**best, f'{method}.share': share} for share in shares)
-  if method == 'progressive':
-    best_of({**best, 'progressive.scores': (s,)} for s in space.scores)
-  found = sorted(tried.items(), key=lambda item: rank(item[1]))
-  return [(dict(key), summary) for key, summary in found]
+
+  def run(settings: list[sweeps.Overrides]) -> list[summary_lib.Summary]:
+    config = start_config(method, space)
+    return [sweeps.run(config, overrides, workdir) for overrides in settings]
+
+  found = search_lib.search(rounds, run, rank)
+  return [(one.setting, one.found) for one in found]
 
 
 def row(method: str, space: Space, tried: Tried, best: bool) -> dict[str, Any]:
