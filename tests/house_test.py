@@ -36,6 +36,7 @@ WHOLE = (
   'tests/api/training_runs_test.py',
   'tests/configs/bad_values_test.py',
   'tests/configs/text_runs_test.py',
+  'tests/interop/huggingface/families_test.py',
   'tests/interop/huggingface/folders_test.py',
   'tests/methods/loss_properties_test.py',
   'tests/parallel/multihost_runs_test.py',
