@@ -71,8 +71,8 @@ def _gemma3(config: base.Config) -> dict[str, Any]:
   pattern = config['sliding_window_pattern'] or 6
   windows = decoders.read_windows(config, lambda i: (i + 1) % pattern > 0)
   thetas = {
-    'full_attention': config['rope_theta'] or 1e6,
-    'sliding_attention': config['rope_local_base_freq'] or 1e4,
+    'full_attention': config['rope_theta'],
+    'sliding_attention': config['rope_local_base_freq'],
   }
   found = rope.read_pair(config, thetas, ('full_attention',))
   return {
@@ -116,7 +116,8 @@ decoders.register(
     optional={
       **OPTIONAL,
       'sliding_window_pattern': (int, None),
-      'rope_local_base_freq': (float, None),
+      'rope_theta': (float, 1e6),
+      'rope_local_base_freq': (float, 1e4),
       'max_position_embeddings': (int, 131_072),
     },
     known=(*KNOWN, '_sliding_window_pattern'),

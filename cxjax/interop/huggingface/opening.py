@@ -1,11 +1,11 @@
 """Opening files of a folder that may come from a stranger."""
 
-import json
 import pathlib
 import stat
 from typing import Any
 
 from cxjax import errors
+from cxjax import files
 
 MOST = 2**28  # Bytes of a text file.
 
@@ -53,8 +53,8 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
   """
   require_regular(path, MOST)
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError, RecursionError) as error:
+    found = files.parse_json(files.read_text(path))
+  except (OSError, ValueError) as error:
     raise errors.UserError(
       f'{path} cannot be read ({error}). Restore it.'
     ) from error

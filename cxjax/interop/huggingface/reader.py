@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import tokenizers
 
+from cxjax import errors
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import config as config_lib
 from cxjax.interop.huggingface import tensors as tensors_lib
@@ -46,7 +47,12 @@ def read(
   family, config = config_lib.read(folder)
   tensors = family.select(tensors_lib.read(folder), config)
   tensors_lib.require_sizes(folder, family, config, tensors)
-  module = family.module(config, tensors)
+  try:
+    module = family.module(config, tensors)
+  except errors.UserError as error:
+    raise errors.UserError(
+      f'The config.json of {folder} describes no model: {error}'
+    ) from error
   table = family.parameters(module)
   params = tensors_lib.variables_of(module)['params']
   want = {

@@ -67,7 +67,8 @@ def read(config: base.Config, theta: float) -> rotary.Rotary:
   old = config['rope_scaling']
   name = 'rope_scaling' if old else 'rope_parameters'
   fields = config[name] or {}
-  return parse(config, name, fields, config['rope_theta'] or theta)
+  found = config['rope_theta']
+  return parse(config, name, fields, theta if found is None else found)
 
 
 def read_pair(
@@ -159,7 +160,8 @@ def parse(
   if scaling == 'yarn' and values['attention_factor'] is None:
     values['attention_factor'] = _attention_factor(fields)
   given = {k: v for k, v in values.items() if v is not None}
-  return rotary.Rotary(fields.get('rope_theta') or theta, scaling, **given)
+  found = fields.get('rope_theta')
+  return rotary.Rotary(theta if found is None else found, scaling, **given)
 
 
 def _require_whole(name: str, fields: Mapping[str, Any]) -> None:

@@ -1,8 +1,6 @@
 """Tokenizers in a model's folder: `tokenizer.json`, or BERT's `vocab.txt`."""
 
 import pathlib
-import re
-from typing import Any
 
 import tokenizers
 
@@ -11,9 +9,6 @@ from cxjax import files
 from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.interop.huggingface import opening
 
-# A class of characters, and a repeated group with a repetition in it.
-CLASS = re.compile(r'\[(?:\\.|[^\]\\])*\]')
-NESTED = re.compile(r'[+*]\)*(?:\\.|[^()\\])*\)[+*{]')
 # Names of each special token in tokenizers of others, the preferred one first.
 SPECIAL = {
   **tokenizer_lib.SPECIAL,
@@ -36,30 +31,7 @@ def read(folder: pathlib.Path) -> tokenizers.Tokenizer:
   )
   found = path if path.exists() else words
   opening.require_regular(found, opening.MOST)
-  if found == path:
-    _require_fast(path)
   return tokenizer_lib.load(path) if path.exists() else _wordpiece(words)
-
-
-def _require_fast(path: pathlib.Path) -> None:
-  """Raises UserError for expressions that may take for ever on some text.
-
-  They repeat a group that itself repeats something, as `(a+)+`.
-  """
-  todo: list[Any] = [opening.read_object(path)]
-  while todo:
-    value = todo.pop()
-    if isinstance(value, list):
-      todo += value
-    elif isinstance(value, dict):
-      todo += (v for k, v in value.items() if k != 'vocab')
-      pattern = value.get('Regex')
-      if isinstance(pattern, str):
-        errors.require(
-          not NESTED.search(CLASS.sub('c', pattern)),
-          f'{path} has the regular expression {pattern[:60]!r}, which repeats '
-          'a repetition: some texts would never end. Take another tokenizer.',
-        )
 
 
 def require_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:

@@ -1,0 +1,121 @@
+"""Fields of `config.json` that change what a decoder computes."""
+
+import json
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from cxjax import errors
+from cxjax.interop import huggingface
+from cxjax.models import decoder
+from tests.interop.huggingface import fixtures
+
+GONE = object()
+YARN = dict(rope_type='yarn', factor=2.0)
+MISTRAL = dict(model_type='mistral', architectures=['MistralForCausalLM'])
+MISTRAL |= dict(attention_bias=None, mlp_bias=None)
+# As in folders of the hub.
+HARMLESS = dict(
+  _name_or_path='x',
+  eos_token_id=[1, 2],
+  is_llama_config=True,
+  pretraining_tp=1,
+  rope_interleaved=False,
+  torch_dtype='bfloat16',
+  transformers_version='4.45.0',
+  unknown=None,
+)
+HARMLESS['transformers.js_config'] = dict(dtype='q4')
+REFUSED = (
+  (dict(num_local_experts=8), 'num_local_experts=8, which llama'),
+  (dict(quantization_config=dict(bits=4)), r"quantization_config=\{'bits'"),
+  (dict(auto_map={'AutoModel': 'x.py'}), 'auto_map='),
+  (dict(sliding_window=4), 'sliding_window=4'),
+  (dict(partial_rotary_factor=0.5), 'partial_rotary_factor=0.5'),
+  (dict(attention_bias=True), 'self_attn.q_proj.bias: none in the file'),
+  (dict(attention_bias='yes'), 'must be true or false'),
+  (dict(hidden_act='relu'), "hidden_act='relu'; only 'silu'"),
+  (dict(hidden_act=['silu']), 'must be a text'),
+  (dict(architectures=['OtherForCausalLM']), 'only LlamaForCausalLM'),
+  (dict(architectures=[]), 'only LlamaForCausalLM'),
+  (dict(rope_scaling=dict(rope_type='longrope')), "rope_type='longrope'"),
+  (dict(rope_scaling=dict(type='dynamic', factor=2)), "rope_type='dynamic'"),
+  (dict(rope_scaling=dict(type='linear')), 'no rope_scaling.factor'),
+  (dict(rope_scaling=dict(type='linear', factor='x')), "factor='x' must be"),
+  (dict(rope_scaling={**YARN, 'mrope_section': [2]}), 'mrope_section='),
+  (dict(rope_scaling={**YARN, 'partial_rotary_factor': 0.5}), 'partial_rotary'),
+  (dict(rope_scaling={**YARN, 'mscale': 'x'}), "mscale='x'"),
+  (dict(rope_scaling=[1]), 'must be an object'),
+  (dict(rope_theta=0), 'theta=0 must be'),
+  (dict(rope_theta=np.inf), 'rope_theta=inf; .*finite'),
+  (dict(rms_norm_eps=None), 'norm_eps=None must be'),
+  (dict(num_key_value_heads=3), 'kv_heads=3 do not divide heads=4'),
+  (dict(num_key_value_heads=10**12), 'at most 2147483647'),
+  (dict(head_dim=5), 'it must be even'),
+  (dict(num_hidden_layers=10**9), 'num_hidden_layers=1000000000'),
+  (dict(vocab_size=10**9), 'vocab_size=1000000000'),
+  ({**MISTRAL, 'layer_types': ['full_attention']}, 'layer_types='),
+  (dict(model_type='llama4'), "model_type='llama4'; only .*'llama'"),
+)
+
+
+def small(**kwargs):
+  """A decoder and random variables for it."""
+  sizes = dict(vocab_size=fixtures.VOCAB, max_length=16, num_classes=30)
+  sizes |= dict(width=16, heads=4, depth=2, mlp_width=24, kv_heads=2)
+  return fixtures.randomized(decoder.Decoder(**{**sizes, **kwargs}))
+
+
+class FieldTest(fixtures.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder_ = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    huggingface.write(cls.folder_, *small())
+    cls.path = cls.folder_ / 'config.json'
+    cls.config = json.loads(cls.path.read_text())
+
+  def read(self, fields):
+    self.path.write_text(json.dumps({**self.config, **fields}))
+    return huggingface.read(self.folder_)
+
+  @parameterized.parameters(*REFUSED)
+  def test_what_changes_the_function_is_refused_by_its_name(self, fields, at):
+    with self.assertRaisesRegex(errors.UserError, at) as caught:
+      self.read(fields)
+    self.assertNotIn('\n', str(caught.exception))
+    self.assertIn(str(self.folder_), str(caught.exception))
+
+  def test_what_changes_nothing_is_read(self):
+    want = self.read({})
+    module, variables = self.read(HARMLESS)
+    self.assertEqual(module, want[0])
+    self.assert_same_tree(variables, want[1])
+
+  def test_an_object_of_positions_by_its_new_name(self):
+    new = dict(rope_scaling=None, rope_theta=None)
+    new |= dict(rope_parameters=dict(rope_type='default', rope_theta=77.0))
+    self.assertEqual(self.read(new)[0].rotary.theta, 77)
+
+  def test_a_module_is_written_as_the_family_that_is_asked_for(self):
+    module, variables = small()
+    folder = self.folder()
+    huggingface.write(folder, module, variables, model_type='mistral')
+    found, there = huggingface.read(folder)
+    self.assertEqual(found.family, 'mistral')
+    self.assert_same_tree(there, variables)
+    with self.assertRaisesRegex(errors.UserError, 'qkv_bias=False is not'):
+      huggingface.write(folder, module, variables, model_type='qwen2')
+    with self.assertRaisesRegex(errors.UserError, "Unknown model_type 'x'"):
+      huggingface.write(folder, module, variables, model_type='x')
+    capped = module.clone(logit_cap=3.0)
+    with self.assertRaisesRegex(
+      errors.UserError, 'As llama: logit_cap=3.0 is not written'
+    ):
+      huggingface.write(folder, capped, variables)
+
+
+if __name__ == '__main__':
+  absltest.main()
