@@ -18,6 +18,7 @@ from cxjax.data import labels as labels_lib
 from cxjax.data import reader_thread
 from cxjax.data import user_batches
 from cxjax.methods import losses
+from cxjax.methods import output_pieces
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.training import metrics as metrics_lib
@@ -28,7 +29,8 @@ class Evaluation:
   """The held-out set of a plan, and its metrics.
 
   Attributes:
-    held_out: one batch, with the labels or the teacher's output as 'y'.
+    held_out: one batch, with the labels or the teacher's output as 'y'; without
+      'y' where that output is too large to be kept.
     metrics: by name; the first decides.
     by_labels: whether 'y' are the labels.
     convert: from what the user gives to a batch.
@@ -79,15 +81,16 @@ def evaluation(
   batch = jax.tree.map(jnp.array, read)
   if by_labels and not metrics:
     labels_lib.check(plan.student, shapes)
+  reference = batch.get('y')
   if not by_labels:
-    batch = _with_teacher_output(plan, batch)
+    batch, reference = _with_teacher_output(plan, batch)
   chosen = metrics_lib.resolve(metrics or _default_metrics(plan, by_labels))
   # A function of the user takes whatever reference there is.
   if by_labels or (metrics and not isinstance(metrics, Mapping)):
     metrics_lib.require_reference(chosen, 'labels' if by_labels else 'teacher')
   output, _ = adapters.outputs(plan.student, batch['x'], 'student')
   counted = batch['weights'].shape if 'weights' in batch else output.shape[:-1]
-  metrics_lib.check(chosen, output, batch['y'], counted)
+  metrics_lib.check(chosen, output, reference, counted)
   return Evaluation(batch, chosen, by_labels, convert)
 
 
@@ -149,9 +152,17 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
 
 def _with_teacher_output(
   plan: plan_lib.Plan, held_out: types.Batch
-) -> types.Batch:
-  """A batch whose labels are the teacher's output."""
+) -> tuple[types.Batch, Any]:
+  """A batch whose labels are the teacher's output, and the shape of that.
+
+  An output that is too large to be kept is computed at every evaluation; the
+  batch then has no labels.
+  """
   see = lambda params, x: plan.teacher.apply(
     params, targets_lib.without_dropout(x)
   )[0]
-  return {**held_out, 'y': jax.jit(see)(plan.teacher.params, held_out['x'])}
+  x = held_out['x']
+  output = jax.eval_shape(see, plan.teacher.params, x)
+  if output_pieces.rows_at_once(output.shape) is not None:
+    return {n: leaf for n, leaf in held_out.items() if n != 'y'}, output
+  return {**held_out, 'y': jax.jit(see)(plan.teacher.params, x)}, output

@@ -220,7 +220,7 @@ def _loss(
   if regressor is not None:
     got = jax.ShapeDtypeStruct((*got.shape[:-1], regressor[1]), got.dtype)
   want: Any = jax.ShapeDtypeStruct(got.shape, jnp.float32)
-  if not term.needs_teacher:
+  if term.target == stage_lib.LABELS:
     want = plan.batch['y']
   elif term.top_k:
     want = jax.eval_shape(lambda want: targets_lib.top(want, term), want)
@@ -230,7 +230,10 @@ def _loss(
 def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, Any]:
   """Digests of the metrics, on the held-out batch."""
   output, _ = adapters.outputs(plan.student, spec.held_out['x'], 'student')
-  y = jax.eval_shape(lambda y: y, spec.held_out['y'])
+  y = spec.held_out.get('y')
+  if y is None:  # The teacher's output.
+    y, _ = adapters.outputs(plan.teacher, spec.held_out['x'], 'teacher')
+  y = jax.eval_shape(lambda y: y, y)
   found = {}
   for name, metric in spec.metrics.items():
     statistics = jax.eval_shape(metric.statistics, output, y)

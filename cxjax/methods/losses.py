@@ -1,9 +1,10 @@
 """Losses: from logits, never from probabilities.
 
-Every loss takes the student's array and its target, computes in float32,
-reduces the last axis only and returns one value per example; the caller takes
-the mean. Divergences are in nats. A target is constant to the gradient only if
-the caller makes it so (`cxjax.make_targets` does).
+Every loss takes the student's array and its target, computes in float32 (in
+float64 for float64), reduces the last axis only and returns one value per
+example; the caller takes the mean. Divergences are in nats. A target is
+constant to the gradient only if the caller makes it so (`cxjax.make_targets`
+does).
 """
 
 from collections.abc import Callable
@@ -25,6 +26,11 @@ LOWEST, HIGHEST = 1e-30, 1e9
 LOWEST_TRAINED = 1e-6
 
 
+def _precise(x: jax.Array) -> jax.Array:
+  """The array in float32; float64 as it is."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
   """Cross entropy with the true labels, `-log softmax(student)[label]`.
 
@@ -42,9 +48,9 @@ def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
     f'labels of shape {list(labels.shape)} do not fit logits of '
     f'{list(student.shape)}: give one class for each, or one probability.',
   )
-  log_q = jax.nn.log_softmax(student.astype(jnp.float32))
+  log_q = jax.nn.log_softmax(_precise(student))
   if labels.ndim == student.ndim:
-    p = labels.astype(jnp.float32)
+    p = _precise(labels)
     return -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1)
   return -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
 
@@ -96,7 +102,7 @@ def kl(
     Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531, section 2.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+  student, teacher = _precise(student), _precise(teacher)
   if _is_high(temperature):
     return high_temperature.kl(student, teacher, temperature)
   log_q = jax.nn.log_softmax(student / temperature)
@@ -146,7 +152,7 @@ def jensen_shannon(
     Agarwal et al., 2023. https://arxiv.org/abs/2306.13649, section 2.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+  student, teacher = _precise(student), _precise(teacher)
   if _is_high(temperature):
     return high_temperature.jensen_shannon(student, teacher, temperature)
   log_q = jax.nn.log_softmax(student / temperature)
@@ -178,7 +184,7 @@ def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
     Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 3.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  log_q = jax.nn.log_softmax(student.astype(jnp.float32))
+  log_q = jax.nn.log_softmax(_precise(student))
   best = teacher == jnp.max(teacher, axis=-1, keepdims=True)
   log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True))
   return _divergence(log_q, log_p)
@@ -197,7 +203,7 @@ def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
     two alone excludes a class.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+  student, teacher = _precise(student), _precise(teacher)
   excluded = jnp.maximum(student, teacher) == -jnp.inf
   # Both sides are masked: the difference of infinities is a NaN.
   student = jnp.where(excluded, 0.0, student)
@@ -216,7 +222,7 @@ def l2(student: jax.Array, target: jax.Array) -> jax.Array:
     `[...]` sum over the width, in squared activations.
   """
   arguments.equal_shapes(student=student, target=target)
-  error = student.astype(jnp.float32) - target.astype(jnp.float32)
+  error = _precise(student) - _precise(target)
   return jnp.sum(jnp.square(error), axis=-1)
 
 
@@ -236,7 +242,7 @@ def cosine(student: jax.Array, target: jax.Array) -> jax.Array:
   arguments.equal_shapes(student=student, target=target)
 
   def unit(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
+    x = _precise(x)
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # The root has no gradient at 0.
     return jnp.where(
@@ -276,8 +282,8 @@ def top_k_kl(
   Returns:
     `[...]` loss per example, in nats; with `k = C` that of `kl`.
   """
-  student, classes = student.astype(jnp.float32), teacher['classes']
-  values = teacher['values'].astype(jnp.float32)
+  student, classes = _precise(student), teacher['classes']
+  values = _precise(teacher['values'])
   if _is_high(temperature):
     few = jnp.take_along_axis(student, classes, axis=-1)
     others = None

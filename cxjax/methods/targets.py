@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import losses
+from cxjax.methods import output_pieces
+from cxjax.methods import output_split
 from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import weights as weights_lib
@@ -123,9 +125,15 @@ def transform(
   return want if term.scale == 1 else want * term.scale
 
 
-def top(want: jax.Array, term: stage_lib.Term) -> types.Target:
-  """All logits, or the `term.top_k` largest of them."""
-  return losses.top_k(want, term.top_k) if term.top_k else want
+def top(want: Any, term: stage_lib.Term) -> types.Target:
+  """All logits, or the `term.top_k` largest of them.
+
+  Of logits in pieces it is their features, or the largest of each piece.
+  """
+  few = lambda logits: losses.top_k(logits, term.top_k)
+  if isinstance(want, output_split.Apart):
+    return output_pieces.each(few, want) if term.top_k else want.features
+  return few(want) if term.top_k else want
 
 
 def make_targets(
@@ -159,7 +167,10 @@ def make_targets(
     activations = forward(apply, params, x)
   for name, term in stage.named_terms.items():
     if not term.needs_teacher:
-      found[name] = batch['y']
+      # A loss that is an activation has no target.
+      labels = term.target == stage_lib.LABELS
+      size = len(jax.tree.leaves(batch['x'])[0])
+      found[name] = batch['y'] if labels else jnp.zeros(size)
       continue
     want = compared(activations, x, term.target, term)
     shape = activations[term.target].shape

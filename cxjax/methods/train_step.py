@@ -1,6 +1,7 @@
 """The train step of one student, a pure function, and its state."""
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 from flax import struct
@@ -15,6 +16,8 @@ from cxjax.methods import legacy
 from cxjax.methods import masks
 from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import optimizer
+from cxjax.methods import output_pieces
+from cxjax.methods import output_split
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import training_mode
@@ -106,6 +109,11 @@ def _term_loss(
   got = targets_lib.compared(activations, batch['x'], term.student, term)
   shape = activations[term.student].shape
   weights = weights_lib.loss_weights(batch, term, term.student, shape)
+  if isinstance(got, output_split.Apart):
+    total = output_pieces.summed_loss(got, target, term.loss, weights)
+    if weights is None:
+      return total / (math.prod(shape[:-1]) * microbatches)
+    return total / _total_weight(whole, term, shape, total.dtype)
   if regressor is not None:
     if weights is not None:
       got = weights_lib.cleared_factor(got, weights)
@@ -115,13 +123,20 @@ def _term_loss(
   loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
   if weights is None:
     return jnp.mean(loss) / microbatches
+  total = _total_weight(whole, term, shape, loss.dtype)
+  loss = weights_lib.cleared(loss, weights)
+  return jnp.sum(loss * weights.astype(loss.dtype)) / total
+
+
+def _total_weight(
+  whole: types.Batch, term: stage_lib.Term, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+  """Sum of the weights of a term in the whole batch."""
   shape = (len(jax.tree.leaves(whole['x'])[0]), *shape[1:])
   every = weights_lib.loss_weights(whole, term, term.student, shape)
   assert every is not None
   # In float32, in which the losses are computed.
-  total = jnp.sum(every.astype(jnp.float32)).astype(loss.dtype)
-  loss = weights_lib.cleared(loss, weights)
-  return jnp.sum(loss * weights.astype(loss.dtype)) / total
+  return jnp.sum(every.astype(jnp.float32)).astype(dtype)
 
 
 def _objective(
@@ -131,6 +146,7 @@ def _objective(
   batch: types.Batch,
   progress: jax.Array | float,
   microbatches: int,
+  teacher_output: Callable[[jax.Array], output_split.Apart] | None,
 ) -> Callable[..., tuple[jax.Array, Any]]:
   """The loss of a step, as a function of what is learned.
 
@@ -149,6 +165,13 @@ def _objective(
     params, regressors = learned
     params = training_mode.overlay(masks.merge(params, fixed), changed)
     found, changed = forward(params, batch['x'], key)
+    if teacher_output is not None:
+      targets = {
+        name: teacher_output(want)
+        if output_pieces.keeps_features(terms[name])
+        else want
+        for name, want in targets.items()
+      }
     losses = {
       name: _term_loss(
         found,
@@ -183,15 +206,24 @@ def update(
   microbatches: int = 1,
   training: types.Training | None = None,
   key: jax.Array | None = None,
+  teacher_output: Callable[[jax.Array], output_split.Apart] | None = None,
 ) -> tuple[State, jax.Array, dict[str, jax.Array]]:
-  """`train_step` that also returns the loss of each term before its weight."""
+  """`train_step` that also returns the loss of each term before its weight.
+
+  With a student that is an `output_split.Split` the outputs are compared piece
+  by piece. The targets are then the features of the teacher's output, which
+  `teacher_output` completes; without it they are whole.
+  """
   batch = weights_lib.cleared_input(batch)
   free, fixed = masks.split(state.params, mask)
   targets = stage_lib.as_dict(stage, targets)
-  names = _updated_names(training, state.params, batch, stage)
+  whole = training.fun if isinstance(training, output_split.Split) else training
+  names = _updated_names(whole, state.params, batch, stage)
   before = training_mode.select(state.params, names)
   forward = training_mode.forward(apply, training, names)
-  objective = _objective(forward, stage, fixed, batch, progress, microbatches)
+  objective = _objective(
+    forward, stage, fixed, batch, progress, microbatches, teacher_output
+  )
   learned = free, state.regressors
   args = before, key, batch, targets
   grad = microbatches_lib.value_and_grad(objective, microbatches)

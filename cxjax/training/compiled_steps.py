@@ -1,6 +1,7 @@
 """The compiled programs of a run, each compiled once."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import functools
 import time
 from typing import Any
@@ -16,8 +17,10 @@ from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import evaluation
+from cxjax.training import metrics as metrics_lib
 from cxjax.training import multi_step
 from cxjax.training import optimizers
+from cxjax.training import output_memory
 from cxjax.training import run_spec
 
 Matrices = dict[str, jax.Array]
@@ -244,6 +247,12 @@ class CompiledSteps:
       states: Any, schedule: Any, span: Any, start: Any, stop: Any, *args: Any
     ) -> Any:
       params, matrices, keys, rows, targets, *training_keys = args
+      models = output_memory.split(
+        output_memory.Models(self._student, self._training, self._teacher),
+        spec,
+        stage,
+        stored=targets is not None,
+      )
       states, out = multi_step.train_many_steps(
         states,
         start,
@@ -256,14 +265,14 @@ class CompiledSteps:
         span,
         *training_keys,
         draw=spec.batch,
-        student=self._student,
-        teacher=self._teacher,
+        student=models.student,
+        teacher=models.teacher,
         stage=stage,
         tx=spec.optimizer(*schedule),
         mask=planned.mask,
         lookahead=spec.blocks,
         microbatches=spec.microbatches,
-        training=self._training,
+        training=models.training,
       )
       return self._sharded(states), mesh_lib.constrain_replicated(out)
 
@@ -274,11 +283,15 @@ class CompiledSteps:
 
   def evaluate(self, params: types.Params) -> dict[str, jax.Array]:
     """Held-out metrics of `[S]` students, `[S]` each; not waited for."""
+    if 'y' not in self._spec.held_out:
+      assert self._spec.teacher is not None
+      teacher = self.place_teacher(self._spec.teacher.params)
+      return self._compared('evaluate', params, teacher, self._spec.metrics)
     one = functools.partial(
       evaluation.evaluate,
       apply=self._student,
       metrics=self._spec.metrics,
-      parts=self._spec.eval_parts,
+      parts=output_memory.eval_parts(self._spec),
     )
 
     def fun(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
@@ -291,13 +304,24 @@ class CompiledSteps:
     self, params: types.Params, teacher: types.Params
   ) -> dict[str, jax.Array]:
     """Held-out agreement of `[S]` students with the teacher, `[S]` each."""
+    metrics = self._spec.teacher_metrics
+    return self._compared('agreement', params, teacher, metrics)
+
+  def _compared(
+    self,
+    name: str,
+    params: types.Params,
+    teacher: types.Params,
+    metrics: Mapping[str, metrics_lib.Metric],
+  ) -> dict[str, jax.Array]:
+    """Metrics of the outputs of `[S]` students and of the teacher."""
     assert self._teacher is not None
     one = functools.partial(
       evaluation.agreement,
       apply=self._student,
       teacher=self._teacher,
-      metrics=self._spec.teacher_metrics,
-      parts=self._spec.eval_parts,
+      metrics=metrics,
+      parts=output_memory.eval_parts(self._spec),
     )
 
     def fun(
@@ -306,7 +330,7 @@ class CompiledSteps:
       every = multi_step.each_seed(lambda params: one(params, teacher, batch))
       return mesh_lib.constrain_replicated(every(params))
 
-    return self._call('agreement', fun, params, teacher, self._spec.held_out)
+    return self._call(name, fun, params, teacher, self._spec.held_out)
 
   def abstract_arguments(
     self, planned: stage_plan.StagePlan

@@ -15,6 +15,7 @@ import optax
 from cxjax import types
 from cxjax.methods import masks
 from cxjax.methods import microbatches as microbatches_lib
+from cxjax.methods import output_split
 from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
@@ -199,7 +200,8 @@ def train_many_steps(
     training_keys: `[S]` keys of the dropout of students in training mode; a
       step folds its number into them.
     draw: `(key, step, rows) -> batch`.
-    student: the students.
+    student: the students. If they and the teacher are `output_split.Split`,
+      outputs are compared piece by piece.
     teacher: the teacher, or None.
     stage: what to imitate.
     tx: the optimizer.
@@ -216,6 +218,9 @@ def train_many_steps(
   """
   num_seeds = jax.tree.leaves(states.params)[0].shape[0]
   names, with_teacher = list(stage.named_terms), stage.teacher_terms
+  teacher_output = None
+  if isinstance(teacher, output_split.Split) and targets is None:
+    teacher_output = teacher.restorer(teacher_params)
 
   def look(block: jax.Array) -> tuple[types.Batch, dict[str, types.Target]]:
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
@@ -250,6 +255,7 @@ def train_many_steps(
         microbatches=microbatches,
         training=training,
         key=_step_key(key, first + i),
+        teacher_output=teacher_output,
       )
       states, loss, each = each_seed(update)(
         states, training_keys, batch, wanted

@@ -27,8 +27,6 @@ from cxjax.training import teacher as teacher_lib
 # leave the cache (experiments/benchmarks/parity_mlp.py).
 LOOKAHEAD_ROWS = 128
 DROPOUT = 0x64726F70  # Domain separator for dropout keys.
-# Rows of an evaluation that are computed at once.
-EVAL_ROWS = 32_768
 
 
 def num_rows(x: types.Input) -> int:
@@ -141,7 +139,8 @@ class RunSpec:
     stages: the curriculum.
     draw: `(key, step, batch_size) -> batch`, as in `cxjax.types`; where the
       host reads rows, `(key, step, rows)`.
-    held_out: the batch of the evaluation.
+    held_out: the batch of the evaluation; without 'y' its metrics compare with
+      the teacher's output, which is computed with them.
     keys: PRNG keys.
     batch_size: `B`.
     optimizer: `(length, offset) -> transformation`, of a schedule that spans so
@@ -279,7 +278,13 @@ class RunSpec:
   @property
   def length(self) -> int:
     """Tokens of an example, padding included; 1 for a vector."""
-    return num_rows(self.held_out['x']) // self.held_out['y'].shape[0]
+    return num_rows(self.held_out['x']) // self.num_held_out
+
+  @property
+  def num_held_out(self) -> int:
+    """Number of examples of the held-out set."""
+    y = self.held_out.get('y', self.held_out['x'])
+    return jax.tree.leaves(y)[0].shape[0]
 
   @property
   def blocks(self) -> int:
@@ -290,14 +295,6 @@ class RunSpec:
     log_every = self.loop.log_every
     divisors = (k for k in range(1, most + 1) if log_every % k == 0)
     return self.lookahead or max(divisors)
-
-  @property
-  def eval_parts(self) -> int:
-    """Parts of the held-out batch that are computed one after the other."""
-    examples = self.held_out['y'].shape[0]
-    fewest = -(-num_rows(self.held_out['x']) // EVAL_ROWS)
-    parts = range(min(fewest, examples), examples + 1)
-    return next(n for n in parts if examples % n == 0)
 
   @property
   def student_shapes(self) -> types.Params:
@@ -386,7 +383,8 @@ class RunSpec:
     one = functools.partial(
       evaluation.evaluate, apply=self.student.apply, metrics=self.metrics
     )
-    jax.eval_shape(one, self.student_shapes, self.held_out)
+    if 'y' in self.held_out:
+      jax.eval_shape(one, self.student_shapes, self.held_out)
 
   def _shapes(self) -> tuple[types.Batch, tuple[Any, ...]]:
     """Shapes of a batch, and the models with the shapes of their parameters."""

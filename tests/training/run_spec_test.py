@@ -96,24 +96,7 @@ class LookaheadTest(parameterized.TestCase):
     self.assertEqual(runs.spec(lookahead=3).blocks, 3)
 
 
-class EvaluationPartsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ((64,), 1),
-    ((32_768,), 1),
-    ((32_769,), 3),
-    ((65_536,), 2),
-    ((64, 512), 1),
-    ((96, 512), 2),
-    ((97, 512), 97),
-  )
-  def test_divide_the_examples_into_few_rows(self, shape, parts):
-    """At most 32,768 rows at once: examples, or their tokens."""
-    dtype = jnp.float32 if len(shape) == 1 else jnp.int32
-    x = jax.ShapeDtypeStruct((*shape, 3)[:2], dtype)
-    held_out = {'x': x, 'y': jax.ShapeDtypeStruct(shape, jnp.int32)}
-    spec = dataclasses.replace(runs.spec(), held_out=held_out)
-    self.assertEqual(spec.eval_parts, parts)
-
+class LengthTest(parameterized.TestCase):
   def test_length(self):
     self.assertEqual(runs.spec().length, 1)
     held_out = networks.sequence_batch()

@@ -1,0 +1,248 @@
+"""Losses between outputs that are never held whole.
+
+The output of a large vocabulary is computed a few rows at a time, and so is
+that of the teacher. The gradient of each piece is formed while the piece is at
+hand, so that no piece is computed twice, as rematerialization would.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cxjax import types
+from cxjax.methods import losses
+from cxjax.methods import output_split
+from cxjax.methods import stage as stage_lib
+from cxjax.methods import weights as weights_lib
+from cxjax.parallel import mesh as mesh_lib
+
+# Bytes of the outputs of a batch, in float32 and on one device, above which
+# they are computed in pieces.
+WHOLE = 2**26
+# Bytes of a piece, and its fewest rows: each piece reads the kernel again.
+PIECE, FEWEST = 2**25, 256
+FLOAT = 4
+# Losses that compare each row with its target, and nothing else.
+_ROWWISE = (
+  losses.cross_entropy,
+  losses.hard_kl,
+  losses.jensen_shannon,
+  losses.kl,
+  losses.mse,
+  losses.reverse_kl,
+  losses.top_k_kl,
+)
+
+
+def rows_at_once(
+  shape: tuple[int, ...], copies: int = 1, parts: int = 1
+) -> int | None:
+  """How many rows of an output to compute at once; None for all of them.
+
+  Args:
+    shape: of the output, `[..., C]`.
+    copies: number of students, each of which has one.
+    parts: number of parts of a batch, on devices or one after the other.
+
+  Returns:
+    Rows of one student on one device.
+  """
+  row = FLOAT * shape[-1] * copies
+  if len(shape) < 2 or row * math.prod(shape[:-1]) <= WHOLE * parts:
+    return None
+  return max(PIECE // row, FEWEST)
+
+
+def fits(stage: stage_lib.Stage) -> bool:
+  """Whether a stage compares outputs, and only row by row."""
+  output = stage_lib.LOGITS
+  reads = [t for t in stage.terms if output in (t.student, t.target)]
+  return bool(reads) and all(map(_is_rowwise, reads))
+
+
+def _is_rowwise(term: stage_lib.Term) -> bool:
+  """Whether a term compares outputs as they are, by a loss of ours."""
+  loss = getattr(term.loss, 'func', term.loss)
+  return (
+    term.student == stage_lib.LOGITS
+    and term.target in (stage_lib.LOGITS, stage_lib.LABELS)
+    and any(loss is known for known in _ROWWISE)
+    and not (term.regressor or term.projection or term.centered)
+    and (term.norm, term.pool, term.scale) == ('none', 'none', 1)
+  )
+
+
+def keeps_features(term: stage_lib.Term) -> bool:
+  """Whether the features of the teacher's output are the target in pieces."""
+  return term.target == stage_lib.LOGITS and not term.top_k
+
+
+def each(fun: Callable[[jax.Array], Any], output: output_split.Apart) -> Any:
+  """Computes `fun(rows [..., C]) -> tree of [..., k]` piece by piece.
+
+  Args:
+    fun: what to compute of some rows.
+    output: `[..., C]`.
+
+  Returns:
+    What `fun` makes of the whole output.
+  """
+  grid = _grid(output)
+  found = jax.lax.map(
+    lambda rows: fun(output.head(output.weights, rows)),
+    grid.split(output.features),
+  )
+  return jax.tree.map(grid.joined, found)
+
+
+def summed_loss(
+  output: output_split.Apart,
+  target: types.Target,
+  loss: Any,
+  weights: jax.Array | None,
+) -> jax.Array:
+  """Weighted sum of a loss over all rows.
+
+  Args:
+    output: the student's, `[..., C]`.
+    target: the teacher's output in the same form, or arrays whose first axes
+      are those of the output.
+    loss: `(student, target) -> [...]`, row by row.
+    weights: `[...]`, or None for 1; rows of weight 0 may be NaN.
+
+  Returns:
+    A scalar. Its gradient with respect to `target` is 0.
+  """
+  grid = _grid(output)
+  if weights is None and grid.is_padded:
+    weights = jnp.ones(output.shape[:-1], jnp.float32)
+  learned = [w if _is_real(w) else None for w in output.weights]
+  fixed = [None if _is_real(w) else w for w in output.weights]
+  head, teacher = output.head, None
+  shared: Any = (fixed, ())
+  if isinstance(target, output_split.Apart):
+    teacher, shared = target.head, (fixed, target.weights)
+    target = target.features
+
+  def piece(learned: Any, features: jax.Array, part: Any, shared: Any) -> Any:
+    target, weights = part
+    fixed, theirs = shared
+    merged = [
+      b if a is None else a for a, b in zip(learned, fixed, strict=True)
+    ]
+    got = head(merged, features)
+    want = target if teacher is None else teacher(theirs, target)
+    got, want = weights_lib.cleared((got, want), weights)
+    found = loss(got, want)
+    found = found.astype(jnp.promote_types(found.dtype, jnp.float32))
+    if weights is not None:
+      found = weights_lib.cleared(found, weights) * weights.astype(found.dtype)
+    return jnp.sum(found)
+
+  parts = jax.tree.map(grid.split, (target, weights))
+  features = grid.split(output.features)
+  return _total(piece)(
+    learned, features, *jax.lax.stop_gradient((parts, shared))
+  )
+
+
+def _is_real(leaf: jax.Array) -> bool:
+  return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _total(piece: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """The sum of `piece(learned, features, part, shared)` over the pieces.
+
+  `features` and `parts` have the pieces as their first axis; the gradient is
+  that of `learned` and `features`.
+  """
+
+  @jax.custom_vjp
+  def total(learned: Any, features: Any, parts: Any, shared: Any) -> jax.Array:
+    one = lambda each: piece(learned, each[0], each[1], shared)
+    return jnp.sum(jax.lax.map(one, (features, parts)))
+
+  def forward(learned: Any, features: Any, parts: Any, shared: Any) -> Any:
+    grad = jax.value_and_grad(piece, argnums=(0, 1))
+    zeros = jax.tree.map(
+      lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)),
+      learned,
+    )
+
+    def add(carried: Any, each: Any) -> Any:
+      value, (ours, back) = grad(learned, *each, shared)
+      carried = jax.tree.map(lambda a, b: a + b.astype(a.dtype), carried, ours)
+      return carried, (value, back)
+
+    ours, (values, back) = jax.lax.scan(add, zeros, (features, parts))
+    return jnp.sum(values), (ours, back, learned)
+
+  def backward(kept: Any, scale: jax.Array) -> Any:
+    ours, back, learned = kept
+    scaled = lambda grad, like: (grad * scale).astype(like.dtype)
+    ours = jax.tree.map(scaled, ours, learned)
+    return ours, scaled(back, back), None, None
+
+  total.defvjp(forward, backward)
+  return total
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+  """Pieces of an array `[B, ..., k]` of rows.
+
+  Attributes:
+    axes: the axes of the rows.
+    examples: number of parts of the examples, and examples in a part.
+    tokens: the same of the other axes, as one.
+  """
+
+  axes: tuple[int, ...]
+  examples: tuple[int, int]
+  tokens: tuple[int, int]
+
+  @property
+  def is_padded(self) -> bool:
+    """Whether the pieces have more rows than the array."""
+    rows = math.prod(self.examples) * math.prod(self.tokens)
+    return rows != math.prod(self.axes)
+
+  def split(self, leaf: jax.Array) -> jax.Array:
+    """`[pieces, b, t, ...]`; example `i` is in part `i` modulo their number.
+
+    So the examples of a piece are sharded like those of the batch.
+    """
+    rest = leaf.shape[len(self.axes) :]
+    leaf = leaf.reshape(self.axes[0], -1, *rest)
+    (parts, b), (others, t) = self.examples, self.tokens
+    padding = [parts * b - leaf.shape[0], others * t - leaf.shape[1]]
+    if any(padding):
+      widths = [(0, n) for n in padding] + [(0, 0)] * len(rest)
+      leaf = jnp.pad(leaf, widths)
+    leaf = leaf.reshape(b, parts, others, t, *rest)
+    leaf = jnp.moveaxis(leaf, (1, 2), (0, 1))
+    return leaf.reshape(parts * others, b, t, *rest)
+
+  def joined(self, leaf: jax.Array) -> jax.Array:
+    """Undoes `split`."""
+    rest = leaf.shape[3:]
+    (parts, b), (others, t) = self.examples, self.tokens
+    leaf = leaf.reshape(parts, others, b, t, *rest)
+    leaf = jnp.moveaxis(leaf, (0, 1), (1, 2)).reshape(parts * b, -1, *rest)
+    size = math.prod(self.axes[1:])
+    return leaf[: self.axes[0], :size].reshape(*self.axes, *rest)
+
+
+def _grid(output: output_split.Apart) -> _Grid:
+  """The pieces of an output: parts of the tokens, then of the examples."""
+  axes = output.shape[:-1]
+  size, length = axes[0], math.prod(axes[1:])
+  rows = output.rows * mesh_lib.num_batch_shards()
+  most = max(rows // size, 1)
+  others = -(-length // most)
+  parts = -(-size // rows) if others == length else 1
+  return _Grid(axes, (parts, -(-size // parts)), (others, -(-length // others)))

@@ -1,0 +1,109 @@
+"""How much of the outputs of a run is held at once."""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from cxjax import types
+from cxjax.methods import output_pieces
+from cxjax.methods import output_split
+from cxjax.methods import stage as stage_lib
+from cxjax.methods import targets as targets_lib
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import run_spec
+
+# Rows of an evaluation that are computed at once: examples, or their tokens.
+EVAL_ROWS = 32_768
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """The functions that a stage calls.
+
+  Attributes:
+    student: the student at inference.
+    training: the student in training mode, or None.
+    teacher: the teacher, or None.
+  """
+
+  student: types.Apply
+  training: types.Training | None
+  teacher: types.Apply | None
+
+
+def split(
+  models: Models,
+  spec: run_spec.RunSpec,
+  stage: stage_lib.Stage,
+  *,
+  stored: bool = False,
+) -> Models:
+  """Takes models apart whose outputs are too large to be held whole.
+
+  That is so if the outputs of a batch have more than `output_pieces.WHOLE`
+  bytes on one device, if the stage compares them row by row, and if every model
+  that it calls ends in a matrix product.
+
+  Args:
+    models: as `CompiledSteps` calls them.
+    spec: the run.
+    stage: what is trained.
+    stored: whether the targets come from a cache.
+
+  Returns:
+    Models that return `output_split.Apart`; or `models` as they are.
+  """
+  if not output_pieces.fits(stage):
+    return models
+  batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
+  student = (spec.student_shapes, batch['x'])
+  shape = jax.eval_shape(models.student, *student)[0].shape
+  copies, shards = _copies(spec)
+  parts = shards * spec.microbatches
+  rows = output_pieces.rows_at_once(shape, copies, parts)
+  if rows is None:
+    return models
+  calls: dict[str, tuple[Callable[..., Any] | None, Any]] = {
+    'student': (models.student, student),
+    'training': (models.training, (*student, jax.random.key(0))),
+  }
+  if stage.needs_teacher and not stored and spec.teacher is not None:
+    params = jax.eval_shape(lambda params: params, spec.teacher.params)
+    x = targets_lib.without_dropout(batch['x'])
+    calls['teacher'] = (models.teacher, (params, x))
+  found = {
+    name: output_split.split(fun, rows, *args)
+    for name, (fun, args) in calls.items()
+    if fun is not None
+  }
+  if not all(found.values()):
+    return models
+  return dataclasses.replace(models, **found)  # type: ignore[arg-type]
+
+
+def eval_parts(spec: run_spec.RunSpec) -> int:
+  """Parts of the held-out batch that are computed one after the other.
+
+  Those are so many examples that a device has at most `EVAL_ROWS` rows, and
+  `output_pieces.WHOLE` bytes of outputs, at once.
+  """
+  x, examples = spec.held_out['x'], spec.num_held_out
+  output = jax.eval_shape(spec.student.apply, spec.student_shapes, x)[0]
+  copies, shards = _copies(spec)
+  size = output_pieces.FLOAT * math.prod(output.shape) * copies
+  fewest = max(
+    -(-run_spec.num_rows(x) // EVAL_ROWS),
+    -(-size // (output_pieces.WHOLE * shards)),
+  )
+  parts = range(min(fewest, examples), examples + 1)
+  return next(n for n in parts if examples % n == 0)
+
+
+def _copies(spec: run_spec.RunSpec) -> tuple[int, int]:
+  """Students on one device, and devices that a batch is sharded over."""
+  sizes = spec.layout.mesh.shape
+  copies = max(spec.num_seeds // sizes[mesh_lib.SEED], 1)
+  return copies, sizes[mesh_lib.DATA] * sizes[mesh_lib.FSDP]
