@@ -14,6 +14,7 @@ from cxjax import errors
 from cxjax import types
 from cxjax.methods import losses
 from cxjax.methods import projections
+from cxjax.methods import python_state
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import weights as weights_lib
@@ -57,6 +58,8 @@ def _check_schedule(stage: stage_lib.Stage, term: stage_lib.Term) -> None:
     f'{what} is a schedule that returns {shape}: it must return a scalar, as '
     'optax.linear_schedule(1.0, 0.0, 1.0) does.',
   )
+  fraction = jax.ShapeDtypeStruct((), jnp.float32)
+  python_state.refuse(what, term.weight_at, fraction)
   fractions = np.linspace(0, 1, CHECKED_PARTS + 1, dtype=np.float32)
   weights = np.asarray(jax.vmap(term.weight_at)(jnp.asarray(fractions)))
   for fraction, weight in zip(fractions, weights, strict=True):
@@ -282,7 +285,7 @@ def _evaluated_loss(
 ) -> Any:
   """Shape of what a term's loss returns; its errors in one line."""
   try:
-    return jax.eval_shape(term.loss, got, want)  # type: ignore[arg-type]
+    found = jax.eval_shape(term.loss, got, want)  # type: ignore[arg-type]
   except Exception as error:  # Whatever a function of the user raises.
     reason = str(error).partition('\n')[0].rstrip('.')
     sizes = ' and '.join(str(list(x.shape)) for x in jax.tree.leaves(want))
@@ -291,3 +294,6 @@ def _evaluated_loss(
       f'{term.student!r}, {list(got.shape)}, and {term.target!r}, {sizes}: '
       f'{reason}.'
     ) from error
+  what = f'The loss of stage {stage.name!r}'
+  python_state.refuse(what, term.loss, got, want)  # type: ignore[arg-type]
+  return found

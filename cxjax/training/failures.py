@@ -13,6 +13,9 @@ import numpy as np
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import losses
+from cxjax.methods import optax_adapter
+from cxjax.methods import optimizer
+from cxjax.methods import python_state
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
@@ -30,15 +33,17 @@ EXCLUDING = (
 
 
 def check_start(spec: run_spec.RunSpec) -> None:
-  """Checks the parameters that a run begins with.
+  """Checks the optimizer and the parameters that a run begins with.
 
   Args:
     spec: of the run; a student that is not given is not checked.
 
   Raises:
-    UserError: a parameter of a student is not finite, or one of the teacher,
-      whose activations for the held-out set then are not finite either.
+    UserError: the optimizer keeps a state in Python; or a parameter of a
+      student is not finite, or one of the teacher, whose activations for the
+      held-out set then are not finite either.
   """
+  _check_optimizer(spec)
   _check_student(spec)
   if spec.teacher is None or not spec.teacher.available:
     return
@@ -49,6 +54,30 @@ def check_start(spec: run_spec.RunSpec) -> None:
     for stage in spec.stages:
       for _, _, value in _teacher_targets(spec, stage, spec.held_out):
         _require_teacher(name, not _is_bad(value))
+
+
+def _check_optimizer(spec: run_spec.RunSpec) -> None:
+  """Raises UserError for an optimizer that keeps a state in Python."""
+  tx = spec.optimizer()
+  if isinstance(tx, optimizer.Elementwise):
+    return  # One of our own.
+  real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+  shapes = jax.tree.map(
+    lambda leaf: leaf if real(leaf) else None, spec.student_shapes
+  )
+  try:
+    adapter = optax_adapter.adapt(tx, shapes)
+  except errors.UserError:
+    return  # It may train the parameters of a stage.
+  value = jax.ShapeDtypeStruct((), jnp.float32)
+  square = lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+  loss = lambda tree: sum(map(square, jax.tree.leaves(tree)), jnp.zeros(()))
+  update = lambda grads, state, params, value: adapter.update(
+    grads, state, params, None, params, value, loss
+  )
+  state = jax.eval_shape(adapter.init, shapes)
+  python_state.refuse('The optimizer', adapter.init, shapes)
+  python_state.refuse('The optimizer', update, shapes, state, shapes, value)
 
 
 def explain(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from cxjax import errors
 from cxjax import registration
 from cxjax.methods import losses
+from cxjax.methods import python_state
 from cxjax.methods import weights as weights_lib
 
 # `(output, reference) -> [...]`, or a tree of such arrays.
@@ -231,8 +232,8 @@ def check(
     counted: the shape that the statistics of a batch must have.
 
   Raises:
-    UserError: a metric fails on those shapes, makes another shape, or finishes
-      as something else than a real scalar.
+    UserError: a metric fails on those shapes, makes another shape, finishes as
+      something else than a real scalar, or keeps a state in Python.
   """
   for name, metric in metrics.items():
     with _reported(
@@ -240,6 +241,9 @@ def check(
       f'and a reference of {list(reference.shape)}'
     ):
       found = jax.eval_shape(metric.statistics, output, reference)
+    python_state.refuse(
+      f'The metric {name!r}', metric.statistics, output, reference
+    )
     leaves = jax.tree.leaves(found)
     shapes = {leaf.shape for leaf in leaves}
     made = ', '.join(str(list(shape)) for shape in shapes) or 'nothing'

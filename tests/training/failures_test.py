@@ -1,6 +1,7 @@
 """Tests of the cause of a loss that is not finite."""
 
 import dataclasses
+import itertools
 import pathlib
 import types
 
@@ -8,6 +9,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cxjax import errors
 from cxjax.training import failures
@@ -221,6 +223,15 @@ class StartTest(parameterized.TestCase):
       self.check(Stage('s', 1, Term()), params)
     # Nothing reads it.
     self.check(Stage('s', 1, runs.LABELS), params)
+
+  def test_an_optimizer_that_counts_in_python(self):
+    steps = itertools.count(1)
+    tx = optax.stateless(
+      lambda grads, _: optax.tree.scale(1 / next(steps), grads)
+    )
+    spec = runs.spec((Stage('s', 1, runs.LABELS),), optimizer=lambda *_: tx)
+    with self.assertRaisesRegex(errors.UserError, 'a state in Python'):
+      failures.check_start(spec)
 
   def test_what_is_read_alone_counts(self):
     params = poisoned(runs.teacher_params(), 'logits')
