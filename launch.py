@@ -22,18 +22,19 @@ jobs and TPU pods need none of these flags.
 
 import pathlib
 
-from absl import app
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
 from cxjax import errors
+from cxjax import folders
 from cxjax.analysis import dry_run
 from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.configs import experiment
-from cxjax.configs import flags as flags_lib
+from cxjax.configs import ranges
 from cxjax.configs import stored_targets
+from cxjax.methods import registry
 from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import multihost
 from cxjax.training import summary as summary_lib
@@ -74,45 +75,19 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses the flags; a mistake ends the program with one line.
-
-  Args:
-    argv: the command line.
-
-  Returns:
-    The arguments that are no flags, after the name of the program.
-  """
-  try:
-    flags_lib.check(argv)
-    rest = flags.FLAGS(argv)
-    needed = ['config'] if _DRY_RUN.value is not None else ['config', 'workdir']
-    missing = [n for n in needed if not flags.FLAGS[n].value]
-  # ml_collections answers a mistake in an override with any of these.
-  except (
-    flags.Error,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-  ) as error:
-    cli.fail(error)
-  if missing:
-    cli.fail(f'--{missing[0]} is missing. See launch.py --help.')
-  return rest
+  """Parses the flags; a mistake ends the program with one line."""
+  return cli.parse(argv, _check_flags)
 
 
 def main(argv: list[str]) -> None:
   """Runs what the flags ask for, and prints its table."""
-  if argv[1:]:
-    cli.fail(f'Unknown argument {argv[1]!r}: flags begin with --.')
+  del argv
   config = _CONFIG.value
+  ranges.check(config.to_dict())
   if _DRY_RUN.value is not None:
     _plan(config, _DRY_RUN.value)
     return
-  _check(config)
+  _check_folders(config)
   workdir = pathlib.Path(_WORKDIR.value or '')
   multihost.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   devices_lib.split_cpu(config.mesh.get('cpu_devices', 1))
@@ -132,11 +107,7 @@ def main(argv: list[str]) -> None:
 def _plan(config: ml_collections.ConfigDict, name: str) -> None:
   """Prints the report of a dry run."""
   errors.require(
-    bool(name),
-    '--dry_run= is empty: give cpu, or a topology of TPUs, as v5e:4x4.',
-  )
-  errors.require(
-    not (_CACHE.value or config.cache.folder),
+    not config.cache.folder,
     '--dry_run plans a run with its teacher: leave --cache_targets and '
     'cache.folder out.',
   )
@@ -147,25 +118,37 @@ def _plan(config: ml_collections.ConfigDict, name: str) -> None:
   cli.show(dry_run.report(name, specs))
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError for folders and methods that cannot be used."""
-  folder = config.teacher.folder
-  errors.require(
-    not folder or pathlib.Path(folder).is_dir(),
-    f'teacher.folder={folder} does not exist. Give the folder of a teacher, as '
-    'WORKDIR/teacher of another run; without it one is trained.',
-  )
-  for flag in (_WORKDIR, _CACHE):
+def _check_flags() -> None:
+  """Raises UserError for flags that are missing, empty or do not agree."""
+  planned = _DRY_RUN.value is not None
+  for name in ['config'] if planned else ['config', 'workdir']:
     errors.require(
-      '://' not in (flag.value or ''),
-      f'--{flag.name}={flag.value} is no local path. Mount the bucket (gcsfuse '
-      'for gs://), and give the folder.',
+      bool(flags.FLAGS[name].value),
+      f'--{name} is missing. See launch.py --help.',
+    )
+  # A variable of the shell that is not set must not train something else.
+  for flag, example in (
+    (_DRY_RUN, 'cpu, or a topology of TPUs, as v5e:4x4'),
+    (_CACHE, 'a folder, or leave it out'),
+    (_COMPARE, 'methods with commas between them, or leave it out'),
+  ):
+    errors.require(
+      not flag.present or bool(flag.value),
+      f'--{flag.name}= is empty: give {example}.',
+    )
+  for flag in (_CACHE, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+    errors.require(
+      not planned or not flag.present,
+      '--dry_run plans a run with its teacher, in one process: leave '
+      f'--{flag.name} out.',
     )
   methods = _COMPARE.value
   errors.require(
     not (_CACHE.value and methods),
     '--cache_targets is for one method: leave --compare out.',
   )
+  for name in methods:
+    errors.lookup('method', name, registry.METHODS)
   twice = sorted({name for name in methods if methods.count(name) > 1})
   errors.require(
     not twice,
@@ -173,5 +156,21 @@ def _check(config: ml_collections.ConfigDict) -> None:
   )
 
 
+def _check_folders(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for folders that cannot be used."""
+  for what, given in (
+    ('--workdir', _WORKDIR.value),
+    ('--cache_targets', _CACHE.value),
+  ):
+    if given:
+      folders.check(given, what)
+  folder = config.teacher.folder
+  errors.require(
+    not folder or pathlib.Path(folder).is_dir(),
+    f'teacher.folder={folder} does not exist. Give the folder of a teacher, as '
+    'WORKDIR/teacher of another run; without it one is trained.',
+  )
+
+
 if __name__ == '__main__':
-  app.run(cli.guarded(main), flags_parser=parse)
+  cli.run(main, _check_flags)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import stat
 from typing import Any
 
@@ -19,13 +18,15 @@ from absl import logging
 import jax
 
 from cxjax import errors
+from cxjax import folders
 
 MAX_SHOWN = 12  # Number of differing fields that an error message lists.
 MAX_BYTES = 2**30  # Size of the largest JSON file that is read.
 
-# Orbax reads brackets as a pattern, and a backslash as a separator.
-_PATTERN = re.compile(r'\\|\[.*\]')
-_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:')
+
+def describe(error: OSError) -> str:
+  """Says in one line which file the operating system refused, and why."""
+  return f'{error.filename}: {error.strerror}. {_advice(error)}'
 
 
 @contextlib.contextmanager
@@ -55,58 +56,11 @@ def _advice(error: OSError) -> str:
     return 'Allow more open files (ulimit -n), and start again.'
   if error.errno == errno.ELOOP:
     return 'It is a link: remove it, or choose another workdir.'
+  if error.errno in (errno.EACCES, errno.EPERM):
+    return 'Allow it, or choose another workdir.'
+  if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+    return 'Something else is in its place: choose another workdir.'
   return 'Make room there, or choose another workdir.'
-
-
-def check_folder(folder: pathlib.Path) -> None:
-  """Checks that a folder's name is one that a run can have.
-
-  Args:
-    folder: the folder of a run; it need not exist.
-
-  Raises:
-    UserError: the path is a URL, begins with the home of a user as `~`, has
-      characters that checkpoints cannot have in their paths, is too long, or
-      lies within a checkpoint.
-  """
-  shown = ascii(str(folder))
-  first = folder.parts[0] if folder.parts else ''
-  errors.require(
-    not _SCHEME.fullmatch(first),
-    f'The workdir {shown} is no local path. Mount the bucket (gcsfuse for '
-    'gs://), and give the folder.',
-  )
-  errors.require(
-    not first.startswith('~') or os.path.expanduser(first) == first,
-    f'The workdir {shown} begins with ~, which only a shell expands. Give '
-    f'{ascii(os.path.expanduser(first))} in its place.',
-  )
-  try:
-    whole = folder.absolute()
-    name = str(whole).encode()
-    longest = max(map(len, map(os.fsencode, whole.parts)))
-  except UnicodeError as error:
-    raise errors.UserError(
-      f'The workdir {shown} is not UTF-8. Choose another name.'
-    ) from error
-  errors.require(
-    b'\0' not in name and not _PATTERN.search(str(whole)),
-    f'The workdir {ascii(str(whole))} has [...], a backslash or a null '
-    'character in its path, which checkpoints cannot have. Choose another '
-    'name.',
-  )
-  errors.require(
-    longest <= 255 and len(name) <= 3500,
-    f'The workdir {shown[:40]}... is too long: a name may have 255 bytes, a '
-    'path 3500. Choose a shorter one.',
-  )
-  for parent in (whole, *whole.parents):
-    errors.require(
-      not re.fullmatch('[0-9]{9,}', parent.name)
-      or parent.parent.name != 'checkpoints',
-      f'The workdir {shown} lies within the checkpoint {parent}, which it '
-      'would damage. Choose another workdir.',
-    )
 
 
 def sync(path: pathlib.Path) -> None:
@@ -371,7 +325,7 @@ def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
     UserError: the folder cannot be written, or holds a run of another
       configuration; the message names the fields that differ.
   """
-  check_folder(folder)
+  folders.check(folder)
   path = folder / 'config.json'
   if not path.exists():
     for name in ('checkpoints', 'summary.json'):

@@ -20,6 +20,7 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import files
+from cxjax import folders
 
 IMPLEMENTATION = 'threefry2x32'
 # Settings that change results, and JAX's defaults, which are not recorded.
@@ -124,7 +125,7 @@ def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
   Raises:
     UserError: the folder belongs to another run, or cannot be written.
   """
-  files.check_folder(folder)
+  folders.check(folder)
   here, path = recorded(), folder / 'config.json'
   if path.exists():
     there = files.read_json(path)

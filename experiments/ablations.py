@@ -9,8 +9,6 @@ Run:
 Writes ablations.{md,csv} into --results. Finished runs are not run again.
 """
 
-from absl import app
-
 from cxjax import tables
 from cxjax.configs import cli
 from experiments import parity_mlp
@@ -56,4 +54,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 from typing import TypeAlias
 
-from absl import app
 from flax import linen as nn
 import jax
 import numpy as np
@@ -252,4 +251,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

@@ -18,7 +18,6 @@ Writes EXPERIMENT_endings_tune.{md,csv} and EXPERIMENT_endings.{md,csv} into
 
 import pathlib
 
-from absl import app
 from absl import flags
 
 from cxjax import errors
@@ -163,4 +162,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

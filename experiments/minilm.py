@@ -29,7 +29,6 @@ import pathlib
 from typing import Any
 from typing import TypeAlias
 
-from absl import app
 from absl import flags
 import grain
 import jax
@@ -375,4 +374,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

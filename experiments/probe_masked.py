@@ -27,7 +27,6 @@ import pathlib
 from typing import Any
 from typing import TypeAlias
 
-from absl import app
 from absl import flags
 import jax
 import jax.numpy as jnp
@@ -344,4 +343,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

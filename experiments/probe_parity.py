@@ -22,7 +22,6 @@ import pathlib
 from typing import Any
 from typing import TypeAlias
 
-from absl import app
 from absl import flags
 import jax
 from matplotlib.axes import Axes
@@ -248,4 +247,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

@@ -19,7 +19,6 @@ import pathlib
 from typing import Any
 from typing import TypeAlias
 
-from absl import app
 from absl import flags
 from matplotlib.axes import Axes
 import ml_collections
@@ -243,4 +242,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

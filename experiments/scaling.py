@@ -12,7 +12,6 @@ import dataclasses
 import pathlib
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
 
@@ -121,4 +120,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

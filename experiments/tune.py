@@ -20,7 +20,6 @@ import pathlib
 from typing import Any
 from typing import TypeAlias
 
-from absl import app
 from absl import flags
 import ml_collections
 
@@ -204,4 +203,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

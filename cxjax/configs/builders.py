@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from cxjax import errors
+from cxjax import folders
 from cxjax import settings
 from cxjax import types
 from cxjax.configs import identity
@@ -65,9 +66,8 @@ def make_task(config: Config) -> tasks.Task:
 
 def make_model(config: Config, role: str, task: Any = None) -> Any:
   """The model of 'teacher' or 'student', for a task or that of the config."""
-  task = task or make_task(config)
   with ranges.named_fields():
-    return models.make(config.model, config[role], task)
+    return models.make(config.model, config[role], task or make_task(config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +118,7 @@ def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   Raises:
     UserError: invalid settings, or data that are not what the config asks for.
   """
+  folders.check(workdir)
   ranges.check(config.to_dict())
   config = copy.deepcopy(config)
   tasks.resolve_paths(config.task, config.data, workdir)
@@ -283,10 +284,9 @@ def student_spec(
     UserError: settings that do not fit each other or the teacher.
   """
   config = experiment.config
-  method = config.method
-  errors.lookup('method', method, registry.METHODS)
+  errors.lookup('method', config.method, registry.METHODS)
   optimizer = copy.deepcopy(config.optimizer)
-  optimizer.learning_rate *= config[method].rate_factor
+  optimizer.learning_rate *= config[config.method].rate_factor
   stages = _stages(experiment, teacher)
   needs_teacher = any(stage.needs_teacher for stage in stages)
   teacher_metrics = metrics_lib.TEACHER_METRICS

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 import logging as std_logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 from typing import Any
 from typing import NoReturn
 
+from absl import app
 from absl import flags
 from absl import logging
 
 from cxjax import errors
 from cxjax import files
 from cxjax import tables
+from cxjax.configs import flags as flags_lib
 from cxjax.configs import ranges
 from cxjax.parallel import multihost
 from cxjax.training import signals
@@ -31,10 +34,10 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     main: the main function.
 
   Returns:
-    A function that runs it. A `UserError`, or a field that the config lacks,
-    is printed as one line on stderr, with exit code 2. A program that was asked
-    to stop says so in one line and ends with exit code 0; a run is saved. Any
-    other error keeps its traceback.
+    A function that runs it. A `UserError`, a field that the config lacks, and
+    a file that the operating system refuses are printed as one line on stderr,
+    with exit code 2. A program that was asked to stop says so in one line and
+    ends with exit code 0; a run is saved. Any other error keeps its traceback.
   """
 
   def run(argv: list[str]) -> None:
@@ -45,17 +48,13 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except errors.UserError as error:
       fail(error)
     except signals.Interrupted as interrupted:
-      print(
-        f'Stopped by {interrupted}. What was saved stays; the same command '
-        'resumes.',
-        file=sys.stderr,
-      )
+      _say_stopped(interrupted)
     except errors.Stopped as stopped:
       if multihost.is_first():
         print(stopped, file=sys.stderr)
     except BaseException as error:
-      if missing := ranges.missing_field(error):
-        fail(ranges.MISSING.format(missing))
+      if said := _explained(error):
+        fail(said)
       if not multihost.leave(f'{type(error).__name__}: {error}'):
         raise
       traceback.print_exc()
@@ -63,6 +62,96 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     multihost.leave()
 
   return run
+
+
+def run(
+  main: Callable[[list[str]], None],
+  check: Callable[[], None] = lambda: None,
+) -> None:
+  """Runs a program: parses its flags, and reports mistakes in one line.
+
+  Args:
+    main: the main function.
+    check: called once the flags are parsed; raises UserError for a mistake.
+  """
+
+  def parser(argv: list[str]) -> list[str]:
+    return parse(argv, check)
+
+  app.run(guarded(main), flags_parser=parser)
+
+
+def parse(
+  argv: list[str], check: Callable[[], None] = lambda: None
+) -> list[str]:
+  """Parses the flags; a mistake ends the program with one line.
+
+  Args:
+    argv: the command line.
+    check: called once the flags are parsed; raises UserError for a mistake.
+
+  Returns:
+    The name of the program: there are no other arguments.
+  """
+  try:
+    with signals.outside_loops():
+      if 'config' in flags.FLAGS:
+        flags_lib.check(argv)
+      rest = list(flags.FLAGS(argv))
+      for word in rest[1:]:
+        raise errors.UserError(
+          f'Unknown argument {word!r}: flags begin with --.'
+        )
+      check()
+  except signals.Interrupted as interrupted:
+    _say_stopped(interrupted)
+    sys.exit(0)
+  # ml_collections answers a mistake in an override with any of these.
+  except (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+  ) as error:
+    fail(_flag_error(error))
+  return rest
+
+
+def _flag_error(error: Exception) -> Exception | str:
+  """Explains a value that a flag cannot have; returns other errors unchanged.
+
+  absl says what Python's own conversion raised.
+  """
+  found = re.match(r'flag --(\S+?)=(.*?): ', str(error), re.DOTALL)
+  wrong = isinstance(error, flags.IllegalFlagValueError)
+  if wrong and found and found[1] in flags.FLAGS:
+    wanted = flags.FLAGS[found[1]].parser.syntactic_help
+    if wanted:
+      return f'--{found[1]}={found[2]} must be {wanted}.'
+  return error
+
+
+def _say_stopped(interrupted: signals.Interrupted) -> None:
+  print(
+    f'Stopped by {interrupted}. What was saved stays; the same command '
+    'resumes.',
+    file=sys.stderr,
+  )
+
+
+def _explained(error: BaseException) -> str | None:
+  """Explains an error that is a mistake of the user, though of no class."""
+  if missing := ranges.missing_field(error):
+    return ranges.MISSING.format(missing)
+  if isinstance(error, OSError) and error.filename is not None:
+    logging.debug('The operating system refused a file.', exc_info=error)
+    return f'Cannot use {files.describe(error)}'
+  return None
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -80,8 +169,10 @@ def fail(error: Exception | str) -> NoReturn:
 def _text(error: BaseException | str) -> str:
   """The message of an error, in one line."""
   # A KeyError puts quotes around its message.
-  text = error.args[0] if isinstance(error, KeyError) else error
-  return ' '.join(map(str.strip, str(text).split('\n')))
+  if isinstance(error, KeyError) and error.args:
+    error = str(error.args[0])
+  text = str(error).removeprefix('ERROR:: ')
+  return str(errors.UserError(text))  # In one line, and not too long.
 
 
 def _end(code: int) -> NoReturn:

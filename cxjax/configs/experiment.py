@@ -16,6 +16,7 @@ import ml_collections
 
 from cxjax import errors
 from cxjax import files
+from cxjax import folders
 from cxjax import settings
 from cxjax import tables
 from cxjax import types
@@ -38,6 +39,7 @@ def _reopen(
   config: Config, folder: pathlib.Path, workdir: pathlib.Path, what: str
 ) -> tuple[builders.Experiment, summary_lib.Summary]:
   """The experiment and the summary of a finished run, from its files."""
+  folders.check(workdir)
   errors.require(
     (folder / 'summary.json').exists(),
     f'{folder} holds no finished {what}. Run launch.py on {workdir} first.',

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import importlib.util
 import pathlib
+import re
 import sys
 import traceback
 from typing import Any
 
 from absl import flags
 import ml_collections
+from ml_collections import config_dict
 
 from cxjax import errors
+from cxjax.training import signals
 
 # How to describe a field of each type, and what parses it. A string is taken as
 # it is; the elements of a tuple are checked by `ranges`.
@@ -44,12 +47,31 @@ def check(argv: Sequence[str]) -> None:
       not exist; or a value has the wrong type.
   """
   config = None
-  argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+  try:
+    argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+  except UnicodeDecodeError as error:
+    raise errors.UserError(
+      f'A --flagfile is not UTF-8: {error.reason} at byte {error.start}. Write '
+      'a flag on each of its lines.'
+    ) from error
   for flag, value in _given(argv):
     if flag == 'config':
-      config = load(value or '').to_dict()
+      config = _defaults(load(value or ''), flag, value)
     elif config is not None:  # Otherwise absl asks for --config first.
       _check_field(config, flag.split('.')[1:], flag, value)
+
+
+def _defaults(
+  config: ml_collections.ConfigDict, flag: str, value: str | None
+) -> dict[str, Any]:
+  """The values of a config file."""
+  try:
+    return dict(config.to_dict())
+  except config_dict.RequiredValueError as error:
+    raise errors.UserError(
+      f'--{flag}={value}: a placeholder with required=True has no value. Give '
+      'every field a default.'
+    ) from error
 
 
 def load(value: str) -> ml_collections.ConfigDict:
@@ -67,22 +89,36 @@ def load(value: str) -> ml_collections.ConfigDict:
   name, colon, words = value.partition(':')
   path, flag = pathlib.Path(name), f'--config={value}'
   errors.require(
-    path.suffix == '.py' and path.is_file(),
+    path.suffix == '.py' and _is_file(path),
     f'{flag}: there is no such file. Give one that defines get_config, as '
     '--config=experiments/parity_mlp.py.',
   )
   try:
     found = _run(path, [words] if colon else [])
-  except errors.UserError:
+  except (errors.UserError, signals.Interrupted):
     raise
-  except (Exception, SystemExit) as error:  # Whatever a user's file raises.
+  except BaseException as error:  # Whatever a user's file raises.
     raise errors.UserError(f'{flag}: {_where(error, path)}') from error
+  # A frozen config is one as well, which no flag could change.
   errors.require(
-    isinstance(found, ml_collections.ConfigDict),
+    isinstance(found, ml_collections.ConfigDict)
+    and not isinstance(found, ml_collections.FrozenConfigDict),
     f'{flag}: get_config returns a {type(found).__name__}; it must be an '
     'ml_collections.ConfigDict.',
   )
+  errors.require(
+    len(found) > 0,
+    f'{flag}: get_config returns a config without fields. It must have those '
+    'of experiments/.',
+  )
   return found
+
+
+def _is_file(path: pathlib.Path) -> bool:
+  try:
+    return path.is_file()
+  except OSError:  # A name that is too long, or a folder without permission.
+    return False
 
 
 def _run(path: pathlib.Path, words: list[str]) -> Any:
@@ -107,9 +143,13 @@ def _where(error: BaseException, path: pathlib.Path) -> str:
   folder = path.resolve().parent
   for frame in traceback.extract_tb(error.__traceback__):
     # The last frame may lie in a library; a config may import its neighbors.
-    if pathlib.Path(frame.filename).resolve().parent == folder:
+    frozen = frame.filename.startswith('<')
+    if not frozen and pathlib.Path(frame.filename).resolve().parent == folder:
       file, line = frame.filename, frame.lineno
-  text = str(error)
+  try:
+    text = str(error)
+  except Exception:  # A class of the file whose own message fails.
+    text = ''
   if isinstance(error, SyntaxError):
     file, line, text = error.filename or file, error.lineno, error.msg
   if pathlib.Path(file).resolve() == path.resolve():
@@ -142,7 +182,8 @@ def _check_field(
   given = f'--{flag}' + ('' if value is None else f'={value}')
   at, found = 'config', block
   for i, name in enumerate(path):
-    if '[' in name:  # An element of a sequence, which ml_collections checks.
+    if '[' in name:  # The fields of an element are checked by ml_collections.
+      _check_element(found, name, given, at, last=i + 1 == len(path))
       return
     errors.require(
       isinstance(found, Mapping), f'{given}: {at} has no fields, it is {found}.'
@@ -168,3 +209,32 @@ def _check_field(
     raise errors.UserError(
       f'{given}: {at} is {kind}, as {str(found).lower()}.'
     ) from error
+
+
+def _check_element(
+  block: Any, name: str, given: str, at: str, last: bool
+) -> None:
+  """Raises UserError if `FIELD[INDEX]` names no element, or one of a tuple."""
+  field = name.partition('[')[0]
+  errors.require(
+    isinstance(block, Mapping), f'{given}: {at} has no fields, it is {block}.'
+  )
+  found = errors.lookup(f'field of {at}', field, block)
+  whole = f'Set all of it, as --{at}.{field}="(1, 2)".'
+  errors.require(
+    bool(re.fullmatch(r'(\[[0-9]{1,9}\])+', name[len(field) :])),
+    f'{given}: an element is named by its number, as {field}[0]. {whole}',
+  )
+  for index in map(int, re.findall('[0-9]+', name[len(field) :])):
+    holder = found
+    size = len(found) if isinstance(found, list | tuple) else 0
+    errors.require(
+      index < size,
+      f'{given}: {at}.{field} is {found!r}, which has no element {index}. '
+      f'{whole}',
+    )
+    found = holder[index]
+  errors.require(
+    not last or isinstance(holder, list),
+    f'{given}: the elements of a tuple cannot be set one by one. {whole}',
+  )

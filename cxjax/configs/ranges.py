@@ -19,6 +19,7 @@ import ml_collections
 
 from cxjax import arguments
 from cxjax import errors
+from cxjax import folders
 from cxjax.configs import defaults
 from cxjax.methods import curricula
 from cxjax.methods import registry
@@ -142,7 +143,13 @@ def check(config: Mapping[str, Any]) -> None:
   if 'student' in config:  # A teacher is trained without.
     known['student'] = {}
   _check_fields(config, known, '')
-  check_values(config)
+  try:
+    check_values(config)
+  except RecursionError as error:
+    raise errors.UserError(
+      'A block of the config holds itself, or too many within each other. Use '
+      'a few levels.'
+    ) from error
 
 
 def _check_fields(
@@ -235,6 +242,8 @@ def check_values(config: Mapping[str, Any], prefix: str = '') -> None:
         arguments.flag(full, value)
       if name in TEXTS:
         _check_type(full, value, '')
+      if name == 'folder' and value:
+        folders.check(value, full)
       if full in CHOICES:
         errors.lookup(full, value, dict.fromkeys(CHOICES[full]))
       if allowed is not None and name not in LISTS:
@@ -251,6 +260,10 @@ def _check_value(
     wrong = f': {one!r} is not' if listed else ' must be'
     if allowed is not None:
       errors.require(one in allowed, f'{full}={value!r}{wrong} {allowed}.')
+    errors.require(
+      not isinstance(one, str) or '\0' not in one,
+      f'{full}={value!r}{wrong} a text without null characters.',
+    )
     # A run whose config has NaN would never be found to be the same run.
     errors.require(
       not isinstance(one, float) or not math.isnan(one),

@@ -10,10 +10,12 @@ from absl import logging
 import ml_collections
 
 from cxjax import errors
+from cxjax import folders
 from cxjax import settings
 from cxjax.configs import builders
 from cxjax.configs import identity
 from cxjax.configs import teachers
+from cxjax.methods import registry
 from cxjax.training import run_spec
 from cxjax.training import summary as summary_lib
 from cxjax.training import target_cache
@@ -45,8 +47,10 @@ def cache_targets(
     'written: give one of the two.',
   )
   identity.check_stored(config)
+  folders.check(folder, '--cache_targets')
   experiment = builders.open_experiment(config, workdir)
   builders.check(experiment)
+  _require_own(folder, config, workdir)
   teachers.save_task(experiment)
   spec = builders.student_spec(
     experiment, teachers.train_teacher(experiment, workdir)
@@ -54,6 +58,20 @@ def cache_targets(
   spec = _with_period(spec, experiment)
   provenance = identity.stored_config(experiment.config, spec)
   return target_cache.write(folder, spec, provenance, config.cache.dtype)
+
+
+def _require_own(
+  folder: pathlib.Path, config: Config, workdir: pathlib.Path
+) -> None:
+  """Raises UserError for a folder of a run, before its teacher is trained."""
+  target_cache.require_no_run(folder)
+  runs = [workdir / name for name in registry.METHODS]
+  for run in (teachers.teacher_folder(config, workdir), *runs):
+    errors.require(
+      not folder.resolve().is_relative_to(run.resolve()),
+      f'--cache_targets={folder} lies in {run}, the folder of a run: targets '
+      'need a folder of their own.',
+    )
 
 
 def _with_period(

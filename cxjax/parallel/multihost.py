@@ -7,6 +7,7 @@ writes the files of a run; all of them write and read the arrays of checkpoints.
 from collections.abc import Callable
 import hmac
 import os
+import re
 import selectors
 import socket
 import sys
@@ -26,6 +27,10 @@ _DONE = b'done'  # Message of a process that ends because the run is done.
 _LONGEST = 10_000  # Bytes of a message of another process that are kept.
 _ANY = '0.0.0.0'  # Address of all interfaces.
 _TOKEN = 16  # Bytes of the secret that a process of the run sends first.
+# A name, or an IPv6 address in brackets.
+_HOST = re.compile(r'\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\s:/\[\]]+')
+_LAST_PORT = 65_535
+_MOST = 100_000  # Processes of a run.
 _PENDING = 64  # Connections that may be open without having sent it.
 # Connections for the death watch: to every other process in the first one, to
 # the first process in the others.
@@ -87,7 +92,7 @@ def _number(name: str) -> int | None:
 
 def _is_number(text: str) -> bool:
   """Returns whether a text is ASCII digits; `isdigit` also accepts '²'."""
-  return text.isascii() and text.isdecimal()
+  return bool(re.fullmatch('[0-9]{1,9}', text))
 
 
 def _cluster() -> bool:
@@ -116,8 +121,16 @@ def _check(
   assert process_id is not None
   host, _, port = coordinator.rpartition(':')
   errors.require(
-    bool(host) and _is_number(port),
-    f'--coordinator={coordinator} must be HOST:PORT.',
+    bool(_HOST.fullmatch(host))
+    and host.isprintable()
+    and _is_number(port)
+    and 1 <= int(port) <= _LAST_PORT,
+    f'--coordinator={coordinator!r} must be HOST:PORT, with a port from 1 to '
+    f'{_LAST_PORT}, as 10.0.0.1:1234; an IPv6 address is put in brackets.',
+  )
+  errors.require(
+    1 <= num_processes <= _MOST,
+    f'--num_processes={num_processes} must be from 1 to {_MOST}.',
   )
   errors.require(
     0 <= process_id < num_processes,

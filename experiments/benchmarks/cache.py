@@ -22,7 +22,6 @@ import shutil
 import statistics
 from typing import Any
 
-from absl import app
 from absl import flags
 import jax
 import numpy as np
@@ -210,4 +209,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

@@ -12,7 +12,6 @@ import pathlib
 import re
 from typing import Any
 
-from absl import app
 import jax
 import ml_collections
 
@@ -103,4 +102,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

@@ -32,7 +32,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from absl import app
 from absl import flags
 import jax
 import numpy as np
@@ -228,4 +227,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

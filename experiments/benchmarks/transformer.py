@@ -48,7 +48,6 @@ import statistics
 from typing import Any
 from typing import TypeAlias
 
-from absl import app
 from absl import flags
 import jax
 import ml_collections
@@ -344,4 +343,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from cxjax import errors
 from cxjax.configs import flags as flags_lib
+from cxjax.training import signals
 
 FILE = """
 import ml_collections
@@ -23,6 +24,7 @@ def get_config(method='extracted'):
   c.extracted = dict(projection='gaussian', layers=(), steps=())
   c.progressive = dict(scores=(0.5,))
   c.empty = dict()
+  c.listed, c.stages = ['a', 'b'], (dict(name='a'),)
   return c
 """
 # Files that fail, and what the line says after '--config=FILE: '.
@@ -69,6 +71,24 @@ BROKEN = {
   'FILE raises TypeError: get_config() missing 1 required': """
     def get_config(method):
       return method
+  """,
+  'line 2 of FILE raises KeyboardInterrupt: no message': """
+    raise KeyboardInterrupt
+  """,
+  'line 5 of FILE raises Odd: no message': """
+    class Odd(BaseException):
+      def __str__(self):
+        raise ValueError
+    raise Odd
+  """,
+  'FILE raises SyntaxError: source code string': '\0',
+  'get_config returns a FrozenConfigDict; it must': """
+    import ml_collections
+    get_config = lambda: ml_collections.FrozenConfigDict({'a': 1})
+  """,
+  'get_config returns a config without fields.': """
+    import ml_collections
+    get_config = ml_collections.ConfigDict
   """,
   'the file does not define get_config.': """
     x = 1
@@ -144,6 +164,18 @@ class LoadTest(FlagsTest):
     message = self.message(flags_lib.load, value)
     self.assertStartsWith(message, f'--config={value}: there is no such file.')
 
+  def test_a_name_that_is_too_long(self):
+    message = self.message(flags_lib.load, 'x' * 5_000 + '.py')
+    self.assertEndsWith(message, 'as --config=experiments/parity_mlp.py.')
+
+  def test_a_signal_is_no_mistake(self):
+    self.file.write_text(
+      'from cxjax.training import signals\n'
+      "raise signals.Interrupted('SIGTERM')\n"
+    )
+    with self.assertRaises(signals.Interrupted):
+      flags_lib.load(str(self.file))
+
 
 class CheckTest(FlagsTest):
   def check(self, *args):
@@ -167,6 +199,17 @@ class CheckTest(FlagsTest):
       '--config.extracted.law=sparse',
       'config.extracted.law is now config.extracted.projection. Set that',
     ),
+    ('--config.progressive.scores[0]=1', 'a tuple cannot be set one by one'),
+    (
+      '--config.progressive.scores[1]=1',
+      'which has no element 1',
+    ),
+    ('--config.listed[-1]=x', 'named by its number, as listed.0'),
+    ('--config.listed[]=x', 'named by its number'),
+    ('--config.listed[x]=x', 'named by its number'),
+    ('--config.listed[0][0]=x', 'which has no element 0'),
+    ('--config.batch_size[0]=x', 'is 32, which has no element 0'),
+    ('--config.batch_size.x[0]=x', 'has no fields, it is 32'),
     ('--config.progressive.accuracies=(0.5,)', 'now config.progressive.scores'),
   )
   def test_mistake(self, flag, message):
@@ -185,7 +228,8 @@ class CheckTest(FlagsTest):
     '--config.hard_labels',
     '--config.loss=3',
     '--config.extracted.steps=(1,2)',
-    '--config.extracted.layers[0]=x',
+    '--config.listed[1]=x',
+    '--config.stages[0].name=x',
     '--other=3',
   )
   def test_accepts(self, flag):
@@ -196,6 +240,21 @@ class CheckTest(FlagsTest):
 
   def test_fields_before_the_file_are_for_absl(self):
     flags_lib.check(['launch.py', '--config.nothing=3'])
+
+  def test_a_placeholder_without_a_value(self):
+    self.file.write_text(
+      'from ml_collections import config_dict\n'
+      'def get_config():\n'
+      '  hole = config_dict.placeholder(int, required=True)\n'
+      "  return config_dict.ConfigDict({'a': hole})\n"
+    )
+    self.assertIn('has no value. Give', self.message(self.check))
+
+  def test_a_flagfile_that_is_not_utf8(self):
+    listed = self.file.with_name('flags.txt')
+    listed.write_bytes(b'\xff')
+    message = self.message(self.check, f'--flagfile={listed}')
+    self.assertIn('is not UTF-8', message)
 
   def test_flagfile(self):
     listed = self.file.with_name('flags.txt')

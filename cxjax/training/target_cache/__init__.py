@@ -15,6 +15,7 @@ from cxjax.training.target_cache.reader import load
 from cxjax.training.target_cache.records import TOLERANCES
 from cxjax.training.target_cache.records import batch_numbers
 from cxjax.training.target_cache.summary import format_summary
+from cxjax.training.target_cache.writer import require_no_run
 from cxjax.training.target_cache.writer import write
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
   'format_summary',
   'load',
   'parameter_digests',
+  'require_no_run',
   'write',
 ]

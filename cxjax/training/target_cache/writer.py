@@ -61,10 +61,7 @@ def write(
   steps = [stage.steps for stage in spec.stages]
   made = {'batches': spec.host.period, 'dtype': dtype, 'steps': steps}
   parameters = checks.parameter_digests(spec)
-  errors.require(
-    not (folder / 'config.json').exists(),
-    f'{folder} holds a run: targets need a folder of their own.',
-  )
+  require_no_run(folder)
   with files.lock(folder), jax.set_mesh(spec.layout.mesh):
     if (folder / 'index.json').exists():
       reader.load(folder).require_same(
@@ -89,6 +86,14 @@ def write(
     run_summary.write(folder / 'summary.json', summary)
     files.write_sealed(folder / 'index.json', index)
   return summary
+
+
+def require_no_run(folder: pathlib.Path) -> None:
+  """Raises UserError if a folder for targets holds a run."""
+  errors.require(
+    not (folder / 'config.json').exists(),
+    f'{folder} holds a run: targets need a folder of their own.',
+  )
 
 
 class _Writer:
@@ -132,6 +137,8 @@ class _Writer:
           writer.close()  # Raises the error.
     with _written(path):
       writer.close()
+    with files.written(path):
+      files.sync(path)
     stage, size = planned.stage, path.stat().st_size
     logging.info('%s: %.1f MB for %r.', path, size / 1e6, stage.name)
     return {

@@ -28,7 +28,6 @@ After every case accelerator.md and accelerator.csv are written;
 accelerator.log has what the processes print.
 """
 
-from absl import app
 from absl import flags
 import jax
 
@@ -59,4 +58,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(cli.guarded(main))
+  cli.run(main)
