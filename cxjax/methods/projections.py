@@ -25,6 +25,8 @@ from cxjax import registration
 from cxjax import settings
 
 MOST = 2**31 - 1
+# Bytes of a matrix, beyond which none is drawn: a gibibyte, in float32.
+LARGEST = 2**30
 F32 = jnp.float32
 # `(key, d_in, d_out) -> [d_in, d_out]`.
 Draw: TypeAlias = Callable[[jax.Array, int, int], jax.Array]
@@ -102,8 +104,8 @@ def random_projection(
     `[d_in, d_out]` float32, the same for the same arguments.
 
   Raises:
-    UserError: an unknown projection, a width below 1, or 'identity' for unequal
-      widths.
+    UserError: an unknown projection, a width below 1, a matrix of more than a
+      gibibyte, or 'identity' for unequal widths.
 
   References:
     Achlioptas. "Database-friendly random projections", 2003.
@@ -119,10 +121,13 @@ def random_projection(
     f'shape={shape!r} of a projection must be two widths, as (768, 128).',
   )
   d_in, d_out = (arguments.whole('shape', width, 1, MOST) for width in shape)
+  size = jnp.dtype(F32).itemsize * d_in * d_out
   errors.require(
-    d_in * d_out <= MOST,
-    f'shape={shape!r} of a projection has {d_in * d_out:,} elements: at most '
-    f'{MOST:,} fit into an array.',
+    size <= LARGEST,
+    f'shape={tuple(shape)!r} of a projection takes {size / 1e9:,.1f} GB; at '
+    f'most {LARGEST / 1e9:.1f} GB are drawn. Compare narrower activations, as '
+    "hidden layers in place of logits or pool='mean' in place of 'flatten', or "
+    'give a regressor a smaller width.',
   )
   with jax.enable_x64(False):  # A draw of the user may name no dtype.
     return draw(key, d_in, d_out)

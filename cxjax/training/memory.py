@@ -17,31 +17,39 @@ LIMITS = (
   '/sys/fs/cgroup/memory/memory.limit_in_bytes',
 )
 
+FLOAT = 4  # Bytes of an element of a projection.
+
 
 def require(
   spec: run_spec.RunSpec, planned: Sequence[stage_plan.StagePlan]
 ) -> None:
   """Raises UserError if a run cannot fit into the memory that there is.
 
-  Counts what is certain: the students with their optimizer states, one teacher
-  and the batches of one dispatch. Activations come on top; a dry run knows
-  them.
+  Counts what is certain: the students with their optimizer states, one teacher,
+  the projections of a stage and the batches of one dispatch. Activations come
+  on top; a dry run knows them.
 
   Args:
     spec: the run; nothing of it is computed.
     planned: its stages.
   """
   states = max(size(spec.state_shapes(one)) for one in planned)
+  matrices = spec.num_seeds * max(
+    sum(FLOAT * math.prod(shape) for shape in one.projections.values())
+    for one in planned
+  )
   teacher = 0 if spec.teacher is None else size(spec.teacher.params)
   batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
   batches = size(batch) * spec.blocks
-  needed, have = states + teacher + batches, available(spec.layout.mesh)
+  needed = states + teacher + matrices + batches
+  have = available(spec.layout.mesh)
   errors.require(
     needed <= have,
     f'The run needs {needed / 1e9:,.1f} GB: {states / 1e9:,.1f} GB for '
     f'{spec.num_seeds} students and their optimizer, {teacher / 1e9:,.1f} GB '
-    f'for the teacher, {batches / 1e9:,.1f} GB for batches; there are '
-    f'{have / 1e9:,.1f} GB. Make the models, the batch or the number of seeds '
+    f'for the teacher, {matrices / 1e9:,.1f} GB for projections, '
+    f'{batches / 1e9:,.1f} GB for batches; there are {have / 1e9:,.1f} GB. '
+    'Make the models, the projections, the batch or the number of seeds '
     'smaller.',
   )
 

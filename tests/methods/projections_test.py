@@ -102,6 +102,19 @@ class ProjectionTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'got 3 and 4'):
       projections.random_projection(jax.random.key(0), 'identity', (3, 4))
 
+  @parameterized.parameters(*RANDOM, 'identity')
+  def test_one_of_more_than_a_gibibyte_is_not_drawn(self, name):
+    """The output of a language model as a hidden layer would take 92 GB."""
+    draw = functools.partial(projections.random_projection, projection=name)
+    key, width = jax.random.key(0), 2**14
+    with self.assertRaisesRegex(errors.UserError, r'92\.3 GB; at most 1\.1 GB'):
+      draw(key, shape=(151_936, 151_936))
+    with self.assertRaisesRegex(errors.UserError, '1.1 GB are drawn'):
+      draw(key, shape=(width + 1, width))
+    shape = (width, width)
+    found = jax.eval_shape(functools.partial(draw, shape=shape), key)
+    self.assertEqual(found.shape, shape)
+
   @parameterized.parameters((0, 3), (3, 0))
   def test_widths_must_be_positive(self, *shape):
     with self.assertRaisesRegex(errors.UserError, 'shape=.*at least 1'):

@@ -34,6 +34,18 @@ class RequireTest(absltest.TestCase):
     ):
       memory.require(spec, planned)
 
+  def test_projections_count(self):
+    """Of the stage that has most of them, for every student."""
+    spec, planned = self.spec(num_seeds=3)
+    size = 4 * 1_000 * 500
+    large = mock.Mock(projections={'a': (1_000, 500)}, stage=planned[0].stage)
+    with (
+      mock.patch.object(type(spec), 'state_shapes', lambda *_: ()),
+      mock.patch.object(memory, 'available', lambda mesh: 3 * size),
+      self.assertRaisesRegex(errors.UserError, r'0\.0 GB for projections'),
+    ):
+      memory.require(spec, [planned[0], large])
+
   def test_size(self):
     tree = {'a': jnp.ones((2, 3)), 'b': jax.random.key(0)}
     self.assertEqual(memory.size(tree), 24)
