@@ -1,5 +1,6 @@
 """Plans of distillation: what a student is to imitate, and for how long."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -13,6 +14,7 @@ from cxjax.api import costs as costs_lib
 from cxjax.api import matching
 from cxjax.api import placement
 from cxjax.api import prepared
+from cxjax.api import several
 from cxjax.api import stages as stages_lib
 from cxjax.data import user_batches
 from cxjax.methods import curricula
@@ -91,7 +93,8 @@ def plan(
   layers: matching.Layers = None,
   share: float = SHARE,
   steps: Sequence[int] = (),
-  loss: str | types.Loss = 'kl',
+  loss: several.Loss = 'kl',
+  auxiliary: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   pool: str | None = None,
   dtype: Any = None,
@@ -125,7 +128,14 @@ def plan(
     loss: of the last stage, between outputs: 'kl', 'reverse_kl',
       'jensen_shannon' or 'mse' of logits, 'mse' of regressions, 'cosine' or
       'l2' of embeddings, or any `(student, teacher) -> [...]` that reduces the
-      last axis.
+      last axis. Of a tree of outputs a tree of losses, as `{'logits': 'kl',
+      'boxes': ('mse', 0.5), 'scores': None}`: with a weight, and None leaves an
+      output out; or one loss over the tree, `{'*': function}`. Evaluation reads
+      'logits', or else the first of them.
+    auxiliary: weights of auxiliary losses in the last stage, as `{'losses/*':
+      0.01}`: scalars that the student sows (linen, into that collection; nnx,
+      as `nnx.Intermediate`) or returns, by their names, whose stars match
+      slashes too. The losses of a pattern are added.
     temperature: of 'kl', 'reverse_kl' and 'jensen_shannon'.
     pool: what to do with the tokens of a sequence or the grid of an image:
       'none' compares position by position, 'mean' their mean, 'flatten' all of
@@ -157,6 +167,8 @@ def plan(
     placement.received(teacher, 'teacher'),
     placement.received(student, 'student'),
   )
+  outputs = several.chosen(given, loss, auxiliary, batch['x'])
+  given = outputs.teacher, outputs.student
   teacher, student = prepared.checked(given, batch['x'], dtype)
   how = ''
   if stages is not None:
@@ -165,6 +177,7 @@ def plan(
       'share': share != SHARE,
       'steps': not isinstance(steps, tuple) or len(steps) > 0,
       'loss': loss != 'kl',
+      'auxiliary': auxiliary is not None,
       'temperature': temperature != 1,
       'pool': pool is not None,
       **dict.fromkeys(options, True),
@@ -172,13 +185,14 @@ def plan(
     stages = stages_lib.given(stages, num_steps, beside)
     name = stages_lib.output_loss(stages[-1])
   else:
-    fun = _loss(loss, temperature, options.get('top_k', 0))
-    name = loss if isinstance(loss, str) else None
+    fun = _loss(outputs.loss, temperature, options.get('top_k', 0))
+    name = outputs.loss if isinstance(outputs.loss, str) else None
     lengths = (num_steps, share, steps)
     stages, how = _stages(
       teacher, student, batch, lengths, layers, fun, options
     )
     stages = pooled(stages, teacher, student, batch['x'], pool)
+    stages = outputs.with_terms(stages, lambda one: _loss(one, temperature, 0))
   stages_lib.check(stages, teacher, student, batch)
   models = costs_lib.models(teacher, student)
   planned = tuple(

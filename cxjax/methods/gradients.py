@@ -89,7 +89,7 @@ def _values(
     if name in regressors:
       got = got @ jnp.zeros(regressors[name], got.dtype)
     want: types.Target = jnp.zeros_like(got)
-    if not term.needs_teacher:
+    if term.target == stage_lib.LABELS:
       want = jnp.zeros_like(batch['y'])
     elif term.top_k:
       want = losses.top_k(want, term.top_k)

@@ -28,6 +28,8 @@ from cxjax.methods import losses
 from cxjax.methods import projections
 
 LABELS = 'labels'
+# Target of an activation that is a loss itself.
+NOTHING = 'none'
 LOGITS = 'logits'
 # Activations that exist at the target positions alone.
 TARGET_POSITION_ACTIVATIONS = (LOGITS, 'final')
@@ -50,7 +52,8 @@ class Term:
 
   Attributes:
     student: activation of the student that is trained.
-    target: activation of the teacher to match, or 'labels'.
+    target: activation of the teacher to match, or 'labels'; 'none' for an
+      activation that is a loss itself.
     loss: `(student, target) -> [...]`, one value per example, or its name in
       `losses.LOSSES`. None is the usual one: cross entropy with labels, KL
       between logits, the squared error between features.
@@ -145,7 +148,7 @@ class Term:
   @property
   def needs_teacher(self) -> bool:
     """True if the target comes from a teacher."""
-    return self.target != LABELS
+    return self.target not in (LABELS, NOTHING)
 
   @property
   def scheduled(self) -> bool:
@@ -156,7 +159,7 @@ class Term:
   def all_tokens(self) -> bool:
     """True if all real tokens of a sequence are compared."""
     return (
-      self.needs_teacher  # Labels exist at the target positions alone.
+      self.target != LABELS  # They exist at the target positions alone.
       and self.student not in TARGET_POSITION_ACTIVATIONS
       and self.tokens == ALL
     )
@@ -364,7 +367,7 @@ class Stage:
   @property
   def needs_labels(self) -> bool:
     """True if any target is the labels."""
-    return not all(term.needs_teacher for term in self.terms)
+    return any(term.target == LABELS for term in self.terms)
 
   @property
   def objective(self) -> 'Stage':

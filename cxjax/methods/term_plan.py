@@ -198,7 +198,7 @@ def _check_loss(
   want: Any = features
   if term.top_k:
     want = jax.eval_shape(lambda x: losses.top_k(x, term.top_k), features)
-  elif not term.needs_teacher:
+  elif term.target == stage_lib.LABELS:
     if 'y' not in batch:
       return
     want = jax.eval_shape(lambda y: y, batch['y'])

@@ -19,6 +19,7 @@ from cxjax.models import adapters
 from cxjax.models import dataflow
 from cxjax.models import layers as layers_lib
 from cxjax.models import modes
+from cxjax.models import outputs as outputs_lib
 from cxjax.models import scanned
 
 
@@ -226,7 +227,12 @@ def _candidates(
     Those that the output needs, if it needs any, without those that are the
     output in another form, and those whose first axis is that of a scan.
   """
-  needed = flow.ancestors[output[0]] if output is not None else 0
+  marks = outputs_lib.OUTPUT, outputs_lib.AUXILIARY
+  outputs = [value for n, value in values.items() if n.startswith(marks)]
+  ends = {flow.source(value) for value in outputs}
+  needed = 0
+  for value in (output, *outputs):
+    needed |= flow.ancestors[value[0]] if value is not None else 0
   products = [
     (i, flow.ancestors[i])
     for i in range(len(flow.nodes))
@@ -244,6 +250,8 @@ def _candidates(
     source = flow.source(value)
     if source is None or name in stage_lib.TARGET_POSITION_ACTIVATIONS:
       continue
+    if name.startswith(marks):
+      continue
     if flow.stacked(value) or (
       output is not None
       and shapes[name].size == shapes[''].size
@@ -251,6 +259,9 @@ def _candidates(
     ):
       continue
     number, ancestors = source[0], flow.ancestors[source[0]]
+    reach = sum(i != number and above >> number & 1 for i, above in products)
+    if source in ends and not reach:
+      continue  # It is another output.
     into = found if source in read or source == output else others
     into.append(
       layers_lib.Activation(
@@ -260,7 +271,7 @@ def _candidates(
         1 << number,
         ancestors,
         (ancestors & flow.products).bit_count(),
-        sum(i != number and above >> number & 1 for i, above in products),
+        reach,
       )
     )
   return found or others

@@ -1,0 +1,153 @@
+"""Models with several outputs, and with auxiliary losses.
+
+A `ModelAdapter` has one output. The leaves of a tree of outputs, and scalars
+that a model sows, become activations here, so that terms of a stage can name
+them: 'output:boxes', 'auxiliary:losses/*'.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import fnmatch
+import functools
+from typing import Any
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from cxjax import arguments
+from cxjax import types
+from cxjax.methods import targets as targets_lib
+from cxjax.models import adapters
+from cxjax.models import whole
+
+OUTPUT, AUXILIARY = 'output:', 'auxiliary:'
+Found: TypeAlias = Mapping[str, Any]
+# From the leaves of the outputs, the activations and the number of examples to
+# the output and more activations.
+Choose: TypeAlias = Callable[[Any, Found, int], tuple[jax.Array, Found]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """What a model returns and sows, as shapes.
+
+  Attributes:
+    tree: its output.
+    leaves: the leaves of the output by path; an array alone is 'logits'.
+    scalars: floating-point values that are no activations, by name, those of
+      the output among them.
+  """
+
+  tree: Any
+  leaves: dict[str, Any]
+  scalars: dict[str, Any]
+
+
+def survey(
+  model: adapters.ModelAdapter, x: types.Input, collections: tuple[str, ...]
+) -> Survey:
+  """What a model returns and sows, in training mode if it has one.
+
+  Args:
+    model: the model.
+    x: shapes of a batch.
+    collections: of linen, that are kept.
+
+  Returns:
+    The shapes.
+  """
+  fun, args = model.apply, arguments.shapes('x', (model.one, x))
+  if model.training is not None:
+    fun, args = model.training, (*args, jax.random.key(0))
+
+  def run(*args: Any) -> Any:
+    with whole.kept(collections):
+      return fun(*args)
+
+  tree, found, *_ = jax.eval_shape(run, *args)
+  flat = leaves(tree)
+  values = {**found, **flat}
+  scalars = {
+    name: value
+    for name, value in values.items()
+    if whole.is_real(value) and not targets_lib.is_activation(value)
+  }
+  return Survey(tree, flat, scalars)
+
+
+def leaves(output: Any) -> dict[str, Any]:
+  """The leaves of a tree of outputs by path; an array alone is 'logits'."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/') or 'logits': leaf
+    for path, leaf in jax.tree.leaves_with_path(output)
+  }
+
+
+def exposed(
+  model: adapters.ModelAdapter, collections: tuple[str, ...], choose: Choose
+) -> adapters.ModelAdapter:
+  """The model with another output, and with more activations.
+
+  Args:
+    model: the model.
+    collections: of linen, that are kept.
+    choose: finds the two in what the model returns.
+
+  Returns:
+    The model.
+  """
+
+  def run(fun: Callable[..., Any], params: Any, x: Any, *key: Any) -> Any:
+    with whole.kept(collections):
+      tree, found, *rest = fun(params, x, *key)
+    size = jax.tree.leaves(x)[0].shape[0]
+    output, more = choose(tree, found, size)
+    kept = {k: v for k, v in found.items() if targets_lib.is_activation(v)}
+    return output, {**kept, **more}, *rest
+
+  training = model.training and functools.partial(run, model.training)
+  return dataclasses.replace(
+    model, apply=functools.partial(run, model.apply), training=training
+  )
+
+
+def columns(leaf: jax.Array) -> jax.Array:
+  """An output with a width: `[B]` becomes `[B, 1]`."""
+  return leaf[:, None] if leaf.ndim == 1 else leaf
+
+
+def joined(tree: Any) -> jax.Array:
+  """All outputs as one vector for each example, `[B, D]`."""
+  return jnp.concatenate(
+    [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)], axis=1
+  )
+
+
+def auxiliary(values: Found, pattern: str, size: int) -> jax.Array:
+  """The sum of the auxiliary losses of a pattern, the same for each example.
+
+  Args:
+    values: scalars by name; sown in a scan, `[steps]`.
+    pattern: of names.
+    size: number of examples.
+
+  Returns:
+    `[size, 1]`; zeros if there are none, as at inference.
+  """
+  total: Any = jnp.zeros(())
+  for name in matching(values, pattern):
+    total = total + jnp.sum(values[name].astype(jnp.float32))
+  return jnp.broadcast_to(total, (size, 1))
+
+
+def matching(values: Found, pattern: str) -> list[str]:
+  """Names of the scalars of a pattern, whose stars match slashes too."""
+  return [
+    name
+    for name, value in values.items()
+    if fnmatch.fnmatchcase(name, pattern)
+    and whole.is_real(value)
+    and not targets_lib.is_activation(value)
+  ]
