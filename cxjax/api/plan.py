@@ -248,8 +248,8 @@ def _stages(
   for option in options:
     errors.lookup('option', option, dict.fromkeys(OPTIONS))
   if isinstance(options.get('hidden_loss'), str):
-    options['hidden_loss'] = errors.lookup(
-      'hidden_loss', options['hidden_loss'], losses.HIDDEN_LOSSES
+    options['hidden_loss'] = losses.hidden_loss(
+      'hidden_loss', options['hidden_loss']
     )
   layers = layer_matching.check_pairs(layers)
   output = {k: options.pop(k) for k in OUTPUT_OPTIONS if k in options}

@@ -19,6 +19,7 @@ from cxjax import errors
 from cxjax import registration
 from cxjax import types
 from cxjax.methods import high_temperature
+from cxjax.methods import relational
 
 # Temperatures that float32 can compute.
 LOWEST, HIGHEST = 1e-30, 1e9
@@ -312,6 +313,7 @@ LOSSES: dict[str, types.Loss] = {
   'top_k_kl': top_k_kl,
   **LOGIT_LOSSES,
   **HIDDEN_LOSSES,
+  **relational.LOSSES,
 }
 
 
@@ -330,6 +332,23 @@ def register(name: str, loss: types.Loss, *, hidden: bool = True) -> None:
   registration.add('loss', LOSSES, name, loss, loss)
   if hidden:
     HIDDEN_LOSSES[name] = loss
+
+
+def hidden_loss(field: str, name: str) -> types.Loss:
+  """The loss of hidden activations of a name.
+
+  Args:
+    field: the argument or the field of a config that has it, for the message.
+    name: of `HIDDEN_LOSSES`, or a relation, which outputs do not have by name:
+      'gram', 'cka' or 'attention'.
+
+  Returns:
+    The loss.
+
+  Raises:
+    UserError: an unknown name.
+  """
+  return errors.lookup(field, name, {**HIDDEN_LOSSES, **relational.LOSSES})
 
 
 def logit_loss(

@@ -13,6 +13,7 @@ from typing import Any
 
 from cxjax import errors
 from cxjax import registration
+from cxjax import types
 from cxjax.methods import curricula
 from cxjax.methods import custom as custom_lib
 from cxjax.methods import layer_matching
@@ -108,9 +109,7 @@ def _extracted(
   steps = layer_matching.split_steps(
     context.num_steps, len(pairs), block.share, block.steps
   )
-  hidden_loss = errors.lookup(
-    'extracted.loss', block.loss, losses.HIDDEN_LOSSES
-  )
+  hidden_loss = losses.hidden_loss('extracted.loss', block.loss)
   return curricula.extracted(
     pairs,
     steps,
@@ -122,12 +121,14 @@ def _extracted(
 
 
 def _build_joint(block: Any, context: Context) -> stage_lib.Curriculum:
-  allowed = {'mse': losses.mse, **losses.HIDDEN_LOSSES}
+  hidden_loss: types.Loss = losses.mse
+  if block.loss != 'mse':
+    hidden_loss = losses.hidden_loss('joint.loss', block.loss)
   return curricula.joint(
     block.layers or context.matched(),
     context.num_steps,
     **_output(block, context),
-    hidden_loss=errors.lookup('joint.loss', block.loss, allowed),
+    hidden_loss=hidden_loss,
     weight=block.weight,
     fade=block.fade,
     **_shared_fields(block),
@@ -158,7 +159,7 @@ def _build_custom(block: Any, context: Context) -> stage_lib.Curriculum:
 
 # Fields of every method with hidden terms, and their defaults.
 _HIDDEN = dict(
-  loss='l2',  # cosine
+  loss='l2',  # cosine; gram, cka, attention compare relations.
   projection='gaussian',  # rademacher, sparse, orthogonal, identity
   regressor=False,  # Match a linear map of the student's layer.
   width=0,  # Of the projection, with a regressor; 0 chooses.

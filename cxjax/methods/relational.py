@@ -1,0 +1,155 @@
+"""Losses of relations between examples or positions, and of attention maps.
+
+The student and its target need not have the same coordinates, only the same
+relations, as far as widths are equal: a random projection of the target, which
+a term can have, keeps them up to its noise. Rows are those of the axis before
+the last: the examples of a batch of vectors, `[B, D]`, or the positions of each
+sequence, `[B, L, D]`; pooled tokens are vectors. A row whose target is zero is
+padding and has no relations.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from cxjax import arguments
+from cxjax import errors
+from cxjax import types
+
+
+def gram(student: jax.Array, target: jax.Array) -> jax.Array:
+  """Squared error of the cosines between each row and all others.
+
+  Args:
+    student: `[..., N, D]` activations.
+    target: `[..., N, D]` what their relations should be.
+
+  Returns:
+    `[..., N]`, the mean over the rows that each is compared with.
+
+  References:
+    Tung, Mori, 2019. https://arxiv.org/abs/1907.09682.
+    Park et al., 2019. https://arxiv.org/abs/1904.05068.
+  """
+  student, target, real = _rows(student, target)
+  ours, theirs = (_cosines(_unit(x)) for x in (student, target))
+  pairs = real[..., :, None] * real[..., None, :]
+  error = jnp.sum(pairs * jnp.square(ours - theirs), axis=-1)
+  return error / jnp.maximum(jnp.sum(real, axis=-1, keepdims=True), 1)
+
+
+def cka(student: jax.Array, target: jax.Array) -> jax.Array:
+  """One minus the linear centered kernel alignment of the rows.
+
+  Args:
+    student: `[..., N, D]` activations.
+    target: `[..., N, D]` what their relations should be.
+
+  Returns:
+    `[..., N]`, the same for every row, between 0 and 1; 1, without a gradient,
+    where all rows of one of the two are equal.
+
+  References:
+    Kornblith et al., 2019. https://arxiv.org/abs/1905.00414.
+    Saha et al., 2022. https://arxiv.org/abs/2206.14723 (as a loss).
+  """
+  student, target, real = _rows(student, target)
+  count = jnp.maximum(jnp.sum(real, axis=-1), 1)[..., None, None]
+
+  def centered(x: jax.Array) -> jax.Array:
+    x = x * real[..., None]
+    mean = jnp.sum(x, axis=-2, keepdims=True) / count
+    x = (x - mean) * real[..., None]
+    # A scale of its own: the squares of squares must not overflow.
+    return _scaled(x, (-2, -1))
+
+  ours, theirs = centered(student), centered(target)
+  square = lambda a, b: jnp.sum(
+    jnp.square(jnp.einsum('...nd,...ne->...de', a, b)), axis=(-2, -1)
+  )
+  size = square(ours, ours) * square(theirs, theirs)
+  safe = jnp.where(size > 0, size, 1.0)
+  found = jnp.where(size > 0, square(ours, theirs) * jax.lax.rsqrt(safe), 0.0)
+  return jnp.broadcast_to((1 - found)[..., None], student.shape[:-1])
+
+
+def attention(student: jax.Array, target: jax.Array) -> jax.Array:
+  """Squared error of the maps of where activations are large.
+
+  A map has the sum of squares of each position, all of an example scaled to
+  length 1.
+
+  Args:
+    student: `[B, ..., D]` activations of positions.
+    target: `[B, ..., D]` what their map should be.
+
+  Returns:
+    `[B, ...]`, times the number of positions, so that the mean over them is the
+    squared distance of the two maps.
+
+  Raises:
+    UserError: vectors, which have no positions.
+
+  References:
+    Zagoruyko, Komodakis, 2017. https://arxiv.org/abs/1612.03928.
+  """
+  arguments.equal_shapes(student=student, target=target)
+  errors.require(
+    student.ndim > 2,
+    f'An attention map needs positions, and the activations are '
+    f"{list(student.shape)}: give [batch, positions, width], pool='none'.",
+  )
+
+  def heat(x: jax.Array) -> jax.Array:
+    squares = jnp.sum(jnp.square(_precise(x)), axis=-1)
+    return _scaled(squares, tuple(range(1, squares.ndim)))
+
+  theirs = heat(target)
+  axes = tuple(range(1, theirs.ndim))
+  count = jnp.sum(theirs > 0, axis=axes, keepdims=True)
+  return jnp.square(heat(student) - theirs) * count
+
+
+def _precise(x: jax.Array) -> jax.Array:
+  """The array in float32; float64 as it is."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _rows(
+  student: jax.Array, target: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Both in float32, and `[..., N]` ones for the rows that are no padding."""
+  arguments.equal_shapes(student=student, target=target)
+  errors.require(
+    student.ndim > 1,
+    f'Relations need rows, and the activations are {list(student.shape)}: give '
+    '[batch, width].',
+  )
+  student, target = _precise(student), _precise(target)
+  real = jnp.any(target != 0, axis=-1).astype(student.dtype)
+  return student, target, real
+
+
+def _scaled(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """The array divided by its norm over some axes; zeros stay."""
+  square = jnp.sum(jnp.square(x), axis=axes, keepdims=True)
+  # The root has no gradient at 0.
+  safe = jnp.where(square > 0, square, 1.0)
+  return jnp.where(square > 0, x * jax.lax.rsqrt(safe), 0.0)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return _scaled(x, (-1,))
+
+
+def _cosines(x: jax.Array) -> jax.Array:
+  return jnp.einsum('...nd,...md->...nm', x, x)
+
+
+# By name, as `losses.LOSSES`.
+LOSSES: dict[str, Callable[..., jax.Array] | types.Loss] = {
+  'gram': gram,
+  'cka': cka,
+  'attention': attention,
+}
