@@ -146,7 +146,7 @@ class Block(nn.Module):
     angles: tuple[jax.Array, jax.Array],
     keys: jax.Array | None = None,
     positions: jax.Array | None = None,
-    cache: tuple[KeysValues, jax.Array] | None = None,
+    cache: tuple[KeysValues, jax.Array | int] | None = None,
   ) -> tuple[jax.Array, jax.Array, jax.Array, KeysValues]:
     """Computes the block.
 
@@ -195,7 +195,7 @@ class Block(nn.Module):
     visible: jax.Array | None,
     angles: tuple[jax.Array, jax.Array],
     positions: jax.Array | None,
-    cache: tuple[KeysValues, jax.Array] | None,
+    cache: tuple[KeysValues, jax.Array | int] | None,
   ) -> tuple[jax.Array, KeysValues]:
     """Multi-head self-attention; its queries are at the target positions."""
     spec, at = self.spec, angles

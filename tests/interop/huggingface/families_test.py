@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cxjax.interop import huggingface
+from cxjax.models import generate
 from cxjax.models import transformer
 from tests.interop.huggingface import fixtures
 from tests.interop.huggingface import torch_models
@@ -200,3 +201,24 @@ class FamilyTest(fixtures.TestCase):
     back, same = huggingface.read(folder / 'ours')
     self.assertEqual(back, module)
     self.assert_same_tree(same, variables)
+
+  @parameterized.parameters(
+    'gpt2', 'llama, yarn', 'mistral', 'qwen2, windows', 'gemma2', 'gemma3'
+  )
+  def test_generates_the_same_tokens(self, name):
+    model, folder = build(CASES[name]), self.folder()
+    torch_models.save(model, folder)
+    left = fixtures.REAL[:, ::-1].copy()
+    with torch_models.libraries() as (torch, _):
+      want = model.generate(
+        torch.tensor(fixtures.TOKENS),
+        attention_mask=torch.tensor(left * 1),
+        max_new_tokens=4,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+      )
+    found = generate.generate(
+      *huggingface.read(folder), fixtures.TOKENS, 4, mask=left
+    )
+    np.testing.assert_array_equal(found, want[:, LENGTH:].numpy())
