@@ -61,12 +61,15 @@ from cxjax.models.adapters import ModelAdapter
 from cxjax.models.adapters import from_fn
 from cxjax.models.adapters import with_compute_dtype
 from cxjax.models.base import Abilities
+from cxjax.models.decoder import Decoder
 from cxjax.models.equinox_adapter import from_equinox
+from cxjax.models.generate import generate
 from cxjax.models.haiku_adapter import from_haiku
 from cxjax.models.keras_adapter import from_keras
 from cxjax.models.linen_adapter import from_linen
 from cxjax.models.mlp import MLP
 from cxjax.models.nnx_adapter import from_nnx
+from cxjax.models.rotary import Rotary
 from cxjax.models.taps import Tap
 from cxjax.models.taps import Taps
 from cxjax.models.taps import taps
@@ -84,10 +87,12 @@ __all__ = [
   'Comparison',
   'Contender',
   'Curriculum',
+  'Decoder',
   'MLP',
   'Metric',
   'ModelAdapter',
   'Plan',
+  'Rotary',
   'Stage',
   'StagePlan',
   'State',
@@ -118,6 +123,7 @@ __all__ = [
   'from_keras',
   'from_linen',
   'from_nnx',
+  'generate',
   'hard_kl',
   'huggingface',
   'init_stage',
