@@ -30,7 +30,6 @@ WHOLE = (
   'tests/api/bad_arguments_test.py',
   'tests/api/early_stop_test.py',
   'tests/api/interrupt_test.py',
-  'tests/api/padding_test.py',
   'tests/api/sequences_test.py',
   'tests/api/settings_runs_test.py',
   'tests/api/training_runs_test.py',

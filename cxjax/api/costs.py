@@ -41,11 +41,12 @@ def costed(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
   """
   if plan.costs == 'counted':
     return _counted(plan)
+  batch = jax.eval_shape(plan.marked, plan.batch)
   both, training = models(plan.teacher, plan.student), plan.student.training
   adam, flops = optax.adam(RATE), flops_lib.COUNTS[plan.costs]
   return tuple(
     stage_plan.with_costs(
-      one, plan.batch, adam, *both, training=training, flops=flops
+      one, batch, adam, *both, training=training, flops=flops
     )
     for one in plan.planned
   )
@@ -56,6 +57,7 @@ def _counted(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
 
   One leaf is traced in place of hundreds, with the same FLOPs.
   """
+  batch = jax.eval_shape(plan.marked, plan.batch)
   theirs, ours, training = plan.traced
   both = models(
     dataclasses.replace(plan.teacher, apply=theirs),
@@ -65,7 +67,7 @@ def _counted(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
   for planned in plan.planned:
     one = stage_plan.with_costs(
       planned,
-      plan.batch,
+      batch,
       optax.identity(),
       *both,
       training=training,

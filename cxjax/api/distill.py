@@ -362,9 +362,8 @@ def _spec(
   stream = lambda: loader.BatchStream(
     user, shapes, evaluation.convert, num_steps, last_batch
   )
-  draw = lambda key, at, rows: (
-    rows if 'y' in shapes else {**rows, 'y': labels.placeholders(rows)}
-  )
+  more = lambda rows: {} if 'y' in shapes else {'y': labels.placeholders(rows)}
+  draw = lambda key, at, rows: {**plan.marked(rows), **more(rows)}
   teacher_metrics = metrics_lib.TEACHER_METRICS if evaluation.by_labels else ()
   return run_spec.RunSpec(
     student=plan.student,

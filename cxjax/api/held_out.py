@@ -78,7 +78,7 @@ def evaluation(
   convert = functools.partial(user_batches.checked, classes=classes, soft=soft)
   read = held_out_batches.read(held_out, shapes, needed, convert, what, thread)
   _check_not_nan(plan, read, needed, what)
-  batch = jax.tree.map(jnp.array, read)
+  batch = plan.marked(jax.tree.map(jnp.array, read))
   if by_labels and not metrics:
     labels_lib.check(plan.student, shapes)
   reference = batch.get('y')

@@ -12,6 +12,7 @@ from cxjax import settings
 from cxjax import types
 from cxjax.api import costs as costs_lib
 from cxjax.api import matching
+from cxjax.api import padding as padding_lib
 from cxjax.api import placement
 from cxjax.api import prepared
 from cxjax.api import several
@@ -54,6 +55,7 @@ class Plan:
     dtype: that it is computed in, if that was given.
     matched: how the layers were chosen, in one line; '' if they were given.
     costs: how FLOPs are found, 'counted' or 'compiled'.
+    padding: which tokens or examples of a batch count; None is all of them.
     traced: `apply` of the teacher and of the student, and the student's
       `training`, of which JAX keeps the traces.
   """
@@ -67,7 +69,12 @@ class Plan:
   dtype: str | None = None
   matched: str = ''
   costs: str = 'counted'
+  padding: padding_lib.Padding | None = None
   traced: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
+
+  def marked(self, batch: types.Batch) -> types.Batch:
+    """A batch with the mask of its padding, if the plan has one."""
+    return batch if self.padding is None else self.padding(batch)
 
   @functools.cached_property
   @settings.own()  # As `plan`, or JAX would not find its traces.
@@ -97,6 +104,7 @@ def plan(
   auxiliary: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   pool: str | None = None,
+  mask: padding_lib.Mask | None = None,
   dtype: Any = None,
   stages: stage_lib.Curriculum | stage_lib.Stage | None = None,
   costs: str = 'counted',
@@ -141,6 +149,10 @@ def plan(
       'none' compares position by position, 'mean' their mean, 'flatten' all of
       them as one vector. By default images whose grids differ are pooled to
       their mean, as is an image that is compared with a vector.
+    mask: `batch -> [B, tokens]` or `[B]`, True for what counts in the losses of
+      all stages, in pooled means and in the evaluation, as in `lambda batch:
+      batch['x'] != 0`; the models do not see it. Without it the entry 'mask' of
+      an input that is a dict says so.
     dtype: to compute in, as `jnp.bfloat16`; parameters stay float32.
     stages: a whole curriculum: a tuple of `cxjax.Stage`, or one. It takes the
       place of `layers`, `share`, `steps`, `loss`, `temperature`, `pool` and the
@@ -163,12 +175,13 @@ def plan(
   user_batches.check_example(batch)
   if dtype is not None:
     dtype = arguments.dtype('dtype', dtype)
-  given = (
+  models = (
     placement.received(teacher, 'teacher'),
     placement.received(student, 'student'),
   )
-  outputs = several.chosen(given, loss, auxiliary, batch['x'])
-  given = outputs.teacher, outputs.student
+  outputs = several.chosen(models, loss, auxiliary, batch['x'])
+  example, models = batch, (outputs.teacher, outputs.student)
+  padding, batch, given = padding_lib.applied(mask, batch, models)
   teacher, student = prepared.checked(given, batch['x'], dtype)
   how = ''
   if stages is not None:
@@ -194,24 +207,24 @@ def plan(
     stages = pooled(stages, teacher, student, batch['x'], pool)
     stages = outputs.with_terms(stages, lambda one: _loss(one, temperature, 0))
   stages_lib.check(stages, teacher, student, batch)
-  models = costs_lib.models(teacher, student)
+  both, training = costs_lib.models(teacher, student), student.training
   planned = tuple(
-    stage_plan.plan_stage(s, batch, *models, training=student.training)
-    for s in stages
+    stage_plan.plan_stage(s, batch, *both, training=training) for s in stages
   )
   computed = None if dtype is None else dtype.name
   given = prepared.as_compared(given, stages, batch['x'], dtype)
   return Plan(
     given[0],
     given[1],
-    batch,
+    example,
     stages,
     planned,
     name,
     computed,
     how,
     costs,
-    (teacher.apply, student.apply, student.training),
+    padding,
+    (teacher.apply, student.apply, training),
   )
 
 

@@ -73,7 +73,15 @@ def describe(
     'microbatches': spec.microbatches,
     'mesh': dict(spec.layout.mesh.shape),
     'dtype': plan.dtype,
+    **_mask(plan),
   }
+
+
+def _mask(plan: plan_lib.Plan) -> dict[str, str]:
+  """Digest of what the mask of a plan computes, if it has one."""
+  if plan.padding is None:
+    return {}
+  return {'mask': identity.function_digest(plan.padding.mask, plan.batch)}
 
 
 def _listed_values(value: Any) -> Any:

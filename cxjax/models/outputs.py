@@ -31,7 +31,7 @@ Choose: TypeAlias = Callable[[Any, Found, int], tuple[jax.Array, Found]]
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-  """What a model returns and sows, as shapes.
+  """Outputs and sown values of a model, as shapes.
 
   Attributes:
     tree: its output.
@@ -48,7 +48,9 @@ class Survey:
 def survey(
   model: adapters.ModelAdapter, x: types.Input, collections: tuple[str, ...]
 ) -> Survey:
-  """What a model returns and sows, in training mode if it has one.
+  """Runs a model for the shapes of all that it returns and sows.
+
+  It is in training mode if it has one.
 
   Args:
     model: the model.

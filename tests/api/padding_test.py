@@ -1,5 +1,7 @@
 """What does not count, in a whole run: padding, weights of 0, empty masks."""
 
+import functools
+
 from absl.testing import parameterized
 import chex
 import jax
@@ -93,6 +95,105 @@ class PaddingTest(parameterized.TestCase):
       options = dict(layers=[('h', 'h')], pool=pool, hidden_loss=far)
       found.append(distill(full, images, **options))
     chex.assert_trees_all_equal(*found)
+
+
+def tokens_alone(params, x):
+  """`sequences`, of an array; it knows of no mask."""
+  assert not isinstance(x, dict)
+  return sequences(params, {'tokens': x})
+
+
+def pooled_alone(params, x):
+  """One output for each sequence."""
+  h = tokens_alone(params, x)[1]['h']
+  return h.mean(1) @ params['head'], {'h': h}
+
+
+@pytest.mark.slow
+class MaskTest(parameterized.TestCase):
+  """A function of the batch, in place of an entry of the input."""
+
+  def models(self, apply):
+    return [cxjax.from_fn(apply, m.params) for m in MODELS[sequences]]
+
+  def distill(self, batch, mask, apply=tokens_alone, data=None, **options):
+    plan = cxjax.plan(
+      *self.models(apply), batch, num_steps=4, mask=mask, **options
+    )
+    data = [batch if data is None else data]
+    return cxjax.distill(plan, data, log_every=2)
+
+  @parameterized.parameters(
+    dict(layers=[('h', 'h')]), dict(layers=[('h', 'h')], pool='mean')
+  )
+  def test_as_the_mask_of_an_input(self, **options):
+    """Bit for bit: students, records and the evaluation."""
+    want = distill(batch(0), **options)
+    found = self.distill(batch(0)['tokens'], lambda b: b['x'] != 0, **options)
+    chex.assert_trees_all_equal(found, want)
+
+  def test_beside_an_input_that_has_one(self):
+    """The model reads its own; the losses read that of the function."""
+
+    def apply(params, x):
+      output, found = sequences(params, x)
+      return output + x['mask'].astype(float).mean(), found
+
+    x = {'tokens': batch(0)['tokens'], 'mask': np.ones_like(MASK)}
+    found = self.distill(x, lambda b: b['x']['tokens'] != 0, apply, layers=())
+    plain = lambda params, x: apply(params, {'tokens': x, 'mask': jnp.ones(1)})
+    want = self.distill(x['tokens'], lambda b: b['x'] != 0, plain, layers=())
+    chex.assert_trees_all_close(found[0], want[0], rtol=1e-5)
+
+  def test_of_examples_they_are_weights(self):
+    weights = np.array([1, 0, 1, 1], np.float32)
+    tokens = TOKENS.copy()
+    tokens[:, 0] = [1, 2, 1, 1]
+    chex.assert_trees_all_equal(
+      self.distill(
+        tokens, lambda b: b['x'][:, 0] != 2, pooled_alone, layers=()
+      ),
+      self.distill(
+        {'x': tokens, 'weights': weights}, None, pooled_alone, layers=()
+      ),
+    )
+
+  def test_resumes_with_the_same_mask_alone(self):
+    folder = self.create_tempdir().full_path
+    make = functools.partial(
+      cxjax.plan, *self.models(tokens_alone), TOKENS, num_steps=2, layers=()
+    )
+    train = functools.partial(
+      cxjax.distill, batches=[TOKENS], held_out=TOKENS, workdir=folder
+    )
+    train(make(mask=lambda b: b['x'] != 0))
+    with self.assertRaisesRegex(errors.UserError, r'differ.* mask \('):
+      train(make(mask=lambda b: b['x'] > 3))
+
+  @parameterized.parameters(
+    (MASK, 'mask=.* must be a function'),
+    (lambda b: b['y'], "mask does not run on a batch of x: KeyError: 'y'"),
+    (lambda b: np.asarray(b['x']) != 0, 'TracerArrayConversion.*jax.numpy'),
+    (lambda b: b['x'].sum(), r'mask makes int32\[\] of a batch of 4'),
+    (lambda b: b['x'][:2] != 0, r'bool\[2, 6\] of a batch of 4: it must make'),
+    (lambda b: b['x'][:, :3] != 0, 'values of .* and the weights are .4, 3.'),
+  )
+  def test_refuses(self, mask, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      cxjax.plan(
+        *self.models(tokens_alone),
+        TOKENS,
+        num_steps=4,
+        layers=[('h', 'h')],
+        mask=mask,
+      )
+
+  def test_an_attention_mask_is_not_overlooked(self):
+    apply = lambda p, x: sequences(p, {'tokens': x['input_ids']})
+    x = {'input_ids': TOKENS, 'attention_mask': MASK}
+    with self.assertLogs('absl', 'WARNING') as logs:
+      cxjax.plan(*self.models(apply), x, num_steps=4, layers=())
+    self.assertRegex('\n'.join(logs.output), 'attention_mask.*no mask')
 
 
 class CauseTest(parameterized.TestCase):
