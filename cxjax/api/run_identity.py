@@ -23,6 +23,7 @@ from cxjax import settings
 from cxjax.api import identity
 from cxjax.api import plan as plan_lib
 from cxjax.data import user_batches
+from cxjax.methods import optimizer
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
@@ -59,7 +60,8 @@ def describe(
     'student': _model(plan.student, plan.batch['x']),
     'dropout': _dropout(plan, spec),
     'optimizer': identity.optimizer_digest(
-      spec.optimizer(), _trained(spec.student_shapes)
+      spec.optimizer(),
+      optimizer.visible(spec.student_shapes, plan.planned[-1].mask),
     ),
     'learning_rate': _listed_values(learning_rate),
     'restart_schedule': spec.restart_schedule,
@@ -69,6 +71,8 @@ def describe(
       getattr(spec.trainable, 'paths', spec.trainable)
     ),
     'keep_best': spec.loop.keep_best,
+    # The best is one of those that were evaluated.
+    'eval_every': spec.loop.eval_every if spec.loop.keep_best else None,
     'log_every': spec.loop.log_every,
     'microbatches': spec.microbatches,
     'mesh': dict(spec.layout.mesh.shape),
@@ -87,12 +91,6 @@ def _mask(plan: plan_lib.Plan) -> dict[str, str]:
 def _listed_values(value: Any) -> Any:
   """A value for all students as it is; those of each in a list, as in JSON."""
   return list(value) if isinstance(value, tuple) else value
-
-
-def _trained(shapes: Any) -> Any:
-  """The leaves that an optimizer may see; None in place of the others."""
-  real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
-  return jax.tree.map(lambda leaf: leaf if real(leaf) else None, shapes)
 
 
 def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:

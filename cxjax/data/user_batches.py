@@ -55,7 +55,7 @@ def check_example(batch: types.Batch) -> None:
   x, keys = batch['x'], jax.dtypes.prng_key
   taken = isinstance(x, Mapping) and 'dropout' in x
   errors.require(
-    not taken or jnp.issubdtype(getattr(x['dropout'], 'dtype', None), keys),
+    not taken or jnp.issubdtype(getattr(x['dropout'], 'dtype', object), keys),
     "The input 'dropout' is no array of PRNG keys: the name is taken by the "
     'keys of dropout, which only a student in training gets. Rename the input.',
   )

@@ -19,8 +19,10 @@ from cxjax.methods import targets as targets_lib
 from cxjax.methods import training_mode
 from cxjax.parallel import partition
 
-# A tree like the parameters, of booleans.
+# A tree like the parameters, of booleans; `NO_PARAMETER` in place of False at
+# the leaves that a student changes itself, as running means.
 Mask: TypeAlias = Any
+NO_PARAMETER = 0
 # A pattern of `path_mask`, or a function `(path, leaf) -> bool`.
 Trainable: TypeAlias = str | Callable[[str, Any], bool]
 # Characters that make a pattern of paths a regular expression, not a glob.
@@ -169,7 +171,7 @@ def trainable_mask(
   if stage.frozen:
     below = dependency_mask(apply, params, x, stage.frozen)
     free = jax.tree.map(lambda a, b: a and not b, free, below)
-  mask = None
+  mask = jax.tree.map(lambda _: False, free)
   for term in stage.terms:
     needed = dependency_mask(apply, params, x, term.student)
     needed = jax.tree.map(both, needed, free)
@@ -178,11 +180,60 @@ def trainable_mask(
       f'Stage {stage.name!r} trains no parameter with {term.student!r}: it '
       'depends on none that is not frozen.',
     )
-    if mask is None:
-      mask = needed
-    else:
+    if callable(term.weight) or term.weight > 0:  # Else only its loss is told.
       mask = jax.tree.map(lambda a, b: a or b, mask, needed)
-  return mask
+  if training is None:
+    return mask
+  changed = training_mode.changed_shapes(training, params, x)
+  return jax.tree.map_with_path(
+    lambda path, train: (
+      NO_PARAMETER if partition.leaf_name(path) in changed else train
+    ),
+    mask,
+  )
+
+
+def pruned(tree: Any, mask: Mask) -> Any:
+  """A tree like the parameters without entries that are no parameters.
+
+  Args:
+    tree: of the structure of the parameters; None fills gaps.
+    mask: from `trainable_mask`.
+
+  Returns:
+    The tree without those entries of its dicts all of whose leaves the mask
+    marks as `NO_PARAMETER`.
+  """
+  if type(mask) is not dict:
+    return tree
+  return {
+    name: pruned(tree[name], inner)
+    for name, inner in mask.items()
+    if not _is_state(inner)
+  }
+
+
+def restored(tree: Any, mask: Mask) -> Any:
+  """Undoes `pruned`; None is in the place of what it left out."""
+  if type(mask) is not dict:
+    return tree
+  return {
+    name: jax.tree.map(lambda _: None, inner)
+    if _is_state(inner)
+    else restored(tree[name], inner)
+    for name, inner in mask.items()
+  }
+
+
+def has_state(mask: Mask) -> bool:
+  """True if a student has leaves that it changes itself."""
+  return any(map(_is_state, jax.tree.leaves(mask)))
+
+
+def _is_state(mask: Mask) -> bool:
+  """Whether all leaves of a part of a mask are `NO_PARAMETER`, and some is."""
+  leaves = jax.tree.leaves(mask)
+  return bool(leaves) and all(type(leaf) is int for leaf in leaves)
 
 
 def _learnable(

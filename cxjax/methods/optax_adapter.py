@@ -42,6 +42,8 @@ class Adapter:
     pairs: it takes `optax.LookaheadParams`.
     whole: it takes the whole tree, with gradients of 0 where nothing is
       trained, because it cannot do with gaps.
+    mask: of the stage, if the tree comes without what is no parameter
+      (`masks.pruned`); None if it comes with it.
     dtypes: of the leaves of the state, if an update changes them.
   """
 
@@ -49,6 +51,7 @@ class Adapter:
   extra: tuple[str, ...] = ()
   pairs: bool = False
   whole: bool = False
+  mask: masks.Mask = None
   dtypes: tuple[Any, ...] = ()
 
   def init(self, free: Any, fixed: Any = None) -> Any:
@@ -88,12 +91,12 @@ class Adapter:
     """
     updates, state = self._call(grads, state, free, fixed, iterate, value, loss)
     if self.pairs:
-      free = optax.apply_updates(free, _only(free, updates.slow))
+      free = optax.apply_updates(free, self._own(free, updates.slow))
       updates = updates.fast
-    iterate = optax.apply_updates(iterate, _only(iterate, updates))
+    iterate = optax.apply_updates(iterate, self._own(iterate, updates))
     if not self.pairs:
       seen = self._seen(iterate, fixed)
-      free = _only(iterate, averages.evaluation_params(state, seen))
+      free = self._own(iterate, averages.evaluation_params(state, seen))
     return free, iterate, state
 
   def _init(self, free: Any, fixed: Any) -> Any:
@@ -111,11 +114,9 @@ class Adapter:
     loss: Loss,
   ) -> tuple[Any, Any]:
     """The update of optax."""
-    seen, fun = self._seen(iterate, fixed), loss
-    if self.whole:
-      zeros = jax.tree.map(jnp.zeros_like, _floating(fixed))
-      grads = masks.merge(grads, zeros)
-      fun = lambda params: loss(_only(iterate, params))
+    seen = self._seen(iterate, fixed)
+    grads = self._seen(grads, jax.tree.map(jnp.zeros_like, fixed))
+    fun = lambda params: loss(self._own(iterate, params))
     known = {
       'value': value,
       'grad': grads,
@@ -130,7 +131,14 @@ class Adapter:
 
   def _seen(self, free: Any, fixed: Any) -> Any:
     """The tree that the optimizer sees."""
-    return masks.merge(free, _floating(fixed)) if self.whole else free
+    tree = masks.merge(free, _floating(fixed)) if self.whole else free
+    return tree if self.mask is None else masks.pruned(tree, self.mask)
+
+  def _own(self, like: Any, seen: Any) -> Any:
+    """A tree like the one that the optimizer sees as one like `free`."""
+    if self.mask is not None:
+      seen = masks.restored(seen, self.mask)
+    return _only(like, seen)
 
   def _try(self, free: Any, fixed: Any, state: Any = None) -> tuple[Any, ...]:
     """The state before and after an update of some loss, and the updates."""
@@ -178,13 +186,16 @@ class Adapter:
     return adapter
 
 
-def adapt(tx: Any, free: Any, fixed: Any = None) -> Adapter:
+def adapt(
+  tx: Any, free: Any, fixed: Any = None, mask: masks.Mask = None
+) -> Adapter:
   """Finds out how an optimizer trains a tree of parameters.
 
   Args:
     tx: an optax transformation.
     free: the parameters, or their shapes; None for those that are not trained.
     fixed: those; None elsewhere.
+    mask: of the stage, which says what is no parameter; None if all are.
 
   Returns:
     The adapter.
@@ -195,13 +206,15 @@ def adapt(tx: Any, free: Any, fixed: Any = None) -> Adapter:
   free, fixed = jax.eval_shape(lambda tree: tree, (free, fixed))
   raised: list[Exception] = []
   gaps = bool(jax.tree.leaves(_floating(fixed)))
-  for whole in (False, True) if gaps else (False,):
-    for extra in _candidates(tx):
-      try:
-        return Adapter(tx, extra, whole=whole).tried(free, fixed)
-      # Whatever code of a user raises.
-      except Exception as error:
-        raised.append(error)
+  trees = (mask, None) if masks.has_state(mask) else (None,)
+  wholes = (False, True) if gaps else (False,)
+  for own, whole, extra in itertools.product(trees, wholes, _candidates(tx)):
+    try:
+      adapter = Adapter(tx, extra, whole=whole, mask=own)
+      return adapter.tried(free, fixed)
+    # Whatever code of a user raises.
+    except Exception as error:
+      raised.append(error)
   known = [error for error in raised if isinstance(error, errors.UserError)]
   if known:
     raise known[0]

@@ -1,10 +1,10 @@
 """Any optax transformation as the optimizer of a stage.
 
 An optimizer sees the tree of the student's own parameters, with None for those
-that the stage does not train. Regressors are a tree of their own, with a state
-of their own. Where the gradients are taken at other parameters than those to
-evaluate (lookahead, schedule-free, SAM), the state keeps the former, and the
-student always is the latter.
+that the stage does not train, and without running statistics. Regressors are a
+tree of their own, with a state of their own. Where the gradients are taken at
+other parameters than those to evaluate (lookahead, schedule-free, SAM), the
+state keeps the former, and the student always is the latter.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from cxjax.methods import averages
+from cxjax.methods import masks
 from cxjax.methods import optax_adapter
 
 
@@ -41,7 +42,9 @@ class OptimizerState(NamedTuple):
   iterates: dict[str, Any]
 
 
-def init(tx: Any, learned: tuple[Any, Any], fixed: Any) -> optax.OptState:
+def init(
+  tx: Any, learned: tuple[Any, Any], fixed: Any, mask: masks.Mask = None
+) -> optax.OptState:
   """State of an optimizer at the start of a stage.
 
   Args:
@@ -49,6 +52,7 @@ def init(tx: Any, learned: tuple[Any, Any], fixed: Any) -> optax.OptState:
     learned: the parameters that are trained, None for the others; and the
       regressors.
     fixed: the parameters that are not trained.
+    mask: of the stage, if some leaves are no parameters.
 
   Returns:
     An `OptimizerState`; of an `Elementwise` optimizer the state of optax, for
@@ -61,13 +65,20 @@ def init(tx: Any, learned: tuple[Any, Any], fixed: Any) -> optax.OptState:
     return tx.init(learned)
   states: dict[str, Any] = {}
   iterates = {}
-  for name, tree, others in _groups(learned, fixed):
-    adapter = optax_adapter.adapt(tx, tree, others)
-    states[name] = adapter.init(tree, others)
+  for name, tree, *others in _groups(learned, fixed, mask):
+    adapter = optax_adapter.adapt(tx, tree, *others)
+    states[name] = adapter.init(tree, others[0])
     if adapter.pairs or averages.averages(states[name]):
       # A copy: a program may not donate an array twice.
       iterates[name] = jax.tree.map(jnp.copy, tree)
   return OptimizerState(states['params'], states.get('regressors'), iterates)
+
+
+def visible(params: Any, mask: masks.Mask = None) -> Any:
+  """The leaves that an optimizer may see; None in place of the others."""
+  real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+  params = jax.tree.map(lambda leaf: leaf if real(leaf) else None, params)
+  return params if mask is None else masks.pruned(params, mask)
 
 
 def iterate(state: optax.OptState, learned: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -89,6 +100,7 @@ def update(
   fixed: Any,
   value: jax.Array,
   loss: optax_adapter.Loss,
+  mask: masks.Mask = None,
 ) -> tuple[tuple[Any, Any], optax.OptState]:
   """One update of the parameters and of the regressors.
 
@@ -100,6 +112,7 @@ def update(
     fixed: the parameters that are not trained.
     value: the loss there.
     loss: the loss of the batch, as a function of a tree like `learned`.
+    mask: as for `init`.
 
   Returns:
     The new `learned`, and the new state.
@@ -112,8 +125,8 @@ def update(
   new = dict(zip(at, learned, strict=True))
   states = {'params': state.params, 'regressors': state.regressors}
   iterates = dict(state.iterates)
-  for name, tree, others in _groups(learned, fixed):
-    adapter = optax_adapter.adapt(tx, tree, others)
+  for name, tree, *others in _groups(learned, fixed, mask):
+    adapter = optax_adapter.adapt(tx, tree, *others)
 
     def alone(tree: Any, name: str = name) -> jax.Array:
       return loss(tuple({**at, name: tree}.values()))
@@ -122,7 +135,7 @@ def update(
       # The length of the second step depends on where the first one led.
       value, given[name] = jax.value_and_grad(alone)(at[name])
     new[name], at[name], states[name] = adapter.update(
-      given[name], states[name], tree, others, at[name], value, alone
+      given[name], states[name], tree, others[0], at[name], value, alone
     )
     if name in iterates:
       iterates[name] = at[name]
@@ -131,10 +144,10 @@ def update(
 
 
 def _groups(
-  learned: tuple[Any, Any], fixed: Any
-) -> Iterator[tuple[str, Any, Any]]:
-  """The trees that have a state of their own: name, leaves, other leaves."""
+  learned: tuple[Any, Any], fixed: Any, mask: masks.Mask
+) -> Iterator[tuple[str, Any, Any, masks.Mask]]:
+  """The trees with a state of their own: name, leaves, other leaves, mask."""
   params, regressors = learned
-  yield 'params', params, fixed
+  yield 'params', params, fixed, mask
   if regressors:
-    yield 'regressors', regressors, None
+    yield 'regressors', regressors, None, None

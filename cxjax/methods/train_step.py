@@ -75,21 +75,30 @@ def init_stage(
       kernel = draw(own, shapes[name])
       regressors[name] = {'kernel': kernel}
   free, fixed = masks.split(params, mask)
-  opt_state = optimizer.init(tx, (free, regressors), fixed)
+  opt_state = optimizer.init(tx, (free, regressors), fixed, mask)
   return State(params, regressors, opt_state)
 
 
 def carry_optimizer_state(
   old: optax.OptState, new: optax.OptState
 ) -> optax.OptState:
-  """`new`, with the leaves that `old` has too, by path and shape."""
+  """`new`, with the leaves that `old` has too, by path and shape.
+
+  Regressors are new, and so is what an `optimizer.OptimizerState` has of them.
+  """
   have = {path: leaf for path, leaf in jax.tree.leaves_with_path(old)}
 
   def pick(path: Any, leaf: jax.Array) -> jax.Array:
     other = have.get(path)
     return leaf if other is None or other.shape != leaf.shape else other
 
-  return jax.tree.map_with_path(pick, new)
+  found = jax.tree.map_with_path(pick, new)
+  if not isinstance(new, optimizer.OptimizerState):
+    return found
+  iterates = {**found.iterates}
+  if 'regressors' in iterates:
+    iterates['regressors'] = new.iterates['regressors']
+  return found._replace(regressors=new.regressors, iterates=iterates)
 
 
 def _term_loss(
@@ -187,6 +196,7 @@ def _objective(
     weighted = [
       losses[name] if term.weight == 1 else term.weight_at(progress) * loss
       for (name, term), loss in zip(terms.items(), losses.values(), strict=True)
+      if term.weight != 0  # Not even a NaN counts.
     ]
     return sum(weighted[1:], start=weighted[0]), (losses, changed)
 
@@ -238,6 +248,7 @@ def update(
     fixed,
     loss,
     lambda learned: value(learned, *args),
+    mask,
   )
   params = training_mode.overlay(masks.merge(free, fixed), changed)
   state = State(params, regressors, opt_state)

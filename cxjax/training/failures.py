@@ -61,10 +61,7 @@ def _check_optimizer(spec: run_spec.RunSpec) -> None:
   tx = spec.optimizer()
   if isinstance(tx, optimizer.Elementwise):
     return  # One of our own.
-  real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
-  shapes = jax.tree.map(
-    lambda leaf: leaf if real(leaf) else None, spec.student_shapes
-  )
+  shapes = optimizer.visible(spec.student_shapes)
   try:
     adapter = optax_adapter.adapt(tx, shapes)
   except errors.UserError:

@@ -88,7 +88,8 @@ def eval_parts(spec: run_spec.RunSpec) -> int:
   """Parts of the held-out batch that are computed one after the other.
 
   Those are so many examples that a device has at most `EVAL_ROWS` rows, and
-  `output_pieces.WHOLE` bytes of outputs, at once.
+  `output_pieces.WHOLE` bytes of outputs, at once. Parts of one size are
+  preferred, up to twice as many as there must be.
   """
   x, examples = spec.held_out['x'], spec.num_held_out
   output = jax.eval_shape(spec.student.apply, spec.student_shapes, x)[0]
@@ -98,8 +99,9 @@ def eval_parts(spec: run_spec.RunSpec) -> int:
     -(-run_spec.num_rows(x) // EVAL_ROWS),
     -(-size // (output_pieces.WHOLE * shards)),
   )
-  parts = range(min(fewest, examples), examples + 1)
-  return next(n for n in parts if examples % n == 0)
+  fewest = min(fewest, examples)
+  equal = (n for n in range(fewest, 2 * fewest) if examples % n == 0)
+  return next(equal, -(-examples // (examples // fewest)))
 
 
 def _copies(spec: run_spec.RunSpec) -> tuple[int, int]:

@@ -143,6 +143,7 @@ CHANGES = {
   'name of a metric': ({'metrics': 'accuracy'}, 'metrics.accuracy'),
   'trainable': ({'trainable': 'high|out'}, 'trainable'),
   'keep_best': ({'keep_best': 'right'}, 'keep_best'),
+  'eval_every': ({'keep_best': 'right', 'eval_every': 2}, 'eval_every'),
   'seed': ({'seed': 1}, 'seed'),
   'log_every': ({'log_every': 1}, 'log_every'),
   'microbatches': ({'microbatches': 2}, 'microbatches'),

@@ -136,6 +136,29 @@ class TrainableMaskTest(parameterized.TestCase):
 
     found = self.mask({'scale': jnp.ones(3)}, training)
     self.assertEqual(found, {'w': True, 'scale': False})
+    self.assertIs(found['scale'], masks.NO_PARAMETER)
+
+  def test_pruned_trees_come_back(self):
+    """Without what is no parameter, and with the gaps of a stage."""
+    state = masks.NO_PARAMETER
+    mask = {'a': {'w': True, 'mean': state}, 'b': False, 'stats': {'c': state}}
+    tree = {'a': {'w': 1, 'mean': None}, 'b': None, 'stats': {'c': None}}
+    found = masks.pruned(tree, mask)
+    self.assertEqual(found, {'a': {'w': 1}, 'b': None})
+    self.assertEqual(masks.restored(found, mask), tree)
+    self.assertTrue(masks.has_state(mask))
+    mask = {'a': (False, True), 'b': {}, 'c': None}
+    tree = {'a': (None, 1), 'b': {}, 'c': None}
+    self.assertEqual(masks.pruned(tree, mask), tree)
+    self.assertFalse(masks.has_state(mask))
+
+  def test_a_term_of_weight_0_trains_nothing(self):
+    apply = lambda p, x: (x @ p['w'], {'side': x @ p['side']})
+    params = {'w': jnp.ones((3, 2)), 'side': jnp.ones((3, 2))}
+    terms = stage_lib.Term(), stage_lib.Term('side', 'side', weight=0.0)
+    stage = stage_lib.Stage('s', 1, terms)
+    found = masks.trainable_mask(apply, params, self.X, stage)
+    self.assertEqual(found, {'w': True, 'side': False})
 
   @parameterized.parameters(
     (np.arange(6).reshape(3, 2), 'none of its leaves is a floating'),

@@ -9,6 +9,7 @@ import optax.contrib
 
 from cxjax import errors
 from cxjax.methods import averages
+from cxjax.methods import masks
 from cxjax.methods import optax_adapter
 from cxjax.methods import optimizer
 
@@ -80,6 +81,24 @@ class OptimizerTest(parameterized.TestCase):
     (params, _), _ = step(tx, (FREE, {}))
     np.testing.assert_allclose(params['a'], 0.5)
     self.assertIsNone(params['b'])
+
+  @parameterized.parameters(
+    {'a': True, 'b': False}, {'a': True, 'b': False, 'stats': False}
+  )
+  def test_a_tree_of_the_user_may_be_without_statistics(self, **tree):
+    """Both where all is trained, and with the gaps of a stage."""
+    tx = optax.masked(optax.sgd(0.5), tree)
+    mask = {'a': True, 'b': True, 'stats': masks.NO_PARAMETER}
+    for trained in (PARAMS, FREE):
+      free = {**trained, 'stats': None}
+      fixed = {'a': None, 'b': None, 'stats': jnp.ones(2)}
+      fixed['b'] = PARAMS['b'] if free['b'] is None else None
+      state = optimizer.init(tx, (free, {}), fixed, mask)
+      (params, _), _ = optimizer.update(
+        tx, (free, {}), state, (free, {}), fixed, 1.0, half_square, mask
+      )
+      np.testing.assert_allclose(params['a'], 0.5)
+      self.assertIsNone(params['stats'])
 
   def test_bfloat16_stays(self):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), FREE)

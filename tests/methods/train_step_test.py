@@ -15,6 +15,7 @@ from cxjax.methods import curricula
 from cxjax.methods import flops
 from cxjax.methods import losses
 from cxjax.methods import masks
+from cxjax.methods import optimizer
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
@@ -306,6 +307,10 @@ class SeveralTermsTest(parameterized.TestCase):
     both = loss(Term(loss='mse', weight=0.5), Term(target='labels', weight=0.5))
     np.testing.assert_allclose(both, (alone + labels) / 2, rtol=1e-6)
 
+    infinite = lambda got, want: jnp.log(0 * square(got, want))
+    off = Term(loss=infinite, weight=0.0, name='off')
+    self.assertEqual(loss(Term(loss='mse'), off), alone)
+
   def test_a_target_that_is_missing_is_an_error(self):
     case = VectorCase()
     state = train_step.State(case.params, case.regressors, None)
@@ -539,6 +544,21 @@ class TouchedTest(parameterized.TestCase):
     chex.assert_trees_all_equal(mu['hidden0'], before.mu['params']['hidden0'])
     self.assertEqual(float(jnp.abs(mu['logits']['kernel']).max()), 0.0)
     self.assertEqual(adam.count, 3)
+
+  def test_carry_leaves_regressors_new(self):
+    """Their iterates and their moments are of other regressors."""
+    tx = optax.lookahead(optax.sgd(0.1, momentum=0.9), 2, 0.5)
+    params, kernel = {'w': jnp.ones(2)}, jnp.ones((2, 3))
+    old, new = (
+      optimizer.init(tx, (params, {'h': {'kernel': scale * kernel}}), None)
+      for scale in (1.0, 2.0)
+    )
+    old = jax.tree.map(lambda leaf: leaf + 1, old)
+    found = train_step.carry_optimizer_state(old, new)
+    chex.assert_trees_all_equal(found.params, old.params)
+    self.assertEqual(found.iterates['params']['w'][0], 2)
+    self.assertEqual(found.iterates['regressors']['h']['kernel'][0, 0], 2)
+    chex.assert_trees_all_equal(found.regressors, new.regressors)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ class EvalPartsTest(parameterized.TestCase):
     ((65_536,), 2, 2),
     ((64, 512), 2, 1),
     ((96, 512), 2, 2),
-    ((97, 512), 2, 97),
+    ((97, 512), 2, 3),
     ((256, 128), 50_257, 256),  # 51 MB a text of two students.
     ((64, 128), 1_024, 1),  # 64 MiB for two students.
     ((64, 128), 1_025, 2),
