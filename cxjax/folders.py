@@ -12,12 +12,15 @@ _PATTERN = re.compile(r'\\|\[.*\]')
 _SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:')
 
 
-def check(folder: pathlib.Path | str, what: str = 'The workdir') -> None:
+def check(
+  folder: pathlib.Path | str, what: str = 'The workdir', write: bool = False
+) -> None:
   """Checks that a folder's name is one that a run can have.
 
   Args:
     folder: the folder; it need not exist.
     what: what the folder is, for the message: a flag or a field.
+    write: whether something is written to it in any case.
 
   Raises:
     UserError: the path is a URL, begins with the home of a user as `~`, has
@@ -61,10 +64,10 @@ def check(folder: pathlib.Path | str, what: str = 'The workdir') -> None:
       f'{shown} lies within the checkpoint {parent}, which it would damage. '
       'Choose another folder.',
     )
-  _check_place(whole, shown)
+  _check_place(whole, shown, os.X_OK | (os.W_OK if write else 0))
 
 
-def _check_place(whole: pathlib.Path, shown: str) -> None:
+def _check_place(whole: pathlib.Path, shown: str, mode: int) -> None:
   """Raises UserError if something else than a folder is in its place."""
   for place in (whole, *whole.parents):
     try:
@@ -85,8 +88,8 @@ def _check_place(whole: pathlib.Path, shown: str) -> None:
       f'{shown}: {place} is no folder. Choose another one.',
     )
     errors.require(
-      os.access(place, os.X_OK),
-      f'{shown}: {place} may not be entered. Allow it, or choose another '
+      os.access(place, mode),
+      f'{shown}: permission denied by {place}. Allow it, or choose another '
       'folder.',
     )
     return

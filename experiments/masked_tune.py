@@ -48,7 +48,9 @@ _EXPERIMENT = flags.DEFINE_string(
 _RECIPES = flags.DEFINE_bool(
   'recipes', False, 'Compare variants of the hidden stages.'
 )
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Number of seeds of the final runs.')
+_SEEDS = flags.DEFINE_integer(
+  'seeds', 3, 'Number of seeds of the final runs.', 1
+)
 
 RATES = {
   'pcfg_bert': (1e-3, 3e-3, 1e-2, 3e-2),

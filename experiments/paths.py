@@ -5,6 +5,7 @@ import pathlib
 from absl import flags
 
 from cxjax import errors
+from cxjax import folders
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Folder of the runs; runs/SCRIPT by default.'
@@ -24,16 +25,20 @@ def workdir(name: str = '') -> pathlib.Path:
     The folder of --workdir, by default `runs/NAME`.
 
   Raises:
-    UserError: a script that reads a run has no --workdir.
+    UserError: a script that reads a run has no --workdir, or that cannot hold
+      runs.
   """
   errors.require(
     bool(_WORKDIR.value or name),
     '--workdir is missing. Give the folder of a finished run, as '
     '--workdir=runs/demo.',
   )
-  return pathlib.Path(_WORKDIR.value or f'runs/{name}').absolute()
+  folder = _WORKDIR.value or f'runs/{name}'
+  folders.check(folder, '--workdir')
+  return pathlib.Path(folder).absolute()
 
 
 def results() -> pathlib.Path:
   """Returns the folder of tables and pictures as an absolute path."""
+  folders.check(_RESULTS.value, '--results')
   return pathlib.Path(_RESULTS.value).absolute()

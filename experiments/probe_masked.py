@@ -313,9 +313,9 @@ def main(argv: list[str]) -> None:
   """Measures, and writes the tables and the pictures."""
   del argv
   workdir = paths.workdir()
-  lengths = [int(n) for n in _N.value]
+  lengths = cli.whole_numbers('n', _N.value)
   errors.require(
-    all(n > 0 and n % 2 for n in lengths), f'--n={lengths} must be odd numbers.'
+    all(n % 2 for n in lengths), f'--n={lengths} must be odd numbers.'
   )
   config, teacher = experiment.load(base.get_config('extracted'), workdir)
   task = builders.make_task(config)

@@ -43,9 +43,9 @@ from cxjax.training import teacher as teacher_lib
 from experiments import base
 from experiments import paths
 
-_WIDTH = flags.DEFINE_integer('width', 100, 'Columns of the projection.')
+_WIDTH = flags.DEFINE_integer('width', 100, 'Columns of the projection.', 1)
 _EXAMPLES = flags.DEFINE_integer(
-  'examples', 2**18, 'Number of examples to average over.'
+  'examples', 2**18, 'Number of examples to average over.', 1
 )
 BATCH = 1_024
 MARKERS = ('o', 's', '^', 'v')

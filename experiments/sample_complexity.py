@@ -24,9 +24,11 @@ from matplotlib.axes import Axes
 import ml_collections
 import numpy as np
 
+from cxjax import errors
 from cxjax import tables
 from cxjax.analysis import plots
 from cxjax.configs import cli
+from cxjax.methods import registry
 from cxjax.training import summary as summary_lib
 from experiments import base
 from experiments import parity_mlp
@@ -220,8 +222,14 @@ def main(argv: list[str]) -> None:
   workdir = paths.workdir('sample_complexity')
   stem = paths.results() / 'sample_complexity'
   rows = []
-  for k in map(int, _K.value):
-    for d in map(int, _D.value):
+  sizes = cli.whole_numbers('k', _K.value), cli.whole_numbers('d', _D.value)
+  errors.require(
+    bool(_METHODS.value), '--methods= is empty: give methods, or leave it out.'
+  )
+  for method in _METHODS.value:
+    errors.lookup('method', method, registry.METHODS)
+  for k in sizes[0]:
+    for d in sizes[1]:
       for method in _METHODS.value:
         length, found = measure(method, d, k, workdir)
         examples = found * BATCH

@@ -72,9 +72,16 @@ class FoldersTest(parameterized.TestCase):
     """Root may enter all."""
     with (
       mock.patch.object(os, 'access', lambda path, mode: False),
-      self.assertRaisesRegex(errors.UserError, 'kept may not be entered'),
+      self.assertRaisesRegex(
+        errors.UserError, 'permission denied by .*kept. Allow'
+      ),
     ):
       folders.check('kept/x')
+    only_read = lambda path, mode: not mode & os.W_OK
+    with mock.patch.object(os, 'access', only_read):
+      folders.check('kept/x')
+      with self.assertRaisesRegex(errors.UserError, 'permission denied by'):
+        folders.check('kept/x', write=True)
     denied = PermissionError(13, 'Permission denied')
     with (
       mock.patch.object(pathlib.Path, 'stat', side_effect=denied),

@@ -73,6 +73,26 @@ MISTAKES = {
     'folder=typo does not exist'
   ),
   f'{CONFIG} --workdir=DIR --coordinator=localhost:1': '--num_processes is mis',
+  f'{CONFIG} --workdir=DIR --cache_targets=gs:/b': (
+    "--cache_targets 'gs:/b' is no local"
+  ),
+  f'{CONFIG} --workdir=DIR --cache_targets=launch.py/x': (
+    'launch.py is no folder'
+  ),
+  f'{CONFIG} --workdir=DIR --cache_targets=DIR/teacher': (
+    'lies in .*teacher, the folder of a run'
+  ),
+  f'{CONFIG} --workdir=DIR --cache_targets=': '--cache_targets= is empty',
+  f'{CONFIG} --workdir=DIR --compare=': '--compare= is empty',
+  f'{CONFIG} --workdir=/dev/null/x': '/dev/null is no folder',
+  f'{CONFIG} --workdir=DIR/checkpoints/000000010': 'within the checkpoint',
+  f'{CONFIG} --workdir=DIR --config.teacher.folder=~/x': 'begins with ~',
+  f'{CONFIG} --workdir=DIR --config.cache.folder=launch.py': 'is no folder',
+  f'{CONFIG} --workdir=DIR --num_processes=two': 'two must be an integer',
+  f'{CONFIG} --workdir=DIR --config.stop_at=': 'stop_at= must be a number',
+  f'{CONFIG} --workdir=DIR --config.progressive.scores[9]=1': 'no element 9',
+  f'{CONFIG} --dry_run=cpu --process_id=0': 'leave --process_id out',
+  f'{CONFIG} --dry_run=cpu --compare=one_shot,one_shot': 'one_shot twice',
   f'{CONFIG} --dry_run=': '--dry_run= is empty',
   f'{CONFIG} --dry_run=cpu --cache_targets=DIR': 'leave --cache_targets',
   f'{CONFIG} --dry_run=cpu --config.cache.folder=DIR': 'and cache.folder',

@@ -122,15 +122,41 @@ def parse(
   return rest
 
 
+def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
+  """The whole numbers that a flag lists.
+
+  Args:
+    flag: its name, for the message.
+    words: what it lists.
+
+  Returns:
+    Numbers from 1 on.
+
+  Raises:
+    UserError: the list is empty, or a word is no number above 0.
+  """
+  given = f'--{flag}={",".join(words)}'
+  errors.require(bool(words), f'{given} is empty: give numbers, as 3,4.')
+  for word in words:
+    errors.require(
+      bool(re.fullmatch('[0-9]{1,9}', word)) and int(word) > 0,
+      f'{given}: {word!r} is no whole number above 0.',
+    )
+  return [int(word) for word in words]
+
+
 def _flag_error(error: Exception) -> Exception | str:
   """Explains a value that a flag cannot have; returns other errors unchanged.
 
   absl says what Python's own conversion raised.
   """
+  if isinstance(error, RecursionError):
+    return 'A flag is too long or nested too deeply: shorten it.'
   found = re.match(r'flag --(\S+?)=(.*?): ', str(error), re.DOTALL)
   wrong = isinstance(error, flags.IllegalFlagValueError)
   if wrong and found and found[1] in flags.FLAGS:
-    wanted = flags.FLAGS[found[1]].parser.syntactic_help
+    flag = flags.FLAGS[found[1]]
+    wanted = 'true or false' if flag.boolean else flag.parser.syntactic_help
     if wanted:
       return f'--{found[1]}={found[2]} must be {wanted}.'
   return error

@@ -95,6 +95,7 @@ def load_students(
   Raises:
     UserError: there are none, or they are damaged.
   """
+  errors.lookup('method', method, registry.METHODS)
   folder = workdir / method
   experiment, summary = _reopen(config, folder, workdir, 'students')
   at = summary['best_step'] if best else summary['steps']

@@ -47,7 +47,7 @@ def cache_targets(
     'written: give one of the two.',
   )
   identity.check_stored(config)
-  folders.check(folder, '--cache_targets')
+  folders.check(folder, '--cache_targets', write=True)
   experiment = builders.open_experiment(config, workdir)
   builders.check(experiment)
   _require_own(folder, config, workdir)

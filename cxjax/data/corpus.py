@@ -42,6 +42,7 @@ PACKAGES = (
 )
 SHORTEST = 80  # Characters of a docstring.
 GZIP = b'\x1f\x8b'
+MOST = 2**30  # Bytes of a gzip file when unpacked.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,9 +251,13 @@ def read_documents(path: str, whole: bool = False) -> list[str]:
   """
   unpacked = ''
   try:
-    content = pathlib.Path(path).read_bytes()
-    if content.startswith(GZIP):
-      content, unpacked = gzip.decompress(content), ' of the unpacked content'
+    with open(path, 'rb') as file:
+      content = file.read(len(GZIP))
+      if content == GZIP:
+        unpacked = ' of the unpacked content'
+        content = _unpack(path)
+      else:
+        content += file.read()
     text = content.decode().removeprefix('\ufeff')
   except UnicodeDecodeError as error:
     raise errors.UserError(
@@ -266,6 +271,18 @@ def read_documents(path: str, whole: bool = False) -> list[str]:
     ) from error
   parts = [text] if whole else re.split(r'\n\s*\n', text)
   return [stripped for part in parts if (stripped := part.strip())]
+
+
+def _unpack(path: str) -> bytes:
+  """The content of a gzip file, which may be a thousand times as large."""
+  with gzip.open(path) as file:
+    content = file.read(MOST + 1)
+  errors.require(
+    len(content) <= MOST,
+    f'{path} has more than {MOST:,} bytes once it is unpacked. Unpack it, or '
+    'split it.',
+  )
+  return content
 
 
 def _read_tfds(request: _Request) -> Corpus:

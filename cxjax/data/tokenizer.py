@@ -12,6 +12,7 @@ from tokenizers import trainers
 
 from cxjax import errors
 from cxjax import files
+from cxjax.data import tokenizer_patterns
 
 # Accepted names of each special token, in this order of preference.
 SPECIAL = {
@@ -75,10 +76,15 @@ def load(path: pathlib.Path) -> tokenizers.Tokenizer:
     The tokenizer, without truncation and padding.
 
   Raises:
-    UserError: the file is missing, or is not a tokenizer.
+    UserError: the file is missing, is not a tokenizer, or has a regular
+      expression that may take for ever on some text.
   """
   try:
-    tokenizer = tokenizers.Tokenizer.from_str(path.read_text('utf-8'))
+    text = files.read_text(path)
+    tokenizer_patterns.require_fast(path, files.parse_json(text))
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+  except errors.UserError:
+    raise
   except Exception as error:  # The library raises nothing narrower.
     raise errors.UserError(
       f'{path} is no tokenizer ({error}). It must be the tokenizer.json of the '

@@ -125,7 +125,7 @@ def _check(
     and host.isprintable()
     and _is_number(port)
     and 1 <= int(port) <= _LAST_PORT,
-    f'--coordinator={coordinator!r} must be HOST:PORT, with a port from 1 to '
+    f'--coordinator={coordinator} must be HOST:PORT, with a port from 1 to '
     f'{_LAST_PORT}, as 10.0.0.1:1234; an IPv6 address is put in brackets.',
   )
   errors.require(

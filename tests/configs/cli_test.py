@@ -87,7 +87,13 @@ class GuardedTest(parameterized.TestCase):
     self.assertStartsWith(said, f'Error: The config has no field {name!r}. Add')
     self.assertEqual(said.count('\n'), 1)
 
-  @parameterized.parameters(KeyError, AttributeError, ZeroDivisionError)
+  def test_a_file_that_the_system_refuses(self):
+    code, said = self.run_main(lambda argv: os.listdir('/none/file'))
+    self.assertEqual(code, 2)
+    self.assertStartsWith(said, 'Error: Cannot use /none/file: No such file')
+    self.assertEqual(said.count('\n'), 1)
+
+  @parameterized.parameters(KeyError, AttributeError, OSError, MemoryError)
   def test_other_errors_keep_their_traceback(self, kind):
     def main(argv):
       raise kind('x')
@@ -120,6 +126,59 @@ class GuardedTest(parameterized.TestCase):
     ):
       cli.fail(error)
     leave_at_once.assert_called_once_with(2)
+
+
+class ParseTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(flagsaver.flagsaver())
+
+  def said(self, call, *args):
+    """The exit code, and the lines on stderr."""
+    with (
+      mock.patch('sys.stderr', new_callable=_Text) as stderr,
+      self.assertRaises(SystemExit) as caught,
+    ):
+      call(*args)
+    return caught.exception.code, stderr.text
+
+  @parameterized.parameters(
+    ('word', "Unknown argument 'word': flags begin with --."),
+    ('--verbositi=1', "Unknown command line flag 'verbositi'."),
+    ('--verbosity=x', '--verbosity=x must be an integer.'),
+    ('--alsologtostderr=x', '--alsologtostderr=x must be true or false.'),
+    ('--verbosity', 'Missing value for flag --verbosity'),
+    ('--flagfile=/none', 'Unable to open flagfile'),
+    ('--' + 'x' * 5_000, 'A flag is too long'),
+  )
+  def test_a_mistake(self, word, message):
+    code, said = self.said(cli.parse, ['program', word])
+    self.assertEqual(code, 2)
+    self.assertStartsWith(said, f'Error: {message}')
+    self.assertEqual(said.count('\n'), 1)
+    self.assertLess(len(said), 1_100)
+
+  def test_flags_that_do_not_agree(self):
+    def check():
+      raise errors.UserError('Leave one out.')
+
+    found = self.said(cli.parse, ['program'], check)
+    self.assertEqual(found, (2, 'Error: Leave one out.\n'))
+
+  def test_a_signal_meanwhile(self):
+    stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    code, said = self.said(cli.parse, ['program'], stop)
+    self.assertEqual(code, 0)
+    self.assertStartsWith(said, 'Stopped by SIGTERM.')
+
+  @parameterized.parameters('', 'x', '3,', '0', '-1', '1.5', '²', '٣', '9' * 20)
+  def test_no_whole_numbers(self, text):
+    words = text.split(',') if text else []
+    with self.assertRaisesRegex(errors.UserError, f'^--k={text}'):
+      cli.whole_numbers('k', words)
+
+  def test_whole_numbers(self):
+    self.assertEqual(cli.whole_numbers('k', ['3', '10']), [3, 10])
 
 
 class _Text:

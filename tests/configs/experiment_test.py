@@ -191,6 +191,20 @@ class RunTest(TestCase):
     chex.assert_trees_all_equal(whole.params, again.params)
     self.assertEqual(whole.checkpoints, again.checkpoints)
 
+  @parameterized.parameters('gs://b/x', '~/x', 'a\0b', 'x' * 300, '/dev/null')
+  def test_a_folder_that_cannot_be_is_not_loaded(self, folder):
+    config, workdir = config_of(), pathlib.Path(folder)
+    for call in (
+      lambda: experiment.load(config, workdir),
+      lambda: experiment.load_students(config, workdir, 'extracted'),
+    ):
+      with self.assertRaisesRegex(errors.UserError, '^The workdir '):
+        call()
+
+  def test_students_of_no_method_are_not_loaded(self):
+    with self.assertRaisesRegex(errors.UserError, "Unknown method '../x'"):
+      experiment.load_students(config_of(), self.workdir, '../x')
+
   def test_the_best_students_are_kept_and_loaded(self):
     workdir = self.fresh()
     config = config_of(keep_best='loss', keep=2, save_every=60)

@@ -150,6 +150,7 @@ class CheckTest(parameterized.TestCase):
   @parameterized.parameters(
     (NAN, r'^data.noise=nan must be a number\.$'),
     ((0.1, NAN), r'^data.noise=\(0.1, nan\): nan is not a number\.$'),
+    ('a\0b', 'must be a text without null characters'),
     (len, '^data.noise=.* cannot be written as JSON'),
     (b'x', '^data.noise=.* cannot be written as JSON'),
   )
@@ -160,6 +161,21 @@ class CheckTest(parameterized.TestCase):
   @parameterized.parameters(INF, -1.0, 'a', None, ((('a', 1),),), True)
   def test_accepts_in_a_field_that_it_does_not_know(self, value):
     ranges.check_values({'data': {'noise': value}})
+
+  @parameterized.parameters('gs://b/x', '~/x', 'a[b]', 'a\\b', '/dev/null/x')
+  def test_a_folder_that_cannot_be(self, folder):
+    config = text_bert.tiny()
+    for block in (config.data, config.teacher, config.cache):
+      block.folder = folder
+      with self.assertRaisesRegex(errors.UserError, r'^\w+\.folder '):
+        ranges.check(config.to_dict())
+      block.folder = ''
+
+  def test_a_block_that_holds_itself(self):
+    config = parity_mlp.tiny().to_dict()
+    config['data']['again'] = config['data']
+    with self.assertRaisesRegex(errors.UserError, 'holds itself'):
+      ranges.check(config)
 
   def test_free_fields_are_checked_elsewhere(self):
     ranges.check_values({'mesh': {'seed': 0, 'data': -1}})

@@ -180,6 +180,13 @@ class StoredTargetsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'leave --compare out'):
       experiment.compare(config, ['extracted'], workdir)
 
+  @parameterized.parameters('teacher', 'one_shot/x', 'extracted')
+  def test_a_folder_of_a_run_is_refused(self, name):
+    config, workdir = config_of(), self.fresh()
+    with self.assertRaisesRegex(errors.UserError, 'the folder of a run'):
+      stored_targets.cache_targets(config, workdir, workdir / name)
+    self.assertEmpty(list(workdir.iterdir()))
+
   def test_a_live_run_has_no_batches_of_a_cache(self):
     config, workdir = self.stored(**{'cache.folder': '', 'cache.batches': 5})
     with self.assertRaisesRegex(errors.UserError, 'cache.batches=5 is of'):

@@ -51,6 +51,16 @@ class CorpusTest(parameterized.TestCase):
     self.assertEqual(plain.documents, packed.documents)
     self.assertEqual(plain.fingerprint, packed.fingerprint)
 
+  def test_a_gzip_bomb(self):
+    self.write('a.txt.gz', gzip.compress(b'one\n\n' * 1_000))
+    with (
+      mock.patch.object(corpus_lib, 'MOST', 4_999),
+      self.assertRaisesRegex(errors.UserError, 'more than 4,999 bytes once'),
+    ):
+      self.load('a.txt.gz')
+    with mock.patch.object(corpus_lib, 'MOST', 5_000):
+      self.assertLen(self.load('a.txt.gz').documents, 1_000)
+
   def test_the_fingerprint_depends_on_where_documents_end(self):
     self.write('a.txt', b'one\n\ntwo three')
     self.write('b.txt', b'one two\n\nthree')

@@ -1,5 +1,7 @@
 """Tests of tokenizers."""
 
+import json
+import os
 import pathlib
 
 from absl.testing import absltest
@@ -35,6 +37,22 @@ class TokenizerTest(parameterized.TestCase):
       tokenizer_lib.load(path)
     path.write_text('{}')
     with self.assertRaisesRegex(errors.UserError, 'a.json is no tokenizer'):
+      tokenizer_lib.load(path)
+
+  def test_a_file_that_never_ends(self):
+    pipe = pathlib.Path(self.create_tempdir().full_path) / 'pipe'
+    os.mkfifo(pipe)
+    for path in (pipe, pathlib.Path('/dev/zero')):
+      with self.assertRaisesRegex(errors.UserError, 'not a regular file'):
+        tokenizer_lib.load(path)
+
+  def test_an_expression_that_may_never_end(self):
+    made = json.loads(tokenizer_lib.train(documents.DOCUMENTS, 300).to_str())
+    split = {'type': 'Split', 'pattern': {'Regex': '(a|a)*$'}}
+    made['pre_tokenizer'] = {**split, 'behavior': 'Isolated', 'invert': False}
+    path = pathlib.Path(self.create_tempdir().full_path) / 'a.json'
+    path.write_text(json.dumps(made))
+    with self.assertRaisesRegex(errors.UserError, 'repeats a repetition'):
       tokenizer_lib.load(path)
 
   def test_special_tokens_in_a_text_are_text(self):

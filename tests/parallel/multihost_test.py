@@ -23,6 +23,15 @@ class JoinTest(parameterized.TestCase):
     ((None, 2, 0), 'coordinator is missing'),
     (('localhost', 2, 0), 'coordinator=localhost must be HOST:PORT'),
     (('localhost:1²', 2, 0), 'coordinator=localhost:1² must be HOST:PORT'),
+    (('localhost:0', 2, 0), 'with a port from 1 to 65535'),
+    (('localhost:65536', 2, 0), 'with a port from 1 to 65535'),
+    (('localhost:' + '9' * 5_000, 2, 0), 'with a port from 1 to 65535'),
+    (('http://localhost:1', 2, 0), 'must be HOST:PORT'),
+    (('::1:2', 2, 0), 'is put in brackets'),
+    ((' :1', 2, 0), 'must be HOST:PORT'),
+    (('a\0b:1', 2, 0), 'must be HOST:PORT'),
+    (('localhost:1', 10**11, 0), 'num_processes=10+ must be from 1 to 100000'),
+    (('localhost:1', 0, 0), 'num_processes=0 must be from 1'),
     (('localhost:1', 2, 2), 'process_id=2 must be from 0'),
     (('localhost:1', 2, -1), 'process_id=-1 must be from 0'),
   )
@@ -30,7 +39,7 @@ class JoinTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       multihost.join(*given)
 
-  @parameterized.parameters('two', '²', '')
+  @parameterized.parameters('two', '²', '', '9' * 20)
   def test_environment_that_is_no_number(self, text):
     with (
       mock.patch.dict(os.environ, JAX_NUM_PROCESSES=text),

@@ -80,6 +80,7 @@ CASES = {
   'tensors that are a pipe': (fifo(TENSORS), 'no regular file'),
   'a deep config': (text(CONFIG, '[' * 100_000), 'cannot be read'),
   'a config that is null': (text(CONFIG, 'null'), 'must be a JSON object'),
+  'a field twice': (text(CONFIG, '{"a": 1, "a": 2}'), "'a' comes twice"),
   'many layers': (field(num_hidden_layers=10**9), 'num_hidden_layers=10+:'),
   'a wide layer': (field(intermediate_size=10**12), 'intermediate_size=10+:'),
   'many types': (field(type_vocab_size=10**12), 'type_vocab_size=10+:'),
@@ -146,6 +147,7 @@ class StrangerTest(fixtures.TestCase):
   @parameterized.parameters(
     ('(a+)+$', True),
     (r'((\w*)x)*', True),
+    ('(a|a)*', True),
     (r"'(?:[sdmt]|ll)| ?\p{L}+|\s+(?!\S)|\s+", False),
     (r'[()*+,]+[A-Za-z]+(?i:s|t)?', False),
   )
