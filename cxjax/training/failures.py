@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import logging
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
@@ -119,9 +120,11 @@ def explain(
     _check_outputs(spec, stage, at, batch)
   good = checkpoints.latest(folder)
   kept = 'none was saved yet' if good is None else f'{good} of {folder}'
+  x = targets.without_dropout(batch['x'])
+  half = _half(spec.student.apply, spec.student_shapes, x, 'student')
   message = (
     f'{loss}; the batch and the targets are. The last good checkpoint: {kept}. '
-    'Try a smaller learning rate, in another workdir.'
+    f'{half or "Try a smaller learning rate, in another workdir."}'
   )
   errors.require(spec.loop.keep_diverged, message)
   logging.warning(message)
@@ -187,7 +190,8 @@ def _check_batch(step: int, batch: Any) -> None:
 
 def _check_student(spec: run_spec.RunSpec) -> None:
   """Raises UserError for a student that is given and not finite."""
-  name = None if spec.start is None else _not_finite(spec.start)
+  found = map(_not_finite, spec.start or ())
+  name = next((name for name in found if name is not None), None)
   errors.require(
     name is None,
     f'The parameter {name!r} of the student is NaN or infinite before '
@@ -205,10 +209,12 @@ def _check_teacher(
   for params, term, value in _teacher_targets(spec, stage, batch):
     if _is_bad(value):
       _require_teacher(_not_finite(params), False)
+      x = targets.without_dropout(batch['x'])
+      half = _half(spec.teacher_apply, params, x, 'teacher')
       raise errors.UserError(
         f"The teacher's {term.target!r} is NaN or infinite for the batch of "
-        f'step {at}, though its parameters and the batch are finite. Mend the '
-        'teacher, or leave the examples out.'
+        f'step {at}, though its parameters and the batch are finite. '
+        f'{half or "Mend the teacher, or leave the examples out."}'
       )
     errors.require(
       getattr(term.loss, 'func', term.loss) in EXCLUDING
@@ -234,14 +240,40 @@ def _check_outputs(
     return _counted(found, batch, stage.named_terms, terms)
 
   for seed in range(spec.num_seeds):
-    params = jax.tree.map(lambda leaf, i=seed: leaf[i], spec.start)
+    params = spec.start[seed]
     for name, value in jax.jit(see)(params, batch).items():
-      errors.require(
-        bool(jnp.isfinite(value).all()),
-        f"The student's {terms[name]!r} is not finite for the batch of step "
-        f'{at}, before any training. Mend the student: a class that it '
-        'excludes by -inf must be one that the teacher excludes as well.',
-      )
+      if not bool(jnp.isfinite(value).all()):
+        x = targets.without_dropout(batch['x'])
+        half = _half(spec.student.apply, params, x, 'student')
+        mend = (
+          'Mend the student: a class that it excludes by -inf must be one that '
+          'the teacher excludes as well.'
+        )
+        raise errors.UserError(
+          f"The student's {terms[name]!r} is not finite for the batch of step "
+          f'{at}, before any training. {half or mend}'
+        )
+
+
+def _half(apply: types.Apply, params: types.Params, x: Any, role: str) -> str:
+  """What to do about a model that computes in float16; '' if it does not."""
+  shapes = jax.eval_shape(lambda tree: tree, (params, x))
+  if not _has_float16(jax.make_jaxpr(lambda *args: apply(*args))(*shapes)):
+    return ''
+  return (
+    f'The {role} computes in float16, which holds no number above 65504: let '
+    'it compute in bfloat16 or float32.'
+  )
+
+
+def _has_float16(jaxpr: Any) -> bool:
+  """Whether any value of a jaxpr, or of one inside of it, is float16."""
+  inner = getattr(jaxpr, 'jaxpr', jaxpr)
+  return any(
+    any(getattr(v.aval, 'dtype', None) == jnp.float16 for v in eqn.outvars)
+    or any(map(_has_float16, core.jaxprs_in_params(eqn.params)))
+    for eqn in inner.eqns
+  )
 
 
 def _counted(

@@ -191,18 +191,26 @@ class CauseTest(parameterized.TestCase):
       return logits.at[:, 1].set(-jnp.inf), seen
 
     params = runs.STUDENT.init(jax.random.key(0), jnp.zeros((1, runs.BITS)))
-    start = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    start = (params, params)
     self.explain(
       "student's 'logits' is not finite for the batch of step 6, before",
       student=types.SimpleNamespace(apply=apply),
       start=start,
     )
 
+  def test_float16(self):
+    """It overflows where the other dtypes do not."""
+
+    def apply(params, x):
+      logits, seen = runs.STUDENT.apply(params, x)
+      return jax.jit(lambda x: x.astype(jnp.float16) * 1.0)(logits), seen
+
+    student = types.SimpleNamespace(apply=apply, init=runs.STUDENT.init)
+    self.explain('The student computes in float16, which', student=student)
+
   def test_the_student_that_is_given(self):
     params = runs.STUDENT.init(jax.random.key(0), jnp.zeros((1, runs.BITS)))
-    start = jax.tree.map(
-      lambda x: jnp.stack([x, x]), poisoned(params, 'logits')
-    )
+    start = (params, poisoned(params, 'logits'))
     message = "parameter 'params/logits/kernel' of the student is NaN"
     self.explain(message, start=start)
     with self.assertRaisesRegex(errors.UserError, message):
