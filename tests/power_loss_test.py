@@ -1,16 +1,21 @@
-"""A power loss at every operation on the files of a run."""
+"""A power loss at every operation on the files of a run or of targets."""
 
 import pathlib
 import re
 
 from absl.testing import absltest
+import chex
 import pytest
 
+from cxjax import errors
 from cxjax.configs import experiment
+from cxjax.training import target_cache
 from experiments import parity_mlp
 import power_loss
+from tests.training.target_cache import fixtures
 
 NAMES = ('teacher', 'one_shot')
+PERIOD = 3  # Batches of stored targets.
 UNREAD = ('/lock', '.tmp', '/environment.json')
 
 
@@ -69,6 +74,43 @@ class PowerLossTest(absltest.TestCase):
         experiment.run(config(), workdir)
         found = [(workdir / n / 'metrics.jsonl').read_text() for n in NAMES]
         self.assertEqual(found, whole)
+
+
+def stored(folder):
+  """Returns the arrays of every batch of a cache."""
+  cache = target_cache.load(folder)
+  return [cache.read(i, n)[0] for i in range(2) for n in range(PERIOD)]
+
+
+@pytest.mark.slow
+class StoredTargetsTest(absltest.TestCase):
+  def test_they_are_whole_or_made_again(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    (root / 'whole').mkdir()
+    spec = fixtures.live_spec(period=PERIOD)
+    write = lambda folder: target_cache.write(
+      folder, spec, fixtures.PROVENANCE, 'float32'
+    )
+    read = lambda tree: [
+      one for one in tree.items() if not one[0].endswith(UNREAD)
+    ]
+    disk = power_loss.Disk(root / 'whole', read)
+    with disk.recorded():
+      write(root / 'whole')
+      left = disk.left('lost')
+    whole = stored(root / 'whole')
+    power_loss.restore(left, root / 'left')  # What is finished is on the disk.
+    chex.assert_trees_all_equal(stored(root / 'left'), whole)
+    self.assertGreater(len(disk.states), 5)
+    for number, tree in enumerate(disk.states):
+      folder = root / str(number)
+      power_loss.restore(tree, folder)
+      with self.subTest(number):
+        if 'index.json' not in tree:
+          with self.assertRaisesRegex(errors.UserError, 'no finished cache'):
+            target_cache.load(folder)
+        write(folder)
+        chex.assert_trees_all_equal(stored(folder), whole)
 
 
 if __name__ == '__main__':
