@@ -1,0 +1,1 @@
+"""Small models as people write them, from plan to student."""

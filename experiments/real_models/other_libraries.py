@@ -1,0 +1,150 @@
+"""Models of equinox, haiku, Keras and tunix, if these are installed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cxjax
+from cxjax.models import optional
+from experiments.real_models import base
+
+
+def equinox() -> base.Case:
+  """Modules of one example, with batch norm, dropout and a jitted block."""
+  eqx = optional.imported('equinox', 'equinox', 'equinox')
+
+  class Block(eqx.Module):
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __init__(self, width: int, key: Any) -> None:
+      self.linear = eqx.nn.Linear(width, width, key=key)
+      self.dropout = eqx.nn.Dropout(0.1)
+
+    @eqx.filter_jit
+    def __call__(self, x: Any, *, key: Any = None) -> Any:
+      return x + self.dropout(jax.nn.tanh(self.linear(x)), key=key)
+
+  class Net(eqx.Module):
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    blocks: list[Block]
+    head: eqx.nn.Linear
+
+    def __init__(self, depth: int, width: int, key: Any) -> None:
+      keys = jax.random.split(key, depth + 2)
+      self.first = eqx.nn.Linear(5, width, key=keys[0])
+      self.norm = eqx.nn.BatchNorm(width, 'batch', mode='batch')
+      self.blocks = [Block(width, key) for key in keys[2:]]
+      self.head = eqx.nn.Linear(width, base.CLASSES, key=keys[1])
+
+    def __call__(self, x: Any, state: Any, key: Any = None) -> Any:
+      x, state = self.norm(self.first(x), state)
+      for i, block in enumerate(self.blocks):
+        x = block(x, key=None if key is None else jax.random.fold_in(key, i))
+      return self.head(x), state
+
+  def make(depth: int, width: int) -> Any:
+    both = lambda key: eqx.nn.make_with_state(Net)(depth, width, key)
+    shapes = eqx.filter_eval_shape(both, jax.random.key(0))
+    arrays, fields = eqx.partition(
+      shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    )
+    return eqx.combine(base.weights(arrays), fields)
+
+  x = base.floats(base.BATCH, 5)
+  (big, big_state), (small, small_state) = make(4, 16), make(2, 8)
+  teacher = cxjax.from_equinox(big, state=big_state)
+  student = cxjax.from_equinox(small, state=small_state)
+  return base.Case(teacher, student, x, base.pairs('blocks/*', 'blocks/*'))
+
+
+def haiku() -> base.Case:
+  """A transformed function with batch norm and dropout."""
+  hk = optional.imported('haiku', 'dm-haiku', 'haiku')
+
+  class Block(hk.Module):
+    def __call__(self, x: Any) -> Any:
+      return x + jnp.tanh(hk.Linear(x.shape[-1])(x))
+
+  def network(depth: int, width: int) -> Any:
+    def apply(x: Any, is_training: bool = False) -> Any:
+      training = is_training or hk.running_init()
+      x = hk.BatchNorm(True, True, 0.9)(hk.Linear(width)(x), training)
+      for _ in range(depth):
+        x = Block()(x)
+      if is_training:
+        x = hk.dropout(hk.next_rng_key(), 0.1, x)
+      return hk.Linear(base.CLASSES)(x)
+
+    return hk.transform_with_state(apply)
+
+  x = base.floats(base.BATCH, 5)
+  big, small = network(4, 16), network(2, 8)
+  shapes = (jax.eval_shape(n.init, jax.random.key(0), x) for n in (big, small))
+  weights, more = map(base.weights, shapes)
+  training = {'is_training': True}
+  teacher = cxjax.from_haiku(big, *weights)
+  student = cxjax.from_haiku(small, *more, training=training)
+  return base.Case(teacher, student, x, base.pairs('block_*', 'block_*'))
+
+
+def keras() -> base.Case:
+  """Functional models; the student has batch norm and dropout."""
+  # The adapter sets and checks the backend.
+  optional.imported('keras', 'keras', 'keras')
+  import keras as ks
+
+  def network(depth: int, width: int) -> Any:
+    x = inputs = ks.Input((5,))
+    for i in range(depth):
+      x = ks.layers.Dense(width, activation='tanh', name=f'block_{i}')(x)
+    x = ks.layers.Dropout(0.1)(ks.layers.BatchNormalization()(x))
+    return ks.Model(inputs, ks.layers.Dense(base.CLASSES, name='head')(x))
+
+  x = base.floats(base.BATCH, 5)
+  teacher = cxjax.from_keras(network(4, 16))
+  student = cxjax.from_keras(network(2, 8))
+  return base.Case(teacher, student, x, base.pairs('block_*', 'block_*'))
+
+
+def tunix() -> base.Case:
+  """Qwen3 of tunix: positions, a cache and a mask are its arguments."""
+  purpose = 'tunix'
+  model = optional.imported('tunix.models.qwen3.model', 'google-tunix', purpose)
+  from flax import nnx
+
+  config = lambda depth, width: model.ModelConfig(
+    num_layers=depth,
+    vocab_size=base.VOCABULARY,
+    embed_dim=width,
+    hidden_dim=2 * width,
+    num_heads=2,
+    head_dim=4,
+    num_kv_heads=1,
+    rope_theta=10_000,
+    norm_eps=1e-6,
+  )
+  x = {
+    'ids': base.tokens(base.BATCH, base.LENGTH),
+    'at': np.tile(np.arange(base.LENGTH), (base.BATCH, 1)),
+    'seen': np.tile(np.tri(base.LENGTH, dtype=bool), (base.BATCH, 1, 1)),
+  }
+  call = lambda module, x: module(x['ids'], x['at'], None, x['seen'])[0]
+  with jax.set_mesh(jax.make_mesh((1, 1), ('fsdp', 'tp'))):
+    teacher, student = (
+      cxjax.from_nnx(model.Qwen3(config(d, w), rngs=nnx.Rngs(0)), call=call)
+      for d, w in ((4, 16), (2, 8))
+    )
+  pairs = base.pairs('layers/*/1', 'layers/*/1')
+  return base.Case(teacher, student, {'x': x}, pairs)
+
+
+CASES: base.Cases = {
+  'equinox': equinox,
+  'haiku': haiku,
+  'Keras': keras,
+  'tunix Qwen3': tunix,
+}

@@ -1,0 +1,52 @@
+"""Small models as people write them, from plan to student."""
+
+import importlib.util
+import os
+from unittest import mock
+
+from absl.testing import parameterized
+import jax
+import pytest
+
+import cxjax
+from cxjax import errors
+
+os.environ.setdefault('KERAS_BACKEND', 'jax')
+from experiments.real_models import __main__ as real_models  # noqa: E402
+from experiments.real_models import base  # noqa: E402
+
+STEPS = 20
+
+
+@pytest.mark.slow
+class RealModelsTest(parameterized.TestCase):
+  @parameterized.parameters(*real_models.CASES)
+  def test_layers_match_and_the_student_learns(self, name):
+    if 'tunix' in name and importlib.util.find_spec('tunix') is None:
+      self.skipTest('tunix is not installed')
+    with jax.numpy_rank_promotion('allow'):
+      case = real_models.CASES[name]()
+      plan = base.planned(case, STEPS)
+      self.assertEqual(base.matched(plan), case.pairs)
+      # One hidden stage is enough, and the output.
+      stages = (plan.stages[0], plan.stages[-1])
+      short = cxjax.plan(case.teacher, case.student, case.x, stages=stages)
+      steps = [case.x] * sum(stage.steps for stage in stages)
+      student, records = cxjax.distill(
+        short, steps, learning_rate=0.01, **case.distill
+      )
+    self.assertIsNotNone(student)
+    losses = [record['eval/loss'][0] for record in records]
+    self.assertLess(losses[-1], losses[0])
+
+
+class RowTest(parameterized.TestCase):
+  def test_a_package_that_is_not_installed_has_a_row(self):
+    with mock.patch.dict('sys.modules', {'haiku': None}):
+      row = real_models.measured('haiku')
+    self.assertRegex(row['verdict'], 'pip install dm-haiku')
+    self.assertIsNone(row['plan s'])
+
+  def test_an_unknown_model_is_an_error(self):
+    with self.assertRaisesRegex(errors.UserError, "Did you mean 'haiku'"):
+      real_models.main(['haikus'])
