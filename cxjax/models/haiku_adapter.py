@@ -220,7 +220,7 @@ class _Run:
       )
       watch: Any = contextlib.nullcontext()
       if tags:
-        watch = self._hk.intercept_methods(_tag)
+        watch = self._hk.intercept_methods(_tagger())
       with watch:
         out = self._call(fun, x, **kwargs)
       array = calls.to_array(self._output(out), self.title)
@@ -239,9 +239,22 @@ class _Run:
     return out, captures.numbered(found), new
 
 
-def _tag(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-  """Tags what the modules return."""
-  out = next_fun(*args, **kwargs)
-  if context.method_name != '__call__':
-    return out
-  return captures.tagged(_name(context.module.module_name), out)
+def _tagger() -> Callable[..., Any]:
+  """An interceptor that tags what modules return.
+
+  A base class that a module calls is no call of its own.
+  """
+  active: set[int] = set()
+
+  def tag(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    module = context.module
+    if context.method_name != '__call__' or id(module) in active:
+      return next_fun(*args, **kwargs)
+    active.add(id(module))
+    try:
+      out = next_fun(*args, **kwargs)
+    finally:
+      active.remove(id(module))
+    return captures.tagged(_name(module.module_name), out)
+
+  return tag

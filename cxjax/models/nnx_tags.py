@@ -31,6 +31,7 @@ def tagging(module: nnx.Module) -> Iterator[None]:
     Nothing.
   """
   changed = []
+  active: set[tuple[int, str]] = set()
   with _LOCK:
     nodes = [(path, node) for path, node in nnx.iter_modules(module)]
     for path, node in nodes:
@@ -42,7 +43,7 @@ def tagging(module: nnx.Module) -> Iterator[None]:
         public = name == '__call__' or not name.startswith('_')
         if public and isinstance(method, types.FunctionType):
           changed.append((kind, name, vars(kind).get(name)))
-          setattr(kind, name, _tagged(name, method))
+          setattr(kind, name, _tagged(name, method, active))
     try:
       yield
     finally:
@@ -53,13 +54,25 @@ def tagging(module: nnx.Module) -> Iterator[None]:
           setattr(kind, name, own)
 
 
-def _tagged(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-  """A method that tags what it returns; that of the whole model does not."""
+def _tagged(
+  name: str, method: Callable[..., Any], active: set[tuple[int, str]]
+) -> Callable[..., Any]:
+  """A method that tags what it returns; that of the whole model does not.
+
+  Nor does that of a base class which it calls: `active` holds the calls that
+  are under way.
+  """
   suffix = '' if name == '__call__' else name
 
   @functools.wraps(method)
   def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    out = method(self, *args, **kwargs)
+    if (id(self), name) in active:
+      return method(self, *args, **kwargs)
+    active.add((id(self), name))
+    try:
+      out = method(self, *args, **kwargs)
+    finally:
+      active.remove((id(self), name))
     path = getattr(self, 'cxjax_name', None)
     full = '/'.join(part for part in (path, suffix) if part)
     if path is None or not full:
