@@ -177,8 +177,7 @@ class Planner:
   ) -> stage_lib.Curriculum:
     """The curriculum of a registered method."""
     name = entry.pop('method')
-    method = errors.lookup('method', name, registry.METHODS)
-    options = dict(method.options)
+    options = registry.options(name)
     for option in entry:
       errors.lookup(f'option of {name}', option, options)
     pairs: tuple[layer_matching.Pair, ...] = ()

@@ -22,6 +22,7 @@ from cxjax import errors
 from cxjax import folders
 from cxjax import settings
 from cxjax import types
+from cxjax.configs import defaults
 from cxjax.configs import identity
 from cxjax.configs import ranges
 from cxjax.methods import curricula
@@ -284,9 +285,8 @@ def student_spec(
     UserError: settings that do not fit each other or the teacher.
   """
   config = experiment.config
-  errors.lookup('method', config.method, registry.METHODS)
   optimizer = copy.deepcopy(config.optimizer)
-  optimizer.learning_rate *= config[config.method].rate_factor
+  optimizer.learning_rate *= defaults.method_block(config).rate_factor
   stages = _stages(experiment, teacher)
   needs_teacher = any(stage.needs_teacher for stage in stages)
   teacher_metrics = metrics_lib.TEACHER_METRICS
@@ -321,7 +321,7 @@ def _stages(
     checkpoints=() if teacher is None else teacher.checkpoints,
     output={'loss': loss, 'alpha': config.alpha, 'top_k': config.top_k},
   )
-  return registry.build(config.method, config[config.method], context)
+  return registry.build(config.method, defaults.method_block(config), context)
 
 
 def check(experiment: Experiment) -> None:

@@ -4,11 +4,13 @@ The type of a default is the type of its field; `ranges.check` holds configs to
 it.
 """
 
+import copy
 from typing import TypeAlias
 
 import ml_collections
 from ml_collections import config_dict
 
+from cxjax import errors
 from cxjax.methods import registry
 from cxjax.training import optimizers
 
@@ -33,14 +35,37 @@ def get_config(method: str) -> Config:
   _set_students(c)
   _set_teacher(c)
   _set_output_stage(c)
-  # Each method reads its own block and no other; their fields are in
-  # cxjax/methods/registry.py. Its learning rate is rate_factor times
-  # optimizer.learning_rate.
+  # Each method reads its own block, and that of the method that it is like;
+  # their fields are in cxjax/methods/registry.py. Its learning rate is
+  # rate_factor times optimizer.learning_rate.
   for name, kind in registry.METHODS.items():
-    c[name] = ml_collections.ConfigDict({'rate_factor': 1.0, **kind.options})
+    own = {} if kind.like else {'rate_factor': 1.0}
+    c[name] = ml_collections.ConfigDict({**own, **kind.options})
   _set_cache(c)
   _set_devices(c)
   return c
+
+
+def method_block(config: Config) -> Config:
+  """The options of `config.method`, with those of the method it is like.
+
+  Args:
+    config: of an experiment.
+
+  Returns:
+    The block of a method that is like no other; else a copy of both.
+
+  Raises:
+    UserError: an unknown method.
+  """
+  like = errors.lookup('method', config.method, registry.METHODS).like
+  own = config[config.method]
+  if not like:
+    return own
+  block = copy.deepcopy(config[like])
+  with block.unlocked():
+    block.update(own)
+  return block
 
 
 def _set_students(c: Config) -> None:

@@ -39,7 +39,8 @@ def teacher_config(config: Config) -> dict[str, Any]:
 def student_config(config: Config) -> dict[str, Any]:
   """Fields that a student depends on; its `config.json`."""
   block = config.to_dict()
-  unread = set(registry.METHODS) - {config.method}
+  like = errors.lookup('method', config.method, registry.METHODS).like
+  unread = set(registry.METHODS) - {config.method, like}
   block['data'] = tasks.without_paths(config.task, block['data'])
   block['mesh'].pop('cpu_devices', None)
   if config.cache.folder:

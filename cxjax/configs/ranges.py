@@ -68,15 +68,14 @@ RANGES = {
   'scores': FINITE,
   'count': COUNT_OR_0,
   'checkpoints': COUNT_OR_0,
-  **{f'{name}.width': COUNT_OR_0 for name in registry.HIDDEN},
-  **{f'{name}.scale': POSITIVE for name in registry.HIDDEN},
+  **{f'{name}.width': COUNT_OR_0 for name in registry.having('width')},
+  **{f'{name}.scale': POSITIVE for name in registry.having('scale')},
   **{
     f'{name}.checkpoint': arguments.Range(-1, 2**31 - 1, whole=True)
-    for name in registry.HIDDEN
+    for name in registry.having('checkpoint')
   },
   'layer': COUNT,
   'joint.weight': POSITIVE,
-  'joint_fading.weight': POSITIVE,
   'fade': FRACTION,
   'cache.batches': COUNT_OR_0,
   'width': COUNT,
@@ -113,7 +112,7 @@ FREE = frozenset(
 
 CHOICES = {
   'progressive.rule': registry.RULES,
-  **{f'{name}.ending': curricula.ENDINGS for name in registry.HIDDEN},
+  **{f'{name}.ending': curricula.ENDINGS for name in registry.having('ending')},
 }
 MISSING = (
   'The config has no field {!r}. Add it to the config file, as those of '

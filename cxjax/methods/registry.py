@@ -57,10 +57,12 @@ class Method:
   Attributes:
     build: from its block of a config and the context to the curriculum.
     options: its block of a config, with the defaults.
+    like: a method whose block it reads as well, where its own says nothing.
   """
 
   build: Callable[[Any, Context], stage_lib.Curriculum]
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  like: str = ''
 
 
 def _build_supervised(block: Any, context: Context) -> stage_lib.Curriculum:
@@ -157,7 +159,7 @@ def _build_custom(block: Any, context: Context) -> stage_lib.Curriculum:
   return custom_lib.custom(block.stages, context.num_steps)
 
 
-# Fields of every method with hidden terms, and their defaults.
+# Fields of the methods with hidden terms, and their defaults.
 _HIDDEN = dict(
   loss='l2',  # cosine; gram, cka, attention compare relations.
   projection='gaussian',  # rademacher, sparse, orthogonal, identity
@@ -171,24 +173,23 @@ _HIDDEN = dict(
   checkpoint=-1,  # Of the hidden targets; -1 is the final teacher.
   ending='output',  # What the outputs learn from: output, labels, mixed.
 )
-_STAGED = dict(
+_EXTRACTED = dict(
+  layers=(),  # Pairs (teacher, student); () matches by depth.
   **_HIDDEN,
   freeze=False,  # Layers whose stage is over.
   share=0.25,  # Of num_steps before the last stage.
   steps=(),  # Lengths of all stages, in place of share.
 )
-# Pairs (teacher, student); () matches by depth.
-_EXTRACTED = dict(layers=(), **_STAGED)
 # The learned projection of FitNets.
-_LEARNED = dict(projection='identity', regressor=True)
+_LEARNED = dict(projection='identity', regressor=True, width=0)
 _JOINT = dict(
   layers=(),
   **{**_HIDDEN, **_LEARNED, 'loss': 'mse'},  # Or a loss as above.
   weight=1.0,  # Of each hidden term; that of the outputs is 1.
   fade=0.0,  # Fraction of the steps after which it is 0; 0 is constant.
 )
-# Every block also has `rate_factor`: the learning rate of the method is so many
-# times `optimizer.learning_rate`.
+# The block of a method that is not like another also has `rate_factor`: its
+# learning rate is so many times `optimizer.learning_rate`.
 METHODS = {
   # The labels alone: the baseline of every comparison.
   'supervised': Method(_build_supervised),
@@ -210,28 +211,47 @@ METHODS = {
   'extracted': Method(_build_extracted, _EXTRACTED),
   # The same, then the labels: the last stage does not run the teacher.
   'extracted_labels': Method(
-    _build_extracted, {**_EXTRACTED, 'ending': 'labels'}
+    _build_extracted, {'ending': 'labels'}, like='extracted'
   ),
   # The same with learned projections, as FitNets have them.
-  'fitnets': Method(_build_extracted, {**_EXTRACTED, **_LEARNED}),
+  'fitnets': Method(_build_extracted, _LEARNED, like='extracted'),
   # The teacher's last layer for an early layer of the student, then the output.
   'late_to_early': Method(
     _build_late_to_early,
-    dict(layer=1, **_STAGED),  # Which of the student's matched layers.
+    dict(layer=1),  # Which of the student's matched layers.
+    like='extracted',
   ),
   # All hidden terms and the output at once.
   'joint': Method(_build_joint, _JOINT),
   # The same, with hidden terms that fade out by half of the steps.
-  'joint_fading': Method(_build_joint, {**_JOINT, 'fade': 0.5}),
+  'joint_fading': Method(_build_joint, {'fade': 0.5}, like='joint'),
   'custom': Method(
     _build_custom,
     dict(stages=()),  # Blocks of stages and terms, as of `custom`.
   ),
 }
-# Methods whose blocks have the fields of hidden terms.
-HIDDEN = tuple(
-  name for name, method in METHODS.items() if 'ending' in method.options
-)
+
+
+def options(name: str) -> dict[str, Any]:
+  """All options of a method with their defaults.
+
+  Args:
+    name: of `METHODS`.
+
+  Returns:
+    Its own, and those of the method that it is like.
+
+  Raises:
+    UserError: an unknown method.
+  """
+  method = errors.lookup('method', name, METHODS)
+  shared = METHODS[method.like].options if method.like else {}
+  return {**shared, **method.options}
+
+
+def having(option: str) -> tuple[str, ...]:
+  """Names of the methods whose own block has an option."""
+  return tuple(name for name, one in METHODS.items() if option in one.options)
 
 
 def register(name: str, method: Method) -> None:

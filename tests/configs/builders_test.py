@@ -50,6 +50,7 @@ CONTRACT = (
   'extracted.steps',
   'extracted.share',
   'extracted.layers',
+  'extracted.ending',
   'keep_best',
   'trainable',
 )
@@ -204,6 +205,20 @@ class SpecTest(parameterized.TestCase):
     tx = student.optimizer()
     updates, _ = tx.update({'w': np.ones(2, np.float32)}, tx.init(params))
     np.testing.assert_allclose(updates['w'], -0.3, rtol=1e-4)
+
+  def test_a_method_that_is_like_another_has_its_settings(self):
+    fields = {'extracted.rate_factor': 3.0, 'extracted.norm': 'layer'}
+    _, extracted = self.specs(**fields)
+    _, labels = self.specs('extracted_labels', **fields)
+    self.assertEqual(labels.stages[:-1], extracted.stages[:-1])
+    self.assertFalse(labels.stages[-1].needs_teacher)
+    _, fitnets = self.specs('fitnets', **fields)
+    (term,) = fitnets.stages[0].terms
+    self.assertEqual((term.projection, term.norm), ('identity', 'layer'))
+    params = np.zeros(2, np.float32)
+    tx = fitnets.optimizer()
+    updates, _ = tx.update(np.ones(2, np.float32), tx.init(params))
+    np.testing.assert_allclose(updates, -3e-3, rtol=1e-4)
 
   def test_what_students_and_teachers_keep(self):
     teacher, student = self.specs(keep_best='loss', keep=5, trainable='hid*')

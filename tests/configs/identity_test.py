@@ -79,6 +79,11 @@ class StudentTest(TestCase):
     one, two = config_of(), config_of(**{field: value})
     self.assertEqual(self.differs(identity.student_config, one, two), '')
 
+  def test_a_method_that_is_like_another_depends_on_its_block(self):
+    make = lambda share: config_of('fitnets', **{'extracted.share': share})
+    found = self.differs(identity.student_config, make(0.1), make(0.2))
+    self.assertStartsWith(found, 'extracted.share (')
+
   def test_the_terms_of_a_custom_curriculum(self):
     make = lambda weight: config_of(
       'custom', **{'custom.stages': (dict(terms=(dict(weight=weight),)),)}

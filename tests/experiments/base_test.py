@@ -40,7 +40,8 @@ class ConfigTest(absltest.TestCase):
     config = base.get_config('extracted')
     for name, method in registry.METHODS.items():
       self.assertEqual(
-        config[name].to_dict(), {'rate_factor': 1.0, **method.options}
+        config[name].to_dict(),
+        {**({} if method.like else {'rate_factor': 1.0}), **method.options},
       )
 
   def test_compared_methods_are_registered(self):

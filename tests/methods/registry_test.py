@@ -26,7 +26,7 @@ def choose(rule, available=AVAILABLE, **kwargs):
 
 def block(name, **fields):
   """The block of a config, with its defaults."""
-  options = {**registry.METHODS[name].options, **fields}
+  options = {**registry.options(name), **fields}
   return ml_collections.ConfigDict(options)
 
 
