@@ -159,7 +159,7 @@ def table(
     base.Parameter(
       'position_embedding',
       trunk + POSITIONS,
-      added=trunk + TYPES if names.types else '',
+      added=TYPES if names.types else '',
       dropped=max(module.pad_token, 0),
     ),
     *base.norm('embeddings_norm', f'{trunk}embeddings.LayerNorm'),
@@ -184,23 +184,25 @@ def table(
 def _select(
   names: Names, tensors: base.Tensors, config: base.Config
 ) -> base.Tensors:
-  """The tensors of an encoder; with a head, all but its begin with the trunk.
+  """The tensors of an encoder; with a head, most begin with the trunk's name.
 
   Poolers and buffers are left out, and so is a kernel of the head that equals
   the word embedding, if the config ties them.
   """
   named = config.get('architectures')
+  # A sentence encoder may name the class with a head that it came from.
   bare = not any(name.startswith(names.head) for name in tensors)
-  if named:
-    bare = named[0].endswith('Model')
+  bare = bare or bool(named and named[0].endswith('Model'))
   trunk = '' if bare else names.trunk
   selected = {}
   for name, tensor in tensors.items():
     inner = name.removeprefix(names.trunk)
-    if inner.startswith(names.head) and bare:
+    if inner.endswith(LEFT_OUT):
       continue
-    if not inner.endswith(LEFT_OUT):
-      selected[name if name.startswith(names.head) else trunk + inner] = tensor
+    if not inner.startswith(names.head):
+      selected[inner if inner == TYPES else trunk + inner] = tensor
+    elif not bare:
+      selected[inner] = tensor
   if names.copied_bias in selected:
     selected[names.bias] = selected.pop(names.copied_bias)
   tied = bool(config['tie_word_embeddings'])
@@ -244,10 +246,8 @@ def _constants(names: Names, config: base.Config) -> dict[str, np.ndarray]:
   """The table of sentence types, which the module does not have."""
   if not names.types:
     return {}
-  named = config.get('architectures')
-  trunk = '' if named and named[0].endswith('Model') else names.trunk
   shape = config['type_vocab_size'] or NUM_TYPES, config['hidden_size']
-  return {trunk + TYPES: np.zeros(shape, np.float32)}
+  return {TYPES: np.zeros(shape, np.float32)}
 
 
 def unwritten(
@@ -318,6 +318,8 @@ def _complete(
 ) -> base.Tensors:
   """All tensors that transformers reads; a pooler is zeros."""
   tensors = dict(tensors)
+  if module.num_classes and names.types:
+    tensors[names.trunk + TYPES] = tensors.pop(TYPES)
   if module.num_classes and not module.tied and names.copied_bias:
     tensors[names.copied_bias] = tensors[names.bias]
   if not module.num_classes and names.pooler:

@@ -61,8 +61,7 @@ def _select(tensors: base.Tensors, config: base.Config) -> base.Tensors:
   """The tensors of an encoder; with a head, all but its begin with `TRUNK`."""
   named = config.get('architectures')
   bare = not any(name.startswith(HEAD) for name in tensors)
-  if named:
-    bare = named[0] == CLASSES[1]
+  bare = bare or bool(named and named[0] == CLASSES[1])
   trunk = '' if bare else TRUNK
   selected = {}
   for name, tensor in tensors.items():
