@@ -9,7 +9,8 @@ python launch.py --config=experiments/text_bert.py --workdir=DIR --cache_targets
 
 Experiments, one file each in experiments/: parity_mlp, parity_transformer,
 pcfg_bert, text_bert, wikipedia_bert. Methods: supervised, one_shot,
-progressive, extracted, custom. Sizes: cpu (the default), paper, tiny.
+progressive, extracted, extracted_labels, fitnets, late_to_early, joint,
+joint_fading, custom. Sizes: cpu (the default), paper, tiny.
 
 Every field of the config is a flag: --config.data.d=30.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from cxjax import arguments
 from cxjax import errors
+from cxjax import folders
 from cxjax import types
 from cxjax.api import budgets
 from cxjax.api import comparison
@@ -117,6 +119,12 @@ def compare(
     held_out is not None, 'held_out is missing: give examples to evaluate on.'
   )
   share = arguments.number('budget', budget, SHARE)
+  if workdir is not None:
+    errors.require(
+      isinstance(workdir, str | os.PathLike) and bool(workdir),
+      f'workdir={workdir!r} must be a folder, or None to keep nothing.',
+    )
+    folders.check(pathlib.Path(workdir))
   begin = starts_lib.starts(student, arguments.whole('seeds', seeds, 1))
   planner = named_plans.Planner(
     teacher,

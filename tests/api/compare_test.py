@@ -145,6 +145,8 @@ class RefusalTest(parameterized.TestCase):
     (dict(held_out=None), 'held_out is missing'),
     (dict(data=iter(DATA)), 'an iterator, which can be read once'),
     (dict(data=[]), 'batches is empty'),
+    (dict(workdir=3), 'workdir=3 must be'),
+    (dict(workdir='~/a'), '~'),
     (dict(optimizer=1), "option 'optimizer'"),
     (
       dict(num_steps=3, rates=(1, 2, 3)),
