@@ -38,11 +38,19 @@ def finish(
   folder: pathlib.Path,
   on_record: trainer.OnRecord | None = None,
 ) -> summary_lib.Summary:
-  """Trains unless finished; the summary."""
+  """Trains unless finished; the summary.
+
+  Raises:
+    UserError: a run that keeps all its checkpoints lacks one.
+  """
   path = folder / 'summary.json'
   if multihost.from_first(path.exists):
     logging.info('%s is finished.', folder)
-    return summary_lib.read(path)
+    summary = summary_lib.read(path)
+    _require(folder, summary.get('checkpoints', ()))
+    return summary
+  if spec.loop.keep == 0:  # An error now, not after hours.
+    _require(folder, checkpoints_lib.scheduled(folder))
   title = f'{folder.parent.name}/{method}'
   result = trainer.fit(spec, folder, title, on_record)
   summary = summary_lib.summarize(method, spec, result)
@@ -50,6 +58,12 @@ def finish(
     summary['checkpoints'] = checkpoints_lib.scheduled(folder)
   summary_lib.write(path, summary, result.records)
   return summary
+
+
+def _require(folder: pathlib.Path, kept: Sequence[int]) -> None:
+  """Raises UserError unless a run has all checkpoints of its schedule."""
+  for at in kept:
+    checkpoints_lib.require(folder, at)
 
 
 def train_teacher(
@@ -73,9 +87,6 @@ def train_teacher(
   spec = builders.teacher_spec(experiment)
   settings.claim_workdir(folder, identity.teacher_config(config))
   was_finished = (folder / 'summary.json').exists()
-  if not was_finished:
-    for at in checkpoints_lib.scheduled(folder):
-      checkpoints_lib.require(folder, at)  # An error now, not after hours.
   finished = finish('teacher', spec, folder)
   if not was_finished:
     _warn_if_untrained(spec, config.teacher.num_steps, finished)

@@ -246,6 +246,17 @@ class RunTest(TestCase):
     self.assertFalse(
       np.array_equal(first['logits']['kernel'], last['logits']['kernel'])
     )
+    self.refuses_a_checkpoint_that_is_gone(config, workdir)
+
+  def refuses_a_checkpoint_that_is_gone(self, config, workdir):
+    """Students that keep all of theirs, finished or not."""
+    folder = workdir / 'one_shot'
+    gone = checkpoints_lib.steps(folder)[1]
+    shutil.rmtree(checkpoints_lib.step_folder(folder, gone))
+    for _ in range(2):
+      with self.assertRaisesRegex(errors.UserError, f'{gone} is missing'):
+        experiment.run(config, workdir)
+      (folder / 'summary.json').unlink(missing_ok=True)
 
   @parameterized.parameters('half', 'temporary', 'late')
   def test_a_teacher_does_not_keep_what_is_not_of_its_schedule(self, kind):
