@@ -46,7 +46,7 @@ def check(argv: Sequence[str]) -> None:
     UserError: the file is missing, raises or returns no config; a field does
       not exist; or a value has the wrong type.
   """
-  config = None
+  config, seen = None, ''
   try:
     argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
   except UnicodeDecodeError as error:
@@ -56,8 +56,14 @@ def check(argv: Sequence[str]) -> None:
     ) from error
   for flag, value in _given(argv):
     if flag == 'config':
+      errors.require(
+        not seen,
+        f'--config={value} comes after --{seen}, a field of another. Give one '
+        '--config, and its fields after it.',
+      )
       config = _defaults(load(value or ''), flag, value)
     elif config is not None:  # Otherwise absl asks for --config first.
+      seen = flag
       _check_field(config, flag.split('.')[1:], flag, value)
 
 

@@ -256,6 +256,10 @@ class CheckTest(FlagsTest):
     message = self.message(self.check, f'--flagfile={listed}')
     self.assertIn('is not UTF-8', message)
 
+  def test_fields_between_two_files(self):
+    fields = '--config.batch_size=3', f'--config={self.file}'
+    self.assertIn('Give one --config', self.message(self.check, *fields))
+
   def test_flagfile(self):
     listed = self.file.with_name('flags.txt')
     listed.write_text(f'--config={self.file}\n--config.data.kk=3\n')

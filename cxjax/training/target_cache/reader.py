@@ -146,4 +146,10 @@ def load(folder: pathlib.Path) -> CachedTargets:
     f'{folder} holds no finished cache of targets. Make it with launch.py '
     f'--cache_targets={folder}.',
   )
-  return CachedTargets(folder, files.read_sealed(folder / 'index.json'))
+  record = files.read_sealed(folder / 'index.json')
+  errors.require(
+    records.is_index(record),
+    f'{folder}/index.json was not written by this version of cxjax. Remove '
+    f'{folder}, and make it again with launch.py --cache_targets={folder}.',
+  )
+  return CachedTargets(folder, record)

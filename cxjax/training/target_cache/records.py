@@ -38,6 +38,53 @@ _CHECKSUM = struct.Struct('<I')
 _DIGEST_SIZE = 16
 
 
+# The types of the index and its lists of entries.
+_INDEX: dict[str, Any] = {
+  'provenance': dict,
+  'cache': {'batches': int, 'dtype': str, 'steps': [int]},
+  'parameters': dict,
+  'checkpoints': [[int | float]],
+  'stages': [
+    {
+      'name': str,
+      'steps': int,
+      'arrays': [{'keys': [str], 'shape': [int], 'dtype': str}],
+      'bytes': int,
+      'checksum': int,
+    }
+  ],
+}
+
+
+def is_index(record: Any) -> bool:
+  """Returns whether a JSON value has the form of an index.
+
+  Args:
+    record: any value: the digest of a file proves no form.
+  """
+  return (
+    _has_form(record, _INDEX)
+    and record['cache']['batches'] > 0
+    and record['cache']['dtype'] in TOLERANCES
+    and all(len(checkpoint) == 2 for checkpoint in record['checkpoints'])
+    and all(stage['steps'] > 0 for stage in record['stages'])
+  )
+
+
+def _has_form(value: Any, form: Any) -> bool:
+  """Compares a value with types, in dicts and lists of one element."""
+  if isinstance(form, dict):
+    return isinstance(value, dict) and all(
+      name in value and _has_form(value[name], one)
+      for name, one in form.items()
+    )
+  if isinstance(form, list):
+    return isinstance(value, list) and all(
+      _has_form(one, form[0]) for one in value
+    )
+  return isinstance(value, form) and not isinstance(value, bool)
+
+
 def batch_numbers(begin: int, steps: int, period: int) -> np.ndarray:
   """Returns the numbers of the batches that a stage reads, in order.
 

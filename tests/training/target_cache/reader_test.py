@@ -1,5 +1,6 @@
 """Damaged targets, and those of other runs, are refused."""
 
+import functools
 import pathlib
 import shutil
 
@@ -7,6 +8,7 @@ from absl.testing import parameterized
 import pytest
 
 from cxjax import errors
+from cxjax import files
 from cxjax.training import target_cache
 from tests.training.target_cache import fixtures
 
@@ -70,6 +72,33 @@ class ReaderTest(parameterized.TestCase):
       index.unlink()
       message = 'holds no finished cache'
     with self.assertRaisesRegex(errors.UserError, message):
+      target_cache.load(self.folder)
+
+  @parameterized.parameters(
+    *(((), value) for value in ({}, [], None, 3)),
+    (('provenance',), None),
+    (('cache', 'batches'), 'x'),
+    (('cache', 'batches'), 0),
+    (('cache', 'dtype'), 'int8'),
+    (('checkpoints',), [[20]]),
+    (('checkpoints',), 3),
+    (('stages', 0), {}),
+    (('stages', 1, 'bytes'), True),
+    (('stages', 1, 'steps'), 0),
+    (('stages', 1, 'arrays', 0, 'shape'), ['x']),
+  )
+  def test_an_index_of_another_form(self, place, value):
+    """With a digest that fits it."""
+    path = self.folder / 'index.json'
+    record = files.read_sealed(path)
+    if place:
+      *outer, last = place
+      block = functools.reduce(lambda found, name: found[name], outer, record)
+      block[last] = value
+    else:
+      record = value
+    files.write_sealed(path, record)
+    with self.assertRaisesRegex(errors.UserError, 'Remove .*, and make it'):
       target_cache.load(self.folder)
 
   def test_a_folder_that_is_not_there(self):
