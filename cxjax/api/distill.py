@@ -37,6 +37,7 @@ from cxjax.data import user_batches
 from cxjax.data import user_loader
 from cxjax.methods import flops as flops_lib
 from cxjax.models import adapters
+from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import failures
@@ -163,6 +164,8 @@ def distill(
     plan = _weighted(plan)
   layout, unplaced = placement.layout(plan, mesh), plan
   plan = placement.placed(plan, layout)
+  student = master_weights.with_master_weights(plan.student)
+  plan = dataclasses.replace(plan, student=student)
   with user_loader.UserLoader(batches) as user:
     evaluation = _evaluation(plan, batches, user, held_out, metrics)
     loop = dataclasses.replace(
@@ -333,6 +336,7 @@ def _loop(
     eval_every=multiple(eval_every or tenth),
     save_every=multiple(save_every or (tenth if workdir else num_steps)),
     keep_best=keep_best,
+    saves=workdir is not None or keep_best != '',
   )
 
 
@@ -346,7 +350,6 @@ def _spec(
 ) -> run_spec.RunSpec:
   """The specification of the run, the user's optimizer apart."""
   students = plan.student.params if plan.student.several else [plan.student.one]
-  start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *students)
   shapes, num_steps = plan.batch, sum(stage.steps for stage in plan.stages)
   count, own = len(students), isinstance(seed, tuple)
   pairs = [jax.random.split(settings.key(one), 2) for one in _listed(seed)]
@@ -369,7 +372,7 @@ def _spec(
     student=plan.student,
     teacher=teacher_lib.Teacher(plan.teacher.apply, plan.teacher.params),
     stages=plan.stages,
-    start=start,
+    start=tuple(students),
     draw=draw,
     host=run_spec.HostData(
       lambda: loader.HostLoader(

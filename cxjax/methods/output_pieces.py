@@ -23,8 +23,10 @@ from cxjax.parallel import mesh as mesh_lib
 # Bytes of the outputs of a batch, in float32 and on one device, above which
 # they are computed in pieces.
 WHOLE = 2**26
-# Bytes of a piece, and its fewest rows: each piece reads the kernel again.
-PIECE, FEWEST = 2**25, 256
+# Bytes of a piece, and its fewest rows. Each piece reads the kernel again, which
+# takes longer than its product where the rows are few.
+PIECE = 2**25
+FEWEST, FEWEST_ON_CPU = 512, 128
 FLOAT = 4
 # Losses that compare each row with its target, and nothing else.
 _ROWWISE = (
@@ -39,7 +41,10 @@ _ROWWISE = (
 
 
 def rows_at_once(
-  shape: tuple[int, ...], copies: int = 1, parts: int = 1
+  shape: tuple[int, ...],
+  copies: int = 1,
+  parts: int = 1,
+  platform: str = 'cpu',
 ) -> int | None:
   """How many rows of an output to compute at once; None for all of them.
 
@@ -47,6 +52,7 @@ def rows_at_once(
     shape: of the output, `[..., C]`.
     copies: number of students, each of which has one.
     parts: number of parts of a batch, on devices or one after the other.
+    platform: of the devices.
 
   Returns:
     Rows of one student on one device.
@@ -54,7 +60,7 @@ def rows_at_once(
   row = FLOAT * shape[-1] * copies
   if len(shape) < 2 or row * math.prod(shape[:-1]) <= WHOLE * parts:
     return None
-  return max(PIECE // row, FEWEST)
+  return max(PIECE // row, FEWEST_ON_CPU if platform == 'cpu' else FEWEST)
 
 
 def fits(stage: stage_lib.Stage) -> bool:

@@ -15,6 +15,7 @@ from cxjax.methods import projections
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
+from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import evaluation
 from cxjax.training import metrics as metrics_lib
@@ -96,8 +97,11 @@ class CompiledSteps:
     start = self._spec.start
     if start is not None:
       # A copy: what the run donates is not the caller's.
-      fun = lambda start: self._sharded(jax.tree.map(jnp.copy, start))
-      return self._call('init', fun, start)
+      stack = lambda *leaves: jnp.stack(leaves)
+      fun = lambda *start: self._sharded(
+        jax.tree.map(stack, *map(master_weights.masters, start))
+      )
+      return self._call('init', fun, *start)
     x = jax.tree.map(lambda leaf: leaf[:1], self._spec.held_out['x'])
     student = self._spec.student
     fun = lambda keys: self._sharded(

@@ -52,7 +52,8 @@ class Milestones:
 
   def is_saved(self, step: int) -> bool:
     """True if the schedule saves a checkpoint at a step."""
-    return step % self._loop.save_every == 0 or step == self.end
+    scheduled = step % self._loop.save_every == 0 or step == self.end
+    return scheduled and self._loop.saves
 
   def is_evaluated(self, step: int, stage_end: int) -> bool:
     """True if the students are evaluated at a step."""

@@ -63,7 +63,8 @@ def split(
   shape = jax.eval_shape(models.student, *student)[0].shape
   copies, shards = _copies(spec)
   parts = shards * spec.microbatches
-  rows = output_pieces.rows_at_once(shape, copies, parts)
+  platform = spec.layout.mesh.devices.flat[0].platform
+  rows = output_pieces.rows_at_once(shape, copies, parts, platform)
   if rows is None:
     return models
   calls: dict[str, tuple[Callable[..., Any] | None, Any]] = {

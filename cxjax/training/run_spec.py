@@ -18,6 +18,7 @@ from cxjax.methods import flops as flops_lib
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import train_step
+from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import evaluation
 from cxjax.training import metrics as metrics_lib
@@ -85,6 +86,7 @@ class Loop:
       never.
     overrun: share of the steps so far to go on after that.
     keep_diverged: go on with students whose loss is not finite, as they are.
+    saves: whether the schedule saves checkpoints at all.
   """
 
   log_every: int
@@ -97,6 +99,7 @@ class Loop:
   stop_at: float | None = None
   overrun: float = 0.0
   keep_diverged: bool = False
+  saves: bool = True
 
   def __post_init__(self) -> None:
     """Raises UserError for settings that do not fit each other."""
@@ -152,7 +155,8 @@ class RunSpec:
     teacher_metrics: metrics of the last evaluation, against the teacher.
     host: what the batches are made of, where the host reads it.
     teacher: for stages that need one.
-    start: `[S]` students in place of fresh ones.
+    start: the students in place of fresh ones, a tree for each; the run keeps
+      their parameters in float32 where they have less.
     lookahead: batches whose targets are computed at once; 0 chooses.
     microbatches: parts of a batch, computed one after the other.
     restart_schedule: at each stage; else one schedule for the run.
@@ -177,7 +181,7 @@ class RunSpec:
   )
   host: HostData = HostData()
   teacher: teacher_lib.Teacher | None = None
-  start: types.Params = None
+  start: tuple[types.Params, ...] | None = None
   lookahead: int = 0
   microbatches: int = 1
   restart_schedule: bool = True
@@ -300,9 +304,7 @@ class RunSpec:
   def student_shapes(self) -> types.Params:
     """Shapes of one student's parameters."""
     if self.start is not None:
-      return jax.eval_shape(
-        lambda params: jax.tree.map(lambda leaf: leaf[0], params), self.start
-      )
+      return jax.eval_shape(master_weights.masters, self.start[0])
     return jax.eval_shape(
       self.student.init, jax.random.key(0), self.held_out['x']
     )

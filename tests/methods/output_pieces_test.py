@@ -125,9 +125,11 @@ class RowsTest(parameterized.TestCase):
     ((64, 128, 2_000), {}, None),  # 65.5 MB
     ((64, 128, 2_048), {}, None),  # The bound itself.
     ((64, 128, 2_049), {}, 4_094),
-    ((4, 128, 50_257), {}, 256),
+    ((4, 128, 50_257), {}, 166),
+    ((4, 128, 50_257), {'platform': 'gpu'}, 512),
     ((4, 128, 50_257), {'parts': 2}, None),
-    ((4, 128, 10_000), {'copies': 4}, 256),
+    ((4, 128, 10_000), {'copies': 4}, 209),
+    ((8, 1_024, 151_936), {}, 128),
     ((10**9,), {}, None),
   )
   def test_only_of_large_outputs(self, shape, options, rows):

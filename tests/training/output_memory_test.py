@@ -17,7 +17,7 @@ from cxjax.training import output_memory
 from tests.training import runs
 
 # Outputs of 4 examples and two classes are large, in pieces of one example.
-SMALL = mock.patch.multiple(output_pieces, WHOLE=63, PIECE=16, FEWEST=1)
+SMALL = mock.patch.multiple(output_pieces, WHOLE=63, PIECE=16, FEWEST_ON_CPU=1)
 
 
 class EvalPartsTest(parameterized.TestCase):

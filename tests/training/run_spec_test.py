@@ -213,9 +213,11 @@ class PlanTest(parameterized.TestCase):
       self.assertEqual(leaf.shape[0], runs.SEEDS)
 
   def test_students_may_be_given(self):
-    start = {'w': jnp.zeros((runs.SEEDS, 3, 2))}
-    spec = dataclasses.replace(runs.spec(), start=start)
+    one = {'w': jnp.zeros((3, 2), jnp.bfloat16), 'n': jnp.int32(0)}
+    spec = dataclasses.replace(runs.spec(), start=(one, one))
     self.assertEqual(spec.student_shapes['w'].shape, (3, 2))
+    dtypes = {name: leaf.dtype for name, leaf in spec.student_shapes.items()}
+    self.assertEqual(dtypes, {'w': jnp.float32, 'n': jnp.int32})
 
 
 class FormatTest(parameterized.TestCase):

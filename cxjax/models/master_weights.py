@@ -1,0 +1,87 @@
+"""Float32 master weights of students in half precision.
+
+An update is often smaller than the distance of two numbers of bfloat16, and
+would be lost. So a run keeps parameters in float32, with the state of the
+optimizer; the model gets them in its own dtypes, and so does the caller at the
+end.
+"""
+
+from collections.abc import Collection
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cxjax import errors
+from cxjax import types
+from cxjax.methods import training_mode
+from cxjax.models import adapters
+from cxjax.parallel import partition
+
+
+def masters(params: types.Params) -> types.Params:
+  """The parameters with half precision in float32; other leaves as they are."""
+  return jax.tree.map(
+    lambda leaf: leaf.astype(jnp.float32) if _is_half(leaf) else leaf, params
+  )
+
+
+def with_master_weights(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
+  """A student that takes its parameters in float32.
+
+  Args:
+    model: the student, with its parameters as they came.
+
+  Returns:
+    A model whose `apply` and `training` cast `masters(params)` to the dtypes of
+    `params`, and whose `wrap` does; `model` itself without half precision.
+    Batch statistics that training updates are not cast on the way.
+
+  Raises:
+    UserError: a parameter is float16.
+  """
+  dtypes = {
+    name: leaf.dtype
+    for name, leaf in training_mode.by_name(model.one).items()
+    if _is_half(leaf)
+  }
+  for name, dtype in dtypes.items():
+    errors.require(
+      dtype != jnp.float16,
+      f"The student's parameter {name!r} is float16, whose gradients vanish "
+      'without a scaled loss, which there is none of. Cast the student to '
+      'bfloat16 or to float32; a teacher may be float16.',
+    )
+  if not dtypes:
+    return model
+
+  def cast(params: types.Params, kept: Collection[str] = ()) -> types.Params:
+    def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+      name = partition.leaf_name(path)
+      return leaf if name in kept else leaf.astype(dtypes.get(name, leaf.dtype))
+
+    return jax.tree.map_with_path(one, params)
+
+  def updated(params: types.Params, x: types.Input) -> Collection[str]:
+    """Names of the statistics."""
+    if model.training is None:
+      return ()
+    return training_mode.changed_shapes(model.training, cast(params), x)
+
+  def training(params: types.Params, x: types.Input, key: jax.Array) -> Any:
+    assert model.training is not None
+    return model.training(cast(params, updated(params, x)), x, key)
+
+  return dataclasses.replace(
+    model,
+    apply=lambda params, x: model.apply(cast(params, updated(params, x)), x),
+    training=model.training and training,
+    wrap=lambda params: model.wrap(cast(params)),
+  )
+
+
+def _is_half(leaf: Any) -> bool:
+  """Whether a leaf has floating-point numbers of less than 32 bits."""
+  dtype = getattr(leaf, 'dtype', jnp.float32)
+  return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32

@@ -1,0 +1,130 @@
+"""Tests for float32 master weights of students in half precision."""
+
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cxjax
+from cxjax import errors
+from cxjax.models import master_weights
+from cxjax.training import checkpoints
+
+X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+HALF = jnp.bfloat16
+
+
+class _Net(nn.Module):
+  """A perceptron with statistics, which counts what it sees."""
+
+  width: int = 6
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    h = nn.BatchNorm(use_running_average=not train, momentum=0.999)(
+      nn.Dense(self.width)(x)
+    )
+    return nn.Dense(3)(nn.relu(h))
+
+
+def variables(dtype=HALF, seed=0):
+  found = _Net().init(jax.random.key(seed), X)
+  return jax.tree.map(lambda leaf: leaf.astype(dtype), found)
+
+
+def adapt(dtype=HALF, **options):
+  return cxjax.from_linen(_Net(), variables(dtype), **options)
+
+
+class MasterWeightsTest(parameterized.TestCase):
+  def test_the_model_computes_as_with_its_own_parameters(self):
+    model = adapt(training={'train': True})
+    new = master_weights.with_master_weights(model)
+    params = master_weights.masters(model.params)
+    chex.assert_trees_all_equal_dtypes(
+      params, jax.tree.map(jnp.float32, model.params)
+    )
+    chex.assert_trees_all_equal(new.wrap(params), model.wrap(model.params))
+    kernel = params['Dense_0']['kernel'] + 1e-5  # Lost in bfloat16.
+    nudged = {**params, 'Dense_0': {**params['Dense_0'], 'kernel': kernel}}
+    output, _ = new.apply(nudged, X)
+    want, _ = new.apply(params, X)
+    np.testing.assert_array_equal(output, want)
+
+  def test_statistics_are_updated_in_float32(self):
+    model = adapt(training={'train': True})
+    new = master_weights.with_master_weights(model)
+    params = master_weights.masters(model.params)
+    *_, changed = new.training(params, X, jax.random.key(0))
+    mean = changed['batch_stats']['BatchNorm_0']['mean']
+    self.assertEqual(mean.dtype, jnp.float32)
+
+  def test_others_stay_as_they_are(self):
+    model = adapt(jnp.float32)
+    self.assertIs(master_weights.with_master_weights(model), model)
+    tree = {'key': jax.random.key(0), 'count': jnp.int32(3), 'x': np.ones(2)}
+    chex.assert_trees_all_equal(master_weights.masters(tree)['count'], 3)
+    self.assertIs(master_weights.masters(tree)['x'], tree['x'])
+
+  def test_float16_is_refused(self):
+    teacher = cxjax.from_linen(_Net(), variables(jnp.float16, 1))
+    plan = cxjax.plan(teacher, adapt(jnp.float16), X, num_steps=2, layers=())
+    with self.assertRaisesRegex(
+      errors.UserError, "'BatchNorm_0/bias' is float16.* or to float32"
+    ):
+      cxjax.distill(plan, [X])
+
+  @pytest.mark.slow
+  def test_a_student_learns_small_steps(self):
+    """At a rate of 1e-4; in bfloat16 they would be lost for large weights."""
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    teacher = cxjax.from_linen(_Net(), variables(seed=1))
+    plan = cxjax.plan(teacher, adapt(), X, num_steps=50, layers=())
+    trained, _ = cxjax.distill(
+      plan, [X], learning_rate=1e-4, workdir=folder, save_every=50
+    )
+    before = plan.student.wrap(plan.student.params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(trained, before)
+    kernel = lambda tree: tree['params']['Dense_1']['kernel']
+    changed = np.mean(np.array(kernel(trained) != kernel(before)))
+    self.assertGreater(changed, 0.8)
+    shapes = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), jnp.float32),
+      before['params'],
+    )
+    saved = checkpoints.restore(folder, 50, {'params': shapes})['params']
+    chex.assert_trees_all_equal(
+      jax.tree.map(lambda leaf: leaf[0].astype(HALF), saved), trained['params']
+    )
+
+
+class HeldOnceTest(absltest.TestCase):
+  def test_the_teacher_and_the_students_are(self):
+    """In bfloat16, while a run goes on; a student beside its masters."""
+    teacher = cxjax.from_linen(_Net(37), _Net(37).init(jax.random.key(1), X))
+    half = jax.tree.map(lambda leaf: leaf.astype(HALF), teacher.params)
+    teacher = cxjax.from_linen(
+      _Net(37), {**teacher.wrap(teacher.params), 'params': half}
+    )
+    plan = cxjax.plan(teacher, adapt(), X, num_steps=4, layers=())
+    held = []
+
+    def count(record):
+      del record
+      arrays = [a for a in jax.live_arrays() if a.shape[-2:] == (5, 37)]
+      held.append({(a.unsafe_buffer_pointer(), a.dtype) for a in arrays})
+
+    cxjax.distill(plan, [X], log_every=1, mesh={'data': 1}, on_record=count)
+    kernel = half['Dense_0']['kernel']
+    want = {(kernel.unsafe_buffer_pointer(), jnp.dtype(HALF))}
+    self.assertEqual(held, [want] * 4)
+
+
+if __name__ == '__main__':
+  absltest.main()
