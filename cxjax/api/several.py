@@ -132,13 +132,17 @@ def chosen(
       outputs of other names or shapes than the teacher's.
   """
   teacher, student = models
+  if not all(isinstance(model, adapters.ModelAdapter) for model in models):
+    return Outputs(teacher, student, loss)  # `plan` says what they must be.
   tree = isinstance(loss, Mapping | tuple | list)
   patterns = auxiliary_lib.weights(auxiliary)
   collections = auxiliary_lib.collections(patterns)
   try:
-    ours = outputs_lib.survey(student, x, collections)
-  except Exception:  # `plan` says why a model does not run.
-    return Outputs(teacher, student, loss)
+    ours = outputs_lib.survey(student, x, collections, 'student')
+  except errors.UserError:
+    if tree or patterns:
+      raise
+    return Outputs(teacher, student, loss)  # `plan` says more of it.
   if not patterns:
     auxiliary_lib.warn(ours.scalars)
   whole_tree = callable(loss) and 'logits' not in ours.leaves
@@ -146,7 +150,7 @@ def chosen(
     return Outputs(teacher, student, loss)
   size = jax.tree.leaves(x)[0].shape[0]
   auxiliary_lib.check(patterns, ours.scalars, size)
-  theirs = outputs_lib.survey(teacher, x, ())
+  theirs = outputs_lib.survey(teacher, x, (), 'teacher')
   flat = _flat(loss) if tree else {'*' if whole_tree else 'logits': loss}
   if list(flat) == ['*']:
     fun, weight = _pair(flat['*'])

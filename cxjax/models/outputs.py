@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import arguments
+from cxjax import errors
 from cxjax import types
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
+from cxjax.models import modes
 from cxjax.models import whole
 
 OUTPUT, AUXILIARY = 'output:', 'auxiliary:'
@@ -46,7 +48,10 @@ class Survey:
 
 
 def survey(
-  model: adapters.ModelAdapter, x: types.Input, collections: tuple[str, ...]
+  model: adapters.ModelAdapter,
+  x: types.Input,
+  collections: tuple[str, ...],
+  role: str,
 ) -> Survey:
   """Runs a model for the shapes of all that it returns and sows.
 
@@ -56,9 +61,13 @@ def survey(
     model: the model.
     x: shapes of a batch.
     collections: of linen, that are kept.
+    role: of the model in messages.
 
   Returns:
     The shapes.
+
+  Raises:
+    UserError: the model does not run on the batch.
   """
   fun, args = model.apply, arguments.shapes('x', (model.one, x))
   if model.training is not None:
@@ -68,7 +77,14 @@ def survey(
     with whole.kept(collections):
       return fun(*args)
 
-  tree, found, *_ = jax.eval_shape(run, *args)
+  try:
+    tree, found, *_ = jax.eval_shape(run, *args)
+  except errors.UserError:
+    raise
+  except Exception as error:  # A model of the user may raise anything.
+    raise errors.UserError(
+      f'The {role} does not run on the example: {modes.reason(error)}.'
+    ) from error
   flat = leaves(tree)
   values = {**found, **flat}
   scalars = {

@@ -143,6 +143,12 @@ class OutputsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       cxjax.plan(*pair(), X, num_steps=9, loss=loss)
 
+  def test_models_that_do_not_run(self):
+    broken = cxjax.from_fn(lambda p, x: (x @ p['lo'], {}), parameters(0))
+    for models in ((broken, pair()[1]), (pair()[0], broken)):
+      with self.assertRaisesRegex(errors.UserError, "does not run .*'lo'"):
+        cxjax.plan(*models, X, num_steps=9, loss=ALL)
+
   def test_outputs_of_the_teacher(self):
     _, student = pair()
     apply = lambda p, x: (x @ p['low'], {})
