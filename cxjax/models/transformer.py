@@ -75,8 +75,8 @@ class Transformer(nn.Module):
     norm_eps: epsilon of the layer norms; 0 for 1e-12 in an encoder, as in BERT,
       and 1e-5 in a decoder, as in GPT-2.
     pad_token: id of a padding token that takes no position, as in RoBERTa: the
-      others are counted, and it has an embedding of its own, the first one; -1
-      if all tokens are counted.
+      others are counted, and it has an embedding of its own, the first one;
+      'position_ids' count from 0 nevertheless. -1 if all tokens are counted.
     relative_buckets: number of buckets of the distances between tokens, each
       with a bias of the attention scores of a head, as in MPNet; a multiple of
       4, or 0 for none.

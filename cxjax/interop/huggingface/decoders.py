@@ -80,6 +80,8 @@ class Spec:
       `base.Family`.
     known: further fields, which change no output.
     activation: name of the config's field of the activation.
+    divides: whether transformers wants the heads to divide the width, even if
+      the width of a head is given.
     norms: names of the norms of a block, by those of the module.
     fields: `config -> fields` of the module beside the common ones.
     config: `module -> config`, the inverse of `fields`.
@@ -93,6 +95,7 @@ class Spec:
   theta: float = 10_000.0
   known: Sequence[str] = ()
   activation: str = 'hidden_act'
+  divides: bool = True
   norms: Mapping[str, str] = dataclasses.field(
     default_factory=lambda: {**NORMS, **QK_NORMS}
   )
@@ -112,7 +115,7 @@ def register(spec: Spec) -> None:
       parameters=lambda module: table(module, spec.norms),
       constants=lambda config: {},
       refusal=lambda module: refusal(
-        spec.model_type, module, table(module, spec.norms)
+        spec.model_type, module, table(module, spec.norms), spec.divides
       ),
       config=lambda module: _config(spec, module),
       complete=lambda tensors, module: tensors,
@@ -236,7 +239,10 @@ def _config(spec: Spec, module: decoder.Decoder) -> base.Config:
 
 
 def refusal(
-  model_type: str, module: decoder.Decoder, rows: Sequence[base.Parameter]
+  model_type: str,
+  module: decoder.Decoder,
+  rows: Sequence[base.Parameter],
+  divides: bool = True,
 ) -> str:
   """The reason why a family cannot hold a module.
 
@@ -246,6 +252,7 @@ def refusal(
     model_type: name of the family.
     module: the module.
     rows: its parameters.
+    divides: whether the heads must divide the width.
 
   Returns:
     The reason; '' if the family can hold the module.
@@ -255,6 +262,8 @@ def refusal(
       f'num_classes={module.num_classes} is not a head of a language model: it '
       f'must be vocab_size={module.vocab_size}, or 0 with the head left out.'
     )
+  if divides and module.width % module.heads:
+    return f'heads={module.heads} do not divide width={module.width}.'
   family = base.FAMILIES[model_type]
   names = {row.tensor: None for row in rows}
   try:

@@ -20,6 +20,7 @@ decoders.register(
   decoders.Spec(
     model_type='mistral',
     prefix='Mistral',
+    divides=False,
     optional={
       'sliding_window': (int, 4096),
       'num_key_value_heads': (int, 8),

@@ -47,6 +47,7 @@ decoders.register(
   decoders.Spec(
     model_type='qwen2',
     prefix='Qwen2',
+    divides=False,
     optional=OPTIONAL,
     fields=lambda config: {**_windows(config), 'qkv_bias': True},
     config=_window_config,
@@ -56,6 +57,7 @@ decoders.register(
   decoders.Spec(
     model_type='qwen3',
     prefix='Qwen3',
+    divides=False,
     optional={
       **OPTIONAL,
       'head_dim': (int, 128),

@@ -110,6 +110,11 @@ class FieldTest(fixtures.TestCase):
       huggingface.write(folder, module, variables, model_type='qwen2')
     with self.assertRaisesRegex(errors.UserError, "Unknown model_type 'x'"):
       huggingface.write(folder, module, variables, model_type='x')
+    odd, drawn = small(width=18, head_width=4)
+    with self.assertRaisesRegex(errors.UserError, 'heads=4 do not divide'):
+      huggingface.write(folder, odd, drawn, model_type='llama')
+    huggingface.write(folder, odd, drawn)
+    self.assertEqual(huggingface.read(folder)[0].family, '')
     capped = module.clone(logit_cap=3.0)
     with self.assertRaisesRegex(
       errors.UserError, 'As llama: logit_cap=3.0 is not written'
