@@ -324,8 +324,8 @@ def first(params: Any) -> Any:
 def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
   """Returns a model that computes in another floating-point dtype.
 
-  Parameters, outputs and activations stay float32; integers and PRNG keys are
-  not converted.
+  Parameters, outputs and activations stay float32. Integers and PRNG keys are
+  not converted, nor is an input with one number for each example, as a time.
 
   Args:
     model: the model.
@@ -347,6 +347,11 @@ def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
 
     return jax.tree.map_with_path(one, tree)
 
+  def scalars(x: types.Input) -> Any:
+    """Names of inputs that half precision would round, of no layer's width."""
+    leaves = training_mode.by_name(x).items()
+    return [n for n, leaf in leaves if math.prod(leaf.shape[1:]) == 1]
+
   def statistics(params: types.Params, x: types.Input) -> Any:
     """Leaves whose small steps half precision would lose."""
     if model.training is None:
@@ -355,14 +360,16 @@ def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
 
   def apply(params: types.Params, x: types.Input) -> Any:
     kept = statistics(params, x)
-    out = model.apply(convert(params, dtype, kept), convert(x, dtype))
+    out = model.apply(
+      convert(params, dtype, kept), convert(x, dtype, scalars(x))
+    )
     return convert(out, jnp.float32)
 
   def training(params: types.Params, x: types.Input, key: jax.Array) -> Any:
     assert model.training is not None
     kept = statistics(params, x)
     *out, changed = model.training(
-      convert(params, dtype, kept), convert(x, dtype), key
+      convert(params, dtype, kept), convert(x, dtype, scalars(x)), key
     )
     return *convert(out, jnp.float32), changed
 

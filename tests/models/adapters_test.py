@@ -63,6 +63,15 @@ class FromFnTest(parameterized.TestCase):
     self.assertIs(model.wrap(model.params), params)
     self.assertEqual(model.abilities.partition_rules, (('', 1),))
 
+  def test_a_function_of_one_example(self):
+    def apply(params, x):
+      hidden = jnp.tanh(x @ params)
+      return hidden, {'hidden': hidden}
+
+    model = adapters.from_fn(apply, jnp.ones((5, 3)), batched=False)
+    output, found = model.apply(model.params, X)
+    self.assertEqual((output.shape, found['hidden'].shape), ((B, 3), (B, 3)))
+
   def test_declares_what_the_model_of_a_method_declares(self):
     encoder = make_encoder(0.1)
     tokens = jnp.zeros((B, 5), int)
@@ -190,6 +199,22 @@ class ComputeDtypeTest(parameterized.TestCase):
     text = str(jax.make_jaxpr(half.apply)(half.params, x))
     self.assertRegex(text, r'bf16\[4,16\] = dot_general')
     self.assertEqual(half.abilities, model.abilities)
+
+  def test_numbers_of_examples_are_not_rounded(self):
+    """A time of 257 would become 256; features are computed with."""
+
+    def apply(params, x):
+      wide = (x['x'] * params['scale']).astype(jnp.float32)
+      return wide + x['t'] + x['u'][:, None], {}
+
+    params = {'scale': jnp.ones((1, 1))}
+    x = {'x': jnp.full((2, 3), 1 / 3), 't': jnp.full((2, 1), 257.0)}
+    x['u'] = jnp.full(2, 513.0)
+    model = adapters.from_fn(apply, params)
+    half = adapters.with_compute_dtype(model, jnp.bfloat16)
+    output, _ = half.apply(half.params, x)
+    third = jnp.float32(jnp.bfloat16(1 / 3))
+    np.testing.assert_array_equal(output, jnp.full((2, 3), third + 770))
 
   def test_integer_dtype_is_an_error(self):
     model, _ = example_modules.adapt(example_modules.Perceptron(), X)
