@@ -32,7 +32,7 @@ CASES: base.Cases = {
   **other_libraries.CASES,
 }
 RESULTS = pathlib.Path(__file__).parents[1] / 'results' / 'real_models'
-STEPS, TIMEOUT = 40, 600  # Seconds of one model.
+STEPS, TIMEOUT = 20, 600  # Seconds of one model.
 ONE = '--one'
 COLUMNS = ('verdict', 'layers', 'plan s', 'first steps s', 'peak MB')
 

@@ -91,7 +91,7 @@ class Scanned(nnx.Module):
     """Makes the layers."""
     self.embed = nnx.Embed(base.VOCABULARY, width, rngs=rngs)
     make = nnx.vmap(lambda rngs: Feedforward(width, rngs), in_axes=0)
-    self.blocks = make(rngs.fork(split=depth))
+    self.blocks = make(rngs.split(depth))
     self.head = nnx.Linear(width, base.VOCABULARY, rngs=rngs)
 
   def __call__(self, ids: Array) -> Array:

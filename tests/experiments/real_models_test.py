@@ -1,5 +1,6 @@
 """Small models as people write them, from plan to student."""
 
+import dataclasses
 import importlib.util
 import os
 from unittest import mock
@@ -15,7 +16,7 @@ os.environ.setdefault('KERAS_BACKEND', 'jax')
 from experiments.real_models import __main__ as real_models  # noqa: E402
 from experiments.real_models import base  # noqa: E402
 
-STEPS = 20
+STEPS = 10
 
 
 @pytest.mark.slow
@@ -28,16 +29,13 @@ class RealModelsTest(parameterized.TestCase):
       case = real_models.CASES[name]()
       plan = base.planned(case, STEPS)
       self.assertEqual(base.matched(plan), case.pairs)
-      # One hidden stage is enough, and the output.
-      stages = (plan.stages[0], plan.stages[-1])
-      short = cxjax.plan(case.teacher, case.student, case.x, stages=stages)
-      steps = [case.x] * sum(stage.steps for stage in stages)
-      student, records = cxjax.distill(
-        short, steps, learning_rate=0.01, **case.distill
+      # A hidden stage alone: the experiment trains them all.
+      stage = dataclasses.replace(plan.stages[0], steps=STEPS)
+      plan = cxjax.plan(case.teacher, case.student, case.x, stages=stage)
+      _, records = cxjax.distill(
+        plan, [case.x] * STEPS, learning_rate=0.01, **case.distill
       )
-    self.assertIsNotNone(student)
-    losses = [record['eval/loss'][0] for record in records]
-    self.assertLess(losses[-1], losses[0])
+    self.assertLess(records[-1]['loss'], 0.9 * records[0]['loss'])
 
 
 class RowTest(parameterized.TestCase):

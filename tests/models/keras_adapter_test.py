@@ -98,7 +98,8 @@ class KerasTest(parameterized.TestCase):
     output, found = adapted.apply(adapted.params, IDS)
     np.testing.assert_allclose(output, model(IDS), rtol=1e-5)
     self.assertContainsSubset(['embedding', 'inner', 'inner/simple_rnn'], found)
-    twice, _ = adapted.apply(adapted.params, {'ids': IDS, 'scale': np.full((4, 1), 2.0)})
+    x = {'ids': IDS, 'scale': np.full((4, 1), 2.0)}
+    twice, _ = adapted.apply(adapted.params, x)
     np.testing.assert_allclose(twice, 2 * output, rtol=1e-5)
     call = lambda model, x, training: model(x['ids'], training=training)
     called = keras_adapter.from_keras(model, call=call)

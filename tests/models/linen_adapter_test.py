@@ -257,3 +257,35 @@ class LinenTrainingTest(parameterized.TestCase):
     output, found = model.apply(model.params, x[form])
     np.testing.assert_array_equal(output, Product().apply(variables, a, b))
     self.assertEqual(list(found), ['Dense_0'])
+
+
+class ExampleTest(parameterized.TestCase):
+  """A module of one example, mapped over the batch."""
+
+  def test_the_same_as_of_a_batch(self):
+    x = jax.random.normal(jax.random.key(1), (B, 5))
+    whole, variables = adapt(Perceptron(), x)
+    one = linen_adapter.from_linen(Perceptron(), variables, batched=False)
+    output, found = one.apply(one.params, x)
+    want, others = whole.apply(whole.params, x)
+    np.testing.assert_allclose(output, want, rtol=1e-5)
+    chex.assert_trees_all_close(found, others, rtol=1e-5)
+
+  def test_statistics_are_those_of_the_batch(self):
+    class Norm(nn.Module):
+      axis: str | None
+
+      @nn.compact
+      def __call__(self, x, train=False):
+        return nn.BatchNorm(not train, axis_name=self.axis)(x)
+
+    x = jax.random.normal(jax.random.key(1), (B, 5))
+    variables = Norm(None).init(jax.random.key(0), x)
+    training = {'train': True}
+    results = []
+    for axis, batched in ((None, True), ('batch', False)):
+      model = linen_adapter.from_linen(
+        Norm(axis), variables, training=training, batched=batched
+      )
+      results.append(model.training(model.params, x, jax.random.key(0)))
+    chex.assert_trees_all_close(results[0][::2], results[1][::2], rtol=1e-4)

@@ -95,6 +95,66 @@ class NnxTest(parameterized.TestCase):
     self.assertIsNone(self.model.abilities.partition_rules)
 
 
+class InsideTest(parameterized.TestCase):
+  """Activations inside of what JAX transforms."""
+
+  @parameterized.parameters(
+    (jax.jit,), (jax.checkpoint,), (jax.vmap,), (nnx.remat,)
+  )
+  def test_they_are_captured(self, transform):
+    class Net(nnx.Module):
+      def __init__(self):
+        self.a, self.b = (nnx.Linear(5, 5, rngs=nnx.Rngs(i)) for i in (0, 1))
+
+      def __call__(self, x):
+        if transform is nnx.remat:
+          return self.b(transform(lambda module, x: module(x))(self.a, x))
+        return self.b(transform(self.a)(x))
+
+    module, x = Net(), jax.random.normal(jax.random.key(1), (B, 5))
+    model = nnx_adapter.from_nnx(module)
+    output, found = jax.jit(model.apply)(model.params, x)
+    np.testing.assert_allclose(output, module(x), rtol=1e-5)
+    np.testing.assert_allclose(found['a'], module.a(x), rtol=1e-5)
+
+  def test_a_recurrent_layer_takes_keys_and_draws_nothing(self):
+    module = nnx.RNN(nnx.GRUCell(5, 4, rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(1), (B, 3, 5))
+    model = nnx_adapter.from_nnx(module)
+    output, found = model.apply(model.params, x)
+    np.testing.assert_allclose(output, module(x), rtol=1e-5)
+    self.assertEqual(found['cell'].shape, (3, B, 4))  # The steps of a scan.
+
+  def test_a_method_of_a_base_class_is_no_call_of_its_own(self):
+    class Double(nnx.Linear):
+      def __call__(self, x):
+        return 2 * super().__call__(x)
+
+    class Inherited(Double):
+      pass
+
+    layers = (nnx.Linear, Double, Inherited)
+    module = nnx.Sequential(*(kind(5, 5, rngs=nnx.Rngs(0)) for kind in layers))
+    x = jax.random.normal(jax.random.key(1), (B, 5))
+    model = nnx_adapter.from_nnx(module)
+    _, found = model.apply(model.params, x)
+    self.assertCountEqual(found, ['layers/0', 'layers/1', 'layers/2'])
+    np.testing.assert_allclose(found['layers/2'], module(x), rtol=1e-5)
+    self.assertNotIn('__call__', vars(Inherited))  # As it was.
+
+  def test_one_example(self):
+    module = nnx.Sequential(
+      nnx.Linear(5, 4, rngs=nnx.Rngs(0)),
+      jax.numpy.tanh,
+      lambda x: x.sum()[None],
+    )
+    x = jax.random.normal(jax.random.key(1), (B, 5))
+    model = nnx_adapter.from_nnx(module, batched=False)
+    output, found = model.apply(model.params, x)
+    np.testing.assert_allclose(output, jax.vmap(module)(x), rtol=1e-5)
+    np.testing.assert_allclose(found['layers/0'], module.layers[0](x), 1e-5)
+
+
 class NnxTrainingTest(parameterized.TestCase):
   """A module in training mode: one forward pass of a step, one at inference."""
 
