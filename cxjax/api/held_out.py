@@ -77,8 +77,8 @@ def evaluation(
   classes, soft = _classes(plan, metrics)
   convert = functools.partial(user_batches.checked, classes=classes, soft=soft)
   read = held_out_batches.read(held_out, shapes, needed, convert, what, thread)
-  _check_not_nan(plan, read, needed, what)
   batch = plan.marked(jax.tree.map(jnp.array, read))
+  _check_not_nan(plan, jax.device_get(batch), needed, what)
   if by_labels and not metrics:
     labels_lib.check(plan.student, shapes)
   reference = batch.get('y')

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import weights as weights_lib
 from cxjax.models import adapters
 
 # From a batch, a dict of 'x' and, if it has them, 'y' and 'weights', to `[B,
@@ -39,7 +40,13 @@ class Padding:
   axes: tuple[int, ...]
 
   def __call__(self, batch: types.Batch) -> types.Batch:
-    """Returns the batch with its mask in 'x', or in 'weights'."""
+    """Returns the batch with its mask in 'x', or in 'weights'.
+
+    Inputs that do not count are numbers in it.
+    """
+    return weights_lib.cleared_input(self._marked(batch))
+
+  def _marked(self, batch: types.Batch) -> types.Batch:
     mask = jnp.asarray(self.mask(batch)).astype(jnp.float32)
     weights = batch.get('weights')
     size = len(mask)

@@ -113,7 +113,7 @@ def explain(
     f'{stage.name!r}'
   )
   with errors.about(loss):
-    for step, tree in _batches(rows, stream, at, batch):
+    for step, tree in _batches(spec, rows, stream, at):
       _check_batch(step, tree)
     _check_student(spec)
     _check_teacher(spec, stage, at, batch)
@@ -155,18 +155,20 @@ def _check_weights(
 
 
 def _batches(
-  rows: Any, stream: int, at: int, batch: types.Batch
+  spec: run_spec.RunSpec, rows: Any, stream: int, at: int
 ) -> Iterator[tuple[int, Any]]:
   """The batches of the steps up to `at` that are at hand, with their steps.
 
   A gradient that is not finite is noticed at the end of its dispatch alone.
   """
+  draw, key = jax.jit(spec.batch), spec.keys.data[stream]
   if rows is None:
-    yield at, batch
+    yield at, draw(key, at, None)
     return
   length = len(jax.tree.leaves(rows)[0])
   for step in range(at - at % length, at + 1):
-    yield step, jax.tree.map(lambda x, i=step % length: x[i, stream], rows)
+    here = jax.tree.map(lambda x, i=step % length: x[i, stream], rows)
+    yield step, draw(key, step, here)
 
 
 def _check_batch(step: int, batch: Any) -> None:

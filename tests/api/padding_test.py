@@ -11,6 +11,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
+from cxjax.api import padding
 
 B, LENGTH, VOCABULARY, C = 4, 6, 9, 4
 MASK = np.arange(LENGTH) < np.array([[6], [4], [2], [3]])
@@ -157,6 +158,13 @@ class MaskTest(parameterized.TestCase):
         {'x': tokens, 'weights': weights}, None, pooled_alone, layers=()
       ),
     )
+
+  def test_nan_where_nothing_counts_is_cleared(self):
+    x = np.where(MASK[..., None], np.ones((B, LENGTH, 2)), np.nan)
+    mask = lambda batch: ~jnp.isnan(batch['x']).any(-1)
+    found = padding.Padding(mask, (B, LENGTH))({'x': x})['x']
+    np.testing.assert_array_equal(found['mask'], MASK)
+    self.assertFalse(np.isnan(found['tokens']).any())
 
   def test_resumes_with_the_same_mask_alone(self):
     folder = self.create_tempdir().full_path
