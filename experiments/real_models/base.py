@@ -1,4 +1,4 @@
-"""What a model of this folder is: a teacher, a student and their data."""
+"""Cases of this folder: a teacher, a student and their data."""
 
 from collections.abc import Callable
 from collections.abc import Mapping

@@ -16,24 +16,31 @@ def equinox() -> base.Case:
   eqx = optional.imported('equinox', 'equinox', 'equinox')
 
   class Block(eqx.Module):
+    """A residual block."""
+
     linear: eqx.nn.Linear
     dropout: eqx.nn.Dropout
 
     def __init__(self, width: int, key: Any) -> None:
+      """Makes the layers."""
       self.linear = eqx.nn.Linear(width, width, key=key)
       self.dropout = eqx.nn.Dropout(0.1)
 
     @eqx.filter_jit
     def __call__(self, x: Any, *, key: Any = None) -> Any:
+      """The output."""
       return x + self.dropout(jax.nn.tanh(self.linear(x)), key=key)
 
   class Net(eqx.Module):
+    """A linear layer, a norm, blocks and a head."""
+
     first: eqx.nn.Linear
     norm: eqx.nn.BatchNorm
     blocks: list[Block]
     head: eqx.nn.Linear
 
     def __init__(self, depth: int, width: int, key: Any) -> None:
+      """Makes the layers."""
       keys = jax.random.split(key, depth + 2)
       self.first = eqx.nn.Linear(5, width, key=keys[0])
       self.norm = eqx.nn.BatchNorm(width, 'batch', mode='batch')
@@ -41,6 +48,7 @@ def equinox() -> base.Case:
       self.head = eqx.nn.Linear(width, base.CLASSES, key=keys[1])
 
     def __call__(self, x: Any, state: Any, key: Any = None) -> Any:
+      """The output."""
       x, state = self.norm(self.first(x), state)
       for i, block in enumerate(self.blocks):
         x = block(x, key=None if key is None else jax.random.fold_in(key, i))
@@ -66,7 +74,10 @@ def haiku() -> base.Case:
   hk = optional.imported('haiku', 'dm-haiku', 'haiku')
 
   class Block(hk.Module):
+    """A residual block."""
+
     def __call__(self, x: Any) -> Any:
+      """The output."""
       return x + jnp.tanh(hk.Linear(x.shape[-1])(x))
 
   def network(depth: int, width: int) -> Any:
