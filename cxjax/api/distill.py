@@ -164,6 +164,7 @@ def distill(
     plan = _weighted(plan)
   layout, unplaced = placement.layout(plan, mesh), plan
   plan = placement.placed(plan, layout)
+  master_weights.check(jnp.dtype(plan.dtype or jnp.float32), 'dtype')
   student = master_weights.with_master_weights(plan.student)
   plan = dataclasses.replace(plan, student=student)
   with user_loader.UserLoader(batches) as user:

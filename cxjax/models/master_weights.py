@@ -27,6 +27,21 @@ def masters(params: types.Params) -> types.Params:
   )
 
 
+def check(dtype: Any, what: str) -> None:
+  """Raises UserError for float16, in which a student would train.
+
+  Args:
+    dtype: dtype of the computation.
+    what: what has it, for the message.
+  """
+  errors.require(
+    dtype != jnp.float16,
+    f'float16 of {what}: gradients vanish in it unless the loss is scaled, '
+    'which it is not here. Train in bfloat16 or in float32; the parameters of '
+    'a teacher may be float16.',
+  )
+
+
 def with_master_weights(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
   """A student that takes its parameters in float32.
 
@@ -47,12 +62,7 @@ def with_master_weights(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
     if _is_half(leaf)
   }
   for name, dtype in dtypes.items():
-    errors.require(
-      dtype != jnp.float16,
-      f"The student's parameter {name!r} is float16, whose gradients vanish "
-      'without a scaled loss, which there is none of. Cast the student to '
-      'bfloat16 or to float32; a teacher may be float16.',
-    )
+    check(dtype, f"the student's parameter {name!r}")
   if not dtypes:
     return model
 

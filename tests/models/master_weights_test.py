@@ -76,9 +76,14 @@ class MasterWeightsTest(parameterized.TestCase):
     teacher = cxjax.from_linen(_Net(), variables(jnp.float16, 1))
     plan = cxjax.plan(teacher, adapt(jnp.float16), X, num_steps=2, layers=())
     with self.assertRaisesRegex(
-      errors.UserError, "'BatchNorm_0/bias' is float16.* or to float32"
+      errors.UserError, "float16 of .* 'BatchNorm_0/bias': .* bfloat16"
     ):
       cxjax.distill(plan, [X])
+    half = cxjax.plan(
+      teacher, adapt(), X, num_steps=2, layers=(), dtype=jnp.float16
+    )
+    with self.assertRaisesRegex(errors.UserError, 'float16 of dtype: '):
+      cxjax.distill(half, [X])
 
   @pytest.mark.slow
   def test_a_student_learns_small_steps(self):
