@@ -1,6 +1,8 @@
 """Spread of scores over seeds, and the rule by which two methods differ."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 import math
 
 from jax.scipy import special
@@ -66,3 +68,31 @@ def differ(a: Sequence[float], b: Sequence[float]) -> bool | None:
     return None
   apart = math.fabs(float(np.mean(a) - np.mean(b))) > widths[0] + widths[1]
   return apart and welch(a, b) < LEVEL
+
+
+def ties(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, str]]:
+  """Pairs of methods that are within the spread, by `differ`."""
+  return [
+    (a, b)
+    for a, b in itertools.combinations(scores, 2)
+    if differ(scores[a], scores[b]) is False
+  ]
+
+
+def verdict(scores: Mapping[str, Sequence[float]]) -> str:
+  """The rule, and which methods are within the spread of each other.
+
+  Args:
+    scores: of each method, one for each seed.
+
+  Returns:
+    A paragraph; '' for a single method.
+  """
+  if len(scores) < 2:
+    return ''
+  single = [name for name, found in scores.items() if len(found) < 2]
+  found = [f'{a} and {b}' for a, b in ties(scores)]
+  text = f'{RULE} Within the spread: {"; ".join(found) or "none"}.'
+  if single:
+    text += f' Unknown, because of one seed: {", ".join(single)}.'
+  return text

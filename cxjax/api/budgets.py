@@ -18,7 +18,7 @@ from cxjax.methods import stage as stage_lib
 EQUAL = ('flops', 'steps', 'examples', 'seconds')
 # Steps of one timing, timings of a stage, and those of its beginning that do
 # not count, in which it is compiled.
-WINDOW, WINDOWS, BEGINNING = 20, 8, 3
+WINDOW, WINDOWS, BEGINNING = 20, 12, 3
 TRUSTED = 0.1  # Largest spread of timings relative to their median.
 
 
@@ -145,8 +145,8 @@ class Seconds:
         eval_every=WINDOW * WINDOWS,
         on_record=lambda _: times.append(time.perf_counter()),
       )
-      # The last one has the evaluation in it.
-      self._known[key] = trusted(times[BEGINNING:-1]) / WINDOW
+      # The last two have the evaluation in them, and its compilation.
+      self._known[key] = trusted(times[BEGINNING:-2]) / WINDOW
     return self._known[key]
 
 

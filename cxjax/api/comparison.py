@@ -1,7 +1,6 @@
 """Results of a comparison: a table, a picture, and what follows from them."""
 
 import dataclasses
-import itertools
 import math
 import pathlib
 from typing import Any
@@ -109,11 +108,11 @@ class Comparison:
   @property
   def within_spread(self) -> list[tuple[str, str]]:
     """Pairs of methods whose difference is within the spread."""
-    return [
-      (a.method, b.method)
-      for a, b in itertools.combinations(self.contenders, 2)
-      if spread.differ(a.scores, b.scores) is False
-    ]
+    return spread.ties(self._scores)
+
+  @property
+  def _scores(self) -> dict[str, tuple[float, ...]]:
+    return {one.method: one.scores for one in self.contenders}
 
   def _row(self, one: Contender) -> Row:
     finite = [score for score in one.scores if math.isfinite(score)]
@@ -161,13 +160,12 @@ class Comparison:
         'nothing of the spread: repeat it with three or more'
       )
     elif ties:
-      cheap = min([best, *ties], key=lambda one: (one.flops, one.steps))
+      what, cheap = self._cheapest([best, *ties])
       names = ', '.join(one.method for one in ties)
       text = (
         f'{chosen} has the best mean, {score}, but {names} '
         f'{"are" if len(ties) > 1 else "is"} within the spread: choose among '
-        f'them by other reasons, or take more seeds; {cheap.method} takes the '
-        'fewest FLOPs'
+        f'them by other reasons, or take more seeds; {cheap} {what}'
       )
     else:
       text = (
@@ -180,6 +178,15 @@ class Comparison:
         f'{best.steps:,}: {text}'
       )
     return f'{text}.'
+
+  def _cheapest(self, equals: list[Contender]) -> tuple[str, str]:
+    """A reason to take one of several methods, and its name."""
+    flops = [one.flops for one in equals]
+    if max(flops) > 1.05 * min(flops):
+      cheap = min(equals, key=lambda one: one.flops)
+      return 'takes the fewest FLOPs', cheap.method
+    few = min(equals, key=lambda one: one.steps)
+    return 'sees the fewest examples', few.method
 
   def _shown(self, one: Contender) -> str:
     width = spread.sd(one.scores)
@@ -207,7 +214,7 @@ class Comparison:
     parts = [
       self.description,
       tables.markdown(self.rows).rstrip('\n'),
-      spread.RULE,
+      spread.verdict(self._scores),
       *self.notes,
       self.advice,
     ]

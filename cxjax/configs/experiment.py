@@ -21,6 +21,7 @@ from cxjax import settings
 from cxjax import tables
 from cxjax import types
 from cxjax.analysis import plots
+from cxjax.analysis import spread
 from cxjax.configs import builders
 from cxjax.configs import identity
 from cxjax.configs import stored_targets
@@ -136,8 +137,14 @@ def run(
     'cache.folder or --cache_targets, or leave it out.',
   )
   experiment = builders.open_experiment(config, workdir)
-  builders.check(experiment)
+  _check(experiment, workdir)
   return _run(experiment, workdir, on_record)
+
+
+def _check(experiment: builders.Experiment, workdir: pathlib.Path) -> None:
+  """Raises UserError for what would stop a run after its teacher's."""
+  builders.check(experiment)
+  folders.check(workdir / experiment.config.method)
 
 
 def _run(
@@ -191,17 +198,18 @@ def compare(
   experiment = builders.open_experiment(config, workdir)
   experiments = [experiment.with_method(name) for name in names]
   for chosen in experiments:
-    builders.check(chosen)
+    _check(chosen, workdir)
   summaries = [_run(chosen, workdir) for chosen in experiments]
-  files.write_text(
-    workdir / 'comparison.md', summary_lib.compare_table(summaries)
-  )
+  primary = experiment.task.primary_metric
+  found = {s['method']: s['final'][primary] for s in summaries}
+  parts = summary_lib.compare_table(summaries), spread.verdict(found)
+  text = '\n'.join(filter(None, parts)).rstrip('\n')
+  files.write_text(workdir / 'comparison.md', f'{text}\n')
   rows = [row for s in summaries for row in summary_lib.seed_rows(s)]
   tables.write_csv(workdir / 'comparison.csv', rows)
   curves = {
     s['method']: metric_log.read(workdir / s['method']) for s in summaries
   }
-  primary = experiment.task.primary_metric
   plots.curves(
     curves, primary, f'held-out {primary}', workdir / 'comparison.png'
   )

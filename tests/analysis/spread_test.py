@@ -35,6 +35,15 @@ class SpreadTest(parameterized.TestCase):
     self.assertEqual(spread.differ(a, b), expected)
     self.assertEqual(spread.differ(b, a), expected)
 
+  def test_verdict(self):
+    close = {'a': [0.5, 0.6], 'b': [0.5, 0.7], 'c': [0.9, 0.91]}
+    self.assertIn('spread: a and b; a and c; b and c.', spread.verdict(close))
+    apart = {'a': [0.1, 0.11, 0.12], 'b': [0.5, 0.51, 0.52], 'c': [0.7]}
+    found = spread.verdict(apart)
+    self.assertIn('Within the spread: none. Unknown, because of one', found)
+    self.assertEndsWith(found, 'seed: c.')
+    self.assertEqual(spread.verdict({'a': [0.5, 0.6]}), '')
+
 
 if __name__ == '__main__':
   absltest.main()
