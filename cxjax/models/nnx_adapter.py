@@ -85,7 +85,7 @@ def from_nnx(
   _check_modules(models)
   active = tuple(_training_layers(first))
   trains = in_training is not None or bool(active)
-  kinds = (nnx.Not(nnx.Intermediate),) if trains else (nnx.Param,)
+  kinds = _kept_kinds(trains, isinstance(model, list))
   if not trains:
     others = (nnx.Not(nnx.Any(nnx.Param, nnx.RngState)),)
     adapters.require_equal_constants(
@@ -139,6 +139,14 @@ def from_nnx(
     kinds=dict(_kinds(first, *kinds)),
   )
   return found if batched else adapters.per_example(found)
+
+
+def _kept_kinds(trains: bool, several: bool) -> tuple[Any, ...]:
+  """Kinds of variables that an adapter keeps in its parameters."""
+  if trains:
+    return (nnx.Not(nnx.Intermediate),)
+  # Each of several keeps random streams of its own.
+  return (nnx.Param, nnx.RngState) if several else (nnx.Param,)
 
 
 def _captured(title: str, axes: int, fun: Any, *args: Any) -> Any:

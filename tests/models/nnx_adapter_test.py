@@ -73,6 +73,19 @@ class NnxTest(parameterized.TestCase):
       new(self.x), self.model.apply(double, self.x)[0]
     )
 
+  @parameterized.parameters(True, False)
+  def test_students_keep_their_own_random_streams(self, training):
+    modules = [Nnx(nnx.Rngs(seed)) for seed in range(2)]
+    if not training:
+      for module in modules:
+        module.eval()
+    model = nnx_adapter.from_nnx(modules)
+    for module, params in zip(modules, model.params, strict=True):
+      chex.assert_trees_all_equal(
+        nnx_adapter._variables(model.wrap(params)),
+        nnx_adapter._variables(module),
+      )
+
   def test_students_with_other_batch_statistics_are_an_error(self):
     modules = [Nnx(nnx.Rngs(seed)) for seed in range(2)]
     modules[1].norm.mean[...] += 1
