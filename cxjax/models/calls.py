@@ -133,7 +133,7 @@ def arguments(
   return kwargs, {**kwargs, **given}, tuple(streams)
 
 
-def to_array(output: Any, name: str) -> jax.Array:
+def to_array(output: Any, name: str) -> Any:
   """The array that is the output of a module.
 
   Args:
@@ -142,7 +142,7 @@ def to_array(output: Any, name: str) -> jax.Array:
     name: name of the module, for the message.
 
   Returns:
-    The array.
+    The array; inside of `whole.kept` all of them, as a tree or by path.
 
   Raises:
     UserError: there is no such array; the message lists those that there are.
@@ -151,7 +151,9 @@ def to_array(output: Any, name: str) -> jax.Array:
     return output
   found = dict(_leaves(output))
   if whole.is_kept():
-    arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(output))
+    arrays = all(
+      isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(output)
+    )
     named = {path.lstrip('/'): leaf for path, leaf in found.items()}
     return output if arrays else named
   if isinstance(found.get('/logits'), jax.Array):
