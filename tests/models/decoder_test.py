@@ -12,6 +12,7 @@ import numpy as np
 from cxjax import errors
 from cxjax.models import base
 from cxjax.models import decoder
+from cxjax.parallel import partition
 
 SIZES = dict(vocab_size=20, max_length=8, num_classes=20, width=16, heads=4)
 SIZES |= dict(depth=2, mlp_width=24, kv_heads=2)
@@ -104,6 +105,13 @@ class DecoderTest(parameterized.TestCase):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *grads
     )
+
+  def test_every_matrix_has_a_partition_rule(self):
+    for causal in (True, False):
+      module, variables = make(causal=causal, qkv_bias=True)
+      rules = module.abilities.partition_rules
+      sharding = partition.ParameterSharding('tensor', rules)
+      self.assertEmpty(partition.unmatched(variables, sharding))
 
   @parameterized.parameters(
     (dict(heads=3), 'heads=3 do not divide width=16'),
