@@ -117,11 +117,15 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
     make_folder(path.parent)
     # A link of this name, which somebody else made, is not followed.
     temporary.unlink(missing_ok=True)
-    with temporary.open('x', encoding='utf-8') as f:
-      f.write(text)
-      f.flush()
-      os.fsync(f.fileno())
-    temporary.replace(path)
+    try:
+      with temporary.open('x', encoding='utf-8') as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+      temporary.replace(path)
+    except OSError:
+      temporary.unlink(missing_ok=True)
+      raise
     sync(path.parent)
 
 

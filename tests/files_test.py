@@ -39,6 +39,13 @@ class WriteTest(FilesTest):
     ):
       files.write_text(path, 'new')
     self.assertEqual(path.read_text(), 'old')
+    self.assertEqual(os.listdir(self.folder), ['file.txt'])
+
+  def test_a_folder_in_place_of_the_file(self):
+    (self.folder / 'a.txt').mkdir()
+    with self.assertRaisesRegex(errors.UserError, 'Something else is in its'):
+      files.write_text(self.folder / 'a.txt', 'new')
+    self.assertEqual(os.listdir(self.folder), ['a.txt'])
 
   def test_the_first_process_writes(self):
     path = self.folder / 'file.txt'

@@ -24,6 +24,7 @@ from cxjax.configs import ranges
 from cxjax.parallel import multihost
 from cxjax.training import signals
 
+BACKEND = 'Unable to initialize backend'
 PACKAGE = pathlib.Path(__file__).parent.parent
 
 
@@ -177,6 +178,9 @@ def _explained(error: BaseException) -> str | None:
   if isinstance(error, OSError) and error.filename is not None:
     logging.debug('The operating system refused a file.', exc_info=error)
     return f'Cannot use {files.describe(error)}'
+  # JAX has no class for it.
+  if isinstance(error, RuntimeError) and str(error).startswith(BACKEND):
+    return f'{error} Choose another one in JAX_PLATFORMS.'
   return None
 
 

@@ -93,6 +93,14 @@ class GuardedTest(parameterized.TestCase):
     self.assertStartsWith(said, 'Error: Cannot use /none/file: No such file')
     self.assertEqual(said.count('\n'), 1)
 
+  def test_devices_that_are_not_there(self):
+    def main(argv):
+      raise RuntimeError("Unable to initialize backend 'abacus': none. (set)")
+
+    code, said = self.run_main(main)
+    self.assertEqual(code, 2)
+    self.assertEqual(said.count('\n'), 1)
+
   @parameterized.parameters(KeyError, AttributeError, OSError, MemoryError)
   def test_other_errors_keep_their_traceback(self, kind):
     def main(argv):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import shutil
 import subprocess
@@ -534,10 +535,22 @@ class BadInputTest(TestCase):
   def test_a_folder_that_cannot_be_written(self):
     blocked = self.folder() / 'file'
     blocked.write_text('')
-    with self.assertRaisesRegex(
-      errors.UserError, 'Cannot write .*another workdir'
-    ):
+    with self.assertRaisesRegex(errors.UserError, 'file is no folder. Choose'):
       experiment.run(config_of(), blocked / 'run')
+
+  def test_a_file_in_place_of_the_folder_of_a_method(self):
+    """No teacher is trained first."""
+    workdir = self.folder()
+    (workdir / 'extracted').write_text('')
+    for call in (
+      lambda: experiment.run(config_of(), workdir),
+      lambda: experiment.compare(
+        config_of(), ['one_shot', 'extracted'], workdir
+      ),
+    ):
+      with self.assertRaisesRegex(errors.UserError, 'extracted is no folder'):
+        call()
+    self.assertEqual(os.listdir(workdir), ['extracted'])
 
   @parameterized.parameters(
     {'rule': 'transition', 'scores': (0.6, 0.9)},

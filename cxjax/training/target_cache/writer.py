@@ -116,7 +116,8 @@ class _Writer:
     """Writes the file of a stage; returns its entry in the index."""
     path, total = records.stage_path(self._folder, index), 0
     arrays: list[dict[str, Any]] = []
-    path.unlink(missing_ok=True)
+    with files.written(path):
+      path.unlink(missing_ok=True)
     with _written(path):
       writer = array_record_module.ArrayRecordWriter(str(path), OPTIONS)
     for number, rows, batches, targets in self._batches(
