@@ -115,7 +115,8 @@ class Adapter:
   ) -> tuple[Any, Any]:
     """The update of optax."""
     seen = self._seen(iterate, fixed)
-    grads = self._seen(grads, jax.tree.map(jnp.zeros_like, fixed))
+    zeros = jax.tree.map(jnp.zeros_like, _floating(fixed))
+    grads = self._seen(grads, zeros)
     fun = lambda params: loss(self._own(iterate, params))
     known = {
       'value': value,
