@@ -40,18 +40,12 @@ def terms(auxiliary: Weights) -> list[stage_lib.Term]:
     stage_lib.Term(
       outputs_lib.AUXILIARY + pattern,
       stage_lib.NOTHING,
-      own_value,
       weight=weight,
       pool='mean',
       name=pattern.strip('*/') or 'auxiliary',
     )
     for pattern, weight in auxiliary.items()
   ]
-
-
-def own_value(student: jax.Array, _: Any) -> jax.Array:
-  """The loss of an activation of width 1 that is a loss itself."""
-  return student[..., 0]
 
 
 def sums(values: Any, auxiliary: Weights, size: int) -> dict[str, jax.Array]:

@@ -156,7 +156,9 @@ def plan(
     dtype: to compute in, as `jnp.bfloat16`; parameters stay float32.
     stages: a whole curriculum: a tuple of `cxjax.Stage`, or one. It takes the
       place of `layers`, `share`, `steps`, `loss`, `temperature`, `pool` and the
-      options below.
+      options below. Its terms may name one of several outputs, as
+      'output:boxes', and with the target 'none' an auxiliary loss, as
+      'auxiliary:losses/*'.
     costs: how the FLOPs that it prints are found: 'counted' from the jaxpr, in
       an instant, or 'compiled' by XLA, once for the plan and its run.
     **options: of `cxjax.extracted`: `projection`, `regressor`, `width`, `norm`,
@@ -179,7 +181,7 @@ def plan(
     placement.received(teacher, 'teacher'),
     placement.received(student, 'student'),
   )
-  outputs = several.chosen(models, loss, auxiliary, batch['x'])
+  outputs = several.chosen(models, loss, auxiliary, batch['x'], stages)
   example, models = batch, (outputs.teacher, outputs.student)
   padding, batch, given = padding_lib.applied(mask, batch, models)
   teacher, student = prepared.checked(given, batch['x'], dtype)

@@ -115,6 +115,7 @@ def chosen(
   loss: Loss,
   auxiliary: Mapping[str, Any] | None,
   x: types.Input,
+  stages: Any = None,
 ) -> Outputs:
   """The outputs of two models that a plan compares, and their losses.
 
@@ -123,6 +124,7 @@ def chosen(
     loss: the argument of `plan`.
     auxiliary: weights of auxiliary losses, by pattern.
     x: shapes of a batch.
+    stages: a curriculum that is given, whose terms may name outputs.
 
   Returns:
     The models with these outputs.
@@ -134,6 +136,8 @@ def chosen(
   teacher, student = models
   if not all(isinstance(model, adapters.ModelAdapter) for model in models):
     return Outputs(teacher, student, loss)  # `plan` says what they must be.
+  if stages is not None:
+    return _of_stages(models, stages, x)
   tree = isinstance(loss, Mapping | tuple | list)
   patterns = auxiliary_lib.weights(auxiliary)
   collections = auxiliary_lib.collections(patterns)
@@ -170,6 +174,39 @@ def chosen(
     patterns,
     main if len(used) > 1 else '',
   )
+
+
+def _of_stages(
+  models: tuple[adapters.ModelAdapter, adapters.ModelAdapter],
+  stages: Any,
+  x: types.Input,
+) -> Outputs:
+  """The models with the outputs that terms name, as 'output:boxes'."""
+  given = stages if isinstance(stages, tuple | list) else (stages,)
+  terms = [term for stage in given for term in getattr(stage, 'terms', ())]
+  names = {name for term in terms for name in (term.student, term.target)}
+  starting = lambda mark: sorted(
+    name.removeprefix(mark) for name in names if name.startswith(mark)
+  )
+  paths = starting(outputs_lib.OUTPUT)
+  patterns = dict.fromkeys(starting(outputs_lib.AUXILIARY))
+  if not paths and not patterns:
+    return Outputs(models[0], models[1], 'kl')
+  kept, exposed = auxiliary_lib.collections(patterns), []
+  for role, model in zip(('teacher', 'student'), models, strict=True):
+    found = outputs_lib.survey(model, x, kept, role)
+    for path in paths:
+      leaf = found.leaves.get(path)
+      errors.require(
+        whole.is_real(leaf) and getattr(leaf, 'ndim', 0) > 0,
+        f'{path!r} is no output of the {role} that can be compared.'
+        f'{auxiliary_lib.nearest(path, found.leaves)}',
+      )
+    own = patterns if role == 'student' else {}
+    auxiliary_lib.check(own, found.scalars, jax.tree.leaves(x)[0].shape[0])
+    main = 'logits' if 'logits' in found.leaves else (paths or [''])[0]
+    exposed.append(_exposed(model, kept, main, dict.fromkeys(paths), own))
+  return Outputs(exposed[0], exposed[1], 'kl')
 
 
 def _exposed(

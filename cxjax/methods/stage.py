@@ -28,8 +28,7 @@ from cxjax.methods import losses
 from cxjax.methods import projections
 
 LABELS = 'labels'
-# Target of an activation that is a loss itself.
-NOTHING = 'none'
+NOTHING = 'none'  # Target of an activation that is a loss itself.
 LOGITS = 'logits'
 # Activations that exist at the target positions alone.
 TARGET_POSITION_ACTIVATIONS = (LOGITS, 'final')
@@ -52,8 +51,7 @@ class Term:
 
   Attributes:
     student: activation of the student that is trained.
-    target: activation of the teacher to match, or 'labels'; 'none' for an
-      activation that is a loss itself.
+    target: activation of the teacher, or 'labels'; 'none' if there is none.
     loss: `(student, target) -> [...]`, one value per example, or its name in
       `losses.LOSSES`. None is the usual one: cross entropy with labels, KL
       between logits, the squared error between features.
@@ -183,9 +181,16 @@ def _hashable(value: Any) -> Any:
   return value
 
 
+def itself(student: jax.Array, _: Any) -> jax.Array:
+  """Loss of an activation that is a loss itself: its mean over the width."""
+  return student.mean(axis=-1)
+
+
 def _usual_loss(term: Term) -> types.Loss:
   if term.target == LABELS:
     return losses.cross_entropy
+  if term.target == NOTHING:
+    return itself
   if term.student == term.target == LOGITS:
     return losses.top_k_kl if term.top_k else losses.kl
   return losses.l2

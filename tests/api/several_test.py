@@ -125,6 +125,27 @@ class OutputsTest(parameterized.TestCase):
       first_loss(plan)['loss'], want.sum(-1).mean(), rtol=1e-5
     )
 
+  def test_stages_that_name_outputs(self):
+    boxes = cxjax.Term('output:heads/boxes', 'output:heads/boxes', 'mse', 0.5)
+    balance = cxjax.Term('auxiliary:bal*', 'none', weight=0.1)
+    stage = cxjax.Stage('joint', 2, (cxjax.Term(), boxes, balance))
+    found = first_loss(cxjax.plan(*pair(), X, stages=stage))
+    output, values = detector(parameters(1), X)
+    want = detector(parameters(0), X)[0]['heads']['boxes']
+    want = 0.5 * ((output['heads']['boxes'] - want) ** 2).mean()
+    want += found['loss/output'] + 0.1 * values['balance']
+    np.testing.assert_allclose(found['loss'], want, rtol=1e-5)
+    for term, message in (
+      (
+        cxjax.Term('output:box', 'output:box'),
+        "'box' is no output of the teac",
+      ),
+      (cxjax.Term('auxiliary:b', 'none'), "'b' is no scalar that"),
+    ):
+      stage = cxjax.Stage('joint', 2, (cxjax.Term(), term))
+      with self.assertRaisesRegex(errors.UserError, message):
+        cxjax.plan(*pair(), X, stages=stage)
+
   @parameterized.parameters(
     ({'logits': 'kl'}, "none for the output 'heads/boxes', 'heads/score', 'k"),
     ({**ALL, 'box': 'mse'}, "loss names 'box', which is no output"),
