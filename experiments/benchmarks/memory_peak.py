@@ -121,6 +121,7 @@ def by_distill(teacher: Any, student: Any, steps: int, held_out: int) -> int:
     [texts(BATCH, i) for i in range(steps)],
     held_out=texts(held_out, steps) if held_out else None,
     log_every=1,
+    eval_every=steps,
   )
   return max(sizes)
 
