@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
@@ -105,6 +106,8 @@ def load(value: str) -> ml_collections.ConfigDict:
     raise
   except BaseException as error:  # Whatever a user's file raises.
     raise errors.UserError(f'{flag}: {_where(error, path)}') from error
+  if inspect.iscoroutine(found):
+    found.close()  # Otherwise Python warns that nobody awaited it.
   # A frozen config is one as well, which no flag could change.
   errors.require(
     isinstance(found, ml_collections.ConfigDict)

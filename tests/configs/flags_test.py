@@ -97,6 +97,10 @@ BROKEN = {
     def get_config():
       return {}
   """,
+  'get_config returns a coroutine; it must': """
+    async def get_config():
+      pass
+  """,
   'get_config returns a NoneType; it must': """
     def get_config():
       pass
