@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -118,6 +119,11 @@ def compare(
   errors.require(
     held_out is not None, 'held_out is missing: give examples to evaluate on.'
   )
+  errors.require(
+    metrics is None or isinstance(metrics, Mapping | tuple | list | str),
+    f"metrics={metrics!r} must be names, as ('accuracy',), or a dict of "
+    'functions by name.',
+  )
   share = arguments.number('budget', budget, SHARE)
   if workdir is not None:
     errors.require(
@@ -180,7 +186,8 @@ def advise(*args: Any, budget: float = 0.1, **kwargs: Any) -> Any:
 def _rates(rates: Any) -> tuple[float, ...]:
   """The learning rates, lowest first; raises UserError for anything else."""
   errors.require(
-    isinstance(rates, Sequence | np.ndarray) and not isinstance(rates, str),
+    (isinstance(rates, Sequence) and not isinstance(rates, str))
+    or (isinstance(rates, np.ndarray) and rates.ndim == 1),
     f'rates={rates!r} must be learning rates, as (1e-3, 1e-2).',
   )
   errors.require(len(rates) > 0, 'rates is empty: give one at least.')

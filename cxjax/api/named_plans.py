@@ -253,7 +253,7 @@ def example_of(batches: Any) -> Any:
     'the same batches. Give a list, or a loader that begins anew each time.',
   )
   errors.require(
-    hasattr(batches, '__iter__'),
+    hasattr(batches, '__iter__') and getattr(batches, 'shape', None) != (),
     f'batches is a {type(batches).__name__}: give a list of batches, or a '
     'loader.',
   )

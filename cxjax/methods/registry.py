@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import registration
 from cxjax import types
@@ -95,12 +96,13 @@ def _build_extracted(block: Any, context: Context) -> stage_lib.Curriculum:
 
 def _build_late_to_early(block: Any, context: Context) -> stage_lib.Curriculum:
   pairs = context.matched()
+  layer = arguments.whole('late_to_early.layer', block.layer, 1)
   errors.require(
-    block.layer <= len(pairs),
-    f'late_to_early.layer={block.layer} must be one of the {len(pairs)} '
+    layer <= len(pairs),
+    f'late_to_early.layer={layer} must be one of the {len(pairs)} '
     'layers of the student that are matched, counted from 1.',
   )
-  pair = pairs[-1][0], pairs[block.layer - 1][1]
+  pair = pairs[-1][0], pairs[layer - 1][1]
   return _extracted(block, context, (pair,))
 
 

@@ -145,6 +145,13 @@ class RefusalTest(parameterized.TestCase):
     (dict(held_out=None), 'held_out is missing'),
     (dict(data=iter(DATA)), 'an iterator, which can be read once'),
     (dict(data=[]), 'batches is empty'),
+    (dict(metrics=np.ones(2)), r'metrics=array.* must be names'),
+    (dict(rates=np.array(3)), r'rates=array.* must be learning rates'),
+    (dict(data=np.array(3)), 'batches is a ndarray'),
+    (
+      dict(methods={'a': {'method': 'late_to_early', 'layer': 'x'}}),
+      "layer='x'",
+    ),
     (dict(workdir=3), 'workdir=3 must be'),
     (dict(workdir='~/a'), '~'),
     (dict(optimizer=1), "option 'optimizer'"),
