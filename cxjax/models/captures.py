@@ -51,13 +51,15 @@ ad.primitive_jvps[_tag] = _jvp
 batching.primitive_batchers[_tag] = _batch
 
 
-def tagged(name: str, value: Any, state: type | tuple[()] = ()) -> Any:
+def tagged(
+  name: str, value: Any, skip: Callable[[Any], bool] = lambda node: False
+) -> Any:
   """The result of a submodule, with its arrays as activations.
 
   Args:
     name: path of the submodule.
     value: a tree.
-    state: class of nodes whose arrays are no activations.
+    skip: true for nodes whose arrays are no activations, as a state.
 
   Returns:
     The same values.
@@ -71,9 +73,7 @@ def tagged(name: str, value: Any, state: type | tuple[()] = ()) -> Any:
     part = jax.tree_util.keystr(path, simple=True, separator='/')
     return _tag.bind(leaf, name=name, part=part)
 
-  return jax.tree.map_with_path(
-    one, value, is_leaf=lambda node: isinstance(node, state)
-  )
+  return jax.tree.map_with_path(one, value, is_leaf=skip)
 
 
 def captured(

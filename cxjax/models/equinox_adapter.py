@@ -156,6 +156,12 @@ def _arrays(eqx: Any, tree: Any) -> Iterator[tuple[str, Any]]:
       yield partition.leaf_name(path), leaf
 
 
+def _skip(eqx: Any, node: Any) -> bool:
+  """True for a state, and for a module that another one returns."""
+  module = isinstance(node, eqx.Module) and callable(node)
+  return module or isinstance(node, eqx.nn.State)
+
+
 @functools.cache
 def _named_class(eqx: Any, kind: Any) -> Any:
   """A subclass of a module that tags what it returns; None if there is none.
@@ -166,7 +172,7 @@ def _named_class(eqx: Any, kind: Any) -> Any:
 
   def tagged(self: Any, *args: Any, **kwargs: Any) -> Any:
     out = kind.__call__(self, *args, **kwargs)
-    return captures.tagged(self.cxjax_name, out, eqx.nn.State)
+    return captures.tagged(self.cxjax_name, out, functools.partial(_skip, eqx))
 
   fields = {
     '__module__': kind.__module__,

@@ -54,6 +54,10 @@ def tagging(module: nnx.Module) -> Iterator[None]:
           setattr(kind, name, own)
 
 
+def _is_module(node: Any) -> bool:
+  return isinstance(node, nnx.Module)
+
+
 def _tagged(
   name: str, method: Callable[..., Any], active: set[tuple[int, str]]
 ) -> Callable[..., Any]:
@@ -77,6 +81,6 @@ def _tagged(
     full = '/'.join(part for part in (path, suffix) if part)
     if path is None or not full:
       return out
-    return captures.tagged(full, out, nnx.Module)
+    return captures.tagged(full, out, _is_module)
 
   return call

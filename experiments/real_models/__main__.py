@@ -4,8 +4,8 @@
 
 The models have random weights and a few thousand parameters. The table is
 written to `experiments/results/real_models.md` and `.csv`: whether a plan
-matches the right layers and the student learns, the seconds of the plan and up
-to the second step (most of it is compiling), and the peak memory of the
+matches the right layers and the student learns, the CPU seconds of the plan and
+up to the second step (most of it is compiling), and the peak memory of the
 process. Models of packages that are not installed have a row that says so.
 """
 
@@ -34,7 +34,7 @@ CASES: base.Cases = {
 RESULTS = pathlib.Path(__file__).parents[1] / 'results' / 'real_models'
 STEPS, TIMEOUT = 20, 600  # Seconds of one model.
 ONE = '--one'
-COLUMNS = ('verdict', 'layers', 'plan s', 'first steps s', 'peak MB')
+COLUMNS = ('verdict', 'layers', 'plan CPU s', 'first steps CPU s', 'peak MB')
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -49,19 +49,19 @@ def measured(name: str) -> dict[str, Any]:
   row: dict[str, Any] = {'model': name, **dict.fromkeys(COLUMNS)}
   try:
     case = CASES[name]()
-    start = time.perf_counter()
+    start = time.process_time()
     plan = base.planned(case, STEPS)
-    row['plan s'] = round(time.perf_counter() - start, 1)
+    row['plan CPU s'] = round(time.process_time() - start, 1)
     row['layers'] = ', '.join(f'{a} > {b}' for a, b in base.matched(plan))
-    start, seconds = time.perf_counter(), []  # type: ignore[var-annotated]
+    start, seconds = time.process_time(), []  # type: ignore[var-annotated]
     _, records = cxjax.distill(
       plan,
       [case.x] * STEPS,
       learning_rate=0.01,
-      on_record=lambda record: seconds.append(time.perf_counter() - start),
+      on_record=lambda record: seconds.append(time.process_time() - start),
       **case.distill,
     )
-    row['first steps s'] = round(seconds[0], 1)
+    row['first steps CPU s'] = round(seconds[0], 1)
     losses = [record['eval/loss'][0] for record in records]
     right = base.matched(plan) == case.pairs
     learns = losses[-1] < losses[0]

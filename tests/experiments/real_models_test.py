@@ -43,7 +43,7 @@ class RowTest(parameterized.TestCase):
     with mock.patch.dict('sys.modules', {'haiku': None}):
       row = real_models.measured('haiku')
     self.assertRegex(row['verdict'], 'pip install dm-haiku')
-    self.assertIsNone(row['plan s'])
+    self.assertIsNone(row['plan CPU s'])
 
   def test_an_unknown_model_is_an_error(self):
     with self.assertRaisesRegex(errors.UserError, "Did you mean 'haiku'"):
