@@ -49,7 +49,7 @@ _RECIPES = flags.DEFINE_bool(
   'recipes', False, 'Compare variants of the hidden stages.'
 )
 _SEEDS = flags.DEFINE_integer(
-  'seeds', 3, 'Number of seeds of the final runs.', 1
+  'seeds', 3, 'Number of seeds of the final runs.', 1, 10_000
 )
 
 RATES = {

@@ -56,7 +56,9 @@ _TEACHER = flags.DEFINE_string(
 )
 _SOURCE = flags.DEFINE_string('source', 'docstrings', 'Text, as data.source.')
 _STEPS = flags.DEFINE_integer('num_steps', 600, 'Steps of a student.', 1)
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Number of students at once.', 1)
+_SEEDS = flags.DEFINE_integer(
+  'seeds', 3, 'Number of students at once.', 1, 10_000
+)
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'Texts of a batch.', 1)
 _LENGTH = flags.DEFINE_integer('length', 24, 'Maximal tokens of a text.', 1)
 _HELD_OUT = flags.DEFINE_integer(
