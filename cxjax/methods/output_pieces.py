@@ -23,8 +23,8 @@ from cxjax.parallel import mesh as mesh_lib
 # Bytes of the outputs of a batch, in float32 and on one device, above which
 # they are computed in pieces.
 WHOLE = 2**26
-# Bytes of a piece, and its fewest rows. Each piece reads the kernel again, which
-# takes longer than its product where the rows are few.
+# Bytes of a piece, and its fewest rows. Each piece reads the kernel again, and
+# that takes longer than its product where the rows are few.
 PIECE = 2**25
 FEWEST, FEWEST_ON_CPU = 512, 128
 FLOAT = 4
@@ -46,7 +46,7 @@ def rows_at_once(
   parts: int = 1,
   platform: str = 'cpu',
 ) -> int | None:
-  """How many rows of an output to compute at once; None for all of them.
+  """Number of rows of an output that are computed at once; None is all.
 
   Args:
     shape: of the output, `[..., C]`.
@@ -64,7 +64,7 @@ def rows_at_once(
 
 
 def fits(stage: stage_lib.Stage) -> bool:
-  """Whether a stage compares outputs, and only row by row."""
+  """True if a stage compares outputs, and only row by row."""
   output = stage_lib.LOGITS
   reads = [t for t in stage.terms if output in (t.student, t.target)]
   return bool(reads) and all(map(_is_rowwise, reads))
@@ -83,7 +83,7 @@ def _is_rowwise(term: stage_lib.Term) -> bool:
 
 
 def keeps_features(term: stage_lib.Term) -> bool:
-  """Whether the features of the teacher's output are the target in pieces."""
+  """True if the target in pieces is the features of the teacher's output."""
   return term.target == stage_lib.LOGITS and not term.top_k
 
 

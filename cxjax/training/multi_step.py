@@ -218,9 +218,7 @@ def train_many_steps(
   """
   num_seeds = jax.tree.leaves(states.params)[0].shape[0]
   names, with_teacher = list(stage.named_terms), stage.teacher_terms
-  teacher_output = None
-  if isinstance(teacher, output_split.Split) and targets is None:
-    teacher_output = teacher.restorer(teacher_params)
+  teacher_output = _teacher_output(teacher, teacher_params, targets)
 
   def look(block: jax.Array) -> tuple[types.Batch, dict[str, types.Target]]:
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
@@ -275,11 +273,28 @@ def train_many_steps(
   states, total, terms, bad = jax.lax.fori_loop(
     *blocks, one_block, (states, zeros, each, bad)
   )
-  # A finite loss can have a gradient that is not.
-  finite = jax.vmap(_finite)(states.params)
-  bad = jnp.where(finite, bad, jnp.minimum(bad, stop - 1))
-  out = {'loss': total, 'bad': bad}
+  out = {'loss': total, 'bad': _first_bad(bad, states.params, stop)}
   return states, {**out, 'terms': terms} if terms else out
+
+
+def _teacher_output(
+  teacher: types.Apply | None, params: types.Params, targets: Any
+) -> Callable[[jax.Array], output_split.Apart] | None:
+  """Completes the teacher's features, if those are the targets."""
+  if targets is None and isinstance(teacher, output_split.Split):
+    return teacher.restorer(params)
+  return None
+
+
+def _first_bad(
+  bad: jax.Array, params: types.Params, stop: jax.Array
+) -> jax.Array:
+  """First step that is not finite, of the loss or else of the parameters.
+
+  A finite loss can have a gradient that is not.
+  """
+  finite = jax.vmap(_finite)(params)
+  return jnp.where(finite, bad, jnp.minimum(bad, stop - 1))
 
 
 def _for_all_seeds(seen: Any, i: jax.Array, num_seeds: int) -> Any:

@@ -1,4 +1,4 @@
-"""How much of the outputs of a run is held at once."""
+"""Memory of the outputs of a run: pieces, and parts of an evaluation."""
 
 from collections.abc import Callable
 import dataclasses
