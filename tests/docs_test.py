@@ -39,6 +39,7 @@ GUIDES = (
   'get_started.md',
   'howto/own_model.md',
   'howto/resuming.md',
+  'howto/compare.md',
   'howto/logging.md',
   'howto/pretrained.md',
   'howto/terms_and_stages.md',

@@ -97,7 +97,7 @@ class FaultsTest(absltest.TestCase):
     self.assertEqual(done.returncode, 0, done.stderr)
     lines = done.stdout.splitlines(keepends=True)
     full, first, read_only, second, *metrics = lines
-    said = f'^Cannot write {folder}/run.*: %s. Make room'
+    said = f'^Cannot write {folder}/run.*: %s. (Make room|Allow it)'
     self.assertRegex(full, said % 'No space left on device')
     self.assertEqual(first, '20\n')
     self.assertRegex(read_only, said % 'Permission denied')

@@ -387,7 +387,7 @@ class TrainableTest(FolderTest):
     ('hidden', 'no parameter of the student. Their paths are: high, low, out'),
     ('(low', 'is no regular expression'),
     ('out', "trains no parameter with 'low'"),
-    (('low', 'out'), "must be a text, as 'block*'"),
+    (('low', 3), "must be a pattern of paths, as 'block*'"),
   )
   def test_refuses(self, pattern, message):
     plan = cxjax.plan(BIG, SMALL, X, num_steps=6, layers=[('low', 'low')])

@@ -684,7 +684,8 @@ class ProcessTest(WriterTest):
         )
         path = self.folder / case / 'run'
         self.assertRegex(
-          said, f'^Cannot write {path}/.*: {reason}. Make room.*\n10\n$'
+          said,
+          f'^Cannot write {path}/.*: {reason}. (Make room|Allow it).*\n10\n$',
         )
         if case not in ('full60', 'full200'):
           self.assertEqual(log, '')
