@@ -82,7 +82,7 @@ def curves(
   title: str = '',
   xlabel: str = 'student steps',
 ) -> None:
-  """Plots a metric against steps: median over seeds, band from min to max.
+  """Plots a metric against steps: every seed, and their median.
 
   A dotted line in the color of a run marks the end of each of its stages.
 
@@ -107,7 +107,7 @@ def curves(
     if name in staged:
       shift = staged.index(name), len(staged)
       boundaries(panel, records, color, shift)
-  band = f'median of {seeds} seeds,\nband: min to max'
+  several = f'median of {seeds} seeds,\nthin: each seed'
   handles, _ = panel.get_legend_handles_labels()
   if staged:
     handles.append(
@@ -115,7 +115,7 @@ def curves(
     )
   panel.legend(
     handles=handles,
-    title=band if seeds > 1 else 'one seed',
+    title=several if seeds > 1 else 'one seed',
     alignment='left',
     frameon=False,
     # Outside, where it cannot cover a curve.
@@ -133,7 +133,7 @@ def _curve(
   metric: str,
   color: str,
 ) -> int:
-  """Draws the median and the band of one run; returns its number of seeds."""
+  """Draws the seeds of a run and their median; returns the number of seeds."""
   found = list(metric_log.evaluations(records, metric))
   names = {key: None for one in records for key in one if 'eval/' in key}
   errors.require(
@@ -154,14 +154,9 @@ def _curve(
     color=color,
     zorder=3 if dashed else 2,
   )
-  panel.fill_between(
-    steps,
-    values.min(axis=1),
-    values.max(axis=1),
-    alpha=0.2,
-    color=color,
-    linewidth=0,
-  )
+  # A band from min to max would flood the picture if one seed stays behind.
+  if values.shape[1] > 1:
+    panel.plot(steps, values, color=color, alpha=0.4, linewidth=0.7, zorder=1.5)
   return values.shape[1]
 
 
