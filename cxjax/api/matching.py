@@ -105,7 +105,7 @@ def _expanded(
 
 
 def _told(parts: Sequence[str]) -> str:
-  """How layers were matched, in one line; '' if they were all named."""
+  """Line on how layers were matched; '' if they were all named."""
   if not parts:
     return ''
   return f'Layers, teacher with student: {"; ".join(parts)}, by depth fraction.'

@@ -230,7 +230,7 @@ class Planner:
 
 
 def _same(ours: Any, theirs: Any, values: bool) -> bool:
-  """Whether two trees have the same form, and if asked the same values."""
+  """Compares the form of two trees, and if asked their values."""
   form = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
   shapes = jax.eval_shape(lambda *trees: trees, ours, theirs)
   if form(shapes[0]) != form(shapes[1]):

@@ -76,7 +76,7 @@ class _Group:
 
   @property
   def ambiguous(self) -> bool:
-    """Whether to repeat the group may match a text in very many ways."""
+    """Returns whether repeats of the group may match in very many ways."""
     firsts = [(first or '').lower() for first in self.firsts]
     distinct = all(firsts) and len(set(firsts)) == len(firsts)
     return self.varies or (len(firsts) > 1 and not distinct)

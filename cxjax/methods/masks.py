@@ -71,7 +71,7 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _marks(pattern: Trainable, path: str, leaf: Any) -> bool:
-  """Whether a pattern or a function marks one parameter."""
+  """Returns whether a pattern or a function marks one parameter."""
   if isinstance(pattern, str):
     return _matches(pattern, path)
   try:
@@ -231,7 +231,7 @@ def has_state(mask: Mask) -> bool:
 
 
 def _is_state(mask: Mask) -> bool:
-  """Whether all leaves of a part of a mask are `NO_PARAMETER`, and some is."""
+  """Returns whether a part of a mask has leaves, all of them `NO_PARAMETER`."""
   leaves = jax.tree.leaves(mask)
   return bool(leaves) and all(type(leaf) is int for leaf in leaves)
 

@@ -140,7 +140,7 @@ class _Walk:
         self._varying.update(equation.outvars)
 
   def _varies(self, atom: Any) -> bool:
-    """Whether a value depends on the input of the model."""
+    """Returns whether a value depends on the input of the model."""
     return isinstance(atom, core.Var) and atom in self._varying
 
   def run(self) -> Any:
