@@ -15,6 +15,16 @@ RULE = (
   'number of pairs; otherwise they are within the spread.'
 )
 
+# Range of the seeds of a method, relative to the largest score, beyond which
+# they differ widely.
+WIDE = 0.05
+RELIABLE = (
+  'A method is less reliable than another within its spread if its seeds '
+  f'differ by more than {WIDE:.0%} of the largest score, an F-test finds their '
+  f'variance larger, with p < {LEVEL:g}, and every seed of the other lies in '
+  'the better half of their range.'
+)
+
 
 def sd(scores: Sequence[float]) -> float | None:
   """Standard deviation of a sample, of `n - 1` degrees; None for one score."""
@@ -70,6 +80,75 @@ def differ(a: Sequence[float], b: Sequence[float]) -> bool | None:
   return apart and welch(a, b) < LEVEL
 
 
+def wide(scores: Sequence[float]) -> bool:
+  """Decides if the seeds of a method differ widely, by `WIDE`.
+
+  Args:
+    scores: of a method, one for each seed; those that are not finite count as
+      seeds that failed.
+
+  Returns:
+    True if some seeds failed and some did not, or if the finite ones differ by
+    more than `WIDE` of the largest of them in size.
+  """
+  finite = [score for score in scores if math.isfinite(score)]
+  if not finite or len(finite) < len(scores):
+    return bool(finite)
+  return max(finite) - min(finite) > WIDE * max(map(abs, finite))
+
+
+def larger_variance(a: Sequence[float], b: Sequence[float]) -> float:
+  """One-sided p-value of the F-test of two variances.
+
+  Args:
+    a: at least two scores.
+    b: at least two others.
+
+  Returns:
+    The probability of a ratio of the variances of `a` and `b` that is as large,
+    if those of the populations are equal.
+  """
+  first, second = (float(np.var(scores, ddof=1)) for scores in (a, b))
+  if first == 0:
+    return 1.0
+  degrees = len(a) - 1, len(b) - 1
+  at = degrees[1] * second / (degrees[1] * second + degrees[0] * first)
+  return float(special.betainc(degrees[1] / 2, degrees[0] / 2, at))
+
+
+def less_reliable(
+  a: Sequence[float], b: Sequence[float], higher_is_better: bool = True
+) -> bool:
+  """Decides by `RELIABLE` if a method is less reliable than another.
+
+  It tells a method that learns with some seeds alone from one that learns with
+  all, where the first has too wide a spread for a difference of means.
+
+  Args:
+    a: scores of the method, one for each seed.
+    b: scores of the other.
+    higher_is_better: of the metric.
+
+  Returns:
+    True if it is. False for single scores, and for methods with a score that is
+    not finite, which differ by `differ` from those without.
+  """
+  finite = all(bool(np.isfinite(scores).all()) for scores in (a, b))
+  if min(len(a), len(b)) < 2 or not finite or not wide(a):
+    return False
+  middle = (max(a) + min(a)) / 2
+  above = min(b) >= middle if higher_is_better else max(b) <= middle
+  return above and larger_variance(a, b) < LEVEL
+
+
+def shown(scores: Sequence[float]) -> str:
+  """The lowest and the highest of the finite scores, and those that failed."""
+  finite = [score for score in scores if math.isfinite(score)]
+  if len(finite) < len(scores):
+    return f'{len(scores) - len(finite)} of {len(scores)} seeds diverged'
+  return f'seeds from {min(finite):.4g} to {max(finite):.4g}'
+
+
 def ties(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, str]]:
   """Pairs of methods that are within the spread, by `differ`."""
   return [
@@ -79,11 +158,14 @@ def ties(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, str]]:
   ]
 
 
-def verdict(scores: Mapping[str, Sequence[float]]) -> str:
+def verdict(
+  scores: Mapping[str, Sequence[float]], higher_is_better: bool = True
+) -> str:
   """The rule, and which methods are within the spread of each other.
 
   Args:
     scores: of each method, one for each seed.
+    higher_is_better: of the metric.
 
   Returns:
     A paragraph; '' for a single method.
@@ -91,8 +173,17 @@ def verdict(scores: Mapping[str, Sequence[float]]) -> str:
   if len(scores) < 2:
     return ''
   single = [name for name, found in scores.items() if len(found) < 2]
-  found = [f'{a} and {b}' for a, b in ties(scores)]
+  pairs = ties(scores)
+  found = [f'{a} and {b}' for a, b in pairs]
   text = f'{RULE} Within the spread: {"; ".join(found) or "none"}.'
   if single:
     text += f' Unknown, because of one seed: {", ".join(single)}.'
+  uneven = [
+    f'{a} ({shown(scores[a])}) than {b} ({shown(scores[b])})'
+    for pair in pairs
+    for a, b in (pair, pair[::-1])
+    if less_reliable(scores[a], scores[b], higher_is_better)
+  ]
+  if uneven:
+    text += f' {RELIABLE} Less reliable: {"; ".join(uneven)}.'
   return text

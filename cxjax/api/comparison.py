@@ -11,8 +11,8 @@ import numpy as np
 from cxjax import files
 from cxjax import tables
 from cxjax import types
-from cxjax.analysis import plots
 from cxjax.analysis import spread
+from cxjax.api import advice as advice_lib
 from cxjax.training import metrics as metrics_lib
 
 Row: TypeAlias = dict[str, Any]
@@ -97,8 +97,32 @@ class Comparison:
   def ranked(self) -> list[Contender]:
     """The methods, best first; those with a student that diverged come last."""
     sign = -1 if self.kind.higher_is_better else 1
-    key = lambda one: math.inf if math.isnan(one.mean) else sign * one.mean
+    failed = lambda one: sum(math.isnan(score) for score in one.scores)
+    key = lambda one: (failed(one), 0 if failed(one) else sign * one.mean)
     return sorted(self.contenders, key=key)
+
+  @property
+  def candidates(self) -> list[Contender]:
+    """The best method and those within its spread, best first."""
+    scores = self.best.scores
+    return [
+      one
+      for one in self.ranked
+      if one is self.best or spread.differ(one.scores, scores) is False
+    ]
+
+  def is_reliable(self, one: Contender) -> bool:
+    """Decides if no method within the best one's spread is more reliable."""
+    higher = self.kind.higher_is_better
+    return not any(
+      spread.less_reliable(one.scores, other.scores, higher)
+      for other in self.candidates
+    )
+
+  @property
+  def preferred(self) -> Contender:
+    """The method with the best mean of the candidates that are reliable."""
+    return next(filter(self.is_reliable, self.candidates))
 
   @property
   def rows(self) -> list[Row]:
@@ -134,63 +158,20 @@ class Comparison:
 
   def _verdict(self, one: Contender) -> str:
     if one is self.best:
-      return 'best'
+      return 'best' if self.is_reliable(one) else 'best mean, less reliable'
     if math.isnan(one.mean):
       return 'diverged'
     differs = spread.differ(one.scores, self.best.scores)
     if differs is None:
       return 'unknown: one seed'
-    return 'worse' if differs else 'within the spread'
+    if differs:
+      return 'worse'
+    return 'within the spread' if self.is_reliable(one) else 'less reliable'
 
   @property
   def advice(self) -> str:
-    """One sentence that follows from the numbers."""
-    best = self.best
-    if math.isnan(best.mean):
-      return 'Every method diverged: try lower learning rates.'
-    chosen = f'{best.method} at a learning rate of {best.rate:g}'
-    score = f'{self.metric} {self._shown(best)}'
-    others = [one for one in self.contenders if one is not best]
-    ties = [one for one in others if self._verdict(one) == 'within the spread']
-    if not others:
-      text = f'There is nothing to compare {chosen} with: {score}'
-    elif len(best.scores) == 1:
-      text = (
-        f'{chosen} came out best, with {score}, but one seed says '
-        'nothing of the spread: repeat it with three or more'
-      )
-    elif ties:
-      what, cheap = self._cheapest([best, *ties])
-      names = ', '.join(one.method for one in ties)
-      text = (
-        f'{chosen} has the best mean, {score}, but {names} '
-        f'{"are" if len(ties) > 1 else "is"} within the spread: choose among '
-        f'them by other reasons, or take more seeds; {cheap} {what}'
-      )
-    else:
-      text = (
-        f'Take {chosen}: {score}, better than every other method by more than '
-        'the spread'
-      )
-    if self.predicted_steps is not None:
-      text = (
-        f'A prediction for {self.predicted_steps:,} steps, from '
-        f'{best.steps:,}: {text}'
-      )
-    return f'{text}.'
-
-  def _cheapest(self, equals: list[Contender]) -> tuple[str, str]:
-    """A reason to take one of several methods, and its name."""
-    flops = [one.flops for one in equals]
-    if max(flops) > 1.05 * min(flops):
-      cheap = min(equals, key=lambda one: one.flops)
-      return 'takes the fewest FLOPs', cheap.method
-    few = min(equals, key=lambda one: one.steps)
-    return 'sees the fewest examples', few.method
-
-  def _shown(self, one: Contender) -> str:
-    width = spread.sd(one.scores)
-    return f'{one.mean:.4g}' + ('' if width is None else f' +- {width:.2g}')
+    """One sentence that follows from the numbers; see `advice.py`."""
+    return advice_lib.sentence(self)
 
   @property
   def notes(self) -> list[str]:
@@ -214,7 +195,7 @@ class Comparison:
     parts = [
       self.description,
       tables.markdown(self.rows).rstrip('\n'),
-      spread.verdict(self._scores),
+      spread.verdict(self._scores, self.kind.higher_is_better),
       *self.notes,
       self.advice,
     ]
@@ -231,6 +212,9 @@ class Comparison:
     Raises:
       UserError: the file cannot be written.
     """
+    # Imported here, as matplotlib is slow to import.
+    from cxjax.analysis import plots
+
     histories = {
       one.method: [
         {**record, 'step': one.flops_until(record['step']) / 1e12}

@@ -20,7 +20,6 @@ from cxjax import folders
 from cxjax import settings
 from cxjax import tables
 from cxjax import types
-from cxjax.analysis import plots
 from cxjax.analysis import spread
 from cxjax.configs import builders
 from cxjax.configs import identity
@@ -29,6 +28,7 @@ from cxjax.configs import teachers
 from cxjax.methods import registry
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import metric_log
+from cxjax.training import metrics as metrics_lib
 from cxjax.training import summary as summary_lib
 from cxjax.training import teacher as teacher_lib
 from cxjax.training import trainer
@@ -202,7 +202,11 @@ def compare(
   summaries = [_run(chosen, workdir) for chosen in experiments]
   primary = experiment.task.primary_metric
   found = {s['method']: s['final'][primary] for s in summaries}
-  parts = summary_lib.compare_table(summaries), spread.verdict(found)
+  metric = metrics_lib.resolve(experiment.task.metrics)[primary]
+  parts = (
+    summary_lib.compare_table(summaries),
+    spread.verdict(found, metric.higher_is_better),
+  )
   text = '\n'.join(filter(None, parts)).rstrip('\n')
   files.write_text(workdir / 'comparison.md', f'{text}\n')
   rows = [row for s in summaries for row in summary_lib.seed_rows(s)]
@@ -210,6 +214,9 @@ def compare(
   curves = {
     s['method']: metric_log.read(workdir / s['method']) for s in summaries
   }
+  # Imported here, as matplotlib is slow to import.
+  from cxjax.analysis import plots
+
   plots.curves(
     curves, primary, f'held-out {primary}', workdir / 'comparison.png'
   )

@@ -35,6 +35,39 @@ class SpreadTest(parameterized.TestCase):
     self.assertEqual(spread.differ(a, b), expected)
     self.assertEqual(spread.differ(b, a), expected)
 
+  @parameterized.parameters(
+    # By scipy.stats.f.sf(var(a) / var(b), len(a) - 1, len(b) - 1).
+    ([1.0, 2.0, 3.0], [2.0, 4.0, 9.0], 0.928571),
+    ([2.0, 4.0, 9.0], [1.0, 2.0, 3.0], 0.0714286),
+    ([0.1, 0.9], [0.90, 1.0, 0.95, 0.97], 0.000887),
+    ([5.0, 5.0], [6.0, 6.0], 1.0),
+    ([5.0, 6.0], [6.0, 6.0], 0.0),
+  )
+  def test_larger_variance(self, a, b, expected):
+    self.assertAlmostEqual(spread.larger_variance(a, b), expected, places=5)
+
+  @parameterized.parameters(
+    ([0.495, 0.501, 1.0], [0.9997, 0.9999, 0.9998], True),
+    ([0.9997, 0.9999, 0.9998], [0.495, 0.501, 1.0], False),
+    ([0.99, 0.991, 1.0], [0.9997, 0.9999, 0.9998], False),  # Within 5%.
+    ([0.495, 0.501, 1.0], [0.6, 0.601, 0.602], False),  # Among its bad seeds.
+    ([0.495, 0.501, 1.0], [0.9, 0.7, 0.8], False),  # These differ as well.
+    ([0.5, 1.0], [0.99, 0.9], False),  # Two seeds say little of a variance.
+    ([0.5, 1.0], [1.0, 1.0], True),
+    ([0.5], [1.0], False),
+    ([0.5, float('nan')], [1.0, 1.0], False),
+  )
+  def test_less_reliable(self, a, b, expected):
+    self.assertEqual(spread.less_reliable(a, b), expected)
+    lower = [-x for x in a], [-x for x in b]
+    self.assertEqual(spread.less_reliable(*lower, False), expected)
+
+  def test_wide(self):
+    self.assertTrue(spread.wide([0.5, 1.0]))
+    self.assertFalse(spread.wide([0.96, 1.0]))
+    self.assertTrue(spread.wide([0.5, float('nan')]))
+    self.assertFalse(spread.wide([float('nan')]))
+
   def test_verdict(self):
     close = {'a': [0.5, 0.6], 'b': [0.5, 0.7], 'c': [0.9, 0.91]}
     self.assertIn('spread: a and b; a and c; b and c.', spread.verdict(close))
@@ -43,6 +76,10 @@ class SpreadTest(parameterized.TestCase):
     self.assertIn('Within the spread: none. Unknown, because of one', found)
     self.assertEndsWith(found, 'seed: c.')
     self.assertEqual(spread.verdict({'a': [0.5, 0.6]}), '')
+    uneven = {'a': [0.5, 0.5, 1.0], 'b': [0.999, 0.998, 0.999]}
+    text = 'a (seeds from 0.5 to 1) than b (seeds from 0.998 to 0.999).'
+    self.assertEndsWith(spread.verdict(uneven), f'Less reliable: {text}')
+    self.assertNotIn('Less reliable', spread.verdict(uneven, False))
 
 
 if __name__ == '__main__':

@@ -243,6 +243,46 @@ class ConclusionTest(parameterized.TestCase):
     self.assertIn('near takes the fewest FLOPs', found.advice)
     self.assertEqual(found.within_spread, [('good', 'near')])
 
+  def test_what_learns_with_every_seed_comes_first(self):
+    steady = contender('steady', (0.9997, 0.9999, 0.9998))
+    some = contender('some', (0.495, 0.501, 1.0))
+    found = conclude(some, steady)
+    self.assertEqual(
+      found.advice,
+      'Take steady at a learning rate of 0.01: accuracy 0.9998 +- 0.0001, '
+      'every seed at least 0.9997; some is less reliable, with seeds from '
+      '0.495 to 1.',
+    )
+    verdicts = [row['against the best'] for row in found.rows]
+    self.assertEqual(verdicts, ['less reliable', 'best'])
+    self.assertIn(
+      'Less reliable: some (seeds from 0.495 to 1) than', str(found)
+    )
+    other = contender('other', (0.9996, 0.9999, 0.9998), flops=0.5)
+    self.assertRegex(
+      conclude(some, other, steady).advice,
+      'steady .* has the best mean of those that are reliable.* but other is '
+      'within .*; other takes the fewest FLOPs; some is less reliable',
+    )
+
+  def test_the_best_mean_may_be_less_reliable(self):
+    some = contender('some', (1.0, 1.0, 0.4))
+    steady = contender('steady', (0.75, 0.751, 0.752))
+    found = conclude(some, steady)
+    self.assertEqual(found.best.method, 'some')
+    self.assertEqual(found.preferred.method, 'steady')
+    self.assertRegex(
+      found.advice, 'Take steady .* some has a better mean but is less'
+    )
+    self.assertEqual(
+      found.rows[0]['against the best'], 'best mean, less reliable'
+    )
+    # All seeds of this one are among the bad ones of the other.
+    weak = contender('weak', (0.60, 0.601, 0.602))
+    found = conclude(some, weak)
+    self.assertEqual(found.preferred.method, 'some')
+    self.assertIn('0.8 +- 0.35 (seeds from 0.4 to 1), but weak', found.advice)
+
   def test_one_seed_says_nothing_of_the_spread(self):
     found = conclude(contender('a', (0.5,)), contender('b', (0.9,)))
     self.assertIn('one seed says nothing of the spread', found.advice)
@@ -255,13 +295,27 @@ class ConclusionTest(parameterized.TestCase):
     self.assertEqual(found.best.method, 'bad')
     self.assertEqual(found.rows[0]['diverged'], 1)
     self.assertEqual(found.rows[0]['against the best'], 'diverged')
-    self.assertIn('lower learning rates', conclude(broken).advice)
+    self.assertEndsWith(found.advice, '; broken: 1 of 3 seeds diverged.')
+    worse = contender('worse', (math.nan, math.nan, 0.99))
+    found = conclude(worse, broken)
+    self.assertEqual(found.best.method, 'broken')
+    self.assertEqual(
+      found.advice,
+      'No method trained all of its students (broken, 1 of 3 seeds diverged; '
+      'worse, 2 of 3 seeds diverged): try lower learning rates.',
+    )
+    none = contender('none', (math.nan, math.nan))
+    self.assertStartsWith(conclude(none).advice, 'Every method diverged')
 
   def test_lower_may_be_better(self):
     found = conclude(self.GOOD, self.BAD)
     kind = dataclasses.replace(found.kind, higher_is_better=False)
     found = dataclasses.replace(found, kind=kind)
     self.assertEqual(found.best.method, 'bad')
+    steady = contender('steady', (0.01, 0.011, 0.012))
+    some = contender('some', (0.01, 0.011, 0.9))
+    found = dataclasses.replace(conclude(some, steady), kind=kind)
+    self.assertRegex(found.advice, 'Take steady.*at most 0.012; some is less')
 
   def test_a_prediction_says_so(self):
     found = conclude(self.GOOD, self.BAD, predicted_steps=200)
