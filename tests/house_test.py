@@ -44,6 +44,20 @@ WHOLE = (
 )
 # First lines that are right as they are, by 'FILE:NAME'.
 ALLOWED: dict[str, str] = {}
+# Packages that `import cxjax` leaves to the functions that need them.
+LATER = (
+  'IPython',
+  'flax.nnx',
+  'grain',
+  'matplotlib',
+  'orbax',
+  'sklearn',
+  'tensorboardX',
+  'tensorflow',
+  'tensorflow_datasets',
+  'torch',
+  'transformers',
+)
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -202,6 +216,22 @@ class TestsTest(absltest.TestCase):
       not in modules
     ]
     self.assertEqual(strays, list(WHOLE))
+
+
+@pytest.mark.slow
+class LaterTest(absltest.TestCase):
+  """`import cxjax` is quick, for it imports no package that is slow."""
+
+  def test_slow_packages_are_imported_where_they_are_used(self):
+    code = f'import cxjax, sys; print(*sorted({{*{LATER}}} & {{*sys.modules}}))'
+    found = subprocess.run(
+      [sys.executable, '-c', code],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(found.stdout, '\n', found.stderr)
 
 
 def copied(folder):

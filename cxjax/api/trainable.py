@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 from typing import TypeAlias
 
-from flax import nnx
 import jax
 
 from cxjax import arguments
@@ -76,6 +75,9 @@ def resolved(
 
 def _rule(part: Any, student: adapters.ModelAdapter) -> masks.Trainable:
   """A pattern or a function of one part of `trainable`."""
+  # Imported here, as it is slow to import.
+  from flax import nnx
+
   if isinstance(part, str):
     return part
   if not isinstance(part, type):

@@ -7,15 +7,17 @@ attention of a token stays within its chunk.
 from collections.abc import Iterator
 from collections.abc import Sequence
 import itertools
+from typing import TYPE_CHECKING
 from typing import TypeAlias
 
-import grain
-from grain import experimental as grain_experimental
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
+
+if TYPE_CHECKING:
+  import grain
 
 # Number of rows that are filled at a time, and shuffled among themselves.
 BINS = 64
@@ -39,7 +41,7 @@ def pack(
   batch_size: int,
   seed: int | None,
   shard: tuple[int, int] = (0, 1),
-) -> grain.IterDataset:
+) -> 'grain.IterDataset':
   """Packs documents into batches of rows.
 
   Args:
@@ -58,6 +60,10 @@ def pack(
   Raises:
     UserError: there are fewer documents than shards.
   """
+  # Imported here, as it is slow to import.
+  import grain
+  from grain import experimental as grain_experimental
+
   first, number = shard
   errors.require(
     len(documents) >= number,
@@ -131,8 +137,11 @@ def held_out_rows(
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 
-class _Chunks(grain_experimental.FlatMapTransform):
-  """Splits a document into chunks of at most a row, each behind a CLS token."""
+class _Chunks:
+  """Splits a document into chunks of at most a row, each behind a CLS token.
+
+  A `FlatMapTransform` of grain, whose class it does not need.
+  """
 
   max_fan_out = 1_000_000
 

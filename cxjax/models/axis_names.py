@@ -3,17 +3,20 @@
 from collections.abc import Iterator
 from collections.abc import Mapping
 import re
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import TypeAlias
 
 from flax import linen as nn
-from flax import nnx
 import jax
 
 from cxjax import arguments
 from cxjax import errors
 from cxjax.models import base
 from cxjax.parallel import partition
+
+if TYPE_CHECKING:
+  from flax import nnx
 
 # From names of the user to an axis of our mesh.
 MeshAxes: TypeAlias = Mapping[str, str | None]
@@ -60,8 +63,11 @@ def of_boxes(tree: Any) -> Names:
   }
 
 
-def of_module(module: nnx.Module) -> Names:
+def of_module(module: 'nnx.Module') -> Names:
   """Names of the axes of the parameters of an nnx module."""
+  # Imported here, as it is slow to import.
+  from flax import nnx
+
   found: Names = {}
   for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
     metadata = variable.get_metadata()

@@ -7,9 +7,9 @@ References:
 from collections.abc import Mapping
 import dataclasses
 import pathlib
+from typing import TYPE_CHECKING
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
@@ -21,6 +21,9 @@ from cxjax.data import packing
 from cxjax.data import tokenized_corpus
 from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.tasks import base
+
+if TYPE_CHECKING:
+  import grain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +163,7 @@ class MaskedText:
 
   def host_batches(
     self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
-  ) -> grain.IterDataset:
+  ) -> 'grain.IterDataset':
     """Packs the training documents, in a new order in every epoch.
 
     Args:

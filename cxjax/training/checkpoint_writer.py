@@ -14,17 +14,20 @@ import pathlib
 import re
 import shutil
 import threading
+from typing import TYPE_CHECKING
 from typing import Any
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from cxjax import files
 from cxjax.parallel import multihost
 from cxjax.training import checkpoints
+
+if TYPE_CHECKING:
+  import orbax.checkpoint as ocp
 
 # Keys of a record that the writer sets.
 RESERVED = frozenset(
@@ -222,6 +225,9 @@ class CheckpointWriter:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   def _save_arrays(self, step: int, items: dict[str, Any]) -> None:
+    # Imported here, as it is slow to import.
+    import orbax.checkpoint as ocp
+
     if self._manager is None:
       options = ocp.CheckpointManagerOptions(
         step_format_fixed_length=9,
@@ -252,6 +258,8 @@ class CheckpointWriter:
     That also removes what a killed process left of a checkpoint.
     """
     if self._records is None:
+      import orbax.checkpoint as ocp
+
       unfinished = f'*{ocp.utils.TMP_DIR_SUFFIX}'
       for path in (self._folder / 'checkpoints').glob(unfinished):
         shutil.rmtree(path)

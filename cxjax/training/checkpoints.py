@@ -21,7 +21,6 @@ from typing import Any
 from absl import logging
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from cxjax import errors
 from cxjax import files
@@ -273,6 +272,9 @@ def restore(
         f'Checkpoint {step} of {folder} does not fit: {name} is '
         f'{found.get(name, "absent")}, expected {expected.get(name, "absent")}.'
       )
+  # Imported here, as it is slow to import.
+  import orbax.checkpoint as ocp
+
   path = step_folder(folder, step).absolute()
   with ocp.StandardCheckpointer() as checkpointer:
     return {

@@ -9,6 +9,7 @@ import numpy as np
 from cxjax import errors
 from cxjax.models import adapters
 from cxjax.models import nnx_adapter
+from cxjax.models import nnx_modules
 
 B = 4
 
@@ -82,8 +83,8 @@ class NnxTest(parameterized.TestCase):
     model = nnx_adapter.from_nnx(modules)
     for module, params in zip(modules, model.params, strict=True):
       chex.assert_trees_all_equal(
-        nnx_adapter._variables(model.wrap(params)),
-        nnx_adapter._variables(module),
+        nnx_modules.variables(model.wrap(params)),
+        nnx_modules.variables(module),
       )
 
   def test_students_with_other_batch_statistics_are_an_error(self):

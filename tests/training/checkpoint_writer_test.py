@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from cxjax import errors
@@ -397,9 +398,7 @@ class FailureTest(WriterTest):
 
   def test_an_error_of_the_disk_that_has_no_number(self):
     error = ValueError('UNKNOWN: Error writing "x": Too many open files')
-    arrays = mock.patch.object(
-      checkpoint_writer.ocp.CheckpointManager, 'save', side_effect=error
-    )
+    arrays = mock.patch.object(ocp.CheckpointManager, 'save', side_effect=error)
     with self.writer() as writer, arrays:
       writer.save(10, items(10), {})
       with self.assertRaisesRegex(errors.UserError, 'Allow more open files'):

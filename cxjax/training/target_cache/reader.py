@@ -4,7 +4,6 @@ from collections.abc import Iterator
 import contextlib
 import pathlib
 
-import grain
 import numpy as np
 
 from cxjax import errors
@@ -32,6 +31,9 @@ class CachedTargets:
     Raises:
       UserError: a file is missing or has another size.
     """
+    # Imported here, as it is slow to import.
+    import grain
+
     self.folder, self.record = folder, record
     self._provenance = files.digest(record['provenance'])
     self._numbers, self._datasets = [], []
