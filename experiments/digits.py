@@ -15,6 +15,7 @@ Writes digits_tune.{md,csv} and digits.{md,csv,png} into --results.
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import pathlib
 from typing import Any
 from typing import TypeAlias
 
@@ -161,15 +162,17 @@ def together(records: Sequence[types.Record]) -> types.Record:
   }
 
 
-def trained_teacher(batches: Batches, held_out: Examples) -> cxjax.ModelAdapter:
-  """Trains the teacher on the labels."""
+def trained_teacher(
+  batches: Batches, held_out: Examples, workdir: pathlib.Path | None = None
+) -> cxjax.ModelAdapter:
+  """Trains the teacher on the labels, or reads it from a finished run."""
   example = next(iter(batches))
   (start,) = fresh(TEACHER, [0], example[0]).params
   network = cxjax.from_linen(TEACHER, start)
   stages = cxjax.supervised(600)
   plan = cxjax.plan(network, network, example, num_steps=600, stages=stages)
   params, history = cxjax.distill(
-    plan, batches, held_out=held_out, learning_rate=3e-3
+    plan, batches, held_out=held_out, learning_rate=3e-3, workdir=workdir
   )
   print(f'teacher: accuracy {history[-1]["eval/accuracy"][0]:.4f}')
   return cxjax.from_linen(TEACHER, params)

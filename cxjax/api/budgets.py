@@ -15,7 +15,7 @@ from cxjax.api import plan as plan_lib
 from cxjax.methods import stage as stage_lib
 
 # What is equal; 'examples' are 'steps', as all plans have the same batches.
-EQUAL = ('flops', 'steps', 'examples', 'seconds')
+EQUAL = ('flops', 'student_flops', 'steps', 'examples', 'seconds')
 # Steps of one timing, timings of a stage, and those of its beginning that do
 # not count, in which it is compiled.
 WINDOW, WINDOWS, BEGINNING = 20, 12, 3
@@ -103,13 +103,19 @@ def _alone(plan: plan_lib.Plan, index: int, **fields: Any) -> plan_lib.Plan:
 
 
 class Flops:
-  """FLOPs of a step of one student, with the teacher's forward pass."""
+  """FLOPs of a step of one student, with the teacher's forward pass or not."""
 
   unit = 'FLOP'
 
-  def __init__(self, costs: str) -> None:
-    """Finds nothing yet; `costs` is 'compiled' or 'counted'."""
-    self._costs = costs
+  def __init__(self, costs: str, *, charged: bool = True) -> None:
+    """Finds nothing yet.
+
+    Args:
+      costs: 'compiled' or 'counted'.
+      charged: with the teacher's forward pass; else the FLOPs are those of a
+        student whose targets were stored before.
+    """
+    self._costs, self._charged = costs, charged
     self._known: dict[stage_lib.Stage, float] = {}
 
   def __call__(self, plan: plan_lib.Plan, index: int) -> float:
@@ -117,7 +123,8 @@ class Flops:
     key = plan.stages[index].objective
     if key not in self._known:
       (one,) = _alone(plan, index, costs=self._costs).costed
-      self._known[key] = (one.student_flops or 0) + (one.teacher_flops or 0)
+      teacher = one.teacher_flops if self._charged else 0
+      self._known[key] = (one.student_flops or 0) + (teacher or 0)
     return self._known[key]
 
 

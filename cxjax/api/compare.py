@@ -86,8 +86,9 @@ def compare(
     rates: peak learning rates of Adam on a cosine over each stage.
     seeds: number of students of each method.
     equal: what all methods have as much of: 'flops' of a student and of the
-      teacher for it; 'steps'; 'examples', the same as 'steps', for the batches
-      are; or 'seconds', which is refused where timings do not repeat.
+      teacher for it; 'student_flops', of the student alone, as if the targets
+      were stored before; 'steps'; 'examples', the same as 'steps', for the
+      batches are; or 'seconds', which is refused where timings do not repeat.
     budget: part of the budget at which everything is done; below 1 the result
       is a prediction, and says so.
     layers: pairs of activations, as of `plan`.
@@ -152,7 +153,7 @@ def compare(
     evaluation=_evaluation(plans, held_out, metrics),
     rates=_rates(rates),
     workdir=None if workdir is None else pathlib.Path(workdir),
-    flops=budgets.Flops(costs),
+    flops=budgets.Flops(costs, charged=equal != 'student_flops'),
     options=options,
   )
   lengths = entrants.lengths(max(round(num_steps * share), 1), equal)

@@ -29,6 +29,10 @@ from cxjax.training import evaluation as evaluation_lib
 
 # The method whose cost in `num_steps` is the budget, if it is compared.
 REFERENCE = 'one_shot'
+CHARGED = {
+  'flops': 'FLOPs, the teacher charged,',
+  'student_flops': 'FLOPs of the student, as with stored targets,',
+}
 Report: TypeAlias = Callable[[str], Any]
 
 
@@ -93,7 +97,7 @@ class Contest:
     """
     self._check_length(self.reference, num_steps)
     found = dict.fromkeys(self.plans, num_steps)
-    if equal in ('flops', 'seconds'):
+    if equal in ('flops', 'student_flops', 'seconds'):
       price: budgets.Price = self.flops
       if equal == 'seconds':
         price = budgets.Seconds(self.batches, self.examples)
@@ -141,7 +145,7 @@ class Contest:
     seeds = len(self.starts.params)
     rows = [self._cost(name, steps) for name, steps in lengths.items()]
     whole = sum(row['TFLOP in all'] for row in rows)
-    same = 'FLOPs, the teacher charged,' if equal == 'flops' else equal
+    same = CHARGED.get(equal, equal)
     lines = [
       f'Comparison by held-out {self.metric}, at equal {same} of '
       f'{self.reference} in {lengths[self.reference]:,} steps. {search}; then '
