@@ -19,6 +19,7 @@ from cxjax.api.distill import distill
 from cxjax.api.patterns import every
 from cxjax.api.plan import Plan
 from cxjax.api.plan import plan
+from cxjax.api.shrink import shrink
 from cxjax.errors import Stopped
 from cxjax.errors import UserError
 from cxjax.interop import huggingface
@@ -145,6 +146,7 @@ __all__ = [
   'project',
   'random_projection',
   'reverse_kl',
+  'shrink',
   'split_steps',
   'supervised',
   'taps',

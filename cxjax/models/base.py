@@ -99,6 +99,50 @@ class ModelWithHead(Model, Protocol):
     ...
 
 
+class HeadApart:
+  """The trunk and the head of a linen module, each on its own.
+
+  The module computes them in its methods `_trunk` and `_head`.
+  """
+
+  num_classes: int
+  apply: Callable[..., Any]
+
+  def trunk(
+    self, params: types.Params, x: types.Input
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the embeddings and all blocks.
+
+    Args:
+      params: the variables, as for `apply`.
+      x: as for `__call__`.
+
+    Returns:
+      The input of the head, `[B, P, D]`, and the activations.
+    """
+    out: Any = self.apply(params, x, method='_trunk')
+    return out
+
+  def head(self, params: types.Params, h: jax.Array) -> jax.Array:
+    """Computes the logits of any positions.
+
+    Args:
+      params: the variables, as for `apply`.
+      h: `[..., D]`, from `trunk`.
+
+    Returns:
+      `[..., C]` logits in float32.
+
+    Raises:
+      UserError: the model has no head.
+    """
+    errors.require(
+      self.num_classes > 0, 'num_classes=0: the model has no head.'
+    )
+    out: Any = self.apply(params, h, method='_head')
+    return out
+
+
 # A builder: `(config block, task) -> model`. The task has `num_classes`, and
 # for sequences `vocab_size` and `length`.
 Build: TypeAlias = Callable[[Any, Any], Model]

@@ -12,7 +12,6 @@ References:
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from flax import linen as nn
 import jax
@@ -20,25 +19,15 @@ import jax.numpy as jnp
 
 from cxjax import arguments
 from cxjax import errors
-from cxjax import types
 from cxjax.models import attention
 from cxjax.models import base
 from cxjax.models import decoder_block
+from cxjax.models import parameter_axes
 from cxjax.models import rotary as rotary_lib
 from cxjax.models import token_inputs
 
 INPUTS = token_inputs.INPUTS
-# As for the transformer: a product is split by its output features and the next
-# one by its input features.
-PARTITION_RULES: base.PartitionRules = (
-  (r'(query|key|value|mlp_gate|mlp_in)/kernel$', 1),
-  (r'(query|key|value|mlp_gate|mlp_in)/bias$', 0),
-  (r'(attention_out|mlp_out)/kernel$', 0),
-  (r'tokens/embedding$', 0),
-  (r'logits/kernel$', 1),
-  (r'logits_bias$', 0),
-  (r'transform/kernel$', None),
-)
+PARTITION_RULES = parameter_axes.partition_rules()
 MOST = 2**31 - 1
 SIZES = ('vocab_size', 'max_length', 'width', 'heads', 'depth', 'mlp_width')
 FLAGS = ('tied', 'causal', 'embeddings_norm', 'post_norms', 'qk_norm')
@@ -54,7 +43,7 @@ RANGES = {
 Tokens = jax.Array | Mapping[str, jax.Array]
 
 
-class Decoder(nn.Module):
+class Decoder(base.HeadApart, nn.Module):
   """A decoder of rotary positions, RMS norms and gated MLPs.
 
   What differs between families is an attribute; the defaults are Llama's.
@@ -255,42 +244,6 @@ class Decoder(nn.Module):
     h, activations = self._trunk(x)
     out = self._head(h) if self.num_classes else h.astype(jnp.float32)
     return out, activations
-
-  @nn.nowrap
-  def trunk(
-    self, params: types.Params, x: Tokens
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the embeddings and all blocks.
-
-    Args:
-      params: the variables, as for `apply`.
-      x: as for `__call__`.
-
-    Returns:
-      The input of the head, `[B, P, D]`, and the activations.
-    """
-    out: Any = self.apply(params, x, method='_trunk')
-    return out
-
-  @nn.nowrap
-  def head(self, params: types.Params, h: jax.Array) -> jax.Array:
-    """Computes the logits of any positions.
-
-    Args:
-      params: the variables, as for `apply`.
-      h: `[..., D]`, from `trunk`.
-
-    Returns:
-      `[..., C]` logits in float32.
-
-    Raises:
-      UserError: the model has no head.
-    """
-    errors.require(
-      self.num_classes > 0, 'num_classes=0: the model has no head.'
-    )
-    out: Any = self.apply(params, h, method='_head')
-    return out
 
   def _trunk(self, x: Tokens) -> tuple[jax.Array, dict[str, jax.Array]]:
     x = token_inputs.checked(x, self.max_length)

@@ -18,25 +18,14 @@ import jax.numpy as jnp
 
 from cxjax import arguments
 from cxjax import errors
-from cxjax import types
 from cxjax.models import attention
 from cxjax.models import base
+from cxjax.models import parameter_axes
 from cxjax.models import token_inputs
 from cxjax.models import transformer_block
 
 INPUTS = token_inputs.INPUTS
-# Megatron's rules (Shoeybi et al., 2019, section 3,
-# https://arxiv.org/abs/1909.08053): a product is split by its output features
-# and the next one by its input features, with no communication between them.
-PARTITION_RULES: base.PartitionRules = (
-  (r'(query|key|value|mlp_in)/kernel$', 1),
-  (r'(query|key|value|mlp_in)/bias$', 0),
-  (r'(attention_out|mlp_out)/kernel$', 0),
-  (r'tokens/embedding$', 0),
-  (r'logits/kernel$', 1),
-  (r'logits_bias$', 0),
-  (r'(position_embedding|relative_bias|transform/kernel)$', None),
-)
+PARTITION_RULES = parameter_axes.partition_rules()
 
 
 MOST = 2**31 - 1
@@ -47,7 +36,7 @@ RANGES = {
 }
 
 
-class Transformer(nn.Module):
+class Transformer(base.HeadApart, nn.Module):
   """A BERT encoder or a causal GPT-2 decoder.
 
   Learned position embeddings, GELU, layer norms. Kernels and embeddings start
@@ -236,42 +225,6 @@ class Transformer(nn.Module):
     out = self._head(h) if self.num_classes else h.astype(jnp.float32)
     return out, activations
 
-  @nn.nowrap
-  def trunk(
-    self, params: types.Params, x: jax.Array | Mapping[str, jax.Array]
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the embeddings and all blocks.
-
-    Args:
-      params: the variables, as for `apply`.
-      x: as for `__call__`.
-
-    Returns:
-      The input of the head, `[B, P, D]`, and the activations.
-    """
-    out: Any = self.apply(params, x, method='_trunk')
-    return out
-
-  @nn.nowrap
-  def head(self, params: types.Params, h: jax.Array) -> jax.Array:
-    """Computes the logits of any positions.
-
-    Args:
-      params: the variables, as for `apply`.
-      h: `[..., D]`, from `trunk`.
-
-    Returns:
-      `[..., C]` logits in float32.
-
-    Raises:
-      UserError: the model has no head.
-    """
-    errors.require(
-      self.num_classes > 0, 'num_classes=0: the model has no head.'
-    )
-    out: Any = self.apply(params, h, method='_head')
-    return out
-
   def _trunk(
     self, x: jax.Array | Mapping[str, jax.Array]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -332,6 +285,22 @@ class Transformer(nn.Module):
     return logits + jnp.expand_dims(self.logits_bias, range(logits.ndim - 1))
 
 
+def require_sequences(task: Any) -> None:
+  """Raises UserError for a task that is not about sequences of token ids."""
+  for name in ('vocab_size', 'length'):
+    errors.require(
+      hasattr(task, name),
+      f'A transformer reads token ids; task {type(task).__name__} has no '
+      f'{name}. Choose another model or task.',
+    )
+
+
+def named_dtype(name: str) -> Any:
+  """Returns the dtype of a computation by its name in a config."""
+  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+  return errors.lookup('dtype', name, dtypes)
+
+
 def build(block: Any, task: Any, *, causal: bool) -> Transformer:
   """Builds a transformer for a task.
 
@@ -347,13 +316,7 @@ def build(block: Any, task: Any, *, causal: bool) -> Transformer:
   Raises:
     UserError: the task is not about sequences, or the sizes do not fit.
   """
-  for name in ('vocab_size', 'length'):
-    errors.require(
-      hasattr(task, name),
-      f'A transformer reads token ids; task {type(task).__name__} has no '
-      f'{name}. Choose another model or task.',
-    )
-  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+  require_sequences(task)
   return Transformer(
     vocab_size=task.vocab_size,
     num_classes=task.num_classes,
@@ -365,7 +328,7 @@ def build(block: Any, task: Any, *, causal: bool) -> Transformer:
     mlp_width=block.mlp_width,
     tied=block.tied,
     init_std=block.init_std,
-    dtype=errors.lookup('dtype', block.dtype, dtypes),
+    dtype=named_dtype(block.dtype),
     remat=block.remat,
     dropout=block.dropout,
   )
