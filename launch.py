@@ -8,9 +8,10 @@ python launch.py --config=experiments/parity_mlp.py:extracted --dry_run=cpu
 python launch.py --config=experiments/text_bert.py --workdir=DIR --cache_targets=CACHE
 
 Experiments, one file each in experiments/: parity_mlp, parity_transformer,
-pcfg_bert, text_bert, wikipedia_bert. Methods: supervised, one_shot,
-progressive, extracted, extracted_labels, fitnets, late_to_early, joint,
-joint_fading, custom. Sizes: cpu (the default), paper, tiny.
+pcfg_bert, text_bert, wikipedia_bert, causal_text. Methods: supervised,
+one_shot, progressive, extracted, extracted_labels, fitnets, late_to_early,
+joint, joint_fading, custom. Sizes: cpu (the default), paper, tiny; of
+causal_text also llama_1b.
 
 Every field of the config is a flag: --config.data.d=30.
 

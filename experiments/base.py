@@ -75,10 +75,35 @@ def transformer(*, width: int, heads: int, depth: int) -> dict[str, Any]:
   )
 
 
+def rotary_decoder(
+  *, width: int, heads: int, depth: int, kv_heads: int = 0
+) -> dict[str, Any]:
+  """Returns the block of a decoder like Llama, with every field that it has.
+
+  Args:
+    width: width of the residual stream.
+    heads: number of query heads of a block.
+    depth: number of blocks.
+    kv_heads: number of key and value heads of a block; 0 is `heads`.
+
+  Returns:
+    The fields.
+  """
+  return dict(
+    **transformer(width=width, heads=heads, depth=depth),
+    kv_heads=kv_heads,
+    theta=10_000.0,  # Base of the rotary positions.
+  )
+
+
 def text() -> Config:
   """Returns the `data` block of a text, with every field that it has."""
   data = ml_collections.ConfigDict()
   data.source = 'docstrings'  # files:GLOB, tfds:NAME/CONFIG[:FIELD]
+  # Of each record of .jsonl and .parquet files: the text, or a prompt and what
+  # follows it.
+  data.field = 'text'
+  data.prompt_field = data.completion_field = ''
   # False: a blank line ends a document; True: a file is one document.
   data.whole_files = False
   data.tfds_folder = ''  # Folder of tfds datasets; '' is the default of tfds.
@@ -93,6 +118,17 @@ def text() -> Config:
   data.shards = 1
   data.folder = ''  # Folder of the tokenizer; '' is WORKDIR/text.
   data.fingerprints = dict(corpus='', tokenizer='')  # '' accepts any.
+  return data
+
+
+def causal_text() -> Config:
+  """Returns the `data` block of next-token prediction on a text."""
+  data = text()
+  del data.mask_rate
+  data.length = 128  # Tokens that are predicted in a row.
+  data.begin_token = ''  # Begins a chunk; '' is a usual one of the tokenizer.
+  data.end_token = ''  # Ends a document, alike.
+  data.padded_vocab = False  # Whether vocab_size is above the tokenizer's.
   return data
 
 

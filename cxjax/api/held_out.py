@@ -90,7 +90,7 @@ def evaluation(
     metrics_lib.require_reference(chosen, 'labels' if by_labels else 'teacher')
   output, _ = adapters.outputs(plan.student, batch['x'], 'student')
   counted = batch['weights'].shape if 'weights' in batch else output.shape[:-1]
-  metrics_lib.check(chosen, output, reference, counted)
+  metrics_lib.check(chosen, output, reference, counted, batch)
   return Evaluation(batch, chosen, by_labels, convert)
 
 

@@ -81,7 +81,9 @@ RANGES = {
   'width': COUNT,
   'depth': FEW,
   'heads': FEW,
+  'kv_heads': COUNT_OR_0,
   'mlp_width': COUNT_OR_0,
+  'theta': arguments.Range(1, ends=(False, False)),
   'max_length': COUNT_OR_0,
   'init_std': POSITIVE,
   'dropout': RATE,
@@ -121,9 +123,10 @@ MISSING = (
 # Fields whose elements have the range.
 LISTS = frozenset({'save_at', 'steps', 'scores', 'checkpoints', 'layers'})
 # Fields of tasks and models that are no numbers.
-FLAGS = frozenset({'tied', 'remat', 'whole_files'})
+FLAGS = frozenset({'tied', 'remat', 'whole_files', 'padded_vocab'})
 TEXTS = frozenset(
   {'task', 'model', 'source', 'tfds_folder', 'tokenizer', 'folder', 'dtype'}
+  | {'field', 'prompt_field', 'completion_field', 'begin_token', 'end_token'}
 )
 
 

@@ -1,6 +1,7 @@
 """Corpora of text documents, by their source.
 
-A source is `docstrings`, `files:GLOB` or `tfds:NAME/CONFIG[:FIELD]`.
+A source is `docstrings`, `files:GLOB` or `tfds:NAME/CONFIG[:FIELD]`. Files are
+text, .jsonl or .parquet, plain or compressed.
 """
 
 import ast
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import glob
-import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -21,12 +21,13 @@ import platform
 import re
 import sysconfig
 import warnings
-import zlib
 
 from absl import logging
 
 from cxjax import errors
 from cxjax import files
+from cxjax.data import compression
+from cxjax.data import records
 from cxjax.data import tfds_documents
 
 # Packages whose docstrings are read, besides the standard library. Each is a
@@ -41,8 +42,7 @@ PACKAGES = (
   'matplotlib',
 )
 SHORTEST = 80  # Characters of a docstring.
-GZIP = b'\x1f\x8b'
-MOST = 2**30  # Bytes of a gzip file when unpacked.
+MOST = 2**30  # Bytes of a compressed file when unpacked.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,7 @@ class _Request:
   whole_files: bool
   tfds_folder: str
   cached: pathlib.Path | None
+  fields: records.Fields
 
 
 def load(
@@ -81,26 +82,38 @@ def load(
   whole_files: bool = False,
   tfds_folder: str = '',
   cached: pathlib.Path | None = None,
+  fields: records.Fields | None = None,
 ) -> Corpus:
   """Loads the corpus of a source.
 
   Args:
     source: 'docstrings', 'files:GLOB' or 'tfds:NAME/CONFIG[:FIELD]'.
-    whole_files: each file of `files:` is one document; otherwise blank lines
-      separate documents.
+    whole_files: each text file of `files:` is one document; otherwise blank
+      lines separate documents.
     tfds_folder: folder of prepared datasets; '' is the default of tfds.
     cached: file written by `save`. If the versions of the packages are still
       the same, docstrings are read from it.
+    fields: fields of the records of .jsonl and .parquet files, each of which is
+      a document; None is the field 'text'.
 
   Returns:
     The corpus, of at least two documents.
 
   Raises:
-    UserError: the source is unknown or has too little text.
+    UserError: the source is unknown, cannot be read, has too little text, or
+      has no records for the fields that were chosen.
   """
   kind, _, rest = source.partition(':')
   read = errors.lookup('data.source', kind, SOURCES)
-  corpus = read(_Request(source, rest, whole_files, tfds_folder, cached))
+  fields = fields or records.Fields()
+  errors.require(
+    kind == 'files' or fields.default,
+    f'data.source={source} has no records: data.field, data.prompt_field and '
+    'data.completion_field are for files:GLOB of .jsonl or .parquet files.',
+  )
+  corpus = read(
+    _Request(source, rest, whole_files, tfds_folder, cached, fields)
+  )
   errors.require(
     len(corpus.documents) > 1,
     f'data.source={source} has {len(corpus.documents)} documents; there must '
@@ -121,7 +134,8 @@ def _fingerprint(texts: Iterable[str]) -> str:
   digest = hashlib.sha256()
   for text in texts:
     encoded = text.encode()
-    digest.update(f'{len(encoded)} '.encode() + encoded)
+    prompt = f'{text.prompt} ' if isinstance(text, records.Prompted) else ''
+    digest.update(f'{prompt}{len(encoded)} '.encode() + encoded)
   return digest.hexdigest()[:16]
 
 
@@ -224,10 +238,12 @@ def _read_files(request: _Request) -> Corpus:
     f'data.source={source}: no file matches {pattern!r}. Quote the pattern, so '
     'that the shell does not expand it.',
   )
+  if not request.fields.default:
+    _require_records(source, paths, bool(request.fields.prompt))
   documents = tuple(
     document
     for path in paths
-    for document in read_documents(path, request.whole_files)
+    for document in read_documents(path, request.whole_files, request.fields)
   )
   errors.require(
     bool(documents),
@@ -236,53 +252,53 @@ def _read_files(request: _Request) -> Corpus:
   return Corpus(documents, source, _fingerprint(documents))
 
 
-def read_documents(path: str, whole: bool = False) -> list[str]:
-  """Documents of a text file, without surrounding whitespace.
+def _require_records(source: str, paths: Sequence[str], every: bool) -> None:
+  """Raises UserError unless some file, or every file, has records."""
+  kinds = (*records.JSONL, *records.PARQUET)
+  rest = [p for p in paths if not compression.bare_name(p).endswith(kinds)]
+  errors.require(
+    len(rest) < (1 if every else len(paths)),
+    f'data.source={source}: {rest[0] if rest else ""} is text, without fields. '
+    'Leave data.field, data.prompt_field and data.completion_field out, or '
+    'give .jsonl or .parquet files alone.',
+  )
+
+
+def read_documents(
+  path: str, whole: bool = False, fields: records.Fields | None = None
+) -> list[str]:
+  """Documents of a file of text, or of .jsonl or .parquet records.
 
   Args:
-    path: a UTF-8 file, plain or gzip.
-    whole: the file is one document; otherwise blank lines separate documents.
+    path: the file, plain or compressed; text is UTF-8.
+    whole: a text file is one document; otherwise blank lines separate
+      documents.
+    fields: fields of the records, each of which is a document; None is 'text'.
 
   Returns:
-    The documents; none of them is empty.
+    The documents; none of them is blank. Those of text and of one field are
+    without surrounding whitespace.
 
   Raises:
-    UserError: the file cannot be read, or is not UTF-8; says where.
+    UserError: the file cannot be read, is not UTF-8, or has a record that is no
+      document; says where.
   """
-  unpacked = ''
+  fields, name = fields or records.Fields(), compression.bare_name(path)
+  content, compressed = compression.read(path, MOST)
+  if name.endswith(records.PARQUET):
+    return list(records.read_parquet(path, content, fields))
   try:
-    with open(path, 'rb') as file:
-      content = file.read(len(GZIP))
-      if content == GZIP:
-        unpacked = ' of the unpacked content'
-        content = _unpack(path)
-      else:
-        content += file.read()
     text = content.decode().removeprefix('\ufeff')
   except UnicodeDecodeError as error:
+    unpacked = ' of the unpacked content' if compressed else ''
     raise errors.UserError(
       f'{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset '
       f'{error.start}{unpacked}. Convert it, or leave it out of the pattern.'
     ) from error
-  except (OSError, EOFError, zlib.error) as error:
-    raise errors.UserError(
-      f'{path} cannot be read: {error}. Restore it, or leave it out of the '
-      'pattern.'
-    ) from error
+  if name.endswith(records.JSONL):
+    return list(records.read_jsonl(path, text, fields))
   parts = [text] if whole else re.split(r'\n\s*\n', text)
   return [stripped for part in parts if (stripped := part.strip())]
-
-
-def _unpack(path: str) -> bytes:
-  """The content of a gzip file, which may be a thousand times as large."""
-  with gzip.open(path) as file:
-    content = file.read(MOST + 1)
-  errors.require(
-    len(content) <= MOST,
-    f'{path} has more than {MOST:,} bytes once it is unpacked. Unpack it, or '
-    'split it.',
-  )
-  return content
 
 
 def _read_tfds(request: _Request) -> Corpus:

@@ -5,9 +5,12 @@ attention of a token stays within its chunk.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 import itertools
 from typing import TYPE_CHECKING
+from typing import Any
 from typing import TypeAlias
 
 import jax
@@ -23,17 +26,21 @@ if TYPE_CHECKING:
 BINS = 64
 # `{'tokens', 'segments', 'position_ids'}`, `[B, L]` int32 each: ids; the number
 # of the chunk in its row, from 1, or 0 for padding; the position in the chunk.
+# Other features of the documents are 0 for CLS and for padding.
 Rows: TypeAlias = dict[str, np.ndarray]
+TOKENS: tuple[str, ...] = ('tokens',)
 
 
-def spec(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+def spec(
+  batch_size: int, length: int, features: Sequence[str] = TOKENS
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of `batch_size` rows of `length` tokens."""
   leaf = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
-  return {'tokens': leaf, 'segments': leaf, 'position_ids': leaf}
+  return dict.fromkeys((*features, 'segments', 'position_ids'), leaf)
 
 
 def pack(
-  documents: Sequence[np.ndarray],
+  documents: Sequence[Any],
   *,
   length: int,
   pad_id: int,
@@ -41,11 +48,12 @@ def pack(
   batch_size: int,
   seed: int | None,
   shard: tuple[int, int] = (0, 1),
+  features: Sequence[str] = TOKENS,
 ) -> 'grain.IterDataset':
   """Packs documents into batches of rows.
 
   Args:
-    documents: `[n]` ids of each document.
+    documents: `[n]` ids of each document, or a dict of the features.
     length: `L`, tokens of a row.
     pad_id: id that fills a row.
     cls_id: id that begins a chunk.
@@ -53,6 +61,7 @@ def pack(
     seed: seed of the order, which is new in every epoch, without end; None
       reads the documents once, in their own order.
     shard: `(i, n)` reads every `n`th document, from the `i`th on.
+    features: keys of a document that a row has, 'tokens' among them.
 
   Returns:
     A dataset of `Rows`. Its iterators save and restore their state.
@@ -78,26 +87,28 @@ def pack(
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)
   dataset = dataset.to_iter_dataset(options)
   dataset = grain_experimental.FlatMapIterDataset(
-    dataset, _Chunks(length, cls_id)
+    dataset, _Chunks(length, cls_id, features)
   )
   dataset = grain_experimental.FirstFitPackIterDataset(
     dataset,
-    length_struct={'tokens': length},
-    padding_struct={'tokens': pad_id},
+    length_struct=dict.fromkeys(features, length),
+    padding_struct={**dict.fromkeys(features, 0), 'tokens': pad_id},
     num_packing_bins=BINS,
     seed=seed or 0,
     shuffle_bins=seed is not None,
   )
-  return dataset.map(_rename).batch(batch_size, drop_remainder=True)
+  rename = functools.partial(_rename, features=tuple(features))
+  return dataset.map(rename).batch(batch_size, drop_remainder=True)
 
 
 def held_out_rows(
-  documents: Sequence[np.ndarray],
+  documents: Sequence[Any],
   size: int,
   *,
   length: int,
   pad_id: int,
   cls_id: int,
+  features: Sequence[str] = TOKENS,
 ) -> Rows:
   """Packs held-out documents into at most `size` rows.
 
@@ -106,11 +117,12 @@ def held_out_rows(
   parts.
 
   Args:
-    documents: `[n]` ids of each held-out document.
+    documents: held-out documents, as for `pack`.
     size: maximal number of rows.
     length: `L`, tokens of a row.
     pad_id: id that fills a row.
     cls_id: id that begins a chunk.
+    features: as for `pack`.
 
   Returns:
     The first `N` rows.
@@ -126,6 +138,7 @@ def held_out_rows(
       cls_id=cls_id,
       batch_size=1,
       seed=None,
+      features=features,
     )
   )
   found = list(itertools.islice(rows, size))
@@ -145,22 +158,30 @@ class _Chunks:
 
   max_fan_out = 1_000_000
 
-  def __init__(self, length: int, cls_id: int):
-    self._length, self._cls_id = length, cls_id
+  def __init__(self, length: int, cls_id: int, features: Sequence[str]):
+    self._length = length
+    self._first = {**dict.fromkeys(features, 0), 'tokens': cls_id}
 
-  def flat_map(self, element: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Chunks of the `[n]` ids of a document."""
+  def flat_map(self, element: Any) -> list[dict[str, np.ndarray]]:
+    """Chunks of the `[n]` ids, or of the features, of a document."""
+    if not isinstance(element, Mapping):
+      element = {'tokens': element}
     most = self._length - 1
-    starts = range(0, len(element), most)
-    cls = np.array([self._cls_id], np.int32)
+    starts = range(0, len(element['tokens']), most)
     return [
-      {'tokens': np.concatenate([cls, element[i : i + most]])} for i in starts
+      {
+        name: np.concatenate(
+          [np.array([first], np.int32), element[name][i : i + most]]
+        )
+        for name, first in self._first.items()
+      }
+      for i in starts
     ]
 
 
-def _rename(packed: dict[str, np.ndarray]) -> Rows:
+def _rename(packed: dict[str, np.ndarray], features: tuple[str, ...]) -> Rows:
   return {
-    'tokens': packed['tokens'],
+    **{name: packed[name] for name in features},
     'segments': packed['tokens_segment_ids'],
     'position_ids': packed['tokens_positions'],
   }

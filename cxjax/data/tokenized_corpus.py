@@ -12,6 +12,8 @@ import tokenizers
 from cxjax import errors
 from cxjax import files
 from cxjax.data import corpus as corpus_lib
+from cxjax.data import encoding
+from cxjax.data import records
 from cxjax.data import tokenizer as tokenizer_lib
 
 # Corpora of at most this many documents are tokenized at once, in memory.
@@ -29,14 +31,15 @@ class TokenizedCorpus:
   Attributes:
     corpus: the documents.
     tokenizer: tokenizer of both parts.
-    train: training documents, `[n]` int32 ids each.
-    held_out: held-out documents, `[n]` int32 ids each.
+    train: training documents, as `encode` of `load` makes them: by default
+      `[n]` int32 ids each.
+    held_out: held-out documents, alike.
   """
 
   corpus: corpus_lib.Corpus
   tokenizer: tokenizers.Tokenizer
-  train: Sequence[np.ndarray]
-  held_out: Sequence[np.ndarray]
+  train: Sequence[Any]
+  held_out: Sequence[Any]
 
   @property
   def fingerprints(self) -> dict[str, str]:
@@ -80,6 +83,9 @@ def load(
   whole_files: bool = False,
   tfds_folder: str = '',
   folder: str = '',
+  fields: records.Fields | None = None,
+  padded_vocab: bool = False,
+  encode: encoding.Encode = encoding.ids,
 ) -> TokenizedCorpus:
   """Loads, splits and tokenizes the corpus of a source.
 
@@ -93,6 +99,10 @@ def load(
     tfds_folder: as for `corpus.load`.
     folder: folder in which `TokenizedCorpus.save` kept this corpus, or may keep
       it later; '' is none.
+    fields: as for `corpus.load`.
+    padded_vocab: whether a tokenizer of a path may have fewer ids, as those of
+      models whose vocabulary is padded.
+    encode: tokenizes documents.
 
   Returns:
     The corpus.
@@ -107,6 +117,7 @@ def load(
     whole_files=whole_files,
     tfds_folder=tfds_folder,
     cached=kept and kept / 'documents.json',
+    fields=fields,
   )
   if kept is not None:
     _require_unchanged(corpus, kept)
@@ -114,8 +125,8 @@ def load(
   learn, hold = (Subset(corpus.documents, part) for part in parts)
   if len(corpus.documents) <= IN_MEMORY:
     hold = unseen(list(learn), list(hold))
-  chosen = _tokenizer(tokenizer, kept, vocab_size, learn)
-  train, rest = (_tokenize(part, chosen) for part in (learn, hold))
+  chosen = _tokenizer(tokenizer, kept, vocab_size, learn, padded_vocab)
+  train, rest = (_tokenize(part, chosen, encode) for part in (learn, hold))
   return TokenizedCorpus(corpus, chosen, train, rest)
 
 
@@ -138,6 +149,7 @@ def _tokenizer(
   kept: pathlib.Path | None,
   vocab_size: int,
   documents: Sequence[str],
+  padded: bool,
 ) -> tokenizers.Tokenizer:
   """Loads the tokenizer of a path or of an earlier run, or trains one."""
   file = pathlib.Path(path) if path else None
@@ -146,9 +158,9 @@ def _tokenizer(
   if file is None:
     return tokenizer_lib.train(_sample(documents), vocab_size)
   tokenizer = tokenizer_lib.load(file)
-  size = tokenizer.get_vocab_size()
+  size = max(tokenizer.get_vocab().values(), default=-1) + 1
   errors.require(
-    size == vocab_size,
+    size == vocab_size or (padded and size < vocab_size),
     f'The tokenizer {file} has {size} ids and data.vocab_size={vocab_size}. '
     f'Set data.vocab_size={size}, or choose another workdir.',
   )
@@ -200,36 +212,36 @@ def _sample(documents: Sequence[str]) -> Iterator[str]:
 
 
 def _tokenize(
-  documents: Sequence[str], tokenizer: tokenizers.Tokenizer
-) -> Sequence[np.ndarray]:
+  documents: Sequence[str],
+  tokenizer: tokenizers.Tokenizer,
+  encode: encoding.Encode,
+) -> Sequence[Any]:
   """Tokenizes documents now if they fit in memory, else on access."""
   if len(documents) > IN_MEMORY:
-    return Tokens(documents, tokenizer)
-  encodings = tokenizer.encode_batch_fast(
-    list(documents), add_special_tokens=False
-  )
-  return [np.array(encoding.ids, np.int32) for encoding in encodings]
+    return Tokens(documents, tokenizer, encode)
+  return encode(list(documents), tokenizer)
 
 
 class Tokens(Sequence):
   """Documents that are tokenized on access; cannot be sliced."""
 
-  def __init__(self, documents: Sequence[str], tokenizer: tokenizers.Tokenizer):
+  def __init__(
+    self,
+    documents: Sequence[str],
+    tokenizer: tokenizers.Tokenizer,
+    encode: encoding.Encode = encoding.ids,
+  ):
     """Tokenizes nothing yet."""
     self._documents, self._tokenizer = documents, tokenizer
+    self._encode = encode
 
   def __len__(self) -> int:
     """Number of documents."""
     return len(self._documents)
 
-  def __getitem__(  # type: ignore[override]
-    self, index: int
-  ) -> np.ndarray:
-    """`[n]` int32 ids of a document, without special tokens."""
-    encoding = self._tokenizer.encode(
-      self._documents[index], add_special_tokens=False
-    )
-    return np.array(encoding.ids, np.int32)
+  def __getitem__(self, index: int) -> Any:  # type: ignore[override]
+    """A document as `encode` makes it; by default `[n]` int32 ids."""
+    return self._encode([self._documents[index]], self._tokenizer)[0]
 
 
 def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Byte-level BPE tokenizers, trained on a corpus or loaded from a file."""
 
 from collections.abc import Iterable
+from collections.abc import Sequence
 import hashlib
 import pathlib
 
@@ -110,6 +111,34 @@ def save(tokenizer: tokenizers.Tokenizer, path: pathlib.Path) -> None:
 def fingerprint(tokenizer: tokenizers.Tokenizer) -> str:
   """Hash of the serialized tokenizer, 16 hexadecimal digits."""
   return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+def token_id(
+  tokenizer: tokenizers.Tokenizer, name: str, field: str, known: Sequence[str]
+) -> int:
+  """Id of a special token.
+
+  Args:
+    tokenizer: the tokenizer.
+    name: name of the token; '' takes the first of `known` that there is.
+    field: field of a config that gives the name, for the message.
+    known: usual names.
+
+  Returns:
+    The id.
+
+  Raises:
+    UserError: the tokenizer has no such token.
+  """
+  asked = (name,) if name else tuple(known)
+  ids = (tokenizer.token_to_id(one) for one in asked)
+  found = next((i for i in ids if i is not None), None)
+  if found is None:
+    raise errors.UserError(
+      f'The tokenizer has no token {" or ".join(map(repr, asked))}. Set '
+      f'{field} to one of its special tokens.'
+    )
+  return found
 
 
 def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:

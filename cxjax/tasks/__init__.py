@@ -1,5 +1,6 @@
 """Tasks: what models learn, behind one protocol and one registry."""
 
+from cxjax.tasks import causal_text as _causal_text  # noqa: F401
 from cxjax.tasks import masked_grammar as _masked_grammar  # noqa: F401
 from cxjax.tasks import masked_text as _masked_text  # noqa: F401
 from cxjax.tasks import parity as _parity  # noqa: F401

@@ -4,81 +4,48 @@ References:
   Devlin et al. "BERT", 2018. https://arxiv.org/abs/1810.04805.
 """
 
-from collections.abc import Mapping
 import dataclasses
-import pathlib
-from typing import TYPE_CHECKING
 from typing import Any
 
 import jax
-import numpy as np
 
-from cxjax import errors
 from cxjax import settings
 from cxjax import types
 from cxjax.data import masking
-from cxjax.data import packing
 from cxjax.data import tokenized_corpus
 from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.tasks import base
-
-if TYPE_CHECKING:
-  import grain
+from cxjax.tasks import packed_text
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskedText:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedText(packed_text.PackedText):
   """Prediction of masked tokens in rows of packed text.
 
   A row holds chunks of documents, each of which begins with a CLS token; the
   attention of a token stays within its chunk. Of the chosen tokens, 80% become
-  MASK, 10% stay and 10% become a random one.
+  MASK, 10% stay and 10% become a random one. The held-out set is masked once.
 
   Attributes:
-    vocab_size: number of ids, all of them classes.
-    length: `L`, tokens of a row.
     mask_rate: probability that a token other than CLS is chosen, in (0, 1).
-    pad_id: id that fills a row.
-    cls_id: id that begins a chunk.
     mask_id: id that hides a token.
-    shards: number of parts of a batch that are read independently.
-    corpus: documents of the task; None for shapes alone.
   """
 
-  vocab_size: int
-  length: int
   mask_rate: float
-  pad_id: int
-  cls_id: int
   mask_id: int
-  shards: int = 1
-  corpus: tokenized_corpus.TokenizedCorpus | None = None
   inputs = ('tokens', 'segments', 'position_ids', 'mask', 'target_positions')
   metrics = base.METRICS
   primary_metric = base.METRICS[0]
 
   def __post_init__(self) -> None:
     """Raises UserError for an invalid length or rate."""
-    errors.require(
-      self.length >= 2,
-      f'data.length={self.length} must be at least 2: CLS and a token.',
-    )
+    super().__post_init__()
     masking.num_masked(self.length, self.mask_rate)
-
-  @property
-  def num_classes(self) -> int:
-    """`C`, the number of ids."""
-    return self.vocab_size
 
   @property
   def slots(self) -> int:
     """`P`, the number of slots for the target positions of a row."""
     return masking.num_masked(self.length, self.mask_rate)
-
-  @property
-  def fingerprints(self) -> Mapping[str, str]:
-    """Hashes of the corpus and of its tokenizer."""
-    return {} if self.corpus is None else self.corpus.fingerprints
 
   @settings.fixed()
   def batch(
@@ -117,88 +84,6 @@ class MaskedText:
       'weights': masked['weights'],
     }
 
-  def held_out_rows(self, size: int) -> packing.Rows:
-    """Packs held-out documents into rows, not masked.
-
-    Args:
-      size: maximal number of rows.
-
-    Returns:
-      The rows, see `packing.held_out_rows`.
-    """
-    return packing.held_out_rows(
-      self._opened().held_out,
-      size,
-      length=self.length,
-      pad_id=self.pad_id,
-      cls_id=self.cls_id,
-    )
-
-  def held_out(self, key: jax.Array, size: int) -> types.Batch:
-    """Makes the held-out set: held-out rows, masked once.
-
-    Args:
-      key: typed PRNG key of the masks.
-      size: maximal number of rows.
-
-    Returns:
-      A batch of fewer rows if the documents end before.
-    """
-    if self.corpus is None:
-      errors.require(
-        isinstance(key, jax.core.Tracer),
-        'This task was made for shapes alone: use jax.eval_shape, or '
-        'cxjax.tasks.make.',
-      )
-      rows = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.host_spec(size)
-      )
-    else:
-      rows = self.held_out_rows(size)
-    return jax.jit(self.batch)(key, 0, rows)
-
-  def host_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the rows of a batch, `[B, L]` int32."""
-    return packing.spec(batch_size, self.length)
-
-  def host_batches(
-    self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
-  ) -> 'grain.IterDataset':
-    """Packs the training documents, in a new order in every epoch.
-
-    Args:
-      batch_size: number of rows of each yielded batch.
-      seed: seed of the order.
-      shard: `(i, n)` reads every `n`th document, from the `i`th on.
-
-    Returns:
-      An endless dataset of `packing.Rows`.
-    """
-    return packing.pack(
-      self._opened().train,
-      length=self.length,
-      pad_id=self.pad_id,
-      cls_id=self.cls_id,
-      batch_size=batch_size,
-      seed=seed,
-      shard=shard,
-    )
-
-  def check(self, batch_size: int) -> None:
-    """Raises UserError unless the shards divide the batch."""
-    errors.require(
-      self.shards >= 1 and batch_size % self.shards == 0,
-      f'data.shards={self.shards} must divide the batch_size={batch_size}.',
-    )
-
-  def save(self, folder: pathlib.Path) -> None:
-    """Writes the tokenizer and what identifies the corpus into a folder."""
-    self._opened().save(folder)
-
-  def _opened(self) -> tokenized_corpus.TokenizedCorpus:
-    assert self.corpus is not None, 'The task was made for shapes alone.'
-    return self.corpus
-
 
 def make(
   corpus: tokenized_corpus.TokenizedCorpus,
@@ -236,17 +121,11 @@ def make(
 
 def _make(data: Any, key: jax.Array) -> MaskedText:
   del key
-  corpus = tokenized_corpus.load(
-    data.source,
-    vocab_size=data.vocab_size,
-    tokenizer=data.tokenizer,
-    held_out=data.held_out,
-    whole_files=data.whole_files,
-    tfds_folder=data.tfds_folder,
-    folder=data.folder,
-  )
   return make(
-    corpus, length=data.length, mask_rate=data.mask_rate, shards=data.shards
+    packed_text.load(data),
+    length=data.length,
+    mask_rate=data.mask_rate,
+    shards=data.shards,
   )
 
 
@@ -265,4 +144,4 @@ def _make_abstract(data: Any, key: jax.Array) -> MaskedText:
   )
 
 
-base.register('text', _make, _make_abstract, paths=('folder', 'tokenizer'))
+base.register('text', _make, _make_abstract, paths=packed_text.PATHS)

@@ -7,14 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import types
 from cxjax.methods import microbatches
+from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import metrics as metrics_lib
 
 
+@arguments.checked(
+  params=arguments.shapes,
+  batch=arguments.batch,
+  apply=targets.APPLY,
+  parts=arguments.positive,
+)
 def evaluate(
   params: types.Params,
   batch: types.Batch,
@@ -47,6 +55,14 @@ def evaluate(
   )
 
 
+@arguments.checked(
+  params=arguments.shapes,
+  teacher_params=arguments.shapes,
+  batch=arguments.batch,
+  apply=targets.APPLY,
+  teacher=targets.APPLY,
+  parts=arguments.positive,
+)
 def agreement(
   params: types.Params,
   teacher_params: types.Params,
@@ -86,7 +102,8 @@ def agreement(
 def _output(
   apply: types.Apply, params: types.Params, batch: types.Batch
 ) -> jax.Array:
-  return apply(params, targets.without_dropout(batch['x']))[0]
+  x = targets.without_dropout(batch['x'])
+  return targets.forward(apply, params, x)[stage_lib.LOGITS]
 
 
 def _measure(
@@ -102,11 +119,12 @@ def _measure(
     weights = weights_lib.output_weights(batch, outputs[0].shape)
     every = outputs[0].shape[:-1]
     counted = batch['weights'].shape if 'weights' in batch else every
-    metrics_lib.check(metrics, *outputs, counted)
+    metrics_lib.check(metrics, *outputs, counted, batch)
     outputs = weights_lib.cleared(outputs, weights)
     found = {
       name: jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float32), metric.statistics(*outputs)
+        lambda leaf: leaf.astype(jnp.float32),
+        metric.statistics(*outputs, *(batch[n] for n in metric.others)),
       )
       for name, metric in metrics.items()
     }

@@ -26,8 +26,8 @@ from cxjax.methods import losses
 from cxjax.methods import python_state
 from cxjax.methods import weights as weights_lib
 
-# `(output, reference) -> [...]`, or a tree of such arrays.
-Statistics: TypeAlias = Callable[[jax.Array, jax.Array], Any]
+# `(output, reference, *others) -> [...]`, or a tree of such arrays.
+Statistics: TypeAlias = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +35,15 @@ class Metric:
   """A number that an output and its reference give over a held-out set.
 
   Attributes:
-    statistics: `(output, reference) -> tree of [...]`, one value per example,
-      or per predicted token of a sequence.
+    statistics: `(output, reference, *others) -> tree of [...]`, one value per
+      example, or per predicted token of a sequence.
     finish: from the weighted sums of the statistics and the sum of the weights
       to the metric, a scalar; None is the weighted mean.
     reference: 'labels', or 'teacher', whose output is the reference.
     higher_is_better: whether more of it is better.
     limit: the best value that is possible; None if there is none, or if it is
       unknown. A threshold beyond it is never reached.
+    others: more entries of the held-out batch that the statistics take.
   """
 
   statistics: Statistics
@@ -50,6 +51,7 @@ class Metric:
   reference: str = 'labels'
   higher_is_better: bool = True
   limit: float | None = None
+  others: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     """Raises UserError for a metric that cannot be computed."""
@@ -144,6 +146,17 @@ def _f1(sums: dict[str, jax.Array], count: jax.Array) -> jax.Array:
   return hits / (hits + sums['false alarm'] + sums['miss'])
 
 
+def _code_length(
+  logits: jax.Array, labels: jax.Array, size: jax.Array
+) -> dict[str, jax.Array]:
+  return {'nats': losses.cross_entropy(logits, labels), 'bytes': size}
+
+
+def _bits_per_byte(sums: dict[str, jax.Array], count: jax.Array) -> jax.Array:
+  del count
+  return sums['nats'] / (math.log(2) * sums['bytes'])
+
+
 METRICS: dict[str, Metric] = {
   'accuracy': Metric(_top_label, limit=1.0),
   'loss': Metric(losses.cross_entropy, higher_is_better=False, limit=0.0),
@@ -152,6 +165,14 @@ METRICS: dict[str, Metric] = {
     lambda total, count: jnp.exp(total / count),
     higher_is_better=False,
     limit=1.0,
+  ),
+  # Of text whose tokens stand for different numbers of bytes.
+  'bits_per_byte': Metric(
+    _code_length,
+    _bits_per_byte,
+    higher_is_better=False,
+    limit=0.0,
+    others=('bytes',),
   ),
   # F1 of class 1, of two classes or more.
   'f1': Metric(_confusion, _f1, limit=1.0),
@@ -221,7 +242,11 @@ def _registered(name: Any) -> Metric:
 
 
 def check(
-  metrics: Mapping[str, Metric], output: Any, reference: Any, counted: Any
+  metrics: Mapping[str, Metric],
+  output: Any,
+  reference: Any,
+  counted: Any,
+  batch: Mapping[str, Any] | None = None,
 ) -> None:
   """Checks that each metric makes one value per example, and then a number.
 
@@ -230,20 +255,30 @@ def check(
     output: shape of the model's output for a batch.
     reference: shape of the labels, or of the teacher's output.
     counted: the shape that the statistics of a batch must have.
+    batch: shapes of the held-out batch; None has all that a metric reads, of
+      the shape `counted`.
 
   Raises:
     UserError: a metric fails on those shapes, makes another shape, finishes as
-      something else than a real scalar, or keeps a state in Python.
+      something else than a real scalar, keeps a state in Python, or reads what
+      the batch does not have.
   """
+  number = jax.ShapeDtypeStruct(counted, jnp.float32)
   for name, metric in metrics.items():
+    there = dict.fromkeys(metric.others, number) if batch is None else batch
+    for other in metric.others:
+      errors.require(
+        other in there,
+        f'The metric {name!r} reads {other!r} of the held-out batch, which has '
+        'none. Choose another metric, or a task that has it, as causal_text.',
+      )
+    args = (output, reference, *(there[other] for other in metric.others))
     with _reported(
       f'The metric {name!r} does not take an output of {list(output.shape)} '
       f'and a reference of {list(reference.shape)}'
     ):
-      found = jax.eval_shape(metric.statistics, output, reference)
-    python_state.refuse(
-      f'The metric {name!r}', metric.statistics, output, reference
-    )
+      found = jax.eval_shape(metric.statistics, *args)
+    python_state.refuse(f'The metric {name!r}', metric.statistics, *args)
     leaves = jax.tree.leaves(found)
     shapes = {leaf.shape for leaf in leaves}
     made = ', '.join(str(list(shape)) for shape in shapes) or 'nothing'

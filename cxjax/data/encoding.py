@@ -1,0 +1,129 @@
+"""Documents as token ids, and as spans that know what they stand for."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeAlias
+
+from absl import logging
+import numpy as np
+import tokenizers
+
+from cxjax import errors
+from cxjax.data import records
+
+# `(documents, tokenizer) -> one array, or dict of arrays, for each document`.
+Encode: TypeAlias = Callable[
+  [Sequence[str], tokenizers.Tokenizer], Sequence[Any]
+]
+
+
+def ids(
+  documents: Sequence[str], tokenizer: tokenizers.Tokenizer
+) -> list[np.ndarray]:
+  """Tokenizes documents.
+
+  Args:
+    documents: the documents.
+    tokenizer: their tokenizer.
+
+  Returns:
+    `[n]` int32 ids of each document, without special tokens.
+  """
+  encodings = tokenizer.encode_batch_fast(
+    list(documents), add_special_tokens=False
+  )
+  return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def spans(
+  documents: Sequence[str],
+  tokenizer: tokenizers.Tokenizer,
+  *,
+  end_id: Callable[[tokenizers.Tokenizer], int],
+  length: int,
+) -> list[dict[str, np.ndarray]]:
+  """Tokenizes documents for next-token prediction.
+
+  A prompt and its completion are tokenized apart, as a sampler meets them, and
+  truncated to one chunk, since the rest of a completion would be learned
+  without its prompt.
+
+  Args:
+    documents: the documents, which may be `records.Prompted`.
+    tokenizer: their tokenizer.
+    end_id: finds the id that ends a document.
+    length: `L`, most tokens of a chunk.
+
+  Returns:
+    `{'tokens', 'counted', 'bytes'}` of each document, `[n]` int32 each: ids,
+    the last of which is the end; 1 where a token is learned, and 0 in a prompt;
+    the bytes of UTF-8 that a token stands for. Their sum is the length of the
+    document in bytes.
+
+  Raises:
+    UserError: a prompt leaves no place for its completion.
+  """
+  prompts = [getattr(one, 'prompt', 0) for one in documents]
+  heads = [one[:n] for one, n in zip(documents, prompts, strict=True)]
+  tails = [one[n:] for one, n in zip(documents, prompts, strict=True)]
+  encoded = [
+    tokenizer.encode_batch(part, add_special_tokens=False)
+    for part in (heads, tails)
+  ]
+  end, found, cut = end_id(tokenizer), [], 0
+  for i, (head, tail) in enumerate(zip(*encoded, strict=True)):
+    sizes = (_bytes(heads[i], head), _bytes(tails[i], tail))
+    counted = np.ones(len(head) + len(tail) + 1, np.int32)
+    counted[: len(head)] = 0
+    one = {
+      'tokens': np.array([*head.ids, *tail.ids, end], np.int32),
+      'counted': counted,
+      'bytes': np.concatenate([*sizes, np.zeros(1, np.int32)]),
+    }
+    if isinstance(documents[i], records.Prompted):
+      _require_place(heads[i], len(head), length)
+      cut += len(counted) > length
+      one = {name: value[:length] for name, value in one.items()}
+    found.append(one)
+  if cut:
+    logging.log_first_n(
+      logging.WARNING,
+      '%d of %d completions are truncated, with their prompts, to '
+      'data.length=%d tokens.',
+      5,
+      cut,
+      len(documents),
+      length,
+    )
+  return found
+
+
+def _require_place(prompt: str, tokens: int, length: int) -> None:
+  """Raises UserError for a prompt that leaves no token for its completion."""
+  errors.require(
+    tokens < length,
+    f'The prompt {prompt[:40]!r}... has {tokens} tokens, and data.length='
+    f'{length} leaves none for its completion. Raise data.length, or leave the '
+    'record out.',
+  )
+
+
+def _bytes(text: str, encoding: tokenizers.Encoding) -> np.ndarray:
+  """Bytes of UTF-8 that each token of a text stands for, `[n]` int32.
+
+  A token has the characters up to its end that no earlier token has: what a
+  tokenizer drops, as blanks, counts for the next token, and at the end of the
+  text for the last. Of the tokens that share a character the first has it.
+  """
+  if not encoding.ids:
+    return np.zeros(0, np.int32)
+  ends = np.maximum.accumulate([end for _, end in encoding.offsets])
+  ends[-1] = len(text)
+  if not text.isascii():
+    codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+    # A character has one byte, and one more from each of these codes on.
+    more = [codes >= least for least in (2**7, 2**11, 2**16)]
+    sizes = 1 + np.sum(more, axis=0)
+    ends = np.concatenate([[0], np.cumsum(sizes)])[ends]
+  return np.diff(ends, prepend=0).astype(np.int32)
