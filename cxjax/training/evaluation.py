@@ -7,22 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cxjax import arguments
 from cxjax import types
 from cxjax.methods import microbatches
-from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import metrics as metrics_lib
 
 
-@arguments.checked(
-  params=arguments.shapes,
-  batch=arguments.batch,
-  apply=targets.APPLY,
-  parts=arguments.positive,
-)
 def evaluate(
   params: types.Params,
   batch: types.Batch,
@@ -55,14 +47,6 @@ def evaluate(
   )
 
 
-@arguments.checked(
-  params=arguments.shapes,
-  teacher_params=arguments.shapes,
-  batch=arguments.batch,
-  apply=targets.APPLY,
-  teacher=targets.APPLY,
-  parts=arguments.positive,
-)
 def agreement(
   params: types.Params,
   teacher_params: types.Params,
@@ -102,8 +86,7 @@ def agreement(
 def _output(
   apply: types.Apply, params: types.Params, batch: types.Batch
 ) -> jax.Array:
-  x = targets.without_dropout(batch['x'])
-  return targets.forward(apply, params, x)[stage_lib.LOGITS]
+  return apply(params, targets.without_dropout(batch['x']))[0]
 
 
 def _measure(
