@@ -70,15 +70,14 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.progressive.rule = 'even'
   c.progressive.count = 3
   c.progressive.share = 0.75
-  # Every block in turn, through a regressor.
-  _match(c, [(i, i) for i in range(4)])
+  # Every block in turn, matched by depth, through a regressor.
+  _match(c)
   c.extracted.share = 0.4
   return c
 
 
-def _match(c: ml_collections.ConfigDict, blocks: list[tuple[int, int]]) -> None:
-  """Matches pairs of the teacher's and the student's blocks."""
-  c.extracted.layers = tuple((f'block{i}', f'block{j}') for i, j in blocks)
+def _match(c: ml_collections.ConfigDict) -> None:
+  """Sets how the blocks of teacher and student are matched."""
   c.extracted.regressor = True
   c.extracted.width = c.teacher.width
   c.extracted.norm = 'layer'
@@ -90,7 +89,7 @@ def tiny(method: str = 'extracted') -> ml_collections.ConfigDict:
   c.data.vocab_size, c.data.length, c.data.eval_size = 280, 16, 32
   c.student.update(base.rotary_decoder(width=8, heads=2, depth=1))
   c.teacher.update(base.rotary_decoder(width=16, heads=2, depth=1, kv_heads=1))
-  _match(c, [(0, 0)])
+  _match(c)
   return c
 
 
@@ -126,6 +125,5 @@ def llama_1b(method: str) -> ml_collections.ConfigDict:
   c.num_seeds = 1
   c.mesh.fsdp = 16
   c.progressive.share = 0.5
-  # Every second block of the teacher, from its second on.
-  _match(c, [(2 * i + 1, i) for i in range(8)])
+  _match(c)
   return c

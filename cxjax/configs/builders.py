@@ -13,7 +13,6 @@ import pathlib
 from typing import Any
 from typing import TypeAlias
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -24,6 +23,8 @@ from cxjax import settings
 from cxjax import types
 from cxjax.configs import defaults
 from cxjax.configs import identity
+from cxjax.configs import layouts
+from cxjax.configs import pretrained as pretrained_lib
 from cxjax.configs import ranges
 from cxjax.methods import curricula
 from cxjax.methods import losses
@@ -31,7 +32,6 @@ from cxjax.methods import registry
 from cxjax.methods import stage as stage_lib
 from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
-from cxjax.parallel import partition
 from cxjax.tasks import base as tasks
 from cxjax.training import memory
 from cxjax.training import metrics as metrics_lib
@@ -81,12 +81,14 @@ class Experiment:
     held_out: the batch of the evaluation; shapes for devices that are not here.
     devices: from `devices.topology`: runs then hold shapes in place of arrays.
       None is those of this process.
+    pretrained: the teacher, if it comes from a folder of Hugging Face.
   """
 
   config: Config
   task: tasks.Task
   held_out: types.Batch
   devices: Devices = None
+  pretrained: pretrained_lib.Pretrained | None = None
 
   def with_method(self, name: str) -> 'Experiment':
     """The same experiment by another method."""
@@ -96,6 +98,9 @@ class Experiment:
 
   def model(self, role: str) -> Any:
     """The model of 'teacher' or 'student'."""
+    if role == 'teacher' and self.pretrained is not None:
+      models.require_task(self.pretrained.module, self.task)
+      return self.pretrained.module
     return make_model(self.config, role, self.task)
 
   def place(self, tree: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -123,20 +128,27 @@ def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   ranges.check(config.to_dict())
   config = copy.deepcopy(config)
   tasks.resolve_paths(config.task, config.data, workdir)
+  pretrained = pretrained_lib.open_teacher(config)
   task = make_task(config)
   tasks.record_fingerprints(config.data, task)
   held_out = task.held_out(key_for(config, 'held_out'), config.data.eval_size)
-  return Experiment(config, task, held_out)
+  return Experiment(config, task, held_out, pretrained=pretrained)
 
 
 def abstract_experiment(config: Config, devices: Devices) -> Experiment:
-  """An experiment of shapes alone; no file is read."""
+  """An experiment of shapes alone; of files it reads a pretrained teacher's."""
   ranges.check(config.to_dict())
+  config = copy.deepcopy(config)
+  pretrained = pretrained_lib.open_teacher(config)
   key = key_for(config, 'support')
   task = tasks.make_abstract(config.task, config.data, key)
   held_out = functools.partial(task.held_out, size=config.data.eval_size)
   return Experiment(
-    config, task, jax.eval_shape(held_out, jax.random.key(0)), devices
+    config,
+    task,
+    jax.eval_shape(held_out, jax.random.key(0)),
+    devices,
+    pretrained,
   )
 
 
@@ -144,41 +156,6 @@ def _seed_keys(config: Config, purpose: str, num: int) -> jax.Array:
   # Not split: seed 0 is the same student however many are trained.
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   return fold(key_for(config, purpose), jnp.arange(num))
-
-
-def _sharding(model: Any, mode: str, mesh: Any, role: str) -> Any:
-  """How the parameters of a model are sharded; nothing is left out silently."""
-  errors.lookup(f'mesh.{role}', mode, dict.fromkeys(partition.MODES))
-  rules = models.declared(model).partition_rules
-  if mode == 'tensor' and mesh.shape[partition.MODEL] > 1:
-    rules = models.require(model, 'partition_rules', f'mesh.{role}={mode}')
-  return partition.ParameterSharding(mode, rules or ())
-
-
-def _warn_unmatched(spec: run_spec.RunSpec, role: str) -> None:
-  """Warns of parameters that tensor parallelism leaves whole."""
-  if spec.layout.mesh.shape[partition.MODEL] == 1:
-    return
-  left = partition.unmatched(spec.student_shapes, spec.layout.student)
-  if left:
-    logging.warning(
-      'The %s has %d parameters that match no partition rule; each device '
-      'holds them whole: %s.',
-      role,
-      len(left),
-      ', '.join(left[:5]) + (', ...' if len(left) > 5 else ''),
-    )
-
-
-def _layout(experiment: Experiment, role: str) -> run_spec.Layout:
-  config = experiment.config
-  block = config.teacher if role == 'teacher' else config
-  mesh = mesh_lib.make(config.mesh, block.batch_size, experiment.devices)
-  shardings = {
-    name: _sharding(experiment.model(name), config.mesh[name], mesh, name)
-    for name in {role, 'teacher'}
-  }
-  return run_spec.Layout(mesh, shardings[role], shardings['teacher'])
 
 
 def _host_data(
@@ -209,7 +186,7 @@ def _spec(
   config, task = experiment.config, experiment.task
   block = config.teacher if role == 'teacher' else config
   streams = 1 if config.share_batches else num_seeds
-  layout = _layout(experiment, role)
+  layout = layouts.make(config, role, experiment.model, experiment.devices)
   keys = run_spec.Keys(
     *experiment.place(
       (
@@ -248,7 +225,7 @@ def _spec(
     carry_state=optimizer.carry_state,
     **kwargs,
   )
-  _warn_unmatched(spec, role)
+  layouts.warn_unmatched(spec, role)
   return spec
 
 
@@ -356,6 +333,8 @@ def abstract_teacher(
   Returns:
     The teacher, not available.
   """
+  if experiment.pretrained is not None:
+    return experiment.pretrained.teacher()
   spec = teacher_spec(experiment)
   if checkpoints is None:
     listed = experiment.config.progressive.checkpoints

@@ -50,6 +50,8 @@ def _reopen(
   saved = files.read_json(folder / 'config.json')
   saved.pop('settings', None)  # Those of JAX, no field of a config.
   config.update(saved)
+  if 'pretrained' in summary:
+    config.teacher.folder = summary['pretrained']
   experiment = builders.open_experiment(config, workdir)
   return experiment, summary
 

@@ -113,6 +113,8 @@ def _found_teacher(
   experiment: builders.Experiment, workdir: pathlib.Path
 ) -> teacher_lib.Teacher | None:
   """The finished teacher, if it is there."""
+  if experiment.pretrained is not None:
+    return teachers.train_teacher(experiment, workdir)
   folder = teachers.teacher_folder(experiment.config, workdir)
   if not (folder / 'summary.json').exists():
     logging.info(

@@ -1,6 +1,7 @@
 """The teacher of an experiment: trained, found finished, loaded."""
 
 from collections.abc import Sequence
+import functools
 import pathlib
 from typing import Any
 from typing import TypeAlias
@@ -18,6 +19,8 @@ from cxjax.configs import identity
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
 from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import evaluation
+from cxjax.training import output_memory
 from cxjax.training import run_spec
 from cxjax.training import summary as summary_lib
 from cxjax.training import target_cache
@@ -83,6 +86,8 @@ def train_teacher(
       checkpoint of its schedule.
   """
   config = experiment.config
+  if experiment.pretrained is not None:
+    return _pretrained_teacher(experiment, workdir / 'teacher')
   folder = teacher_folder(config, workdir)
   spec = builders.teacher_spec(experiment)
   settings.claim_workdir(folder, identity.teacher_config(config))
@@ -92,6 +97,51 @@ def train_teacher(
     _warn_if_untrained(spec, config.teacher.num_steps, finished)
   steps, kept = finished['steps'], finished['checkpoints']
   return load_teacher(experiment, folder, steps, kept)
+
+
+def _pretrained_teacher(
+  experiment: builders.Experiment, folder: pathlib.Path
+) -> teacher_lib.Teacher:
+  """The teacher of a folder of Hugging Face, evaluated once.
+
+  Args:
+    experiment: the experiment.
+    folder: where its metrics go, as those of a teacher that is trained.
+
+  Returns:
+    The teacher.
+
+  Raises:
+    UserError: the folder has the metrics of another teacher.
+  """
+  given = experiment.pretrained
+  assert given is not None
+  spec = builders.teacher_spec(experiment)
+  teacher = given.teacher(given.load(spec.layout))
+  settings.claim_workdir(folder, identity.teacher_config(experiment.config))
+  path, source = folder / 'summary.json', str(given.folder.absolute())
+  if multihost.from_first(path.exists):
+    before = summary_lib.read(path).get('pretrained')
+    errors.require(
+      before == source,
+      f'{folder} has the metrics of {before or "a teacher trained there"}, not '
+      f'of {source}. Choose another workdir.',
+    )
+    return teacher
+  evaluate = functools.partial(
+    evaluation.evaluate,
+    apply=spec.student.apply,
+    metrics=spec.metrics,
+    parts=output_memory.eval_parts(spec),
+  )
+  with jax.set_mesh(spec.layout.mesh):
+    fun = lambda *args: mesh_lib.constrain_replicated(evaluate(*args))
+    found = jax.device_get(jax.jit(fun)(teacher.params, spec.held_out))
+  final = {name: [float(value)] for name, value in found.items()}
+  logging.info('The teacher of %s: %s', source, final)
+  summary = {'method': 'teacher', 'steps': 0, 'checkpoints': []}
+  summary_lib.write(path, {**summary, 'pretrained': source, 'final': final})
+  return teacher
 
 
 def _warn_if_untrained(
@@ -149,6 +199,10 @@ def load_teacher(
     UserError: a checkpoint is missing, damaged or of other shapes.
   """
   spec = builders.teacher_spec(experiment)
+  if experiment.pretrained is not None:
+    return experiment.pretrained.teacher(
+      experiment.pretrained.load(spec.layout)
+    )
   shapes = template(spec, spec.student, num_seeds=1)
   loaded: dict[int, types.Params] = {}
 

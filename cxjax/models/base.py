@@ -195,11 +195,32 @@ def make(name: str, block: Any, task: Any) -> Model:
     f'The builder of model {name!r} returned a {type(model).__name__} without '
     f'{", ".join(missing)}; it must return a cxjax.models.base.Model.',
   )
-  require_inputs(model, task.inputs, f'Task {type(task).__name__}')
+  require_task(model, task)
   rate = getattr(block, 'dropout', 0)
   if rate:
     require(model, 'dropout', f'dropout={rate}')
   return model
+
+
+def require_task(model: Any, task: Any) -> None:
+  """Checks that a model can learn a task.
+
+  Args:
+    model: the model.
+    task: the task. If it predicts the next token, its `causal` is true.
+
+  Raises:
+    UserError: the model does not read an input of the task, or would see the
+      tokens that it is to predict.
+  """
+  name = type(task).__name__
+  require_inputs(model, task.inputs, f'Task {name}')
+  errors.require(
+    not getattr(task, 'causal', False) or getattr(model, 'causal', False),
+    f'Task {name} predicts the next token, and {_name(model)} has no '
+    'causal=True: it may see that token. Choose a decoder, as '
+    'model=rotary_decoder.',
+  )
 
 
 def declared(model: Any) -> Abilities:

@@ -53,6 +53,7 @@ class CausalText(packed_text.PackedText):
   inputs = ('tokens', 'segments', 'position_ids', 'mask')
   metrics = ('perplexity', 'bits_per_byte', 'accuracy', 'loss')
   primary_metric = 'perplexity'
+  causal = True  # A model must not see the tokens after the one that it reads.
   features = (*packing.TOKENS, 'counted')
   held_out_features = (*packing.TOKENS, 'counted', 'bytes')
 

@@ -1,0 +1,178 @@
+"""Teachers from folders of Hugging Face, which teach as they are."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any
+from typing import TypeAlias
+
+from absl import logging
+from flax import traverse_util
+import jax
+import ml_collections
+import tokenizers
+
+from cxjax import errors
+from cxjax import files
+from cxjax import types
+from cxjax.interop import huggingface
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import run_spec
+from cxjax.training import teacher as teacher_lib
+
+Config: TypeAlias = ml_collections.ConfigDict
+
+# Files that a folder of a model has, and one of a teacher that was trained here
+# has not.
+MARKS = ('*.safetensors', '*.safetensors.index.json', 'tokenizer.json')
+# Fields of the config.json of a teacher that was trained here.
+OWN = ('task', 'teacher')
+TOKENIZER = 'tokenizer.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A model in a folder of Hugging Face.
+
+  Attributes:
+    folder: the folder.
+    module: the model.
+    shapes: shapes of its variables, in the dtypes of the file.
+    loaded: its variables on the devices, by their layout, once they are read.
+  """
+
+  folder: pathlib.Path
+  module: Any
+  shapes: types.Params
+  loaded: dict[run_spec.Layout, types.Params] = dataclasses.field(
+    default_factory=dict, compare=False
+  )
+
+  def teacher(self, params: types.Params | None = None) -> teacher_lib.Teacher:
+    """The teacher with its variables, or with shapes in their place."""
+    return teacher_lib.Teacher(
+      apply=self.module.apply,
+      params=self.shapes if params is None else params,
+      layers=self.module.layers,
+      load=self._checkpoint,
+      available=params is not None,
+    )
+
+  def load(self, layout: run_spec.Layout) -> types.Params:
+    """Reads the variables, one tensor after another, onto the devices.
+
+    Args:
+      layout: where they lie.
+
+    Returns:
+      The variables, in the dtypes of the file.
+    """
+
+    def place(path: str, array: Any) -> jax.Array:
+      tree = {'params': traverse_util.unflatten_dict({path: array}, sep='/')}
+      (placed,) = jax.tree.leaves(
+        mesh_lib.place(tree, layout.mesh, layout.teacher)
+      )
+      return placed
+
+    if layout not in self.loaded:
+      logging.info('Reads the teacher of %s.', self.folder)
+      _, self.loaded[layout] = huggingface.read(self.folder, place)
+    return self.loaded[layout]
+
+  def _checkpoint(self, at: int) -> types.Params:
+    raise errors.UserError(
+      f'{self.folder} holds one model, without the checkpoint {at} of its '
+      'training. Leave checkpoint out.'
+    )
+
+
+def find(folder: str) -> pathlib.Path | None:
+  """Returns a folder if it is one of Hugging Face, and not of a run."""
+  path = pathlib.Path(folder)
+  if not folder or not path.is_dir():
+    return None
+  try:
+    config = files.parse_json(files.read_text(path / 'config.json'))
+  except (OSError, ValueError):
+    config = None
+  if isinstance(config, Mapping):
+    return None if all(name in config for name in OWN) else path
+  return path if any(any(path.glob(mark)) for mark in MARKS) else None
+
+
+def open_teacher(config: Config) -> Pretrained | None:
+  """Reads what a config has to know of its pretrained teacher.
+
+  Args:
+    config: of an experiment; if `teacher.folder` is one of Hugging Face, the
+      vocabulary of its data becomes that of the model, and its tokenizer that
+      of the folder, with the tokens that begin and end a document.
+
+  Returns:
+    The teacher; None if it is trained.
+
+  Raises:
+    UserError: the folder cannot be read, has no head, or the task reads no
+      text, or another tokenizer.
+  """
+  folder = find(config.teacher.folder)
+  if folder is None:
+    return None
+  module, shapes = huggingface.read(
+    folder, lambda _, array: jax.ShapeDtypeStruct(array.shape, array.dtype)
+  )
+  errors.require(
+    module.num_classes > 0,
+    f'teacher.folder={folder} has no head of a language model: it predicts no '
+    'tokens. Choose a model with one.',
+  )
+  _settle(config.data, folder, module)
+  return Pretrained(folder, module, shapes)
+
+
+def _settle(data: Config, folder: pathlib.Path, module: Any) -> None:
+  """Sets the fields of a data block that a pretrained teacher decides."""
+  path = str(folder / TOKENIZER)
+  errors.require(
+    'tokenizer' in data,
+    f'teacher.folder={folder} is a language model, and the task reads no text. '
+    'Choose causal_text or text.',
+  )
+  errors.require(
+    data.tokenizer in ('', path),
+    f'data.tokenizer={data.tokenizer}, but the teacher in {folder} reads its '
+    'own tokenizer. Leave data.tokenizer out.',
+  )
+  errors.require(
+    pathlib.Path(path).exists(),
+    f'{folder} has no {TOKENIZER}. Copy it there from the model.',
+  )
+  tokenizer = huggingface.tokenizer(folder)
+  if data.vocab_size != module.vocab_size:
+    logging.info(
+      'data.vocab_size is %d, that of the teacher.', module.vocab_size
+    )
+  with data.unlocked():
+    data.tokenizer, data.padded_vocab = path, True
+    data.vocab_size = module.vocab_size
+    end = data.get('end_token') or _special(folder, tokenizer, 'eos')
+    begin = data.get('begin_token') or _special(folder, tokenizer, 'bos')
+    data.begin_token, data.end_token = begin or end, end
+
+
+def _special(
+  folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, role: str
+) -> str:
+  """Name of the token that begins or ends a text; '' if none is named."""
+  path = folder / 'tokenizer_config.json'
+  named = files.read_json(path).get(f'{role}_token') if path.exists() else None
+  if isinstance(named, Mapping):
+    named = named.get('content')
+  if not isinstance(named, str):
+    found = files.read_json(folder / 'config.json').get(f'{role}_token_id')
+    first = found[0] if isinstance(found, list) and found else found
+    named = tokenizer.id_to_token(first) if isinstance(first, int) else None
+  if not named or tokenizer.token_to_id(named) is None:
+    return ''
+  return named
