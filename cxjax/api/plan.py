@@ -105,6 +105,7 @@ def plan(
   temperature: float = 1.0,
   pool: str | None = None,
   mask: padding_lib.Mask | None = None,
+  vocab: int | None = None,
   dtype: Any = None,
   stages: stage_lib.Curriculum | stage_lib.Stage | None = None,
   costs: str = 'counted',
@@ -153,6 +154,10 @@ def plan(
       all stages, in pooled means and in the evaluation, as in `lambda batch:
       batch['x'] != 0`; the models do not see it. Without it the entry 'mask' of
       an input that is a dict says so.
+    vocab: number of the first classes that are compared and evaluated, of
+      models whose vocabularies have other sizes, as for padding; of Hugging
+      Face folders `cxjax.huggingface.shared_vocabulary` finds it. The student's
+      other logits are not trained.
     dtype: to compute in, as `jnp.bfloat16`; parameters stay float32.
     stages: a whole curriculum: a tuple of `cxjax.Stage`, or one. It takes the
       place of `layers`, `share`, `steps`, `loss`, `temperature`, `pool` and the
@@ -182,6 +187,7 @@ def plan(
     placement.received(student, 'student'),
   )
   outputs = several.chosen(models, loss, auxiliary, batch['x'], stages)
+  outputs = several.shared(outputs, vocab, batch['x'])
   example, models = batch, (outputs.teacher, outputs.student)
   padding, batch, given = padding_lib.applied(mask, batch, models)
   teacher, student = prepared.checked(given, batch['x'], dtype)

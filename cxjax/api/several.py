@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import jax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.api import auxiliary as auxiliary_lib
@@ -174,6 +175,44 @@ def chosen(
     patterns,
     main if len(used) > 1 else '',
   )
+
+
+def shared(outputs: Outputs, vocab: Any, x: types.Input) -> Outputs:
+  """The outputs with the first classes of both models alone.
+
+  Args:
+    outputs: of both models.
+    vocab: number of these classes; None for all.
+    x: shapes of a batch.
+
+  Returns:
+    The outputs.
+
+  Raises:
+    UserError: one of the models has fewer, or a loss reads several outputs.
+  """
+  if vocab is None:
+    return outputs
+  vocab = arguments.whole('vocab', vocab, 1)
+  errors.require(
+    not outputs.others and not isinstance(outputs.loss, OverTree),
+    f'vocab={vocab} is of models with one output, their logits: leave the '
+    'others out by output=..., or leave vocab out.',
+  )
+  models = {'teacher': outputs.teacher, 'student': outputs.student}
+  for role, model in models.items():
+    shape = adapters.outputs(model, x, role)[0].shape
+    errors.require(
+      len(shape) > 1 and vocab <= shape[-1],
+      f"vocab={vocab}: the {role}'s output is {list(shape)}, of which the last "
+      'axis has to be that many classes at least. Give the number of '
+      'those that both have, as cxjax.huggingface.shared_vocabulary finds it.',
+    )
+  first = {
+    role: outputs_lib.first_columns(model, vocab)
+    for role, model in models.items()
+  }
+  return dataclasses.replace(outputs, **first)
 
 
 def _of_stages(

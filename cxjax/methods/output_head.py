@@ -52,6 +52,14 @@ class _Kernel:
   axis: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+  """The columns `start` to `stop` of the output, which a slice keeps."""
+
+  start: int
+  stop: int
+
+
 Step: TypeAlias = tuple[core.JaxprEqn, tuple[Any, ...]]
 
 
@@ -76,6 +84,9 @@ class Head:
       if isinstance(first, _Kernel):
         value = _product(equation, value, weights[first.index], first.axis)
         continue
+      if isinstance(first, _Columns):
+        value = value[..., first.start : first.stop]
+        continue
       known = [
         weights[operand.index] if isinstance(operand, _Weight) else operand
         for operand in operands
@@ -83,6 +94,11 @@ class Head:
       rows = [_as_row(operand, value) for operand in known]
       value = equation.primitive.bind(*rows, **equation.params)
     return value
+
+  def kernel(self, weights: Sequence[jax.Array]) -> jax.Array:
+    """The matrix of the product, `[D, C]`."""
+    found = self.steps[0][1][0]
+    return jnp.moveaxis(weights[found.index], found.axis, 0)
 
 
 def _product(
@@ -147,6 +163,7 @@ class _Walk:
     """Returns the features, or None if the output has no head."""
     value, shape = self._output, _aval(self._output).shape
     order = list(range(len(shape)))  # Where the axes of the output are.
+    width = shape[-1]
     while value in self._made:
       equation = self._made[value]
       name = equation.primitive.name
@@ -156,10 +173,18 @@ class _Walk:
         order = [equation.params['permutation'][axis] for axis in order]
         value = equation.invars[0]
         continue
+      if name == 'slice':
+        columns = _columns(equation, order[-1])
+        if columns is None:
+          return None
+        self.steps.append((equation, (columns,)))
+        value = equation.invars[0]
+        width = _aval(value).shape[order[-1]]
+        continue
       if name == 'reshape':
         below = _aval(equation.invars[0]).shape
         ordered = order == sorted(order) and len(below) > 1
-        if not ordered or below[-1] != shape[-1]:
+        if not ordered or below[-1] != width:
           return None
         value, order = equation.invars[0], list(range(len(below)))
         continue
@@ -236,6 +261,18 @@ class _Walk:
   def _weight(self, variable: Any) -> _Weight:
     self.weights.append(variable)
     return _Weight(len(self.weights) - 1)
+
+
+def _columns(equation: core.JaxprEqn, axis: int) -> _Columns | None:
+  """The columns that a slice keeps of one axis; None if it cuts another."""
+  starts, stops = (
+    list(equation.params[f'{name}_indices']) for name in ('start', 'limit')
+  )
+  columns = _Columns(starts[axis], stops[axis])
+  starts[axis], stops[axis] = 0, _aval(equation.invars[0]).shape[axis]
+  strides = equation.params['strides'] or (1,)
+  whole = not any(starts) and stops == list(_aval(equation.invars[0]).shape)
+  return columns if whole and set(strides) == {1} else None
 
 
 def _is_row(shape: Sequence[int], axes: Sequence[int], axis: int) -> bool:

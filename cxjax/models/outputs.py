@@ -136,6 +136,21 @@ def columns(leaf: jax.Array) -> jax.Array:
   return leaf[:, None] if leaf.ndim == 1 else leaf
 
 
+def first_columns(
+  model: adapters.ModelAdapter, count: int
+) -> adapters.ModelAdapter:
+  """The model whose output is the first `count` columns of its own."""
+
+  def run(fun: Callable[..., Any], params: Any, x: Any, *key: Any) -> Any:
+    output, *rest = fun(params, x, *key)
+    return jax.lax.slice_in_dim(output, 0, count, axis=-1), *rest
+
+  training = model.training and functools.partial(run, model.training)
+  return dataclasses.replace(
+    model, apply=functools.partial(run, model.apply), training=training
+  )
+
+
 def joined(tree: Any) -> jax.Array:
   """All outputs as one vector for each example, `[B, D]`."""
   return jnp.concatenate(

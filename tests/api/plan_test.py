@@ -225,6 +225,42 @@ class StagesTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
 
+class VocabularyTest(parameterized.TestCase):
+  def test_the_first_classes_are_compared(self):
+    wide = network(Net((4,), 5), X)
+    plan = cxjax.plan(TEACHER, wide, X, num_steps=2, layers=(), vocab=2)
+    for own, model in ((plan.teacher, TEACHER), (plan.student, wide)):
+      whole = model.apply(model.params, X)[0]
+      got = own.apply(own.params, X)[0]
+      np.testing.assert_array_equal(got, whole[:, :2])
+
+  @pytest.mark.slow
+  def test_the_other_classes_are_not_trained(self):
+    wide = network(Net((4,), 5), X)
+    plan = cxjax.plan(TEACHER, wide, X, num_steps=2, layers=(), vocab=3)
+    params, history = cxjax.distill(plan, [X], metrics='agreement')
+    kernels = [
+      tree['params']['Dense_1']['kernel']
+      for tree in (wide.wrap(wide.params), params)
+    ]
+    changed = (kernels[0] != kernels[1]).any(axis=0)
+    self.assertEqual(changed.tolist(), [True] * 3 + [False] * 2)
+    self.assertIn('eval/agreement', history[-1])
+
+  @parameterized.parameters(
+    (dict(vocab=4), r"the teacher's output is \[8, 3\]"),
+    (dict(vocab=0), 'vocab=0 must be a whole number, at least 1'),
+    (dict(vocab=2.5), 'vocab=2.5 must be a whole number'),
+    (
+      dict(vocab=2, loss={'*': lambda a, b: jnp.sum(a - b, 1)}),
+      'vocab=2 is of models with one output',
+    ),
+  )
+  def test_refuses(self, options, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      cxjax.plan(TEACHER, STUDENT, X, num_steps=2, **options)
+
+
 @pytest.mark.slow
 class RefusalTest(parameterized.TestCase):
   @parameterized.parameters(

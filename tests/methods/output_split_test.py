@@ -35,6 +35,8 @@ class _Net(nn.Module):
       'padded': lambda: jnp.where(
         (jnp.arange(CLASSES) < 9)[None, None], h @ table.T, -1e9
       ),
+      'columns': lambda: (nn.Dense(CLASSES + 2)(h) + 1.0)[..., :CLASSES],
+      'last rows': lambda: nn.Dense(CLASSES)(h)[:, -2:],
       'flat': lambda: (h.reshape(-1, WIDTH) @ table.T).reshape(2, 3, CLASSES),
       'einsum': lambda: jnp.einsum('bld,vd->blv', h, table) * scale + bias,
       'normalized': lambda: nn.log_softmax(nn.Dense(CLASSES)(h)),
@@ -69,7 +71,7 @@ class SplitTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-    'dense', 'tied', 'capped', 'bfloat16', 'padded', 'flat', 'einsum'
+    'dense', 'tied', 'capped', 'bfloat16', 'padded', 'columns', 'flat', 'einsum'
   )
   def test_finds_the_head(self, head):
     net = _Net(head)
@@ -98,7 +100,7 @@ class SplitTest(parameterized.TestCase):
     self.check(apply, params)
 
   @parameterized.parameters(
-    'normalized', 'of the input', 'by position', 'hidden'
+    'normalized', 'of the input', 'by position', 'hidden', 'last rows'
   )
   def test_of_others_there_is_none(self, head):
     """What other rows or operations are needed for is left whole."""

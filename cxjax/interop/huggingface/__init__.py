@@ -22,6 +22,7 @@ from cxjax.interop.huggingface.bert import from_bert
 from cxjax.interop.huggingface.gpt2 import from_gpt2
 from cxjax.interop.huggingface.reader import read
 from cxjax.interop.huggingface.reader import tokenizer
+from cxjax.interop.huggingface.vocabularies import shared_vocabulary
 from cxjax.interop.huggingface.writer import write
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
   'from_gpt2',
   'read',
   'register',
+  'shared_vocabulary',
   'tokenizer',
   'write',
 ]
