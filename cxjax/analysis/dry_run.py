@@ -20,6 +20,7 @@ from cxjax.methods import flops as flops_lib
 from cxjax.methods import stage_plan
 from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import abstract
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
 
@@ -194,7 +195,7 @@ def _analyze(
     arguments=used.argument_size_in_bytes,
     temporaries=used.temp_size_in_bytes,
     output=used.output_size_in_bytes - used.alias_size_in_bytes,
-    beside=_beside(spec, planned, programs),
+    beside=_beside(spec, planned),
   )
   steps = spec.loop.log_every
   turns = (steps / spec.blocks, spec.blocks)
@@ -203,9 +204,7 @@ def _analyze(
 
 
 def _beside(
-  spec: run_spec.RunSpec,
-  planned: stage_plan.StagePlan,
-  programs: compiled_steps.CompiledSteps,
+  spec: run_spec.RunSpec, planned: stage_plan.StagePlan
 ) -> int:
   """Bytes that a run holds and does not pass to the program of a stage."""
   layout = spec.layout
@@ -213,7 +212,7 @@ def _beside(
   total = size(
     mesh_lib.abstract(spec.held_out, layout.mesh, mesh_lib.REPLICATED)
   )
-  rows = programs.abstract_rows()
+  rows = abstract.rows(spec)
   if rows is not None:
     total += size(rows)
   if spec.teacher is not None:

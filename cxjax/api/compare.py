@@ -18,6 +18,7 @@ from cxjax import types
 from cxjax.api import budgets
 from cxjax.api import comparison
 from cxjax.api import contest
+from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import matching
 from cxjax.api import named_plans
@@ -33,7 +34,7 @@ LABELED = ('supervised', 'extracted_labels')
 RATES = (1e-3, 3e-3, 1e-2)
 SHARE = arguments.Range(0, 1, ends=(False, True))
 # Arguments of `distill` that a comparison passes on.
-OPTIONS = ('last_batch', 'microbatches', 'mesh', 'trainable')
+OPTIONS = ('last_batch', 'microbatches', 'mesh', 'trainable', 'fit_on')
 
 
 def compare(
@@ -101,7 +102,8 @@ def compare(
       comparison.{md,csv,png} and search.csv.
     costs: how FLOPs are found, 'compiled' or 'counted'.
     report: called with lines of text as the comparison goes on.
-    **options: of `distill`: `last_batch`, `microbatches`, `mesh`, `trainable`.
+    **options: of `distill`: `last_batch`, `microbatches`, `mesh`, `trainable`
+      and `fit_on`.
 
   Returns:
     The comparison: `str(found)`, `found.rows`, `found.plot(path)`,
@@ -146,6 +148,7 @@ def compare(
     name: planner.plan(name, entry, num_steps)
     for name, entry in named_plans.entries(methods).items()
   }
+  fit_batches.check(options.get('fit_on'), *plans.values())
   entrants = contest.Contest(
     plans=plans,
     starts=begin,

@@ -26,6 +26,7 @@ from cxjax.api import held_out as held_out_lib
 from cxjax.api import plan as plan_lib
 from cxjax.api import starts as starts_lib
 from cxjax.training import evaluation as evaluation_lib
+from cxjax.training import fitting
 
 # The method whose cost in `num_steps` is the budget, if it is compared.
 REFERENCE = 'one_shot'
@@ -295,6 +296,7 @@ class Contest:
     workdir = None
     if self.workdir is not None:
       workdir = self.workdir / folder
+    others = {k: v for k, v in self.options.items() if k != 'fit_on'}
     students, history = distill_lib.distill(
       dataclasses.replace(plan, student=student),
       self.batches,
@@ -305,7 +307,7 @@ class Contest:
       eval_every=eval_every,
       workdir=workdir,
       diverged='keep',
-      **self.options,
+      **(self.options if fitting.is_needed(plan.stages) else others),
     )
     scores = history[-1][f'eval/{self.metric}']
     return students, history, list(map(_score, scores, students))

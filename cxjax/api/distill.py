@@ -25,7 +25,9 @@ from cxjax import arguments
 from cxjax import errors
 from cxjax import settings
 from cxjax import types
+from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
+from cxjax.api import padding
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.api import run_identity
@@ -36,11 +38,11 @@ from cxjax.data import loader
 from cxjax.data import user_batches
 from cxjax.data import user_loader
 from cxjax.methods import flops as flops_lib
-from cxjax.models import adapters
 from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import failures
+from cxjax.training import fitting
 from cxjax.training import memory
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
@@ -74,6 +76,7 @@ def distill(
   on_record: trainer.OnRecord | None = None,
   keep_best: str = '',
   diverged: str = 'error',
+  fit_on: Any = None,
 ) -> tuple[Any, list[types.Record]]:
   """Trains the student, or several at once, as planned.
 
@@ -131,6 +134,8 @@ def distill(
     diverged: what to do when the loss of a student is not finite although its
       batch and its targets are: 'error' ends the run; 'keep' warns and goes on,
       and the student's parameters come back as NaN.
+    fit_on: batches that projections as 'pca' are fitted on; without them the
+      first 16 of a list of batches, and of a loader the first one.
 
   Returns:
     The parameters in the form that the student came in (of several, a list),
@@ -161,7 +166,7 @@ def distill(
   restart = arguments.flag('restart_schedule', restart_schedule)
   errors.lookup('last_batch', last_batch, dict.fromkeys(conform.LAST_BATCH))
   if last_batch == 'pad':
-    plan = _weighted(plan)
+    plan = padding.weighted(plan)
   layout, unplaced = placement.layout(plan, mesh), plan
   plan = placement.placed(plan, layout)
   master_weights.check(jnp.dtype(plan.dtype or jnp.float32), 'dtype')
@@ -174,8 +179,10 @@ def distill(
       keep_diverged=diverged == 'keep',
     )
     spec = _spec(plan, (user, last_batch), evaluation, loop, layout, seed)
+    read = fit_batches.read(plan, fit_on, batches, user, evaluation)
     spec = dataclasses.replace(
       spec,
+      host=dataclasses.replace(spec.host, fit_on=read),
       optimizer=optimizers.of_distill(optimizer, learning_rate),
       restart_schedule=restart,
       carry_state=not restart,
@@ -189,6 +196,7 @@ def distill(
     )
     failures.check_start(spec)
     memory.require(spec, plan.planned)
+    fitting.check(spec, plan.planned)
     run = functools.partial(_train, plan, spec, on_record=on_record)
     if workdir is None:
       with _nothing_kept(), tempfile.TemporaryDirectory() as folder:
@@ -214,15 +222,6 @@ def _nothing_kept() -> Iterator[None]:
       stopped.signal,
       stopped.step,
     ) from None
-
-
-def _weighted(plan: plan_lib.Plan) -> plan_lib.Plan:
-  """The plan with weights in its batches, of which padding has 0."""
-  if 'weights' in plan.batch:
-    return plan
-  output, _ = adapters.outputs(plan.student, plan.batch['x'], 'student')
-  weights = jax.ShapeDtypeStruct(output.shape[:-1], jnp.float32)
-  return dataclasses.replace(plan, batch={**plan.batch, 'weights': weights})
 
 
 def _evaluation(

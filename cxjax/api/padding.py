@@ -140,6 +140,15 @@ def applied(
   return padding, jax.eval_shape(padding, batch), both
 
 
+def weighted(plan: Any) -> Any:
+  """A `Plan` with weights in its batches, of which padding has 0."""
+  if 'weights' in plan.batch:
+    return plan
+  output, _ = adapters.outputs(plan.student, plan.batch['x'], 'student')
+  weights = jax.ShapeDtypeStruct(output.shape[:-1], jnp.float32)
+  return dataclasses.replace(plan, batch={**plan.batch, 'weights': weights})
+
+
 def _received(
   mask: Any, batch: types.Batch, student: adapters.ModelAdapter
 ) -> Padding | None:

@@ -78,6 +78,7 @@ def describe(
     'mesh': dict(spec.layout.mesh.shape),
     'dtype': plan.dtype,
     **_mask(plan),
+    **_fit_on(spec),
   }
 
 
@@ -86,6 +87,12 @@ def _mask(plan: plan_lib.Plan) -> dict[str, str]:
   if plan.padding is None:
     return {}
   return {'mask': identity.function_digest(plan.padding.mask, plan.batch)}
+
+
+def _fit_on(spec: run_spec.RunSpec) -> dict[str, str]:
+  """Digest of the batches that projections are fitted on, if any are."""
+  found = spec.host.fit_on
+  return {'fit_on': identity.tree_digest(list(found))} if found else {}
 
 
 def _listed_values(value: Any) -> Any:

@@ -33,6 +33,7 @@ from cxjax.methods import stage as stage_lib
 from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.tasks import base as tasks
+from cxjax.training import fitting
 from cxjax.training import memory
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
@@ -265,8 +266,7 @@ def student_spec(
   optimizer = copy.deepcopy(config.optimizer)
   optimizer.learning_rate *= defaults.method_block(config).rate_factor
   stages = _stages(experiment, teacher)
-  needs_teacher = any(stage.needs_teacher for stage in stages)
-  teacher_metrics = metrics_lib.TEACHER_METRICS
+  needed = teacher is not None or any(stage.needs_teacher for stage in stages)
   return _spec(
     experiment,
     'student',
@@ -276,7 +276,7 @@ def student_spec(
     optimizer=optimizer,
     teacher=teacher,
     teacher_metrics=metrics_lib.resolve(
-      teacher_metrics if teacher is not None or needs_teacher else ()
+      metrics_lib.TEACHER_METRICS if needed else ()
     ),
     lookahead=config.lookahead,
     trainable=config.trainable,
@@ -318,6 +318,7 @@ def check(experiment: Experiment) -> None:
     experiment.task.check(size)
   spec = student_spec(experiment, abstract_teacher(experiment))
   memory.require(spec, spec.plan())
+  fitting.check(spec, spec.plan())
 
 
 def abstract_teacher(
@@ -337,8 +338,7 @@ def abstract_teacher(
     return experiment.pretrained.teacher()
   spec = teacher_spec(experiment)
   if checkpoints is None:
-    listed = experiment.config.progressive.checkpoints
-    steps = sorted({*range(1_000), *listed})
+    steps = sorted({*range(1_000), *experiment.config.progressive.checkpoints})
     ahead = ((step, i / len(steps)) for i, step in enumerate(steps))
     checkpoints = (*ahead, (steps[-1] + 1, 1.0))
   return teacher_lib.Teacher(

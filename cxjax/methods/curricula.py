@@ -68,6 +68,30 @@ def one_shot(
   return (stage_lib.Stage('output', num_steps, terms),)
 
 
+def one_shot_labels(
+  steps: Sequence[int],
+  loss: types.Loss | str | None = None,
+  *,
+  alpha: float = 0.0,
+  top_k: int = 0,
+) -> stage_lib.Curriculum:
+  """Distillation from the final teacher's logits, then the labels alone.
+
+  Args:
+    steps: number of updates for the logits, and for the labels.
+    loss: of `(student, teacher)` logits; None is the KL divergence.
+    alpha: weight of the labels beside the teacher, in the first stage.
+    top_k: only so many of the teacher's logits, the largest; 0 is all.
+
+  Returns:
+    Two stages, 'output' and 'labels'; the second one does not run the teacher.
+  """
+  _check_equal('targets', ('output', 'labels'), 'stages', steps)
+  first, last = steps
+  (labels,) = supervised(last)
+  return (*one_shot(first, loss, alpha=alpha, top_k=top_k), labels)
+
+
 def progressive(
   checkpoints: Sequence[int | None],
   steps: Sequence[int],

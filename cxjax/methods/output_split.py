@@ -103,6 +103,24 @@ def split(fun: Callable[..., Any], rows: int, *shapes: Any) -> Split | None:
   return None if found is None else Split(fun, rows, found)
 
 
+def kernel(
+  fun: Callable[..., Any], params: types.Params, x: types.Input
+) -> jax.Array | None:
+  """The matrix of a model's output.
+
+  Args:
+    fun: `(params, x) -> (output, ...)`.
+    params: its parameters.
+    x: an input; its shape is enough.
+
+  Returns:
+    `[D, C]`; None if the output is not made of one matrix product and of
+    elementwise operations.
+  """
+  found = _find(fun, params, x)
+  return None if found is None else found.head.kernel(found.weights(params))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Found:
   """A trace with its head.

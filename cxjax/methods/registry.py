@@ -76,6 +76,13 @@ def _build_one_shot(block: Any, context: Context) -> stage_lib.Curriculum:
   return curricula.one_shot(context.num_steps, **context.output)
 
 
+def _build_one_shot_labels(
+  block: Any, context: Context
+) -> stage_lib.Curriculum:
+  steps = layer_matching.split_steps(context.num_steps, 1, block.share)
+  return curricula.one_shot_labels(steps, **context.output)
+
+
 def _build_progressive(block: Any, context: Context) -> stage_lib.Curriculum:
   checkpoints = choose_checkpoints(
     context.checkpoints,
@@ -92,6 +99,11 @@ def _build_progressive(block: Any, context: Context) -> stage_lib.Curriculum:
 
 def _build_extracted(block: Any, context: Context) -> stage_lib.Curriculum:
   return _extracted(block, context, block.layers or context.matched())
+
+
+def _build_last(block: Any, context: Context) -> stage_lib.Curriculum:
+  pairs = block.layers or context.matched()
+  return _extracted(block, context, pairs[-1:])
 
 
 def _build_late_to_early(block: Any, context: Context) -> stage_lib.Curriculum:
@@ -164,7 +176,9 @@ def _build_custom(block: Any, context: Context) -> stage_lib.Curriculum:
 # Fields of the methods with hidden terms, and their defaults.
 _HIDDEN = dict(
   loss='l2',  # cosine; gram, cka, attention compare relations.
-  projection='gaussian',  # rademacher, sparse, orthogonal, identity
+  # rademacher, sparse, orthogonal, identity; fitted: centered, pca,
+  # pca_rotated, output_directions.
+  projection='gaussian',
   regressor=False,  # Match a linear map of the student's layer.
   width=0,  # Of the projection, with a regressor; 0 chooses.
   shared_projection=False,  # One projection for all layers.
@@ -197,6 +211,12 @@ METHODS = {
   'supervised': Method(_build_supervised),
   # The final teacher's output alone.
   'one_shot': Method(_build_one_shot),
+  # The same for a short time, then the labels.
+  'one_shot_labels': Method(
+    _build_one_shot_labels,
+    dict(share=0.25),  # Of num_steps before the labels.
+    like='one_shot',
+  ),
   # The outputs of the teacher's checkpoints, oldest first.
   'progressive': Method(
     _build_progressive,
@@ -214,6 +234,24 @@ METHODS = {
   # The same, then the labels: the last stage does not run the teacher.
   'extracted_labels': Method(
     _build_extracted, {'ending': 'labels'}, like='extracted'
+  ),
+  # The same with projections that are fitted on the first batches.
+  'extracted_centered': Method(
+    _build_extracted, {'projection': 'centered'}, like='extracted'
+  ),
+  'extracted_pca': Method(
+    _build_extracted, {'projection': 'pca'}, like='extracted'
+  ),
+  'extracted_pca_rotated': Method(
+    _build_extracted,
+    {'projection': 'pca_rotated', 'regressor': False, 'width': 0},
+    like='extracted',
+  ),
+  # The last layer alone, along the leading directions of the teacher's output.
+  'extracted_directions': Method(
+    _build_last,
+    {'projection': 'output_directions', 'regressor': True, 'width': 0},
+    like='extracted',
   ),
   # The same with learned projections, as FitNets have them.
   'fitnets': Method(_build_extracted, _LEARNED, like='extracted'),

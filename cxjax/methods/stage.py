@@ -23,9 +23,9 @@ import jax
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import fitted
 from cxjax.methods import legacy
 from cxjax.methods import losses
-from cxjax.methods import projections
 
 LABELS = 'labels'
 NOTHING = 'none'  # Target of an activation that is a loss itself.
@@ -57,8 +57,8 @@ class Term:
       between logits, the squared error between features.
     weight: factor of the term's mean loss, a number that is not negative, or an
       optax schedule of the fraction of the stage that is done.
-    projection: random projection of the target (`projections.PROJECTIONS`);
-      None compares the two as they are.
+    projection: of the target, drawn (`projections.PROJECTIONS`) or fitted on
+      batches (`fitted.FITTED`); None compares the two as they are.
     regressor: compare a linear map of the student's activation, which is
       trained with the stage and discarded after it, instead of the activation
       itself (FitNets).
@@ -213,7 +213,7 @@ def _check_projection(term: Term) -> None:
     'projection and regressor out.',
   )
   if term.projection is not None:
-    errors.lookup('projection', term.projection, projections.PROJECTIONS)
+    fitted.check_name(term.projection)
   if term.width is None:
     return
   arguments.whole('width', term.width, 1)

@@ -15,6 +15,7 @@ import optax
 from cxjax import errors
 from cxjax import tables
 from cxjax import types
+from cxjax.methods import fitted
 from cxjax.methods import flops as flops_lib
 from cxjax.methods import gradients
 from cxjax.methods import legacy
@@ -49,8 +50,17 @@ class StagePlan:
 
   @property
   def projections(self) -> dict[str, tuple[int, int]]:
-    """Shape of each random projection, by the name of its term."""
+    """Shape `(d_T, r)` of each projection, by the name of its term."""
     return {n: t.projection for n, t in self.terms.items() if t.projection}
+
+  @property
+  def matrices(self) -> dict[str, tuple[int, int]]:
+    """Shape of the array of each projection, by the name of its term."""
+    terms = self.stage.named_terms
+    return {
+      name: fitted.matrix_shape(terms[name].projection, shape)
+      for name, shape in self.projections.items()
+    }
 
   @property
   def regressors(self) -> dict[str, tuple[int, int]]:
@@ -188,7 +198,7 @@ def _target_maker(
   """What computes the targets of a batch, and the shapes of its arguments."""
   matrices = {
     name: jax.ShapeDtypeStruct(shape, jnp.float32)
-    for name, shape in planned.projections.items()
+    for name, shape in planned.matrices.items()
   }
 
   def make(params: Any, matrices: Any, batch: Any) -> Mapping[str, Any]:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import fitted
 from cxjax.methods import losses
 from cxjax.methods import output_pieces
 from cxjax.methods import output_split
-from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import weights as weights_lib
 
@@ -93,10 +93,16 @@ def compared(
 
 
 def projection_shape(
-  term: stage_lib.Term, teacher_width: int, student_width: int
+  term: stage_lib.Term,
+  teacher_width: int,
+  student_width: int,
+  outputs: int | None = None,
 ) -> tuple[int, int]:
-  """Shape `(d_T, r)` of a term's projection."""
+  """Shape `(d_T, r)` of a term's projection; `outputs` is the logits' width."""
   widest = teacher_width if term.projection == 'identity' else student_width
+  if fitted.is_fitted(term.projection):
+    limit = fitted.directions(term.projection, teacher_width, outputs)
+    widest = min(student_width, limit)
   width = (term.width or widest) if term.regressor else student_width
   return teacher_width, width
 
@@ -185,5 +191,5 @@ def _finished(
 ) -> Any:
   """A target, projected or reduced to its largest entries."""
   if matrix is not None:
-    return projections.project(want, matrix)
+    return fitted.apply(want, matrix, term.projection)
   return jax.lax.stop_gradient(top(want, term))

@@ -12,6 +12,7 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import fitted
 from cxjax.methods import losses
 from cxjax.methods import projections
 from cxjax.methods import python_state
@@ -130,15 +131,11 @@ def plan_term(
   projection = regressor = None
   got = teacher_width
   if term.projection is not None:
+    outputs = theirs[stage_lib.LOGITS].shape[-1]
     projection = targets_lib.projection_shape(
-      term, teacher_width, student_width
+      term, teacher_width, student_width, outputs
     )
-    draw = functools.partial(
-      projections.random_projection,
-      projection=term.projection,
-      shape=projection,
-    )
-    jax.eval_shape(draw, jax.random.key(0))
+    _check_projection(stage, term, projection, outputs)
     got = projection[1]
   if term.regressor:
     regressor = (student_width, got)
@@ -150,6 +147,24 @@ def plan_term(
   )
   _check_loss(stage, term, (*axes, got), batch)
   return TermPlan(projection, regressor, teacher_width, student_width)
+
+
+def _check_projection(
+  stage: stage_lib.Stage,
+  term: stage_lib.Term,
+  shape: tuple[int, int],
+  outputs: int,
+) -> None:
+  """Raises UserError for a projection that cannot have its shape."""
+  assert term.projection is not None
+  if fitted.is_fitted(term.projection):
+    what = f'Stage {stage.name!r}'
+    fitted.check_width(what, term.projection, shape, outputs, term.regressor)
+    return
+  draw = functools.partial(
+    projections.random_projection, projection=term.projection, shape=shape
+  )
+  jax.eval_shape(draw, jax.random.key(0))
 
 
 def _check_positions(

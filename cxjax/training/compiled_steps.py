@@ -11,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax import types
+from cxjax.methods import fitted
 from cxjax.methods import projections
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
 from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import abstract
 from cxjax.training import evaluation
+from cxjax.training import fitting
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import multi_step
 from cxjax.training import optimizers
@@ -25,6 +28,7 @@ from cxjax.training import output_memory
 from cxjax.training import run_spec
 
 Matrices = dict[str, jax.Array]
+numbers = multi_step.numbers
 
 
 class CompiledSteps:
@@ -119,8 +123,8 @@ class CompiledSteps:
       index: its number in the curriculum.
 
     Returns:
-      `[S, d_T, r]` for each term that has a projection, by its name; None
-      without a teacher that is run.
+      `[S, d_T, r]` for each term that has a projection, by its name, or `[S,
+      d_T + 1, r]` of a fitted one; None without a teacher that is run.
     """
     if self._teacher is None:
       return None
@@ -134,8 +138,27 @@ class CompiledSteps:
       # The first key of stage 0 is that of the shared projections.
       if not term.shared_projection and (i or shared):
         keys = self.keys(keys, i)
-      found[name] = self._draw(term.projection, shape, keys)
+      if fitted.is_fitted(term.projection):
+        found[name] = self._fit(planned, name, keys)
+      else:
+        found[name] = self._draw(term.projection, shape, keys)
     return found
+
+  def _fit(
+    self, planned: stage_plan.StagePlan, name: str, keys: jax.Array
+  ) -> jax.Array:
+    """`[S, d_T + 1, r]` fitted projections of the term `name`."""
+    assert self._teacher is not None
+    start = lambda: self.init(self._spec.keys.init)
+    found = fitting.fit(
+      self._spec,
+      planned,
+      name,
+      keys,
+      fitting.Model(self._teacher, lambda: self.stage_teacher(planned)),
+      fitting.Model(self._student, start),
+    )
+    return self._call(('fitted', found.shape), self._sharded, found)
 
   def _draw(
     self, projection: str | None, shape: tuple[int, int], keys: jax.Array
@@ -363,33 +386,13 @@ class CompiledSteps:
           sharding=layout.student,
           seeds=True,
         )
-        for name, shape in planned.projections.items()
+        for name, shape in planned.matrices.items()
       }
     keys = sharded(spec.keys.data, sharding=mesh_lib.REPLICATED)
     scalars = numbers((1, 0), (0, 1), 0, spec.loop.log_every)
-    rows = self.abstract_rows()
+    rows = abstract.rows(spec)
     args = (states, *scalars, params, matrices, keys, rows, None)
     if self._training is None:
       return args
     training_keys = sharded(spec.keys.stage, sharding=mesh_lib.REPLICATED)
     return *args, training_keys
-
-  def abstract_rows(self) -> Any:
-    """Shapes of the rows of one dispatch, or None without a loader."""
-    spec = self._spec
-    if spec.host.loader is None:
-      return None
-    lead = (spec.loop.log_every, spec.keys.data.shape[0])
-    rows = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype),
-      spec.host.rows,
-    )
-    return mesh_lib.abstract_rows(rows, spec.layout.mesh)
-
-
-def numbers(
-  schedule: tuple[int, int], span: tuple[int, int], start: int, stop: int
-) -> tuple[Any, ...]:
-  """The arguments of `advance` that are numbers, as its program takes them."""
-  pair = lambda values: tuple(map(np.int32, values))
-  return pair(schedule), pair(span), np.int32(start), np.int32(stop)

@@ -35,7 +35,7 @@ def require(
   """
   states = max(size(spec.state_shapes(one)) for one in planned)
   matrices = spec.num_seeds * max(
-    sum(FLOAT * math.prod(shape) for shape in one.projections.values())
+    sum(FLOAT * math.prod(shape) for shape in one.matrices.values())
     for one in planned
   )
   teacher = 0 if spec.teacher is None else size(spec.teacher.params)

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cxjax import types
+from cxjax.methods import fitted
 from cxjax.methods import masks
 from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import output_split
-from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
@@ -140,7 +141,16 @@ def _finished(
   shared = want.shape[0] == 1
   seeds = (None if shared else 0, 0)
   want = want[0] if shared else want
-  return jax.vmap(projections.project, in_axes=seeds)(want, matrices)
+  one = lambda want, matrix: fitted.apply(want, matrix, term.projection)
+  return jax.vmap(one, in_axes=seeds)(want, matrices)
+
+
+def numbers(
+  schedule: tuple[int, int], span: tuple[int, int], start: int, stop: int
+) -> tuple[Any, ...]:
+  """The arguments of `advance` that are numbers, as its program takes them."""
+  pair = lambda values: tuple(map(np.int32, values))
+  return pair(schedule), pair(span), np.int32(start), np.int32(stop)
 
 
 def each_seed(fun: Callable[..., Any]) -> Callable[..., Any]:

@@ -125,11 +125,13 @@ class HostData:
     loader: opens the prefetching reader; None where batches need only keys.
     rows: shapes of the rows of one batch.
     period: steps after which the batches come again; 0 is never.
+    fit_on: rows of the batches to fit projections on; () is the first ones.
   """
 
   loader: Callable[[], loader_lib.Prefetch] | None = None
   rows: Any = None
   period: int = 0
+  fit_on: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""Batches of a user that projections are fitted on."""
+
+from typing import Any
+
+from cxjax import errors
+from cxjax import types
+from cxjax.api import held_out as held_out_lib
+from cxjax.api import plan as plan_lib
+from cxjax.data import conform
+from cxjax.data import user_loader
+from cxjax.methods import fitted
+from cxjax.training import fitting
+
+
+def check(fit_on: Any, *plans: plan_lib.Plan) -> None:
+  """Raises UserError for batches to fit on that are no list, or not needed."""
+  if fit_on is None:
+    return
+  errors.require(
+    isinstance(fit_on, list | tuple) and len(fit_on) > 0,
+    f'fit_on is a {type(fit_on).__name__}: give a list of batches, which are '
+    'all read.',
+  )
+  errors.require(
+    any(fitting.is_needed(plan.stages) for plan in plans),
+    'fit_on is for projections that are fitted on batches, '
+    f'{", ".join(fitted.FITTED)}, and there is none: leave it out.',
+  )
+
+
+def read(
+  plan: plan_lib.Plan,
+  fit_on: Any,
+  batches: Any,
+  user: user_loader.UserLoader,
+  evaluation: held_out_lib.Evaluation,
+) -> tuple[types.Batch, ...]:
+  """The batches that the projections of a plan are fitted on.
+
+  Args:
+    plan: what is trained.
+    fit_on: a list of batches; None takes the first of the training batches.
+    batches: those, as the user gives them.
+    user: their loader.
+    evaluation: how batches are converted.
+
+  Returns:
+    Batches of the plan's shapes; none if nothing is fitted.
+
+  Raises:
+    UserError: a batch of other shapes.
+  """
+  check(fit_on, plan)
+  if not fitting.is_needed(plan.stages):
+    return ()
+  if fit_on is None:
+    known = isinstance(batches, list | tuple) and bool(batches)
+    # Of a loader another iteration might change what the run reads.
+    fit_on = batches[: fitted.BATCHES] if known else [user.first()]
+  found = []
+  for number, item in enumerate(fit_on, 1):
+    what = f'batch {number} to fit on'
+    with conform.reported(what):
+      batch = evaluation.convert(item)
+    fit = conform.fit(batch, plan.batch, what, 'drop')
+    if fit is not None:
+      found.append(fit)
+  errors.require(
+    bool(found),
+    'No batch to fit a projection on has the size of the example of the plan.',
+  )
+  return tuple(found)

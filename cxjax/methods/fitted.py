@@ -1,0 +1,234 @@
+"""Fitted projections: matrices that fixed batches and the networks decide.
+
+In place of a random draw, a projection may follow from the teacher's
+activations on some batches, from the student's start or from the teacher's
+output. All of them subtract the mean of the target over those batches, which is
+stored, and divide by one number, so that the entries of the projected target
+have the mean square 1 there. A projection is rebuilt from the same batches and
+never stored.
+
+A fitted matrix has one row more than a random one: its last row is added.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import TypeAlias
+
+import jax
+import numpy as np
+
+from cxjax import errors
+from cxjax.methods import projections
+
+# Batches that a projection is fitted on: the first ones of a run.
+BATCHES = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+  """Moments over the batches that a projection is fitted on.
+
+  Attributes:
+    mean: `[d_T]`, of the target before its projection.
+    covariance: `[d_T, d_T]`, of the same.
+    cross: `[d_T, d_S]` covariance of the target and of the student's activation
+      at its start, where the projection needs it.
+    output: `[d_T, C]` matrix of the teacher's output, where it needs it.
+  """
+
+  mean: np.ndarray
+  covariance: np.ndarray
+  cross: np.ndarray | None = None
+  output: np.ndarray | None = None
+
+
+# `(key, facts, r) -> [d_T, r]`; one factor for all of it does not matter.
+Fit: TypeAlias = Callable[[jax.Array, Facts, int], np.ndarray]
+
+
+def _centered(key: jax.Array, facts: Facts, width: int) -> np.ndarray:
+  shape = len(facts.mean), width
+  return np.asarray(projections.random_projection(key, 'gaussian', shape))
+
+
+def _pca(key: jax.Array, facts: Facts, width: int) -> np.ndarray:
+  del key
+  _, vectors = np.linalg.eigh(facts.covariance)
+  return _signed(vectors[:, ::-1][:, :width])
+
+
+def _pca_rotated(key: jax.Array, facts: Facts, width: int) -> np.ndarray:
+  matrix = _pca(key, facts, width)
+  assert facts.cross is not None
+  left, _, right = np.linalg.svd(matrix.T @ facts.cross)
+  return matrix @ (left @ right)
+
+
+def _output_directions(key: jax.Array, facts: Facts, width: int) -> np.ndarray:
+  del key
+  assert facts.output is not None
+  vectors, *_ = np.linalg.svd(facts.output, full_matrices=False)
+  return _signed(vectors[:, :width])
+
+
+def _signed(vectors: np.ndarray) -> np.ndarray:
+  """Columns whose largest entry is positive: libraries differ in the sign."""
+  largest = np.abs(vectors).argmax(axis=0)
+  signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
+  return vectors * np.where(signs == 0, 1, signs)
+
+
+# Fitted projections by name.
+FITTED: dict[str, Fit] = {
+  'centered': _centered,  # A Gaussian draw.
+  'pca': _pca,
+  'pca_rotated': _pca_rotated,
+  'output_directions': _output_directions,
+}
+# Those that need the student's start, those that need the matrix of the
+# teacher's output, and those whose width the number of examples limits.
+ROTATED, OUTPUT = ('pca_rotated',), ('output_directions',)
+RANKED = ('pca', 'pca_rotated')
+
+
+def is_fitted(projection: str | None) -> bool:
+  """True for the name of a fitted projection."""
+  return projection in FITTED
+
+
+def check_name(projection: str) -> None:
+  """Raises UserError for a name that is no projection, random or fitted."""
+  known = {**projections.PROJECTIONS, **FITTED}
+  errors.lookup('projection', projection, known)
+
+
+def matrix_shape(
+  projection: str | None, shape: tuple[int, int]
+) -> tuple[int, int]:
+  """Shape of the array of a projection `(d_T, r)`, with its last row if any."""
+  return shape[0] + is_fitted(projection), shape[1]
+
+
+def directions(
+  projection: str | None, teacher_width: int, outputs: int | None
+) -> int:
+  """The largest width of a fitted projection; that of 'centered' has no end."""
+  if projection == 'centered':
+    return projections.MOST
+  if projection in OUTPUT and outputs is not None:
+    return min(teacher_width, outputs)
+  return teacher_width
+
+
+def check_width(
+  what: str,
+  projection: str,
+  shape: tuple[int, int],
+  outputs: int,
+  regressor: bool,
+) -> None:
+  """Checks the width of a fitted projection.
+
+  Args:
+    what: the stage, for messages.
+    projection: its name.
+    shape: `(d_T, r)`.
+    outputs: width of the teacher's output.
+    regressor: whether the student has a regressor.
+
+  Raises:
+    UserError: more directions than there are, or a rotation to a student with a
+      regressor.
+  """
+  width, limit = shape[1], directions(projection, shape[0], outputs)
+  errors.require(
+    width <= limit,
+    f'{what} projects to width {width} by {projection!r}, and there are '
+    f'{limit} directions. Give a smaller width, with regressor=True, or '
+    "projection='gaussian'.",
+  )
+  errors.require(
+    projection not in ROTATED or not regressor,
+    f"{what} rotates its target to the student's start and has a regressor, "
+    "which is trained to rotate: leave regressor out, or give 'pca'.",
+  )
+
+
+def check_examples(what: str, projection: str, width: int, count: int) -> None:
+  """Raises UserError for a PCA of higher rank than its examples have.
+
+  Args:
+    what: the stage, for messages.
+    projection: its name.
+    width: of the projection.
+    count: number of examples, or of tokens, that it is fitted on.
+  """
+  errors.require(
+    count > (width if projection in RANKED else 1),
+    f'{what} fits a projection {projection!r} of width {width} on {count} '
+    'examples or tokens: it takes more of them than the width. Give a smaller '
+    'width, with regressor=True, or fit it on more: larger batches, or '
+    'distill(fit_on=BATCHES).',
+  )
+
+
+def fit(
+  what: str,
+  projection: str,
+  key: jax.Array,
+  facts: Facts,
+  width: int,
+  scale: float = 1.0,
+) -> np.ndarray:
+  """Fits a projection.
+
+  Args:
+    what: the stage, for messages.
+    projection: a name in `FITTED`.
+    key: typed PRNG key, of 'centered'.
+    facts: of the batches.
+    width: `r`.
+    scale: factor of the projected target.
+
+  Returns:
+    `[d_T + 1, r]` float32; the last row is added to the product with the
+    others.
+
+  Raises:
+    UserError: the target is constant along the directions.
+  """
+  matrix = np.asarray(FITTED[projection](key, facts, width), np.float64)
+  power = np.einsum('dr,de,er->', matrix, facts.covariance, matrix) / width
+  whole = np.trace(facts.covariance) / len(facts.mean)
+  size = whole + np.mean(facts.mean**2)
+  errors.require(
+    np.isfinite(power) and power > 1e-12 * max(size, 1e-30),
+    f'{what} fits a projection {projection!r} on a target that is constant '
+    'over the batches, or not finite: it teaches nothing. Choose another '
+    'layer, or other batches.',
+  )
+  matrix = matrix / np.sqrt(power)
+  last = -facts.mean @ matrix * scale
+  return np.concatenate([matrix, last[None]]).astype(np.float32)
+
+
+def project(x: jax.Array, matrix: jax.Array) -> jax.Array:
+  """Applies a fitted projection; constant to the gradient.
+
+  Args:
+    x: `[..., d_T]` targets.
+    matrix: `[d_T + 1, r]` from `fit`.
+
+  Returns:
+    `[..., r]`.
+  """
+  x, matrix = jax.lax.stop_gradient((x, matrix))
+  last = matrix[-1].reshape((*[1] * (x.ndim - 1), -1))
+  return x @ matrix[:-1] + last
+
+
+def apply(x: jax.Array, matrix: jax.Array, projection: str | None) -> jax.Array:
+  """Applies the projection of a term, fitted or drawn."""
+  if is_fitted(projection):
+    return project(x, matrix)
+  return projections.project(x, matrix)

@@ -1,0 +1,271 @@
+"""Projections that are fitted on the first batches of a run.
+
+The batches, the teacher and the starts of the students decide them, so that a
+run that goes on from a checkpoint fits the same ones again. All students have
+the same batches here; what differs is the start that 'pca_rotated' rotates to,
+and the draw of 'centered'.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import errors
+from cxjax import types
+from cxjax.methods import fitted
+from cxjax.methods import output_split
+from cxjax.methods import stage as stage_lib
+from cxjax.methods import stage_plan
+from cxjax.methods import targets as targets_lib
+from cxjax.methods import weights as weights_lib
+from cxjax.training import run_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A function and its parameters, which are made when they are needed.
+
+  Attributes:
+    apply: `(params, x) -> (output, activations)`.
+    params: makes those of the teacher, or `[S, ...]` of the students.
+  """
+
+  apply: types.Apply
+  params: Callable[[], types.Params]
+
+
+def is_needed(stages: stage_lib.Curriculum) -> bool:
+  """True if any term of a curriculum has a fitted projection."""
+  return any(fitted.is_fitted(t.projection) for s in stages for t in s.terms)
+
+
+def batches(spec: run_spec.RunSpec) -> Iterator[types.Batch]:
+  """Yields the batches of a run that projections are fitted on, one stream."""
+  draw = jax.jit(spec.draw, static_argnums=() if spec.host.rows else (2,))
+  key = spec.keys.data[0]
+  for at, rows in enumerate(_rows(spec)):
+    yield draw(key, np.int32(at), rows)
+
+
+def _rows(spec: run_spec.RunSpec) -> Iterable[Any]:
+  """Rows of the first stream, or the batch size where batches are drawn."""
+  if spec.host.fit_on:
+    return spec.host.fit_on
+  if spec.host.loader is None:
+    return [spec.batch_size] * fitted.BATCHES
+  found = []
+  with spec.host.loader() as loader:
+    for at in range(fitted.BATCHES):
+      chunk, number = loader.rows(at), at % spec.loop.log_every
+      found.append(jax.tree.map(lambda leaf, n=number: leaf[n, 0], chunk))
+  return found
+
+
+def check(
+  spec: run_spec.RunSpec, planned: Iterable[stage_plan.StagePlan]
+) -> None:
+  """Checks the number of examples of all fitted projections of a run.
+
+  Args:
+    spec: the run; shapes are enough.
+    planned: its stages.
+
+  Raises:
+    UserError: a projection of higher rank than its examples.
+  """
+  if not is_needed(spec.stages):
+    return
+  errors.require(
+    jax.process_count() == 1,
+    'Projections that are fitted on batches are for one process: the others '
+    'read batches of their own. Give a random one, as projection='
+    "'orthogonal'.",
+  )
+  batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
+  number = len(spec.host.fit_on) or fitted.BATCHES
+  assert spec.teacher is not None
+  x = targets_lib.without_dropout(batch['x'])
+  shapes = jax.eval_shape(
+    lambda params, x: targets_lib.forward(spec.teacher_apply, params, x),
+    spec.teacher.params,
+    x,
+  )
+  for one in planned:
+    for name, term in one.stage.teacher_terms.items():
+      if not fitted.is_fitted(term.projection):
+        continue
+      want = jax.eval_shape(
+        lambda shapes, x, term=term: targets_lib.compared(
+          shapes, x, term.target, term
+        ),
+        shapes,
+        x,
+      )
+      count = number * math.prod(want.shape[:-1])
+      width = one.projections[name][1]
+      what = f'Stage {one.stage.name!r}'
+      fitted.check_examples(what, str(term.projection), width, count)
+
+
+def fit(
+  spec: run_spec.RunSpec,
+  planned: stage_plan.StagePlan,
+  name: str,
+  keys: jax.Array,
+  teacher: Model,
+  students: Model,
+) -> jax.Array:
+  """Fits the projections of one term.
+
+  Args:
+    spec: the run.
+    planned: the stage.
+    name: of the term.
+    keys: `[S]`.
+    teacher: the teacher of the stage.
+    students: where they start.
+
+  Returns:
+    `[S, d_T + 1, r]`.
+
+  Raises:
+    UserError: too few examples, a target that is constant, or a teacher whose
+      output is no product of the target with a matrix.
+  """
+  term = planned.stage.named_terms[name]
+  projection, shape = str(term.projection), planned.projections[name]
+  what, width = f'Stage {planned.stage.name!r}', shape[1]
+  moments = _Moments(term, teacher, students)
+  shared = list(batches(spec))
+  count, mean, covariance, cross = moments.of(shared)
+  fitted.check_examples(what, projection, width, count)
+  output = None
+  if projection in fitted.OUTPUT:
+    output = _output(what, teacher, shared[0], shape[0])
+  matrices = []
+  for seed, key in enumerate(keys):
+    own = None if cross is None else cross[seed]
+    facts = fitted.Facts(mean, covariance, own, output)
+    matrices.append(fitted.fit(what, projection, key, facts, width, term.scale))
+  return jnp.stack(matrices)
+
+
+class _Moments:
+  """Means and covariances of one term's target, and of the students' starts."""
+
+  def __init__(
+    self, term: stage_lib.Term, teacher: Model, students: Model
+  ) -> None:
+    """Compiles nothing yet."""
+    # A fitted projection is scaled itself.
+    self._term = dataclasses.replace(term, scale=1.0)
+    self._teacher, self._students = teacher, students
+    self._params: Any = teacher.params()
+    self._starts: Any = None
+    if term.projection in fitted.ROTATED:
+      self._starts = students.params()
+
+  def of(
+    self, shared: list[types.Batch]
+  ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The number of examples, the mean, the covariance and the cross ones."""
+    args = self._params, self._starts
+    first = jax.jit(self._sums)
+    sums = [jax.device_get(first(*args, batch)) for batch in shared]
+    total, count, mean, middle = (
+      _added([one[i] for one in sums]) for i in range(4)
+    )
+    mean = mean / max(total, 1e-30)
+    if middle is not None:
+      middle = middle / max(total, 1e-30)
+    second = jax.jit(self._products)
+    rounded = lambda leaf: np.asarray(leaf, np.float32)
+    low = jax.tree.map(rounded, (mean, middle))
+    found = [jax.device_get(second(*args, batch, *low)) for batch in shared]
+    covariance, cross = (_added([one[i] for one in found]) for i in range(2))
+    if cross is not None:
+      cross = cross / max(total, 1e-30)
+    return int(count), mean, covariance / max(total, 1e-30), cross
+
+  def _sums(self, params: Any, starts: Any, batch: types.Batch) -> Any:
+    want, own, weights = self._rows(params, starts, batch)
+    middle = None
+    if own is not None:
+      middle = jnp.einsum('n,snd->sd', weights, own)
+    return weights.sum(), (weights > 0).sum(), weights @ want, middle
+
+  def _products(
+    self,
+    params: Any,
+    starts: Any,
+    batch: types.Batch,
+    mean: jax.Array,
+    middle: jax.Array | None,
+  ) -> Any:
+    want, own, weights = self._rows(params, starts, batch)
+    want = want - mean[None]
+    heavy = want * weights[:, None]
+    cross = None
+    if own is not None and middle is not None:
+      cross = jnp.einsum('nd,sne->sde', heavy, own - middle[:, None])
+    return heavy.T @ want, cross
+
+  def _rows(
+    self, params: Any, starts: Any, batch: types.Batch
+  ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """`[N, d_T]` targets, `[S, N, d_S]` of the students, and `[N]` weights."""
+    term, x = self._term, batch['x']
+    found = targets_lib.forward(self._teacher.apply, params, x)
+    want = targets_lib.compared(found, x, term.target, term)
+    shape = found[term.target].shape
+    weights = weights_lib.loss_weights(batch, term, term.target, shape)
+    want = targets_lib.transform(want, weights, term).astype(jnp.float32)
+    if weights is None:
+      weights = jnp.ones(want.shape[:-1])
+    want = weights_lib.cleared(want, weights)
+    own = None
+    if starts is not None:
+      see = lambda one: weights_lib.cleared(self._student(one, x), weights)
+      own = jax.vmap(see)(starts)
+      own = own.reshape(own.shape[0], -1, own.shape[-1])
+    rows = want.reshape(-1, want.shape[-1])
+    return rows, own, weights.reshape(-1).astype(jnp.float32)
+
+  def _student(self, params: Any, x: types.Input) -> jax.Array:
+    found = targets_lib.forward(self._students.apply, params, x)
+    one = targets_lib.compared(found, x, self._term.student, self._term)
+    return one.astype(jnp.float32)
+
+
+def _added(parts: list[Any]) -> Any:
+  """The sum of arrays in float64; None of none."""
+  if parts[0] is None:
+    return None
+  return np.sum(np.stack([np.asarray(p, np.float64) for p in parts]), axis=0)
+
+
+def _output(
+  what: str, teacher: Model, batch: types.Batch, width: int
+) -> np.ndarray:
+  """`[d_T, C]` matrix of the teacher's output.
+
+  Raises:
+    UserError: it has none, or one of other rows than the target is wide.
+  """
+  params, x = teacher.params(), batch['x']
+  found = output_split.kernel(teacher.apply, params, x)
+  errors.require(
+    found is not None and found.shape[0] == width,
+    f"{what} has projection='output_directions', for which the teacher's "
+    f'output must be a product of the target, {width} wide, with a matrix'
+    f'{"" if found is None else f", and that has {found.shape[0]} rows"}. '
+    "Compare the teacher's last layer, or give 'pca'.",
+  )
+  return np.asarray(found, np.float64)

@@ -1,0 +1,99 @@
+"""Tests of fitted projections, against what their names say."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from cxjax import errors
+from cxjax.methods import fitted
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(200, 6)) * [5, 4, 3, 2, 1, 0.1] + 7.0
+S = RANDOM.normal(size=(200, 3)) + X[:, :3]
+W = RANDOM.normal(size=(6, 4)) * [9, 3, 1, 0.1]
+
+
+def facts(x=X, start=S):
+  center = x - x.mean(0)
+  return fitted.Facts(
+    x.mean(0),
+    center.T @ center / len(x),
+    center.T @ (start - start.mean(0)) / len(x),
+    W,
+  )
+
+
+def fit(name, width=3, scale=1.0, **kwargs):
+  key = jax.random.key(0)
+  return fitted.fit('It', name, key, facts(**kwargs), width, scale)
+
+
+class FittedTest(parameterized.TestCase):
+  @parameterized.parameters(*fitted.FITTED)
+  def test_mean_0_and_mean_square_1(self, name):
+    matrix = fit(name)
+    self.assertEqual(matrix.shape, fitted.matrix_shape(name, (6, 3)))
+    got = np.asarray(fitted.project(X, matrix))
+    np.testing.assert_allclose(got.mean(0), 0, atol=1e-4)
+    self.assertAlmostEqual(np.mean(got**2), 1.0, places=4)
+    np.testing.assert_array_equal(matrix, fit(name))
+    # `scale` of a term multiplies the target before, and is not undone.
+    twice = np.asarray(fitted.project(2 * X, fit(name, scale=2.0)))
+    np.testing.assert_allclose(twice, 2 * got, rtol=1e-4, atol=1e-4)
+
+  def test_pca_has_the_leading_directions(self):
+    got = np.asarray(fitted.project(X, fit('pca')))
+    covariance = got.T @ got / len(got)
+    np.testing.assert_allclose(
+      covariance, np.diag(np.diag(covariance)), atol=1e-4
+    )
+    _, values, right = np.linalg.svd(X - X.mean(0), full_matrices=False)
+    found = fit('pca')[:-1]
+    unit = found / np.linalg.norm(found, axis=0)
+    np.testing.assert_allclose(np.abs(right[:3] @ unit), np.eye(3), atol=1e-4)
+    ratios = np.diag(covariance) / np.diag(covariance)[0]
+    np.testing.assert_allclose(ratios, (values[:3] / values[0]) ** 2, atol=1e-4)
+
+  def test_no_rotation_is_nearer_to_the_start(self):
+    """By Procrustes; drawn rotations are all farther away."""
+    start = S - S.mean(0)
+    got = np.asarray(fitted.project(X, fit('pca_rotated')))
+    best = np.linalg.norm(got - start)
+    for _ in range(50):
+      turn, _ = np.linalg.qr(RANDOM.normal(size=(3, 3)))
+      self.assertLess(best, np.linalg.norm(got @ turn - start))
+    plain = np.asarray(fitted.project(X, fit('pca')))
+    np.testing.assert_allclose(got @ got.T, plain @ plain.T, atol=1e-3)
+
+  def test_output_directions_are_those_of_the_matrix(self):
+    found = fit('output_directions', 2)[:-1]
+    left, *_ = np.linalg.svd(W, full_matrices=False)
+    unit = found / np.linalg.norm(found, axis=0)
+    np.testing.assert_allclose(
+      np.abs(left[:, :2].T @ unit), np.eye(2), atol=1e-4
+    )
+
+  def test_a_constant_target_is_refused(self):
+    with self.assertRaisesRegex(errors.UserError, "^It fits .* 'pca' .* const"):
+      fit('pca', x=np.full((50, 6), 3.0), start=S[:50])
+
+  @parameterized.parameters(
+    ('pca', (4, 5), False, '4 directions'),
+    ('output_directions', (9, 4), True, '3 directions'),
+    ('pca_rotated', (9, 4), True, 'leave regressor out'),
+  )
+  def test_widths_that_cannot_be(self, name, shape, regressor, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      fitted.check_width('It', name, shape, 3, regressor)
+    fitted.check_width('It', 'centered', shape, 3, regressor)
+
+  def test_a_rank_above_the_examples_is_refused(self):
+    with self.assertRaisesRegex(errors.UserError, 'width 8 on 8 examples'):
+      fitted.check_examples('It', 'pca', 8, 8)
+    fitted.check_examples('It', 'pca', 8, 9)
+    fitted.check_examples('It', 'output_directions', 8, 8)
+
+
+if __name__ == '__main__':
+  absltest.main()
