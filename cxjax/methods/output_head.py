@@ -100,11 +100,6 @@ class Head:
     found = self.steps[0][1][0]
     return jnp.moveaxis(weights[found.index], found.axis, 0)
 
-  def kernel(self, weights: Sequence[jax.Array]) -> jax.Array:
-    """The matrix of the product, `[D, C]`."""
-    found = self.steps[0][1][0]
-    return jnp.moveaxis(weights[found.index], found.axis, 0)
-
 
 def _product(
   equation: core.JaxprEqn, features: jax.Array, kernel: jax.Array, axis: int
