@@ -27,6 +27,7 @@ from cxjax.interop.stablehlo import export
 from cxjax.methods.curricula import extracted
 from cxjax.methods.curricula import joint
 from cxjax.methods.curricula import one_shot
+from cxjax.methods.curricula import one_shot_labels
 from cxjax.methods.curricula import progressive
 from cxjax.methods.curricula import supervised
 from cxjax.methods.custom import weight_schedule
@@ -140,6 +141,7 @@ __all__ = [
   'mse',
   'ngram_distance',
   'one_shot',
+  'one_shot_labels',
   'plan',
   'plan_stage',
   'progressive',

@@ -203,9 +203,7 @@ def _analyze(
   return memory, hlo_cost.Cost().plus(cost, 1 / steps), None
 
 
-def _beside(
-  spec: run_spec.RunSpec, planned: stage_plan.StagePlan
-) -> int:
+def _beside(spec: run_spec.RunSpec, planned: stage_plan.StagePlan) -> int:
   """Bytes that a run holds and does not pass to the program of a stage."""
   layout = spec.layout
   size = mesh_lib.bytes_per_device

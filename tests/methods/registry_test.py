@@ -155,6 +155,26 @@ class BuildTest(parameterized.TestCase):
       build('extracted_labels'), build('extracted', ending='labels')
     )
     self.assertEqual(build('joint_fading'), build('joint', fade=0.5))
+    for name in ('centered', 'pca', 'pca_rotated'):
+      self.assertEqual(
+        build(f'extracted_{name}'), build('extracted', projection=name)
+      )
+
+  def test_directions_of_the_output_are_of_the_last_layer(self):
+    hidden, output = build('extracted_directions')
+    (term,) = hidden.terms
+    last = build('extracted')[-2].terms[0]
+    self.assertEqual((term.target, term.student), (last.target, last.student))
+    self.assertEqual(term.projection, 'output_directions')
+    self.assertEqual(output, build('extracted', layers=[('a', 'b')])[-1])
+
+  def test_output_then_labels(self):
+    context = registry.Context(60, output={'alpha': 0.3})
+    fields = block('one_shot_labels', share=0.1)
+    first, last = registry.build('one_shot_labels', fields, context)
+    expected = curricula.one_shot(6, alpha=0.3)[0]
+    self.assertEqual((first, last.steps), (expected, 54))
+    self.assertEqual((last.name, last.needs_teacher), ('labels', False))
 
   def test_an_ending_by_labels_does_not_read_alpha(self):
     context = registry.Context(60, pairs=(('a', 'b'),), output={'alpha': 0.3})
