@@ -9,8 +9,9 @@ python launch.py --config=experiments/text_bert.py --workdir=DIR --cache_targets
 
 Experiments, one file each in experiments/: parity_mlp, parity_transformer,
 pcfg_bert, text_bert, wikipedia_bert, causal_text. Methods: supervised,
-one_shot, progressive, extracted, extracted_labels, fitnets, late_to_early,
-joint, joint_fading, custom. Sizes: cpu (the default), paper, tiny; of
+one_shot, one_shot_labels, progressive, extracted, extracted_labels,
+extracted_centered, extracted_pca, extracted_pca_rotated, extracted_directions,
+fitnets, late_to_early, joint, joint_fading, custom. Sizes: cpu (the default), paper, tiny; of
 causal_text also llama_1b.
 
 Every field of the config is a flag: --config.data.d=30.
