@@ -208,7 +208,7 @@ def shared(outputs: Outputs, vocab: Any, x: types.Input) -> Outputs:
       'axis has to be that many classes at least. Give the number of '
       'those that both have, as cxjax.huggingface.shared_vocabulary finds it.',
     )
-  first = {
+  first: dict[str, Any] = {
     role: outputs_lib.first_columns(model, vocab)
     for role, model in models.items()
   }

@@ -257,9 +257,49 @@ def tensor_shapes(
   return shapes
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assembled:
+  """A tensor of a file, which is made whenever its values are used.
+
+  Attributes:
+    parts: parameters that it is made of, side by side, on any device.
+    dropped: number of rows of zeros that come first.
+    transposed: whether the file holds the transpose.
+  """
+
+  parts: tuple[Any, ...]
+  dropped: int = 0
+  transposed: bool = False
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the tensor."""
+    *lead, _ = np.shape(self.parts[0])
+    shape = (*lead, sum(np.shape(part)[-1] for part in self.parts))
+    shape = (shape[0] + self.dropped, *shape[1:])
+    return shape[::-1] if self.transposed else shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Dtype of the tensor."""
+    return np.dtype(self.parts[0].dtype)
+
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> np.ndarray:
+    """Makes the tensor."""
+    del copy  # It may be a view of a parameter.
+    arrays = [np.asarray(part) for part in self.parts]
+    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+    if self.dropped:
+      whole = np.pad(whole, ((self.dropped, 0), (0, 0)))
+    whole = whole.T if self.transposed else whole
+    return whole if dtype is None else whole.astype(dtype)
+
+
 def to_tensors(
   table: Iterable[Parameter], params: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
   """The tensors of a file, in the dtypes of the parameters of a module.
 
   Args:
@@ -267,19 +307,16 @@ def to_tensors(
     params: the tree of arrays that the table's paths lead into.
 
   Returns:
-    Arrays by name, without the tensors that are only added to others.
+    Tensors by name, each made when it is used, without those that are only
+    added to others.
   """
   flat = traverse_util.flatten_dict(params, sep='/')
-  parts: dict[str, list[np.ndarray]] = {}
-  transposed = {}
+  tensors: dict[str, Assembled] = {}
   for parameter in table:
-    array = np.asarray(flat[parameter.path])
-    if parameter.dropped:
-      array = np.pad(array, ((parameter.dropped, 0), (0, 0)))
-    parts.setdefault(parameter.tensor, []).append(array)
-    transposed[parameter.tensor] = parameter.transposed
-  tensors = {}
-  for name, arrays in parts.items():
-    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-    tensors[name] = whole.T if transposed[name] else whole
+    before = tensors.get(parameter.tensor, Assembled(()))
+    tensors[parameter.tensor] = Assembled(
+      (*before.parts, flat[parameter.path]),
+      parameter.dropped,
+      parameter.transposed,
+    )
   return tensors

@@ -204,22 +204,22 @@ def write(path: pathlib.Path, tensors: base.Tensors) -> None:
 
   Args:
     path: the file.
-    tensors: arrays by name.
+    tensors: arrays by name, or objects that numpy makes arrays of.
 
   Raises:
     UserError: the file cannot be written.
   """
   # Wide types first, so that each tensor is aligned.
-  order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+  order = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))
   names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   end = 0
   for name in order:
-    array = tensors[name]
-    begin, end = end, end + array.size * array.itemsize
+    tensor = tensors[name]
+    begin, end = end, end + num_bytes(tensor)
     header[name] = {
-      'dtype': errors.lookup('dtype', array.dtype, names),
-      'shape': list(array.shape),
+      'dtype': errors.lookup('dtype', tensor.dtype, names),
+      'shape': list(tensor.shape),
       'data_offsets': [begin, end],
     }
   text = json.dumps(header).encode()
@@ -230,11 +230,59 @@ def write(path: pathlib.Path, tensors: base.Tensors) -> None:
     with temporary.open('wb') as f:
       f.write(struct.pack('<Q', len(text)) + text)
       for name in order:
-        data = np.ascontiguousarray(tensors[name]).reshape(-1)
+        data = np.ascontiguousarray(np.asarray(tensors[name])).reshape(-1)
         f.write(data.view(np.uint8).data)
       f.flush()
       os.fsync(f.fileno())
     temporary.replace(path)
+
+
+def num_bytes(tensor: Any) -> int:
+  """Bytes of the values of a tensor."""
+  return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def write_folder(
+  folder: pathlib.Path, tensors: base.Tensors, max_shard_bytes: int
+) -> None:
+  """Writes the tensors of a model to one file, or to several and an index.
+
+  Those of an earlier model are removed first.
+
+  Args:
+    folder: of the model.
+    tensors: as for `write`.
+    max_shard_bytes: bytes of the tensors of one file, unless it has only one.
+
+  Raises:
+    UserError: a file cannot be written.
+  """
+  index, size = folder / f'{FILE}.index.json', 0
+  shards: list[list[str]] = [[]]
+  for name, tensor in tensors.items():
+    more = num_bytes(tensor)
+    if shards[-1] and size + more > max_shard_bytes:
+      shards.append([])
+      size = 0
+    shards[-1].append(name)
+    size += more
+  with files.written(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [index, *folder.glob('model-*-of-*.safetensors')]:
+      old.unlink(missing_ok=True)
+    if len(shards) > 1:
+      (folder / FILE).unlink(missing_ok=True)
+  if len(shards) == 1:
+    write(folder / FILE, tensors)
+    return
+  where: dict[str, str] = {}
+  for i, names in enumerate(shards, start=1):
+    file = f'model-{i:05}-of-{len(shards):05}.safetensors'
+    write(folder / file, {name: tensors[name] for name in names})
+    where |= dict.fromkeys(names, file)
+  metadata = {'total_size': sum(map(num_bytes, tensors.values()))}
+  found = {'metadata': metadata, 'weight_map': dict(sorted(where.items()))}
+  files.write_json(index, found)
 
 
 def most_common_dtype(tensors: base.Tensors) -> np.dtype:
@@ -255,7 +303,7 @@ def variables_of(module: Any) -> dict[str, Any]:
 def shapes(tree: Mapping[str, Any]) -> base.Shapes:
   """The shapes of a tree of arrays, by path."""
   flat = traverse_util.flatten_dict(tree, sep='/')
-  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
+  return {name: tuple(np.shape(leaf)) for name, leaf in flat.items()}
 
 
 def require_same(

@@ -6,6 +6,7 @@ from typing import Any
 
 import tokenizers
 
+from cxjax import arguments
 from cxjax import files
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import sentence_files
@@ -16,6 +17,9 @@ from cxjax.models import sentence
 from cxjax.models import transformer
 from cxjax.parallel import multihost
 
+# As in transformers.
+MAX_SHARD_BYTES = 5_000_000_000
+
 
 def write(
   folder: pathlib.Path | str,
@@ -23,6 +27,7 @@ def write(
   variables: Mapping[str, Any],
   tokenizer: tokenizers.Tokenizer | None = None,
   model_type: str = '',
+  max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a model to a folder that transformers' `from_pretrained` reads.
 
@@ -36,15 +41,19 @@ def write(
   that sentence-transformers reads: the mean and the linear layer. `read` gives
   its encoder back.
 
-  Of several processes the first one writes.
+  Makes one tensor after another: beside the parameters one of them is in the
+  memory of the host. Of several processes the first one writes.
 
   Args:
-    folder: created if it does not exist; files of the same names are replaced.
-      `config.json` is written last: a folder without it is incomplete.
+    folder: created if it does not exist; files of the same names are replaced,
+      and shards of an earlier model removed. `config.json` is written last: a
+      folder without it is incomplete.
     module: a model without a head, or with one of `vocab_size` classes.
     variables: its `{'params': ...}`, which are written in their dtypes.
     tokenizer: written as `tokenizer.json` and `tokenizer_config.json`.
     model_type: family to write, as in 'mistral'; '' for the above.
+    max_shard_bytes: bytes of tensors in one file; more are written to several,
+      'model-00001-of-00002.safetensors' and so on, with an index.
 
   Raises:
     UserError: no family can hold the module, as with another head; the
@@ -52,6 +61,7 @@ def write(
       folder cannot be written.
   """
   folder = pathlib.Path(folder)
+  most = arguments.whole('max_shard_bytes', max_shard_bytes, 1)
   encoder = _encoder(module)
   family = base.family_of(encoder, model_type)
   tensors_lib.require_same(
@@ -71,7 +81,7 @@ def write(
     # Files of an earlier model, which would describe the new tensors wrongly.
     for name in ('config.json', sentence_files.FILE):
       (folder / name).unlink(missing_ok=True)
-  _write(folder, family, module, variables['params'], tokenizer)
+  _write(folder, family, module, variables['params'], tokenizer, most)
 
 
 def _encoder(module: Any) -> Any:
@@ -87,6 +97,7 @@ def _write(
   module: Any,
   params: Mapping[str, Any],
   tokenizer: tokenizers.Tokenizer | None,
+  max_shard_bytes: int,
 ) -> None:
   """Writes the files of a model; `params` are those of the module."""
   encoder = _encoder(module)
@@ -94,7 +105,7 @@ def _write(
   inner = params if module is encoder else params['encoder']
   tensors = base.to_tensors(family.parameters(encoder), inner)
   tensors = family.complete({**tensors, **family.constants(config)}, encoder)
-  tensors_lib.write(folder / tensors_lib.FILE, tensors)
+  tensors_lib.write_folder(folder, tensors, max_shard_bytes)
   config['dtype'] = str(tensors_lib.most_common_dtype(tensors))
   if tokenizer is not None:
     tokenizer_files.write(folder, tokenizer, encoder.max_length)

@@ -87,6 +87,12 @@ class DtypeTest(fixtures.TestCase):
     self.assertGreater(size, 12 * most)
     # The tensor, its test for finite values, and 1 MB of Python.
     self.assertLess(peak, size + 2 * most + 2**20)
+    for shard in (size, most):
+      tracemalloc.start()
+      huggingface.write(folder, self.module, variables, max_shard_bytes=shard)
+      _, peak = tracemalloc.get_traced_memory()
+      tracemalloc.stop()
+      self.assertLess(peak, 2 * most + 2**20)
 
   def test_parameters_are_placed_one_by_one(self):
     folder = self.folder()

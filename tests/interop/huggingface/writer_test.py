@@ -39,6 +39,34 @@ class WriteTest(fixtures.TestCase):
     self.assertEqual(found, module)
     self.assert_same_tree(there, variables)
 
+  def test_shards_and_their_index(self):
+    module, variables = fixtures.make(num_classes=VOCAB)
+    folder = self.folder()
+    huggingface.write(folder, module, variables, max_shard_bytes=10_000)
+    index = json.loads((folder / 'model.safetensors.index.json').read_text())
+    names = sorted(path.name for path in folder.glob('*.safetensors'))
+    self.assertEqual(sorted(set(index['weight_map'].values())), names)
+    self.assertEqual(names[0], f'model-00001-of-{len(names):05}.safetensors')
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    types = 2 * fixtures.WIDTH * 4  # Sentence types, which are written too.
+    copied = 4 * VOCAB  # The second name of a bias.
+    total = index['metadata']['total_size']
+    self.assertEqual(total, size + types + copied)
+    self.assertGreaterEqual(len(names), total // 10_000)
+    found, there = huggingface.read(folder)
+    self.assertEqual(found, module)
+    self.assert_same_tree(there, variables)
+    # One file takes their place, and they take its.
+    small, less = fixtures.make()
+    huggingface.write(folder, small, less, max_shard_bytes=10**9)
+    kept = {path.name for path in folder.iterdir()}
+    self.assertEqual(kept, {'config.json', 'model.safetensors'})
+    huggingface.write(folder, module, variables, max_shard_bytes=1)
+    self.assertFalse((folder / 'model.safetensors').exists())
+    self.assert_same_tree(huggingface.read(folder)[1], variables)
+    with self.assertRaisesRegex(errors.UserError, 'max_shard_bytes=0 must be'):
+      huggingface.write(folder, module, variables, max_shard_bytes=0)
+
   def test_an_incomplete_folder_is_no_model(self):
     folder = self.folder()
     tokenizer = huggingface.tokenizer(fixtures.wordpiece(folder))
@@ -133,7 +161,9 @@ class TransformersTest(fixtures.TestCase):
   def test_transformers_reads_a_masked_language_model(self, tied):
     module, variables = fixtures.make(num_classes=VOCAB, tied=tied)
     folder = self.folder()
-    huggingface.write(folder, module, variables)
+    # With the tied head in one file, with the other in several.
+    most = 10**9 if tied else 10_000
+    huggingface.write(folder, module, variables, max_shard_bytes=most)
     model = torch_models.load('AutoModelForMaskedLM', folder)
     self.assertEqual(type(model).__name__, 'BertForMaskedLM')
     self.assertEqual(model.config.tie_word_embeddings, tied)
