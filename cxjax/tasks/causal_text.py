@@ -48,8 +48,12 @@ class CausalText(packed_text.PackedText):
 
   A row holds chunks of documents. Attention and loss stay within a chunk, and
   its positions count from 0.
+
+  Attributes:
+    end_id: id that ends a document.
   """
 
+  end_id: int
   inputs = ('tokens', 'segments', 'position_ids', 'mask')
   metrics = ('perplexity', 'bits_per_byte', 'accuracy', 'loss')
   primary_metric = 'perplexity'
@@ -101,6 +105,7 @@ def make(
   vocab_size: int,
   length: int,
   begin_token: str = '',
+  end_token: str = '',
   shards: int = 1,
 ) -> CausalText:
   """Makes the task of a corpus.
@@ -110,13 +115,14 @@ def make(
     vocab_size: number of ids of the models.
     length: `L`, tokens of a row.
     begin_token: token that begins a chunk; '' takes a usual one.
+    end_token: token that ends a document, as of `encoder`.
     shards: number of parts of a batch that are read independently.
 
   Returns:
     The task.
 
   Raises:
-    UserError: the tokenizer lacks the token, or a number is invalid.
+    UserError: the tokenizer lacks a token, or a number is invalid.
   """
   names = (*OWN, *BEGINS)
   return CausalText(
@@ -126,6 +132,7 @@ def make(
     cls_id=tokenizer_lib.token_id(
       corpus.tokenizer, begin_token, 'data.begin_token', names
     ),
+    end_id=_end_id(corpus.tokenizer, end_token),
     shards=shards,
     corpus=corpus,
   )
@@ -138,22 +145,24 @@ def encoder(length: int, end_token: str = '') -> encoding.Encode:
     length: `L`, tokens of a row.
     end_token: token that ends a document; '' takes a usual one.
   """
-
-  def end_id(tokenizer: tokenizers.Tokenizer) -> int:
-    names = (*ENDS, *OWN)
-    return tokenizer_lib.token_id(tokenizer, end_token, 'data.end_token', names)
-
+  end_id = functools.partial(_end_id, name=end_token)
   return functools.partial(encoding.spans, end_id=end_id, length=length)
+
+
+def _end_id(tokenizer: tokenizers.Tokenizer, name: str) -> int:
+  names = (*ENDS, *OWN)
+  return tokenizer_lib.token_id(tokenizer, name, 'data.end_token', names)
 
 
 def _make(data: Any, key: jax.Array) -> CausalText:
   del key
-  encode = encoder(data.length, data.get('end_token', ''))
+  end_token = data.get('end_token', '')
   return make(
-    packed_text.load(data, encode),
+    packed_text.load(data, encoder(data.length, end_token)),
     vocab_size=data.vocab_size,
     length=data.length,
     begin_token=data.get('begin_token', ''),
+    end_token=end_token,
     shards=data.shards,
   )
 
@@ -164,7 +173,8 @@ def _make_abstract(data: Any, key: jax.Array) -> CausalText:
     vocab_size=data.vocab_size,
     length=data.length,
     pad_id=0,
-    cls_id=0,  # Changes no shape.
+    cls_id=0,  # The ids change no shape.
+    end_id=0,
     shards=data.shards,
   )
 
