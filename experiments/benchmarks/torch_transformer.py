@@ -1,25 +1,27 @@
-"""GPT-2 and BERT in plain PyTorch, with the parameters of our transformer."""
+"""GPT-2 and BERT in plain PyTorch, with the parameters of our transformer.
 
+Needs neither JAX nor this project: it runs where PyTorch alone is installed.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
 import re
+from typing import Any
 
-from flax import traverse_util
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cxjax import types
-from cxjax.models import transformer
-
 
 class Attention(nn.Module):
   """Self-attention with one product for queries, keys and values."""
 
-  def __init__(self, like: transformer.Transformer, sdpa: bool) -> None:
+  def __init__(self, like: Any, sdpa: bool) -> None:
     """Makes the layers.
 
     Args:
-      like: the sizes.
+      like: the sizes: a transformer of this project, or what has its fields.
       sdpa: whether attention is `scaled_dot_product_attention`; otherwise it is
         explicit.
     """
@@ -28,15 +30,26 @@ class Attention(nn.Module):
     self.qkv = nn.Linear(like.width, 3 * like.width)
     self.out = nn.Linear(like.width, like.width)
 
-  def forward(self, h: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """Attends in `[B, L, D]` to `visible`, `[B or 1, 1, L or 1, L]` bool."""
+  def forward(
+    self, h: torch.Tensor, visible: torch.Tensor | None
+  ) -> torch.Tensor:
+    """Attends in `[B, L, D]`.
+
+    Args:
+      h: `[B, L, D]`.
+      visible: `[B or 1, 1, L or 1, L]` bool; None is all.
+
+    Returns:
+      `[B, L, D]`.
+    """
     q, k, v = (
       part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
       for part in self.qkv(h).chunk(3, dim=-1)
     )
     if not self.sdpa:
       scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-      scores = scores.masked_fill(~visible, -torch.inf)
+      if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
       out = scores.softmax(-1) @ v
     elif self.causal:
       out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -48,7 +61,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
   """Attention and MLP, with norms before them in a decoder, else after sums."""
 
-  def __init__(self, like: transformer.Transformer, sdpa: bool) -> None:
+  def __init__(self, like: Any, sdpa: bool) -> None:
     """Makes the layers; the arguments are those of `Attention`."""
     super().__init__()
     width, inner = like.width, like.mlp_width or 4 * like.width
@@ -65,7 +78,9 @@ class Block(nn.Module):
     approximate = 'tanh' if self.causal else 'none'
     return self.mlp_out(F.gelu(hidden, approximate=approximate))
 
-  def forward(self, h: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+  def forward(
+    self, h: torch.Tensor, visible: torch.Tensor | None
+  ) -> torch.Tensor:
     """Transforms `[B, L, D]`; `visible` is that of `Attention`."""
     if self.causal:
       h = h + self.attention(self.attention_norm(h), visible)
@@ -77,14 +92,12 @@ class Block(nn.Module):
 class Transformer(nn.Module):
   """A decoder like GPT-2, or an encoder like BERT."""
 
-  def __init__(
-    self, like: transformer.Transformer, params: types.Params, sdpa: bool
-  ) -> None:
+  def __init__(self, like: Any, params: Mapping[str, Any], sdpa: bool) -> None:
     """Copies the sizes and the parameters of a transformer of this project.
 
     Args:
       like: the module; its head is not tied.
-      params: its variables.
+      params: its variables, nested or with slashes between names.
       sdpa: as for `Attention`.
     """
     super().__init__()
@@ -109,16 +122,18 @@ class Transformer(nn.Module):
     tokens: torch.Tensor,
     mask: torch.Tensor | None = None,
     stop: int | None = None,
+    positions: torch.Tensor | None = None,
   ) -> torch.Tensor:
-    """Computes logits at all positions, or the output of a block.
+    """Computes logits, or the output of a block.
 
     Args:
       tokens: `[B, L]` ids.
-      mask: `[B, L]` bool, the real tokens; an encoder needs it.
+      mask: `[B, L]` bool, the real tokens; None is all.
       stop: number of blocks after which to return; None is the logits.
+      positions: `[B, P]`, where to compute the logits; None is everywhere.
 
     Returns:
-      `[B, L, C]` logits, or `[B, L, D]`.
+      `[B, L, C]` or `[B, P, C]` logits, or `[B, L, D]`.
     """
     length = tokens.shape[1]
     position_ids = torch.arange(length, device=tokens.device)
@@ -126,13 +141,14 @@ class Transformer(nn.Module):
     if self.causal:
       visible = self.visible[..., :length, :length]
     else:
-      assert mask is not None
       h = self.embeddings_norm(h)
-      visible = mask[:, None, None]
+      visible = None if mask is None else mask[:, None, None]
     for block in self.blocks[:stop]:
       h = block(h, visible)
     if stop is not None:
       return h
+    if positions is not None:
+      h = h.take_along_dim(positions[..., None], 1)
     if self.causal:
       return self.logits(self.final_norm(h))
     return self.logits(self.transform_norm(F.gelu(self.transform(h))))
@@ -148,12 +164,20 @@ _NAMES = (
 )
 
 
-def _state(params: types.Params) -> dict[str, torch.Tensor]:
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the names, with dots, and the arrays of nested dicts."""
+  for name, leaf in tree.items():
+    name = name.replace('/', '.')
+    if isinstance(leaf, Mapping):
+      yield from ((f'{name}.{inner}', array) for inner, array in _leaves(leaf))
+    else:
+      yield name, leaf
+
+
+def _state(params: Mapping[str, Any]) -> dict[str, torch.Tensor]:
   """Returns variables of our transformer as `Transformer` names them."""
   state = {}
-  for name, leaf in traverse_util.flatten_dict(
-    params['params'], sep='.'
-  ).items():
+  for name, leaf in _leaves(params.get('params', params)):
     # A linear layer of PyTorch has its outputs first, a kernel last.
     leaf = np.array(leaf.T if name.endswith('kernel') else leaf, order='C')
     for ours, theirs in _NAMES:

@@ -79,19 +79,23 @@ class Process:
     extra: Mapping[str, str] | None = None,
     log: Any = None,
     group: bool = True,
+    python: str = sys.executable,
+    package: str = PACKAGE,
   ) -> None:
     """Starts the process.
 
     Args:
-      module: name of the module in `experiments.benchmarks`.
+      module: name of the module in `package`.
       args: its arguments.
       extra: environment variables, as for `environment`.
       log: file of its standard error; None is that of this process.
       group: whether it leads a process group, which ends with it.
+      python: the interpreter.
+      package: the package of the module.
     """
     self._group = group
     self._process = subprocess.Popen(
-      [sys.executable, '-m', f'{PACKAGE}.{module}', *args],
+      [python, '-m', f'{package}.{module}', *args],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=log,

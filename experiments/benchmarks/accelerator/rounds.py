@@ -47,19 +47,22 @@ def difference(
   return float(np.max(apart) / abs(want[0]))
 
 
-def measure(sides: Mapping[str, Any], *, tiny: bool) -> Iterator[Row]:
+def measure(
+  sides: Mapping[str, Any], *, tiny: bool, turns: int | None = None
+) -> Iterator[Row]:
   """Times all sides in turns.
 
   Args:
     sides: the sides by name.
     tiny: whether rounds are few and short.
+    turns: number of rounds of each side; None is 2 of short ones, or 5.
 
   Yields:
     A row for each round and side; 'us' is microseconds of a student's step.
   """
   choose = functools.partial(choose_steps, enough=0.02 if tiny else 0.4)
   steps = {name: choose(side) for name, side in sides.items()}
-  for turn in range(2 if tiny else 5):
+  for turn in range(turns or (2 if tiny else 5)):
     for name, side in sides.items():
       seconds = side.seconds(steps[name])
       yield {

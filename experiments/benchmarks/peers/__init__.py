@@ -1,0 +1,1 @@
+"""The same distillation steps in this project and in other libraries."""
