@@ -10,12 +10,14 @@ import importlib
 import lzma
 import re
 from typing import Any
+from typing import Self
 import zlib
 
 from cxjax import errors
 
 # Bytes that tell a format from text; a text may begin with "BZh" as well.
 LONGEST = 10
+CHUNK = 2**16  # Bytes that are unpacked at a time.
 
 
 def _zstandard(path: str) -> Any:
@@ -25,12 +27,48 @@ def _zstandard(path: str) -> Any:
   except ImportError:
     pass
   try:
-    return importlib.import_module('zstandard').open(path)
+    package = importlib.import_module('zstandard')
   except ImportError as error:
     raise errors.UserError(
       f'{path} is compressed by Zstandard, which this Python cannot read. Run '
       'pip install zstandard, or compress it by gzip.'
     ) from error
+  return _ZstandardFile(path, package)
+
+
+class _ZstandardFile:
+  """A file that the package zstandard unpacks.
+
+  Its own reader ends at the first of several frames, and does not tell a file
+  that is cut from one that is whole.
+  """
+
+  def __init__(self, path: str, package: Any) -> None:
+    self._file = open(path, 'rb')  # noqa: SIM115  Closed by __exit__.
+    self._frame = package.ZstdDecompressor().decompressobj
+    self._open: Any = None
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    self._file.close()
+
+  def read(self, size: int) -> bytes:
+    """Reads at least `size` bytes, or all that are left."""
+    content = bytearray()
+    while len(content) < size:
+      part = self._file.read(CHUNK)
+      if not part:
+        if self._open is not None and not self._open.eof:
+          raise EOFError('it ends before its last frame does')
+        break
+      while part:
+        if self._open is None or self._open.eof:
+          self._open = self._frame()
+        content += self._open.decompress(part)
+        part = self._open.unused_data
+    return bytes(content)
 
 
 FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[str], Any]], ...] = (
