@@ -77,6 +77,7 @@ def distill(
   keep_best: str = '',
   diverged: str = 'error',
   fit_on: Any = None,
+  gradient_cosine: bool = False,
 ) -> tuple[Any, list[types.Record]]:
   """Trains the student, or several at once, as planned.
 
@@ -136,6 +137,8 @@ def distill(
       and the student's parameters come back as NaN.
     fit_on: batches that projections as 'pca' are fitted on; without them the
       first 16 of a list of batches, and of a loader the first one.
+    gradient_cosine: report 'eval/gradient_cosine' in hidden stages: the cosine
+      of their gradient and of that of the last stage, on held-out examples.
 
   Returns:
     The parameters in the form that the student came in (of several, a list),
@@ -177,6 +180,7 @@ def distill(
     loop = dataclasses.replace(
       _loop(plan, workdir, lengths, keep_best),
       keep_diverged=diverged == 'keep',
+      gradient_cosine=arguments.flag('gradient_cosine', gradient_cosine),
     )
     spec = _spec(plan, (user, last_batch), evaluation, loop, layout, seed)
     read = fit_batches.read(plan, fit_on, batches, user, evaluation)

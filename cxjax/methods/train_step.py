@@ -148,7 +148,7 @@ def _total_weight(
   return jnp.sum(every.astype(jnp.float32)).astype(dtype)
 
 
-def _objective(
+def objective(
   forward: training_mode.Forward,
   stage: stage_lib.Stage,
   fixed: types.Params,
@@ -164,7 +164,7 @@ def _objective(
   """
   terms, whole = stage.named_terms, batch
 
-  def objective(
+  def run(
     learned: Any,
     changed: training_mode.Changed,
     key: jax.Array | None,
@@ -200,7 +200,7 @@ def _objective(
     ]
     return sum(weighted[1:], start=weighted[0]), (losses, changed)
 
-  return objective
+  return run
 
 
 def update(
@@ -231,15 +231,15 @@ def update(
   names = _updated_names(whole, state.params, batch, stage)
   before = training_mode.select(state.params, names)
   forward = training_mode.forward(apply, training, names)
-  objective = _objective(
+  loss_of = objective(
     forward, stage, fixed, batch, progress, microbatches, teacher_output
   )
   learned = free, state.regressors
   args = before, key, batch, targets
-  grad = microbatches_lib.value_and_grad(objective, microbatches)
+  grad = microbatches_lib.value_and_grad(loss_of, microbatches)
   at = optimizer.iterate(state.opt_state, learned)
   (loss, (terms, changed)), grads = grad(at, *args)
-  value = microbatches_lib.value(objective, microbatches)
+  value = microbatches_lib.value(loss_of, microbatches)
   (free, regressors), opt_state = optimizer.update(
     tx,
     grads,

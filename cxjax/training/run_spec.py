@@ -21,6 +21,7 @@ from cxjax.methods import train_step
 from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import evaluation
+from cxjax.training import loop as loop_lib
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import teacher as teacher_lib
 
@@ -53,6 +54,9 @@ class Layout:
   teacher: mesh_lib.ParameterSharding = mesh_lib.REPLICATED
 
 
+Loop = loop_lib.Loop
+
+
 @dataclasses.dataclass(frozen=True)
 class Keys:
   """PRNG keys of a run.
@@ -66,55 +70,6 @@ class Keys:
   init: jax.Array
   data: jax.Array
   stage: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-  """When a run logs, evaluates, saves and ends.
-
-  Attributes:
-    log_every: steps to a record of metrics.
-    eval_every: steps between evaluations, a multiple of log_every.
-    save_every: steps between checkpoints, a multiple of log_every.
-    save_minutes: minutes after which to save as well; 0 is never.
-    save_at: scores at which to save as well, when first reached. The score is
-      the primary metric of the worst seed.
-    keep: number of checkpoints; 0 keeps all, and the untrained network.
-    keep_best: name of the metric whose best checkpoint is kept too; '' keeps
-      none.
-    stop_at: score that, once all seeds have it, ends the last stage; None is
-      never.
-    overrun: share of the steps so far to go on after that.
-    keep_diverged: go on with students whose loss is not finite, as they are.
-    saves: whether the schedule saves checkpoints at all.
-  """
-
-  log_every: int
-  eval_every: int
-  save_every: int
-  save_minutes: float = 0.0
-  save_at: tuple[float, ...] = ()
-  keep: int = 3
-  keep_best: str = ''
-  stop_at: float | None = None
-  overrun: float = 0.0
-  keep_diverged: bool = False
-  saves: bool = True
-
-  def __post_init__(self) -> None:
-    """Raises UserError for settings that do not fit each other."""
-    for name in ('log_every', 'eval_every', 'save_every'):
-      value = getattr(self, name)
-      errors.require(value >= 1, f'{name}={value} must be at least 1.')
-      errors.require(
-        value % self.log_every == 0,
-        f'{name}={value} must be a multiple of log_every={self.log_every}.',
-      )
-    errors.require(
-      self.keep == 0 or self.keep >= 2,
-      f'keep={self.keep} must be 0 (all) or at least 2, so that a damaged '
-      'checkpoint has one before it.',
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +257,7 @@ class RunSpec:
     divisors = (k for k in range(1, most + 1) if log_every % k == 0)
     return self.lookahead or max(divisors)
 
-  @functools.cached_property
+  @property
   def student_shapes(self) -> types.Params:
     """Shapes of one student's parameters."""
     if self.start is not None:
@@ -341,7 +296,7 @@ class RunSpec:
 
   @functools.cached_property
   def _planned(self) -> list[stage_plan.StagePlan]:
-    batch, models = self._shapes
+    batch, models = self._shapes()
     self._check_metrics()
     return [
       stage_plan.plan_stage(
@@ -358,7 +313,7 @@ class RunSpec:
     self, flops: Callable[..., float] = flops_lib.compiled
   ) -> list[stage_plan.StagePlan]:
     """The stages with their shapes and their costs, by default as compiled."""
-    batch, models = self._shapes
+    batch, models = self._shapes()
     costed: dict[stage_lib.Stage, stage_plan.StagePlan] = {}
     plans = self.plan()
     for planned in plans:
@@ -379,7 +334,7 @@ class RunSpec:
 
   def target_flops(self, planned: stage_plan.StagePlan) -> float:
     """FLOPs of the targets of one batch, as compiled."""
-    batch, (_, _, *teacher) = self._shapes
+    batch, (_, _, *teacher) = self._shapes()
     return stage_plan.target_flops(planned, batch, *teacher)
 
   def _check_metrics(self) -> None:
@@ -390,7 +345,6 @@ class RunSpec:
     if 'y' in self.held_out:
       jax.eval_shape(one, self.student_shapes, self.held_out)
 
-  @functools.cached_property
   def _shapes(self) -> tuple[types.Batch, tuple[Any, ...]]:
     """Shapes of a batch, and the models with the shapes of their parameters."""
     batch = jax.eval_shape(self.batch, jax.random.key(0), 0, self.host.rows)

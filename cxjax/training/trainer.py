@@ -31,6 +31,7 @@ from cxjax.training import checkpoint_writer
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import compiled_steps
 from cxjax.training import failures
+from cxjax.training import gradient_cosine as cosine_lib
 from cxjax.training import metric_log
 from cxjax.training import milestones as milestones_lib
 from cxjax.training import run_spec
@@ -162,6 +163,7 @@ class Trainer:
     self._signals = signals
     self._steps = compiled_steps.CompiledSteps(spec)
     self._milestones = milestones_lib.Milestones(spec)
+    self._cosine = cosine_lib.GradientCosine(spec, planned, self._steps)
     self.stopwatch = stopwatch_lib.Stopwatch(lambda: self._steps.seconds)
     self._step = self._stage = 0
     self._states: Any = None
@@ -171,9 +173,8 @@ class Trainer:
 
   def result(self) -> Result:
     """The result of the finished run."""
-    best = None
-    if self._spec.loop.keep_best:
-      best = checkpoints_lib.best_step(self._folder)
+    kept = self._spec.loop.keep_best
+    best = checkpoints_lib.best_step(self._folder) if kept else None
     return Result(
       self._states.params,
       self._log.records,
@@ -301,17 +302,16 @@ class Trainer:
   def _record(self, pending: _Pending) -> None:
     """Logs the steps of one dispatch, and saves where it is time."""
     out = self.stopwatch.wait('train', pending.out)
+    stage = self._planned[pending.stage].stage
     failed = int((out['bad'] < pending.stop).sum())
     if failed > self._diverged:
       self._diverged = failed
       self._writer.wait()
-      stage = self._planned[pending.stage].stage
       bad, rows = out['bad'], pending.rows
       failures.explain(self._spec, stage, self._folder, bad, rows)
     steps = pending.stop - pending.start
-    name = self._planned[pending.stage].stage.name
-    loss = float(out['loss'].mean()) / steps
-    record: types.Record = {'step': pending.stop, 'stage': name, 'loss': loss}
+    record: types.Record = {'step': pending.stop, 'stage': stage.name}
+    record['loss'] = float(out['loss'].mean()) / steps
     for name, total in out.get('terms', {}).items():
       record[f'loss/{name}'] = float(total.mean()) / steps
     crossed = best = False
@@ -338,7 +338,8 @@ class Trainer:
       self._save(metrics, best=best, temporary=True)
 
   def _evaluate(self) -> dict[str, Any]:
-    return self._steps.evaluate(self._states.params)
+    found = self._steps.evaluate(self._states.params)
+    return {**found, **self._cosine(self._stage, self._states)}
 
   def _values(self, metrics: dict[str, Any]) -> milestones_lib.Metrics:
     found = self.stopwatch.wait('evaluate', metrics)
@@ -346,8 +347,7 @@ class Trainer:
 
   def _agreement(self) -> milestones_lib.Metrics:
     """Metrics against the teacher, where there is one."""
-    teacher = self._spec.teacher
-    metrics = self._spec.teacher_metrics
+    teacher, metrics = self._spec.teacher, self._spec.teacher_metrics
     if teacher is None or not (teacher.available and metrics):
       return {}
     params = self._steps.place_teacher(teacher.params)

@@ -1,0 +1,57 @@
+"""When a run logs, evaluates, saves and ends."""
+
+import dataclasses
+
+from cxjax import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """When a run logs, evaluates, saves and ends.
+
+  Attributes:
+    log_every: steps to a record of metrics.
+    eval_every: steps between evaluations, a multiple of log_every.
+    save_every: steps between checkpoints, a multiple of log_every.
+    save_minutes: minutes after which to save as well; 0 is never.
+    save_at: scores at which to save as well, when first reached. The score is
+      the primary metric of the worst seed.
+    keep: number of checkpoints; 0 keeps all, and the untrained network.
+    keep_best: name of the metric whose best checkpoint is kept too; '' keeps
+      none.
+    stop_at: score that, once all seeds have it, ends the last stage; None is
+      never.
+    overrun: share of the steps so far to go on after that.
+    keep_diverged: go on with students whose loss is not finite, as they are.
+    saves: whether the schedule saves checkpoints at all.
+    gradient_cosine: report the cosine of the gradients of a hidden stage and of
+      the last one, where it evaluates.
+  """
+
+  log_every: int
+  eval_every: int
+  save_every: int
+  save_minutes: float = 0.0
+  save_at: tuple[float, ...] = ()
+  keep: int = 3
+  keep_best: str = ''
+  stop_at: float | None = None
+  overrun: float = 0.0
+  keep_diverged: bool = False
+  saves: bool = True
+  gradient_cosine: bool = False
+
+  def __post_init__(self) -> None:
+    """Raises UserError for settings that do not fit each other."""
+    for name in ('log_every', 'eval_every', 'save_every'):
+      value = getattr(self, name)
+      errors.require(value >= 1, f'{name}={value} must be at least 1.')
+      errors.require(
+        value % self.log_every == 0,
+        f'{name}={value} must be a multiple of log_every={self.log_every}.',
+      )
+    errors.require(
+      self.keep == 0 or self.keep >= 2,
+      f'keep={self.keep} must be 0 (all) or at least 2, so that a damaged '
+      'checkpoint has one before it.',
+    )

@@ -1,0 +1,83 @@
+"""Tests of the cosine of the gradients of two stages."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cxjax
+from cxjax import errors
+import small_networks
+
+BATCHES = small_networks.batches(number=3)
+
+
+def history(stages, rows=BATCHES, num_steps=4, **kwargs):
+  plan = cxjax.plan(
+    small_networks.BIG, small_networks.SMALL, rows[0], stages=stages
+  )
+  options = dict(log_every=1, eval_every=1, learning_rate=1e-6)
+  _, found = cxjax.distill(plan, rows, gradient_cosine=True, **options | kwargs)
+  return found
+
+
+def stages(*terms):
+  return tuple(cxjax.Stage(f'{i}', 2, term) for i, term in enumerate(terms))
+
+
+class CosineTest(parameterized.TestCase):
+  def test_by_hand(self):
+    """With a learning rate of nearly 0 the student is the start."""
+    found = history(
+      stages(cxjax.Term('low', 'low', loss='mse'), cxjax.Term(loss='mse'))
+    )
+    x, student = BATCHES[0], small_networks.SMALL.params
+    run = small_networks.two_layers
+    output, wanted = run(small_networks.BIG.params, x)
+
+    def gradient(loss):
+      return np.asarray(jax.grad(loss)(student)['low']).ravel()  # Shared.
+
+    a = gradient(lambda p: jnp.mean((run(p, x)[1]['low'] - wanted['low']) ** 2))
+    b = gradient(lambda p: jnp.mean((run(p, x)[0] - output) ** 2))
+    expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    first, second, *rest = [one.get('eval/gradient_cosine') for one in found]
+    np.testing.assert_allclose(first, [expected], atol=1e-4)
+    self.assertLen(second, 1)
+    self.assertEqual(rest, [None, None])  # The last stage has none.
+
+  def test_the_same_loss_twice_has_1(self):
+    term = cxjax.Term(loss='mse')
+    found = history(stages(term, term))
+    np.testing.assert_allclose(found[0]['eval/gradient_cosine'], 1, atol=1e-5)
+
+  @pytest.mark.slow
+  def test_regressors_projections_and_labels(self):
+    hidden = cxjax.Term(
+      'low', 'high', projection='gaussian', regressor=True, width=4
+    )
+    labels = np.arange(small_networks.B) % small_networks.C
+    rows = [(x, labels) for x in BATCHES]
+    found = history(stages(hidden, cxjax.Term(target='labels')), rows)
+    (cosine,) = found[0]['eval/gradient_cosine']
+    self.assertBetween(abs(cosine), 1e-6, 1)
+
+  @parameterized.parameters(
+    (stages(cxjax.Term()), 'has one stage'),
+    (
+      stages(
+        cxjax.Term(),
+        cxjax.Term('low', 'high', projection='identity', regressor=True),
+      ),
+      'a regressor that is not trained yet',
+    ),
+  )
+  def test_refuses(self, given, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      history(given)
+
+
+if __name__ == '__main__':
+  absltest.main()
