@@ -5,6 +5,7 @@ raises a `UserError` that names the argument, its value and what is allowed.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
@@ -223,6 +224,11 @@ def shapes(name: str, tree: Any) -> Any:
     UserError: a leaf is none of these, or was deleted; the message has its
       path.
   """
+  errors.require(
+    not isinstance(tree, Iterator),
+    f'{name} is a {type(tree).__name__}, not a tree of arrays. Give what it '
+    'yields.',
+  )
   try:
     return jax.eval_shape(lambda tree: tree, tree)
   except Exception as error:
@@ -233,14 +239,17 @@ def shapes(name: str, tree: Any) -> Any:
         where = jax.tree_util.keystr(path, simple=True, separator='/')
         where = f' at {where!r}' if where else ''
         raise errors.UserError(
-          f'{name} has {_described(leaf)}{where}, which is no array. '
+          f'{name} has {described(leaf)}{where}, which is no array. '
           'Give arrays of JAX or numpy.'
         ) from cause
     raise errors.UserError(f'{name} is no tree of arrays: {error}') from error
 
 
-def _described(leaf: Any) -> str:
+def described(leaf: Any) -> str:
   """The type of a leaf, and its value if that is short."""
-  text = repr(leaf)
   kind = type(leaf).__name__
+  try:
+    text = repr(leaf)
+  except Exception:  # A deleted array, or a class of the user.
+    return f'a {kind}'
   return f'a {kind}' if len(text) > 40 else f'the {kind} {text}'

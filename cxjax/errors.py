@@ -82,3 +82,22 @@ def about(subject: str) -> Iterator[None]:
     yield
   except UserError as error:
     raise UserError(f'{subject}: {error}') from error
+
+
+@contextlib.contextmanager
+def calling(what: str, do: str = '') -> Iterator[None]:
+  """Raises UserError for any exception of code that a user gives.
+
+  Args:
+    what: the code, as in 'The model'.
+    do: what to do, one sentence.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    reason = str(error).partition('\n')[0].rstrip('.')
+    raise UserError(
+      f'{what} raises {type(error).__name__}: {reason}. {do}'.rstrip()
+    ) from error

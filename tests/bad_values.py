@@ -4,11 +4,20 @@
 some, in turn, so that each value is tried somewhere.
 """
 
+import atexit
+from collections.abc import Callable
 import contextlib
+import dataclasses
+import functools
+import inspect
 import math
 import os
 import pathlib
+import shutil
+import tempfile
+from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,15 +92,72 @@ OTHERS = {
   'dtype': jnp.int32,
 }
 VALUES = {**SCALARS, **OTHERS}
+# Values of the right kind, or nearly.
+NUMBERS = {
+  'largest': 2**31 - 1,
+  'beyond': 2**32,
+  'digits': '3',
+  'one in a list': [3],
+  'huge': 1e308,
+  'less': -math.inf,
+  'small': -2,
+  'big': 10**30,
+}
+TEXTS = {
+  'above': '../x',
+  'brace': '{',
+  'no character': '\udcff',
+  'accent': 'ü',
+  'star': '*',
+  'no': 'False',
+  'spaces': ' ',
+}
+LISTS = {
+  'nothing': (None,),
+  'one text': ('',),
+  'within': (((),),),
+  'one true': (True,),
+  'not a number': (math.nan,),
+  'minus one': (-1,),
+  'too many': (1,) * 10_000,
+  'large': (2**31 - 1, 2**31 - 1),
+  'three': (('a', 'b', 'c'),),
+  'sets': ({1},),
+}
+TYPES = {
+  bool: {**NUMBERS, **TEXTS},
+  int: NUMBERS,
+  float: NUMBERS,
+  str: TEXTS,
+  tuple: LISTS,
+  list: LISTS,
+}
 
 
-def tried_at(place: int, some: int) -> dict:
-  """The values that are tried at the place of a number, `some` of them."""
-  if os.environ.get('BAD_VALUES') == 'all':
-    return VALUES
-  names = list(VALUES)
+def is_whole() -> bool:
+  """True if all values are tried everywhere."""
+  return os.environ.get('BAD_VALUES') == 'all'
+
+
+def tried_at(place: int, some: int, default: Any = None) -> dict[str, Any]:
+  """The values that are tried at the place of a number, `some` of them.
+
+  With a default there are further ones, of its type.
+  """
+  values = {**VALUES, **TYPES.get(type(default), {})}
+  if is_whole():
+    return values
+  names = list(values)
   chosen = [names[(place * some + i) % len(names)] for i in range(some)]
-  return {name: VALUES[name] for name in chosen}
+  return {name: values[name] for name in chosen}
+
+
+@functools.cache
+def kept_folder() -> pathlib.Path:
+  """A folder for what all tests of a process read."""
+  folder = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return pathlib.Path(folder)
 
 
 @contextlib.contextmanager
@@ -103,3 +169,56 @@ def works_or_one_line(test, folder):
     test.assertNotIn('\n', str(error))
     test.assertBetween(len(str(error)), 10, 1_100)
   test.assertEmpty(os.listdir(folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A call that works, whose arguments get other values one by one.
+
+  Attributes:
+    function: the function.
+    given: the arguments of the call.
+    then: called with what the function returns.
+    options: further names of arguments, of a function that takes any.
+    texts: arguments of which every text is right, as names.
+    some: number of values that each argument gets by default.
+  """
+
+  function: Callable[..., Any]
+  given: dict[str, Any]
+  then: Callable[[Any], Any] = lambda result: None
+  options: str = ''
+  texts: str = ''
+  some: int = 4
+
+  def __call__(self, **changed):
+    """Calls the function."""
+    self.then(self.function(**{**self.given, **changed}))
+
+  @property
+  def arguments(self):
+    """Names of all arguments."""
+    kinds = inspect.signature(self.function).parameters.values()
+    any_number = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    names = [kind.name for kind in kinds if kind.kind not in any_number]
+    if isinstance(self.function, type) and issubclass(self.function, nn.Module):
+      names = [name for name in names if name not in ('parent', 'name')]
+    return *names, *self.options.split()
+
+
+def try_case(test, case, start=0):
+  """Tries a case; `start` is the first of the values that are in turn."""
+  folder = test.create_tempdir().full_path
+  test.enter_context(contextlib.chdir(folder))
+  case()
+  for place, argument in enumerate(case.arguments, start):
+    for kind, value in tried_at(place, case.some).items():
+      if argument in case.texts.split() and isinstance(
+        value, str | pathlib.Path
+      ):
+        continue
+      with (
+        test.subTest(f'{argument}={kind}'),
+        works_or_one_line(test, folder),
+      ):
+        case(**{argument: value})

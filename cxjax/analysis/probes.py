@@ -11,12 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax import arguments
+from cxjax import checks
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import targets as targets_lib
 
 
 @deprecation.renamed_arguments(draw='batch_fn')
+@checks.checked(
+  features=checks.function_like('lambda x: x'),
+  batch_fn=checks.function_like('task.batch'),
+  key=checks.key,
+  num_batches=checks.positive,
+  coordinates=checks.function_like('lambda x: x'),
+)
 def degree_one(
   features: Callable[[types.Input], jax.Array],
   batch_fn: Callable[[jax.Array, jax.typing.ArrayLike], types.Batch],
@@ -41,6 +50,22 @@ def degree_one(
   Returns:
     `[r, d]` correlations in [-1, 1]; 0 for a constant feature.
   """
+  read = errors.calling(
+    'features, batch_fn or coordinates',
+    "Give functions that run on the batches, batch['x'].",
+  )
+  with read:
+    return _degree_one(features, batch_fn, key, num_batches, coordinates)
+
+
+def _degree_one(
+  features: Callable[[types.Input], jax.Array],
+  batch_fn: Callable[[jax.Array, jax.typing.ArrayLike], types.Batch],
+  key: jax.Array,
+  num_batches: int,
+  coordinates: Callable[[types.Input], jax.Array],
+) -> jax.Array:
+  """`degree_one`, of arguments that were checked."""
   # Without the offset, the variance of a nearly constant feature would be lost
   # to rounding.
   offset = features(batch_fn(key, 0)['x']).mean(0)
@@ -85,6 +110,13 @@ def cka(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @deprecation.renamed_arguments(real='mask')
+@checks.checked(
+  apply=targets_lib.APPLY,
+  params=arguments.shapes,
+  position=checks.counter,
+  n=checks.positive,
+  mask_id=checks.counter,
+)
 def ngram_distance(
   apply: types.Apply,
   params: types.Params,
@@ -117,6 +149,15 @@ def ngram_distance(
   References:
     Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 4.
   """
+  arguments.arrays(tokens=tokens, mask=mask)
+  errors.require(
+    tokens.ndim == 2
+    and jnp.issubdtype(tokens.dtype, jnp.integer)
+    and tokens.shape == mask.shape
+    and mask.dtype == bool,
+    f'tokens are {tokens.dtype}{list(tokens.shape)} and mask is '
+    f'{mask.dtype}{list(mask.shape)}: both must be [N, L], ids and bool.',
+  )
   index = jnp.arange(tokens.shape[1])[None]
   near = jnp.abs(index - position) <= n // 2
   # The first token marks the begin of the sentence and is never masked.
@@ -129,7 +170,7 @@ def ngram_distance(
       'mask': mask,
       'target_positions': target_positions,
     }
-    logits, _ = apply(params, x)
+    logits = targets_lib.activation(apply, params, x, 'logits')
     return jax.nn.softmax(logits[:, 0])
 
   reference = distribution(index == position)
@@ -157,6 +198,20 @@ def linear_probe(
   Returns:
     Accuracy on the second half.
   """
+  arguments.arrays(features=features, labels=labels)
+  ridge = arguments.number('ridge', ridge, arguments.Range(0))
+  num_classes = arguments.whole('num_classes', num_classes, 1, 10**6)
+  features, labels = np.asarray(features), np.asarray(labels)
+  errors.require(
+    features.ndim == 2
+    and len(features) > 1
+    and labels.shape == features.shape[:1]
+    and labels.dtype.kind in 'iu'
+    and bool((labels >= 0).all() and (labels < num_classes).all()),
+    f'features are {list(features.shape)} and labels {labels.dtype}'
+    f'{list(labels.shape)}: give [N, r] and [N] integers from 0 to '
+    f'num_classes - 1 = {num_classes - 1}, of at least two examples.',
+  )
   ones = np.ones((len(features), 1))
   design = np.concatenate([features, ones], axis=1, dtype=np.float64)
   half = len(features) // 2

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax import export as jax_export
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 from cxjax import types
 
@@ -36,10 +38,15 @@ def export(
   Raises:
     UserError: `fun` depends on the batch size, or a platform is unknown.
   """
+  arguments.function('fun', fun, 'lambda x: module.apply(variables, x)')
+  batch = arguments.flag('batch', batch)
+  checks.texts('platforms', platforms)
+  errors.require(len(platforms) > 0, 'platforms is empty: give one.')
   for platform in platforms:
     errors.lookup('platform', platform, dict.fromkeys(PLATFORMS))
-  shapes = jax.eval_shape(lambda x: x, x)
+  shapes = arguments.shapes('x', x)
   if batch:
+    checks.batch('The input', {'x': x})
     (size,) = jax_export.symbolic_shape('b')
     shapes = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype),
@@ -48,16 +55,12 @@ def export(
   run = jax_export.export(jax.jit(fun), platforms=platforms)
   try:
     exported = run(shapes)
-  except (
-    jax.errors.InconclusiveDimensionOperation,
-    TypeError,
-    ValueError,
-  ) as error:
-    if not batch:
-      raise
+  except Exception as error:  # A function of the user may raise anything.
+    reason = str(error).partition('\n')[0]
+    size = 'an unknown batch size' if batch else 'x'
     raise errors.UserError(
-      'The function does not run on an unknown batch size '
-      f'({str(error).splitlines()[0]}). Export it for the batch size of x '
-      'alone, with batch=False.'
+      f'The function does not run on {size} '
+      f'({type(error).__name__}: {reason}).'
+      + (' Export it for the batch size of x, with batch=False.' * batch)
     ) from error
   return bytes(exported.serialize())

@@ -7,12 +7,35 @@ hundreds. Here it is computed from the difference of the logits.
 """
 
 from collections.abc import Callable
+import numbers
 
 import jax
 import jax.numpy as jnp
 
+from cxjax import checks
+from cxjax import errors
+
 # Below this the usual formulas are exact enough, and cheaper.
 LOWEST = 64.0
+# Temperatures that float32 can compute.
+LEAST, MOST = 1e-30, 1e9
+
+
+def applies(temperature: float) -> bool:
+  """Returns whether the usual formulas would round the loss away.
+
+  Raises:
+    UserError: a temperature that cannot be computed, or that is no number. The
+      value of one that is traced is not checked.
+  """
+  checks.scalar('temperature', temperature)
+  if not isinstance(temperature, numbers.Real):
+    return False
+  errors.require(
+    LEAST <= temperature <= MOST,
+    f'temperature={temperature!r} must be from {LEAST:g} to {MOST:g}.',
+  )
+  return temperature >= LOWEST
 
 
 def kl(

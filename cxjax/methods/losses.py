@@ -8,6 +8,7 @@ does).
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import functools
 import numbers
 
@@ -21,8 +22,6 @@ from cxjax import types
 from cxjax.methods import high_temperature
 from cxjax.methods import relational
 
-# Temperatures that float32 can compute.
-LOWEST, HIGHEST = 1e-30, 1e9
 # At a lower one the gradient, of size T, is too small to train on.
 LOWEST_TRAINED = 1e-6
 
@@ -54,22 +53,6 @@ def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
     p = _precise(labels)
     return -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1)
   return -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
-
-
-def _is_high(temperature: float) -> bool:
-  """Whether the usual formulas would round the loss away.
-
-  Raises:
-    UserError: a temperature that cannot be computed. One that is traced is not
-      checked.
-  """
-  if not isinstance(temperature, numbers.Real):
-    return False
-  errors.require(
-    LOWEST <= temperature <= HIGHEST,
-    f'temperature={temperature!r} must be from {LOWEST:g} to {HIGHEST:g}.',
-  )
-  return temperature >= high_temperature.LOWEST
 
 
 def _divergence(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
@@ -104,7 +87,7 @@ def kl(
   """
   arguments.equal_shapes(student=student, teacher=teacher)
   student, teacher = _precise(student), _precise(teacher)
-  if _is_high(temperature):
+  if high_temperature.applies(temperature):
     return high_temperature.kl(student, teacher, temperature)
   log_q = jax.nn.log_softmax(student / temperature)
   log_p = jax.nn.log_softmax(teacher / temperature)
@@ -154,7 +137,7 @@ def jensen_shannon(
   """
   arguments.equal_shapes(student=student, teacher=teacher)
   student, teacher = _precise(student), _precise(teacher)
-  if _is_high(temperature):
+  if high_temperature.applies(temperature):
     return high_temperature.jensen_shannon(student, teacher, temperature)
   log_q = jax.nn.log_softmax(student / temperature)
   log_p = jax.nn.log_softmax(teacher / temperature)
@@ -263,8 +246,28 @@ def top_k(logits: jax.Array, k: int) -> dict[str, jax.Array]:
   Returns:
     `{'values': [..., k], 'classes': [..., k] int32}`, largest first.
   """
+  arguments.arrays(logits=logits)
+  k = arguments.whole('k', k, 1, (0, *logits.shape)[-1])
   values, classes = jax.lax.top_k(logits, k)
   return {'values': values, 'classes': classes}
+
+
+def _check_top(student: jax.Array, teacher: dict[str, jax.Array]) -> None:
+  """Raises UserError unless the teacher's classes are of the student's."""
+  errors.require(
+    isinstance(teacher, Mapping) and {'values', 'classes'} <= set(teacher),
+    "teacher must be {'values': ..., 'classes': ...}, as of cxjax.top_k.",
+  )
+  values, classes = teacher['values'], teacher['classes']
+  arguments.arrays(student=student)
+  arguments.equal_shapes(values=values, classes=classes)
+  errors.require(
+    jnp.issubdtype(classes.dtype, jnp.integer)
+    and student.shape[:-1] == values.shape[:-1]
+    and (0, *student.shape)[-1] >= values.shape[-1],
+    f'The student is {list(student.shape)} and the top values are '
+    f'{list(values.shape)}: only the last axis may differ, and be shorter.',
+  )
 
 
 def top_k_kl(
@@ -283,9 +286,10 @@ def top_k_kl(
   Returns:
     `[...]` loss per example, in nats; with `k = C` that of `kl`.
   """
+  _check_top(student, teacher)
   student, classes = _precise(student), teacher['classes']
   values = _precise(teacher['values'])
-  if _is_high(temperature):
+  if high_temperature.applies(temperature):
     few = jnp.take_along_axis(student, classes, axis=-1)
     others = None
     if few.shape != student.shape:
@@ -385,11 +389,12 @@ def logit_loss(
     return loss
   if hard_labels:
     return hard_kl
+  most = high_temperature.MOST
   errors.require(
     isinstance(temperature, numbers.Real)
-    and LOWEST_TRAINED <= temperature <= HIGHEST,
-    f'temperature={temperature!r} must be from {LOWEST_TRAINED:g} to '
-    f"{HIGHEST:g}. For the limit at 0, the teacher's most likely class as the "
-    'label, set hard_labels=True.',
+    and LOWEST_TRAINED <= temperature <= most,
+    f'temperature={temperature!r} must be from {LOWEST_TRAINED:g} to {most:g}. '
+    "For the limit at 0, the teacher's most likely class as the label, set "
+    'hard_labels=True.',
   )
   return functools.partial(top_k_kl if top else loss, temperature=temperature)

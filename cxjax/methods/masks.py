@@ -12,6 +12,8 @@ from jax.interpreters import partial_eval
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import stage as stage_lib
@@ -133,6 +135,13 @@ def path_mask(params: types.Params, pattern: Trainable) -> Mask:
   return mask
 
 
+@checks.checked(
+  apply=targets_lib.APPLY,
+  params=arguments.shapes,
+  x=arguments.shapes,
+  stage=targets_lib.STAGE,
+  training=checks.optional(targets_lib.APPLY),
+)
 def trainable_mask(
   apply: types.Apply,
   params: types.Params,
@@ -164,7 +173,7 @@ def trainable_mask(
   """
   both = lambda a, b: a and b
   free = _learnable(params, x, training)
-  if pattern:
+  if not isinstance(pattern, str) or pattern:
     free = jax.tree.map(both, free, path_mask(params, pattern))
   if training is not None:
     apply = training_mode.without_key(training)
@@ -190,6 +199,20 @@ def trainable_mask(
       NO_PARAMETER if partition.leaf_name(path) in changed else train
     ),
     mask,
+  )
+
+
+def check(mask: Mask, params: types.Params) -> None:
+  """Raises UserError unless a mask is of the parameters."""
+  none = lambda leaf: leaf is None
+  arguments.shapes('mask', mask)
+  ours: Any = jax.tree.structure(mask, is_leaf=none)
+  theirs: Any = jax.tree.structure(params, is_leaf=none)
+  errors.require(
+    ours == theirs
+    and all(type(leaf) in (bool, int) for leaf in jax.tree.leaves(mask)),
+    'mask must be a tree of booleans like the parameters, as of '
+    'cxjax.trainable_mask.',
   )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cxjax import errors
 from cxjax.methods import training_mode
 
 
@@ -15,6 +16,11 @@ def split(tree: Any, parts: int) -> Any:
   Example `i` goes to part `i % parts`: a batch that is sharded over devices is
   so in each of its parts, and none of it moves.
   """
+  sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tree)}
+  errors.require(
+    not any(size % parts for size in sizes),
+    f'microbatches={parts} must divide the {max(sizes)} examples of a batch.',
+  )
   return jax.tree.map(
     lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), tree
   )
@@ -26,8 +32,8 @@ def apply(fun: Callable[[Any], Any], tree: Any, parts: int) -> Any:
   Args:
     fun: of a tree of `[B, ...]` leaves to another; each row by itself.
     tree: its argument.
-    parts: number of parts. If they do not divide `B`, rows are repeated to fill
-      them up, and what `fun` makes of those is dropped.
+    parts: number of parts, at most `B`. If they do not divide it, rows are
+      repeated to fill them up, and what `fun` makes of those is dropped.
 
   Returns:
     The tree of `[B, ...]` leaves.
@@ -35,6 +41,7 @@ def apply(fun: Callable[[Any], Any], tree: Any, parts: int) -> Any:
   if parts == 1:
     return fun(tree)
   size = jax.tree.leaves(tree)[0].shape[0]
+  parts = min(parts, size)
   whole = -(-size // parts) * parts
   if whole > size:
     rows = jnp.arange(whole) % size

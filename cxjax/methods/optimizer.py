@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxjax import errors
 from cxjax.methods import averages
 from cxjax.methods import masks
 from cxjax.methods import optax_adapter
@@ -40,6 +41,16 @@ class OptimizerState(NamedTuple):
   params: Any
   regressors: Any
   iterates: dict[str, Any]
+
+
+def check(name: str, value: Any) -> None:
+  """Raises UserError unless an argument is an optimizer of optax."""
+  errors.require(
+    callable(getattr(value, 'init', None))
+    and callable(getattr(value, 'update', None))
+    and not isinstance(value, type),
+    f'{name}={value!r} must be an optimizer of optax, as optax.adam(1e-3).',
+  )
 
 
 def init(

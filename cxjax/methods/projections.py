@@ -12,13 +12,13 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from cxjax import arguments
+from cxjax import checks
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import registration
@@ -110,11 +110,7 @@ def random_projection(
   References:
     Achlioptas. "Database-friendly random projections", 2003.
   """
-  kind: Any = getattr(key, 'dtype', None)
-  errors.require(
-    jnp.issubdtype(kind, jax.dtypes.prng_key) or kind == jnp.uint32,
-    f'key={key!r} must be one PRNG key, as jax.random.key(0).',
-  )
+  checks.key('key', key)
   draw = errors.lookup('projection', projection, PROJECTIONS)
   errors.require(
     isinstance(shape, tuple | list) and len(shape) == 2,

@@ -113,6 +113,7 @@ def attention(student: jax.Array, target: jax.Array) -> jax.Array:
 
 def _precise(x: jax.Array) -> jax.Array:
   """The array in float32; float64 as it is."""
+  x = jnp.asarray(x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

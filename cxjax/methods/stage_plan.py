@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 from cxjax import tables
 from cxjax import types
@@ -20,6 +22,7 @@ from cxjax.methods import flops as flops_lib
 from cxjax.methods import gradients
 from cxjax.methods import legacy
 from cxjax.methods import masks
+from cxjax.methods import optimizer
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import term_plan
@@ -68,6 +71,17 @@ class StagePlan:
     return {n: t.regressor for n, t in self.terms.items() if t.regressor}
 
 
+MODELS = {
+  'batch': checks.batch,
+  'student': targets_lib.APPLY,
+  'student_params': arguments.shapes,
+  'teacher': checks.optional(targets_lib.APPLY),
+  'teacher_params': arguments.shapes,
+  'training': checks.optional(targets_lib.APPLY),
+}
+
+
+@checks.checked(stage=targets_lib.STAGE, **MODELS)
 def plan_stage(
   stage: stage_lib.Stage,
   batch: types.Batch,
@@ -107,10 +121,7 @@ def plan_stage(
   theirs: targets_lib.Activations = {}
   if stage.needs_teacher:
     if teacher is None:
-      raise errors.UserError(
-        f'Stage {stage.name!r} compares the student with a teacher, and there '
-        'is none. Give one, or the target labels.'
-      )
+      raise errors.UserError(targets_lib.NO_TEACHER.format(stage.name))
     theirs = jax.eval_shape(
       functools.partial(targets_lib.forward, teacher),
       teacher_params,
@@ -128,6 +139,13 @@ def plan_stage(
   return planned
 
 
+@checks.checked(
+  planned=checks.instance(StagePlan, 'plan_stage'),
+  tx=optimizer.check,
+  flops=checks.function_like('cxjax.methods.flops.counted'),
+  stored=arguments.flag,
+  **MODELS,
+)
 def with_costs(
   planned: StagePlan,
   batch: types.Batch,
@@ -177,13 +195,15 @@ def with_costs(
     options |= {'training': training, 'key': jax.random.key(0)}
   update = functools.partial(train_step.train_step, apply=student, **options)
   targets = jax.eval_shape(make, *args)
-  teacher_flops = 0.0
-  if stage.needs_teacher and not stored:
-    teacher_flops = flops(make, *args)
   progress = jax.ShapeDtypeStruct((), jnp.float32)
+  teacher_flops = 0.0
+  with errors.calling('flops'):
+    if stage.needs_teacher and not stored:
+      teacher_flops = flops(make, *args)
+    student_flops = flops(update, state, batch, targets, progress)
   return dataclasses.replace(
     planned,
-    student_flops=flops(update, state, batch, targets, progress),
+    student_flops=student_flops,
     teacher_flops=teacher_flops,
     costs='counted' if flops is flops_lib.counted else 'compiled',
   )
@@ -222,7 +242,14 @@ def target_flops(
 
 def format_plan(stages: Iterable[StagePlan]) -> str:
   """The plan as a table: what is matched with what, how long, at what cost."""
+  errors.require(
+    isinstance(stages, Iterable) and getattr(stages, 'ndim', 1) > 0,
+    f'stages={stages!r} must be a list of plans.',
+  )
   stages = list(stages)
+  errors.require(bool(stages), 'stages is empty: give a plan at least.')
+  for stage in stages:
+    checks.instance(StagePlan, 'plan_stage')('A stage', stage)
   rows = [row for planned in stages for row in _rows(planned)]
   if all(row['weight'] == 1 for row in rows):
     for row in rows:

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import fitted
@@ -16,6 +18,12 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import weights as weights_lib
 
 Activations = dict[str, jax.Array]
+NO_TEACHER = (
+  'Stage {!r} compares the student with a teacher, and there is none. Give '
+  'one, or the target labels.'
+)
+APPLY = checks.function_like('module.apply')
+STAGE = checks.instance(stage_lib.Stage, "cxjax.Stage('output', 100, terms)")
 
 
 def forward(
@@ -26,7 +34,19 @@ def forward(
   Under `jit`, the layers above the highest one that is used cost nothing: XLA
   drops them.
   """
-  return by_name(*apply(params, x))
+  with errors.calling(
+    'The model', 'Give it the parameters of that model, and an x that it reads.'
+  ):
+    found = apply(params, x)
+  errors.require(
+    isinstance(found, tuple | list)
+    and len(found) == 2
+    and isinstance(found[1], Mapping)
+    and hasattr(found[0], 'shape'),
+    f'The model returns {jax.tree.structure(found)}; it must return (output, '
+    'activations), an array and a dict of arrays.',
+  )
+  return by_name(*found)
 
 
 def by_name(logits: jax.Array, activations: Mapping[str, Any]) -> Activations:
@@ -46,6 +66,7 @@ def is_activation(value: Any, axes: int = 2) -> bool:
   )
 
 
+@checks.checked(apply=APPLY, params=arguments.shapes, x=arguments.shapes)
 def activation(
   apply: types.Apply, params: types.Params, x: types.Input, name: str
 ) -> jax.Array:
@@ -142,6 +163,13 @@ def top(want: Any, term: stage_lib.Term) -> types.Target:
   return few(want) if term.top_k else want
 
 
+@checks.checked(
+  apply=checks.optional(APPLY),
+  params=arguments.shapes,
+  matrices=checks.optional(checks.mapping_like("{'h': matrix}")),
+  batch=checks.batch,
+  stage=STAGE,
+)
 def make_targets(
   apply: types.Apply | None,
   params: types.Params,
@@ -168,7 +196,8 @@ def make_targets(
   found: dict[str, types.Target] = {}
   activations: Activations = {}
   if stage.needs_teacher:
-    assert apply is not None
+    if apply is None:
+      raise errors.UserError(NO_TEACHER.format(stage.name))
     x = without_dropout(batch['x'])
     activations = forward(apply, params, x)
   for name, term in stage.named_terms.items():

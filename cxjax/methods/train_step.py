@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import deprecation
+from cxjax import errors
 from cxjax import settings
 from cxjax import types
 from cxjax.methods import legacy
@@ -41,6 +44,13 @@ class State(struct.PyTreeNode):
   opt_state: optax.OptState
 
 
+@checks.checked(
+  key=checks.key,
+  params=arguments.shapes,
+  stage=targets_lib.STAGE,
+  shapes=checks.mapping_like("{'h': (64, 128)}"),
+  tx=optimizer.check,
+)
 @settings.fixed()
 def init_stage(
   key: jax.Array,
@@ -67,12 +77,13 @@ def init_stage(
   Raises:
     UserError: the optimizer cannot train these parameters.
   """
+  masks.check(mask, params)
   regressors = {}
   for i, (name, term) in enumerate(stage.named_terms.items()):
     if term.regressor:
       own = jax.random.fold_in(key, i) if i else key
       draw = jax.nn.initializers.lecun_normal(dtype=jnp.float32)
-      kernel = draw(own, shapes[name])
+      kernel = draw(own, errors.lookup('regressor', name, shapes))
       regressors[name] = {'kernel': kernel}
   free, fixed = masks.split(params, mask)
   opt_state = optimizer.init(tx, (free, regressors), fixed, mask)
@@ -269,6 +280,17 @@ def _updated_names(
 
 
 @deprecation.renamed_arguments(want='targets')
+@checks.checked(
+  state=checks.instance(State, 'init_stage'),
+  batch=checks.batch,
+  progress=checks.scalar,
+  apply=targets_lib.APPLY,
+  stage=targets_lib.STAGE,
+  tx=optimizer.check,
+  microbatches=checks.positive,
+  training=checks.optional(targets_lib.APPLY),
+  key=checks.optional(checks.key),
+)
 def train_step(
   state: State,
   batch: types.Batch,
@@ -308,6 +330,7 @@ def train_step(
   Returns:
     The new state, and the weighted loss before the update, a scalar.
   """
+  masks.check(mask, state.params)
   state, loss, _ = update(
     state,
     batch,

@@ -10,6 +10,7 @@ them in the model's `apply`.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+import functools
 from typing import Any
 from typing import TypeAlias
 
@@ -60,17 +61,32 @@ def without_key(training: types.Training) -> types.Apply:
   """`(params, x) -> (output, activations)` in training mode, for its shapes."""
 
   def apply(params: types.Params, x: types.Input) -> Any:
-    output, activations, _ = training(params, x, jax.random.key(0))
+    output, activations, _ = called(training, params, x, jax.random.key(0))
     return output, activations
 
   return apply
+
+
+def called(
+  training: types.Training, params: types.Params, x: types.Input, key: Any
+) -> Any:
+  """Calls a model in training mode, and checks what it returns."""
+  with errors.calling('The training mode'):
+    found = training(params, x, key)
+  errors.require(
+    isinstance(found, tuple | list) and len(found) == 3,
+    'The training mode must return (output, activations, changed), an array '
+    'and two dicts.',
+  )
+  return found
 
 
 def changed_shapes(
   training: types.Training, params: types.Params, x: types.Input
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of the leaves that a model in training mode may change, by name."""
-  _, _, changed = jax.eval_shape(training, params, x, jax.random.key(0))
+  run = functools.partial(called, training)
+  _, _, changed = jax.eval_shape(run, params, x, jax.random.key(0))
   return by_name(changed)
 
 
@@ -99,7 +115,7 @@ def updated_names(
   activations = tuple(activations)
 
   def outputs(params: types.Params, x: types.Input, key: jax.Array) -> Any:
-    logits, found, changed = training(params, x, key)
+    logits, found, changed = called(training, params, x, key)
     found = targets_lib.by_name(logits, found)
     compared = [errors.lookup('activation', n, found) for n in activations]
     return compared, by_name(changed)

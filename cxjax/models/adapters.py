@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax import arguments
+from cxjax import checks
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import types
@@ -169,6 +170,7 @@ def outputs(
     f'The tree of parameters of the {role}', model.params
   )
   x = arguments.shapes('x', x)
+  first(params)
   sets = params if model.several else [params]
   _require_equal_shapes(sets, role)
   try:
@@ -299,6 +301,7 @@ def from_fn(
     name=name or getattr(fun, '__name__', ''),
     training=training,
   )
+  batched = arguments.flag('batched', batched)
   return model if batched else per_example(model)
 
 
@@ -338,6 +341,7 @@ def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
     UserError: `dtype` is not a floating-point dtype.
   """
   dtype = arguments.dtype('dtype', dtype)
+  checks.instance(ModelAdapter, 'cxjax.from_fn')('model', model)
 
   def convert(tree: Any, dtype: jnp.dtype, kept: Any = ()) -> Any:
     def one(path: Any, leaf: Any) -> Any:

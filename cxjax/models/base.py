@@ -184,7 +184,20 @@ def make(name: str, block: Any, task: Any) -> Model:
       model does not read an input of the task, or `block.dropout` is positive
       and the model has no dropout.
   """
-  model = errors.lookup('model', name, MODELS)(block, task)
+  build = errors.lookup('model', name, MODELS)
+  errors.require(
+    hasattr(task, 'num_classes') and hasattr(task, 'inputs'),
+    f'task={task!r} must be a task, as of cxjax.tasks.make.',
+  )
+  try:
+    model = build(block, task)
+  except AttributeError as error:
+    if error.obj is not block:
+      raise
+    raise errors.UserError(
+      f'The block {block!r} has no field {error.name!r}, which the model '
+      f'{name!r} needs.'
+    ) from error
   missing = [
     member
     for member in ('layers', 'abilities', 'init', 'apply')

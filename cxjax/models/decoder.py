@@ -12,6 +12,7 @@ References:
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 from flax import linen as nn
 import jax
@@ -36,8 +37,8 @@ RANGES = {
   'norm_eps': arguments.Range(0, 1, ends=(False, True)),
   'init_std': arguments.Range(0, ends=(False, False)),
   'dropout': arguments.Range(0, 1, ends=(True, False)),
-  'score_cap': arguments.Range(0),
-  'logit_cap': arguments.Range(0),
+  'score_cap': arguments.Range(0, 1e9),
+  'logit_cap': arguments.Range(0, 1e9),
   'scale_width': arguments.Range(0),
 }
 Tokens = jax.Array | Mapping[str, jax.Array]
@@ -306,6 +307,17 @@ class Decoder(base.HeadApart, nn.Module):
 
 def _check_heads(model: Decoder) -> None:
   """Raises UserError for heads, windows or a head that do not fit."""
+  for name in ('rotary', 'local_rotary'):
+    rotary = getattr(model, name)
+    errors.require(
+      isinstance(rotary, rotary_lib.Rotary)
+      or (rotary is None and name == 'local_rotary'),
+      f'{name}={rotary!r} must be a cxjax.Rotary.',
+    )
+  errors.require(
+    isinstance(model.windows, Sequence) and not isinstance(model.windows, str),
+    f'windows={model.windows!r} must be whole numbers, as (0, 128).',
+  )
   heads, kv_heads = model.heads, model.kv_heads or model.heads
   errors.require(
     model.head_width > 0 or model.width % heads == 0,

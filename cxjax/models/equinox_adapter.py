@@ -12,6 +12,7 @@ from typing import Any
 from flax import traverse_util
 import jax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.models import adapters
@@ -91,7 +92,7 @@ def from_equinox(
   if not active:
     adapters.require_equal_constants([each.pop(STATE, {}) for each in params])
   given = in_training if in_training is not None else kwargs
-  axes = 2 if batched else 1
+  axes = 2 if arguments.flag('batched', batched) else 1
 
   def train(params: types.Params, x: types.Input, key: jax.Array) -> Any:
     out, found, new = run(params, x, given, axes, key)

@@ -8,18 +8,52 @@ of a head.
 from collections.abc import Callable
 import functools
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 from cxjax import types
 from cxjax.models import decoder
 from cxjax.models import decoder_block
 
 Caches = list[decoder_block.KeysValues]
+
+
+class Static(NamedTuple):
+  """Arguments that a program is compiled for.
+
+  Attributes:
+    model: the model.
+    num_tokens: `N`.
+    greedy: whether the most likely token is taken.
+  """
+
+  model: Any
+  num_tokens: int
+  greedy: bool
+
+
+class Draw(NamedTuple):
+  """Arguments that say which tokens are drawn.
+
+  Attributes:
+    key: typed PRNG key.
+    temperature: divisor of the logits.
+    top_p: probability of the tokens that are drawn from.
+    end: id after which a row repeats it.
+  """
+
+  key: jax.Array
+  temperature: jax.Array
+  top_p: jax.Array
+  end: jax.Array
+
+
 TOP_P = arguments.Range(0, 1, ends=(False, True))
 
 
@@ -70,19 +104,32 @@ def generate(
     f'temperature={temperature} draws random tokens: give a key, as '
     'jax.random.key(0), or temperature=0 for the most likely ones.',
   )
+  if key is not None:
+    checks.key('key', key)
   tokens, mask = _checked(model, tokens, mask, num_tokens)
+  _check_params(model, params, tokens)
   run = _cached if isinstance(model, decoder.Decoder) else _recomputed
-  return run(
-    model,
-    num_tokens,
-    temperature == 0,
-    params,
-    tokens,
-    mask,
+  draw = Draw(
     jax.random.key(0) if key is None else key,
     jnp.float32(temperature or 1),
     jnp.float32(top_p),
     jnp.int32(end),
+  )
+  how = Static(model, num_tokens, temperature == 0)
+  return run(how, params, tokens, mask, draw)
+
+
+def _check_params(model: Any, params: Any, tokens: np.ndarray) -> None:
+  """Raises UserError unless the variables are those of the model."""
+  given = arguments.shapes('params', params)
+  want = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
+  ours: Any = jax.tree.structure(given)
+  theirs: Any = jax.tree.structure(want)
+  errors.require(
+    ours == theirs and shapes(given) == shapes(want),
+    "params must be the variables of the model, as {'params': ...} of "
+    'model.init or of huggingface.read.',
   )
 
 
@@ -95,6 +142,9 @@ def _checked(
     f'{type(model).__name__} is no causal model with a head. Give a Decoder or '
     'a Transformer with causal=True and num_classes=vocab_size.',
   )
+  arguments.arrays(tokens=tokens)
+  if mask is not None:
+    arguments.arrays(mask=mask)
   tokens = np.asarray(tokens)
   errors.require(
     tokens.ndim == 2 and tokens.size > 0 and tokens.dtype.kind in 'iu',
@@ -126,61 +176,54 @@ def _checked(
 
 
 def _choose(
-  logits: jax.Array,
-  key: jax.Array,
-  greedy: bool,
-  temperature: jax.Array,
-  top_p: jax.Array,
+  logits: jax.Array, key: jax.Array, greedy: bool, draw: Draw
 ) -> jax.Array:
   """`[B]` ids of the next tokens, of logits `[B, V]`."""
   if greedy:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  logits = logits / temperature
+  logits = logits / draw.temperature
   ordered = jnp.sort(logits, axis=-1, descending=True)
   weights = jax.nn.softmax(ordered, axis=-1)
   # A token stays if those before it have less than `top_p`.
   before = jnp.cumsum(weights, axis=-1) - weights
-  kept = jnp.where(before < top_p, ordered, jnp.inf)
+  kept = jnp.where(before < draw.top_p, ordered, jnp.inf)
   least = jnp.min(kept, axis=-1, keepdims=True)
   logits = jnp.where(logits < least, -jnp.inf, logits)
   return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
 
 
 def _loop(
+  how: Static,
   step: Callable[..., tuple[jax.Array, Any]],
-  choose: Callable[[jax.Array, jax.Array], jax.Array],
   start: tuple[jax.Array, Any],
   length: int,
-  num_tokens: int,
-  key: jax.Array,
-  end: jax.Array,
+  draw: Draw,
 ) -> jax.Array:
   """`[B, N]` tokens, each chosen of the logits that follow the one before.
 
   Args:
+    how: static arguments.
     step: `(token [B], index, state) -> (logits, state)`.
-    choose: `(logits, key) -> token`.
     start: logits and state after the prompt.
     length: `L`.
-    num_tokens: `N`.
-    key: PRNG key.
-    end: id after which a row repeats it.
+    draw: which tokens are drawn.
 
   Returns:
     The tokens.
   """
-  keys = jax.random.split(key, num_tokens)
+  keys = jax.random.split(draw.key, how.num_tokens)
   logits, state = start
-  first = choose(logits, keys[0])
+  first = _choose(logits, keys[0], how.greedy, draw)
 
   def body(carry: Any, x: Any) -> tuple[Any, jax.Array]:
     token, state = carry
     index, key = x
     logits, state = step(token, index, state)
-    token = jnp.where(token == end, end, choose(logits, key))
+    chosen = _choose(logits, key, how.greedy, draw)
+    token = jnp.where(token == draw.end, draw.end, chosen)
     return (token, state), token
 
-  indices = length + jnp.arange(num_tokens - 1)
+  indices = length + jnp.arange(how.num_tokens - 1)
   _, others = jax.lax.scan(body, (first, state), (indices, keys[1:]))
   return jnp.concatenate([first[None], others]).T
 
@@ -191,20 +234,16 @@ def _extended(mask: jax.Array, num_tokens: int) -> tuple[jax.Array, jax.Array]:
   return mask, jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=0)
 def _cached(
-  model: decoder.Decoder,
-  num_tokens: int,
-  greedy: bool,
+  how: Static,
   params: types.Params,
   tokens: jax.Array,
   mask: jax.Array,
-  key: jax.Array,
-  temperature: jax.Array,
-  top_p: jax.Array,
-  end: jax.Array,
+  draw: Draw,
 ) -> jax.Array:
   """Generates with the keys and values of all tokens kept."""
+  model, num_tokens = how.model, how.num_tokens
   batch, length = tokens.shape
   mask, positions = _extended(mask, num_tokens)
   shape = (batch, length + num_tokens, model.kv_heads or model.heads)
@@ -221,13 +260,11 @@ def _cached(
     return out
 
   return _loop(
+    how,
     lambda token, index, caches: run(token[:, None], index, caches),
-    lambda logits, key: _choose(logits, key, greedy, temperature, top_p),
     run(tokens, 0, caches),
     length,
-    num_tokens,
-    key,
-    end,
+    draw,
   )
 
 
@@ -269,20 +306,16 @@ def _forward(
   return model._head(model.last_norm(h[:, -1:]))[:, 0], new
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=0)
 def _recomputed(
-  model: Any,
-  num_tokens: int,
-  greedy: bool,
+  how: Static,
   params: types.Params,
   tokens: jax.Array,
   mask: jax.Array,
-  key: jax.Array,
-  temperature: jax.Array,
-  top_p: jax.Array,
-  end: jax.Array,
+  draw: Draw,
 ) -> jax.Array:
   """Generates with a whole forward pass for each token."""
+  model, num_tokens = how.model, how.num_tokens
   batch, length = tokens.shape
   mask, positions = _extended(mask, num_tokens)
   text = jnp.pad(tokens, ((0, 0), (0, num_tokens)))
@@ -295,11 +328,9 @@ def _recomputed(
     return model.apply(params, x)[0][:, 0], text
 
   return _loop(
+    how,
     lambda token, index, text: run(text.at[:, index].set(token), index),
-    lambda logits, key: _choose(logits, key, greedy, temperature, top_p),
     run(text, length - 1),
     length,
-    num_tokens,
-    key,
-    end,
+    draw,
   )

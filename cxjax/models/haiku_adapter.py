@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.models import adapters
@@ -83,7 +84,7 @@ def from_haiku(
   for each in sets:
     _check_params(each, state)
   constant = states[0] or {}
-  axes = 2 if batched else 1
+  axes = 2 if arguments.flag('batched', batched) else 1
   run = _Run(hk, transformed, state is not None, output, call)
   declared: dict[str, Any] = {
     'abilities': base.declare(None, partition_rules),

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.models import adapters
@@ -89,7 +90,7 @@ def from_keras(
   )
   sets = [_values(each.trainable_variables) for each in models]
   states = [_values(each.non_trainable_variables) for each in models]
-  axes = 2 if batched else 1
+  axes = 2 if arguments.flag('batched', batched) else 1
   declared: dict[str, Any] = {
     'abilities': base.declare(None, partition_rules),
     'name': type(first).__name__ if first.name == '' else first.name,

@@ -1,6 +1,7 @@
 """Adapter of linen modules, which become a `ModelAdapter`."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import functools
 from typing import Any
@@ -9,6 +10,7 @@ from flax import errors as flax_errors
 from flax import linen as nn
 import jax
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import training_mode
@@ -87,6 +89,10 @@ def from_linen(
   if 'method' in kwargs:
     call = _method(kwargs.pop('method'))
   kwargs, in_training, streams = calls.arguments('from_linen', training, kwargs)
+  errors.require(
+    not isinstance(variables, Iterator),
+    'variables must be those of the module, not an iterator.',
+  )
   boxed = adapters.first(variables)
   variables = axis_names.unboxed(variables)
   first = adapters.first(variables)
@@ -98,7 +104,8 @@ def from_linen(
     split = [_split(each) for each in sets]
   else:
     split = [(each, {}) for each in sets]
-  run = _Run(module, output, calls.chosen(call), 2 if batched else 1)
+  axes = 2 if arguments.flag('batched', batched) else 1
+  run = _Run(module, output, calls.chosen(call), axes)
   constant = split[0][1]
   declared: dict[str, Any] = {
     'abilities': base.declare(module, rules),

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from cxjax import arguments
 from cxjax import types
 from cxjax.models import adapters
 from cxjax.models import axis_names
@@ -90,7 +91,7 @@ def from_nnx(
     )
   rebuild = functools.partial(nnx_modules.rebuilt, *nnx_modules.split(first))
   graph = nnx_modules.eval_graph(first) if active else None
-  axes = 2 if batched else 1
+  axes = 2 if arguments.flag('batched', batched) else 1
   run = functools.partial(nnx_modules.run, calls.chosen(call), output, axes)
 
   def at_inference(tags: bool, params: types.Params, x: types.Input) -> Any:

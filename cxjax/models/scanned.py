@@ -18,6 +18,7 @@ import jax
 from jax.extend import core
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import types
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
@@ -43,7 +44,10 @@ def with_layers(
   Returns:
     A model that splits its scans after these layers.
   """
-  training = model.training and _extended(model.training, names)
+  training = model.training
+  if training is not None:
+    arguments.function('training', training, 'lambda params, x, key: ...')
+    training = _extended(training, names)
   return dataclasses.replace(
     model, apply=_extended(model.apply, names), training=training
   )

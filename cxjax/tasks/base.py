@@ -19,6 +19,8 @@ from typing import runtime_checkable
 
 import jax
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import deprecation
 from cxjax import errors
 from cxjax import registration
@@ -212,6 +214,9 @@ def register(
   Raises:
     UserError: the name is taken by another function.
   """
+  if abstract is not None:
+    arguments.function('abstract', abstract, 'make')
+  checks.texts('paths', paths)
   entry = Registration(make, abstract or make, tuple(paths))
   registration.add('task', TASKS, name, entry, make)
 
@@ -231,6 +236,8 @@ def make(name: str, data: Any, key: jax.Array) -> Task:
     UserError: the name is unknown, the options are invalid, or the files are
       not the ones that `data.fingerprints` asks for.
   """
+  _check_data(data)
+  checks.key('key', key)
   task = _registration(name).make(data, key)
   _check_protocol(name, task)
   _check_fingerprints(data, task)
@@ -253,9 +260,25 @@ def make_abstract(name: str, data: Any, key: jax.Array) -> Task:
   Raises:
     UserError: the name is unknown or the options are invalid.
   """
+  _check_data(data)
+  checks.key('key', key)
   task = _registration(name).abstract(data, key)
   _check_protocol(name, task)
   return task
+
+
+def _check_data(data: Any) -> None:
+  """Raises UserError unless the options of a task are a block of a config."""
+  errors.require(
+    hasattr(data, 'get') and hasattr(data, 'unlocked'),
+    f'data={data!r} must be a block of a config, as of '
+    'ml_collections.ConfigDict.',
+  )
+  asked = data.get('fingerprints') or {}
+  errors.require(
+    isinstance(asked, Mapping) or hasattr(asked, 'unlocked'),
+    f'data.fingerprints={asked!r} must be a block of fields.',
+  )
 
 
 def _registration(name: str) -> Registration:

@@ -7,14 +7,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import types
 from cxjax.methods import microbatches
+from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import metrics as metrics_lib
 
 
+@checks.checked(
+  params=arguments.shapes,
+  batch=checks.batch,
+  apply=targets.APPLY,
+  parts=checks.positive,
+)
 def evaluate(
   params: types.Params,
   batch: types.Batch,
@@ -47,6 +56,14 @@ def evaluate(
   )
 
 
+@checks.checked(
+  params=arguments.shapes,
+  teacher_params=arguments.shapes,
+  batch=checks.batch,
+  apply=targets.APPLY,
+  teacher=targets.APPLY,
+  parts=checks.positive,
+)
 def agreement(
   params: types.Params,
   teacher_params: types.Params,
@@ -86,7 +103,8 @@ def agreement(
 def _output(
   apply: types.Apply, params: types.Params, batch: types.Batch
 ) -> jax.Array:
-  return apply(params, targets.without_dropout(batch['x']))[0]
+  x = targets.without_dropout(batch['x'])
+  return targets.forward(apply, params, x)[stage_lib.LOGITS]
 
 
 def _measure(

@@ -57,7 +57,7 @@ class Metric:
     """Raises UserError for a metric that cannot be computed."""
     for name, fun in (
       ('statistics', self.statistics),
-      ('finish', self.finish or len),
+      ('finish', len if self.finish is None else self.finish),
     ):
       errors.require(
         callable(fun), f'{name}={fun!r} of a metric must be a function.'
@@ -215,7 +215,7 @@ def resolve(metrics: Metrics) -> dict[str, Metric]:
   if isinstance(metrics, str):
     metrics = (metrics,)
   errors.require(
-    isinstance(metrics, Iterable),
+    isinstance(metrics, Iterable) and getattr(metrics, 'ndim', 1) > 0,
     f'metrics={metrics!r} must be names, as ("accuracy", "loss"), or functions '
     'by name, as {"largest": fun}.',
   )

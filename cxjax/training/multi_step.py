@@ -13,10 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cxjax import arguments
+from cxjax import checks
+from cxjax import errors
 from cxjax import types
 from cxjax.methods import fitted
 from cxjax.methods import masks
 from cxjax.methods import microbatches as microbatches_lib
+from cxjax.methods import optimizer
 from cxjax.methods import output_split
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
@@ -44,7 +48,9 @@ def draw_batches(
   """
   rows = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), rows)
   stream = lambda key, rows: jax.vmap(draw, (None, 0, 0))(key, steps, rows)
-  batches = jax.vmap(stream)(keys, rows)
+  with errors.calling('draw'):
+    batches = jax.vmap(stream)(keys, rows)
+  checks.batch('What draw returns', batches)
   return mesh_lib.constrain_batch(batches, axis=2, seeds=0)
 
 
@@ -72,7 +78,8 @@ def many_targets(
   """
   if not stage.needs_teacher:
     return dict.fromkeys(stage.named_terms, batches['y'])
-  assert teacher is not None
+  if teacher is None:
+    raise errors.UserError(targets_lib.NO_TEACHER.format(stage.name))
   raw = _raw_targets(teacher, params, batches, stage, microbatches)
   found = {}
   for name, term in stage.named_terms.items():
@@ -165,6 +172,42 @@ def each_seed(fun: Callable[..., Any]) -> Callable[..., Any]:
   return every
 
 
+def _num_seeds(
+  states: train_step.State, mask: masks.Mask, keys: jax.Array, targets: Any
+) -> int:
+  """Number of seeds; raises UserError for arguments that do not fit it."""
+  masks.check(mask, states.params)
+  if targets is not None:
+    arguments.mapping('targets', targets, "{'h': targets}")
+  num_seeds = jax.tree.leaves(states.params)[0].shape[0]
+  errors.require(
+    keys.shape[0] in (1, num_seeds),
+    f'There are {keys.shape[0]} keys and {num_seeds} states: give one key, or '
+    'one for each.',
+  )
+  return num_seeds
+
+
+@checks.checked(
+  states=checks.instance(train_step.State, 'init_stage'),
+  start=checks.counter,
+  stop=checks.counter,
+  teacher_params=arguments.shapes,
+  matrices=checks.optional(checks.mapping_like("{'h': matrices}")),
+  keys=checks.keys,
+  rows=checks.stacked,
+  targets=checks.stacked,
+  span=checks.optional(checks.pair),
+  training_keys=checks.optional(checks.keys),
+  draw=checks.function_like('lambda key, step, rows: batch'),
+  student=targets_lib.APPLY,
+  teacher=checks.optional(targets_lib.APPLY),
+  stage=targets_lib.STAGE,
+  tx=optimizer.check,
+  lookahead=checks.positive,
+  microbatches=checks.positive,
+  training=checks.optional(targets_lib.APPLY),
+)
 def train_many_steps(
   states: train_step.State,
   start: jax.Array,
@@ -226,14 +269,15 @@ def train_many_steps(
     where there are several. `bad` is the last step also if that leaves
     parameters that are not finite.
   """
-  num_seeds = jax.tree.leaves(states.params)[0].shape[0]
+  num_seeds = _num_seeds(states, mask, keys, targets)
   names, with_teacher = list(stage.named_terms), stage.teacher_terms
   teacher_output = _teacher_output(teacher, teacher_params, targets)
 
   def look(block: jax.Array) -> tuple[types.Batch, dict[str, types.Target]]:
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
     steps = block * lookahead + jnp.arange(lookahead)
-    here = lambda tree: jax.tree.map(lambda leaf: leaf[steps % len(leaf)], tree)
+    at = lambda leaf: jnp.asarray(leaf)[steps % len(leaf)]
+    here = lambda tree: jax.tree.map(at, tree)
     batches = draw_batches(draw, keys, steps, here(rows))
     if targets is None:
       return batches, many_targets(

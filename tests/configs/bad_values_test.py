@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 import contextlib
-import os
+import functools
+import importlib
 import pathlib
 import re
 
@@ -11,54 +12,97 @@ import pytest
 
 import bad_values
 from cxjax.configs import builders
-from experiments import parity_mlp
-from experiments import parity_transformer
-from experiments import pcfg_bert
+import documents
+import experiments
+import launch
 
-# Modules, methods, and the blocks whose fields are not those of the first.
-CONFIGS = {
-  'parity_mlp': (parity_mlp, 'extracted', ''),
-  'parity_transformer': (parity_transformer, 'custom', r'(data|student)\.'),
-  'pcfg_bert': (pcfg_bert, 'progressive', r'data\.'),
-}
-SOME = 3
+SOME = 2
+# Methods that have blocks of their own, one for each config in turn.
+METHODS = ('extracted', 'custom', 'progressive', 'joint_fading')
+
+
+def configs():
+  """Names of the config files of experiments/."""
+  (folder,) = experiments.__path__
+  for path in sorted(pathlib.Path(folder).glob('*.py')):
+    if re.search(r'base\.choose\(\s*variant', path.read_text()):
+      yield path.stem
+
+
+CONFIGS = tuple(configs())
+
+
+@functools.cache
+def source():
+  """A text for the configs that need one."""
+  folder = bad_values.kept_folder()
+  (folder / 'text.txt').write_text('\n\n'.join(documents.DOCUMENTS))
+  return f'files:{folder}/text.txt'
+
+
+def tiny(name):
+  """The smallest config of an experiment."""
+  module = importlib.import_module(f'experiments.{name}')
+  config = module.tiny(METHODS[CONFIGS.index(name) % len(METHODS)])
+  if 'source' in config.data:
+    config.data.source = source()
+  return config
 
 
 def fields(block, prefix=''):
-  """Full names of all fields and blocks."""
+  """Full names of all fields and blocks, and their values."""
   for name, value in block.items():
-    yield f'{prefix}{name}'
+    yield f'{prefix}{name}', value
     if isinstance(value, Mapping):
       yield from fields(value, f'{prefix}{name}.')
+
+
+def places(name):
+  """Fields to try, with their values: by default those that are new in it."""
+  found = dict(fields(tiny(name).to_dict()))
+  if bad_values.is_whole():
+    return found
+  for other in CONFIGS[: CONFIGS.index(name)]:
+    for field in dict(fields(tiny(other).to_dict())):
+      found.pop(field, None)
+  return found
+
+
+def opened(config):
+  """Checks a config, up to its training."""
+  experiment = builders.open_experiment(config, pathlib.Path('w'))
+  builders.check(experiment)
+
+
+def cases(name):
+  """Name and config of each trial."""
+  for place, (field, default) in enumerate(places(name).items()):
+    tried = bad_values.tried_at(place, SOME, default)
+    for kind, value in tried.items():
+      config = tiny(name)
+      *blocks, last = field.split('.')
+      block = config
+      for part in blocks:
+        block = block[part]
+      try:
+        with config.ignore_type(), config.unlocked():
+          block[last] = value
+      except (TypeError, ValueError, KeyError):  # Of ml_collections.
+        continue
+      yield f'{field}={kind}', config
 
 
 @pytest.mark.slow
 class ConfigTest(parameterized.TestCase):
   @parameterized.parameters(*CONFIGS)
   def test_every_field(self, name):
-    module, method, pattern = CONFIGS[name]
     folder = self.create_tempdir().full_path
     self.enter_context(contextlib.chdir(folder))
-    names = [
-      field
-      for field in fields(module.tiny(method).to_dict())
-      if re.match(pattern, field)
-    ]
-    self.assertNotEmpty(names)
-    for place, field in enumerate(names):
-      for kind, value in bad_values.tried_at(place, SOME).items():
-        config = module.tiny(method)
-        *blocks, last = field.split('.')
-        block = config
-        for part in blocks:
-          block = block[part]
-        with self.subTest(f'{field}={kind}'):
-          try:
-            with config.ignore_type(), config.unlocked():
-              block[last] = value
-          except (TypeError, ValueError, KeyError):  # Of ml_collections.
-            continue
-          with bad_values.works_or_one_line(self, folder):
-            opened = builders.open_experiment(config, pathlib.Path('w'))
-            builders.check(opened)
-        self.assertEmpty(os.listdir(folder))
+    opened(tiny(name))
+    for case, config in cases(name):
+      with self.subTest(case), bad_values.works_or_one_line(self, folder):
+        opened(config)
+
+  def test_the_help_names_every_config(self):
+    listed = re.search(r'Experiments, .*?: (.*?)\.', launch.__doc__, re.DOTALL)
+    self.assertSameElements(re.split(r',\s+', listed[1]), CONFIGS)

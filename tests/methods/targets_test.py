@@ -206,7 +206,7 @@ class MakeTargetsTest(parameterized.TestCase):
       seen.append(x)
       return networks.sequence_apply(params, x)
 
-    self.batch = {**self.batch, 'x': {**self.batch['x'], 'dropout': 'keys'}}
+    self.batch = {**self.batch, 'x': {**self.batch['x'], 'dropout': np.zeros(3)}}
     self.make(apply)
     self.assertLen(seen, 1)
     self.assertNotIn('dropout', seen[0])

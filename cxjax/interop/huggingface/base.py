@@ -16,6 +16,8 @@ from typing import TypeAlias
 from flax import traverse_util
 import numpy as np
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 
 Config: TypeAlias = dict[str, Any]
@@ -105,11 +107,13 @@ class Family:
   asked: bool = False
 
 
+MOST_BLOCKS = 10_000
 FAMILIES: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
   """Adds a family; its `model_type` must be new."""
+  checks.instance(Family, 'cxjax.huggingface.Family')('family', family)
   errors.require(
     family.model_type not in FAMILIES,
     f'A family of model_type={family.model_type!r} is registered already. '
@@ -132,6 +136,7 @@ def family_of(module: Any, model_type: str = '') -> Family:
   Raises:
     UserError: no family can hold it, or the named one cannot; says why.
   """
+  arguments.text('model_type', model_type, "'mistral'")
   named = model_type or getattr(module, 'family', '')
   if named:
     family = errors.lookup('model_type', named, FAMILIES)
@@ -231,7 +236,10 @@ def to_variables(
       added = get(parameter.added)[:1]
       array = array.astype(np.float32) + added.astype(np.float32)
     array = np.ascontiguousarray(array)
-    flat[parameter.path] = place(parameter.path, array) if place else array
+    if place is not None:
+      with errors.calling('place'):
+        array = place(parameter.path, array)
+    flat[parameter.path] = array
   return {'params': traverse_util.unflatten_dict(flat, sep='/')}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import encoders
@@ -48,6 +49,18 @@ DEFAULTS: dict[str, int | float | bool] = {
   'tie_word_embeddings': True,
 }
 
+# Dropout, a pooler of other shapes, and notes of how a model was trained.
+KNOWN = (
+  'attention_probs_dropout_prob',
+  'classifier_dropout',
+  'directionality',
+  'pooler_fc_size',
+  'pooler_num_attention_heads',
+  'pooler_num_fc_layers',
+  'pooler_size_per_head',
+  'pooler_type',
+)
+
 
 def from_bert(tensors: base.Tensors, depth: int) -> dict[str, Any]:
   """Variables of an encoder `Transformer` with an untied head.
@@ -67,6 +80,8 @@ def from_bert(tensors: base.Tensors, depth: int) -> dict[str, Any]:
   Raises:
     UserError: a tensor is missing; names it.
   """
+  tensors = arguments.mapping('tensors', tensors, 'model.state_dict()')
+  depth = arguments.whole('depth', depth, 1, base.MOST_BLOCKS)
   tensors = _renamed(tensors)
   head = _has_head(tensors)
   if head and DECODER not in tensors:
@@ -249,5 +264,6 @@ base.register(
     refusal=_refusal,
     config=_config,
     complete=_complete,
+    known=KNOWN,
   )
 )

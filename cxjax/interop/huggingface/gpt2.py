@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cxjax import arguments
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import config as config_lib
 from cxjax.interop.huggingface import encoders
@@ -65,6 +66,8 @@ def from_gpt2(tensors: base.Tensors, depth: int) -> dict[str, Any]:
   Raises:
     UserError: a tensor is missing; names it.
   """
+  tensors = arguments.mapping('tensors', tensors, 'model.state_dict()')
+  depth = arguments.whole('depth', depth, 1, base.MOST_BLOCKS)
   return base.to_variables(_table(depth, PREFIX, head=True), tensors)
 
 

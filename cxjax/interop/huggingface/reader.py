@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import tokenizers
 
+from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import config as config_lib
@@ -43,7 +45,9 @@ def read(
       missing, unexpected, or of other shapes than the config says (the message
       names the first three).
   """
-  folder = pathlib.Path(folder)
+  folder = checks.path('folder', folder)
+  if place is not None:
+    arguments.function('place', place, 'lambda path, array: array')
   family, config = config_lib.read(folder)
   tensors = family.select(tensors_lib.read(folder), config)
   tensors_lib.require_sizes(folder, family, config, tensors)
@@ -91,7 +95,7 @@ def tokenizer(folder: pathlib.Path | str) -> tokenizers.Tokenizer:
     UserError: the folder has neither file, or a damaged one; it has
       more tokens than the model.
   """
-  folder = pathlib.Path(folder)
+  folder = checks.path('folder', folder)
   _, config = config_lib.read(folder)
   found = tokenizer_files.read(folder)
   tokenizer_files.require_size(found, config['vocab_size'])

@@ -7,6 +7,7 @@ from typing import Any
 import tokenizers
 
 from cxjax import arguments
+from cxjax import checks
 from cxjax import files
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import sentence_files
@@ -60,7 +61,13 @@ def write(
       variables do not fit the module; the tokenizer has another size; the
       folder cannot be written.
   """
-  folder = pathlib.Path(folder)
+  folder = checks.path('folder', folder)
+  if tokenizer is not None:
+    checks.instance(tokenizers.Tokenizer, 'huggingface.tokenizer')(
+      'tokenizer', tokenizer
+    )
+  variables = arguments.mapping('variables', variables, "{'params': ...}")
+  arguments.shapes('variables', variables)
   most = arguments.whole('max_shard_bytes', max_shard_bytes, 1)
   encoder = _encoder(module)
   family = base.family_of(encoder, model_type)
