@@ -19,42 +19,23 @@ Writes map_EXPERIMENT.{md,csv}, and from those of all experiments map.md and
 map_AXIS.png, into --results. Finished runs are not run again.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
 import csv
 import dataclasses
-import functools
-import itertools
 import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 import jax
-import numpy as np
 
 import cxjax
 from cxjax import errors
 from cxjax import files
 from cxjax import tables
-from cxjax import types
 from cxjax.analysis import plots
-from cxjax.configs import builders
 from cxjax.configs import cli
-from cxjax.configs import defaults
-from cxjax.configs import teachers
-from cxjax.methods import layer_matching
-from cxjax.methods import registry
-from cxjax.parallel import devices as devices_lib
-from experiments import digits
-from experiments import minilm
-from experiments import parity_mlp
-from experiments import parity_transformer
+from experiments import contestants
 from experiments import paths
-from experiments import pcfg_bert
-from experiments import text_bert
 
 _EXPERIMENTS = flags.DEFINE_list('experiment', ['parity_mlp'], 'Which.')
 _SIZE = flags.DEFINE_string('size', 'cpu', 'Size of their configs: cpu, tiny.')
@@ -66,12 +47,6 @@ _AXES = flags.DEFINE_list(
 )
 _METHODS = flags.DEFINE_list('methods', [], 'Methods; all that fit by default.')
 
-CONFIGS = {
-  'parity_mlp': parity_mlp,
-  'parity_transformer': parity_transformer,
-  'pcfg_bert': pcfg_bert,
-  'text_bert': text_bert,
-}
 AXES = {
   'steps': 'steps',
   'reused': 'examples',
@@ -79,160 +54,13 @@ AXES = {
   'stored': 'student_flops',
 }
 REUSE = 10  # Times that a batch is seen, in 'reused'.
-METHODS = (
-  'supervised',
-  'one_shot',
-  'extracted',
-  'extracted_labels',
-  'fitnets',
-  'late_to_early',
-  'joint',
-  'joint_fading',
-)
-LABELED = ('supervised', 'extracted_labels')
 RATES = (1e-3, 3e-3, 1e-2)
 Row = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """What the methods of an experiment share.
-
-  Attributes:
-    teacher: the trained teacher.
-    student: makes the student of a seed.
-    batches: training batches; each iteration begins anew.
-    held_out: held-out set.
-    num_steps: steps of one-shot distillation.
-    methods: options of each method, as `compare` takes them.
-    options: others of `compare`.
-  """
-
-  teacher: cxjax.ModelAdapter
-  student: Callable[[int], cxjax.ModelAdapter]
-  batches: Iterable[Any]
-  held_out: Any
-  num_steps: int
-  methods: dict[str, Row]
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class TaskBatches:
-  """Batches of a task of the configs; each iteration begins anew."""
-
-  def __init__(self, experiment: builders.Experiment) -> None:
-    """Compiles nothing yet."""
-    self._task = experiment.task
-    self._size = experiment.config.batch_size
-    self._key = builders.key_for(experiment.config, 'student_data')
-    self._draw = jax.jit(self._task.batch, static_argnums=self._reads())
-
-  def _reads(self) -> tuple[int, ...]:
-    """The argument with the batch size, of a task that the host reads not."""
-    return (2,) if self._task.host_spec(self._size) is None else ()
-
-  def __iter__(self) -> Iterator[types.Batch]:
-    """Yields batches without end."""
-    rows: Iterable[Any] = itertools.repeat(self._size)
-    if not self._reads():
-      rows = self._task.host_batches(self._size, seed=0)
-    for step, some in enumerate(rows):
-      yield self._draw(self._key, np.int32(step), some)
-
-
-class First:
-  """The first batches of others, again and again."""
-
-  def __init__(self, batches: Iterable[Any], count: int) -> None:
-    """Reads nothing yet."""
-    self._batches, self._count = batches, count
-
-  def __iter__(self) -> Iterator[Any]:
-    """Yields them once."""
-    return itertools.islice(iter(self._batches), self._count)
-
-
-def of_config(name: str, workdir: pathlib.Path) -> Setting:
-  """Returns the setting of an experiment with a config; trains its teacher."""
-  config = CONFIGS[name].get_config(f'extracted,{_SIZE.value}')
-  devices_lib.split_cpu(config.mesh.cpu_devices)
-  experiment = builders.open_experiment(config, workdir)
-  builders.check(experiment)
-  teachers.save_task(experiment)
-  teacher = teachers.train_teacher(experiment, workdir)
-  model = experiment.model('student')
-  x = jax.tree.map(lambda leaf: leaf[:1], experiment.held_out['x'])
-  init = jax.jit(lambda key: model.init(key, x))
-  key = builders.key_for(config, 'student_init')
-  methods = {}
-  for method in METHODS:
-    block = defaults.method_block(experiment.with_method(method).config)
-    own = {k: v for k, v in block.items() if k in registry.options(method)}
-    methods[method] = {'method': method, **own}
-  return Setting(
-    cxjax.from_fn(teacher.apply, teacher.params),
-    lambda seed: cxjax.from_fn(
-      model.apply, init(jax.random.fold_in(key, seed))
-    ),
-    TaskBatches(experiment),
-    experiment.held_out,
-    config.num_steps,
-    methods,
-    {
-      'layers': layer_matching.match_layers(teacher.layers, model.layers),
-      'metrics': experiment.task.metrics,
-    },
-  )
-
-
-def of_digits(workdir: pathlib.Path) -> Setting:
-  """Returns the setting of digits.py; trains its teacher."""
-  train, held_out = digits.digits()
-  batches = digits.Batches(*train)
-  x = next(iter(batches))[0]
-
-  def student(seed: int) -> cxjax.ModelAdapter:
-    (params,) = digits.fresh(digits.STUDENT, [seed], x).params
-    return cxjax.from_linen(digits.STUDENT, params)
-
-  return Setting(
-    digits.trained_teacher(batches, held_out, workdir / 'teacher'),
-    student,
-    batches,
-    held_out,
-    digits.STEPS,
-    {method: {'method': method} for method in METHODS},
-  )
-
-
-def of_minilm(workdir: pathlib.Path) -> Setting:
-  """Returns the setting of minilm.py."""
-  found = minilm.Comparison(workdir)
-  example = next(iter(found.batches))
-  init = jax.jit(lambda key: found.student.init(key, example))
-  methods: dict[str, Row] = {}
-  for method in METHODS:
-    hidden = 'ending' in registry.options(method)
-    methods[method] = {'method': method, **(minilm.HIDDEN if hidden else {})}
-  return Setting(
-    found.teacher,
-    lambda seed: cxjax.from_fn(found.student.apply, init(jax.random.key(seed))),
-    found.batches,
-    found.held_out,
-    flags.FLAGS.num_steps,
-    {name: m for name, m in methods.items() if name not in LABELED},
-    {'loss': 'cosine'},
-  )
-
-
-def setting(name: str, workdir: pathlib.Path) -> Setting:
-  """Returns the setting of an experiment."""
-  known: dict[str, Callable[[pathlib.Path], Setting]] = {
-    **{one: functools.partial(of_config, one) for one in CONFIGS},
-    'digits': of_digits,
-    'minilm': of_minilm,
-  }
-  found = errors.lookup('experiment', name, known)(workdir)
+def setting(name: str, workdir: pathlib.Path) -> contestants.Setting:
+  """Returns the networks, data and methods of an experiment."""
+  found = contestants.find(name, _SIZE.value, workdir)
   if flags.FLAGS['num_steps'].present:
     found = dataclasses.replace(found, num_steps=flags.FLAGS.num_steps)
   if not _METHODS.value:
@@ -244,7 +72,9 @@ def setting(name: str, workdir: pathlib.Path) -> Setting:
   return dataclasses.replace(found, methods=chosen)
 
 
-def compare(one: Setting, axis: str, workdir: pathlib.Path) -> cxjax.Comparison:
+def compare(
+  one: contestants.Setting, axis: str, workdir: pathlib.Path
+) -> cxjax.Comparison:
   """Compares all methods of an experiment.
 
   Args:
@@ -255,11 +85,10 @@ def compare(one: Setting, axis: str, workdir: pathlib.Path) -> cxjax.Comparison:
   Returns:
     The comparison.
   """
-  equal = errors.lookup('axis', axis, AXES)
   num_steps = max(round(one.num_steps * _BUDGET.value), 1)
   batches = one.batches
   if axis == 'reused':
-    batches = First(batches, max(num_steps // REUSE, 1))
+    batches = contestants.First(batches, max(num_steps // REUSE, 1))
   return cxjax.compare(
     one.teacher,
     one.student,
@@ -269,7 +98,7 @@ def compare(one: Setting, axis: str, workdir: pathlib.Path) -> cxjax.Comparison:
     methods=one.methods,
     rates=RATES,
     seeds=flags.FLAGS.seeds,
-    equal=equal,
+    equal=AXES[axis],
     workdir=workdir,
     **one.options,
   )
@@ -392,8 +221,17 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
   """Runs the comparisons of all experiments."""
   del argv
-  for axis in _AXES.value:
-    errors.lookup('axis', axis, AXES)
+  for flag, known in (
+    (_EXPERIMENTS, contestants.NAMES),
+    (_AXES, AXES),
+    (_METHODS, contestants.METHODS),
+  ):
+    for name in flag.value:
+      errors.lookup(f'--{flag.name}', name, dict.fromkeys(known))
+  errors.require(
+    bool(_EXPERIMENTS.value and _AXES.value) and 0 < _BUDGET.value <= 1,
+    'Give --experiment and --axes one name at least, and --budget in (0, 1].',
+  )
   workdir, results = paths.workdir('map'), paths.results()
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
   for name in _EXPERIMENTS.value:

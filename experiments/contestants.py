@@ -1,0 +1,200 @@
+"""Networks and data of the experiments, as `cxjax.compare` takes them."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import itertools
+import pathlib
+from typing import Any
+
+from absl import flags
+import jax
+import numpy as np
+
+import cxjax
+from cxjax import errors
+from cxjax import types
+from cxjax.configs import builders
+from cxjax.configs import defaults
+from cxjax.configs import teachers
+from cxjax.methods import layer_matching
+from cxjax.methods import registry
+from experiments import digits
+from experiments import minilm
+from experiments import parity_mlp
+from experiments import parity_transformer
+from experiments import pcfg_bert
+from experiments import text_bert
+
+CONFIGS = {
+  'parity_mlp': parity_mlp,
+  'parity_transformer': parity_transformer,
+  'pcfg_bert': pcfg_bert,
+  'text_bert': text_bert,
+}
+NAMES = (*CONFIGS, 'digits', 'minilm')
+METHODS = (
+  'supervised',
+  'one_shot',
+  'one_shot_labels',
+  'extracted',
+  'extracted_labels',
+  'extracted_centered',
+  'extracted_pca',
+  'extracted_pca_rotated',
+  'extracted_directions',
+  'fitnets',
+  'late_to_early',
+  'joint',
+  'joint_fading',
+)
+LABELED = ('supervised', 'one_shot_labels', 'extracted_labels')
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """Networks, data and methods of an experiment.
+
+  Attributes:
+    teacher: the trained teacher.
+    student: makes the student of a seed.
+    batches: training batches; each iteration begins anew.
+    held_out: held-out set.
+    num_steps: steps of one-shot distillation.
+    methods: options of each method, as `compare` takes them.
+    options: others of `compare`.
+  """
+
+  teacher: cxjax.ModelAdapter
+  student: Callable[[int], cxjax.ModelAdapter]
+  batches: Iterable[Any]
+  held_out: Any
+  num_steps: int
+  methods: dict[str, dict[str, Any]]
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class TaskBatches:
+  """Batches of a task of the configs; each iteration begins anew."""
+
+  def __init__(self, experiment: builders.Experiment) -> None:
+    """Compiles nothing yet."""
+    self._task = experiment.task
+    self._size = experiment.config.batch_size
+    self._key = builders.key_for(experiment.config, 'student_data')
+    self._draw = jax.jit(self._task.batch, static_argnums=self._reads())
+
+  def _reads(self) -> tuple[int, ...]:
+    """The argument with the batch size, of a task that the host reads not."""
+    return (2,) if self._task.host_spec(self._size) is None else ()
+
+  def __iter__(self) -> Iterator[types.Batch]:
+    """Yields batches without end."""
+    rows: Iterable[Any] = itertools.repeat(self._size)
+    if not self._reads():
+      rows = self._task.host_batches(self._size, seed=0)
+    for step, some in enumerate(rows):
+      yield self._draw(self._key, np.int32(step), some)
+
+
+class First:
+  """The first batches of others, again and again."""
+
+  def __init__(self, batches: Iterable[Any], count: int) -> None:
+    """Reads nothing yet."""
+    self._batches, self._count = batches, count
+
+  def __iter__(self) -> Iterator[Any]:
+    """Yields them once."""
+    return itertools.islice(iter(self._batches), self._count)
+
+
+def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
+  """Returns the setting of an experiment with a config; trains its teacher."""
+  config = CONFIGS[name].get_config(f'extracted,{size}')
+  experiment = builders.open_experiment(config, workdir)
+  builders.check(experiment)
+  teachers.save_task(experiment)
+  teacher = teachers.train_teacher(experiment, workdir)
+  model = experiment.model('student')
+  x = jax.tree.map(lambda leaf: leaf[:1], experiment.held_out['x'])
+  init = jax.jit(lambda key: model.init(key, x))
+  key = builders.key_for(config, 'student_init')
+  methods = {}
+  for method in METHODS:
+    block = defaults.method_block(experiment.with_method(method).config)
+    own = {k: v for k, v in block.items() if k in registry.options(method)}
+    methods[method] = {'method': method, **own}
+  return Setting(
+    cxjax.from_fn(teacher.apply, teacher.params),
+    lambda seed: cxjax.from_fn(
+      model.apply, init(jax.random.fold_in(key, seed))
+    ),
+    TaskBatches(experiment),
+    experiment.held_out,
+    config.num_steps,
+    methods,
+    {
+      'layers': layer_matching.match_layers(teacher.layers, model.layers),
+      'metrics': experiment.task.metrics,
+    },
+  )
+
+
+def of_digits(workdir: pathlib.Path) -> Setting:
+  """Returns the setting of digits.py; trains its teacher."""
+  train, held_out = digits.digits()
+  batches = digits.Batches(*train)
+  x = next(iter(batches))[0]
+
+  def student(seed: int) -> cxjax.ModelAdapter:
+    (params,) = digits.fresh(digits.STUDENT, [seed], x).params
+    return cxjax.from_linen(digits.STUDENT, params)
+
+  return Setting(
+    digits.trained_teacher(batches, held_out, workdir / 'teacher'),
+    student,
+    batches,
+    held_out,
+    digits.STEPS,
+    {method: {'method': method} for method in METHODS},
+  )
+
+
+def of_minilm(workdir: pathlib.Path) -> Setting:
+  """Returns the setting of minilm.py."""
+  found = minilm.Comparison(workdir)
+  example = next(iter(found.batches))
+  init = jax.jit(lambda key: found.student.init(key, example))
+  methods: dict[str, dict[str, Any]] = {}
+  for method in METHODS:
+    hidden = 'ending' in registry.options(method)
+    methods[method] = {'method': method, **(minilm.HIDDEN if hidden else {})}
+  return Setting(
+    found.teacher,
+    lambda seed: cxjax.from_fn(found.student.apply, init(jax.random.key(seed))),
+    found.batches,
+    found.held_out,
+    flags.FLAGS.num_steps,
+    {name: m for name, m in methods.items() if name not in LABELED},
+    {'loss': 'cosine'},
+  )
+
+
+def find(name: str, size: str, workdir: pathlib.Path) -> Setting:
+  """Returns the networks, data and methods of an experiment.
+
+  Args:
+    name: a name in `NAMES`.
+    size: of its config, if it has one: 'cpu' or 'tiny'.
+    workdir: folder of its teacher.
+
+  Returns:
+    The setting; the teacher is trained, or found finished.
+  """
+  errors.lookup('experiment', name, dict.fromkeys(NAMES))
+  if name in CONFIGS:
+    return of_config(name, size, workdir)
+  return of_digits(workdir) if name == 'digits' else of_minilm(workdir)

@@ -1,0 +1,64 @@
+"""Tests of the map of the methods, with made-up comparisons."""
+
+import pathlib
+
+from absl.testing import absltest
+
+from cxjax import errors
+from cxjax import tables
+from cxjax.methods import registry
+from experiments import contestants
+from experiments import map as map_lib
+
+
+def row(method, mean, verdict, experiment='a', equal='flops'):
+  return {
+    'experiment': experiment,
+    'equal': equal,
+    'metric': 'accuracy',
+    'method': method,
+    'mean': mean,
+    'min': mean - 0.1,
+    'max': mean,
+    'against the best': verdict,
+  }
+
+
+ROWS = [
+  row('supervised', 0.5, 'worse'),
+  row('some', 0.7, 'less reliable'),
+  row('one_shot', 0.9, 'best'),
+  row('joint', 0.88, 'within the spread'),
+]
+
+
+class MapTest(absltest.TestCase):
+  def test_winners_and_those_within_their_spread(self):
+    other = row('joint', 0.2, 'best', 'b', 'steps')
+    first, second = map_lib.winners([*ROWS, other])
+    self.assertEqual(first['flops'], 'one_shot 0.9, joint 0.88, [some 0.7]')
+    self.assertEqual((first['steps'], second['steps']), ('', 'joint 0.2'))
+
+  def test_pictures_of_what_was_written(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    tables.write_csv(folder / 'map_a.csv', ROWS)
+    lines = map_lib.read(folder)
+    self.assertEqual([r['method'] for r in lines], [r['method'] for r in ROWS])
+    map_lib.picture(lines, 'flops', folder / 'map_flops.png')
+    map_lib.picture(lines, 'steps', folder / 'map_steps.png')  # Has none.
+    self.assertTrue((folder / 'map_flops.png').exists())
+    self.assertFalse((folder / 'map_steps.png').exists())
+
+  def test_methods_are_registered(self):
+    unknown = set(contestants.METHODS) - set(registry.METHODS)
+    self.assertEmpty(unknown)
+    with self.assertRaisesRegex(errors.UserError, 'digit'):
+      contestants.find('digit', 'tiny', pathlib.Path('/nowhere'))
+
+  def test_the_first_batches_come_again(self):
+    few = contestants.First(range(9), 3)
+    self.assertEqual([list(few), list(few)], [[0, 1, 2]] * 2)
+
+
+if __name__ == '__main__':
+  absltest.main()
