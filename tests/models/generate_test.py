@@ -32,15 +32,14 @@ class GenerateTest(parameterized.TestCase):
       np.testing.assert_array_equal(new, want)
 
   def test_a_model_without_a_cache_gives_the_same(self):
-    run = generate_lib._recomputed
-    args = (TOKENS, MASK, jax.random.key(3))
-    numbers = np.float32(0.7), np.float32(0.9), np.int32(-1)
+    draw = generate_lib.Draw(
+      jax.random.key(3), np.float32(0.7), np.float32(0.9), np.int32(-1)
+    )
     for greedy in (True, False):
+      args = generate_lib.Static(self.model, 6, greedy), self.params
+      args += TOKENS, MASK, draw
       np.testing.assert_array_equal(
-        run(self.model, 6, greedy, self.params, *args, *numbers),
-        generate_lib._cached(
-          self.model, 6, greedy, self.params, *args, *numbers
-        ),
+        generate_lib._recomputed(*args), generate_lib._cached(*args)
       )
 
   def test_samples_have_the_probabilities_of_the_model(self):

@@ -94,6 +94,31 @@ class FieldTest(fixtures.TestCase):
     self.assertEqual(module, want[0])
     self.assert_same_tree(variables, want[1])
 
+  def test_fields_of_encoders(self):
+    folder = self.folder()
+    made = fixtures.make(norm_eps=0.0)
+    for kind in ('bert', 'distilbert'):
+      huggingface.write(folder, *made, model_type=kind)
+      path = folder / 'config.json'
+      config = json.loads(path.read_text())
+      old = dict(output_past=True, gradient_checkpointing=True, num_beams=1)
+      old |= dict(pruned_heads={}, torchscript=False, finetuning_task='mnli')
+      path.write_text(json.dumps({**config, **old}))
+      huggingface.read(folder)
+      for fields, at in (
+        (dict(add_cross_attention=True), 'add_cross_attention=True, which'),
+        (dict(pruned_heads={'0': [1]}), 'pruned_heads='),
+        (dict(emb_size=12), 'emb_size=12'),
+        (dict(auto_map={'AutoModel': 'x.py'}), 'auto_map='),
+      ):
+        path.write_text(json.dumps({**config, **fields}))
+        with self.assertRaisesRegex(errors.UserError, at):
+          huggingface.read(folder)
+
+  def test_every_family_lists_its_fields(self):
+    for name, family in huggingface.FAMILIES.items():
+      self.assertIsNotNone(family.known, name)
+
   def test_an_object_of_positions_by_its_new_name(self):
     new = dict(rope_scaling=None, rope_theta=None)
     new |= dict(rope_parameters=dict(rope_type='default', rope_theta=77.0))
