@@ -139,6 +139,7 @@ API = {
     cxjax.distill,
     dict(plan=PLAN, batches=[X], log_every=2),
     texts='workdir',  # A folder of any name.
+    own='on_record',
   ),
   'compare': Case(
     up_to_training(cxjax.compare),
@@ -162,6 +163,10 @@ API = {
   'generate': Case(
     cxjax.generate,
     dict(model=DECODER, params=WEIGHTS, tokens=TOKENS, num_tokens=1),
+  ),
+  'shrink': Case(
+    cxjax.shrink,
+    dict(teacher=(DECODER, WEIGHTS), batches=[TOKENS], depth=1),
   ),
   'export': Case(cxjax.export, dict(fun=jnp.tanh, x=X)),
   'evaluate': Case(
@@ -408,6 +413,10 @@ FOLDERS = {
   'huggingface.read': Case(huggingface.read, dict(folder=FOLDER / 'bert')),
   'huggingface.tokenizer': Case(
     huggingface.tokenizer, dict(folder=FOLDER / 'words')
+  ),
+  'huggingface.shared_vocabulary': Case(
+    huggingface.shared_vocabulary,
+    dict(teacher=FOLDER / 'words', student=FOLDER / 'words'),
   ),
   'huggingface.from_bert': Case(
     huggingface.from_bert, dict(tensors=tensors('bert'), depth=1)

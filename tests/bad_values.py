@@ -139,13 +139,15 @@ def is_whole() -> bool:
   return os.environ.get('BAD_VALUES') == 'all'
 
 
-def tried_at(place: int, some: int, default: Any = None) -> dict[str, Any]:
+def tried_at(
+  place: int, some: int, default: Any = None, whole: bool = True
+) -> dict[str, Any]:
   """The values that are tried at the place of a number, `some` of them.
 
-  With a default there are further ones, of its type.
+  With a default there are further ones, of its type. `whole` may try all.
   """
   values = {**VALUES, **TYPES.get(type(default), {})}
-  if is_whole():
+  if whole and is_whole():
     return values
   names = list(values)
   chosen = [names[(place * some + i) % len(names)] for i in range(some)]
@@ -181,6 +183,7 @@ class Case:
     then: called with what the function returns.
     options: further names of arguments, of a function that takes any.
     texts: arguments of which every text is right, as names.
+    own: arguments that are functions whose own exceptions end the call.
     some: number of values that each argument gets by default.
   """
 
@@ -189,6 +192,7 @@ class Case:
   then: Callable[[Any], Any] = lambda result: None
   options: str = ''
   texts: str = ''
+  own: str = ''
   some: int = 4
 
   def __call__(self, **changed):
@@ -216,6 +220,8 @@ def try_case(test, case, start=0):
       if argument in case.texts.split() and isinstance(
         value, str | pathlib.Path
       ):
+        continue
+      if argument in case.own.split() and callable(value):
         continue
       with (
         test.subTest(f'{argument}={kind}'),

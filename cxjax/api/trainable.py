@@ -58,7 +58,7 @@ def resolved(
   several = isinstance(trainable, tuple | list)
   parts = list(trainable) if several else [trainable]  # type: ignore[arg-type]
   errors.require(
-    bool(parts) and '' not in parts,
+    bool(parts) and not any(isinstance(p, str) and not p for p in parts),
     f"trainable={trainable!r} must not be empty; all parameters are ''.",
   )
   shapes = arguments.shapes('The tree of parameters', student.one)

@@ -237,7 +237,9 @@ def check_values(config: Mapping[str, Any], prefix: str = '') -> None:
     if isinstance(value, Mapping) and allowed is None:
       check_values(value, f'{full}.')
     elif full in FREE:
-      if full != 'custom.stages':
+      if full == 'custom.stages':
+        _check_json(full, value)
+      else:
         _check_scalar(full, value)
     else:
       if name in FLAGS:
@@ -259,18 +261,22 @@ def _check_value(
   """Raises UserError for a value, or an element of one, that is not allowed."""
   listed = isinstance(value, Sequence) and not isinstance(value, str)
   for one in value if listed else (value,):
-    wrong = f': {one!r} is not' if listed else ' must be'
-    if allowed is not None:
-      errors.require(one in allowed, f'{full}={value!r}{wrong} {allowed}.')
-    errors.require(
-      not isinstance(one, str) or '\0' not in one,
-      f'{full}={value!r}{wrong} a text without null characters.',
-    )
+    wanted = None
+    if allowed is not None and one not in allowed:
+      wanted = str(allowed)
+    elif isinstance(one, str) and '\0' in one:
+      wanted = 'a text without null characters'
     # A run whose config has NaN would never be found to be the same run.
-    errors.require(
-      not isinstance(one, float) or not math.isnan(one),
-      f'{full}={value!r}{wrong} a number.',
-    )
+    elif isinstance(one, float) and math.isnan(one):
+      wanted = 'a number'
+    if wanted is not None:  # The text of a long list takes its time.
+      wrong = f': {one!r} is not' if listed else ' must be'
+      raise errors.UserError(f'{full}={value!r}{wrong} {wanted}.')
+  _check_json(full, value)
+
+
+def _check_json(full: str, value: Any) -> None:
+  """Raises UserError for a value that cannot be written as JSON."""
   try:
     json.dumps(value)
   except (TypeError, ValueError) as error:

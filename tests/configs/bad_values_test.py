@@ -57,15 +57,18 @@ def fields(block, prefix=''):
       yield from fields(value, f'{prefix}{name}.')
 
 
+@functools.cache
 def places(name):
-  """Fields to try, with their values: by default those that are new in it."""
-  found = dict(fields(tiny(name).to_dict()))
-  if bad_values.is_whole():
-    return found
-  for other in CONFIGS[: CONFIGS.index(name)]:
-    for field in dict(fields(tiny(other).to_dict())):
-      found.pop(field, None)
-  return found
+  """The fields of a config, their values, and whether they are new in it."""
+  before = {
+    field
+    for other in CONFIGS[: CONFIGS.index(name)]
+    for field in dict(fields(tiny(other).to_dict()))
+  }
+  return [
+    (field, value, field not in before)
+    for field, value in fields(tiny(name).to_dict())
+  ]
 
 
 def opened(config):
@@ -76,8 +79,10 @@ def opened(config):
 
 def cases(name):
   """Name and config of each trial."""
-  for place, (field, default) in enumerate(places(name).items()):
-    tried = bad_values.tried_at(place, SOME, default)
+  for place, (field, default, new) in enumerate(places(name)):
+    if not (new or bad_values.is_whole()):
+      continue
+    tried = bad_values.tried_at(place, SOME, default, whole=new)
     for kind, value in tried.items():
       config = tiny(name)
       *blocks, last = field.split('.')
