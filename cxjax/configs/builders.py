@@ -100,8 +100,7 @@ class Experiment:
   def model(self, role: str) -> Any:
     """The model of 'teacher' or 'student'."""
     if role == 'teacher' and self.pretrained is not None:
-      models.require_task(self.pretrained.module, self.task)
-      return self.pretrained.module
+      return self.pretrained.model(self.task)
     return make_model(self.config, role, self.task)
 
   def place(self, tree: Any, mesh: jax.sharding.Mesh) -> Any:

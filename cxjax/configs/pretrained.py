@@ -16,6 +16,8 @@ from cxjax import errors
 from cxjax import files
 from cxjax import types
 from cxjax.interop import huggingface
+from cxjax.interop.huggingface import opening
+from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import run_spec
 from cxjax.training import teacher as teacher_lib
@@ -47,6 +49,24 @@ class Pretrained:
   loaded: dict[run_spec.Layout, types.Params] = dataclasses.field(
     default_factory=dict, compare=False
   )
+
+  def model(self, task: Any) -> Any:
+    """Returns the model, if it can teach a task.
+
+    Args:
+      task: the task.
+
+    Raises:
+      UserError: the model predicts the next token and the task does not, or the
+        reverse; or it does not read an input of the task.
+    """
+    models.require_task(self.module, task)
+    errors.require(
+      getattr(task, 'causal', False) or not self.module.causal,
+      f'The teacher in {self.folder} predicts the next token, and task '
+      f'{type(task).__name__} does not. Choose causal_text.',
+    )
+    return self.module
 
   def teacher(self, params: types.Params | None = None) -> teacher_lib.Teacher:
     """The teacher with its variables, or with shapes in their place."""
@@ -128,6 +148,11 @@ def open_teacher(config: Config) -> Pretrained | None:
     'tokens. Choose a model with one.',
   )
   _settle(config.data, folder, module)
+  errors.require(
+    config.data.length <= module.max_length,
+    f'data.length={config.data.length} is more than the {module.max_length} '
+    f'positions of the teacher in {folder}. Lower it.',
+  )
   return Pretrained(folder, module, shapes)
 
 
@@ -166,13 +191,15 @@ def _special(
 ) -> str:
   """Name of the token that begins or ends a text; '' if none is named."""
   path = folder / 'tokenizer_config.json'
-  named = files.read_json(path).get(f'{role}_token') if path.exists() else None
+  settings = opening.read_object(path) if path.exists() else {}
+  named = settings.get(f'{role}_token')
   if isinstance(named, Mapping):
     named = named.get('content')
   if not isinstance(named, str):
-    found = files.read_json(folder / 'config.json').get(f'{role}_token_id')
+    found = opening.read_object(folder / 'config.json').get(f'{role}_token_id')
     first = found[0] if isinstance(found, list) and found else found
-    named = tokenizer.id_to_token(first) if isinstance(first, int) else None
+    words = {i: word for word, i in tokenizer.get_vocab().items()}
+    named = words.get(first) if isinstance(first, int) else None
   if not named or tokenizer.token_to_id(named) is None:
     return ''
   return named

@@ -29,10 +29,12 @@ class MaskedText(packed_text.PackedText):
   Attributes:
     mask_rate: probability that a token other than CLS is chosen, in (0, 1).
     mask_id: id that hides a token.
+    random_ids: number of ids that a random token is drawn from.
   """
 
   mask_rate: float
   mask_id: int
+  random_ids: int
   inputs = ('tokens', 'segments', 'position_ids', 'mask', 'target_positions')
   metrics = base.METRICS
   primary_metric = base.METRICS[0]
@@ -71,7 +73,7 @@ class MaskedText(packed_text.PackedText):
       rate=self.mask_rate,
       slots=self.slots,
       mask_id=self.mask_id,
-      random_ids=(0, self.vocab_size),
+      random_ids=(0, self.random_ids),
     )
     return {
       'x': {
@@ -91,6 +93,7 @@ def make(
   length: int,
   mask_rate: float,
   shards: int = 1,
+  vocab_size: int = 0,
 ) -> MaskedText:
   """Makes the task of a corpus.
 
@@ -99,6 +102,7 @@ def make(
     length: `L`, tokens of a row.
     mask_rate: probability that a token other than CLS is chosen, in (0, 1).
     shards: number of parts of a batch that are read independently.
+    vocab_size: number of ids of the models; 0 is that of the tokenizer.
 
   Returns:
     The task.
@@ -107,8 +111,10 @@ def make(
     UserError: the tokenizer lacks a special token, or a number is invalid.
   """
   ids = tokenizer_lib.special_ids(corpus.tokenizer)
+  size = corpus.tokenizer.get_vocab_size()
   return MaskedText(
-    vocab_size=corpus.tokenizer.get_vocab_size(),
+    vocab_size=vocab_size or size,
+    random_ids=size,
     length=length,
     mask_rate=mask_rate,
     pad_id=ids['pad'],
@@ -126,6 +132,7 @@ def _make(data: Any, key: jax.Array) -> MaskedText:
     length=data.length,
     mask_rate=data.mask_rate,
     shards=data.shards,
+    vocab_size=data.vocab_size,
   )
 
 
@@ -135,6 +142,7 @@ def _make_abstract(data: Any, key: jax.Array) -> MaskedText:
   pad_id, cls_id, mask_id = range(len(tokenizer_lib.SPECIAL))
   return MaskedText(
     vocab_size=data.vocab_size,
+    random_ids=data.vocab_size,
     length=data.length,
     mask_rate=data.mask_rate,
     pad_id=pad_id,
