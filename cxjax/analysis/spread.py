@@ -173,17 +173,20 @@ def verdict(
   if len(scores) < 2:
     return ''
   single = [name for name, found in scores.items() if len(found) < 2]
-  pairs = ties(scores)
-  found = [f'{a} and {b}' for a, b in pairs]
+  found = [f'{a} and {b}' for a, b in ties(scores)]
   text = f'{RULE} Within the spread: {"; ".join(found) or "none"}.'
   if single:
     text += f' Unknown, because of one seed: {", ".join(single)}.'
-  uneven = [
-    f'{a} ({shown(scores[a])}) than {b} ({shown(scores[b])})'
-    for pair in pairs
-    for a, b in (pair, pair[::-1])
-    if less_reliable(scores[a], scores[b], higher_is_better)
-  ]
+  uneven = []
+  for name, own in scores.items():
+    others = [
+      other
+      for other, theirs in scores.items()
+      if less_reliable(own, theirs, higher_is_better)
+      and differ(own, theirs) is False
+    ]
+    if others:
+      uneven.append(f'{name} ({shown(own)}) than {", ".join(others)}')
   if uneven:
     text += f' {RELIABLE} Less reliable: {"; ".join(uneven)}.'
   return text
