@@ -90,6 +90,40 @@ def init_stage(
   return State(params, regressors, opt_state)
 
 
+def carry(
+  old: State, new: State, tx: optax.GradientTransformation, mask: masks.Mask
+) -> State:
+  """The state `new` of a stage, whose optimizer goes on from the one before.
+
+  Args:
+    old: state at the end of the stage before.
+    new: from `init_stage`.
+    tx: the optimizer.
+    mask: of the stage that begins.
+
+  Returns:
+    `new`, with what the optimizer knows of parameters that both stages train.
+    Regressors are new, and so is what it knows of them.
+  """
+  carried = carry_optimizer_state(old.opt_state, new.opt_state)
+  if isinstance(tx, optimizer.Elementwise) and new.regressors:
+    free, _ = masks.split(new.params, mask)
+    wider = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 1), leaf.dtype)
+    # Only what is of the regressors changes its shape with theirs.
+    usual, other = (
+      jax.eval_shape(tx.init, (free, regressors))
+      for regressors in (new.regressors, jax.tree.map(wider, new.regressors))
+    )
+    carried = jax.tree.map(
+      lambda went_on, fresh, a, b: went_on if a.shape == b.shape else fresh,
+      carried,
+      new.opt_state,
+      usual,
+      other,
+    )
+  return new.replace(opt_state=carried)
+
+
 def carry_optimizer_state(
   old: optax.OptState, new: optax.OptState
 ) -> optax.OptState:

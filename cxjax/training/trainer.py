@@ -226,10 +226,9 @@ class Trainer:
     keys = self._steps.keys(self._spec.keys.stage, 2 * index + 1)
     fresh = self._steps.init_stage(self._planned[index], keys, params)
     if self._spec.carry_state and self._states is not None:
-      carried = train_step.carry_optimizer_state(
-        self._states.opt_state, fresh.opt_state
+      fresh = train_step.carry(
+        self._states, fresh, self._spec.optimizer(), self._planned[index].mask
       )
-      fresh = fresh.replace(opt_state=carried)
     self._stage, self._states = index, fresh
 
   @property

@@ -22,6 +22,7 @@ from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
 from cxjax.models import mlp
 from cxjax.parallel import partition
+from cxjax.training import optimizers
 from tests.methods import networks
 
 Stage, Term = stage_lib.Stage, stage_lib.Term
@@ -559,6 +560,22 @@ class TouchedTest(parameterized.TestCase):
     self.assertEqual(found.iterates['params']['w'][0], 2)
     self.assertEqual(found.iterates['regressors']['h']['kernel'][0, 0], 2)
     chex.assert_trees_all_equal(found.regressors, new.regressors)
+
+  @parameterized.parameters('adam', 'sgd')
+  def test_a_regressor_of_the_same_shape_begins_anew(self, name):
+    """In one state with the parameters, as those of configs are."""
+    config = optimizers.default()
+    config.name, config.momentum = name, 0.9
+    tx = optimizers.make(config)
+    params, kernel = {'w': jnp.ones(2)}, jnp.ones((2, 3))
+    learned = params, {'h': {'kernel': kernel}}
+    new = train_step.State(*learned, tx.init(learned))
+    old = jax.tree.map(lambda leaf: leaf + 1, new)
+    found = train_step.carry(old, new, tx, {'w': True})
+    ours = jax.tree.leaves_with_path(found.opt_state)
+    self.assertGreater(len(ours), 1)
+    for path, leaf in ours:
+      self.assertEqual(leaf.max(), leaf.shape != kernel.shape, path)
 
 
 @pytest.mark.slow
