@@ -131,7 +131,11 @@ def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   pretrained = pretrained_lib.open_teacher(config)
   task = make_task(config)
   tasks.record_fingerprints(config.data, task)
-  held_out = task.held_out(key_for(config, 'held_out'), config.data.eval_size)
+  draw = functools.partial(task.held_out, size=config.data.eval_size)
+  key = key_for(config, 'held_out')
+  if task.host_spec(1) is None:  # Texts are read only as far as they go.
+    memory.require_drawn('data.eval_size', jax.eval_shape(draw, key))
+  held_out = draw(key)
   return Experiment(config, task, held_out, pretrained=pretrained)
 
 

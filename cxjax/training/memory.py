@@ -54,6 +54,21 @@ def require(
   )
 
 
+def require_drawn(what: str, shapes: Any) -> None:
+  """Raises UserError if a set of examples cannot be drawn on this machine.
+
+  Args:
+    what: the field that says how many there are, for the message.
+    shapes: of the set.
+  """
+  needed, have = size(shapes), _host_memory()
+  errors.require(
+    needed <= have,
+    f'{what} asks for {needed / 1e9:,.1f} GB of examples; there are '
+    f'{have / 1e9:,.1f} GB. Make it smaller.',
+  )
+
+
 def size(tree: Any) -> int:
   """Bytes of a tree of arrays or shapes."""
   return sum(

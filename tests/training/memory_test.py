@@ -15,7 +15,7 @@ from experiments import parity_mlp
 class RequireTest(absltest.TestCase):
   def spec(self, **fields):
     config = parity_mlp.tiny('one_shot')
-    config.update(fields)
+    config.update_from_flattened_dict(fields)
     opened = builders.open_experiment(config, self.create_tempdir().full_path)
     spec = builders.student_spec(opened, builders.abstract_teacher(opened))
     return spec, spec.plan()
@@ -34,11 +34,17 @@ class RequireTest(absltest.TestCase):
     ):
       memory.require(spec, planned)
 
+  def test_the_held_out_set_is_refused_before_it_is_drawn(self):
+    with self.assertRaisesRegex(
+      errors.UserError, 'data.eval_size asks for 400.0 GB of examples'
+    ):
+      self.spec(**{'data.eval_size': 10**7, 'data.d': 10**4, 'data.k': 2})
+
   def test_projections_count(self):
     """Of the stage that has most of them, for every student."""
     spec, planned = self.spec(num_seeds=3)
     size = 4 * 1_000 * 500
-    large = mock.Mock(projections={'a': (1_000, 500)}, stage=planned[0].stage)
+    large = mock.Mock(matrices={'a': (1_000, 500)}, stage=planned[0].stage)
     with (
       mock.patch.object(type(spec), 'state_shapes', lambda *_: ()),
       mock.patch.object(memory, 'available', lambda mesh: 3 * size),
