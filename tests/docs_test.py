@@ -43,6 +43,7 @@ GUIDES = (
   'howto/logging.md',
   'howto/pretrained.md',
   'howto/terms_and_stages.md',
+  'howto/decoders.md',
 )
 # What the files of docs/adding.md add to.
 REGISTRIES = (
@@ -201,7 +202,7 @@ class ExamplesTest(absltest.TestCase):
     provide(self, 'wandb', wandb)
     for name in GUIDES:
       for block in blocks(DOCS / name):
-        if 'huggingface.read(' in block:
+        if "huggingface.read('folder')" in block:
           with self._folder_with_a_model():
             own = space | {
               'x': {'tokens': jnp.ones((2, 4), int)},
