@@ -48,7 +48,8 @@ def is_needed(stages: stage_lib.Curriculum) -> bool:
 
 def batches(spec: run_spec.RunSpec) -> Iterator[types.Batch]:
   """Yields the batches of a run that projections are fitted on, one stream."""
-  draw = jax.jit(spec.draw, static_argnums=() if spec.host.rows else (2,))
+  read = spec.host.rows is not None
+  draw = jax.jit(spec.draw, static_argnums=() if read else (2,))
   key = spec.keys.data[0]
   for at, rows in enumerate(_rows(spec)):
     yield draw(key, np.int32(at), rows)
