@@ -210,8 +210,8 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
     found = compare(one, axis, workdir / f'{axis} {steps}')
     lines += rows(name, axis, found)
     parts += [f'## Equal: {axis}', str(found)]
-    files.write_text(results / f'map_{name}.md', '\n\n'.join(parts) + '\n')
-    tables.write_csv(results / f'map_{name}.csv', lines)
+  files.write_text(results / f'map_{name}.md', '\n\n'.join(parts) + '\n')
+  tables.write_csv(results / f'map_{name}.csv', lines)
   every = read(results)
   files.write_text(results / 'map.md', tables.markdown(winners(every)))
   for axis in AXES:
