@@ -48,6 +48,11 @@ class BudgetsTest(parameterized.TestCase):
     with mock.patch.object(budgets, '_alone', side_effect=AssertionError):
       flops(budgets.scaled(PLAN, 10), 1)
 
+  def test_stored_targets_cost_the_teacher_nothing(self):
+    flops = budgets.Flops('counted', charged=False)
+    expected = [one.student_flops for one in PLAN.costed]
+    self.assertEqual([flops(PLAN, i) for i in range(2)], expected)
+
   def test_a_clock_is_trusted_that_repeats_itself(self):
     self.assertAlmostEqual(budgets.trusted([0, 1.0, 2.05, 3.0]), 1.0)
     with self.assertRaisesRegex(errors.UserError, "20%.*equal='flops'"):
