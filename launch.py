@@ -23,6 +23,8 @@ command in each, with --coordinator, --num_processes and --process_id. SLURM
 jobs and TPU pods need none of these flags.
 """  # noqa: E501  Commands to copy.
 
+import experiments  # noqa: F401, I001  Hears signals during the slow imports.
+
 import pathlib
 
 from absl import flags

@@ -56,10 +56,12 @@ def _advice(error: OSError) -> str:
     return 'Allow more open files (ulimit -n), and start again.'
   if error.errno == errno.ELOOP:
     return 'It is a link: remove it, or choose another workdir.'
-  if error.errno in (errno.EACCES, errno.EPERM):
+  if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
     return 'Allow it, or choose another workdir.'
   if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
     return 'Something else is in its place: choose another workdir.'
+  if error.errno == errno.ENOENT:
+    return 'Choose another workdir.'
   return 'Make room there, or choose another workdir.'
 
 

@@ -37,8 +37,9 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   Returns:
     A function that runs it. A `UserError`, a field that the config lacks, and
     a file that the operating system refuses are printed as one line on stderr,
-    with exit code 2. A program that was asked to stop says so in one line and
-    ends with exit code 0; a run is saved. Any other error keeps its traceback.
+    with exit code 2. A program that was asked to stop says so in one line. Its
+    exit code is 0 if it has trained, and saved that, else 128 and the number of
+    the signal. Any other error keeps its traceback.
   """
 
   def run(argv: list[str]) -> None:
@@ -50,6 +51,9 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       fail(error)
     except signals.Interrupted as interrupted:
       _say_stopped(interrupted)
+      multihost.leave()
+      if interrupted.code:
+        sys.exit(interrupted.code)
     except errors.Stopped as stopped:
       if multihost.is_first():
         print(stopped, file=sys.stderr)
@@ -106,7 +110,7 @@ def parse(
       check()
   except signals.Interrupted as interrupted:
     _say_stopped(interrupted)
-    sys.exit(0)
+    sys.exit(interrupted.code)
   # ml_collections answers a mistake in an override with any of these.
   except (
     flags.Error,

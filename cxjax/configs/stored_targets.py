@@ -72,6 +72,13 @@ def _require_own(
       f'--cache_targets={folder} lies in {run}, the folder of a run: targets '
       'need a folder of their own.',
     )
+  # Who removes the targets, to write them again, must not remove the runs.
+  for run in (workdir, teachers.teacher_folder(config, workdir)):
+    errors.require(
+      not run.resolve().is_relative_to(folder.resolve()),
+      f'--cache_targets={folder} holds {run}: targets need a folder of their '
+      f'own, as {workdir / "targets"}.',
+    )
 
 
 def _with_period(

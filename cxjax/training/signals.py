@@ -7,9 +7,23 @@ import signal
 import threading
 from typing import Any
 
+# Whether this process has trained.
+_trained = threading.Event()
+
 
 class Interrupted(KeyboardInterrupt):
-  """A signal that came while nothing was trained; no `except Exception`."""
+  """A signal that came while nothing was trained; no `except Exception`.
+
+  Attributes:
+    code: exit code: 0 if the process has trained before, and saved it; else
+      that of the shell for the signal.
+  """
+
+  def __init__(self, name: str) -> None:
+    """Keeps what the signal means for the process."""
+    super().__init__(name)
+    number = signal.Signals[name].value
+    self.code = 0 if _trained.is_set() else 128 + number
 
 
 @contextlib.contextmanager
@@ -31,6 +45,7 @@ def catch() -> Iterator[list[str]]:
   The loop looks at the list after every dispatch. A second signal raises
   KeyboardInterrupt: the process ends without saving.
   """
+  _trained.set()
   seen: list[str] = []
 
   def note(number: int, frame: Any) -> None:

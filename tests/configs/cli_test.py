@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import site
+import threading
 import time
 from unittest import mock
 
@@ -19,6 +20,7 @@ import cxjax
 from cxjax import errors
 from cxjax.configs import cli
 from cxjax.parallel import multihost
+from cxjax.training import signals
 
 PACKAGE = pathlib.Path(cxjax.__file__).parent
 OTHERS = pathlib.Path(site.getsitepackages()[0])
@@ -71,9 +73,14 @@ class GuardedTest(parameterized.TestCase):
       except Exception:  # Of code that calls what a user gave.
         self.fail('The signal was taken for an error.')
 
-    code, said = self.run_main(main)
-    self.assertEqual(code, 0)
-    self.assertRegex(said, f'^Stopped by {number.name}. .*resumes.\n$')
+    for trained in (False, True):
+      with mock.patch.object(signals, '_trained', threading.Event()):
+        if trained:
+          with signals.catch():
+            pass
+        code, said = self.run_main(main)
+      self.assertEqual(code, 0 if trained else 128 + number)
+      self.assertRegex(said, f'^Stopped by {number.name}. .*resumes.\n$')
 
   @parameterized.parameters(
     (lambda config: config.mesh, 'mesh'),
@@ -175,8 +182,9 @@ class ParseTest(parameterized.TestCase):
 
   def test_a_signal_meanwhile(self):
     stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    code, said = self.said(cli.parse, ['program'], stop)
-    self.assertEqual(code, 0)
+    with mock.patch.object(signals, '_trained', threading.Event()):
+      code, said = self.said(cli.parse, ['program'], stop)
+    self.assertEqual(code, 143)
     self.assertStartsWith(said, 'Stopped by SIGTERM.')
 
   @parameterized.parameters('', 'x', '3,', '0', '-1', '1.5', '²', '٣', '9' * 20)

@@ -187,6 +187,13 @@ class StoredTargetsTest(parameterized.TestCase):
       stored_targets.cache_targets(config, workdir, workdir / name)
     self.assertEmpty(list(workdir.iterdir()))
 
+  @parameterized.parameters('.', '..', '../other/..')
+  def test_a_folder_with_the_runs_in_it_is_refused(self, name):
+    config, workdir = config_of(), self.fresh()
+    with self.assertRaisesRegex(errors.UserError, 'holds .* of their own, as'):
+      stored_targets.cache_targets(config, workdir, workdir / name)
+    self.assertEmpty(list(workdir.iterdir()))
+
   def test_a_live_run_has_no_batches_of_a_cache(self):
     config, workdir = self.stored(**{'cache.folder': '', 'cache.batches': 5})
     with self.assertRaisesRegex(errors.UserError, 'cache.batches=5 is of'):
