@@ -21,7 +21,8 @@ After the colon comes a method, a size or both, as in `:one_shot,tiny`. Sizes:
   tiny      for tests; set a text, as in --config.data.source='files:...'.
   llama_1b  a teacher as Llama-3.2-1B (16 layers of 2,048), a student of 8
             layers of 1,024 (295M parameters), 2,048 tokens; for accelerators.
-            Give a source, and a tokenizer of 128,256 ids or a teacher.folder.
+            Give a source, and a tokenizer of 128,256 ids or a teacher.folder;
+            on chips of 16 GB shard the parameters, as by mesh.fsdp=16.
 """
 
 import ml_collections
@@ -123,7 +124,6 @@ def llama_1b(method: str) -> ml_collections.ConfigDict:
     block.eval_every = 1_000
     block.save_every = 2_000
   c.num_seeds = 1
-  c.mesh.fsdp = 16
   c.progressive.share = 0.5
   _match(c)
   return c

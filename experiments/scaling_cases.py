@@ -8,9 +8,11 @@ from typing import TypeAlias
 import ml_collections
 
 from cxjax import files
+from experiments import causal_text
 from experiments import wikipedia_bert
 
-SLICES = {'v5e:4x4': 16, 'v5e:8x8': 64, 'v5e:16x16': 256}
+V5E = {'v5e:4x4': 16, 'v5e:8x8': 64, 'v5e:16x16': 256}
+SLICES = {**V5E, 'v5p:2x2x4': 16}
 SMALL, LARGE = 'v5e:4x4', 'v5e:16x16'
 LABELS, OUTPUT, LAST = 'labels', 'output', 'last hidden'
 ENDS = (LABELS, OUTPUT, LAST)
@@ -20,9 +22,17 @@ LAYERS: dict[str, Callable[[int], int]] = {
   'middle hidden': lambda depth: depth // 2 - 1,
   LAST: lambda depth: depth - 1,
 }
-LENGTH = 512  # Tokens of a row.
+LENGTH = 512  # Tokens of a row of BERT.
 # Names of the case, of the slice and of the stage.
 Point: TypeAlias = tuple[str, str, str]
+
+
+def _wikipedia() -> ml_collections.ConfigDict:
+  return wikipedia_bert.get_config('extracted,paper')
+
+
+def _llama() -> ml_collections.ConfigDict:
+  return causal_text.get_config('extracted,llama_1b')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +47,9 @@ class Case:
     times: number of the teacher's layers for each of the student's.
     rows: rows of a batch, by the number of chips.
     fsdp: number of chips that share one copy of the parameters.
+    start: makes the config whose sizes the others replace.
+    length: tokens of a row.
+    slices: names of the slices.
   """
 
   text: str
@@ -46,6 +59,9 @@ class Case:
   times: int
   rows: dict[int, int]
   fsdp: int
+  start: Callable[[], ml_collections.ConfigDict] = _wikipedia
+  length: int = LENGTH
+  slices: tuple[str, ...] = tuple(V5E)
 
   def config(self, chips: int, stage: str = LAST) -> ml_collections.ConfigDict:
     """Returns the config of the dry run, with one hidden stage.
@@ -57,7 +73,7 @@ class Case:
     Returns:
       The config.
     """
-    c = wikipedia_bert.get_config('extracted,paper')
+    c = self.start()
     for block, sizes in ((c.teacher, self.teacher), (c.student, self.student)):
       block.width, block.heads = sizes
     c.student.depth = self.depth
@@ -83,7 +99,7 @@ CASES = {
     student=(256, 4),
     depth=12,
     times=1,
-    rows=dict.fromkeys(SLICES.values(), 256),
+    rows=dict.fromkeys(V5E.values(), 256),
     fsdp=1,
   ),
   'billion': Case(
@@ -94,8 +110,22 @@ CASES = {
     student=(768, 12),
     depth=6,
     times=2,
-    rows={chips: 16 * chips for chips in SLICES.values()},
+    rows={chips: 16 * chips for chips in V5E.values()},
     fsdp=16,
+  ),
+  'llama': Case(
+    text='A decoder as Llama-3.2-1B, 16 layers of 2,048, and a student of 8 '
+    'layers of 1,024, with 128,256 ids. Batches have 64 rows of 2,048 tokens. '
+    '16 chips share one copy of the parameters.',
+    teacher=(2048, 32),
+    student=(1024, 16),
+    depth=8,
+    times=2,
+    rows={16: 64},
+    fsdp=16,
+    start=_llama,
+    length=2_048,
+    slices=(SMALL, 'v5p:2x2x4'),
   ),
 }
 
@@ -109,10 +139,11 @@ def points() -> Iterator[Point]:
     ((SMALL,), hidden),
     (rest, ENDS),
   ):
-    for name in CASES:
+    for name, case in CASES.items():
       for topology in topologies:
-        for stage in stages:
-          yield name, topology, stage
+        if topology in case.slices:
+          for stage in stages:
+            yield name, topology, stage
 
 
 def config(point: Point) -> ml_collections.ConfigDict:

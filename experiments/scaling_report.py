@@ -28,13 +28,14 @@ INTRODUCTION = """\
 # Plans of large runs
 
 `python -m experiments.scaling` writes this page, its sentences too, from dry
-runs: libtpu compiles each stage for slices of v5e that we do not have. Nothing
-is timed. A step takes *at least* as long as the longest of three: its FLOPs
-(197 TFLOP/s), its bytes from and to memory (819 GB/s), and the bytes that a
-chip sends if collectives go round in rings (200 GB/s over all its links,
-whatever the path). Real steps take longer. Memory, FLOPs and bytes are those of
-one chip in one step. The cost is in seconds of a chip for a million tokens. All
-numbers, with each kind of collective, are in the [CSV](results/scaling.csv)."""
+runs: libtpu compiles each stage for slices that we do not have. Nothing is
+timed. A step takes *at least* as long as the longest of three: its FLOPs (197
+TFLOP/s on v5e, 459 on v5p), its bytes from and to memory (819 and 2,765 GB/s),
+and the bytes that a chip sends if collectives go round in rings (200 and 600
+GB/s over all its links, whatever the path). Real steps take longer. Memory,
+FLOPs and bytes are those of one chip in one step. The cost is in seconds of a
+chip for a million tokens. All numbers, with each kind of collective, are in the
+[CSV](results/scaling.csv)."""
 Row: TypeAlias = dict[str, Any]
 # Rows by stage, by case and slice.
 Rows: TypeAlias = Mapping[tuple[str, str], Mapping[str, Row]]
@@ -74,7 +75,7 @@ def row(point: cases.Point, found: dry_run.Estimate) -> Row:
     'step ms': seconds * 1e3,
     'bound by': found.bound,
     "teacher's share": found.teacher_share,
-    COST: seconds * chips / (rows * cases.LENGTH) * 1e6,
+    COST: seconds * chips / (rows * cases.CASES[name].length) * 1e6,
   }
 
 
@@ -100,7 +101,7 @@ def run_rows(name: str, rows: Rows) -> Iterator[Row]:
     extracted = c.num_steps * hidden + (1 - c.extracted.share) * one_shot
     yield {
       'slice': topology,
-      'tokens a step': c.batch_size * cases.LENGTH,
+      'tokens a step': c.batch_size * cases.CASES[name].length,
       'teacher, hours': teacher,
       'one_shot, hours': one_shot,
       'extracted, hours': extracted,
@@ -204,8 +205,10 @@ def _section(name: str, rows: Rows) -> Iterator[str]:
   bullets = (f'- {sentence}' for sentence in conclusions(name, rows))
   yield '\n'.join(textwrap.fill(s, 80, subsequent_indent='  ') for s in bullets)
   if whole := list(run_rows(name, rows)):
+    c = cases.CASES[name].config(cases.SLICES[cases.SMALL])
     yield (
-      'Lower bounds for 120,000 steps of the teacher and as many of each '
-      'student\n(extracted: 40% of them at the last block):'
+      f'Lower bounds for {c.num_steps:,} steps of the teacher and as many of '
+      f'each student\n(extracted: {c.extracted.share:.0%} of them at the last '
+      'block):'
     )
     yield tables.markdown(whole)

@@ -30,7 +30,7 @@ CONFIGS = tuple(
   for path in sorted(FOLDER.glob('*.py'))
   if 'def get_config' in path.read_text() and path.stem != 'base'
 )
-SIZES = ('cpu', 'paper', 'tiny')
+SIZES = ('cpu', 'llama_1b', 'paper', 'tiny')
 # Fields that other tools read: they keep their names.
 CONTRACT = (
   'seed',
@@ -77,7 +77,7 @@ class ConfigTest(parameterized.TestCase):
   def test_finds_them(self):
     parity = ('parity_mlp', 'parity_transformer')
     masked = ('pcfg_bert', 'text_bert', 'wikipedia_bert')
-    self.assertSameElements(parity + masked, CONFIGS)
+    self.assertSameElements((*parity, *masked, 'causal_text'), CONFIGS)
 
   @parameterized.parameters(
     *((name, size) for name in CONFIGS for size in sizes_of(name))

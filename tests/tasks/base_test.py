@@ -53,6 +53,7 @@ def data_of(name, **fields):
     ),
     'majority': dict(d=9),
   }
+  blocks['causal_text'] = blocks['text']
   return ml_collections.ConfigDict({**blocks[name], **fields})
 
 
@@ -61,7 +62,8 @@ def task_of(name):
   return tasks.make(name, data_of(name), KEY)
 
 
-NAMES = ('parity', 'parity_tokens', 'pcfg', 'text', 'majority')
+TEXTS = ('text', 'causal_text')
+NAMES = ('parity', 'parity_tokens', 'pcfg', *TEXTS, 'majority')
 
 
 def shapes(tree):
@@ -125,7 +127,7 @@ class ProtocolTest(parameterized.TestCase):
   def test_the_abstract_task_has_the_same_shapes(self, name):
     task = task_of(name)
     # A file that is not there is not read.
-    fields = {'source': 'files:/nowhere'} if name == 'text' else {}
+    fields = {'source': 'files:/nowhere'} if name in TEXTS else {}
     abstract = tasks.make_abstract(name, data_of(name, **fields), KEY)
     self.assertIsInstance(abstract, tasks.Task)
     self.assertEqual(abstract.inputs, task.inputs)

@@ -1,0 +1,226 @@
+"""Whole experiments on next-token prediction, with a pretrained teacher."""
+
+import contextlib
+import io
+import json
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import flagsaver
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cxjax import errors
+from cxjax.configs import builders
+from cxjax.configs import experiment
+from cxjax.configs import pretrained
+from cxjax.data import tokenizer as tokenizer_lib
+from cxjax.interop import huggingface
+from cxjax.models import decoder
+import documents
+from experiments import causal_text
+from experiments import generate
+from experiments import parity_mlp
+from experiments import text_bert
+
+pytestmark = pytest.mark.slow
+VOCAB, PADDED = 300, 304
+TEACHER = decoder.Decoder(
+  vocab_size=PADDED,
+  max_length=32,
+  num_classes=PADDED,
+  width=16,
+  heads=2,
+  depth=1,
+  mlp_width=32,
+)
+
+
+def config(method, source, folder='', module=causal_text, **fields):
+  """A config of a few steps."""
+  found = module.tiny(method)
+  found.data.source = f'files:{source}'
+  found.teacher.folder = str(folder)
+  found.num_steps = found.save_every = found.eval_every = 10
+  found.num_seeds = 1
+  found.update_from_flattened_dict(fields)
+  return found
+
+
+class TestCase(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    cls.source = cls.root / 'text.jsonl'
+    lines = (json.dumps({'text': text}) for text in documents.DOCUMENTS)
+    cls.source.write_text('\n'.join(lines))
+    cls.model = cls.root / 'model'
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    variables = jax.jit(TEACHER.init)(jax.random.key(0), tokens)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+    tokenizer = tokenizer_lib.train(documents.DOCUMENTS, VOCAB)
+    huggingface.write(cls.model, TEACHER, half, tokenizer)
+
+  def folder(self):
+    return pathlib.Path(self.create_tempdir().full_path)
+
+  def config(self, method, **fields):
+    return config(method, self.source, self.model, **fields)
+
+
+class OpenTest(TestCase):
+  """What a config knows of its teacher before anything is trained."""
+
+  def test_the_vocabulary_and_the_tokenizer_are_the_teachers(self):
+    opened = builders.open_experiment(self.config('one_shot'), self.folder())
+    self.assertEqual(opened.config.data.vocab_size, PADDED)
+    self.assertEqual(opened.task.num_classes, PADDED)
+    self.assertEqual(opened.model('student').vocab_size, PADDED)
+    self.assertEqual(opened.task.corpus.tokenizer.get_vocab_size(), VOCAB)
+    given = opened.pretrained
+    leaves = jax.tree.leaves(given.shapes)
+    self.assertEqual({leaf.dtype for leaf in leaves}, {jnp.dtype('bfloat16')})
+    self.assertIsInstance(leaves[0], jax.ShapeDtypeStruct)
+    layout = builders.teacher_spec(opened).layout
+    params = given.load(layout)
+    jax.tree.map(
+      lambda leaf, like: self.assertEqual(leaf.dtype, like.dtype),
+      params,
+      given.shapes,
+    )
+    self.assertIs(given.load(layout), params)
+
+  def test_tokens_that_begin_and_end_a_document(self):
+    folder = self.folder() / 'model'
+    folder.mkdir()
+    for file in self.model.iterdir():
+      (folder / file.name).write_bytes(file.read_bytes())
+    settings = folder / 'tokenizer_config.json'
+    for named, want in (
+      ({'bos_token': '[MASK]', 'eos_token': '[PAD]'}, ('[MASK]', '[PAD]')),
+      ({'eos_token': {'content': '[PAD]'}}, ('[PAD]', '[PAD]')),
+      ({'eos_token': 'of no vocabulary'}, ('', '')),
+    ):
+      settings.write_text(json.dumps(named))
+      known = self.config('one_shot')
+      known.teacher.folder = str(folder)
+      pretrained.open_teacher(known)
+      data = known.data
+      self.assertEqual((data.begin_token, data.end_token), want)
+    settings.write_text('[]')
+    with self.assertRaisesRegex(errors.UserError, 'holds a list'):
+      pretrained.open_teacher(known)
+
+  def test_folders_of_runs_are_not_of_hugging_face(self):
+    folder = self.folder()
+    self.assertIsNone(pretrained.find(''))
+    self.assertIsNone(pretrained.find(str(folder)))
+    (folder / 'config.json').write_text('{"task": "text", "teacher": {}}')
+    self.assertIsNone(pretrained.find(str(folder)))
+    (folder / 'config.json').unlink()
+    (folder / 'model.safetensors').write_bytes(b'')
+    self.assertEqual(pretrained.find(str(folder)), folder)
+
+  @parameterized.parameters(
+    ({'data.length': 33}, 'data.length=33 is more than the 32 positions'),
+    ({'data.tokenizer': 'x.json'}, 'data.tokenizer=x.json, but the teacher'),
+    ({'model': 'encoder'}, 'CausalText predicts the next token, and Transf'),
+  )
+  def test_refuses(self, fields, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      opened = builders.open_experiment(
+        self.config('one_shot', **fields), self.folder()
+      )
+      opened.model('student')
+
+  def test_refuses_other_tasks(self):
+    masked = self.config('one_shot', module=text_bert)
+    with self.assertRaisesRegex(errors.UserError, 'MaskedText does not'):
+      builders.open_experiment(masked, self.folder()).model('teacher')
+    parity = parity_mlp.tiny()
+    parity.teacher.folder = str(self.model)
+    with self.assertRaisesRegex(errors.UserError, 'the task reads no text'):
+      builders.open_experiment(parity, self.folder())
+
+  def test_refuses_checkpoints(self):
+    for method, message in (
+      ('progressive', 'earlier checkpoints'),
+      ('extracted', 'one model, without'),
+    ):
+      known = self.config(method, **{'extracted.checkpoint': 5})
+      with self.assertRaisesRegex(errors.UserError, message):
+        opened = builders.open_experiment(known, self.folder())
+        builders.check(opened)
+        spec = builders.student_spec(opened, opened.pretrained.teacher())
+        params = opened.pretrained.load(spec.layout)
+        teacher = opened.pretrained.teacher(params)
+        teacher.at(spec.stages[0].checkpoint)
+
+
+class RunTest(TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = cls.root / 'run'
+    known = config('one_shot', cls.source, cls.model)
+    cls.summary = experiment.run(known, cls.workdir)
+
+  def test_metrics_of_the_students_and_once_of_the_teacher(self):
+    names = ('perplexity', 'bits_per_byte', 'accuracy', 'loss')
+    final = self.summary['final']
+    self.assertSameElements(final, (*names, 'agreement', 'teacher_kl'))
+    self.assertEqual(self.summary['primary_metric'], 'perplexity')
+    teacher = json.loads((self.workdir / 'teacher/summary.json').read_text())
+    self.assertSameElements(teacher['final'], names)
+    self.assertEqual(teacher['pretrained'], str(self.model))
+    one = final['bits_per_byte'][0] / final['loss'][0]
+    two = teacher['final']['bits_per_byte'][0] / teacher['final']['loss'][0]
+    self.assertAlmostEqual(one, two, places=5)
+
+  def test_another_teacher_is_refused(self):
+    other = self.folder() / 'model'
+    other.mkdir()
+    for file in self.model.iterdir():
+      (other / file.name).write_bytes(file.read_bytes())
+    known = self.config('one_shot')
+    known.teacher.folder = str(other)
+    with self.assertRaisesRegex(
+      errors.UserError, 'has the metrics of .*not of'
+    ):
+      experiment.run(known, self.workdir)
+
+  @flagsaver.flagsaver(num_tokens=5, prompt=['under of', 'layer'])
+  def test_generate(self):
+    said = io.StringIO()
+    with (
+      flagsaver.flagsaver(workdir=str(self.workdir)),
+      contextlib.redirect_stdout(said),
+    ):
+      generate.main([])
+      with flagsaver.flagsaver(prompt=[]):
+        generate.main([])
+    lines = said.getvalue().splitlines()
+    self.assertEqual(lines[0], '> under of')
+    self.assertRegex(lines[1], '^teacher  [|]')
+    self.assertRegex(lines[2], '^one_shot [|]')
+    self.assertLen([line for line in lines if line.startswith('> ')], 5)
+    with (
+      flagsaver.flagsaver(workdir=str(self.workdir), num_tokens=50),
+      self.assertRaisesRegex(errors.UserError, '32 positions of the model'),
+    ):
+      generate.main([])
+
+  @flagsaver.flagsaver(prompt=['under of'])
+  def test_generate_without_a_run(self):
+    with (
+      flagsaver.flagsaver(workdir=str(self.root / 'nothing')),
+      self.assertRaisesRegex(errors.UserError, 'holds no finished run'),
+    ):
+      generate.main([])
+
+
+if __name__ == '__main__':
+  absltest.main()
