@@ -31,6 +31,7 @@ from cxjax.methods.curricula import one_shot_labels
 from cxjax.methods.curricula import progressive
 from cxjax.methods.curricula import supervised
 from cxjax.methods.custom import weight_schedule
+from cxjax.methods.fitted import fit_projection
 from cxjax.methods.layer_matching import match_layers
 from cxjax.methods.layer_matching import split_steps
 from cxjax.methods.losses import cosine
@@ -118,6 +119,7 @@ __all__ = [
   'every',
   'export',
   'extracted',
+  'fit_projection',
   'format_plan',
   'from_equinox',
   'from_fn',

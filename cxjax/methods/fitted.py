@@ -12,11 +12,13 @@ A fitted matrix has one row more than a random one: its last row is added.
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 from typing import TypeAlias
 
 import jax
 import numpy as np
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax.methods import projections
 
@@ -195,21 +197,100 @@ def fit(
     others.
 
   Raises:
-    UserError: the target is constant along the directions.
+    UserError: the target is constant along the directions, or not finite.
   """
+  known = (facts.mean, facts.covariance, facts.cross, facts.output)
+  errors.require(
+    all(np.isfinite(value).all() for value in known if value is not None),
+    f'{what} fits a projection {projection!r} on values that are not finite: '
+    "look for NaN in the batches, in the teacher and in the student's start.",
+  )
   matrix = np.asarray(FITTED[projection](key, facts, width), np.float64)
   power = np.einsum('dr,de,er->', matrix, facts.covariance, matrix) / width
   whole = np.trace(facts.covariance) / len(facts.mean)
   size = whole + np.mean(facts.mean**2)
   errors.require(
-    np.isfinite(power) and power > 1e-12 * max(size, 1e-30),
+    power > 1e-12 * max(size, 1e-30),
     f'{what} fits a projection {projection!r} on a target that is constant '
-    'over the batches, or not finite: it teaches nothing. Choose another '
-    'layer, or other batches.',
+    'over the batches: it teaches nothing. Choose another layer, or other '
+    'batches.',
   )
   matrix = matrix / np.sqrt(power)
   last = -facts.mean @ matrix * scale
   return np.concatenate([matrix, last[None]]).astype(np.float32)
+
+
+def fit_projection(
+  projection: str,
+  target: Any,
+  width: int,
+  *,
+  key: jax.Array | None = None,
+  start: Any = None,
+  output: Any = None,
+) -> np.ndarray:
+  """Fits a projection on activations, for terms with that projection.
+
+  `cxjax.distill` and `launch.py` fit their projections themselves.
+
+  Args:
+    projection: 'centered', 'pca', 'pca_rotated' or 'output_directions'.
+    target: `[..., d_T]` activations of the teacher, of some batches.
+    width: `r`, columns of the projection.
+    key: typed PRNG key, for 'centered'.
+    start: `[..., r]` activations of the student at its start on the same
+      batches, for 'pca_rotated'.
+    output: `[d_T, C]` matrix of the teacher's output, for 'output_directions'.
+
+  Returns:
+    `[d_T + 1, r]` float32; the last row is added to the product with the
+    others.
+
+  Raises:
+    UserError: an unknown name, a rank above that of the examples, or something
+      that is missing.
+  """
+  errors.lookup('projection', projection, FITTED)
+  width = arguments.whole('width', width, 1)
+  needed = {
+    'key': (key, projection == 'centered'),
+    'start': (start, projection in ROTATED),
+    'output': (output, projection in OUTPUT),
+  }
+  for name, (value, is_read) in needed.items():
+    errors.require(
+      (value is not None) == is_read,
+      f'The projection {projection!r} '
+      f'{"needs" if is_read else "does not read"} {name}.',
+    )
+  given = {'target': target, 'start': start, 'output': output}
+  arguments.arrays(**{k: v for k, v in given.items() if v is not None})
+  rows = np.asarray(target, np.float64).reshape(-1, np.shape(target)[-1])
+  what = 'The target'
+  outputs = projections.MOST if output is None else np.shape(output)[-1]
+  check_width(what, projection, (rows.shape[1], width), outputs, False)
+  check_examples(what, projection, width, len(rows))
+  cross = None
+  centered = rows - rows.mean(axis=0)
+  if start is not None:
+    own = np.asarray(start, np.float64).reshape(-1, np.shape(start)[-1])
+    errors.require(
+      own.shape == (len(rows), width),
+      f'start has {len(own)} rows of {own.shape[1]}: give {len(rows)}, those '
+      f'of the target, of {width}, the width.',
+    )
+    cross = centered.T @ (own - own.mean(axis=0)) / len(rows)
+  if output is not None:
+    output = np.asarray(output, np.float64)
+    errors.require(
+      output.ndim == 2 and len(output) == rows.shape[1],
+      f'output of shape {list(output.shape)} must have a row for each of the '
+      f'{rows.shape[1]} units of the target.',
+    )
+  covariance = centered.T @ centered / len(rows)
+  facts = Facts(rows.mean(axis=0), covariance, cross, output)
+  unused = jax.random.key(0) if key is None else key
+  return fit(what, projection, unused, facts, width)
 
 
 def project(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -222,6 +303,13 @@ def project(x: jax.Array, matrix: jax.Array) -> jax.Array:
   Returns:
     `[..., r]`.
   """
+  arguments.arrays(x=x, matrix=matrix)
+  errors.require(
+    matrix.ndim == 2 and x.shape[-1] + 1 == matrix.shape[0],
+    f'x of shape {list(x.shape)} and a fitted matrix of {list(matrix.shape)}: '
+    'the matrix must have one row more than x is wide, as that of '
+    'cxjax.fit_projection.',
+  )
   x, matrix = jax.lax.stop_gradient((x, matrix))
   last = matrix[-1].reshape((*[1] * (x.ndim - 1), -1))
   return x @ matrix[:-1] + last

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+import cxjax
 from cxjax import errors
 from cxjax.methods import fitted
 
@@ -77,6 +78,45 @@ class FittedTest(parameterized.TestCase):
   def test_a_constant_target_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "^It fits .* 'pca' .* const"):
       fit('pca', x=np.full((50, 6), 3.0), start=S[:50])
+    with self.assertRaisesRegex(errors.UserError, 'not finite: look for NaN'):
+      fit('pca', x=np.where(X == X[0, 0], np.nan, X))
+
+  def test_from_activations(self):
+    """As from their moments, whatever the axes of the examples."""
+    key = jax.random.key(0)
+    x, s = X.reshape(20, 10, 6), S.reshape(20, 10, 3)
+    for name, options in (
+      ('centered', {'key': key}),
+      ('pca', {}),
+      ('pca_rotated', {'start': s}),
+      ('output_directions', {'output': W}),
+    ):
+      found = cxjax.fit_projection(name, x, 3, **options)
+      np.testing.assert_allclose(found, fit(name), atol=1e-6)
+      term = cxjax.Term('a', 'b', projection=name)
+      model = lambda params, x: (x, {'b': x})
+      target = cxjax.make_targets(
+        model, (), {'a': found}, {'x': X}, cxjax.Stage('a', 1, term)
+      )
+      np.testing.assert_allclose(target['a'].mean(0), 0, atol=1e-4)
+
+  @parameterized.parameters(
+    (('pac', X, 3), {}, "'pac'. Did you mean 'pca'"),
+    (('pca', X, 0), {}, 'width=0'),
+    (('pca', X, 7), {}, '6 directions'),
+    (('pca', X[:3], 3), {}, 'width 3 on 3 examples'),
+    (('pca', X, 3), {'start': S}, "'pca' does not read start"),
+    (('centered', X, 3), {}, "'centered' needs key"),
+    (('pca_rotated', X, 3), {'start': S[:5]}, 'start has 5 rows of 3'),
+    (('output_directions', X, 3), {'output': W[:5]}, 'a row for each of the 6'),
+  )
+  def test_activations_that_cannot_be(self, args, options, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      cxjax.fit_projection(*args, **options)
+
+  def test_a_random_matrix_is_no_fitted_one(self):
+    with self.assertRaisesRegex(errors.UserError, 'one row more'):
+      fitted.project(X, np.ones((6, 3)))
 
   @parameterized.parameters(
     ('pca', (4, 5), False, '4 directions'),
