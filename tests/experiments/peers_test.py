@@ -50,7 +50,9 @@ class PeerTest(absltest.TestCase):
 
   def test_starts_checks_and_runs(self):
     found = self.peer.start()
-    self.assertEqual(found, {'seeds': 1, 'unit': 1, 'lookahead': 1})
+    self.assertEqual(
+      found, {'seeds': 1, 'unit': 1, 'lookahead': 1, 'limit': serve.FOREVER}
+    )
     found = self.peer.check(5)
     self.assertEqual(found['losses'], [1, 0.5, 0.25, 0.125, 0.0625])
     self.assertGreaterEqual(found['compile'], 0)

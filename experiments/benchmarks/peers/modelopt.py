@@ -56,7 +56,7 @@ class ModelOptimizer(protocol.Loop):
     self._model = mtd.convert(student, mode=[('kd_loss', config)])
     self._model.train()
     trained = [p for p in self._model.parameters() if p.requires_grad]
-    self._optimizer = torch_models.optimizer(job, iter(trained), fused=True)
+    self._optimizer = torch_models.optimizer(job, iter(trained))
     self._batches = torch_models.batches(job)
 
   def step(self, number: int) -> torch.Tensor:

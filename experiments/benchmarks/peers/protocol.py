@@ -1,4 +1,4 @@
-"""What a peer is asked to train, and what it makes of it: a trainer.
+"""The job of a peer, and its trainer.
 
 Needs NumPy alone: it runs in the virtual environment of every peer.
 """

@@ -18,11 +18,12 @@ from experiments.benchmarks.peers import protocol as protocol
 
 LONGEST_LIFE = 3_600  # Seconds after which a peer ends by itself.
 PACKAGE = 'experiments.benchmarks.peers'
+FOREVER = 1 << 30  # Longest round, where there is no limit.
 STATUS = pathlib.Path('/proc/self/status')
 
 
 class Peer:
-  """What a peer answers to the orders of the benchmark."""
+  """The answers of a peer to the orders of the benchmark."""
 
   def __init__(self, module: str, job: protocol.Job) -> None:
     """Imports nothing yet.
@@ -45,6 +46,7 @@ class Peer:
       'seeds': self._trainer.seeds,
       'unit': self._trainer.unit,
       'lookahead': getattr(self._trainer, 'lookahead', 1),
+      'limit': getattr(self._trainer, 'limit', FOREVER),
     }
 
   def check(self, num_steps: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Side:
   seeds: int
   unit: int
   lookahead: int
-  limit: int = 1 << 30
+  limit: int
   cpu: float = 0.0
   losses: tuple[float, ...] = ()
   compile: float = 0.0
@@ -114,14 +114,16 @@ def started(
   Raises:
     Left: it cannot do the case, or it failed.
   """
-  threads = str(len(os.sched_getaffinity(0)))
+  # Unless the user says something else.
+  threads = {'OMP_NUM_THREADS': str(len(os.sched_getaffinity(0)))}
+  threads |= {name: os.environ[name] for name in threads if name in os.environ}
   name = f'{module}_{variant}'.rstrip('_')
   with (job / f'{name}.log').open('wb') as log:
     begin = time.perf_counter()
     process = pipe.Process(
       'serve',
       [module, str(job), variant],
-      extra={'OMP_NUM_THREADS': threads, 'JAX_PLATFORMS': 'cpu'},
+      extra={**threads, 'JAX_PLATFORMS': 'cpu'},
       log=log,
       python=python,
       package=PACKAGE,
