@@ -177,10 +177,12 @@ class Trl:
 
 def _collate(rows: Any) -> dict[str, torch.Tensor]:
   tokens = torch.tensor([row['input_ids'] for row in rows])
+  labels = tokens.clone()
+  labels[:, 0] = -100  # Nothing predicts it; it would count in the mean.
   return {
     'input_ids': tokens,
     'attention_mask': torch.ones_like(tokens),
-    'labels': tokens,
+    'labels': labels,
   }
 
 
