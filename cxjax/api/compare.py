@@ -148,7 +148,7 @@ def compare(
     name: planner.plan(name, entry, num_steps)
     for name, entry in named_plans.entries(methods).items()
   }
-  fit_batches.check(options.get('fit_on'), *plans.values())
+  fit_on = fit_batches.shared(options.get('fit_on'), batches, *plans.values())
   entrants = contest.Contest(
     plans=plans,
     starts=begin,
@@ -157,7 +157,7 @@ def compare(
     rates=_rates(rates),
     workdir=None if workdir is None else pathlib.Path(workdir),
     flops=budgets.Flops(costs, charged=equal != 'student_flops'),
-    options=options,
+    options={**options, 'fit_on': fit_on},
   )
   lengths = entrants.lengths(max(round(num_steps * share), 1), equal)
   description = entrants.describe(lengths, equal)

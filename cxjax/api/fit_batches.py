@@ -1,6 +1,10 @@
 """Batches of a user that projections are fitted on."""
 
+import itertools
 from typing import Any
+
+import jax
+import numpy as np
 
 from cxjax import errors
 from cxjax import types
@@ -26,6 +30,26 @@ def check(fit_on: Any, *plans: plan_lib.Plan) -> None:
     'fit_on is for projections that are fitted on batches, '
     f'{", ".join(fitted.FITTED)}, and there is none: leave it out.',
   )
+
+
+def shared(fit_on: Any, batches: Any, *plans: plan_lib.Plan) -> Any:
+  """The batches that all methods of a comparison fit on.
+
+  Args:
+    fit_on: as the user gives it.
+    batches: what is iterated anew for every method.
+    *plans: of the methods.
+
+  Returns:
+    `fit_on`, or the first batches if it is None; None if nothing is fitted.
+  """
+  check(fit_on, *plans)
+  needed = any(fitting.is_needed(plan.stages) for plan in plans)
+  if fit_on is not None or not needed:
+    return fit_on
+  first = itertools.islice(iter(batches), fitted.BATCHES)
+  # A copy: an iterator may use its buffers again.
+  return [jax.tree.map(np.array, batch) for batch in first]
 
 
 def read(

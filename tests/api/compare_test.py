@@ -6,6 +6,7 @@ import itertools
 import math
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import parameterized
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import cxjax
 from cxjax import errors
 from cxjax.api import comparison
+from cxjax.api import fit_batches
 from cxjax.training import metrics as metrics_lib
 from small_networks import BIG
 from small_networks import PLAN
@@ -188,6 +190,26 @@ class RefusalTest(parameterized.TestCase):
         errors.UserError, f"'mine' has another {what}"
       ):
         compare(methods={'mine': found})
+
+  def test_batches_to_fit_on_that_nothing_reads(self):
+    with self.assertRaisesRegex(errors.UserError, 'there is none: leave it'):
+      compare(methods='one_shot', fit_on=DATA)
+
+  def test_methods_fit_on_the_first_batches(self):
+    fitted = cxjax.plan(
+      BIG,
+      SMALL,
+      DATA[0],
+      num_steps=9,
+      stages=(
+        cxjax.Stage('a', 9, cxjax.Term('high', 'low', projection='centered')),
+      ),
+    )
+    loader = mock.MagicMock(__iter__=lambda _: iter(DATA * 9))
+    found = fit_batches.shared(None, loader, PLAN, fitted)
+    np.testing.assert_array_equal([x for x, _ in found], [*INPUTS, *INPUTS[:4]])
+    self.assertIs(fit_batches.shared(DATA, loader, fitted), DATA)
+    self.assertIsNone(fit_batches.shared(None, loader, PLAN))
 
   def test_scores_that_cannot_be_compared(self):
     target = np.full((8, 3), 1 / 3, np.float32)
