@@ -1,4 +1,4 @@
-r"""What the teacher and the students of a run say to the same prompts.
+r"""Answers of the teacher and the students of a run to the same prompts.
 
 Run, in the workdir of a run of causal_text:
   python -m experiments.generate --workdir=runs/causal

@@ -1,4 +1,4 @@
-"""Where the parameters of the models of a config lie."""
+"""Layouts of a config: the devices of its models and their shardings."""
 
 from collections.abc import Callable
 from collections.abc import Sequence

@@ -66,7 +66,7 @@ class Fields:
 
   @property
   def default(self) -> bool:
-    """Whether nobody chose a field."""
+    """True if nobody chose a field."""
     return self == Fields()
 
 

@@ -55,7 +55,7 @@ class CausalText(packed_text.PackedText):
 
   end_id: int
   inputs = ('tokens', 'segments', 'position_ids', 'mask')
-  metrics = ('perplexity', 'bits_per_byte', 'accuracy', 'loss')
+  metrics = ('bits_per_byte', *base.METRICS)
   primary_metric = 'perplexity'
   causal = True  # A model must not see the tokens after the one that it reads.
   features = (*packing.TOKENS, 'counted')

@@ -1,4 +1,4 @@
-"""Whole experiments on next-token prediction, with a pretrained teacher."""
+"""Tests of pretrained teachers, and whole experiments on next tokens."""
 
 import contextlib
 import io
@@ -169,7 +169,7 @@ class RunTest(TestCase):
     cls.summary = experiment.run(known, cls.workdir)
 
   def test_metrics_of_the_students_and_once_of_the_teacher(self):
-    names = ('perplexity', 'bits_per_byte', 'accuracy', 'loss')
+    names = ('bits_per_byte', 'accuracy', 'loss', 'perplexity')
     final = self.summary['final']
     self.assertSameElements(final, (*names, 'agreement', 'teacher_kl'))
     self.assertEqual(self.summary['primary_metric'], 'perplexity')
