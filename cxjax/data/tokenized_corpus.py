@@ -172,7 +172,9 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
 
   Docstrings repeat each other's paragraphs. A document is dropped if more than
   half of the text of its lines occurs word for word as lines of the training
-  documents; lines shorter than `SHORTEST_LINE` characters do not count.
+  documents; lines shorter than `SHORTEST_LINE` characters do not count. Prompts
+  often share their lines: a document with one is dropped only if it occurs as a
+  whole among the training documents.
 
   Args:
     learn: training documents.
@@ -185,8 +187,11 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
     UserError: none remains.
   """
   known = {line for document in learn for line in document.splitlines()}
+  whole = {one for one in learn if isinstance(one, records.Prompted)}
 
   def is_new(document: str) -> bool:
+    if isinstance(document, records.Prompted):
+      return document not in whole
     lines = [x for x in document.splitlines() if len(x) >= SHORTEST_LINE]
     old = sum(len(line) for line in lines if line in known)
     return 2 * old <= sum(map(len, lines))

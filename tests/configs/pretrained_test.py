@@ -19,7 +19,9 @@ from cxjax.configs import pretrained
 from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.interop import huggingface
 from cxjax.models import decoder
+from cxjax.training import summary as summary_lib
 import documents
+from experiments import causal_table
 from experiments import causal_text
 from experiments import generate
 from experiments import parity_mlp
@@ -146,18 +148,12 @@ class OpenTest(TestCase):
       builders.open_experiment(parity, self.folder())
 
   def test_refuses_checkpoints(self):
-    for method, message in (
-      ('progressive', 'earlier checkpoints'),
-      ('extracted', 'one model, without'),
-    ):
-      known = self.config(method, **{'extracted.checkpoint': 5})
-      with self.assertRaisesRegex(errors.UserError, message):
-        opened = builders.open_experiment(known, self.folder())
-        builders.check(opened)
-        spec = builders.student_spec(opened, opened.pretrained.teacher())
-        params = opened.pretrained.load(spec.layout)
-        teacher = opened.pretrained.teacher(params)
-        teacher.at(spec.stages[0].checkpoint)
+    known = self.config('progressive')
+    opened = builders.open_experiment(known, self.folder())
+    with self.assertRaisesRegex(errors.UserError, 'earlier checkpoints'):
+      builders.check(opened)
+    with self.assertRaisesRegex(errors.UserError, 'one model, without'):
+      opened.pretrained.teacher(params={}).at(5)
 
 
 class RunTest(TestCase):
@@ -179,6 +175,20 @@ class RunTest(TestCase):
     one = final['bits_per_byte'][0] / final['loss'][0]
     two = teacher['final']['bits_per_byte'][0] / teacher['final']['loss'][0]
     self.assertAlmostEqual(one, two, places=5)
+
+  def test_the_table_has_the_teacher_and_every_method(self):
+    teacher, one = causal_table.rows(self.workdir)
+    self.assertEqual(
+      (teacher['method'], one['method']), ('teacher', 'one_shot')
+    )
+    self.assertEqual(
+      one['bits per byte'], round(self.summary['final']['bits_per_byte'][0], 4)
+    )
+    self.assertIsNone(teacher['KL to the teacher'])
+    cells = summary_lib.compare_row(self.summary)
+    self.assertEqual(cells['bits per byte'], one['bits per byte'])
+    with self.assertRaisesRegex(errors.UserError, 'no finished students'):
+      causal_table.rows(self.root)
 
   def test_another_teacher_is_refused(self):
     other = self.folder() / 'model'

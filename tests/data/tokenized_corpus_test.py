@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from cxjax import errors
+from cxjax.data import records
 from cxjax.data import tokenized_corpus
 from cxjax.data import tokenizer as tokenizer_lib
 import documents
@@ -106,6 +107,14 @@ class SplitTest(parameterized.TestCase):
     self.assertEqual(tokenized_corpus.unseen(learn, hold), [both, new, 'short'])
     with self.assertRaisesRegex(errors.UserError, 'Raise data.held_out'):
       tokenized_corpus.unseen(learn, learn)
+
+  def test_prompts_may_repeat(self):
+    prompt = 'Answer the question in as few words as you can: '
+    learn, hold = (
+      [records.Prompted(f'{prompt}\n{i}\n', 'yes') for i in part]
+      for part in ((1, 2, 3), (3, 4))
+    )
+    self.assertEqual(tokenized_corpus.unseen(learn, hold), hold[1:])
 
 
 if __name__ == '__main__':
