@@ -1,0 +1,195 @@
+r"""Growth of a step's time: what it costs to scale each size of a run.
+
+One encoder that learns from another one (the case 'bert' of peers/cases.py), of
+which one size at a time is doubled several times. The exponent is the slope of
+a line through the logarithms: 1 is time in proportion to the size.
+
+Run:
+  python -m experiments.benchmarks.growth
+
+Writes growth.{md,csv,png} into --out: the time of a step of all students, the
+seconds of compilation, and the exponents.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+import statistics
+from typing import Any
+from typing import TypeAlias
+
+from absl import flags
+import jax
+import numpy as np
+
+from cxjax import errors
+from cxjax import files
+from cxjax import tables
+from cxjax.configs import cli
+from cxjax.parallel import devices as devices_lib
+from experiments.benchmarks import rounds
+from experiments.benchmarks.accelerator import compare as compare_lib
+from experiments.benchmarks.accelerator import rounds as rounds_lib
+from experiments.benchmarks.peers import cases as cases_lib
+from experiments.benchmarks.peers import ours as ours
+
+Row: TypeAlias = dict[str, Any]
+
+# Factors of each size, from that of the case on.
+AXES: Mapping[str, Sequence[float]] = {
+  'students': (1, 2, 4, 8),
+  'width': (1, 2, 4, 8),
+  'depth': (0.25, 0.5, 1, 2),
+  'batch': (0.25, 0.5, 1, 2),
+  'vocabulary': (0.5, 1, 2, 4),
+  'length': (0.5, 1, 2, 4),
+}
+_AXES = flags.DEFINE_list('axes', list(AXES), 'Sizes that grow.')
+_SIZE = flags.DEFINE_enum(
+  'size', 'full', list(cases_lib.SIZES), 'Sizes of the networks.'
+)
+HEADER = """\
+jax {jax}, {cores} cores, load {load:.1f}. Microseconds of one step of all \
+students, medians of {rounds} rounds.
+"""
+
+
+def scaled(
+  case: cases_lib.Case, axis: str, factor: float
+) -> tuple[cases_lib.Case, int, int]:
+  """Scales one size of a case.
+
+  Args:
+    case: the case.
+    axis: key of `AXES`.
+    factor: the factor.
+
+  Returns:
+    The case, its number of students, and the size.
+  """
+  grown = lambda size: max(round(size * factor), 1)
+  if axis == 'students':
+    return case, grown(1), grown(1)
+  if axis in ('width', 'depth'):
+    models = {
+      role: dataclasses.replace(model, **{axis: grown(getattr(model, axis))})
+      for role, model in (('teacher', case.teacher), ('student', case.student))
+    }
+    found = dataclasses.replace(case, **models)
+    return found, 1, getattr(found.student, axis)
+  field = {'batch': 'batch', 'vocabulary': 'classes', 'length': 'inputs'}[axis]
+  sizes = {field: grown(getattr(case, field))}
+  if axis == 'length':  # The same share of the tokens is predicted.
+    sizes['predicted'] = grown(case.predicted)
+  return dataclasses.replace(case, **sizes), 1, sizes[field]
+
+
+def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
+  """Returns the slope of a line through the logarithms."""
+  slope, _ = np.polyfit(np.log(sizes), np.log(times), 1)
+  return float(slope)
+
+
+def measure(
+  case: cases_lib.Case, axis: str, turns: int, *, tiny: bool
+) -> Iterator[Row]:
+  """Times an axis; its points take turns.
+
+  Args:
+    case: the case.
+    axis: key of `AXES`.
+    turns: number of rounds.
+    tiny: whether rounds are short.
+
+  Yields:
+    A row for each point.
+  """
+  sides, sizes = {}, {}
+  for factor in AXES[axis]:
+    grown, students, size = scaled(case, axis, factor)
+    side = compare_lib.Ours(ours.make_spec(grown, students, live=True))
+    sides[str(size)], sizes[str(size)] = side, size
+  found = list(rounds_lib.measure(sides, tiny=tiny, turns=turns))
+  us = rounds.times(found)
+  for name, side in sides.items():
+    # Of all students, not of one.
+    times = [time * side.seeds for time in us[name]]
+    yield {
+      'axis': axis,
+      'size': sizes[name],
+      'us': statistics.median(times),
+      'low': min(times),
+      'high': max(times),
+      'compile s': side.built,
+    }
+
+
+def render(rows: Sequence[Row], turns: int) -> str:
+  """Renders the page: an axis a line, with its exponent."""
+  text = HEADER.format(
+    jax=jax.__version__,
+    cores=len(os.sched_getaffinity(0)),
+    load=os.getloadavg()[0],
+    rounds=turns,
+  )
+  lines = []
+  for axis in dict.fromkeys(row['axis'] for row in rows):
+    own = [row for row in rows if row['axis'] == axis]
+    sizes, times = ([row[key] for row in own] for key in ('size', 'us'))
+    lines.append(
+      {
+        'size': axis,
+        'values': ', '.join(f'{size:,}' for size in sizes),
+        'us': ', '.join(f'{time:,.3g}' for time in times),
+        'exponent': round(exponent(sizes, times), 2),
+        'of the last doubling': round(exponent(sizes[-2:], times[-2:]), 2),
+        'compile, s': ', '.join(f'{row["compile s"]:.1f}' for row in own),
+      }
+    )
+  return f'{text}\n{tables.markdown(lines)}'
+
+
+def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
+  """Plots the time of a step against each size, relative to the first point."""
+  from cxjax.analysis import plots
+
+  figure, (panel,) = plots.axes('size, times the smallest', 'time of a step')
+  for axis in dict.fromkeys(row['axis'] for row in rows):
+    own = [row for row in rows if row['axis'] == axis]
+    sizes, times = ([row[key] for row in own] for key in ('size', 'us'))
+    panel.loglog(
+      np.divide(sizes, sizes[0]),
+      np.divide(times, times[0]),
+      marker='o',
+      label=f'{axis}: {exponent(sizes, times):.2f}',
+      base=2,
+    )
+  panel.set_ylabel('time of a step, times that of the smallest')
+  panel.legend(title='exponent', frameon=False)
+  plots.save(figure, path)
+
+
+def main(argv: list[str]) -> None:
+  """Times the axes, and writes the table after each."""
+  del argv
+  jax.config.update('jax_platforms', 'cpu')
+  case, turns = cases_lib.SIZES[_SIZE.value]['bert'], rounds.ROUNDS.value
+  for axis in _AXES.value:
+    errors.lookup('axis', axis, AXES)
+  devices_lib.split_cpu(ours.make_config(case, 1).mesh.cpu_devices)
+  stem = pathlib.Path(rounds.OUT.value) / 'growth'
+  rows: list[Row] = []
+  for axis in _AXES.value:
+    rows += measure(case, axis, turns, tiny=_SIZE.value == 'tiny')
+    text = render(rows, turns)
+    files.write_text(stem.with_suffix('.md'), text)
+    tables.write_csv(stem.with_suffix('.csv'), rows)
+    plot(rows, stem.with_suffix('.png'))
+  cli.show(text)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,53 @@
+"""The sizes that grow, and the exponents."""
+
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from experiments.benchmarks.peers import cases as cases_lib
+import scripts
+
+growth = scripts.load('experiments.benchmarks.growth')
+
+
+class GrowthTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('students', 1, 1),
+    ('width', 48, 1),
+    ('depth', 4, 1),
+    ('batch', 32, 1),
+    ('vocabulary', 2_048, 1),
+    ('length', 64, 1),
+  )
+  def test_one_size_grows(self, axis, size, students):
+    case = cases_lib.FULL['bert']
+    self.assertEqual(growth.scaled(case, axis, 1), (case, students, size))
+    grown, number, twice = growth.scaled(case, axis, 2)
+    self.assertEqual(twice, 2 * size)
+    self.assertEqual(number, 2 if axis == 'students' else 1)
+    self.assertEqual(grown == case, axis == 'students')
+
+  def test_rows_are_predicted_in_proportion(self):
+    grown, *_ = growth.scaled(cases_lib.FULL['bert'], 'length', 2)
+    self.assertEqual((grown.inputs, grown.predicted), (128, 20))
+
+  def test_exponents(self):
+    sizes = np.array([1, 2, 4, 8])
+    self.assertAlmostEqual(growth.exponent(sizes, 3 * sizes**2), 2)
+
+  def test_page_and_picture(self):
+    rows = [
+      {'axis': 'batch', 'size': n, 'us': 10.0 * n, 'compile s': 1.0}
+      for n in (1, 2, 4)
+    ]
+    text = growth.render(rows, 5)
+    self.assertRegex(text, r'\| batch \| 1, 2, 4 \| 10, 20, 40 \| +1 \| +1 \|')
+    path = pathlib.Path(self.create_tempdir().full_path) / 'growth.png'
+    growth.plot(rows, path)
+    self.assertGreater(path.stat().st_size, 1_000)
+
+
+if __name__ == '__main__':
+  absltest.main()
