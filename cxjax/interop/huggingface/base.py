@@ -187,11 +187,59 @@ def norm(path: str, tensor: str) -> tuple[Parameter, Parameter]:
   )
 
 
-def equal(tensors: Tensors, first: str, second: str) -> bool:
-  """True if two tensors are there and have the same values."""
-  if not {first, second} <= tensors.keys():
-    return False
-  return np.array_equal(np.asarray(tensors[first]), np.asarray(tensors[second]))
+def drop_copy(tensors: dict[str, Any], name: str, other: str) -> None:
+  """Removes a tensor that has the values of another one."""
+  if {name, other} <= tensors.keys():
+    pair = np.asarray(tensors[name]), np.asarray(tensors[other])
+    if np.array_equal(*pair):
+      del tensors[name]
+
+
+def select_decoder(
+  tensors: Tensors,
+  config: Config,
+  names: tuple[str, str, str],
+  buffers: str | tuple[str, ...],
+) -> dict[str, Any]:
+  """The tensors of a decoder; with a head, those of the trunk have a prefix.
+
+  Buffers are left out, and so is a kernel of the head that equals the token
+  embedding, if the config ties them.
+
+  Args:
+    tensors: all of a file, some of which have no prefix, as in the first GPT-2.
+    config: the config; a class that ends with 'Model' has no head.
+    names: the prefix, and names of the head and of the token embedding.
+    buffers: ends of the names of buffers.
+
+  Returns:
+    The tensors.
+  """
+  prefix, head, words = names
+  named = config.get('architectures')
+  bare = not any(name == head or name.startswith(prefix) for name in tensors)
+  if named:  # GPT2LMHeadModel has a head, GPT2Model and LlamaModel have none.
+    bare = named[0].endswith('Model') and 'LMHead' not in named[0]
+  if bare:
+    prefix = ''
+  selected = {
+    name if name == head else prefix + name.removeprefix(names[0]): tensor
+    for name, tensor in tensors.items()
+    if not name.endswith(buffers) and not (bare and name == head)
+  }
+  if config['tie_word_embeddings']:
+    drop_copy(selected, head, prefix + words)
+  return selected
+
+
+def head_refusal(module: Any) -> str:
+  """The reason why no file holds the head of a module; '' if one can."""
+  if module.num_classes in (0, module.vocab_size):
+    return ''
+  return (
+    f'num_classes={module.num_classes} is not a head of a language model: it '
+    f'must be vocab_size={module.vocab_size}, or 0 with the head left out.'
+  )
 
 
 def to_variables(

@@ -42,6 +42,8 @@ ACTIVATIONS = {
   'gelu_new': 'gelu_tanh',
 }
 HEAD = 'lm_head.weight'
+WORDS = 'embed_tokens.weight'
+BUFFERS = 'rotary_emb.inv_freq'
 # Dense layers of a block, by their names in a file.
 LINEAR = {
   'query': 'self_attn.q_proj',
@@ -110,7 +112,9 @@ def register(spec: Spec) -> None:
       sizes=SIZES,
       fixed={},
       defaults={},
-      select=_select,
+      select=lambda tensors, config: base.select_decoder(
+        tensors, config, ('model.', HEAD, WORDS), BUFFERS
+      ),
       module=lambda config, tensors: _module(spec, config, tensors),
       parameters=lambda module: table(module, spec.norms),
       constants=lambda config: {},
@@ -124,29 +128,6 @@ def register(spec: Spec) -> None:
       architectures=(f'{spec.prefix}ForCausalLM', f'{spec.prefix}Model'),
     )
   )
-
-
-def _select(tensors: base.Tensors, config: base.Config) -> base.Tensors:
-  """The tensors of a decoder; with a head, all but it begin with 'model.'.
-
-  Buffers are left out, and so is a kernel of the head that equals the token
-  embedding, if the config ties them.
-  """
-  named = config.get('architectures')
-  bare = not any(name == HEAD or name.startswith('model.') for name in tensors)
-  if named:
-    bare = named[0].endswith('Model')
-  prefix = '' if bare else 'model.'
-  selected = {
-    name if name == HEAD else prefix + name.removeprefix('model.'): tensor
-    for name, tensor in tensors.items()
-    if not name.endswith('rotary_emb.inv_freq')
-  }
-  tied = bool(config['tie_word_embeddings'])
-  words = f'{prefix}embed_tokens.weight'
-  if bare or (tied and base.equal(selected, HEAD, words)):
-    selected.pop(HEAD, None)
-  return selected
 
 
 def _module(
@@ -184,7 +165,7 @@ def table(
   """The parameters of a decoder; `norms` are the names of a block's norms."""
   prefix = 'model.' if module.num_classes else ''
   rows = [
-    base.Parameter('tokens/embedding', f'{prefix}embed_tokens.weight'),
+    base.Parameter('tokens/embedding', prefix + WORDS),
     base.Parameter('final_norm/scale', f'{prefix}norm.weight'),
   ]
   if module.num_classes and not module.tied:
@@ -257,11 +238,9 @@ def refusal(
   Returns:
     The reason; '' if the family can hold the module.
   """
-  if module.num_classes not in (0, module.vocab_size):
-    return (
-      f'num_classes={module.num_classes} is not a head of a language model: it '
-      f'must be vocab_size={module.vocab_size}, or 0 with the head left out.'
-    )
+  reason = base.head_refusal(module)
+  if reason:
+    return reason
   if divides and module.width % module.heads:
     return f'heads={module.heads} do not divide width={module.width}.'
   family = base.FAMILIES[model_type]

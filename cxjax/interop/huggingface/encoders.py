@@ -3,6 +3,7 @@
 A family is a `Spec`: the names of its config's fields, and of its tensors.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -33,9 +34,26 @@ NORMS = {
   'attention_norm': 'attention.output.LayerNorm',
   'mlp_norm': 'output.LayerNorm',
 }
-# In some files, but no parameters, or read by no output.
-LEFT_OUT = ('position_ids', 'token_type_ids', 'pooler.dense.weight')
-LEFT_OUT += ('pooler.dense.bias',)
+# In some files, but no parameters: a count from 0, and zeros.
+BUFFERS = ('embeddings.position_ids', 'embeddings.token_type_ids')
+LEFT_OUT = (*BUFFERS, 'pooler.dense.weight', 'pooler.dense.bias')
+ATTENTION_DROPOUT = 'attention_probs_dropout_prob'
+# Fields of the config of BERT and of the families that keep its names.
+FIELDS = {
+  'vocab_size': 'vocab_size',
+  'max_length': 'max_position_embeddings',
+  'width': 'hidden_size',
+  'heads': 'num_attention_heads',
+  'depth': 'num_hidden_layers',
+  'mlp_width': 'intermediate_size',
+  'dropout': 'hidden_dropout_prob',
+  'norm_eps': 'layer_norm_eps',
+}
+FIXED = {
+  'hidden_act': 'gelu',
+  'position_embedding_type': 'absolute',
+  'is_decoder': False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +113,9 @@ class Spec:
     padding: id of the padding token if the file has none.
     buckets: number of buckets of relative positions.
     asked: whether a module is written as this family only if it is asked for.
+    clean: `tensors -> tensors` that are read, under their names of today.
+    any_class: whether models of other classes are read too, without their own
+      heads, and the tensors alone say whether there is one.
   """
 
   model_type: str
@@ -107,6 +128,8 @@ class Spec:
   padding: int = 1
   buckets: int = 0
   asked: bool = False
+  clean: Callable[[base.Tensors], base.Tensors] = dict
+  any_class: bool = False
 
   @property
   def sizes(self) -> dict[str, str]:
@@ -124,16 +147,16 @@ def register(spec: Spec) -> None:
   }
   if 'norm_eps' in spec.fields:
     optional[spec.fields['norm_eps']] = (float, EPS)
-  if spec.names.types:
-    optional['type_vocab_size'] = (int, NUM_TYPES)
+  classes = f'{spec.prefix}ForMaskedLM', f'{spec.prefix}Model'
   base.register(
     base.Family(
       model_type=spec.model_type,
       module_type=transformer.Transformer,
       sizes=spec.sizes,
       fixed=spec.fixed,
-      defaults={},
-      select=lambda tensors, config: _select(spec.names, tensors, config),
+      # Compared with the tensors before memory is taken for it.
+      defaults={'type_vocab_size': NUM_TYPES} if spec.names.types else {},
+      select=lambda tensors, config: select(spec, spec.clean(tensors), config),
       module=lambda config, tensors: _module(spec, config, tensors),
       parameters=lambda module: table(spec.names, module),
       constants=lambda config: _constants(spec.names, config),
@@ -142,7 +165,7 @@ def register(spec: Spec) -> None:
       complete=lambda tensors, module: _complete(spec.names, tensors, module),
       optional=optional,
       known=('classifier_dropout', *spec.known),
-      architectures=(f'{spec.prefix}ForMaskedLM', f'{spec.prefix}Model'),
+      architectures=() if spec.any_class else classes,
       asked=spec.asked,
     )
   )
@@ -152,47 +175,66 @@ def table(
   names: Names, module: transformer.Transformer
 ) -> list[base.Parameter]:
   """The parameters of an encoder and, if it has one, of its head."""
-  head = bool(module.num_classes)
+  head, dropped = bool(module.num_classes), max(module.pad_token, 0)
+  return rows(names, module.depth, head, module.tied, dropped)
+
+
+def rows(
+  names: Names, depth: int, head: bool, tied: bool = False, dropped: int = 0
+) -> list[base.Parameter]:
+  """The parameters of an encoder.
+
+  Args:
+    names: names of the tensors.
+    depth: number of blocks.
+    head: whether there is a head.
+    tied: whether the kernel of the head is the token embedding.
+    dropped: number of first positions that the module lacks.
+
+  Returns:
+    A row for each parameter.
+  """
   trunk = names.trunk if head else ''
-  rows = [
+  found = [
     base.Parameter('tokens/embedding', trunk + WORDS),
     base.Parameter(
       'position_embedding',
       trunk + POSITIONS,
       added=TYPES if names.types else '',
-      dropped=max(module.pad_token, 0),
+      dropped=dropped,
     ),
     *base.norm('embeddings_norm', f'{trunk}embeddings.LayerNorm'),
   ]
   if names.relative:
-    rows.append(base.Parameter('relative_bias', trunk + names.relative))
-  for i in range(module.depth):
+    found.append(base.Parameter('relative_bias', trunk + names.relative))
+  for i in range(depth):
     layer = f'{trunk}{names.layer}.{i}'
     for ours, theirs in names.linear.items():
-      rows += base.linear(f'block{i}/{ours}', f'{layer}.{theirs}')
+      found += base.linear(f'block{i}/{ours}', f'{layer}.{theirs}')
     for ours, theirs in names.norms.items():
-      rows += base.norm(f'block{i}/{ours}', f'{layer}.{theirs}')
+      found += base.norm(f'block{i}/{ours}', f'{layer}.{theirs}')
   if head:
-    rows += base.linear('transform', names.transform)
-    rows += base.norm('transform_norm', names.transform_norm)
-    rows.append(base.Parameter('logits_bias', names.bias))
-  if head and not module.tied:
-    rows.append(base.Parameter('logits/kernel', names.kernel, transposed=True))
-  return rows
+    found += base.linear('transform', names.transform)
+    found += base.norm('transform_norm', names.transform_norm)
+    found.append(base.Parameter('logits_bias', names.bias))
+  if head and not tied:
+    found.append(base.Parameter('logits/kernel', names.kernel, transposed=True))
+  return found
 
 
-def _select(
-  names: Names, tensors: base.Tensors, config: base.Config
-) -> base.Tensors:
+def select(
+  spec: Spec, tensors: base.Tensors, config: base.Config
+) -> dict[str, Any]:
   """The tensors of an encoder; with a head, most begin with the trunk's name.
 
   Poolers and buffers are left out, and so is a kernel of the head that equals
   the word embedding, if the config ties them.
   """
-  named = config.get('architectures')
+  names, named = spec.names, config.get('architectures')
   # A sentence encoder may name the class with a head that it came from.
-  bare = not any(name.startswith(names.head) for name in tensors)
-  bare = bare or bool(named and named[0].endswith('Model'))
+  bare = not has_head(names, tensors)
+  if named and not spec.any_class:
+    bare = bare or named[0].endswith('Model')
   trunk = '' if bare else names.trunk
   selected = {}
   for name, tensor in tensors.items():
@@ -205,17 +247,21 @@ def _select(
       selected[inner] = tensor
   if names.copied_bias in selected:
     selected[names.bias] = selected.pop(names.copied_bias)
-  tied = bool(config['tie_word_embeddings'])
-  if tied and base.equal(selected, names.kernel, trunk + WORDS):
-    del selected[names.kernel]
+  if config.get('tie_word_embeddings'):
+    base.drop_copy(selected, names.kernel, trunk + WORDS)
   return selected
+
+
+def has_head(names: Names, tensors: base.Tensors) -> bool:
+  """Returns whether the tensors include those of a head."""
+  return any(name.startswith(names.head) for name in tensors)
 
 
 def _module(
   spec: Spec, config: base.Config, tensors: base.Tensors
 ) -> transformer.Transformer:
   """The encoder that a config and the selected tensors describe."""
-  head = any(name.startswith(spec.names.head) for name in tensors)
+  head = has_head(spec.names, tensors)
   fields = {ours: config[theirs] for ours, theirs in spec.sizes.items()}
   pad = -1
   if not spec.counts_padding:
@@ -246,7 +292,7 @@ def _constants(names: Names, config: base.Config) -> dict[str, np.ndarray]:
   """The table of sentence types, which the module does not have."""
   if not names.types:
     return {}
-  shape = config['type_vocab_size'] or NUM_TYPES, config['hidden_size']
+  shape = config['type_vocab_size'], config['hidden_size']
   return {TYPES: np.zeros(shape, np.float32)}
 
 
@@ -274,13 +320,8 @@ def _refusal(spec: Spec, module: transformer.Transformer) -> str:
   """The reason why a family cannot hold a module; '' if it can."""
   if module.causal:
     return 'causal=True is a decoder.'
-  if module.num_classes not in (0, module.vocab_size):
-    return (
-      f'num_classes={module.num_classes} is not a head of a masked language '
-      f'model: it must be vocab_size={module.vocab_size}, or 0 with the head '
-      'left out.'
-    )
-  reason = unwritten(module, not spec.counts_padding, spec.buckets)
+  reason = base.head_refusal(module)
+  reason = reason or unwritten(module, not spec.counts_padding, spec.buckets)
   if reason:
     return reason
   if 'norm_eps' not in spec.fields and module.norm_eps not in (0, EPS):
@@ -307,6 +348,8 @@ def _config(spec: Spec, module: transformer.Transformer) -> base.Config:
     config['type_vocab_size'] = NUM_TYPES
   if 'norm_eps' in spec.fields:
     config[spec.fields['norm_eps']] = module.norm_eps or EPS
+  if ATTENTION_DROPOUT in spec.known:
+    config[ATTENTION_DROPOUT] = 0.0
   if module.pad_token >= 0:
     config['pad_token_id'] = module.pad_token
     config[spec.fields['max_length']] += module.pad_token + 1

@@ -105,27 +105,6 @@ def _parameters(module: transformer.Transformer) -> list[base.Parameter]:
   )
 
 
-def _select(tensors: base.Tensors, config: base.Config) -> base.Tensors:
-  """The tensors of a decoder; with a head, all but it begin with `PREFIX`.
-
-  The file of the first GPT-2 has a head and no prefix.
-  """
-  named = config.get('architectures')
-  bare = not any(name == HEAD or name.startswith(PREFIX) for name in tensors)
-  if named:
-    bare = named[0] == 'GPT2Model'
-  prefix = '' if bare else PREFIX
-  selected = {
-    name if name == HEAD else prefix + name.removeprefix(PREFIX): tensor
-    for name, tensor in tensors.items()
-    if not name.endswith(BUFFERS)
-  }
-  tied = bool(config['tie_word_embeddings'])
-  if bare or (tied and base.equal(selected, HEAD, prefix + WORDS)):
-    selected.pop(HEAD, None)
-  return selected
-
-
 def _module(
   config: base.Config, tensors: base.Tensors
 ) -> transformer.Transformer:
@@ -149,11 +128,9 @@ def _refusal(module: transformer.Transformer) -> str:
   """The reason why a module is no GPT-2; '' if it is one."""
   if not module.causal:
     return 'causal=False is an encoder.'
-  if module.num_classes not in (0, module.vocab_size):
-    return (
-      f'num_classes={module.num_classes} is not a head of GPT-2: it must be '
-      f'vocab_size={module.vocab_size}, or 0 with the head left out.'
-    )
+  reason = base.head_refusal(module)
+  if reason:
+    return reason
   return encoders.unwritten(module)
 
 
@@ -186,7 +163,9 @@ base.register(
     sizes=SIZES,
     fixed=FIXED,
     defaults={},
-    select=_select,
+    select=lambda tensors, config: base.select_decoder(
+      tensors, config, (PREFIX, HEAD, WORDS), BUFFERS
+    ),
     module=_module,
     parameters=_parameters,
     constants=lambda config: {},

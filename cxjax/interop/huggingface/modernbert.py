@@ -70,9 +70,8 @@ def _select(tensors: base.Tensors, config: base.Config) -> base.Tensors:
     elif not bare:
       selected[name] = tensor
   words = f'{trunk}embeddings.tok_embeddings.weight'
-  tied = bool(config['tie_word_embeddings'])
-  if tied and base.equal(selected, KERNEL, words):
-    del selected[KERNEL]
+  if config['tie_word_embeddings']:
+    base.drop_copy(selected, KERNEL, words)
   return selected
 
 

@@ -7,26 +7,12 @@ import dataclasses
 
 from cxjax.interop.huggingface import encoders
 
-FIELDS = {
-  'vocab_size': 'vocab_size',
-  'max_length': 'max_position_embeddings',
-  'width': 'hidden_size',
-  'heads': 'num_attention_heads',
-  'depth': 'num_hidden_layers',
-  'mlp_width': 'intermediate_size',
-  'dropout': 'hidden_dropout_prob',
-  'norm_eps': 'layer_norm_eps',
-}
 ROBERTA = encoders.Spec(
   model_type='roberta',
   prefix='Roberta',
   names=encoders.Names(trunk='roberta.'),
-  fields=FIELDS,
-  fixed={
-    'hidden_act': 'gelu',
-    'position_embedding_type': 'absolute',
-    'is_decoder': False,
-  },
+  fields=encoders.FIELDS,
+  fixed=encoders.FIXED,
   known=('attention_probs_dropout_prob', 'output_past'),
 )
 MPNET = encoders.Spec(
@@ -45,7 +31,7 @@ MPNET = encoders.Spec(
     types=False,
     relative='encoder.relative_attention_bias.weight',
   ),
-  fields=FIELDS,
+  fields=encoders.FIELDS,
   # transformers computes 32 buckets, whatever the config says.
   fixed={'hidden_act': 'gelu', 'relative_attention_num_buckets': 32},
   known=('attention_probs_dropout_prob',),

@@ -110,8 +110,8 @@ class TensorsTest(TestCase):
     self.assert_refused(
       folder,
       r'embeddings.word_embeddings.weight: \(2, 3\) in the file, \(30, 32\) by '
-      r'the config; encoder.layer.0.output.dense.bias: none in the file, '
-      r'\(32,\) by the config; encoder.layer.1.output.dense.bias: none in the '
+      r'the config; bert.encoder.layer.0.output.dense.bias: none in the file, '
+      r'\(32,\) by the config; bert.encoder.layer.1.output.dense.bias: none in the '
       r'file, \(32,\) by the config; and 1 more\.',
     )
     self.change(path, **extra)
