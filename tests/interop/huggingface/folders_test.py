@@ -111,13 +111,13 @@ class TensorsTest(TestCase):
       folder,
       r'embeddings.word_embeddings.weight: \(2, 3\) in the file, \(30, 32\) by '
       r'the config; bert.encoder.layer.0.output.dense.bias: none in the file, '
-      r'\(32,\) by the config; bert.encoder.layer.1.output.dense.bias: none in the '
-      r'file, \(32,\) by the config; and 1 more\.',
+      r'\(32,\) by the config; bert.encoder.layer.1.output.dense.bias: none in '
+      r'the file, \(32,\) by the config; and 1 more\.',
     )
     self.change(path, **extra)
     self.assert_refused(
       folder,
-      r'config.json: encoder.layer.2.output.dense.bias: \(7,\) in the file, '
+      r'config.json: bert.encoder.layer.2.output.dense.bias: \(7,\) in the file, '
       r'none by the config\.',
     )
     self.change(path, cls__predictions__more=np.zeros(7, np.float32))
