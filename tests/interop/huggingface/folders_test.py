@@ -117,8 +117,8 @@ class TensorsTest(TestCase):
     self.change(path, **extra)
     self.assert_refused(
       folder,
-      r'config.json: bert.encoder.layer.2.output.dense.bias: \(7,\) in the file, '
-      r'none by the config\.',
+      r'config.json: bert.encoder.layer.2.output.dense.bias: \(7,\) in the '
+      r'file, none by the config\.',
     )
     self.change(path, cls__predictions__more=np.zeros(7, np.float32))
     self.assert_refused(folder, r'cls.predictions.more: \(7,\) in the file')
