@@ -139,9 +139,17 @@ def check_width(
     regressor: whether the student has a regressor.
 
   Raises:
-    UserError: more directions than there are, or a rotation to a student with a
-      regressor.
+    UserError: more directions than there are, a rotation to a student with a
+      regressor, or a target of more than 16,384 units.
   """
+  size = 4 * shape[0] ** 2
+  errors.require(
+    size <= projections.LARGEST,
+    f'{what} fits a projection {projection!r} of an activation {shape[0]:,} '
+    f'wide, whose covariance takes {size / 1e9:,.1f} GB; at most '
+    f'{projections.LARGEST / 1e9:.1f} GB are computed. Compare narrower '
+    "activations, or give a random projection, as 'gaussian'.",
+  )
   width, limit = shape[1], directions(projection, shape[0], outputs)
   errors.require(
     width <= limit,
@@ -264,7 +272,9 @@ def fit_projection(
       f'{"needs" if is_read else "does not read"} {name}.',
     )
   given = {'target': target, 'start': start, 'output': output}
-  arguments.arrays(**{k: v for k, v in given.items() if v is not None})
+  for name, value in given.items():
+    if name == 'target' or value is not None:
+      arguments.arrays(**{name: value})
   rows = np.asarray(target, np.float64).reshape(-1, np.shape(target)[-1])
   what = 'The target'
   outputs = projections.MOST if output is None else np.shape(output)[-1]

@@ -28,6 +28,8 @@ MOST = 2**31 - 1
 # Bytes of a matrix, beyond which none is drawn: a gibibyte, in float32.
 LARGEST = 2**30
 F32 = jnp.float32
+# Names of projections that are fitted on batches, see `fitted.py`.
+FITTED = ('centered', 'pca', 'pca_rotated', 'output_directions')
 # `(key, d_in, d_out) -> [d_in, d_out]`.
 Draw: TypeAlias = Callable[[jax.Array, int, int], jax.Array]
 
@@ -81,6 +83,11 @@ def register(name: str, draw: Draw) -> None:
   Raises:
     UserError: the name is taken by another projection.
   """
+  errors.require(
+    not (isinstance(name, str) and name in FITTED),
+    f'There is a projection {name!r} already, which is fitted on batches. '
+    f'Choose another name than one of: {", ".join(FITTED)}.',
+  )
   registration.add('projection', PROJECTIONS, name, draw, draw)
 
 
@@ -111,6 +118,11 @@ def random_projection(
     Achlioptas. "Database-friendly random projections", 2003.
   """
   checks.key('key', key)
+  errors.require(
+    not (isinstance(projection, str) and projection in FITTED),
+    f'The projection {projection!r} is fitted on activations and not drawn: '
+    'cxjax.fit_projection does it.',
+  )
   draw = errors.lookup('projection', projection, PROJECTIONS)
   errors.require(
     isinstance(shape, tuple | list) and len(shape) == 2,

@@ -8,6 +8,7 @@ import numpy as np
 import cxjax
 from cxjax import errors
 from cxjax.methods import fitted
+from cxjax.methods import projections
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(200, 6)) * [5, 4, 3, 2, 1, 0.1] + 7.0
@@ -79,7 +80,7 @@ class FittedTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "^It fits .* 'pca' .* const"):
       fit('pca', x=np.full((50, 6), 3.0), start=S[:50])
     with self.assertRaisesRegex(errors.UserError, 'not finite: look for NaN'):
-      fit('pca', x=np.where(X == X[0, 0], np.nan, X))
+      fit('pca', x=np.where(X > 20, np.nan, X))
 
   def test_from_activations(self):
     """As from their moments, whatever the axes of the examples."""
@@ -114,6 +115,14 @@ class FittedTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       cxjax.fit_projection(*args, **options)
 
+  def test_names_are_of_one_kind(self):
+    self.assertEqual(tuple(fitted.FITTED), projections.FITTED)
+    self.assertNoCommonElements(fitted.FITTED, projections.PROJECTIONS)
+    with self.assertRaisesRegex(errors.UserError, 'fitted on batches'):
+      projections.register('pca', lambda key, d_in, d_out: None)
+    with self.assertRaisesRegex(errors.UserError, 'cxjax.fit_projection does'):
+      cxjax.random_projection(jax.random.key(0), 'pca', (6, 3))
+
   def test_a_random_matrix_is_no_fitted_one(self):
     with self.assertRaisesRegex(errors.UserError, 'one row more'):
       fitted.project(X, np.ones((6, 3)))
@@ -122,11 +131,12 @@ class FittedTest(parameterized.TestCase):
     ('pca', (4, 5), False, '4 directions'),
     ('output_directions', (9, 4), True, '3 directions'),
     ('pca_rotated', (9, 4), True, 'leave regressor out'),
+    ('pca', (50_000, 4), False, 'covariance takes 10.0 GB'),
   )
   def test_widths_that_cannot_be(self, name, shape, regressor, message):
     with self.assertRaisesRegex(errors.UserError, message):
       fitted.check_width('It', name, shape, 3, regressor)
-    fitted.check_width('It', 'centered', shape, 3, regressor)
+    fitted.check_width('It', 'centered', (9, 16), 3, regressor)
 
   def test_a_rank_above_the_examples_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, 'width 8 on 8 examples'):
