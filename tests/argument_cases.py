@@ -252,6 +252,7 @@ STAGES = {
   'weight_schedule': Case(cxjax.weight_schedule, {}),
   'supervised': Case(cxjax.supervised, dict(num_steps=3)),
   'one_shot': Case(cxjax.one_shot, dict(num_steps=3)),
+  'one_shot_labels': Case(cxjax.one_shot_labels, dict(steps=(1, 2))),
   'extracted': Case(
     cxjax.extracted, dict(layers=[('h', 'h')], steps=(1, 2)), options=HIDDEN
   ),
@@ -279,6 +280,10 @@ LOSSES = {
   ),
   'random_projection': Case(
     cxjax.random_projection, dict(key=KEY, projection='gaussian', shape=(3, 2))
+  ),
+  'fit_projection': Case(
+    cxjax.fit_projection,
+    dict(projection='pca', target=X, width=2),
   ),
   'project': Case(cxjax.project, dict(x=X, matrix=np.ones((3, 2), np.float32))),
   'Metric': Case(cxjax.Metric, dict(statistics=lambda a, b: a[..., 0])),

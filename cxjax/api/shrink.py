@@ -249,7 +249,9 @@ def _groups(heads: int, have: slicing.Sizes) -> int:
 def _inputs(module: slicing.Model, batches: Any) -> list[dict[str, np.ndarray]]:
   """The inputs of the calibration batches; raises UserError for others."""
   errors.require(
-    not isinstance(batches, Mapping | str) and hasattr(batches, '__iter__'),
+    not isinstance(batches, Mapping | str)
+    and hasattr(batches, '__iter__')
+    and getattr(batches, 'ndim', 1) > 0,
     f'batches is a {type(batches).__name__}; it must be a list of batches, as '
     "[{'tokens': ids}].",
   )

@@ -91,7 +91,8 @@ RANGES = {
   'k': COUNT,
   'mask_rate': SHARE,
   'held_out': SHARE,
-  'vocab_size': COUNT,
+  # Larger ones, beyond any tokenizer, end in an abort of its library.
+  'vocab_size': arguments.Range(1, 10**7, whole=True),
   'length': COUNT,
   'shards': FEW,
 }

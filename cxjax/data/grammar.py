@@ -52,7 +52,7 @@ class Grammar:
       self._check_sides(symbol, sides)
     names = ', '.join(map(str, sorted(self._sides)))
     errors.require(
-      self.start in self._sides,
+      isinstance(self.start, int) and self.start in self._sides,
       f'data.start={self.start} is no symbol with rules. Choose one of: '
       f'{names}.',
     )

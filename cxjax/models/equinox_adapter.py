@@ -86,6 +86,12 @@ def from_equinox(
     f'from_equinox: {len(modules)} modules have {len(states)} states. Give a '
     'state for each.',
   )
+  for each in states:
+    errors.require(
+      each is None or isinstance(each, eqx.nn.State),
+      f'from_equinox: the state is a {type(each).__name__}. Give that of '
+      'equinox.nn.make_with_state.',
+    )
   run = _Run(eqx, first, states[0], output, call)
   active = run.trains or in_training is not None
   params = [run.params(*each) for each in zip(modules, states, strict=True)]
@@ -129,7 +135,8 @@ def _check_module(eqx: Any, module: Any, state: Any) -> None:
   )
   names = [name for name, _ in _arrays(eqx, module)]
   errors.require(
-    len(set(names)) == len(names) and not (state and STATE in dir(module)),
+    len(set(names)) == len(names)
+    and not (state is not None and STATE in dir(module)),
     f'{type(module).__name__} has two arrays of one name, or a field '
     f'{STATE!r} beside its state. Rename one of them.',
   )

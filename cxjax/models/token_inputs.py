@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import errors
 
 INPUTS = (
@@ -45,6 +46,7 @@ def checked(
     errors.lookup('input', name, dict.fromkeys(INPUTS))
   errors.require('tokens' in x, "The input has no 'tokens': give [B, L] ids.")
   tokens = x['tokens']
+  arguments.arrays(tokens=tokens)
   errors.require(
     tokens.ndim == 2 and jnp.issubdtype(tokens.dtype, jnp.integer),
     f"'tokens' are {tokens.dtype}{list(tokens.shape)}; they must be [B, L] "

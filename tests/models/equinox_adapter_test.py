@@ -7,7 +7,9 @@ import chex
 import equinox as eqx
 import jax
 import numpy as np
+import pytest
 
+import bad_values
 from cxjax import errors
 from cxjax.models import adapters
 from cxjax.models import equinox_adapter
@@ -147,3 +149,15 @@ class EquinoxTest(parameterized.TestCase):
       self.assertRaisesRegex(errors.UserError, 'pip install equinox'),
     ):
       equinox_adapter.from_equinox(NET)
+
+
+@pytest.mark.slow
+class BadArgumentsTest(parameterized.TestCase):
+  def test_every_argument(self):
+    net = eqx.nn.Linear(5, 3, key=jax.random.key(0))
+    case = bad_values.Case(
+      equinox_adapter.from_equinox,
+      dict(module=net),
+      lambda model: adapters.outputs(model, X),
+    )
+    bad_values.try_case(self, case)

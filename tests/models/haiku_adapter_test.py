@@ -8,7 +8,9 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import bad_values
 from cxjax import errors
 from cxjax.models import adapters
 from cxjax.models import haiku_adapter
@@ -114,3 +116,15 @@ class HaikuTest(parameterized.TestCase):
       self.assertRaisesRegex(errors.UserError, 'pip install dm-haiku'),
     ):
       haiku_adapter.from_haiku(PLAIN, WEIGHTS)
+
+
+@pytest.mark.slow
+class BadArgumentsTest(parameterized.TestCase):
+  def test_every_argument(self):
+    transformed = hk.transform(plain)
+    case = bad_values.Case(
+      haiku_adapter.from_haiku,
+      dict(transformed=transformed, params=transformed.init(jax.random.key(0), X)),
+      lambda model: adapters.outputs(model, X),
+    )
+    bad_values.try_case(self, case)

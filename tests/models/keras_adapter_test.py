@@ -6,10 +6,12 @@ from unittest import mock
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 import keras  # noqa: E402
 
+import bad_values  # noqa: E402
 from cxjax import errors  # noqa: E402
 from cxjax.models import adapters  # noqa: E402
 from cxjax.models import keras_adapter  # noqa: E402
@@ -133,3 +135,16 @@ class KerasTest(parameterized.TestCase):
       self.assertRaisesRegex(errors.UserError, 'pip install keras'),
     ):
       keras_adapter.from_keras(NET)
+
+
+@pytest.mark.slow
+class BadArgumentsTest(parameterized.TestCase):
+  def test_every_argument(self):
+    self.enterContext(jax.numpy_rank_promotion('allow'))
+    case = bad_values.Case(
+      keras_adapter.from_keras,
+      dict(model=NET),
+      lambda model: adapters.outputs(model, X),
+      some=2,
+    )
+    bad_values.try_case(self, case)
