@@ -86,11 +86,11 @@ class CausalText(packed_text.PackedText):
     del key, step
     names = ('tokens', 'segments', 'position_ids')
     x = {name: rows[name][:, :-1] for name in names}
-    segments, following = x['segments'], rows['segments'][:, 1:]
-    counted = (following == segments) & (following > 0)
-    counted &= rows['counted'][:, 1:] > 0
+    # What begins a chunk does not count, nor does padding: a token that counts
+    # follows one of its own chunk.
+    counted = rows['counted'][:, 1:] > 0
     found = {
-      'x': {**x, 'mask': segments > 0},
+      'x': {**x, 'mask': x['segments'] > 0},
       'y': rows['tokens'][:, 1:],
       'weights': counted.astype(jnp.float32),
     }
