@@ -42,3 +42,11 @@ for _name, _value in {
 }.items():
   jax.config.update(_name, _value)
   os.environ[_name.upper()] = str(_value)
+
+
+def pytest_collection_finish(session):
+  """Shares what runs of one config compile."""
+  del session
+  import compiled_once  # Imports JAX's users, after the settings above.
+
+  compiled_once.install()
