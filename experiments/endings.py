@@ -125,6 +125,19 @@ def study(workdir: pathlib.Path, results: pathlib.Path, seeds: int) -> None:
     lines.append(masked_tune.line(label, summary))
     cli.write(results / f'{name}_endings', tables.markdown(lines), lines)
 
+  config = masked_tune.EXPERIMENTS[name].get_config('extracted')
+  hidden = round(config.extracted.share * config.num_steps)
+  rate = config.optimizer.learning_rate
+  output = settings(budget, 'output', hidden, rate)
+  add('extracted, FLOPs of one_shot', 'extracted', output)
+  rate *= config.supervised.rate_factor
+  labels = {
+    'num_steps': budget.supervised(),
+    'optimizer.learning_rate': rate,
+  }
+  add('labels alone (supervised), FLOPs of one_shot', 'supervised', labels)
+  one_shot = {'optimizer.learning_rate': config.optimizer.learning_rate}
+  add('one_shot', 'one_shot', one_shot)
   for ending in ENDINGS:
     found = search(budget, name, ending, workdir)
     tuned += [
@@ -139,19 +152,6 @@ def study(workdir: pathlib.Path, results: pathlib.Path, seeds: int) -> None:
     cli.write(stem, tables.markdown(tuned), tuned)
     label = f'extracted, ending on {ending}, FLOPs of one_shot'
     add(label, 'extracted', found[0][0])
-  config = masked_tune.EXPERIMENTS[name].get_config('extracted')
-  hidden = round(config.extracted.share * config.num_steps)
-  rate = config.optimizer.learning_rate
-  output = settings(budget, 'output', hidden, rate)
-  add('extracted, FLOPs of one_shot', 'extracted', output)
-  rate *= config.supervised.rate_factor
-  labels = {
-    'num_steps': budget.supervised(),
-    'optimizer.learning_rate': rate,
-  }
-  add('labels alone (supervised), FLOPs of one_shot', 'supervised', labels)
-  one_shot = {'optimizer.learning_rate': config.optimizer.learning_rate}
-  add('one_shot', 'one_shot', one_shot)
 
 
 def main(argv: list[str]) -> None:
