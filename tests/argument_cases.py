@@ -140,6 +140,8 @@ API = {
     dict(plan=PLAN, batches=[X], log_every=2),
     texts='workdir',  # A folder of any name.
     own='on_record',
+    some=1,
+    stride=3,
   ),
   'compare': Case(
     up_to_training(cxjax.compare),
@@ -156,7 +158,9 @@ API = {
       report=stop_here,
     ),
     options='last_batch microbatches mesh trainable',
-    some=2,
+    own='report',
+    some=1,
+    stride=4,
   ),
   'every': Case(cxjax.every, dict(step=2)),
   'taps': Case(cxjax.taps, dict(model=STUDENT, x=X)),
@@ -184,7 +188,7 @@ API = {
   ),
 }
 API['advise'] = Case(
-  up_to_training(cxjax.advise), API['compare'].given, options='seeds'
+  up_to_training(cxjax.advise), API['compare'].given, some=1
 )
 
 

@@ -184,7 +184,8 @@ class Case:
     options: further names of arguments, of a function that takes any.
     texts: arguments of which every text is right, as names.
     own: arguments that are functions whose own exceptions end the call.
-    some: number of values that each argument gets by default.
+    some: number of values that an argument gets by default.
+    stride: by default only every so many arguments get some.
   """
 
   function: Callable[..., Any]
@@ -193,7 +194,8 @@ class Case:
   options: str = ''
   texts: str = ''
   own: str = ''
-  some: int = 4
+  some: int = 2
+  stride: int = 1
 
   def __call__(self, **changed):
     """Calls the function."""
@@ -216,6 +218,8 @@ def try_case(test, case, start=0):
   test.enter_context(contextlib.chdir(folder))
   case()
   for place, argument in enumerate(case.arguments, start):
+    if place % case.stride and not is_whole():
+      continue
     for kind, value in tried_at(place, case.some).items():
       if argument in case.texts.split() and isinstance(
         value, str | pathlib.Path
