@@ -27,6 +27,7 @@ from cxjax import types
 from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.configs import experiment
+from cxjax.configs import teachers
 from cxjax.data import encoding
 from cxjax.methods import registry
 from cxjax.tasks import causal_text
@@ -65,21 +66,19 @@ def opened(
   Raises:
     UserError: no run is finished, or the experiment predicts no next token.
   """
-  found = [
-    name
-    for name in ('teacher', *registry.METHODS)
-    if (workdir / name / 'summary.json').exists()
-  ]
+  finished = lambda folder: (folder / 'summary.json').exists()
+  found = [name for name in registry.METHODS if finished(workdir / name)]
   errors.require(
-    bool(found),
+    bool(found) or finished(workdir / 'teacher'),
     f'{workdir} holds no finished run. Run launch.py on it first, as with '
     '--config=experiments/causal_text.py.',
   )
   config = start_config()
-  saved = files.read_json(workdir / found[-1] / 'config.json')
-  saved.pop('settings', None)  # Those of JAX.
-  config.update(saved)
-  if found == ['teacher']:
+  if found:
+    saved = files.read_json(workdir / found[-1] / 'config.json')
+    saved.pop('settings', None)  # Those of JAX.
+    config.update(saved)
+  else:
     config, _ = experiment.load(config, workdir)
   known = builders.open_experiment(config, workdir)
   errors.require(
@@ -87,6 +86,10 @@ def opened(
     f'{workdir} is a run of the task {config.task!r}, which predicts no next '
     'token. Give one of experiments/causal_text.py.',
   )
+  # It may lie in another workdir, or come from Hugging Face.
+  folder = teachers.teacher_folder(known.config, workdir)
+  if known.pretrained is not None or finished(folder):
+    found.insert(0, 'teacher')
   return known, found
 
 
@@ -110,7 +113,7 @@ def networks(
   """
   for name in names:
     if name == 'teacher':
-      _, teacher = experiment.load(start_config(), workdir)
+      teacher = teachers.train_teacher(known, workdir)  # It is finished.
       yield name, known.model('teacher'), teacher.params
     else:
       model, params = experiment.load_students(start_config(), workdir, name)
