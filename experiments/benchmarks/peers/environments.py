@@ -75,7 +75,10 @@ PEERS: Mapping[str, Peer] = {
   ),
   'tunix': Peer('tunix', 'tunix', (('google-tunix==0.1.7',),)),
   'trl': Peer('trl', 'trl', (('trl==1.16.0', *TORCH),)),
-  'easydel': Peer('easydel', 'easydel', (('easydel==0.3.0',),)),
+  # It imports both, and requires neither.
+  'easydel': Peer(
+    'easydel', 'easydel', (('easydel==0.3.0', 'pillow', 'torch==2.13.0'),)
+  ),
 }
 
 
