@@ -32,8 +32,7 @@ from experiments import base
 
 def get_config(variant: str = 'extracted') -> ml_collections.ConfigDict:
   """Returns the config of a method and a size."""
-  sizes = {'cpu': cpu, 'tiny': tiny, 'llama_1b': llama_1b}
-  return base.choose(variant, sizes)
+  return base.choose(variant, {'cpu': cpu, 'llama_1b': llama_1b, 'tiny': tiny})
 
 
 def cpu(method: str) -> ml_collections.ConfigDict:

@@ -3,6 +3,6 @@
 Importing the folder registers the models of the package.
 """
 
-from cxjax.models import decoder_config as decoder_config
 from cxjax.models import mlp as mlp
+from cxjax.models import rotary_decoder as rotary_decoder
 from cxjax.models import transformer as transformer
