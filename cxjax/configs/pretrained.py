@@ -30,6 +30,7 @@ MARKS = ('*.safetensors', '*.safetensors.index.json', 'tokenizer.json')
 # Fields of the config.json of a teacher that was trained here.
 OWN = ('task', 'teacher')
 TOKENIZER = 'tokenizer.json'
+LEAST = 0.9  # Share of a model's ids that its tokenizer has; the rest pads.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +175,13 @@ def _settle(data: Config, folder: pathlib.Path, module: Any) -> None:
     f'{folder} has no {TOKENIZER}. Copy it there from the model.',
   )
   tokenizer = huggingface.tokenizer(folder)
+  size = tokenizer.get_vocab_size()
+  errors.require(
+    size >= LEAST * module.vocab_size,
+    f'The tokenizer in {folder} has {size} ids and the model '
+    f'{module.vocab_size}, more than padding explains. Take the tokenizer that '
+    'the model was trained with.',
+  )
   if data.vocab_size != module.vocab_size:
     logging.info(
       'data.vocab_size is %d, that of the teacher.', module.vocab_size

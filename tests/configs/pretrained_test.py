@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import flagsaver
@@ -115,6 +116,14 @@ class OpenTest(TestCase):
     settings.write_text('[]')
     with self.assertRaisesRegex(errors.UserError, 'holds a list'):
       pretrained.open_teacher(known)
+
+  def test_a_tokenizer_of_another_model(self):
+    small = tokenizer_lib.train(documents.DOCUMENTS, 270)
+    with (
+      mock.patch.object(huggingface, 'tokenizer', lambda folder: small),
+      self.assertRaisesRegex(errors.UserError, '270 ids and the model 304'),
+    ):
+      pretrained.open_teacher(self.config('one_shot'))
 
   def test_folders_of_runs_are_not_of_hugging_face(self):
     folder = self.folder()
