@@ -276,6 +276,7 @@ class StepTest(TestCase):
     got = quiet(lambda: cxjax.target(None, None, None, self.batch, labels))
     np.testing.assert_array_equal(got, Y)
 
+  @pytest.mark.slow
   def test_updates(self):
     """Those of a term written out, whichever form is used."""
     state, training = self.old_state(self.stage)
@@ -369,6 +370,7 @@ class StepTest(TestCase):
 
 
 class TaskTest(TestCase):
+  @pytest.mark.slow
   def test_draw(self):
     """As the notebook: a partial of a task's `draw`, in a probe."""
     config = parity_mlp.tiny()

@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax import files
@@ -52,6 +53,7 @@ def _drawn():
 
 class DrawTest(parameterized.TestCase):
   @parameterized.parameters(*OTHER)
+  @pytest.mark.slow
   def test_no_setting_changes_what_a_seed_draws(self, name):
     want = _drawn()
     with OTHER[name]():

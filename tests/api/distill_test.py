@@ -829,6 +829,7 @@ class EachStudentTest(parameterized.TestCase):
     stage = cxjax.Stage('hidden', 10, term)
     return cxjax.plan(BIG, students, X, stages=stage)
 
+  @pytest.mark.slow
   def test_each_is_as_alone_and_outlives_one_that_diverges(self):
     with self.assertLogs(level='WARNING') as logged:
       together, history = distill(

@@ -153,6 +153,7 @@ class MetricsTest(parameterized.TestCase):
     want, _ = two_layers(BIG.params, X)
     return got, want, history[-1]
 
+  @pytest.mark.slow
   def test_names(self):
     names = ('f1', 'perplexity', 'accuracy')
     got, _, last = self.final(LABELED, [(X, Y)], metrics=names)

@@ -216,6 +216,7 @@ class CauseTest(parameterized.TestCase):
     ):
       cxjax.distill(plan, [IMAGES])
 
+  @pytest.mark.slow
   def test_one_class(self):
     one = {**MODELS[images][1].params, 'head': draw(3, 1)}
     both = (cxjax.from_fn(images, one),) * 2

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
+import pytest
 
 import cxjax
 from cxjax import errors
@@ -69,6 +70,7 @@ class PlacementTest(parameterized.TestCase):
     got = run(*map(put, self.params))
     jax.tree.map(np.testing.assert_array_equal, got, self.want)
 
+  @pytest.mark.slow
   def test_a_mesh_of_the_user_in_force(self):
     mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):

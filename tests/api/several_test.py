@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import cxjax
 from cxjax import errors
@@ -51,6 +52,7 @@ ALL = {
 
 
 class OutputsTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_the_sum_of_the_losses(self):
     teacher, student = pair()
     plan = cxjax.plan(
@@ -80,6 +82,7 @@ class OutputsTest(parameterized.TestCase):
     total = np.dot([1, 0.5, 1, 0.1], list(each.values()))
     np.testing.assert_allclose(found['loss'], total, rtol=1e-5)
 
+  @pytest.mark.slow
   def test_hidden_stages_are_as_they_were(self):
     """The heads are no layers, and compute nothing there."""
     plan = cxjax.plan(*pair(), X, num_steps=9, loss=ALL)
@@ -89,6 +92,7 @@ class OutputsTest(parameterized.TestCase):
     for a, b in zip(plan.costed[:-1], bare.costed[:-1], strict=True):
       self.assertEqual(a.student_flops, b.student_flops)
 
+  @pytest.mark.slow
   def test_one_loss_over_the_tree(self):
     def distance(student, teacher):
       differ = jax.tree.map(
@@ -125,6 +129,7 @@ class OutputsTest(parameterized.TestCase):
       first_loss(plan)['loss'], want.sum(-1).mean(), rtol=1e-5
     )
 
+  @pytest.mark.slow
   def test_stages_that_name_outputs(self):
     boxes = cxjax.Term('output:heads/boxes', 'output:heads/boxes', 'mse', 0.5)
     balance = cxjax.Term('auxiliary:bal*', 'none', weight=0.1)
@@ -211,6 +216,7 @@ class AuxiliaryTest(parameterized.TestCase):
     make = functools.partial(cxjax.from_linen, Sown(), variables, **options)
     return variables, make(output=lambda out: {'logits': out[0], 'aux': out[1]})
 
+  @pytest.mark.slow
   def test_of_linen(self):
     variables, student = self.sown()
     plan = cxjax.plan(
@@ -232,6 +238,7 @@ class AuxiliaryTest(parameterized.TestCase):
     total = found['loss/output'] + 0.1 * size + 2 * out[1]
     np.testing.assert_allclose(found['loss'], total, rtol=1e-5)
 
+  @pytest.mark.slow
   def test_in_training_mode_and_in_microbatches(self):
     _, student = self.sown(training={'train': True})
     plan = cxjax.plan(
@@ -246,6 +253,7 @@ class AuxiliaryTest(parameterized.TestCase):
     _, history = cxjax.distill(plan, [X], log_every=1, microbatches=2)
     self.assertGreater(history[0]['loss/losses'], 0)
 
+  @pytest.mark.slow
   def test_of_nnx(self):
     student = cxjax.from_nnx(SownNnx())
     with self.assertLogs('absl', 'WARNING') as logs:

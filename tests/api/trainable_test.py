@@ -106,6 +106,7 @@ class FunctionsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       trainable.resolved(rule, SMALL)
 
+  @pytest.mark.slow
   def test_resumes_by_the_parameters_that_are_chosen(self):
     """Another function that chooses the same is the same run."""
     folder = self.create_tempdir().full_path

@@ -106,6 +106,7 @@ class ConfigTest(parameterized.TestCase):
     self.assertEqual([s.stage.name for s in found['teacher']], ['labels'])
     self.assertEqual(found['extracted'][-1].stage.name, 'output')
 
+  @pytest.mark.slow
   def test_every_method_can_be_planned(self):
     self.check_methods('parity_mlp', 'hidden0', tuple(registry.METHODS))
 

@@ -3,6 +3,7 @@
 import pathlib
 
 from absl.testing import parameterized
+import pytest
 
 from cxjax import errors
 from cxjax import files
@@ -159,6 +160,7 @@ class StoredTest(TestCase):
     found = files.differences(self.base, self.stored(**{field: value}))
     self.assertEqual(found, '')
 
+  @pytest.mark.slow
   def test_each_term_of_a_stage(self):
     hidden = dict(student='hidden0', target='hidden0', projection='gaussian')
     stage = dict(terms=(dict(), hidden, dict(target='labels')))

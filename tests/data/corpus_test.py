@@ -7,6 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from cxjax import errors
 from cxjax.data import corpus as corpus_lib
@@ -125,6 +126,7 @@ class CorpusTest(parameterized.TestCase):
     path.write_bytes(b'def (:')
     self.assertEmpty(list(corpus_lib.docstrings(path)))
 
+  @pytest.mark.slow
   def test_docstrings_are_kept_while_the_packages_are_the_same(self):
     with mock.patch.multiple(
       corpus_lib, PACKAGES=('optax',), SHORTEST=200, _is_prose=is_optax

@@ -173,6 +173,7 @@ class HostLoaderTest(parameterized.TestCase):
       rows = opened.rows(0)
     self.assertEqual(rows['a'].shape, (STEPS, 1, BATCH, 3))
 
+  @pytest.mark.slow
   def test_a_state_continues_anywhere(self):
     def opened():
       shards = [[stream_of(2 * i + j, 2) for j in range(2)] for i in range(2)]

@@ -10,6 +10,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from experiments import pcfg_bert
@@ -82,6 +83,7 @@ class RoundsTest(parameterized.TestCase):
 
 
 class RandomTextTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_masks_real_tokens_alone(self):
     task = text_lib.RandomText(vocab_size=50, length=32)
     batch = jax.jit(task.batch, static_argnums=2)(jax.random.key(0), 3, 64)
@@ -245,6 +247,7 @@ class DeviceTest(absltest.TestCase):
         self.assertTrue(row['agrees'], row)
     self.assertEqual([r['masked'] for r in rows], [False] * 3 + [True] * 3)
 
+  @pytest.mark.slow
   def test_a_wrong_implementation_does_not_agree(self):
     ours = device._implementations()['ours']
     wrong = lambda q, k, v, lengths: ours(q, k, v, None)

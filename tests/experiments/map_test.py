@@ -8,7 +8,9 @@ from cxjax import errors
 from cxjax import tables
 from cxjax.methods import registry
 from experiments import contestants
-from experiments import map as map_lib
+import scripts
+
+map_lib = scripts.load('experiments.map')
 
 
 def row(method, mean, verdict, experiment='a', equal='flops'):

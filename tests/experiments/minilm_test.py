@@ -9,6 +9,7 @@ from absl import flags
 from absl.testing import absltest
 from absl.testing import flagsaver
 import numpy as np
+import pytest
 import tokenizers
 
 from cxjax import errors
@@ -54,6 +55,7 @@ class DataTest(absltest.TestCase):
     np.testing.assert_array_equal(rows['tokens'], [[1, 2, 0], [1, 1, 1]])
     np.testing.assert_array_equal(rows['mask'], [[1, 1, 0], [1, 1, 1]])
 
+  @pytest.mark.slow
   def test_batches_are_the_same_in_every_iteration(self):
     x = np.arange(130)[:, None]
     batches = minilm.Batches({'tokens': x, 'mask': x > 0})

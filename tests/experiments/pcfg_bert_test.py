@@ -18,6 +18,7 @@ def folder(test):
 
 
 class PlanTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_hidden_stage_has_a_projection_and_a_regressor(self):
     config = pcfg_bert.tiny('extracted')
     opened = builders.open_experiment(config, folder(self))

@@ -2,6 +2,7 @@
 
 from absl.testing import parameterized
 import optax
+import pytest
 
 from cxjax import errors
 from cxjax.methods import curricula
@@ -115,6 +116,7 @@ class CurriculaTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "'label'.*output, labels"):
       build(ending='label')
 
+  @pytest.mark.slow
   def test_without_the_teacher_the_last_stage_costs_what_labels_cost(self):
     batch = networks.batch()
     layers, steps = (('hidden1', 'hidden1'),), (1, 2)

@@ -12,6 +12,7 @@ from hypothesis import strategies
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.methods import high_temperature
 from cxjax.methods import losses
@@ -149,6 +150,7 @@ class PropertyTest(parameterized.TestCase):
   @parameterized.parameters(
     *(name for name in losses.LOSSES if name not in relational.LOSSES)
   )
+  @pytest.mark.slow
   def test_value_and_gradient(self, name):
     @hypothesis.settings(
       max_examples=25, deadline=None, derandomize=True, database=None

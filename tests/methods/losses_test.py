@@ -248,6 +248,7 @@ class HighTemperatureTest(parameterized.TestCase):
   # The KL tends to the mean squared error of the centered logits, halved
   # (Hinton et al., section 2.1), with an error of order 1/T: 1% at T = 100.
   # Above it float32 loses the value, but not the gradient.
+  @pytest.mark.slow
   def test_kl_is_half_the_centered_mse(self):
     student, teacher = random(0), random(1)
     value = losses.kl(student, teacher, temperature=100.0)

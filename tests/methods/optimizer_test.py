@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
+import pytest
 
 from cxjax import errors
 from cxjax.methods import averages
@@ -85,6 +86,7 @@ class OptimizerTest(parameterized.TestCase):
   @parameterized.parameters(
     {'a': True, 'b': False}, {'a': True, 'b': False, 'stats': False}
   )
+  @pytest.mark.slow
   def test_a_tree_of_the_user_may_be_without_statistics(self, **tree):
     """Both where all is trained, and with the gaps of a stage."""
     tx = optax.masked(optax.sgd(0.5), tree)
@@ -100,6 +102,7 @@ class OptimizerTest(parameterized.TestCase):
       np.testing.assert_allclose(params['a'], 0.5)
       self.assertIsNone(params['stats'])
 
+  @pytest.mark.slow
   def test_bfloat16_stays(self):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), FREE)
     for tx in (optax.adam(0.1), optax.contrib.schedule_free_sgd(0.1)):

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.methods import losses
 from cxjax.methods import output_pieces
@@ -75,6 +76,7 @@ class SummedLossTest(parameterized.TestCase):
     found, wanted = compare(loss, rows)
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
 
+  @pytest.mark.slow
   def test_with_labels_and_with_the_largest_logits(self):
     for options in ({'labels': True}, {'top': 3}):
       loss = losses.cross_entropy if 'labels' in options else losses.top_k_kl
@@ -93,6 +95,7 @@ class SummedLossTest(parameterized.TestCase):
       self.assertEqual(found[0].dtype, jnp.float64)
       chex.assert_trees_all_close(found, wanted, rtol=1e-10, atol=1e-10)
 
+  @pytest.mark.slow
   def test_rows_of_weight_0_may_be_nan(self):
     output = output_split.split(apply, 2, make(0, 4, jnp.float32), X)
     broken = make(0, 4, jnp.float32)

@@ -7,6 +7,7 @@ from flax import linen as nn
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import pytest
 
 from cxjax.methods import output_split
 
@@ -73,6 +74,7 @@ class SplitTest(parameterized.TestCase):
   @parameterized.parameters(
     'dense', 'tied', 'capped', 'bfloat16', 'padded', 'columns', 'flat', 'einsum'
   )
+  @pytest.mark.slow
   def test_finds_the_head(self, head):
     net = _Net(head)
     self.check(net.apply, net.init(jax.random.key(0), X))

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.methods import relational
@@ -40,12 +41,14 @@ class RelationTest(parameterized.TestCase):
     np.testing.assert_allclose(found, np.zeros(5), atol=1e-6)
 
   @parameterized.parameters('gram', 'cka')
+  @pytest.mark.slow
   def test_rows_are_those_before_the_width(self, name):
     loss = relational.LOSSES[name]
     both = loss(np.stack([S, T]), np.stack([T, T]))
     np.testing.assert_allclose(both, [loss(S, T), loss(T, T)], atol=1e-6)
 
   @parameterized.parameters('gram', 'cka')
+  @pytest.mark.slow
   def test_padding_is_as_if_it_was_not_there(self, name):
     loss = relational.LOSSES[name]
     pad = lambda x: np.concatenate([x, np.zeros((2, 3), np.float32)])
@@ -56,6 +59,7 @@ class RelationTest(parameterized.TestCase):
     np.testing.assert_allclose(slope, pad(wanted), rtol=1e-4, atol=1e-7)
 
   @parameterized.parameters(*relational.LOSSES)
+  @pytest.mark.slow
   def test_gradients_are_finite_where_nothing_is(self, name):
     shape = (1, 4, 3)
     zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 from cxjax import errors
 from cxjax.methods import curricula
@@ -117,6 +118,7 @@ class PlanTest(parameterized.TestCase):
     (row,) = table([planned])
     self.assertEqual(row['projection'], 'none, regressor 6 x 12')
 
+  @pytest.mark.slow
   def test_costs(self):
     costed = cost(JOINT)
     self.assertEqual(

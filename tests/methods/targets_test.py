@@ -6,6 +6,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.methods import flops
@@ -206,11 +207,15 @@ class MakeTargetsTest(parameterized.TestCase):
       seen.append(x)
       return networks.sequence_apply(params, x)
 
-    self.batch = {**self.batch, 'x': {**self.batch['x'], 'dropout': np.zeros(3)}}
+    self.batch = {
+      **self.batch,
+      'x': {**self.batch['x'], 'dropout': np.zeros(3)},
+    }
     self.make(apply)
     self.assertLen(seen, 1)
     self.assertNotIn('dropout', seen[0])
 
+  @pytest.mark.slow
   def test_constant_to_the_gradient(self):
     def total(params):
       found = targets.make_targets(

@@ -5,6 +5,7 @@ import functools
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import pytest
 
 from cxjax import errors
 from cxjax.methods import losses
@@ -225,6 +226,7 @@ class SequenceTest(parameterized.TestCase):
     # Without a mask the mean is that of all tokens.
     self.plan(Term(**term, pool='mean'), teacher=every_other)
 
+  @pytest.mark.slow
   def test_a_hidden_activation_with_the_logits(self):
     """The student's activation is at all tokens, the teacher's is not."""
     message = r"'low', \[4, 6, 3\], with 'logits', \[4, 2, 7\]"

@@ -492,6 +492,7 @@ class TouchedTest(parameterized.TestCase):
       {f'{name}/kernel' for name in after.regressors},
     )
 
+  @pytest.mark.slow
   def test_a_regressor_is_trained_from_a_key_of_its_own(self):
     stage = Stage(
       's',
@@ -536,6 +537,7 @@ class TouchedTest(parameterized.TestCase):
     params = networks.params(networks.STUDENT, 1)
     chex.assert_trees_all_equal(masks.merge(*masks.split(params, mask)), params)
 
+  @pytest.mark.slow
   def test_carry_keeps_what_both_have(self):
     _, low, _ = trained(HIDDEN)
     fresh, _, _ = trained(OUTPUT)

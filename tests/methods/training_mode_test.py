@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from cxjax import errors
 from cxjax.methods import masks
@@ -90,6 +91,7 @@ class StepTest(parameterized.TestCase):
       key=jax.random.key(seed),
     )
 
+  @pytest.mark.slow
   def test_updates_parameters_and_statistics(self):
     term = Term(loss=lambda got, want: jnp.sum((got - want) ** 2, -1))
     state, loss = self.step(term)
@@ -108,12 +110,14 @@ class StepTest(parameterized.TestCase):
     chex.assert_trees_all_equal(self.step(term)[0], state)
     self.assertNotEqual(float(self.step(term, seed=1)[1]), float(loss))
 
+  @pytest.mark.slow
   def test_a_hidden_stage_leaves_what_lies_above(self):
     term = Term('low', 'low', loss=lambda a, b: jnp.sum((a - b) ** 2, -1))
     state, _ = self.step(term)
     chex.assert_trees_all_equal(state.params['upper'], PARAMS['upper'])
     self.assertGreater(float(jnp.abs(state.params['mean']).min()), 0)
 
+  @pytest.mark.slow
   def test_microbatches_update_one_after_the_other(self):
     term = Term(loss=lambda got, want: jnp.sum((got - want) ** 2, -1))
     state, loss = self.step(term, microbatches=2)

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import weights
@@ -196,6 +197,7 @@ class MeanTest(parameterized.TestCase):
     self.assertTrue(jnp.isnan(weights.weighted_mean(values, 0 * each)).all())
 
   @parameterized.parameters('mean', 'flatten')
+  @pytest.mark.slow
   def test_padding_is_not_pooled(self, pool):
     """Nor does its NaN come back; an example of padding alone is zeros."""
     mask = np.arange(LENGTH) < np.array([[6], [3], [0], [1]])

@@ -186,6 +186,7 @@ class UnusedDropoutTest(parameterized.TestCase):
 
 
 class ComputeDtypeTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_computes_in_bfloat16_and_returns_float32(self):
     x = jax.random.normal(jax.random.key(1), (B, 5))
     model, _ = example_modules.adapt(example_modules.Perceptron(), x)

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.models import attention
 
@@ -16,6 +17,7 @@ def assert_close(a, b, atol=1e-5):
 
 
 class AttentionTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_is_softmax_of_scaled_products(self):
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (np.array(jax.random.normal(k, (2, 5, 3, 4))) for k in keys)
@@ -93,6 +95,7 @@ class DropoutTest(parameterized.TestCase):
     one, other = (attention.dropout(h, keys, layer, 0.2) for layer in (0, 1))
     self.assertFalse(np.array_equal(one, other))
 
+  @pytest.mark.slow
   def test_example_has_its_own_draw_wherever_it_is_in_the_batch(self):
     h = jnp.ones((4, 3, 50))
     keys = jax.random.split(jax.random.key(0), 4)

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.models import base
@@ -35,6 +36,7 @@ class DecoderTest(parameterized.TestCase):
     dict(causal=False, norm='layer', embeddings_norm=True, activation='gelu'),
     dict(tied=True, logit_cap=2.0, windows=(2, 0), num_classes=20),
   )
+  @pytest.mark.slow
   def test_the_head_is_apart_and_reads_the_target_positions(self, **kwargs):
     module, variables = make(**kwargs)
     logits, activations = jax.jit(module.apply)(variables, TOKENS)
@@ -86,6 +88,7 @@ class DecoderTest(parameterized.TestCase):
     got, _ = jax.jit(whole.apply)(variables, TOKENS)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
+  @pytest.mark.slow
   def test_dropout_acts_with_keys_alone(self):
     module, variables = make(dropout=0.5)
     apply = jax.jit(module.apply)
@@ -97,6 +100,7 @@ class DecoderTest(parameterized.TestCase):
     np.testing.assert_array_equal(without, still)
     self.assertGreater(np.abs(dropped - without).max(), 1e-3)
 
+  @pytest.mark.slow
   def test_remat_changes_nothing(self):
     module, variables = make()
     again = module.clone(remat=True)

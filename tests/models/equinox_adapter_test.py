@@ -82,6 +82,7 @@ class EquinoxTest(parameterized.TestCase):
       jax.vmap(new)(X), model.apply(double, X)[0], rtol=1e-5
     )
 
+  @pytest.mark.slow
   def test_state_and_dropout_in_training(self):
     model = equinox_adapter.from_equinox(WITH_STATE, state=STATE)
     self.assertIn('norm/batch_state_index/0', model.params['state'])
@@ -119,6 +120,7 @@ class EquinoxTest(parameterized.TestCase):
     self.assertIn('norm/batch_counter', model.constant_statistics(X))
     self.assertIsInstance(model.wrap(model.one)[1], eqx.nn.State)
 
+  @pytest.mark.slow
   def test_calls(self):
     module = lambda module, x, key=None: jax.vmap(module)(x['rows'])
     model = equinox_adapter.from_equinox(NET, call=module, batched=True)

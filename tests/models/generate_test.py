@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.models import decoder
@@ -22,6 +23,7 @@ class GenerateTest(parameterized.TestCase):
     super().setUpClass()
     cls.model, cls.params = decoder_test.make(windows=(3, 0), max_length=16)
 
+  @pytest.mark.slow
   def test_greedy_tokens_are_the_most_likely_ones(self):
     found = generate(self.model, self.params, TOKENS, 6, mask=MASK)
     self.assertEqual(found.shape, (2, 6))
@@ -31,6 +33,7 @@ class GenerateTest(parameterized.TestCase):
       want = np.argmax(logits[0], axis=-1)[mask.sum() - 1 : -1]
       np.testing.assert_array_equal(new, want)
 
+  @pytest.mark.slow
   def test_a_model_without_a_cache_gives_the_same(self):
     draw = generate_lib.Draw(
       jax.random.key(3), np.float32(0.7), np.float32(0.9), np.int32(-1)
@@ -42,6 +45,7 @@ class GenerateTest(parameterized.TestCase):
         generate_lib._recomputed(*args), generate_lib._cached(*args)
       )
 
+  @pytest.mark.slow
   def test_samples_have_the_probabilities_of_the_model(self):
     rows = np.repeat(TOKENS[:1], 4000, axis=0)
     logits, _ = self.model.apply(self.params, TOKENS[:1])

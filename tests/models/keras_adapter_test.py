@@ -87,12 +87,14 @@ class KerasTest(parameterized.TestCase):
     adapters.check_training(MODEL, X)
     self.assertEmpty(MODEL.unused_dropout(X))
 
+  @pytest.mark.slow
   def test_at_inference_averages_are_constant(self):
     model = keras_adapter.from_keras([NET, network()], training=False)
     self.assertTrue(model.several)
     self.assertNotIn('state', model.one)
     self.assertLen(model.constant_statistics(X), 2)
 
+  @pytest.mark.slow
   def test_masks_and_nested_models_and_calls(self):
     model = Masked(6)
     model(IDS)

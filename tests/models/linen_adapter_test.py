@@ -271,6 +271,7 @@ class ExampleTest(parameterized.TestCase):
     np.testing.assert_allclose(output, want, rtol=1e-5)
     chex.assert_trees_all_close(found, others, rtol=1e-5)
 
+  @pytest.mark.slow
   def test_statistics_are_those_of_the_batch(self):
     class Norm(nn.Module):
       axis: str | None

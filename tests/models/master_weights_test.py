@@ -110,6 +110,7 @@ class MasterWeightsTest(parameterized.TestCase):
 
 
 class HeldOnceTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_the_teacher_and_the_students_are(self):
     """In bfloat16, while a run goes on; a student beside its masters."""
     teacher = cxjax.from_linen(_Net(37), _Net(37).init(jax.random.key(1), X))

@@ -5,6 +5,7 @@ import chex
 from flax import nnx
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.models import adapters
@@ -131,6 +132,7 @@ class InsideTest(parameterized.TestCase):
     np.testing.assert_allclose(output, module(x), rtol=1e-5)
     np.testing.assert_allclose(found['a'], module.a(x), rtol=1e-5)
 
+  @pytest.mark.slow
   def test_a_recurrent_layer_takes_keys_and_draws_nothing(self):
     module = nnx.RNN(nnx.GRUCell(5, 4, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(1), (B, 3, 5))

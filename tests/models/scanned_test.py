@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import cxjax
 from cxjax.models import scanned
@@ -62,6 +63,7 @@ def adapt(width):
 
 
 class ScannedTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_values_and_costs(self):
     for model in (adapt(6), cxjax.from_nnx(NnxStack(nnx.Rngs(0)))):
       out, found = model.apply(model.one, X)
@@ -83,6 +85,7 @@ class ScannedTest(absltest.TestCase):
     self.assertNotIn('known_trip_count', text.replace('{"n":"1"}', ''))
     self.assertNotIn('while(', text)
 
+  @pytest.mark.slow
   def test_a_student_learns_layer_by_layer(self):
     teacher, student = adapt(8), adapt(4)
     plan = cxjax.plan(teacher, student, X, num_steps=12)

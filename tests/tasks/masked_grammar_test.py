@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.data import grammar as grammars
@@ -90,6 +91,7 @@ class BatchTest(parameterized.TestCase):
     changed = (seen != masked_grammar.MASK) & (seen != batch['y'][row, slot])
     self.assertEqual(set(seen[changed].tolist()), {1, 2, 3})
 
+  @pytest.mark.slow
   def test_key_and_step_name_the_batch(self):
     task, key = make(), jax.random.key(3)
     first, same = (batch_of(task, key, 5, NUM) for _ in range(2))

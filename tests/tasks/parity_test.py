@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.tasks import parity
@@ -82,6 +83,7 @@ class BatchTest(parameterized.TestCase):
     error = np.sqrt(share * (1 - share) / NUM)
     np.testing.assert_allclose(found, share, atol=5 * error)
 
+  @pytest.mark.slow
   def test_key_and_step_name_the_batch(self):
     task, key = make(), jax.random.key(3)
     batch_of = jax.jit(task.batch, static_argnums=2)
@@ -100,6 +102,7 @@ class BatchTest(parameterized.TestCase):
 
 
 class TokensTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_the_same_examples_as_tokens(self):
     bits = make(d=12, k=3, depth=2)
     tokens = parity.TokenParity(bits)

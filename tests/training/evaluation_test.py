@@ -133,6 +133,7 @@ class AgreementTest(parameterized.TestCase):
     return jax.jit(fun)(*params, BATCH)
 
   @parameterized.parameters(1, 3)
+  @pytest.mark.slow
   def test_by_hand(self, parts):
     found = self.agreement(networks.STUDENT, networks.TEACHER, parts)
     ours, theirs = (

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from cxjax import errors
 from cxjax.training import failures
@@ -185,6 +186,7 @@ class CauseTest(parameterized.TestCase):
       message, Stage('output', 40, Term(loss='mse')), teacher=teacher
     )
 
+  @pytest.mark.slow
   def test_a_class_that_the_student_alone_excludes(self):
     def apply(params, x):
       logits, seen = runs.STUDENT.apply(params, x)
@@ -225,6 +227,7 @@ class StartTest(parameterized.TestCase):
   def test_finite(self):
     self.check(Stage('s', 1, Term()), runs.teacher_params())
 
+  @pytest.mark.slow
   def test_a_teacher(self):
     params = poisoned(runs.teacher_params(), 'hidden0')
     with self.assertRaisesRegex(errors.UserError, "'params/hidden0/kernel'"):

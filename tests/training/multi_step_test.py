@@ -494,6 +494,7 @@ class FlopsTest(parameterized.TestCase):
     low, high = self.bits * self.wide, (depth - 1) * self.wide**2
     return 2 * self.size * ((2 * low + 3 * high) + (low + high))
 
+  @pytest.mark.slow
   def test_several_terms_cost_one_pass_to_the_deepest_tap(self):
     terms = [Term(f'hidden{i}', f'hidden{i}') for i in range(4)]
     both = self.flops(terms[0], terms[1])

@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 
 from cxjax.methods import output_pieces
 from cxjax.methods import output_split
@@ -72,6 +73,7 @@ class SplitTest(parameterized.TestCase):
     self.assertIsInstance(found.student, output_split.Split)
     self.assertNotIsInstance(found.teacher, output_split.Split)
 
+  @pytest.mark.slow
   def test_a_run_in_pieces_is_that_of_the_whole(self):
     """Both terms of the stage, for two students, in parts of a batch."""
     spec = runs.spec(runs.STAGES[2:], microbatches=2)

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.methods import flops
@@ -175,6 +176,7 @@ class PlanTest(parameterized.TestCase):
     self.assertNotEqual(early.student_flops, joint.student_flops)
     self.assertEqual((early.stage.name, late.stage.name), ('early', 'late'))
 
+  @pytest.mark.slow
   def test_stored_targets_cost_nothing(self):
     spec = runs.spec(teacher=runs.teacher(available=False))
     costed = spec.costed_plan(flops.written)

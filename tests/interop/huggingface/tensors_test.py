@@ -7,6 +7,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from cxjax import errors
@@ -58,6 +59,7 @@ class DtypeTest(fixtures.TestCase):
       lambda leaf: leaf.astype(jnp.bfloat16), variables
     )
 
+  @pytest.mark.slow
   def test_bfloat16_stays_in_memory_and_in_files(self):
     folder = self.folder()
     huggingface.write(folder, self.module, self.variables)
