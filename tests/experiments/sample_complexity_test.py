@@ -9,8 +9,10 @@ from absl.testing import parameterized
 import numpy as np
 
 from experiments import base
-from experiments import sample_complexity
 from experiments import sweeps
+import scripts
+
+sample_complexity = scripts.load('experiments.sample_complexity')
 
 WORKDIR = pathlib.Path('/somewhere')
 
