@@ -167,7 +167,11 @@ def smaller(model: Model, kept: Kept) -> Model:
     if model.windows:
       fields['windows'] = tuple(model.windows[i] for i in blocks)
     if (fields['width'], fields['heads']) != (have.width, have.heads):
-      fields |= dict(kv_heads=len(kept.groups[0]), head_width=have.head_size)
+      filled = fields['width'] == fields['heads'] * have.head_size
+      implied = filled and not model.head_width
+      fields['head_width'] = 0 if implied else have.head_size
+      groups = len(kept.groups[0])
+      fields['kv_heads'] = groups if groups != have.kv_heads else model.kv_heads
   fields = {k: v for k, v in fields.items() if v != getattr(model, k)}
   return model.clone(**fields) if fields else model
 

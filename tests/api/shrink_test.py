@@ -148,6 +148,20 @@ class SlicesTest(parameterized.TestCase):
       {x.dtype for x in jax.tree.leaves(starts)}, {jnp.dtype(jnp.bfloat16)}
     )
 
+  @parameterized.parameters((0, 8, 2, 0), (0, 8, 4, 4), (4, 8, 2, 4))
+  def test_the_width_of_a_head_is_named_if_it_must_be(
+    self, before, width, heads, after
+  ):
+    module = cxjax.Decoder(**DECODER, head_width=before)
+    want = slicing.Sizes(2, width, heads, heads // 2, 24, 4)
+    scores = {f'block{i}/attention_out': np.arange(16.0) for i in range(2)}
+    kept = slicing.choose(
+      module, range(2), want, {**scores, 'final_norm': np.arange(16.0)}
+    )
+    student = slicing.smaller(module, kept)
+    self.assertEqual((student.head_width, student.head_size), (after, 4))
+    self.assertEqual(student.kv_heads, heads // 2)
+
   def test_one_choice_of_heads_where_they_share_biases_of_positions(self):
     module = cxjax.Transformer(**SIZES, causal=False, relative_buckets=8)
     want = slicing.Sizes(2, 8, 2, 2, 64, 4)
