@@ -177,6 +177,7 @@ def main(argv: list[str]) -> None:
   del argv
   jax.config.update('jax_platforms', 'cpu')
   case, turns = cases_lib.SIZES[_SIZE.value]['bert'], rounds.ROUNDS.value
+  errors.require(bool(_AXES.value), '--axes= is empty: leave it out for all.')
   for axis in _AXES.value:
     errors.lookup('axis', axis, AXES)
   devices_lib.split_cpu(ours.make_config(case, 1).mesh.cpu_devices)

@@ -20,6 +20,7 @@ from absl import flags
 
 from cxjax import errors
 from cxjax import files
+from cxjax import folders
 from cxjax import tables
 from cxjax.configs import cli
 from experiments.benchmarks import rounds as rounds
@@ -47,6 +48,8 @@ def main(argv: list[str]) -> None:
     errors.lookup('case', name, cases_lib.SIZES[SIZE.value])
     for name in CASES.value
   ]
+  errors.require(bool(cases), '--cases= is empty: leave it out for all.')
+  folders.check(WORKDIR.value, '--workdir')
   options = compare.Options(
     size=SIZE.value,
     peers=PEERS.value,
