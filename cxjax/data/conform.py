@@ -28,7 +28,7 @@ def reported(what: str) -> Iterator[None]:
     raise errors.UserError(f'{what} cannot be read: {reason(error)}') from error
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
   """The type of an exception and its message, without the lines in between."""
   try:
     message = str(error)
