@@ -237,7 +237,6 @@ def compare_row(summary: Summary) -> dict[str, Any]:
   }
   if 'bits_per_byte' in final:
     row['bits per byte'] = mean('bits_per_byte')
-    row['top-1'] = mean('accuracy')
     row['teacher KL'] = mean('teacher_kl')
   if summary['length'] > 1:
     # All that one of the students saw, in its share of the time.
