@@ -314,14 +314,14 @@ class CompiledSteps:
       assert self._spec.teacher is not None
       teacher = self.place_teacher(self._spec.teacher.params)
       return self._compared('evaluate', params, teacher, self._spec.metrics)
-    one = functools.partial(
-      evaluation.evaluate,
-      apply=self._student,
-      metrics=self._spec.metrics,
-      parts=output_memory.eval_parts(self._spec),
-    )
 
     def fun(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
+      one = functools.partial(
+        evaluation.evaluate,
+        apply=self._student,
+        metrics=self._spec.metrics,
+        parts=output_memory.eval_parts(self._spec),
+      )
       every = multi_step.each_seed(lambda params: one(params, batch))
       return mesh_lib.constrain_replicated(every(params))
 
@@ -342,18 +342,19 @@ class CompiledSteps:
     metrics: Mapping[str, metrics_lib.Metric],
   ) -> dict[str, jax.Array]:
     """Metrics of the outputs of `[S]` students and of the teacher."""
-    assert self._teacher is not None
-    one = functools.partial(
-      evaluation.agreement,
-      apply=self._student,
-      teacher=self._teacher,
-      metrics=metrics,
-      parts=output_memory.eval_parts(self._spec),
-    )
+    apply = self._teacher
+    assert apply is not None
 
     def fun(
       params: types.Params, teacher: types.Params, batch: types.Batch
     ) -> dict[str, jax.Array]:
+      one = functools.partial(
+        evaluation.agreement,
+        apply=self._student,
+        teacher=apply,
+        metrics=metrics,
+        parts=output_memory.eval_parts(self._spec),
+      )
       every = multi_step.each_seed(lambda params: one(params, teacher, batch))
       return mesh_lib.constrain_replicated(every(params))
 

@@ -257,7 +257,7 @@ class RunSpec:
     divisors = (k for k in range(1, most + 1) if log_every % k == 0)
     return self.lookahead or max(divisors)
 
-  @property
+  @functools.cached_property
   def student_shapes(self) -> types.Params:
     """Shapes of one student's parameters."""
     if self.start is not None:
@@ -296,7 +296,7 @@ class RunSpec:
 
   @functools.cached_property
   def _planned(self) -> list[stage_plan.StagePlan]:
-    batch, models = self._shapes()
+    batch, models = self._shapes
     self._check_metrics()
     return [
       stage_plan.plan_stage(
@@ -313,7 +313,7 @@ class RunSpec:
     self, flops: Callable[..., float] = flops_lib.compiled
   ) -> list[stage_plan.StagePlan]:
     """The stages with their shapes and their costs, by default as compiled."""
-    batch, models = self._shapes()
+    batch, models = self._shapes
     costed: dict[stage_lib.Stage, stage_plan.StagePlan] = {}
     plans = self.plan()
     for planned in plans:
@@ -334,7 +334,7 @@ class RunSpec:
 
   def target_flops(self, planned: stage_plan.StagePlan) -> float:
     """FLOPs of the targets of one batch, as compiled."""
-    batch, (_, _, *teacher) = self._shapes()
+    batch, (_, _, *teacher) = self._shapes
     return stage_plan.target_flops(planned, batch, *teacher)
 
   def _check_metrics(self) -> None:
@@ -345,6 +345,7 @@ class RunSpec:
     if 'y' in self.held_out:
       jax.eval_shape(one, self.student_shapes, self.held_out)
 
+  @functools.cached_property
   def _shapes(self) -> tuple[types.Batch, tuple[Any, ...]]:
     """Shapes of a batch, and the models with the shapes of their parameters."""
     batch = jax.eval_shape(self.batch, jax.random.key(0), 0, self.host.rows)
