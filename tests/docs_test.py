@@ -112,7 +112,8 @@ class PagesTest(absltest.TestCase):
     for page in PAGES:
       for path in paths_in(page.read_text()):
         with self.subTest(page=page.name, path=path):
-          self.assertTrue((ROOT / path).exists())
+          folders = (ROOT, ROOT / 'tests')  # faults.md names tests.
+          self.assertTrue(any((at / path).exists() for at in folders))
 
   def test_modules_that_pages_run_exist(self):
     text = '\n'.join(page.read_text() for page in PAGES)
