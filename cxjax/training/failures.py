@@ -76,6 +76,37 @@ def _check_optimizer(spec: run_spec.RunSpec) -> None:
   state = jax.eval_shape(adapter.init, shapes)
   python_state.refuse('The optimizer', adapter.init, shapes)
   python_state.refuse('The optimizer', update, shapes, state, shapes, value)
+  added = _added_gradients(lambda *args: update(*args)[1], shapes, state, value)
+  if added:
+    logging.warning(
+      'The optimizer adds the gradient of %s to the parameter, which raises '
+      'the loss: optax.masked leaves updates as they are where the mask is '
+      'False. Use optax.partition with optax.set_to_zero, or trainable=.',
+      ', '.join(added),
+    )
+
+
+def _added_gradients(
+  update: Any, params: Any, state: Any, value: Any
+) -> list[str]:
+  """Names of the parameters whose update is their gradient itself."""
+  jaxpr = jax.make_jaxpr(update)(params, state, params, value).jaxpr
+  names = [
+    partition.leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)
+  ]
+  grads = jaxpr.invars[: len(names)]
+  first = len(names) + len(jax.tree.leaves(state))
+  ours = jaxpr.invars[first : first + len(names)]
+  sums = {
+    id(eqn.outvars[0]): set(map(id, eqn.invars))
+    for eqn in jaxpr.eqns
+    if eqn.primitive.name in ('add', 'add_any')
+  }
+  return [
+    name
+    for name, out, *both in zip(names, jaxpr.outvars, ours, grads, strict=True)
+    if sums.get(id(out)) == set(map(id, both))
+  ]
 
 
 def explain(

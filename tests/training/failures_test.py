@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 import types
+from unittest import mock
 
 from absl.testing import parameterized
 import jax
@@ -243,6 +244,21 @@ class StartTest(parameterized.TestCase):
     spec = runs.spec((Stage('s', 1, runs.LABELS),), optimizer=lambda *_: tx)
     with self.assertRaisesRegex(errors.UserError, 'a state in Python'):
       failures.check_start(spec)
+
+  @parameterized.parameters(
+    (optax.masked(optax.adam(0.1), {'hidden0': True, 'logits': False}), True),
+    (optax.chain(optax.clip(1.0), optax.identity()), False),
+    (optax.sgd(0.1), False),
+  )
+  def test_gradients_that_are_added_are_warned_of(self, tx, warns):
+    """By optax.masked, where its mask is False."""
+    shapes = {'hidden0': jnp.ones(2), 'logits': jnp.ones(3)}
+    spec = mock.Mock(student_shapes=shapes, optimizer=lambda: tx)
+    with mock.patch.object(failures.logging, 'warning') as warned:
+      failures._check_optimizer(spec)
+    self.assertEqual(
+      [c.args[1] for c in warned.call_args_list], ['logits'] * warns
+    )
 
   def test_what_is_read_alone_counts(self):
     params = poisoned(runs.teacher_params(), 'logits')
