@@ -235,7 +235,8 @@ def check_values(config: Mapping[str, Any], prefix: str = '') -> None:
   for name, value in config.items():
     full = f'{prefix}{name}'
     allowed = RANGES.get(full, RANGES.get(name))
-    if isinstance(value, Mapping) and allowed is None:
+    one = allowed is not None or name in FLAGS or name in TEXTS
+    if isinstance(value, Mapping) and not one:
       check_values(value, f'{full}.')
     elif full in FREE:
       if full == 'custom.stages':
