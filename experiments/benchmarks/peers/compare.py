@@ -171,6 +171,8 @@ def _measure(
 ) -> Iterator[Row]:
   """Yields the rounds, with microseconds of CPU of a student's step."""
   tiny = options.size == 'tiny'
+  for side in sides.values():
+    side.seconds(side.unit)  # The first call may trace and load more.
   for row in rounds_lib.measure(sides, tiny=tiny, turns=options.rounds):
     side = sides[row['side']]
     yield {**row, 'cpu us': 1e6 * side.cpu / row['steps'] / side.seeds}

@@ -151,11 +151,11 @@ class Keras:
 
   Attributes:
     seeds: 1.
-    unit: 1.
+    unit: steps of which a round is a multiple: each calls `fit` once.
     limit: batches that are drawn; a round begins at the first.
   """
 
-  seeds = unit = 1
+  seeds, unit = 1, 25
 
   def __init__(self, job: protocol.Job) -> None:
     """Builds and compiles the models."""

@@ -105,7 +105,7 @@ def _tokenizer() -> Any:
 class Trl:
   """The student in a `GKDTrainer`."""
 
-  seeds = unit = 1
+  seeds, unit = 1, 25
 
   def __init__(self, job: protocol.Job) -> None:
     """Copies the networks."""
@@ -120,8 +120,8 @@ class Trl:
     padded = np.pad(np.stack(rows), ((0, 0), (0, 1)))
     self._rows = datasets.Dataset.from_dict({'input_ids': padded})
 
-  def _train(self, num_steps: int, log_every: int) -> list[float]:
-    """Trains; returns the losses that are logged."""
+  def _prepared(self, num_steps: int, log_every: int) -> tuple[Any, Any]:
+    """Makes a trainer of some steps, and the losses that it will log."""
     case = self._job.case
     numbers = [
       (self._at * case.batch + i) % len(self._rows)
@@ -163,16 +163,22 @@ class Trl:
         torch.optim.lr_scheduler.ConstantLR(self._optimizer, 1.0),
       ),
     )
-    trainer.train()
-    return losses.found
+    return trainer, losses
 
   def losses(self, num_steps: int) -> list[float]:
     """Trains; returns the losses."""
-    return self._train(num_steps, 1)
+    trainer, losses = self._prepared(num_steps, 1)
+    trainer.train()
+    return losses.found
+
+  def prepare(self, num_steps: int) -> None:
+    """Makes the trainer of a round, whose log is that of the others."""
+    self._trainer, _ = self._prepared(num_steps, self._job.case.unit)
 
   def run(self, num_steps: int) -> None:
-    """Trains; its log is that of the others."""
-    self._train(num_steps, self._job.case.unit)
+    """Trains with the trainer that was made for it."""
+    del num_steps
+    self._trainer.train()
 
 
 def _collate(rows: Any) -> dict[str, torch.Tensor]:
