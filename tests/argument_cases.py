@@ -187,9 +187,7 @@ API = {
     ),
   ),
 }
-API['advise'] = Case(
-  up_to_training(cxjax.advise), API['compare'].given, some=1
-)
+API['advise'] = Case(up_to_training(cxjax.advise), API['compare'].given, some=1)
 
 
 def adapted(model):

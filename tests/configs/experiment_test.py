@@ -89,8 +89,7 @@ class RunTest(TestCase):
     super().setUpClass()
     cls.workdir = cls.shared_folder()
     cls.summaries = {
-      name: experiment.run(config_of(name), cls.workdir)
-      for name in METHODS
+      name: experiment.run(config_of(name), cls.workdir) for name in METHODS
     }
 
   def fresh(self):

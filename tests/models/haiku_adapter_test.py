@@ -124,7 +124,9 @@ class BadArgumentsTest(parameterized.TestCase):
     transformed = hk.transform(plain)
     case = bad_values.Case(
       haiku_adapter.from_haiku,
-      dict(transformed=transformed, params=transformed.init(jax.random.key(0), X)),
+      dict(
+        transformed=transformed, params=transformed.init(jax.random.key(0), X)
+      ),
       lambda model: adapters.outputs(model, X),
     )
     bad_values.try_case(self, case)

@@ -26,7 +26,7 @@ Row: TypeAlias = dict[str, Any]
 
 OURS = 'ours'
 # Largest difference of losses: relative, and relative to the first loss.
-TOLERANCE = (1e-3, 1e-3)
+TOLERANCE = (1e-4, 1e-4)
 # Load of the machine, above which the table says that it was not quiet.
 QUIET = 0.5
 
