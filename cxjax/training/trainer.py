@@ -34,6 +34,7 @@ from cxjax.training import failures
 from cxjax.training import gradient_cosine as cosine_lib
 from cxjax.training import metric_log
 from cxjax.training import milestones as milestones_lib
+from cxjax.training import motion as motion_lib
 from cxjax.training import run_spec
 from cxjax.training import signals as signals_lib
 from cxjax.training import stopwatch as stopwatch_lib
@@ -215,7 +216,8 @@ class Trainer:
     self._log.expect(self._milestones.end)
     self.stopwatch.restart()
     self._train_stage()
-    while not self._final and self._step < self._milestones.end:
+    last = len(self._planned) - 1
+    while self._stage < last and self._step < self._milestones.end:
       self._enter(self._stage + 1, self._states.params)
       self._train_stage()
     self._read()
@@ -230,10 +232,6 @@ class Trainer:
         self._states, fresh, self._spec.optimizer(), self._planned[index].mask
       )
     self._stage, self._states = index, fresh
-
-  @property
-  def _final(self) -> bool:
-    return self._stage + 1 == len(self._planned)
 
   @property
   def _stage_end(self) -> int:
@@ -252,12 +250,15 @@ class Trainer:
     advance = functools.partial(
       self._steps.advance, planned, schedule, (begin, end - begin)
     )
-    log_every = spec.loop.log_every
+    log_every, whole = spec.loop.log_every, self._step == begin
+    motion = motion_lib.Motion(self._states.params)
     while self._step < self._stage_end:
       next_record = self._step - self._step % log_every + log_every
       self._dispatch(advance, min(next_record, self._stage_end), constant)
       if multihost.any_of(bool(self._signals)):
         self._stop()
+    if whole and self._step > begin:
+      motion.check(self._states.params, planned.stage.name, self._step - begin)
 
   def _dispatch(
     self, advance: Callable[..., Any], stop: int, constant: tuple[Any, ...]
@@ -289,7 +290,7 @@ class Trainer:
       return True
     assert self._pending is not None
     return self._pending.metrics is not None and self._milestones.depend_on(
-      self._step, self._final
+      self._step, self._stage + 1 == len(self._planned)
     )
 
   def _read(self) -> None:

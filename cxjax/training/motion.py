@@ -1,0 +1,59 @@
+"""Whether a stage moved the students: one that moves nothing taught nothing."""
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from cxjax import types
+
+
+@jax.jit
+def _sums(params: types.Params) -> jax.Array:
+  """Sums of the bits of `[S]` students, `[S]` uint32, modulo 2^32."""
+  found = jnp.zeros((), jnp.uint32)
+  for leaf in jax.tree.leaves(params):
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+      bits = jnp.dtype(f'uint{8 * leaf.dtype.itemsize}')
+      leaf = jax.lax.bitcast_convert_type(leaf, bits)
+    rows = leaf.reshape(leaf.shape[0], -1).astype(jnp.uint32)
+    found = found + jnp.sum(rows, axis=1, dtype=jnp.uint32)
+  return found
+
+
+@jax.jit
+def _count_equal(before: jax.Array, after: jax.Array) -> jax.Array:
+  """Number of students whose sums are equal."""
+  return jnp.sum(before == after)
+
+
+class Motion:
+  """Students at the start of a stage, by the sums of their bits."""
+
+  def __init__(self, params: types.Params) -> None:
+    """Dispatches the sums; does not wait.
+
+    Args:
+      params: `[S, ...]` in every leaf; may be donated afterwards.
+    """
+    self._before = _sums(params)
+
+  def check(self, params: types.Params, stage: str, steps: int) -> None:
+    """Warns of students that are what they were.
+
+    Args:
+      params: of the end of the stage.
+      stage: its name.
+      steps: its length.
+    """
+    still = int(_count_equal(self._before, _sums(params)))
+    if still:
+      logging.warning(
+        'No parameter of %d of %d students moved in the %d steps of stage %r: '
+        'the gradient of its loss is 0, as of units that are never active or '
+        'of a loss that does not depend on the student, or the learning rate '
+        'is 0.',
+        still,
+        self._before.shape[0],
+        steps,
+        stage,
+      )
