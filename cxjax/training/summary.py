@@ -230,7 +230,7 @@ def compare_row(summary: Summary) -> dict[str, Any]:
     'examples': median and median * batch_size,
     'GFLOP': round(total / 1e9, 1),
     f'final {primary}: mean': round(float(score.mean()), 4),
-    'sd': round(float(score.std()), 4),
+    'sd': round(float(score.std(ddof=1)), 4) if len(score) > 1 else None,
     'cross entropy': mean('loss'),
     'agreement': mean('agreement'),
     'seconds': round(seconds, 1),

@@ -261,6 +261,14 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(row['examples'], 60 * 8)
     self.assertEqual(row['GFLOP'], round((450 + 30 * 100) / 1e9, 1))
 
+  def test_the_spread_is_that_of_a_sample(self):
+    """As of the verdict below the table; one seed has none."""
+    self.assertEqual(summary.compare_row(made_up())['sd'], 0.0707)
+    one = {'accuracy': [1.0], 'loss': [0.1]}
+    never = {'0.9': [None], '0.99': [None]}
+    row = summary.compare_row(made_up(final=one, steps_to=never))
+    self.assertIsNone(row['sd'])
+
   def test_tokens_of_sequences(self):
     row = summary.compare_row(made_up(length=16))
     self.assertEqual(row['tokens/s'], 800 * 16 * 2 / 2.0)
