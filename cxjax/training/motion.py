@@ -1,4 +1,4 @@
-"""Whether a stage moved the students: one that moves nothing taught nothing."""
+"""Stages that move no parameter, which teach nothing."""
 
 from absl import logging
 import jax
@@ -8,15 +8,23 @@ from cxjax import types
 
 
 @jax.jit
-def _sums(params: types.Params) -> jax.Array:
-  """Sums of the bits of `[S]` students, `[S]` uint32, modulo 2^32."""
-  found = jnp.zeros((), jnp.uint32)
+def _sums(params: types.Params) -> jax.Array | None:
+  """Sums of the bits of `[S]` students, `[S]` uint32, modulo 2^32.
+
+  Leaves that are not trained, as integers and keys, do not count; without
+  others there is no sum.
+  """
+  found = None
   for leaf in jax.tree.leaves(params):
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-      bits = jnp.dtype(f'uint{8 * leaf.dtype.itemsize}')
-      leaf = jax.lax.bitcast_convert_type(leaf, bits)
-    rows = leaf.reshape(leaf.shape[0], -1).astype(jnp.uint32)
-    found = found + jnp.sum(rows, axis=1, dtype=jnp.uint32)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+      parts = [leaf.real, leaf.imag]
+    else:
+      parts = [leaf] if jnp.issubdtype(leaf.dtype, jnp.floating) else []
+    for part in parts:
+      bits = jnp.dtype(f'uint{8 * part.dtype.itemsize}')
+      part = jax.lax.bitcast_convert_type(part, bits).astype(jnp.uint32)
+      part = part.reshape(part.shape[0], -1).sum(axis=1, dtype=jnp.uint32)
+      found = part if found is None else found + part
   return found
 
 
@@ -45,6 +53,8 @@ class Motion:
       stage: its name.
       steps: its length.
     """
+    if self._before is None:
+      return
     still = int(_count_equal(self._before, _sums(params)))
     if still:
       logging.warning(

@@ -3,6 +3,7 @@
 import pathlib
 
 from absl.testing import absltest
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,7 +14,9 @@ from tests.training import runs
 PARAMS = {
   'a': np.array([[1.0, 2.0], [0.0, 3.0]], np.float32),
   'b': jnp.ones((2, 3), jnp.bfloat16),
+  # Not trained.
   'n': np.ones((2,), np.int32),
+  'key': jax.random.split(jax.random.key(0)),
 }
 
 
@@ -32,6 +35,12 @@ class MotionTest(absltest.TestCase):
     before = motion.Motion(PARAMS)
     with self.assertNoLogs(level='WARNING'):
       before.check({**PARAMS, 'a': PARAMS['a'] + 1}, 'hidden', 7)
+
+  def test_a_complex_leaf_moves(self):
+    leaf = np.ones((2, 2), np.complex64)
+    with self.assertNoLogs(level='WARNING'):
+      motion.Motion({'c': leaf}).check({'c': leaf + 1j}, 'hidden', 7)
+      motion.Motion({'n': PARAMS['n']}).check({'n': PARAMS['n']}, 'hidden', 7)
 
   def test_a_run_whose_loss_has_no_gradient(self):
     nothing = lambda student, labels: 0.0 * student[..., 0] + labels
