@@ -541,6 +541,7 @@ class LoaderTest(FolderTest):
     ):
       distill(data=read(opened))
 
+  @pytest.mark.slow
   def test_a_buffer_that_is_used_again(self):
     def stream():
       buffer = np.empty_like(X)
@@ -599,6 +600,7 @@ class LoaderTest(FolderTest):
 
 
 class LastBatchTest(FolderTest):
+  @pytest.mark.slow
   def test_dropped(self):
     short = [*batches(), X[:5]]
     params, _ = distill(data=short, last_batch='drop', log_every=2, held_out=X)

@@ -77,6 +77,7 @@ class PlacementTest(parameterized.TestCase):
       got = run(*self.params)
     jax.tree.map(np.testing.assert_array_equal, got, self.want)
 
+  @pytest.mark.slow
   def test_byte_order_and_double_precision(self):
     other = jax.tree.map(lambda leaf: leaf.astype('>f8'), self.params[1])
     with mock.patch.object(logging, 'warning') as warning:

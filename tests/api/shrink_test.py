@@ -91,6 +91,7 @@ class SlicesTest(parameterized.TestCase):
     self.assertTrue(jax.tree.all(same))
     self.assertEqual(layers, (('block0',) * 2, ('block1',) * 2))
 
+  @pytest.mark.slow
   def test_what_adds_nothing_is_removed_and_the_output_stays(self):
     biases = dict(qkv_bias=True, out_bias=True, mlp_bias=True)
     kinds = dict(GEMMA, tied=True, qk_norm=True, **biases)
@@ -118,6 +119,7 @@ class SlicesTest(parameterized.TestCase):
     want = outputs(module, variables)
     np.testing.assert_allclose(outputs(student, start), want, atol=2e-4)
 
+  @pytest.mark.slow
   def test_neurons_of_a_transformer(self):
     module = cxjax.Transformer(**SIZES, causal=False, tied=True)
     variables = draw(module)
@@ -132,6 +134,7 @@ class SlicesTest(parameterized.TestCase):
     self.assertEqual((student.heads, student.mlp_width), (2, 64))
     self.assertEqual(outputs(student, start).shape, (4, 12, 20))
 
+  @pytest.mark.slow
   def test_padding_does_not_count_and_dtypes_stay(self):
     module = cxjax.Decoder(**DECODER, dtype=jnp.bfloat16)
     variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(module))
@@ -200,6 +203,7 @@ class BlocksTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(20, 0)
+  @pytest.mark.slow
   def test_the_blocks_that_do_nothing_are_removed(self, classes):
     module = self.module.clone(num_classes=classes, windows=())
     variables = draw(module)
@@ -223,6 +227,7 @@ class StartTest(absltest.TestCase):
     cls.variables = train(cls.module)
     cls.batches = [np.asarray(walks(i)) for i in (1000, 1001)]
 
+  @pytest.mark.slow
   def test_the_start_is_better_than_a_random_one_and_without_scaled_norms(self):
     module, test = self.module, walks(1002)
     student, start, _ = cxjax.shrink(
@@ -303,6 +308,7 @@ class RefusedTest(parameterized.TestCase):
       with self.assertRaisesRegex(errors.UserError, message):
         cxjax.shrink(teacher, batches=BATCHES, **kwargs)
 
+  @pytest.mark.slow
   def test_teachers(self):
     module = cxjax.Transformer(**SIZES, causal=True)
     variables = draw(module)

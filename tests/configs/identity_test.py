@@ -143,6 +143,7 @@ class StoredTest(TestCase):
     ('top_k', 1),
     ('seed', 1),
   )
+  @pytest.mark.slow
   def test_depends_on(self, field, value):
     found = files.differences(self.base, self.stored(**{field: value}))
     self.assertNotEqual(found, '')

@@ -240,6 +240,7 @@ class CasesTest(absltest.TestCase):
 
 
 class DeviceTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_implementations_agree_with_a_mask(self):
     rows = list(device.attention(tiny=True))
     for row in rows:

@@ -7,6 +7,7 @@ from absl.testing import flagsaver
 from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.training import teacher as teacher_lib
 from experiments import parity_mlp
@@ -24,6 +25,7 @@ class MeasureTest(parameterized.TestCase):
     (parity_mlp, lambda x: x),
     (parity_transformer, lambda x: 1.0 - 2.0 * x['tokens']),
   )
+  @pytest.mark.slow
   def test_finds_the_coordinates_that_a_function_reads(self, module, signs):
     """One layer reads coordinate 3; one checkpoint's output, coordinate 5."""
     config = module.tiny('extracted')

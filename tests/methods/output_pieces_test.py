@@ -71,6 +71,7 @@ class SummedLossTest(parameterized.TestCase):
     (losses.mse, 4),
     (functools.partial(losses.kl, temperature=3.0), 7),
   )
+  @pytest.mark.slow
   def test_is_that_of_the_whole(self, loss, rows):
     """For any number of rows: one, parts of the tokens, more than all."""
     found, wanted = compare(loss, rows)

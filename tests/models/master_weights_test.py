@@ -72,6 +72,7 @@ class MasterWeightsTest(parameterized.TestCase):
     chex.assert_trees_all_equal(master_weights.masters(tree)['count'], 3)
     self.assertIs(master_weights.masters(tree)['x'], tree['x'])
 
+  @pytest.mark.slow
   def test_float16_is_refused(self):
     teacher = cxjax.from_linen(_Net(), variables(jnp.float16, 1))
     plan = cxjax.plan(teacher, adapt(jnp.float16), X, num_steps=2, layers=())

@@ -47,6 +47,7 @@ class ExplainTest(parameterized.TestCase):
 
     return draw
 
+  @pytest.mark.slow
   def test_a_batch_in_which_nothing_counts(self):
     draw = self.weights(lambda key, t: jnp.full(runs.SIZE, t != 5, float))
     message = 'batch of seed 1 at step 5 has no position that counts'

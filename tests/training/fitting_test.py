@@ -78,6 +78,7 @@ class FitTest(parameterized.TestCase):
 
   NARROW = {'extracted.regressor': True, 'extracted.width': 2}
 
+  @pytest.mark.slow
   def test_output_directions(self):
     self.check('extracted_directions', **self.NARROW)
 
@@ -145,6 +146,7 @@ class DistillTest(parameterized.TestCase):
     (dict(fit_on=[BATCHES[0][:5]], last_batch='drop'), 'No batch to fit'),
     (dict(fit_on=[BATCHES[0][:, :2]]), 'batch 1 to fit on'),
   )
+  @pytest.mark.slow
   def test_batches_to_fit_on(self, options, message):
     if message is None:
       self.distill(None, **options)

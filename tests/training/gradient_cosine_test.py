@@ -28,6 +28,7 @@ def stages(*terms):
 
 
 class CosineTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_by_hand(self):
     """With a learning rate of nearly 0 the student is the start."""
     found = history(

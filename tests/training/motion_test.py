@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from cxjax.training import motion
 from tests.training import runs
@@ -42,6 +43,7 @@ class MotionTest(absltest.TestCase):
       motion.Motion({'c': leaf}).check({'c': leaf + 1j}, 'hidden', 7)
       motion.Motion({'n': PARAMS['n']}).check({'n': PARAMS['n']}, 'hidden', 7)
 
+  @pytest.mark.slow
   def test_a_run_whose_loss_has_no_gradient(self):
     nothing = lambda student, labels: 0.0 * student[..., 0] + labels
     stages = (

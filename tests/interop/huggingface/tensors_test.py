@@ -75,6 +75,7 @@ class DtypeTest(fixtures.TestCase):
     self.assertEqual(logits.dtype, jnp.float32)
     self.assertEqual(activations['block1'].dtype, jnp.bfloat16)
 
+  @pytest.mark.slow
   def test_memory_is_that_of_the_parameters_and_of_one_tensor(self):
     folder = self.folder()
     huggingface.write(folder, self.module, self.variables)
