@@ -60,6 +60,9 @@ def copy_notebooks() -> None:
   """Copies the notebooks beside the pages; git ignores the copies."""
   folder = DOCS / 'notebooks'
   folder.mkdir(exist_ok=True)
+  for old in folder.glob('*.ipynb'):
+    if not (NOTEBOOKS / old.name).exists():
+      old.unlink()
   for path in sorted(NOTEBOOKS.glob('*.ipynb')):
     copy = folder / path.name
     if not copy.exists() or copy.read_bytes() != path.read_bytes():
