@@ -132,6 +132,19 @@ def causal_text() -> Config:
   return data
 
 
+def train_on_text(config: Config) -> None:
+  """Sets AdamW and when to log and save, for teacher and students on text."""
+  for block in (config, config.teacher):
+    block.optimizer.name = 'adamw'
+    block.optimizer.b2 = 0.98
+    block.optimizer.weight_decay = 0.01
+    block.optimizer.schedule = 'cosine'
+    block.optimizer.warmup = 0.06
+    block.log_every = 25
+    block.eval_every = 250
+    block.save_every = 250
+
+
 def tiny(config: Config) -> Config:
   """Sets the lengths of a run of a second or two, for tests.
 

@@ -40,15 +40,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
 
   c.num_seeds = 3
   c.mesh.cpu_devices = 2
-  for block in (c, c.teacher):
-    block.optimizer.name = 'adamw'
-    block.optimizer.b2 = 0.98
-    block.optimizer.weight_decay = 0.01
-    block.optimizer.schedule = 'cosine'
-    block.optimizer.warmup = 0.06
-    block.log_every = 25
-    block.eval_every = 250
-    block.save_every = 250
+  base.train_on_text(c)
   c.teacher.optimizer.learning_rate = 2e-3
   c.teacher.batch_size = 64
   c.teacher.num_steps = 4_000

@@ -22,7 +22,7 @@ _plans: dict = {}
 
 
 def _key(name, experiment, spec):
-  """What decides the programs of a specification from a config."""
+  """Key of the programs of a specification from a config."""
   config = experiment.config.copy_and_resolve_references()
   with config.unlocked():
     config.teacher.folder = ''  # Decides arrays and their shapes.

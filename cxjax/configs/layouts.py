@@ -42,7 +42,7 @@ def make(
 
 
 def _sharding(model: Any, mode: str, mesh: Any, role: str) -> Any:
-  """How the parameters of a model are sharded; nothing is left out silently."""
+  """Returns the sharding of the parameters of a model."""
   errors.lookup(f'mesh.{role}', mode, dict.fromkeys(partition.MODES))
   rules = models.declared(model).partition_rules
   if mode == 'tensor' and mesh.shape[partition.MODEL] > 1:

@@ -75,7 +75,7 @@ class TestCase(parameterized.TestCase):
 
 
 class OpenTest(TestCase):
-  """What a config knows of its teacher before anything is trained."""
+  """Vocabulary, tokenizer and layers that a config takes from its teacher."""
 
   def test_the_vocabulary_and_the_tokenizer_are_the_teachers(self):
     opened = builders.open_experiment(self.config('one_shot'), self.folder())

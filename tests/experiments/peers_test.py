@@ -38,7 +38,7 @@ def job(case='parity'):
 
 
 class PeerTest(absltest.TestCase):
-  """What a process answers."""
+  """Answers of the process of a peer."""
 
   def setUp(self):
     super().setUp()

@@ -58,7 +58,7 @@ class FittedTest(parameterized.TestCase):
     np.testing.assert_allclose(ratios, (values[:3] / values[0]) ** 2, atol=1e-4)
 
   def test_no_rotation_is_nearer_to_the_start(self):
-    """By Procrustes; drawn rotations are all farther away."""
+    """Rotations that are drawn are all farther away: Procrustes."""
     start = S - S.mean(0)
     got = np.asarray(fitted.project(X, fit('pca_rotated')))
     best = np.linalg.norm(got - start)
@@ -83,7 +83,7 @@ class FittedTest(parameterized.TestCase):
       fit('pca', x=np.where(X > 20, np.nan, X))
 
   def test_from_activations(self):
-    """As from their moments, whatever the axes of the examples."""
+    """Activations and their moments give the same, whatever the axes."""
     key = jax.random.key(0)
     x, s = X.reshape(20, 10, 6), S.reshape(20, 10, 3)
     for name, options in (
