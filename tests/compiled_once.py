@@ -32,6 +32,7 @@ def _key(name, experiment, spec):
   shape = lambda leaf: (jnp.shape(leaf), str(jnp.result_type(leaf)))
   return (
     name,
+    str(experiment.pretrained and experiment.pretrained.module),
     config.to_json_best_effort(),
     str(settings.recorded()),
     str(jax.tree.map(shape, arrays)),
