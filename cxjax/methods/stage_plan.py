@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import functools
+import sys
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import optax
@@ -295,3 +297,14 @@ def _projection_cell(
     size = f'{shapes.regressor[0]} x {shapes.regressor[1]}'
     cell = f'{cell or "none"}, regressor {size}'
   return cell
+
+
+def log(title: str, stages: Iterable[StagePlan]) -> None:
+  """Logs the table of a plan, split where it is wider than the terminal.
+
+  Args:
+    title: name of the run.
+    stages: its stages.
+  """
+  table = tables.fit(format_plan(stages), sys.stderr)
+  logging.info('The plan of %s:\n%s', title, table)

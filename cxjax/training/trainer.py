@@ -88,7 +88,7 @@ def fit(
     begin = time.perf_counter()
     planned = spec.costed(spec) if spec.costed else spec.costed_plan()
     seconds = time.perf_counter() - begin
-    logging.info('The plan of %s:\n%s', title, stage_plan.format_plan(planned))
+    stage_plan.log(title, planned)
     found = checkpoints_lib.latest(folder)
     open_loader: Any = spec.host.loader or contextlib.nullcontext
     log = metric_log.MetricLog(
