@@ -25,15 +25,17 @@ from cxjax.training import compiled_steps
 from cxjax.training import run_spec
 
 LEGEND = """\
-Memory is that of one device. Arguments are the inputs of a step; output is what
-it does not write in their place; beside is what else the run holds meanwhile:
-the held-out batch, the next rows, parameters of the teacher. Evaluation and
-checkpoints are not counted.
+Memory is that of one device. Arguments: inputs of a step. Temporaries: XLA's
+estimate of what it needs meanwhile. Output: results that do not replace an
+argument in place. Beside: other arrays of the run, which are the held-out
+batch, the next examples and the teacher's parameters. Of: memory of the device.
+Evaluation and checkpoints are not counted.
 
-Work is that of one step on one device. FLOPs over written are those of all
-devices over those of the program as it is written; 1 is a perfect division. A
-step takes at least as long as its FLOPs, its bytes from and to memory, or the
-bytes it sends in rings, whichever is the longest at the full rate of the chip.
+Work is that of one step on one device. Over written: FLOPs of all devices
+divided by those of the program as written; 1 means that nothing is computed
+twice. Moved: bytes from and to memory. Sent: bytes to other devices, in rings.
+Step at least: the longest of the times that its FLOPs, moved and sent bytes
+take at the full rate of the chip. Teacher's share: of the FLOPs.
 """
 
 
@@ -175,7 +177,7 @@ def _analyze(
   programs: compiled_steps.CompiledSteps,
 ) -> tuple[Memory | None, hlo_cost.Cost | None, tuple[str, str] | None]:
   """Memory and cost of a stage, or the sizes for which XLA refused it."""
-  args, begin = programs.abstract_arguments(planned), time.perf_counter()
+  args, begin = abstract.arguments(spec, planned), time.perf_counter()
   mesh = spec.layout.mesh
   try:
     # Not `set_mesh`: what is computed on the way has no device to be on.
