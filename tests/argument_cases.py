@@ -1,18 +1,45 @@
 """Calls of all public functions that work, for tests of bad arguments."""
 
-import contextlib
 import dataclasses
-import functools
 
-from flax import linen as nn
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from safetensors import numpy
 
+from argument_examples import BATCH
+from argument_examples import DECODER
+from argument_examples import ENCODER
+from argument_examples import FOLDER
+from argument_examples import GRAMMAR
+from argument_examples import INIT
+from argument_examples import KEY
+from argument_examples import LINEN
+from argument_examples import MANY
+from argument_examples import MASK
+from argument_examples import MATRICES
+from argument_examples import NNX
+from argument_examples import PLAN
+from argument_examples import PLANNED
+from argument_examples import SIZES
+from argument_examples import STAGE
+from argument_examples import STATE
+from argument_examples import STATES
+from argument_examples import STUDENT
+from argument_examples import TARGETS
+from argument_examples import TEACHER
+from argument_examples import TOKENS
+from argument_examples import TRAINED
+from argument_examples import TX
+from argument_examples import VARIABLES
+from argument_examples import WEIGHTS
+from argument_examples import X
+from argument_examples import Y
+from argument_examples import apply
+from argument_examples import parameters
+from argument_examples import stop_here
+from argument_examples import up_to_training
 import bad_values
 import cxjax
 from cxjax.interop import huggingface
@@ -20,92 +47,14 @@ from cxjax.methods import relational
 from cxjax.models import base as model_base
 from cxjax.tasks import base as task_base
 from cxjax.training import metrics
-from tests.interop.huggingface import fixtures
 
 Case = bad_values.Case
-X = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
-Y = np.array([0, 1, 1, 0])
-KEY = jax.random.key(0)
 REGISTRIES = (
   huggingface.FAMILIES,
   metrics.METRICS,
   model_base.MODELS,
   task_base.TASKS,
 )
-
-
-def apply(params, x):
-  h = jnp.tanh(x @ params['in'])
-  return h @ params['out'], {'h': h}
-
-
-def parameters(width):
-  draw = np.random.default_rng(width).normal
-  tree = {'in': draw(size=(3, width)), 'out': draw(size=(width, 2))}
-  return jax.tree.map(np.float32, tree)
-
-
-class Planned(BaseException):
-  """A comparison that would begin now."""
-
-
-def stop_here(text):
-  raise Planned(text)
-
-
-def up_to_training(compare):
-  """Compares without training anything."""
-
-  @functools.wraps(compare)
-  def run(*args, **kwargs):
-    with contextlib.suppress(Planned):
-      compare(*args, **kwargs)
-
-  return run
-
-
-TEACHER = cxjax.from_fn(apply, parameters(4))
-STUDENT = cxjax.from_fn(apply, parameters(2))
-PLAN = cxjax.plan(TEACHER, STUDENT, X, num_steps=4)
-LINEN = nn.Dense(2)
-VARIABLES = jax.jit(LINEN.init)(KEY, X)
-NNX = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-# The parts of a stage.
-STAGE = cxjax.Stage('a', 2, (cxjax.Term('h', 'h', projection='gaussian'),))
-BATCH = {'x': X, 'y': Y}
-TX = optax.sgd(0.1)
-MASK = cxjax.trainable_mask(apply, STUDENT.params, X, STAGE)
-PLANNED = cxjax.plan_stage(
-  STAGE, BATCH, apply, STUDENT.params, apply, TEACHER.params
-)
-MATRICES = {
-  name: cxjax.random_projection(KEY, 'gaussian', shape)
-  for name, shape in PLANNED.projections.items()
-}
-INIT = dict(stage=STAGE, shapes={}, tx=TX, mask=MASK)
-STATE = cxjax.init_stage(KEY, STUDENT.params, **INIT)
-TARGETS = cxjax.make_targets(apply, TEACHER.params, MATRICES, BATCH, STAGE)
-STATES, MANY = jax.tree.map(
-  lambda leaf: jnp.asarray(leaf)[None], (STATE, MATRICES)
-)
-# A language model.
-TOKENS = np.array([[1, 2, 3]])
-SIZES = dict(
-  vocab_size=5, max_length=8, num_classes=5, width=4, heads=2, depth=1
-)
-DECODER = cxjax.Decoder(**SIZES, mlp_width=4)
-WEIGHTS = jax.jit(DECODER.init)(KEY, TOKENS)
-GRAMMAR = ml_collections.ConfigDict(dict(d=4, k=2, depth=1, support='first'))
-FOLDER = bad_values.kept_folder()
-ENCODER = cxjax.Transformer(**SIZES, causal=False).clone(num_classes=0)
-TRAINED = jax.tree.map(np.asarray, jax.jit(ENCODER.init)(KEY, TOKENS))
-huggingface.write(FOLDER / 'bert', ENCODER, TRAINED)
-CAUSAL = cxjax.Transformer(**SIZES, causal=True)
-huggingface.write(
-  FOLDER / 'gpt2', CAUSAL, jax.jit(CAUSAL.init)(KEY, TOKENS), model_type='gpt2'
-)
-(FOLDER / 'words').mkdir()
-fixtures.wordpiece(FOLDER / 'words')
 
 
 def tensors(name):

@@ -11,7 +11,7 @@ import pytest
 import cxjax
 from cxjax.methods import losses
 
-# Compiling a transformer; train_step_test.py has the same for functions.
+# Compiling a transformer; train_step_touched_test.py has it for functions.
 pytestmark = pytest.mark.slow
 
 B, LENGTH, SLOTS, IDS = 4, 7, 3, 8

@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import cxjax
@@ -16,10 +17,15 @@ from small_networks import BIG
 from small_networks import ONE
 from small_networks import PLAN
 from small_networks import SMALL
+from small_networks import TEACHER
 from small_networks import C
 from small_networks import D
+from small_networks import Net
 from small_networks import X
 from small_networks import batches
+from small_networks import network
+from tests.api.distilled import FolderTest
+from tests.api.distilled import distill
 
 
 class Adapted(nnx.Module):
@@ -125,3 +131,46 @@ class FunctionsTest(parameterized.TestCase):
       errors.UserError, "trains no parameter .*'low'"
     ):
       cxjax.distill(PLAN, batches(), trainable=lambda path, leaf: path == 'out')
+
+
+@pytest.mark.slow
+class TrainableTest(FolderTest):
+  DECAYING = staticmethod(functools.partial(optax.adamw, 0.1, weight_decay=0.5))
+
+  @parameterized.parameters(
+    ('lo*', {'low'}),
+    ('^(low|out)$', {'low', 'out'}),
+  )
+  def test_the_others_are_bit_for_bit_what_they_were(self, pattern, moved):
+    plan = cxjax.plan(BIG, SMALL, X, num_steps=6, layers=())
+    params, _ = distill(plan, trainable=pattern, optimizer=self.DECAYING())
+    for name, before in SMALL.params.items():
+      self.assertEqual(
+        np.array_equal(params[name], before), name not in moved, name
+      )
+
+  def test_paths_of_flax_and_several_students(self):
+    students = network(Net((4,)), X, 0, 1)
+    plan = cxjax.plan(TEACHER, students, X, num_steps=20, share=0.5)
+    found, _ = distill(
+      plan, trainable='Dense_*/bias', optimizer=self.DECAYING()
+    )
+    for before, after in zip(students.params, found, strict=True):
+      for path, leaf in jax.tree.leaves_with_path(before):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        layer, kind = name.split('/')[-2:]
+        same = np.array_equal(after['params'][layer][kind], leaf)
+        self.assertEqual(same, kind == 'kernel', name)
+
+  @parameterized.parameters(
+    ('hidden', 'no parameter of the student. Their paths are: high, low, out'),
+    ('(low', 'is no regular expression'),
+    ('out', "trains no parameter with 'low'"),
+    (('low', 3), "must be a pattern of paths, as 'block*'"),
+  )
+  def test_refuses(self, pattern, message):
+    plan = cxjax.plan(BIG, SMALL, X, num_steps=6, layers=[('low', 'low')])
+    with self.assertRaises(errors.UserError) as caught:
+      distill(plan, trainable=pattern)
+    self.assertIn(message, str(caught.exception))
+    self.assertNotIn('\n', str(caught.exception))

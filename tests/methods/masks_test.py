@@ -107,7 +107,7 @@ class PathMaskTest(parameterized.TestCase):
 
 
 class TrainableMaskTest(parameterized.TestCase):
-  """What can be trained at all; the rest is in train_step_test."""
+  """What can be trained at all; the rest is in train_step_touched_test."""
 
   X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
   STAGE = stage_lib.Stage('s', 1, stage_lib.Term())

@@ -1,6 +1,7 @@
 """Tests of the cause of a loss that is not finite."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import types
@@ -14,7 +15,10 @@ import optax
 import pytest
 
 from cxjax import errors
+from cxjax.training import checkpoints
+from cxjax.training import compiled_steps
 from cxjax.training import failures
+from cxjax.training import metric_log
 from cxjax.training import run_spec
 from tests.methods import networks
 from tests.training import runs
@@ -264,3 +268,82 @@ class StartTest(parameterized.TestCase):
   def test_what_is_read_alone_counts(self):
     params = poisoned(runs.teacher_params(), 'logits')
     self.check(Stage('s', 1, runs.HIDDEN), params)
+
+
+def poison(at, seed=None, what='x'):
+  """Batches of which one is not finite, or has nothing that counts."""
+  keys = jax.device_get(jax.random.key_data(runs.keys().data))
+
+  def draw(key, t, rows=None):
+    batch, hit = runs.draw(key, t), t == at
+    if seed is not None:
+      hit &= (jax.random.key_data(key) == keys[seed]).all()
+    if what == 'x':
+      return {**batch, 'x': batch['x'] * jnp.where(hit, jnp.nan, 1.0)}
+    return {**batch, 'weights': jnp.where(hit, 0.0, jnp.ones(runs.SIZE))}
+
+  return draw
+
+
+@pytest.mark.slow
+class FailureTest(runs.TestCase):
+  def failed(self, message, folder, *stages, **fields):
+    """The one line of a run that fails."""
+    stages = stages or (Stage('labels', 40, runs.LABELS),)
+    spec = runs.spec(stages, teacher=None, teacher_metrics={}, **fields)
+    with self.assertRaisesRegex(errors.UserError, message) as caught:
+      self.fit(spec, folder)
+    self.assertNotIn('\n', str(caught.exception))
+    return spec
+
+  def test_a_loss_that_is_not_finite_is_named_though_steps_go_on(self):
+    """Step 9 is read when the steps from 12 on were dispatched."""
+    folder, advance, stops = (
+      self.folder(),
+      compiled_steps.CompiledSteps.advance,
+      [],
+    )
+
+    def note(steps, planned, *args):
+      stops.append(args[4])
+      return advance(steps, planned, *args)
+
+    with mock.patch.object(compiled_steps.CompiledSteps, 'advance', note):
+      self.failed(
+        "seed 0 is not finite at step 9, in stage 'labels': 'x' of the batch "
+        'of step 9 is NaN',
+        folder,
+        draw=poison(9),
+      )
+    self.assertEqual(stops, [4, 8, 12, 16])
+    self.assertEqual(checkpoints.steps(folder), [8])
+    self.assertIsNone(checkpoints.fault(folder, 8))
+    self.assertEqual([r['step'] for r in metric_log.read(folder)], [4, 8])
+
+  def test_the_stage_is_that_of_the_step(self):
+    """Though the next stage was under way."""
+    self.failed(
+      "seed 1 is not finite at step 9, in stage 'first'",
+      self.folder(),
+      Stage('first', 10, runs.LABELS),
+      Stage('second', 30, runs.LABELS),
+      draw=poison(9, seed=1),
+    )
+
+  def test_before_the_first_checkpoint(self):
+    self.failed('step 2, .*of step 2 is NaN', self.folder(), draw=poison(2))
+
+  def test_a_rate_that_is_too_high(self):
+    self.failed(
+      'none was saved yet. Try a smaller learning rate',
+      self.folder(),
+      optimizer=functools.partial(runs.adam, name='sgd', learning_rate=1e38),
+    )
+
+  @parameterized.parameters(None, 1)
+  def test_a_batch_in_which_nothing_counts(self, seed):
+    self.failed(
+      f'The batch of seed {seed or 0} at step 13 has no position that counts',
+      self.folder(),
+      draw=poison(13, seed, 'weights'),
+    )

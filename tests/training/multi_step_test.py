@@ -10,159 +10,35 @@ import numpy as np
 import optax
 import pytest
 
-from cxjax import errors
-from cxjax.methods import curricula
-from cxjax.methods import projections
-from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
 from cxjax.models import mlp
 from cxjax.parallel import mesh as mesh_lib
-from cxjax.tasks import parity
 from cxjax.training import multi_step
-from tests.methods import networks
-
-Stage, Term = stage_lib.Stage, stage_lib.Term
-D, B, SEEDS = 8, 4, 3
-TEACHER, STUDENT = mlp.MLP((16, 12), 2), mlp.MLP((6, 5), 2)
-TASK = parity.Parity(D, ((0, 3),))
-HIDDEN, OUTPUT = curricula.extracted((('hidden0', 'hidden0'),), (5, 5))
-LABELS = curricula.supervised(5)[0]
-FADE = optax.linear_schedule(1.0, 0.0, 1.0)
-JOINT = Stage(
-  'joint',
-  8,
-  (
-    Term(target='labels', weight=0.3),
-    Term(weight=optax.linear_schedule(0.0, 1.0, 1.0)),
-    Term('hidden0', 'hidden1', weight=FADE, projection='gaussian'),
-    Term(
-      'hidden1',
-      'hidden0',
-      projection='gaussian',
-      regressor=True,
-      width=7,
-      centered=True,
-      norm='layer',
-      weight=0.5,
-    ),
-  ),
-)
-SPAN = (0, JOINT.steps)
-
-
-def draw(key, t, rows=None):
-  del rows
-  return TASK.batch(key, t, B)
-
-
-def tx():
-  return optax.adamw(1e-2, weight_decay=0.1)
-
-
-@functools.cache
-def stack(key):
-  """`[S]` keys."""
-  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  return fold(jax.random.key(key), jnp.arange(SEEDS))
-
-
-@functools.cache
-def params_of(model, seed):
-  init = jax.vmap(lambda key: model.init(key, jnp.zeros((B, D))))
-  return jax.jit(init)(stack(seed))
-
-
-def teacher_params(seed=0):
-  return jax.tree.map(lambda leaf: leaf[0], params_of(TEACHER, seed))
-
-
-def params():
-  return params_of(STUDENT, 1)
-
-
-@functools.cache
-def planned(stage):
-  batch = jax.eval_shape(draw, jax.random.key(0), 0)
-  one = jax.eval_shape(lambda p: jax.tree.map(lambda a: a[0], p), params())
-  return stage_plan.plan_stage(
-    stage, batch, STUDENT.apply, one, TEACHER.apply, teacher_params()
-  )
-
-
-@functools.cache
-def fresh(stage):
-  """States, projections and keys of all students."""
-  one = planned(stage)
-  init = functools.partial(
-    train_step.init_stage,
-    stage=stage,
-    shapes=one.regressors,
-    tx=tx(),
-    mask=one.mask,
-  )
-
-  @jax.jit
-  @jax.vmap
-  def make(key, student):
-    matrices = {
-      name: projections.random_projection(key, 'gaussian', shape)
-      for name, shape in one.projections.items()
-    }
-    return init(key, student), matrices, key
-
-  return make(stack(2), params())
-
-
-def begin(stage, seeds=SEEDS):
-  """States, projections and keys of the first `seeds` students."""
-  return jax.tree.map(lambda leaf: leaf[:seeds], fresh(stage))
-
-
-def options(stage):
-  """Keyword arguments of `train_many_steps` but the look-ahead."""
-  return dict(
-    draw=draw,
-    student=STUDENT.apply,
-    teacher=TEACHER.apply,
-    stage=stage,
-    tx=tx(),
-    mask=planned(stage).mask,
-  )
-
-
-@functools.cache
-def program(stage, lookahead=1, devices=1, microbatches=1):
-  del devices  # Of the mesh in force.
-  return jax.jit(
-    functools.partial(
-      multi_step.train_many_steps,
-      **options(stage),
-      lookahead=lookahead,
-      microbatches=microbatches,
-    )
-  )
-
-
-def args_of(stage, start, stop, seeds=SEEDS, keys=None):
-  states, matrices, own = begin(stage, seeds)
-  keys = own if keys is None else keys
-  args = states, start, stop, teacher_params(), matrices, keys
-  return (*args, None, None, SPAN)
-
-
-def advance(stage, start, stop, *, seeds=SEEDS, keys=None, **kwargs):
-  args = args_of(stage, start, stop, seeds, keys)
-  return program(stage, **kwargs)(*args)
-
-
-def assert_close(a, b):
-  chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def pick(tree, i):
-  return jax.tree.map(lambda leaf: leaf[i], tree)
+from tests.training.many_steps import HIDDEN
+from tests.training.many_steps import JOINT
+from tests.training.many_steps import LABELS
+from tests.training.many_steps import OUTPUT
+from tests.training.many_steps import SEEDS
+from tests.training.many_steps import SPAN
+from tests.training.many_steps import STUDENT
+from tests.training.many_steps import TEACHER
+from tests.training.many_steps import B
+from tests.training.many_steps import Stage
+from tests.training.many_steps import Term
+from tests.training.many_steps import advance
+from tests.training.many_steps import args_of
+from tests.training.many_steps import assert_close
+from tests.training.many_steps import begin
+from tests.training.many_steps import draw
+from tests.training.many_steps import options
+from tests.training.many_steps import pick
+from tests.training.many_steps import planned
+from tests.training.many_steps import program
+from tests.training.many_steps import stack
+from tests.training.many_steps import teacher_params
+from tests.training.many_steps import tx
 
 
 @pytest.mark.slow
@@ -336,116 +212,6 @@ class ProgressTest(parameterized.TestCase):
 
   def test_without_a_span_it_is_0(self):
     self.assertEqual(self.seen(5, 8, None), 0)
-
-
-# Several terms on sequences: masks, weights, centered means of one batch each.
-SEQUENCES = Stage(
-  'sequences',
-  5,
-  (
-    Term(target='labels'),
-    Term(top_k=2),
-    Term('low', 'high', projection='gaussian', centered=True),
-    Term(
-      'high', 'low', tokens='predicted', centered=True, norm='layer', scale=2.0
-    ),
-    Term('low', 'low', pool='mean', centered=True, name='mean'),
-  ),
-)
-
-
-@pytest.mark.slow
-class ManyTargetsTest(parameterized.TestCase):
-  """The targets of K batches are those of each of them."""
-
-  @parameterized.parameters((SEEDS, 2, 1), (1, 2, 4))
-  def test_are_those_of_each_batch(self, streams, microbatches, devices):
-    every = [
-      [networks.sequence_batch(10 * s + k) for k in range(2)]
-      for s in range(streams)
-    ]
-    join = lambda *leaves: jnp.stack(leaves)
-    batches = jax.tree.map(join, *[jax.tree.map(join, *one) for one in every])
-    batches['x']['dropout'] = jax.random.split(
-      jax.random.key(0), (streams, 2, networks.B)
-    )
-    teacher = networks.sequence_params(5, 0)
-    matrices = {'low': jax.random.normal(jax.random.key(1), (SEEDS, 5, 3))}
-
-    def fun(batches):
-      return multi_step.many_targets(
-        networks.sequence_apply,
-        teacher,
-        matrices,
-        batches,
-        SEQUENCES,
-        microbatches,
-      )
-
-    with jax.set_mesh(mesh_lib.make({'data': devices}, networks.B)):
-      found = jax.device_get(jax.jit(fun)(batches))
-    self.assertCountEqual(found, SEQUENCES.named_terms)
-    one = jax.jit(
-      lambda matrices, batch: targets_lib.make_targets(
-        networks.sequence_apply, teacher, matrices, batch, SEQUENCES
-      )
-    )
-    for seed in range(SEEDS):
-      for k in range(2):
-        stream = seed % streams
-        want = one(pick(matrices, seed), every[stream][k])
-        for name, value in want.items():
-          # A projection belongs to a seed, other targets to a stream.
-          lead = seed if name == 'low' else stream
-          got = jax.tree.map(lambda leaf, i=lead, j=k: leaf[i, j], found[name])
-          chex.assert_trees_all_close(got, value, rtol=1e-5, atol=1e-5)
-
-  def test_labels_alone_need_no_teacher(self):
-    batches = {'x': jnp.zeros((1, 2, B, D)), 'y': jnp.zeros((1, 2, B), int)}
-    found = multi_step.many_targets(None, None, None, batches, LABELS)
-    self.assertIs(found['labels'], batches['y'])
-
-
-@pytest.mark.slow
-class StoredTargetsTest(parameterized.TestCase):
-  @parameterized.parameters((HIDDEN, True, 1), (JOINT, False, 2))
-  def test_are_as_good_as_the_teacher(self, stage, shared, lookahead):
-    start, stop = 4, 8
-    keys = stack(2)[:1] if shared else stack(2)
-    want = advance(stage, start, stop, keys=keys)
-    states, _, _, _, matrices, *_ = args_of(stage, start, stop)
-    steps = start + jnp.arange(4)
-    make = lambda steps: multi_step.many_targets(
-      TEACHER.apply,
-      teacher_params(),
-      matrices,
-      multi_step.draw_batches(draw, keys, steps, None),
-      stage,
-    )
-    found = jax.jit(make)(steps)
-    stored = {
-      name: found[name].swapaxes(0, 1)  # `[T, streams, ...]`.
-      for name in stage.teacher_terms
-    }
-    fun = functools.partial(
-      multi_step.train_many_steps,
-      **{**options(stage), 'teacher': None},
-      lookahead=lookahead,
-    )
-    args = states, start, stop, None, None, keys, None, stored, SPAN
-    assert_close(jax.jit(fun)(*args), want)
-
-  def test_those_of_another_stage_are_refused(self):
-    """No term learns labels in place of a target that is missing."""
-    states, start, stop, *_ = args_of(JOINT, 4, 8)
-    stored = {'output': jnp.zeros((4, SEEDS, B, 2))}
-    fun = functools.partial(
-      multi_step.train_many_steps,
-      **{**options(JOINT), 'teacher': None},
-      lookahead=1,
-    )
-    with self.assertRaisesRegex(errors.UserError, 'keys labels, output, hid'):
-      fun(states, start, stop, None, None, stack(2), None, stored, SPAN)
 
 
 class FlopsTest(parameterized.TestCase):

@@ -11,6 +11,8 @@ import functools
 import pathlib
 from unittest import mock
 
+from absl.testing import parameterized
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -155,3 +157,29 @@ def last(of, folder):
     for name in ('params', 'regressors', 'opt_state')
   }
   return step, checkpoints.restore(folder, step, items)
+
+
+@functools.cache
+def main():
+  """Three stages of one term or two, of 20 steps together."""
+  return spec()
+
+
+@functools.cache
+def labels():
+  """One stage without a teacher, of 40 steps."""
+  return spec((Stage('labels', 40, LABELS),), teacher=None, teacher_metrics={})
+
+
+class TestCase(parameterized.TestCase):
+  def folder(self):
+    return pathlib.Path(self.create_tempdir().full_path) / 'run'
+
+  def fit(self, spec, folder=None, on_record=None):
+    return fit(spec, folder or self.folder(), on_record)
+
+  def assert_same_run(self, spec, one, two):
+    """Records and everything in the last checkpoint, bit for bit."""
+    texts = [(f / 'metrics.jsonl').read_text() for f in (one, two)]
+    self.assertEqual(*texts)
+    chex.assert_trees_all_equal(last(spec, one), last(spec, two))

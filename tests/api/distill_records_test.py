@@ -1,0 +1,196 @@
+"""What `distill` records, keeps and resumes."""
+
+import functools
+
+from absl.testing import parameterized
+import chex
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import cxjax
+from cxjax import errors
+from cxjax.methods import losses
+from cxjax.training import checkpoints as checkpoints_lib
+from cxjax.training import metric_log
+from small_networks import BIG
+from small_networks import PLAN
+from small_networks import SMALL
+from small_networks import X
+from small_networks import batches
+from small_networks import parameters
+from small_networks import two_layers
+from tests.api.distilled import Ended
+from tests.api.distilled import FolderTest
+from tests.api.distilled import distill
+from tests.api.distilled import end_after
+from tests.api.distilled import whole
+
+
+class Arrays:
+  """The batches, as grain reads them."""
+
+  def __len__(self):
+    return 12
+
+  def __getitem__(self, i):
+    return batches()[i]
+
+  def __repr__(self):
+    return 'Arrays'
+
+
+@pytest.mark.slow
+class OnRecordTest(FolderTest):
+  def test_is_called_with_every_record_once_and_in_order(self):
+    folder, seen, written, taken = self.folder(), [], [], []
+
+    def hook(record):
+      seen.append(dict(record))
+      written.append(len(metric_log.read(folder)))
+      record.clear()  # A copy: the history stays.
+
+    def stream():
+      for x in batches(number=20):
+        taken.append(len(seen))
+        yield x
+
+    _, history = distill(
+      data=stream(), held_out=X, workdir=folder, log_every=2, on_record=hook
+    )
+    self.assertEqual(seen, history)
+    self.assertEqual([record['step'] for record in seen], [*range(2, 21, 2)])
+    self.assertEqual(written, list(range(1, 11)))  # After it was written.
+    self.assertGreater(taken[-1], 3)  # Live: while there is more to train.
+
+  def test_an_exception_ends_the_run_and_the_same_call_resumes(self):
+    want, history = whole()
+    folder, seen, rest = self.folder(), [], []
+    again = functools.partial(
+      distill, workdir=folder, held_out=X, log_every=2, save_every=4
+    )
+    with self.assertRaises(Ended):
+      again(on_record=end_after(7, seen))
+    self.assertEqual(seen, history[:7])
+    self.assertEqual(checkpoints_lib.latest(folder), 12)
+    params, same = again(on_record=rest.append)
+    chex.assert_trees_all_equal(params, want)
+    self.assertEqual(same, history)
+    self.assertEqual(rest, history[6:])
+    # Finished: nothing is trained, and nothing recorded.
+    params, same = again(on_record=end_after(1))
+    chex.assert_trees_all_equal(params, want)
+    self.assertEqual(same, history)
+
+  def test_early_stopping_without_a_workdir(self):
+    """The exception of the hook is the one that is raised."""
+    with self.assertRaises(Ended):
+      distill(log_every=2, on_record=end_after(1))
+
+
+def turning(count):
+  """A learning rate that is negative from the tenth step on: it unlearns."""
+  return jnp.where(count < 10, 0.5, -0.5)
+
+
+@pytest.mark.slow
+class KeepBestTest(FolderTest):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    students = cxjax.from_fn(two_layers, [SMALL.params, parameters(2)])
+    plan = cxjax.plan(BIG, students, X, num_steps=20, layers=())
+    cls.train = functools.partial(
+      distill, plan, held_out=X, optimizer=optax.sgd(turning), log_every=2
+    )
+    cls.best = cls.train(keep_best='loss')
+
+  def losses_of(self, students):
+    want, _ = BIG.apply(BIG.params, X)
+    return [
+      float(losses.kl(two_layers(params, X)[0], want).mean())
+      for params in students
+    ]
+
+  def test_the_best_that_were_evaluated_come_back(self):
+    students, history = self.best
+    scores = {
+      r['step']: np.mean(r['eval/loss']) for r in history if 'eval/loss' in r
+    }
+    best = min(scores, key=scores.get)
+    self.assertEqual(best, 10)
+    self.assertLess(scores[10], 0.9 * scores[20])
+    record = next(r for r in history if r['step'] == best)
+    np.testing.assert_allclose(
+      self.losses_of(students), record['eval/loss'], rtol=1e-4
+    )
+    last, same = self.train()
+    self.assertEqual(same, history)  # What is kept changes nothing else.
+    np.testing.assert_allclose(
+      self.losses_of(last), history[-1]['eval/loss'], rtol=1e-4
+    )
+
+  @parameterized.parameters(4, 7)  # Before and after the best.
+  @pytest.mark.slow
+  def test_a_run_that_was_ended_finds_it_again(self, number):
+    workdir = self.folder()
+    want, history = self.best
+    with self.assertRaises(Ended):
+      self.train(keep_best='loss', workdir=workdir, on_record=end_after(number))
+    for _ in range(2):  # Resumed, and finished before.
+      students, same = self.train(keep_best='loss', workdir=workdir)
+      chex.assert_trees_all_equal(students, want)
+      self.assertEqual(same, history)
+
+  def test_more_may_be_better(self):
+    """By a metric of one's own, of which the greatest is the best."""
+    score = cxjax.Metric(lambda got, want: -losses.kl(got, want))
+    names = {'agreement': lambda a, b: a[:, 0] > 0, 'score': score}
+    best, _ = self.train(keep_best='score', metrics=names)
+    chex.assert_trees_all_equal(best, self.best[0])
+
+  def test_a_metric_that_there_is_not(self):
+    with self.assertRaisesRegex(
+      errors.UserError, "keep_best 'los'. Did you mean 'loss'"
+    ):
+      self.train(keep_best='los')
+
+
+@pytest.mark.slow
+class ResumeTest(FolderTest):
+  @parameterized.parameters('iterator', 'grain', 'grain_loader')
+  def test_a_run_that_was_killed_goes_on(self, kind):
+    """In the second stage: its batches are those that come next."""
+    if kind.startswith('grain'):
+      import grain  # noqa: PLC0415
+
+      data = grain.MapDataset.source(batches()).repeat().to_iter_dataset()
+      make = lambda: iter(data)
+      if kind == 'grain_loader':  # Its states are bytes.
+        order = grain.samplers.IndexSampler(12, num_epochs=None)
+        make = lambda: grain.DataLoader(data_source=Arrays(), sampler=order)
+    else:
+      # As those of the list, which comes again and again.
+      stream = lambda: iter(batches() + batches() + batches()[:1])
+      make = stream
+    folder = self.folder()
+    again = functools.partial(
+      distill, PLAN, workdir=folder, held_out=X, log_every=2
+    )
+    with self.assertRaises(Ended):
+      again(make(), on_record=end_after(7))
+    self.assertEqual(checkpoints_lib.latest(folder), 12)
+    params, history = again(make())
+    want, same = whole(2)
+    chex.assert_trees_all_equal(params, want)
+    self.assertEqual(history, same)
+
+  def test_as_many_batches_as_steps(self):
+    """Where the last of them are no whole chunk as well."""
+    data = batches(number=20)
+    want, _ = distill(data=data, held_out=X, log_every=2)
+    params, _ = distill(data=iter(data), held_out=X, log_every=7, save_every=7)
+    chex.assert_trees_all_close(params, want, rtol=1e-5)
+    with self.assertRaisesRegex(errors.UserError, 'ended after 19'):
+      distill(data=iter(data[:19]), log_every=7)
