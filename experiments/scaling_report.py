@@ -27,14 +27,20 @@ IN_CSV = (
 INTRODUCTION = """\
 # Plans of large runs
 
-`python -m experiments.scaling` writes this page, its sentences too, from dry
-runs: libtpu compiles each stage for slices that we do not have. Nothing is
-timed. A step takes *at least* as long as the longest of three: its FLOPs (197
-TFLOP/s on v5e, 459 on v5p), its bytes from and to memory (819 and 2,765 GB/s),
-and the bytes that a chip sends if collectives go round in rings (200 and 600
-GB/s over all its links, whatever the path). Real steps take longer. Memory,
-FLOPs and bytes are those of one chip in one step. The cost is in seconds of a
-chip for a million tokens. All numbers, with each kind of collective, are in the
+`python -m experiments.scaling` writes this page from [dry
+runs](../docs/howto/dry_run.md): libtpu compiles each stage for TPU slices that
+we do not have. Nothing is timed.
+
+Memory, FLOPs and bytes are those of one chip in one step. A step takes *at
+least* as long as the longest of three: its FLOPs (197 TFLOP/s on v5e, 459 on
+v5p), its bytes from and to memory (819 and 2,765 GB/s), and the bytes that a
+chip sends if collectives travel in rings (200 and 600 GB/s over all its links,
+whatever the path). "Bound by" names the longest. Real steps take longer. The
+last column is the cost, in seconds of one chip for a million tokens.
+
+Stages: `labels` is a step of the teacher's own training, `output` one-shot
+distillation. `low`, `middle` and `last hidden` match the student's first,
+middle and last layer. All numbers, with each kind of collective, are in the
 [CSV](results/scaling.csv)."""
 Row: TypeAlias = dict[str, Any]
 # Rows by stage, by case and slice.
@@ -116,25 +122,16 @@ def conclusions(name: str, rows: Rows) -> Iterator[str]:
   if small:
     most = max(small, key=lambda stage: small[stage]['GB'])
     yield (
-      f'Memory: on {cases.SMALL}, {most} takes most, {small[most]["GB"]:.1f} '
+      f'Memory: on {cases.SMALL}, {most} needs most, {small[most]["GB"]:.1f} '
       f'of {small[most]["of GB"]:.1f} GB a chip.'
     )
-  for topology in cases.SLICES:
-    for stage, found in rows.get((name, topology), {}).items():
-      if stage in cases.ENDS:
-        parts = found['collectives ms'] / found['step ms']
-        yield (
-          f'{stage} on {topology}: bounded by {found["bound by"]}; its '
-          f'collectives alone take {parts:.0%} of that time, its FLOPs '
-          f'{found["FLOPs ms"] / found["step ms"]:.0%}.'
-        )
   growth = ', '.join(
     f'{stage} {large[stage][COST] / small[stage][COST]:.2f}'
     for stage in cases.ENDS
     if stage in small and stage in large
   )
   if growth:
-    yield f'Cost of a token on 256 chips, over that on 16: {growth}.'
+    yield f'Cost of a token on 256 chips, relative to 16: {growth}.'
   if cases.OUTPUT in small:
     yield from _teacher_conclusions(small)
 
@@ -153,7 +150,7 @@ def _teacher_conclusions(small: Mapping[str, Row]) -> Iterator[str]:
         small[stage][key] / output[key] for key in ('step ms', 'TFLOP')
       )
       yield (
-        f'{stage}, against the output stage: {seconds:.2f} of its time, '
+        f'{stage}, relative to the output stage: {seconds:.2f} of its time, '
         f"{work:.2f} of its FLOPs; {share:.0%} of them are the teacher's."
       )
 
