@@ -1,24 +1,35 @@
 """Trains a teacher and then its students, by one method or by several.
 
-One method; a comparison; the cost of a run; targets stored for later runs:
-
+One method:
 python launch.py --config=experiments/parity_mlp.py:extracted --workdir=DIR
+
+A comparison of methods:
 python launch.py --config=experiments/parity_mlp.py --workdir=DIR --compare=supervised,one_shot,progressive,extracted
+
+The cost of a run, without running it:
 python launch.py --config=experiments/parity_mlp.py:extracted --dry_run=cpu
+
+The teacher's targets, stored for later runs:
 python launch.py --config=experiments/text_bert.py --workdir=DIR --cache_targets=CACHE
 
+The same command, started again, resumes from the last checkpoint.
+
 Experiments, one file each in experiments/: parity_mlp, parity_transformer,
-pcfg_bert, text_bert, wikipedia_bert, causal_text. Methods: supervised,
-one_shot, one_shot_labels, progressive, extracted, extracted_labels,
-extracted_centered, extracted_pca, extracted_pca_rotated, extracted_directions,
-fitnets, late_to_early, joint, joint_fading, custom. Sizes: cpu (the default), paper, tiny; of
-causal_text also llama_1b.
+pcfg_bert, text_bert, causal_text, wikipedia_bert.
 
-Every field of the config is a flag: --config.data.d=30.
+Methods: supervised, one_shot, one_shot_labels, progressive, extracted,
+extracted_labels, extracted_centered, extracted_pca, extracted_pca_rotated,
+extracted_directions, fitnets, late_to_early, joint, joint_fading, custom.
+docs/concepts.md explains them.
 
-The same command, started again, goes on from the last checkpoint.
+Sizes: cpu (the default), paper, tiny; causal_text also has llama_1b. Text has
+no paper, Wikipedia no cpu.
 
-Several processes, each with its own devices, train one run: start the same
+Every field of the config is a flag: --config.data.d=30. The fields, with
+comments: cxjax/configs/defaults.py, cxjax/methods/registry.py (of each method),
+and the file of the experiment.
+
+Several processes, each with its own devices, can train one run: start the same
 command in each, with --coordinator, --num_processes and --process_id. SLURM
 jobs and TPU pods need none of these flags.
 """  # noqa: E501  Commands to copy.
@@ -48,31 +59,36 @@ from cxjax.training import target_cache
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'File of the experiment; after a colon, a method, a size or both: '
-  'FILE:extracted,tiny.',
+  'File of the experiment; after a colon a method, a size or both, as '
+  'FILE:extracted,tiny. The defaults are extracted and cpu.',
   lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', '', 'Folder of the run: checkpoints, metrics and results.'
+)
 _COMPARE = flags.DEFINE_list(
-  'compare', [], 'Methods to train by, one after the other, on one teacher.'
+  'compare',
+  [],
+  'Methods, with commas between them: trains students by each, on one teacher.',
 )
 _DRY_RUN = flags.DEFINE_string(
   'dry_run',
   None,
-  'Compile every stage for cpu or for a TPU topology, as v5e:4x4, and print '
-  'what it needs; train nothing and write nothing.',
+  'Compile every stage for cpu, or for a TPU topology such as v5e:4x4, and '
+  'print its memory and cost; train nothing and write nothing.',
 )
 _CACHE = flags.DEFINE_string(
   'cache_targets',
   '',
-  "Folder: run the teacher once over the students' batches, store its targets "
-  'there, and train no student. --config.cache.folder reads them.',
+  "Folder: run the teacher once over the students' batches and store its "
+  'targets there; train no student. Later runs read them by '
+  '--config.cache.folder.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of the first of several processes.'
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'Number of processes.'
+  'num_processes', None, 'Number of processes that train the run.'
 )
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Number of this process, from 0.'
@@ -157,7 +173,7 @@ def _check_flags() -> None:
   twice = sorted({name for name in methods if methods.count(name) > 1})
   errors.require(
     not twice,
-    f'--compare names {", ".join(twice)} twice: each method is run once.',
+    f'--compare names {", ".join(twice)} twice: give each method once.',
   )
 
 

@@ -155,7 +155,7 @@ def function(name: str, value: Any, example: str) -> Callable[..., Any]:
 def text(name: str, value: Any, example: str) -> str:
   """Checks a text; `example` ends the message, as in "'block*'"."""
   errors.require(
-    isinstance(value, str), f'{name}={value!r} must be a text, as {example}.'
+    isinstance(value, str), f'{name}={value!r} must be a string, as {example}.'
   )
   return value
 

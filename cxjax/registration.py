@@ -31,7 +31,7 @@ def add(
   """
   errors.require(
     isinstance(name, str) and bool(name),
-    f'The name {name!r} of a {kind} must be a text.',
+    f'The name {name!r} of a {kind} must be a string.',
   )
   errors.require(
     callable(source),

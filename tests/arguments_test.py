@@ -90,7 +90,7 @@ class FunctionTest(parameterized.TestCase):
 class TextTest(parameterized.TestCase):
   @parameterized.parameters(*NO_TEXTS)
   def test_refuses_others(self, value):
-    with self.assertRaisesRegex(errors.UserError, "must be a text, as 'b'"):
+    with self.assertRaisesRegex(errors.UserError, "must be a string, as 'b'"):
       arguments.text('trainable', value, "'b'")
 
 

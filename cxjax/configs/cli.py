@@ -145,7 +145,7 @@ def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
   for word in words:
     errors.require(
       bool(re.fullmatch('[0-9]{1,9}', word)) and int(word) > 0,
-      f'{given}: {word!r} is no whole number above 0.',
+      f'{given}: {word!r} must be a whole number above 0.',
     )
   return [int(word) for word in words]
 
@@ -169,8 +169,7 @@ def _flag_error(error: Exception) -> Exception | str:
 
 def _say_stopped(interrupted: signals.Interrupted) -> None:
   print(
-    f'Stopped by {interrupted}. What was saved stays; the same command '
-    'resumes.',
+    f'Stopped by {interrupted}. Saved files stay; the same command resumes.',
     file=sys.stderr,
   )
 

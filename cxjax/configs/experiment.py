@@ -135,7 +135,7 @@ def run(
   """
   errors.require(
     bool(config.cache.folder) or config.cache.batches == 0,
-    f'cache.batches={config.cache.batches} is of stored targets: give '
+    f'cache.batches={config.cache.batches} is for stored targets: give '
     'cache.folder or --cache_targets, or leave it out.',
   )
   experiment = builders.open_experiment(config, workdir)

@@ -180,7 +180,9 @@ def _check_type(full: str, value: Any, default: Any) -> None:
   if isinstance(default, bool):
     arguments.flag(full, value)
   elif isinstance(default, str):
-    errors.require(isinstance(value, str), f'{full}={value!r} must be a text.')
+    errors.require(
+      isinstance(value, str), f'{full}={value!r} must be a string.'
+    )
   elif isinstance(default, tuple):
     errors.require(
       isinstance(value, Sequence) and not isinstance(value, str | bytes),
@@ -267,7 +269,7 @@ def _check_value(
     if allowed is not None and one not in allowed:
       wanted = str(allowed)
     elif isinstance(one, str) and '\0' in one:
-      wanted = 'a text without null characters'
+      wanted = 'a string without null characters'
     # A run whose config has NaN would never be found to be the same run.
     elif isinstance(one, float) and math.isnan(one):
       wanted = 'a number'

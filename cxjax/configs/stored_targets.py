@@ -125,8 +125,8 @@ def _found_teacher(
   folder = teachers.teacher_folder(experiment.config, workdir)
   if not (folder / 'summary.json').exists():
     logging.info(
-      'No teacher in %s: its targets were compared with it when they were '
-      'written, and are not now.',
+      'No teacher in %s: the stored targets are not compared with it again; '
+      'they were when they were written.',
       folder,
     )
     return None

@@ -154,9 +154,9 @@ def _warn_if_untrained(
   metric = spec.primary_metric
   if metric.is_possible(stop_at) and not metric.reaches(score, stop_at):
     logging.warning(
-      'The teacher ended with %s %.3g, teacher.stop_at=%.3g was not reached: '
-      'students learn what it knows. Give it more teacher.num_steps than %d, '
-      'or another seed.',
+      'The teacher ended with %s %.3g: teacher.stop_at=%.3g was not reached, so '
+      'its students learn from an unfinished teacher. Raise teacher.num_steps '
+      'above %d, or choose another seed.',
       spec.primary,
       score,
       stop_at,
@@ -248,8 +248,8 @@ def claim_students(
     begun = any((folder / n).exists() for n in ('checkpoints', 'summary.json'))
     errors.require(
       not begun,
-      f'{path} is missing, which says what teacher the students of {folder} '
-      f'have: restore it, {again}',
+      f'{path} is missing. It identifies the teacher of the students in '
+      f'{folder}: restore it, {again}',
     )
     files.write_json(path, here)
     return

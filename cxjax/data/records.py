@@ -181,6 +181,6 @@ def _text(record: Mapping[str, Any], name: str, where: str) -> str:
   except UnicodeEncodeError as error:  # JSON can escape half a character.
     raise errors.UserError(
       f'{where}: the field {name!r} is no Unicode text: the character '
-      f'{error.start + 1} is half of a pair. Mend it.'
+      f'{error.start + 1} is half of a pair. Correct it.'
     ) from error
   return str(value)

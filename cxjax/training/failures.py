@@ -181,7 +181,7 @@ def _check_weights(
       weights is None or bool(weights.any()),
       f'The batch of seed {seed} at step {at} has no position that counts in '
       'the loss: none was masked, or all weights are 0. Raise batch_size or '
-      'data.mask_rate, or mend the weights.',
+      'data.mask_rate, or correct the weights.',
     )
 
 
@@ -217,7 +217,7 @@ def _check_batch(step: int, batch: Any) -> None:
       not bad.any(),
       f'{partition.leaf_name(path)!r} of the batch of step {step} is NaN or '
       f'infinite in {bad.sum()} of {len(bad)} examples, the first is example '
-      f"{bad.argmax()}. Mend them, or leave them out with 'weights' of 0.",
+      f"{bad.argmax()}. Correct them, or leave them out with 'weights' of 0.",
     )
 
 
@@ -247,7 +247,7 @@ def _check_teacher(
       raise errors.UserError(
         f"The teacher's {term.target!r} is NaN or infinite for the batch of "
         f'step {at}, though its parameters and the batch are finite. '
-        f'{half or "Mend the teacher, or leave the examples out."}'
+        f'{half or "Correct the teacher, or leave the examples out."}'
       )
     errors.require(
       getattr(term.loss, 'func', term.loss) in EXCLUDING
@@ -278,13 +278,13 @@ def _check_outputs(
       if not bool(jnp.isfinite(value).all()):
         x = targets.without_dropout(batch['x'])
         half = _half(spec.student.apply, params, x, 'student')
-        mend = (
-          'Mend the student: a class that it excludes by -inf must be one that '
-          'the teacher excludes as well.'
+        advice = (
+          'Correct the student: a class that it excludes by -inf must be one '
+          'that the teacher excludes as well.'
         )
         raise errors.UserError(
           f"The student's {terms[name]!r} is not finite for the batch of step "
-          f'{at}, before any training. {half or mend}'
+          f'{at}, before any training. {half or advice}'
         )
 
 

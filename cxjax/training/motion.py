@@ -59,9 +59,8 @@ class Motion:
     if still:
       logging.warning(
         'No parameter of %d of %d students moved in the %d steps of stage %r: '
-        'the gradient of its loss is 0, as of units that are never active or '
-        'of a loss that does not depend on the student, or the learning rate '
-        'is 0.',
+        'the gradient of its loss is 0 (units that are never active, or a loss '
+        'that does not depend on the student), or the learning rate is 0.',
         still,
         self._before.shape[0],
         steps,

@@ -150,7 +150,7 @@ class CheckTest(parameterized.TestCase):
   @parameterized.parameters(
     (NAN, r'^data.noise=nan must be a number\.$'),
     ((0.1, NAN), r'^data.noise=\(0.1, nan\): nan is not a number\.$'),
-    ('a\0b', 'must be a text without null characters'),
+    ('a\0b', 'must be a string without null characters'),
     (len, '^data.noise=.* cannot be written as JSON'),
     (b'x', '^data.noise=.* cannot be written as JSON'),
   )
@@ -196,7 +196,7 @@ class TypeTest(parameterized.TestCase):
     ('cache', 'x', "cache='x' must be a block"),
     ('share_batches', 'no', "share_batches='no' must be True or False"),
     ('hard_labels', 0, 'hard_labels=0 must be True or False'),
-    ('keep_best', (), r'keep_best=\(\) must be a text'),
+    ('keep_best', (), r'keep_best=\(\) must be a string'),
     ('batch_size', [8], r'batch_size=\[8\] must be one value, not a list'),
     ('seed', {}, 'seed={} must be one value'),
     ('extracted.layers', 'h', "extracted.layers='h' must be a list"),

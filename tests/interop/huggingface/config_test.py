@@ -37,7 +37,7 @@ REFUSED = (
   (dict(attention_bias=True), 'self_attn.q_proj.bias: none in the file'),
   (dict(attention_bias='yes'), 'must be true or false'),
   (dict(hidden_act='relu'), "hidden_act='relu'; only 'silu'"),
-  (dict(hidden_act=['silu']), 'must be a text'),
+  (dict(hidden_act=['silu']), 'must be a string'),
   (dict(architectures=['OtherForCausalLM']), 'only LlamaForCausalLM'),
   (dict(architectures=[]), 'only LlamaForCausalLM'),
   (dict(rope_scaling=dict(rope_type='longrope')), "rope_type='longrope'"),
