@@ -154,8 +154,8 @@ def _warn_if_untrained(
   metric = spec.primary_metric
   if metric.is_possible(stop_at) and not metric.reaches(score, stop_at):
     logging.warning(
-      'The teacher ended with %s %.3g: teacher.stop_at=%.3g was not reached, so '
-      'its students learn from an unfinished teacher. Raise teacher.num_steps '
+      'The teacher ended with %s %.3g; teacher.stop_at=%.3g was not reached, '
+      'so students learn from an unfinished teacher. Raise teacher.num_steps '
       'above %d, or choose another seed.',
       spec.primary,
       score,
