@@ -1,12 +1,15 @@
 """Draws the pictures of the site into docs/_static.
 
 `method.png` shows the stages of the extracted curriculum, `folders.png` who may
-import whom.
+import whom; `gallery_NAME.png` is a thumbnail of a stored output of a notebook.
 
 Run:
   python docs/pictures.py
 """
 
+import base64
+import io
+import json
 import pathlib
 import tomllib
 import typing
@@ -16,8 +19,17 @@ import matplotlib
 matplotlib.use('Agg')
 from matplotlib import patches
 from matplotlib import pyplot as plt
+from PIL import Image
 
 DOCS = pathlib.Path(__file__).resolve().parent
+# Which of the pictures of a notebook is its thumbnail.
+THUMBNAILS = {
+  'parity': 1,
+  'distill_your_own': 0,
+  'choose_a_curriculum': 0,
+  'distill_a_decoder': 0,
+  'reading_a_run': 2,
+}
 TEACHER, STUDENT, STAGE = '#4c72b0', '#dd8452', '#444444'
 
 
@@ -92,8 +104,23 @@ def draw_folders(ax: typing.Any) -> None:
   ax.set_ylim(-0.1, len(layers))
 
 
+def thumbnail(notebook: pathlib.Path, number: int) -> Image.Image:
+  """Makes a thumbnail of a picture among the outputs of a notebook."""
+  cells = json.loads(notebook.read_text())['cells']
+  outputs = [out for cell in cells for out in cell.get('outputs', ())]
+  data = [out.get('data', {}).get('image/png') for out in outputs]
+  chosen = [picture for picture in data if picture][number]
+  picture = Image.open(io.BytesIO(base64.b64decode(chosen))).convert('RGB')
+  picture.thumbnail((480, 300))
+  return picture.quantize(128)
+
+
 def main() -> None:
   """Draws and saves the pictures."""
+  folder = DOCS.parent / 'experiments' / 'notebooks'
+  for name, number in THUMBNAILS.items():
+    small = thumbnail(folder / f'{name}.ipynb', number)
+    small.save(DOCS / '_static' / f'gallery_{name}.png', optimize=True)
   for name, draw, size in (
     ('method', draw_method, (8.4, 4.6)),
     ('folders', draw_folders, (5.6, 4.2)),
