@@ -49,6 +49,8 @@ _EXAMPLES = flags.DEFINE_integer(
 )
 BATCH = 1_024
 MARKERS = ('o', 's', '^', 'v')
+SHADE = {'color': 'black', 'alpha': 0.08, 'linewidth': 0}
+TRANSITION = 0.55, 0.95  # Accuracies between which the teacher is learning.
 # Correlations `[d]` by function: the name of a layer, whose projection it is,
 # or the step of a checkpoint, whose output it is.
 Found: TypeAlias = dict[str | int, np.ndarray]
@@ -185,15 +187,15 @@ def _draw_coordinates(
       (layer, f'random projection of {layer}', 'extracted', marker)
       for layer, marker in zip(layers, itertools.cycle(MARKERS), strict=False)
     ),
-    (middle, f'output at step {middle}', 'progressive', 'o'),
-    (steps[-1], 'output of the final teacher', 'one_shot', 'o'),
+    (middle, f'output at step {middle}', 'progressive', 'D'),
+    (steps[-1], 'output of the final teacher', 'one_shot', 'P'),
   ]
   for name, label, method, marker in curves:
     color = plots.COLORS[method]
     panel.plot(
       found[name][order], marker, markersize=4, label=label, color=color
     )
-  panel.axvline(len(support) - 0.5, color='black', linewidth=0.8)
+  panel.axvspan(-0.5, len(support) - 0.5, label='support', **SHADE)
 
 
 def _draw_training(
@@ -221,11 +223,11 @@ def _draw_training(
       label=f'projection of {layer}, in the support',
     )
   panel.set_xlabel("step of the teacher's training")
-  accuracy = panel.twinx()
-  accuracy.plot(steps, list(scores.values()), color='gray', linewidth=1)
-  accuracy.set_ylabel('accuracy of the teacher (gray)', color='gray')
-  accuracy.set_ylim(0.45, 1.02)
-  accuracy.spines['top'].set_visible(False)
+  low, high = TRANSITION
+  learning = [step for step in steps if low <= scores[step] <= high]
+  if learning:
+    label = f'accuracy of the teacher {low:.0%} to {high:.0%}'
+    panel.axvspan(min(learning), max(learning), label=label, **SHADE)
 
 
 def main(argv: list[str]) -> None:

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import pathlib
 import textwrap
+from typing import Any
 
 from matplotlib import figure as mpl
 from matplotlib import lines
+from matplotlib import patches
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 import numpy as np
 
@@ -26,6 +29,9 @@ COLORS = {
 }
 # Colors of runs that are none of these methods.
 OTHERS = ('#009E73', '#CC79A7', '#56B4E9', '#999999')
+# Strips of stages above the axes: height and distance, of the height of the
+# axes; points of the axes' width, and of a letter, to tell which names fit.
+STRIP, GAP, WIDTH, LETTER = 0.05, 0.015, 340, 4.5
 
 
 def save(figure: mpl.Figure, path: pathlib.Path) -> None:
@@ -81,10 +87,12 @@ def curves(
   path: pathlib.Path,
   title: str = '',
   xlabel: str = 'student steps',
+  teacher: float | None = None,
 ) -> None:
   """Plots a metric against steps: every seed, and their median.
 
-  A dotted line in the color of a run marks the end of each of its stages.
+  A dotted line in the color of a run marks the end of each of its stages, and a
+  strip above the axes has the names of the stages.
 
   Args:
     runs: records of metrics.jsonl by method or by another name.
@@ -93,6 +101,7 @@ def curves(
     path: path of the PNG file.
     title: title of the plot; by default that it compares `ylabel`.
     xlabel: label of the horizontal axis, the unit of the records' steps.
+    teacher: the teacher's value of the metric, drawn as a horizontal line.
 
   Raises:
     UserError: a run has no record of the metric, or the file cannot be written.
@@ -107,6 +116,9 @@ def curves(
     if name in staged:
       shift = staged.index(name), len(staged)
       boundaries(panel, records, color, shift)
+      _strip(panel, records, color, len(staged) - 1 - staged.index(name))
+  if teacher is not None:
+    panel.axhline(teacher, color='gray', linewidth=1, zorder=1, label='teacher')
   several = f'median of {seeds} seeds,\nthin: each seed'
   handles, _ = panel.get_legend_handles_labels()
   if staged:
@@ -122,7 +134,9 @@ def curves(
     loc='upper left',
     bbox_to_anchor=(1.01, 1.0),
   )
-  panel.set_title(title or f'{ylabel} by method')
+  # Above the strips; 288 points are the height of a figure.
+  pad = 6 + 0.77 * 288 * (STRIP + GAP) * len(staged)
+  panel.set_title(title or f'{ylabel} by method', pad=pad)
   save(figure, path)
 
 
@@ -143,21 +157,32 @@ def _curve(
   )
   steps = np.array([step for step, _ in found])
   values = np.array([per_seed for _, per_seed in found])
-  # Baselines often coincide at chance. The dashes lie on top, so that both they
-  # and the curve below are visible.
-  dashed = name == 'supervised'
-  panel.plot(
-    steps,
-    np.median(values, axis=1),
-    linestyle=(0, (3, 3)) if dashed else '-',
-    label=_label(name, records),
-    color=color,
-    zorder=3 if dashed else 2,
+  median = np.median(values, axis=1)
+  draw_line(
+    panel, steps, median, name, label=_label(name, records), color=color
   )
   # A band from min to max would flood the picture if one seed stays behind.
   if values.shape[1] > 1:
     panel.plot(steps, values, color=color, alpha=0.4, linewidth=0.7, zorder=1.5)
   return values.shape[1]
+
+
+def draw_line(
+  panel: Axes, x: np.ndarray, y: np.ndarray, method: str, **style: Any
+) -> None:
+  """Draws the line of a method, so that baselines that coincide are visible.
+
+  Args:
+    panel: the panel.
+    x: `[N]`.
+    y: `[N]`.
+    method: its name; supervised is dashed and lies on top, with a white edge.
+    **style: of the line, as `label` and `color`.
+  """
+  if method == 'supervised':
+    edge = patheffects.withStroke(linewidth=4, foreground='white')
+    style |= {'linestyle': (0, (3, 4)), 'linewidth': 2, 'path_effects': [edge]}
+  panel.plot(x, y, zorder=3 if method == 'supervised' else 2, **style)
 
 
 def _label(name: str, records: Sequence[types.Record]) -> str:
@@ -166,6 +191,35 @@ def _label(name: str, records: Sequence[types.Record]) -> str:
   if len(stages) == 1:
     return name
   return '\n'.join([name, *textwrap.wrap(', '.join(stages), 24)])
+
+
+def _strip(
+  panel: Axes, records: Sequence[types.Record], color: str, row: int
+) -> None:
+  """Draws the stages of a run above the axes, with the names that fit."""
+  ends = [*_ends(records), records[-1]['step']]
+  names = {record['step']: record['stage'] for record in records}
+  place = panel.get_xaxis_transform()
+  bottom = 1 + GAP + row * (STRIP + GAP)
+  for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+    corner, size = (start, bottom), (end - start, STRIP)
+    panel.add_patch(
+      patches.Rectangle(
+        corner,
+        *size,
+        transform=place,
+        facecolor=color,
+        edgecolor='white',
+        alpha=0.6 if i % 2 else 0.35,
+        clip_on=False,
+      )
+    )
+    name = names[end]
+    if len(name) * LETTER < WIDTH * (end - start) / ends[-1]:
+      middle = (start + end) / 2, bottom + STRIP / 2
+      panel.text(
+        *middle, name, ha='center', va='center', fontsize=7, transform=place
+      )
 
 
 def _ends(records: Sequence[types.Record]) -> list[int]:

@@ -220,6 +220,23 @@ def compare(
   from cxjax.analysis import plots
 
   plots.curves(
-    curves, primary, f'held-out {primary}', workdir / 'comparison.png'
+    curves,
+    primary,
+    f'held-out {primary}',
+    workdir / 'comparison.png',
+    title=f'{config.task}: held-out {primary} by method',
+    teacher=_teacher_score(config, workdir, primary),
   )
   return summaries
+
+
+def _teacher_score(
+  config: Config, workdir: pathlib.Path, metric: str
+) -> float | None:
+  """The teacher's value of a metric, if its summary has one."""
+  for folder in (teachers.teacher_folder(config, workdir), workdir / 'teacher'):
+    path = folder / 'summary.json'
+    if path.exists():
+      values = summary_lib.read(path)['final'].get(metric)
+      return float(values[0]) if values else None
+  return None

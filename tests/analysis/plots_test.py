@@ -100,6 +100,10 @@ class CurvesTest(TestCase):
     title = self.panel.get_legend().get_title().get_text()
     self.assertStartsWith(title, expected)
 
+  def test_a_line_for_the_teacher(self):
+    self.draw({'mine': records()}, teacher=0.9)
+    self.assertEqual(list(self.curve('teacher').get_ydata()), [0.9, 0.9])
+
   def test_title(self):
     self.draw({'mine': records()})
     self.assertEqual(self.panel.get_title(), 'held-out accuracy by method')
@@ -143,6 +147,13 @@ class BoundariesTest(TestCase):
       texts,
       ['one_shot', 'extracted\nhidden0, hidden1, output', 'end of a stage'],
     )
+
+  def test_a_strip_names_the_stages(self):
+    stages = ('hidden0', 'hidden1', 'a name that is too long ' * 3)
+    self.draw({'extracted': records(stages=stages)})
+    strips = [(p.get_x(), p.get_width()) for p in self.panel.patches]
+    self.assertEqual(strips, [(0, 30), (30, 30), (60, 30)])
+    self.assertEqual([t.get_text() for t in self.panel.texts], list(stages[:2]))
 
   def test_no_line_and_no_entry_for_one_stage(self):
     self.draw({'one_shot': records(stages=('output',))})

@@ -1,0 +1,100 @@
+r"""Draws how many students have solved a parity, from the CSV file of a run.
+
+For runs whose curves were not kept, and for those whose seeds are learned in
+jumps at steps of their own.
+
+Run:
+  python -m experiments.pictures
+
+Draws parity_d100_k6.png and parity_d50_k6_long.png into --results.
+"""
+
+import csv
+import pathlib
+
+import numpy as np
+
+from cxjax import errors
+from cxjax.analysis import plots
+from cxjax.configs import cli
+from experiments import paths
+
+TITLES = {
+  'parity_d100_k6': 'Parity of 6 of 100 bits',
+  'parity_d50_k6_long': 'Parity of 6 of 50 bits, long runs',
+}
+SOLVED = 'steps_to_0.99'
+APART = 0.015  # Distance of lines that coincide, of the height of the axes.
+
+
+def solved(path: pathlib.Path) -> dict[str, tuple[np.ndarray, int, int]]:
+  """Reads when the students of each method reached an accuracy of 99%.
+
+  Args:
+    path: CSV file of a comparison, with a row for each student.
+
+  Returns:
+    By method the steps of those that did, ascending; the number of students;
+    and the number of steps that they were trained for.
+
+  Raises:
+    UserError: the file has no such columns.
+  """
+  with path.open(newline='') as f:
+    rows = list(csv.DictReader(f))
+  errors.require(
+    bool(rows) and {'method', 'steps', SOLVED} <= set(rows[0]),
+    f'{path} lacks the columns method, steps or {SOLVED}. Give the CSV file of '
+    'a comparison.',
+  )
+  found = {}
+  for method in dict.fromkeys(row['method'] for row in rows):
+    mine = [row for row in rows if row['method'] == method]
+    steps = sorted(int(row[SOLVED]) for row in mine if row[SOLVED])
+    found[method] = (np.array(steps, int), len(mine), int(mine[0]['steps']))
+  return found
+
+
+def draw(path: pathlib.Path, picture: pathlib.Path, title: str) -> None:
+  """Draws the number of students at 99% against steps.
+
+  Args:
+    path: CSV file of a comparison.
+    picture: path of the PNG file.
+    title: title of the plot.
+
+  Raises:
+    UserError: the CSV file is another one, or the picture cannot be written.
+  """
+  found = solved(path)
+  figure, (panel,) = plots.axes('student steps', 'students at 99% accuracy')
+  count = max(students for _, students, _ in found.values())
+  for i, (method, (steps, students, total)) in enumerate(found.items()):
+    x = np.concatenate([[0], steps, [total]])
+    y = np.concatenate([np.arange(len(steps) + 1), [len(steps)]])
+    # Side by side where they coincide.
+    beside = APART * count * ((len(found) - 1) / 2 - i)
+    plots.draw_line(
+      panel,
+      x,
+      y + beside,
+      method,
+      label=f'{method}: {len(steps)} of {students}',
+      color=plots.COLORS[method],
+      drawstyle='steps-post',
+    )
+  panel.set(ylim=(-0.03 * count, 1.05 * count), title=title)
+  panel.legend(frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1.0))
+  plots.save(figure, picture)
+
+
+def main(argv: list[str]) -> None:
+  """Draws the pictures."""
+  del argv
+  folder = paths.results()
+  for name, title in TITLES.items():
+    draw(folder / f'{name}.csv', folder / f'{name}.png', title)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,46 @@
+"""Tests of the pictures that are drawn from CSV files."""
+
+import pathlib
+
+from absl.testing import absltest
+import numpy as np
+
+from cxjax import errors
+from experiments import pictures
+
+CSV = """\
+method,seed,steps,steps_to_0.99
+supervised,0,50,
+supervised,1,50,
+extracted,0,50,30
+extracted,1,50,20
+"""
+
+
+class PicturesTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.path = self.folder / 'runs.csv'
+    self.path.write_text(CSV)
+
+  def test_steps_of_the_students_that_solved_it(self):
+    found = pictures.solved(self.path)
+    self.assertEqual(list(found), ['supervised', 'extracted'])
+    steps, students, total = found['extracted']
+    np.testing.assert_array_equal(steps, [20, 30])
+    self.assertEqual((students, total), (2, 50))
+    self.assertEmpty(found['supervised'][0])
+
+  def test_draws(self):
+    pictures.draw(self.path, self.folder / 'picture.png', 'Parity')
+    self.assertGreater((self.folder / 'picture.png').stat().st_size, 1_000)
+
+  def test_another_file_is_refused(self):
+    self.path.write_text('d,k\n1,2\n')
+    with self.assertRaisesRegex(errors.UserError, 'lacks the columns'):
+      pictures.solved(self.path)
+
+
+if __name__ == '__main__':
+  absltest.main()
