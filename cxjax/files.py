@@ -13,6 +13,7 @@ import os
 import pathlib
 import stat
 from typing import Any
+from typing import BinaryIO
 
 from absl import logging
 import jax
@@ -100,6 +101,38 @@ def make_folder(path: pathlib.Path) -> None:
     sync(one.parent)
 
 
+@contextlib.contextmanager
+def replaced(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Opens a new file that takes the place of another one, atomically.
+
+  It outlasts a power loss. An exception leaves the other one as it was.
+
+  Args:
+    path: the file; its folder is made if it is missing.
+
+  Yields:
+    The new file, open for writing.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  temporary = path.with_name(path.name + '.tmp')
+  with written(path):
+    make_folder(path.parent)
+    # A link of this name, which somebody else made, is not followed.
+    temporary.unlink(missing_ok=True)
+    try:
+      with temporary.open('xb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      temporary.replace(path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
+    sync(path.parent)
+
+
 def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
   """Writes a text file atomically, in UTF-8; it outlasts a power loss.
 
@@ -112,23 +145,9 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
   Raises:
     UserError: the folder cannot be written.
   """
-  if not own and jax.process_index() != 0:
-    return
-  temporary = path.with_name(path.name + '.tmp')
-  with written(path):
-    make_folder(path.parent)
-    # A link of this name, which somebody else made, is not followed.
-    temporary.unlink(missing_ok=True)
-    try:
-      with temporary.open('x', encoding='utf-8') as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-      temporary.replace(path)
-    except OSError:
-      temporary.unlink(missing_ok=True)
-      raise
-    sync(path.parent)
+  if own or jax.process_index() == 0:
+    with replaced(path) as file:
+      file.write(text.encode())
 
 
 def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:

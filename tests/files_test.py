@@ -41,6 +41,15 @@ class WriteTest(FilesTest):
     self.assertEqual(path.read_text(), 'old')
     self.assertEqual(os.listdir(self.folder), ['file.txt'])
 
+  def test_an_exception_leaves_the_old_file(self):
+    path = self.folder / 'file.txt'
+    files.write_text(path, 'old')
+    with self.assertRaises(KeyboardInterrupt), files.replaced(path) as file:
+      file.write(b'half')
+      raise KeyboardInterrupt
+    self.assertEqual(path.read_text(), 'old')
+    self.assertEqual(os.listdir(self.folder), ['file.txt'])
+
   def test_a_folder_in_place_of_the_file(self):
     (self.folder / 'a.txt').mkdir()
     with self.assertRaisesRegex(errors.UserError, 'Something else is in its'):

@@ -16,6 +16,7 @@ from cxjax.api import stages as stages_lib
 from cxjax.data import held_out_batches
 from cxjax.data import labels as labels_lib
 from cxjax.data import reader_thread
+from cxjax.data import token_ids
 from cxjax.data import user_batches
 from cxjax.methods import losses
 from cxjax.methods import output_pieces
@@ -75,7 +76,9 @@ def evaluation(
   )
   needed = ('x', 'y') if by_labels else ('x',)
   classes, soft = _classes(plan, metrics)
-  convert = functools.partial(user_batches.checked, classes=classes, soft=soft)
+  convert = functools.partial(
+    user_batches.checked, classes=classes, soft=soft, ids=_ids(plan)
+  )
   read = held_out_batches.read(held_out, shapes, needed, convert, what, thread)
   batch = plan.marked(jax.tree.map(jnp.array, read))
   _check_not_nan(plan, jax.device_get(batch), needed, what)
@@ -113,6 +116,14 @@ def _check_not_nan(
     f'{what} has NaN in {bad.sum()} of {len(bad)} examples, the first of them '
     f"is example {bad.argmax()}. Remove them, or give them 'weights' of 0.",
   )
+
+
+def _ids(plan: plan_lib.Plan) -> token_ids.Ids:
+  """The token ids that both models read."""
+  models = plan.teacher.abilities, plan.student.abilities
+  sizes = [one.vocab_size for one in models if one.vocab_size is not None]
+  marked = None if plan.padding is None else plan.marked
+  return token_ids.Ids(min(sizes, default=None), marked)
 
 
 def _is_kl(plan: plan_lib.Plan) -> bool:

@@ -12,6 +12,7 @@ from cxjax import errors
 from cxjax import types
 from cxjax.data import conform as conform_lib
 from cxjax.data import labels as labels_lib
+from cxjax.data import token_ids
 from cxjax.methods import weights as weights_lib
 
 BATCH = ('x', 'y', 'weights')
@@ -88,7 +89,10 @@ def to_batch(x: Any) -> types.Batch:
   Raises:
     UserError: a dict with 'x' has an unknown entry.
   """
-  if isinstance(x, tuple | list) and len(x) == 2:
+  fields = getattr(x, '_fields', ())  # Of a named tuple.
+  if isinstance(x, tuple) and 'x' in fields and {*fields} <= {*BATCH}:
+    x = dict(zip(fields, x, strict=True))
+  elif isinstance(x, tuple | list) and len(x) == 2:
     x = {'x': x[0], 'y': x[1]}
   if not isinstance(x, Mapping) or 'x' not in x:
     return {'x': x}
@@ -102,13 +106,20 @@ def to_batch(x: Any) -> types.Batch:
   return {name: leaf for name, leaf in x.items() if leaf is not None}
 
 
-def checked(x: Any, classes: int | None, *, soft: bool = False) -> types.Batch:
-  """Converts a batch like `to_batch` and checks its labels and weights.
+def checked(
+  x: Any,
+  classes: int | None,
+  *,
+  soft: bool = False,
+  ids: token_ids.Ids = token_ids.ANY,
+) -> types.Batch:
+  """Converts a batch like `to_batch`; checks labels, weights and token ids.
 
   Args:
     x: a batch.
     classes: number of classes; None does not check labels.
     soft: whether labels are probabilities of the classes.
+    ids: which token ids there are.
 
   Returns:
     The batch, as NumPy arrays; labels of weight 0 are 0 in it, and inputs that
@@ -116,7 +127,8 @@ def checked(x: Any, classes: int | None, *, soft: bool = False) -> types.Batch:
 
   Raises:
     UserError: a label of positive weight is not one of the classes, or no
-      probabilities; a weight is negative or not finite; an entry is no array.
+      probabilities; a weight is negative or not finite; a token id is
+      unknown; an entry is no array.
   """
   batch = to_batch(x)
   lists = lambda x: isinstance(x, list) and not any(map(np.ndim, x))
@@ -128,7 +140,7 @@ def checked(x: Any, classes: int | None, *, soft: bool = False) -> types.Batch:
     is_leaf=lists,  # Of numbers, as labels may come.
   )
   _check_weights(batch)
-  batch = weights_lib.cleared_input(batch)
+  batch = weights_lib.cleared_input(ids.checked(batch))
   return labels_lib.checked(batch, classes, soft)
 
 

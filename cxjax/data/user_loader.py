@@ -214,8 +214,10 @@ class UserLoader:
       if self._prefix and not str(error).startswith(self._prefix):
         raise errors.UserError(f'{self._prefix}{error}') from error
       raise
+    except KeyboardInterrupt:
+      raise
     # An exit of the loader would end the program as if it had succeeded.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
       hint, reason = '', conform.reason(error)
       if 'thread' in reason:
         hint = (

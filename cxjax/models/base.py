@@ -44,12 +44,14 @@ class Abilities:
     partition_rules: how the parameters are sharded over the 'model' axis of the
       mesh; `()` if none of them is.
     head: whether the model is a `ModelWithHead`.
+    vocab_size: number of token ids, of a model that reads them.
   """
 
   inputs: tuple[str, ...] | None = None
   dropout: float | None = None
   partition_rules: PartitionRules | None = None
   head: bool = False
+  vocab_size: int | None = None
 
 
 @runtime_checkable

@@ -161,6 +161,7 @@ class Decoder(base.HeadApart, nn.Module):
       dropout=self.dropout,
       partition_rules=PARTITION_RULES,
       head=self.num_classes > 0,
+      vocab_size=self.vocab_size,
     )
 
   @property

@@ -132,6 +132,7 @@ class Transformer(base.HeadApart, nn.Module):
       dropout=self.dropout,
       partition_rules=PARTITION_RULES,
       head=self.num_classes > 0,
+      vocab_size=self.vocab_size,
     )
 
   def setup(self) -> None:

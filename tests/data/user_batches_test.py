@@ -1,5 +1,7 @@
 """Tests of batches that users give."""
 
+import collections
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -29,10 +31,17 @@ class ToBatchTest(parameterized.TestCase):
     ('list', [X, Y], ['x', 'y']),
     ('dict', {'x': X, 'y': Y, 'weights': None}, ['x', 'y']),
     ('inputs', {'tokens': X}, ['x']),
+    ('named', collections.namedtuple('Batch', 'x y')(X, Y), ['x', 'y']),
   )
   def test_forms(self, given, names):
     found = user_batches.to_batch(given)
     self.assertEqual(list(found), names)
+
+  def test_a_named_tuple_is_read_by_its_names(self):
+    swapped = collections.namedtuple('Swapped', 'y x')(Y, X)
+    self.assertIs(user_batches.to_batch(swapped)['x'], X)
+    others = collections.namedtuple('Others', 'labels inputs')(Y, X)
+    self.assertIs(user_batches.to_batch(others)['x'], Y)
 
   def test_an_unknown_entry(self):
     with self.assertRaisesRegex(errors.UserError, 'A batch has mask beside x'):

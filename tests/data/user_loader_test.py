@@ -166,6 +166,7 @@ class RaiseTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('with_its_type', OSError('no\nfile.'), 'Batch 3 .*: OSError: no file.$'),
     ('that_exits', SystemExit(0), 'Batch 3 cannot be read: SystemExit: 0.$'),
+    ('of_no_kind', GeneratorExit(), 'Batch 3 .*: GeneratorExit: no message.$'),
     ('without_a_message', KeyError(), 'Batch 3 .*: KeyError: no message.$'),
     ('of_ours', errors.UserError('Its own line.'), '^Its own line.$'),
     (

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 from typing import TypeAlias
 
+from absl import logging
 from flax import traverse_util
 import numpy as np
 
@@ -188,11 +189,22 @@ def norm(path: str, tensor: str) -> tuple[Parameter, Parameter]:
 
 
 def drop_copy(tensors: dict[str, Any], name: str, other: str) -> None:
-  """Removes a tensor that has the values of another one."""
+  """Removes a tensor that has the values of the one that it is tied to.
+
+  Warns of other values: then they are not tied, as in transformers.
+  """
   if {name, other} <= tensors.keys():
     pair = np.asarray(tensors[name]), np.asarray(tensors[other])
     if np.array_equal(*pair):
       del tensors[name]
+      return
+    logging.warning(
+      'The config ties %s to %s, and the file has other values for it: they '
+      'are read as they are, untied. Set tie_word_embeddings to false, or save '
+      'the model again.',
+      name,
+      other,
+    )
 
 
 def select_decoder(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import math
+import os
 import pathlib
 
 from cxjax import errors
@@ -76,7 +77,7 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
   """
   path = folder / 'config.json'
   errors.require(
-    path.exists(),
+    os.path.lexists(path),
     f'{folder} has no config.json. It must be the folder of one model, as '
     'save_pretrained of transformers writes it.',
   )

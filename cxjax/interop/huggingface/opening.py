@@ -1,5 +1,6 @@
 """Opening files of a folder that may come from a stranger."""
 
+import os
 import pathlib
 import stat
 from typing import Any
@@ -25,9 +26,10 @@ def require_regular(path: pathlib.Path, most: int | None = None) -> None:
   try:
     real, found = path.resolve(strict=True), path.stat()
   except (OSError, RuntimeError) as error:
-    raise errors.UserError(
-      f'{path} cannot be read ({error}). Restore it.'
-    ) from error
+    what = f'cannot be read ({error})'
+    if path.is_symlink():
+      what = f'is a link to {os.readlink(path)}, which is not there'
+    raise errors.UserError(f'{path} {what}. Restore it.') from error
   # The cache of huggingface_hub links its snapshots to blobs of one model.
   allowed = (folder.resolve(), folder.resolve().parent.parent / 'blobs')
   errors.require(

@@ -97,28 +97,34 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
 
   Raises:
     UserError: a file is missing, damaged or out of the folder; a tensor is of
-      no floating-point type, or of one with 8 bits.
+      no floating-point type, or of one with 8 bits, or is in two files.
   """
   index = folder / f'{FILE}.index.json'
   names = [FILE]
   if index.exists() and not (folder / FILE).exists():
     names = _shards(index)
-  tensors = {}
+  tensors: dict[str, StoredTensor] = {}
   for name in names:
     path = folder / name
     errors.require(
-      path.exists(),
+      os.path.lexists(path),
       f'{folder} has no {name}; a pytorch_model.bin, which can run code, is '
       'not read. Save the model again with save_pretrained of transformers.',
     )
     opening.require_regular(path)
     try:
       _require_floating(path)
-      tensors.update(_stored(path))
+      found = _stored(path)
     except (OSError, safetensors.SafetensorError) as error:
       raise errors.UserError(
         f'{path} cannot be read ({error}). Restore it, or save the model again.'
       ) from error
+    for twice in found.keys() & tensors.keys():
+      raise errors.UserError(
+        f'{path}: the tensor {twice} is in {tensors[twice].path.name} too. '
+        'Files of two models are mixed: save the model again.'
+      )
+    tensors |= found
   return tensors
 
 
@@ -224,17 +230,11 @@ def write(path: pathlib.Path, tensors: base.Tensors) -> None:
     }
   text = json.dumps(header).encode()
   text += b' ' * (-len(text) % 8)
-  temporary = path.with_name(path.name + '.tmp')
-  with files.written(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open('wb') as f:
-      f.write(struct.pack('<Q', len(text)) + text)
-      for name in order:
-        data = np.ascontiguousarray(np.asarray(tensors[name])).reshape(-1)
-        f.write(data.view(np.uint8).data)
-      f.flush()
-      os.fsync(f.fileno())
-    temporary.replace(path)
+  with files.replaced(path) as file:
+    file.write(struct.pack('<Q', len(text)) + text)
+    for name in order:
+      data = np.ascontiguousarray(np.asarray(tensors[name])).reshape(-1)
+      file.write(data.view(np.uint8).data)
 
 
 def num_bytes(tensor: Any) -> int:

@@ -69,13 +69,23 @@ def linked_out(folder):
   (folder / TENSORS).symlink_to(folder.parent / 'outside')
 
 
+def in_two_shards(folder):
+  huggingface.write(folder, *fixtures.make(), max_shard_bytes=20_000)
+  first, *_, last = sorted(folder.glob('model-*.safetensors'))
+  tensors = safetensors.numpy.load_file(first)
+  tensors |= safetensors.numpy.load_file(last)
+  safetensors.numpy.save_file(tensors, first)
+
+
 CASES = {
+  'a tensor in two shards': (in_two_shards, r'the tensor \S+ is in model-'),
   'a shard above': (index({'a': '../outside'}), 'names of files in its'),
   'an absolute shard': (index({'a': '/dev/zero'}), 'names of files in its'),
   'shards that are numbers': (index({'a': 3}), 'names of files in its'),
   'a list of shards': (index(['a']), 'names of files in its'),
   'a link out of the folder': (linked_out, 'out of its folder'),
   'a device': (link(CONFIG, '/dev/zero'), 'out of its folder'),
+  'a link to nothing': (link(CONFIG, 'gone'), 'to gone, which is not there'),
   'a config that is a pipe': (fifo(CONFIG), 'no regular file'),
   'tensors that are a pipe': (fifo(TENSORS), 'no regular file'),
   'a deep config': (text(CONFIG, '[' * 100_000), 'cannot be read'),

@@ -1,5 +1,8 @@
 """Models that transformers wrote, read here and compared with it."""
 
+from unittest import mock
+
+from absl import logging
 from absl.testing import parameterized
 import jax
 import numpy as np
@@ -84,8 +87,11 @@ class ReadTest(fixtures.TestCase):
       tensors['cls.predictions.decoder.weight'] = kernel
       tensors['bert.embeddings.position_ids'] = np.arange(12)[None]
       safetensors.numpy.save_file(tensors, path)
-      module, variables = huggingface.read(folder)
+      with mock.patch.object(logging, 'warning') as warning:
+        module, variables = huggingface.read(folder)
       self.assertEqual(module.tied, tied)
+      said = str(warning.call_args_list)
+      self.assertEqual('untied. Set tie_word' in said, not tied)
       if tied:
         self.assert_same_tree(variables, want[1])
       else:

@@ -39,6 +39,15 @@ class FileTest(fixtures.TestCase):
     self.assertEqual(stored['a'].sum(), 15)
     self.assertEqual(stored['a'][1, 1], 4)
 
+  def test_a_link_is_not_written_through(self):
+    folder = self.folder()
+    (folder / 'other').write_text('mine')
+    for name in ('a', 'a.tmp'):
+      (folder / name).symlink_to(folder / 'other')
+    tensors_lib.write(folder / 'a', {'t': np.ones(3, np.float32)})
+    self.assertEqual((folder / 'other').read_text(), 'mine')
+    self.assertFalse((folder / 'a').is_symlink())
+
   def test_a_file_that_was_cut_off_meanwhile(self):
     path = self.folder() / 'model.safetensors'
     tensors_lib.write(path, {'a': np.ones(9)})

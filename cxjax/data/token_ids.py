@@ -1,0 +1,86 @@
+"""Token ids in the batches of a user, which must be those of the models."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cxjax import errors
+from cxjax import types
+from cxjax.methods import weights as weights_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+  """The token ids that models read.
+
+  JAX has no error for an id that an embedding lacks: it becomes NaN, or another
+  id if it is negative.
+
+  Attributes:
+    size: number of ids; None checks nothing.
+    marked: adds the mask of a plan to a batch; None if the batch has its own.
+  """
+
+  size: int | None = None
+  marked: Callable[[types.Batch], types.Batch] | None = None
+
+  def checked(self, batch: types.Batch) -> types.Batch:
+    """Checks the token ids of a batch.
+
+    Args:
+      batch: NumPy arrays.
+
+    Returns:
+      The batch. Unknown ids of padding, which its own mask or weights leave
+      out, are 0 in it.
+
+    Raises:
+      UserError: an id that counts is not from 0 to `size` - 1.
+    """
+    x, size = batch['x'], self.size
+    tokens = _tokens(x)
+    if size is None or tokens is None:
+      return batch
+    unknown = (tokens < 0) | (tokens >= size)
+    if not unknown.any():
+      return batch
+    whole = batch if self.marked is None else self.marked(batch)
+    bad = unknown & _counts(whole, tokens.shape)
+    if bad.any():
+      place = tuple(int(index[0]) for index in bad.nonzero())
+      raise errors.UserError(
+        f'{bad.sum()} token ids are not among the 0 to {size - 1} of the '
+        f'models: the first is {tokens[place]}, in example {place[0]}. Take '
+        'the tokenizer of the models; leave padding out by a mask.'
+      )
+    if self.marked is not None:  # The mask may read the ids.
+      return batch
+    known = np.where(unknown, 0, tokens).astype(tokens.dtype)
+    return {**batch, 'x': known if x is tokens else {**x, 'tokens': known}}
+
+
+ANY = Ids()
+
+
+def _tokens(x: Any) -> np.ndarray | None:
+  """The token ids of an input; None if there are none."""
+  found = x.get('tokens') if isinstance(x, Mapping) else x
+  if isinstance(found, np.ndarray) and jnp.issubdtype(found.dtype, jnp.integer):
+    return found
+  return None
+
+
+def _counts(batch: types.Batch, shape: tuple[int, ...]) -> Any:
+  """True where ids count; an array that broadcasts to `shape`, or one bool."""
+  mask, weights = weights_lib.token_mask(batch['x']), batch.get('weights')
+  found: Any = True
+  if weights is not None:  # A token without a weight of its own is read.
+    found = (np.asarray(weights) != 0).reshape(len(weights), -1).any(1)
+    found = found.reshape(-1, *[1] * (len(shape) - 1))
+  if mask is not None and mask.shape == shape:
+    found = found & (np.asarray(mask) != 0)
+  return found
