@@ -229,11 +229,13 @@ def _check_loss(
     f'The loss of stage {stage.name!r} makes {found.dtype} values, which have '
     'no gradient: it must make floating-point ones, as cxjax.mse does.',
   )
+  single = 1 in shape or term.top_k == 1
   errors.require(
-    shape[-1] > 1 or not _is_constant(term, shape, want),
+    not single or not _is_constant(term, shape, want),
     f'The loss of stage {stage.name!r} is constant for {term.student!r} of '
-    'width 1, as a softmax of one class is: it cannot teach. Give a loss of '
-    "values, as 'mse', or outputs of two classes.",
+    f'shape {list(shape)}, as a softmax of one class is, or the relations of '
+    "one example: it cannot teach. Give a loss of values, as 'mse', or two of "
+    'what there is one of.',
   )
 
 
@@ -261,7 +263,7 @@ def _is_constant(
   random = np.random.default_rng(0)
 
   def draw(leaf: Any) -> jax.Array:
-    few = (3,) * size + leaf.shape[size:]
+    few = tuple(min(3, n) for n in shape[:-1]) + leaf.shape[size:]
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
       return jnp.zeros(few, leaf.dtype)
     return jnp.asarray(random.uniform(1, 2, size=few), leaf.dtype)
@@ -270,7 +272,7 @@ def _is_constant(
     draw, (jax.ShapeDtypeStruct(shape, jnp.float32), want)
   )
   # Both signs, or the cosine of all pairs would be 0.
-  got = got.at[1].multiply(-1)
+  got = got.at[-1].multiply(-1)
   total = lambda got: jnp.sum(term.loss(got, want))  # type: ignore[operator, misc]
   try:
     loss, grad = jax.value_and_grad(total)(got)

@@ -136,13 +136,21 @@ class RefusalTest(parameterized.TestCase):
     lambda got, want: losses.kl(got, want) + 3,
   )
   def test_a_loss_of_one_class_is_constant(self, loss):
-    message = "constant for 'logits' of width 1.*'mse', or outputs of two cl"
+    message = r"constant for 'logits' of shape \[4, 1\].*'mse', or two of"
     self.assert_refused(message, single(loss=loss), models=ONE)
 
   @parameterized.parameters(dict(target='labels'), dict(top_k=1))
   def test_labels_and_the_largest_of_one_class(self, **fields):
     self.assert_refused('is constant', single(**fields), models=ONE)
     plan(single(**fields))
+
+  @parameterized.parameters('gram', 'cka')
+  def test_relations_of_one_example_are_constant(self, loss):
+    one = {'x': jax.ShapeDtypeStruct((1, 8), jnp.float32)}
+    fields = {**HIDDEN, 'loss': loss, 'regressor': True}
+    self.assert_refused('the relations of one', single(**fields), batch=one)
+    plan(single(**fields))
+    plan(single(**{**fields, 'loss': 'cosine'}), batch=one)
 
   def test_values_of_width_1_can_teach(self):
     for loss in ('mse', 'l2', lambda got, want: jnp.abs(got - want)[:, 0]):
