@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 from cxjax import settings
 from cxjax import types
@@ -111,7 +112,8 @@ def distill(
     save_every: steps between checkpoints; a tenth of the steps without it.
     log_every: steps to a record of the history, and batches that are put on the
       devices at once; up to 100 without it.
-    eval_every: steps between evaluations; a tenth of the steps without it.
+    eval_every: steps between evaluations, a multiple of `log_every` or else
+      rounded down to one; a tenth of the steps without it.
     metrics: names of registered metrics, or `(output, y) -> [...]` or
       `cxjax.Metric` by name; `y` are the labels, if there are any and outputs
       are logits, else the teacher's output. The first decides which checkpoint
@@ -205,7 +207,7 @@ def distill(
     if workdir is None:
       with _nothing_kept(), tempfile.TemporaryDirectory() as folder:
         return run(pathlib.Path(folder), 'distill')
-    folder = pathlib.Path(workdir)
+    folder = checks.path('workdir', workdir)
     rate = learning_rate if optimizer is None else None
     described = run_identity.describe(plan, spec, seed, rate)
     settings.claim_workdir(folder, {**described, 'last_batch': last_batch})
@@ -332,6 +334,7 @@ def _loop(
       math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(plan.batch)
     )
     log_every = int(min(100, tenth, max(AHEAD // size, 1)))
+    log_every = min(log_every, eval_every or log_every)
   log_every = min(log_every, num_steps)  # So many batches are held at once.
   multiple = lambda steps: max(steps // log_every, 1) * log_every
   keep_best = arguments.text('keep_best', keep_best, "'accuracy'")

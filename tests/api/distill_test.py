@@ -67,6 +67,12 @@ class LearnTest(FolderTest):
         distill(plan)
       self.assertEqual(compiled.call_count, number, costs)
 
+  def test_evaluates_as_often_as_asked(self):
+    plan = cxjax.plan(BIG, SMALL, X, num_steps=40, layers=())
+    _, history = cxjax.distill(plan, batches(), eval_every=2)
+    evaluated = [r['step'] for r in history if 'eval/loss' in r]
+    self.assertEqual(evaluated, list(range(2, 41, 2)))
+
   def test_the_student_that_went_in_is_as_it_was(self):
     before = {name: leaf.copy() for name, leaf in SMALL.params.items()}
     params, _ = whole()
