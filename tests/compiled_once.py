@@ -79,7 +79,8 @@ def install():
     begin(self, spec)
     if 'compiled_once' in vars(spec):
       key = vars(spec)['compiled_once'], spec.stored_targets
-      self._compiled = _programs.setdefault(key, self._compiled)
+      shared = _programs.setdefault(key, self._programs.compiled)
+      self._programs.compiled = shared
 
   for name in ('plan', 'costed_plan'):
     plan = _remembered(name)

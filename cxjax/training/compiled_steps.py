@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import functools
-import time
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from cxjax.training import metrics as metrics_lib
 from cxjax.training import multi_step
 from cxjax.training import optimizers
 from cxjax.training import output_memory
+from cxjax.training import programs
 from cxjax.training import run_spec
 
 Matrices = dict[str, jax.Array]
@@ -51,26 +51,17 @@ class CompiledSteps:
     self._teacher: types.Apply | None = None
     if spec.teacher is not None and spec.teacher.available:
       self._teacher = mesh_lib.gathered(spec.teacher_apply, layout.teacher)
-    self._compiled: dict[Any, Callable[..., Any]] = {}
-    self.seconds = 0.0
+    self._programs = programs.Programs()
+    self._call = self._programs.call
 
   def __len__(self) -> int:
     """Number of programs that were compiled."""
-    return len(self._compiled)
+    return len(self._programs.compiled)
 
-  def _compile(
-    self, name: Any, fun: Callable[..., Any], *args: Any, **kwargs: Any
-  ) -> Callable[..., Any]:
-    if name not in self._compiled:
-      begin = time.perf_counter()
-      self._compiled[name] = jax.jit(fun, **kwargs).lower(*args).compile()
-      self.seconds += time.perf_counter() - begin
-    return self._compiled[name]
-
-  def _call(
-    self, name: Any, fun: Callable[..., Any], *args: Any, **kwargs: Any
-  ) -> Any:
-    return self._compile(name, fun, *args, **kwargs)(*args)
+  @property
+  def seconds(self) -> float:
+    """Seconds in which the run waited for compilation."""
+    return self._programs.seconds
 
   def _sharded(self, tree: Any) -> Any:
     """Shards `[S]` student arrays by the student's sharding."""
@@ -268,6 +259,25 @@ class CompiledSteps:
     self, planned: stage_plan.StagePlan, *args: Any
   ) -> jax.stages.Compiled:
     """The program of `advance`, not run; shapes are enough as arguments."""
+    name, fun = self._advance(planned)
+    return self._programs.compile(  # type: ignore[return-value]
+      name, fun, *args, donate_argnums=0
+    )
+
+  def prepare(self, planned: stage_plan.StagePlan) -> None:
+    """Begins to compile the program of `advance` for a later stage."""
+    spec = self._spec
+    if spec.stored_targets:
+      return  # The shapes of stored targets are known once they are read.
+    name, fun = self._advance(planned)
+    if name not in self._programs:
+      args = abstract.arguments(spec, planned)
+      self._programs.prepare(name, fun, *args, donate_argnums=0)
+
+  def _advance(
+    self, planned: stage_plan.StagePlan
+  ) -> tuple[Any, Callable[..., Any]]:
+    """Name and function of the program of `advance`."""
     spec, stage = self._spec, planned.stage
 
     def fun(
@@ -303,10 +313,7 @@ class CompiledSteps:
       )
       return self._sharded(states), mesh_lib.constrain_replicated(out)
 
-    name = ('advance', stage.objective)
-    return self._compile(  # type: ignore[return-value]
-      name, fun, *args, donate_argnums=0
-    )
+    return ('advance', stage.objective), fun
 
   def evaluate(self, params: types.Params) -> dict[str, jax.Array]:
     """Held-out metrics of `[S]` students, `[S]` each; not waited for."""
@@ -342,8 +349,7 @@ class CompiledSteps:
     metrics: Mapping[str, metrics_lib.Metric],
   ) -> dict[str, jax.Array]:
     """Metrics of the outputs of `[S]` students and of the teacher."""
-    apply = self._teacher
-    assert apply is not None
+    assert self._teacher is not None
 
     def fun(
       params: types.Params, teacher: types.Params, batch: types.Batch
@@ -359,41 +365,3 @@ class CompiledSteps:
       return mesh_lib.constrain_replicated(every(params))
 
     return self._call(name, fun, params, teacher, self._spec.held_out)
-
-  def abstract_arguments(
-    self, planned: stage_plan.StagePlan
-  ) -> tuple[Any, ...]:
-    """Arguments of `compile_advance` as shapes that know where they lie.
-
-    Args:
-      planned: one of the stages of the specification.
-
-    Returns:
-      States, schedule, span, start, stop; the teacher's parameters,
-      projections, keys, rows and stored targets, or None for those that the
-      stage does without; the keys of students in training mode.
-    """
-    spec, layout = self._spec, self._spec.layout
-    sharded = functools.partial(mesh_lib.abstract, mesh=layout.mesh)
-    states = sharded(
-      spec.state_shapes(planned), sharding=layout.student, seeds=True
-    )
-    params = matrices = None
-    if planned.stage.needs_teacher and spec.teacher is not None:
-      params = sharded(spec.teacher.params, sharding=layout.teacher)
-      matrices = {
-        name: sharded(
-          jax.ShapeDtypeStruct((spec.num_seeds, *shape), jnp.float32),
-          sharding=layout.student,
-          seeds=True,
-        )
-        for name, shape in planned.matrices.items()
-      }
-    keys = sharded(spec.keys.data, sharding=mesh_lib.REPLICATED)
-    scalars = numbers((1, 0), (0, 1), 0, spec.loop.log_every)
-    rows = abstract.rows(spec)
-    args = (states, *scalars, params, matrices, keys, rows, None)
-    if self._training is None:
-      return args
-    training_keys = sharded(spec.keys.stage, sharding=mesh_lib.REPLICATED)
-    return *args, training_keys

@@ -247,14 +247,15 @@ class Trainer:
     schedule = (length, passed - begin * spec.carry_state)
     matrices = self._steps.matrices(planned, self._stage)
     constant = (self._steps.stage_teacher(planned), matrices, spec.keys.data)
-    advance = functools.partial(
-      self._steps.advance, planned, schedule, (begin, end - begin)
-    )
+    span = begin, end - begin
+    advance = functools.partial(self._steps.advance, planned, schedule, span)
     log_every, whole = spec.loop.log_every, self._step == begin
     motion = motion_lib.Motion(self._states.params)
     while self._step < self._stage_end:
       next_record = self._step - self._step % log_every + log_every
       self._dispatch(advance, min(next_record, self._stage_end), constant)
+      for following in self._planned[self._stage + 1 : self._stage + 2]:
+        self._steps.prepare(following)  # While the device trains this one.
       if multihost.any_of(bool(self._signals)):
         self._stop()
     if whole and self._step > begin:
@@ -268,9 +269,8 @@ class Trainer:
     rows = targets = None
     if self._loader is not None:
       rows, targets = self._loader.rows(start), self._loader.targets(start)
-    self._states, out = advance(
-      self._states, start, stop, *constant, rows, targets
-    )
+    args = start, stop, *constant, rows, targets
+    self._states, out = advance(self._states, *args)
     self._step = stop
     metrics = None
     if self._milestones.is_evaluated(stop, self._stage_end):

@@ -20,6 +20,7 @@ from cxjax.analysis import dry_run
 from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.parallel import devices as devices_lib
+from cxjax.training import abstract
 from experiments import parity_mlp
 from experiments import parity_transformer
 from experiments.benchmarks import rounds
@@ -72,7 +73,7 @@ def measure(
     with jax.set_mesh(spec.layout.mesh):
       # The same program that `advance` finds compiled.
       stage.steps.compile_advance(
-        stage.planned, *stage.steps.abstract_arguments(stage.planned)
+        stage.planned, *abstract.arguments(spec, stage.planned)
       )
     jax.block_until_ready(stage.states)
     before = resident('VmRSS')

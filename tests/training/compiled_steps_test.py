@@ -11,6 +11,7 @@ import pytest
 
 from cxjax.methods import projections
 from cxjax.methods import targets as targets_lib
+from cxjax.training import abstract
 from cxjax.training import compiled_steps
 from cxjax.training import multi_step
 from tests.training import runs
@@ -250,8 +251,8 @@ class AbstractTest(parameterized.TestCase):
         None,
       )
     shape = lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf))
-    abstract = steps.abstract_arguments(planned[index])
+    shapes = abstract.arguments(spec(), planned[index])
     self.assertEqual(
-      jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract),
+      jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes),
       jax.tree.map(shape, args),
     )
