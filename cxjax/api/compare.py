@@ -54,6 +54,7 @@ def compare(
   temperature: float = 1.0,
   alpha: float = 0.0,
   dtype: Any = None,
+  vocab: int | None = None,
   metrics: Any = None,
   workdir: str | pathlib.Path | None = None,
   costs: str = 'compiled',
@@ -97,6 +98,7 @@ def compare(
     temperature: of the loss.
     alpha: weight of the labels beside the teacher's output.
     dtype: to compute in.
+    vocab: number of the first classes that are compared, as of `plan`.
     metrics: as of `distill`; the first decides.
     workdir: keeps every run there, so that the same call resumes, and writes
       comparison.{md,csv,png} and search.csv.
@@ -140,7 +142,7 @@ def compare(
     begin.student,
     named_plans.example_of(batches),
     layers,
-    named_plans.Output(loss, temperature, alpha, dtype),
+    named_plans.Output(loss, temperature, alpha, dtype, vocab),
   )
   if methods is None:
     methods = (*LABELED, *METHODS) if planner.has_classes else METHODS
@@ -155,7 +157,7 @@ def compare(
     batches=batches,
     evaluation=_evaluation(plans, held_out, metrics),
     rates=_rates(rates),
-    workdir=None if workdir is None else pathlib.Path(workdir),
+    workdir=workdir,
     flops=budgets.Flops(costs, charged=equal != 'student_flops'),
     options={**options, 'fit_on': fit_on},
   )

@@ -41,12 +41,14 @@ class Output:
     temperature: of the divergences.
     alpha: weight of the labels beside the teacher.
     dtype: to compute in.
+    vocab: number of the first classes that are compared, or None for all.
   """
 
   loss: str | types.Loss = 'kl'
   temperature: float = 1.0
   alpha: float = 0.0
   dtype: Any = None
+  vocab: int | None = None
 
 
 def entries(methods: Methods) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class Planner:
       loss=output.loss,
       temperature=output.temperature,
       dtype=output.dtype,
+      vocab=output.vocab,
     )
 
   @property
@@ -169,7 +172,11 @@ class Planner:
     stages = plan_lib.pooled(stages, *self._compared, x, None)
     with errors.about(f'Method {name!r}'):
       return plan_lib.plan(
-        *self._models, self._example, stages=stages, dtype=self._output.dtype
+        *self._models,
+        self._example,
+        stages=stages,
+        dtype=self._output.dtype,
+        vocab=self._output.vocab,
       )
 
   def _stages(

@@ -127,6 +127,22 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((self.folder / 'again.png').read_bytes(), before)
 
 
+@pytest.mark.slow
+class VocabularyTest(parameterized.TestCase):
+  def test_the_classes_that_both_have_are_compared(self):
+    padded = parameters(1)
+    padded['out'] = np.pad(padded['out'], ((0, 0), (0, 2)))
+    student = cxjax.from_fn(two_layers, padded)
+    both = dict(methods=('supervised', 'one_shot'), layers=(), num_steps=8)
+    with self.assertRaisesRegex(errors.UserError, 'vocab'):
+      compare(student, **both)
+    found = compare(student, vocab=3, **both)
+    without = compare(**both)
+    for one, other in zip(found.rows, without.rows, strict=True):
+      self.assertEqual(one['accuracy: mean'], other['accuracy: mean'])
+    np.testing.assert_array_equal(found.best.params['out'][:, 3:], 0.0)
+
+
 class RefusalTest(parameterized.TestCase):
   @parameterized.parameters(
     (dict(methods=()), 'methods is empty'),
