@@ -52,6 +52,7 @@ myst_enable_extensions = ['colon_fence', 'dollarmath']
 myst_heading_anchors = 3
 # Notebooks keep the outputs of their full-size run.
 nb_execution_mode = 'off'
+nb_render_markdown_format = 'gfm'  # Their outputs have tables.
 # Their first cell has lines of IPython, which is no Python.
 suppress_warnings = ['misc.highlighting_failure']
 
@@ -101,6 +102,7 @@ def rewrite_links(app: Any, name: str, source: list[str]) -> None:
   if page.suffix != '.md':
     return
   file = ROOT / ELSEWHERE[name] if name in ELSEWHERE else page
+  app.env.note_dependency(str(file))  # Else a change there is not seen.
   pattern = r'(?<!!)(\[[^\[\]]*\])\(([^)\s]+)\)'
   source[0] = re.sub(
     pattern,
