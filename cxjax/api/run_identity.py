@@ -79,6 +79,7 @@ def describe(
     'dtype': plan.dtype,
     **_mask(plan),
     **_fit_on(spec),
+    **({'gradient_cosine': True} if spec.loop.gradient_cosine else {}),
   }
 
 

@@ -9,6 +9,7 @@ padding and has no relations.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,17 @@ def attention(student: jax.Array, target: jax.Array) -> jax.Array:
   axes = tuple(range(1, theirs.ndim))
   count = jnp.sum(theirs > 0, axis=axes, keepdims=True)
   return jnp.square(heat(student) - theirs) * count
+
+
+def compares_examples(loss: Any, values: jax.Array) -> bool:
+  """True for a loss of ours that compares examples with each other.
+
+  Args:
+    loss: of a term.
+    values: that it compares, `[B, D]` or with more axes.
+  """
+  fun = getattr(loss, 'func', loss)
+  return values.ndim == 2 and (fun is gram or fun is cka)
 
 
 def _precise(x: jax.Array) -> jax.Array:

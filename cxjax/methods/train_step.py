@@ -4,6 +4,7 @@ from collections.abc import Callable
 import math
 from typing import Any
 
+from absl import logging
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import optimizer
 from cxjax.methods import output_pieces
 from cxjax.methods import output_split
+from cxjax.methods import relational
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import training_mode
@@ -161,6 +163,15 @@ def _term_loss(
   is the same however the microbatches are filled.
   """
   got = targets_lib.compared(activations, batch['x'], term.student, term)
+  if microbatches > 1 and relational.compares_examples(term.loss, got):
+    logging.log_first_n(
+      logging.WARNING,
+      'The loss of %r compares examples with each other, and only those of one '
+      'of the %d microbatches: it is another loss than without them.',
+      1,
+      term.student,
+      microbatches,
+    )
   shape = activations[term.student].shape
   weights = weights_lib.loss_weights(batch, term, term.student, shape)
   if isinstance(got, output_split.Apart):

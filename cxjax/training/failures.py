@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
+from cxjax import settings
 from cxjax import types
 from cxjax.methods import losses
 from cxjax.methods import optax_adapter
@@ -34,16 +35,17 @@ EXCLUDING = (
 
 
 def check_start(spec: run_spec.RunSpec) -> None:
-  """Checks the optimizer and the parameters that a run begins with.
+  """Checks the models, the optimizer and the parameters at the start of a run.
 
   Args:
     spec: of the run; a student that is not given is not checked.
 
   Raises:
-    UserError: the optimizer keeps a state in Python; or a parameter of a
-      student is not finite, or one of the teacher, whose activations for the
-      held-out set then are not finite either.
+    UserError: a model or the optimizer keeps a state in Python; or a parameter
+      of a student is not finite, or one of the teacher, whose activations for
+      the held-out set then are not finite either.
   """
+  _check_models(spec)
   _check_optimizer(spec)
   _check_student(spec)
   if spec.teacher is None or not spec.teacher.available:
@@ -55,6 +57,22 @@ def check_start(spec: run_spec.RunSpec) -> None:
     for stage in spec.stages:
       for _, _, value in _teacher_targets(spec, stage, spec.held_out):
         _require_teacher(name, not _is_bad(value))
+
+
+def _check_models(spec: run_spec.RunSpec) -> None:
+  """Raises UserError for models that keep a state in Python."""
+  x = targets.without_dropout(spec.held_out['x'])
+  models: list[tuple[str, Any, tuple[Any, ...]]] = [
+    ('student', spec.student.apply, (spec.student_shapes, x))
+  ]
+  if spec.teacher is not None and spec.teacher.available:
+    models.append(('teacher', spec.teacher_apply, (spec.teacher.params, x)))
+  if spec.training is not None:
+    args = spec.student_shapes, x, settings.key(0)
+    models.append(('student in training mode', spec.training, args))
+  for role, apply, args in models:
+    shapes = jax.eval_shape(lambda args: args, args)
+    python_state.refuse(f'The {role}', apply, *shapes)
 
 
 def _check_optimizer(spec: run_spec.RunSpec) -> None:

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from absl import logging
+
 from cxjax.training import run_spec
 
 Metrics = dict[str, list[float]]
@@ -47,6 +49,13 @@ class Milestones:
   def restore(self, record: dict[str, Any]) -> None:
     """Goes on with a state."""
     self.end = record['end']
+    if self._stop_at is None and self.end < self._spec.ends[-1]:
+      logging.warning(
+        'The run was ended at step %d of %d, by its on_record, and stays so. '
+        'Choose another workdir to train it to its end.',
+        self.end,
+        self._spec.ends[-1],
+      )
     self._best_score = record['best_score']
     self._best_kept = record['best_kept']
 

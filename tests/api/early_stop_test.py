@@ -75,7 +75,9 @@ class EarlyStopTest(absltest.TestCase):
     hook = Patience(8)  # In the first stage.
     params, history = self.distill(on_record=hook, workdir=folder)
     self.assert_ends(history, hook, 12)
-    again, same = self.distill(workdir=folder)
+    with self.assertLogs(level='WARNING') as log:
+      again, same = self.distill(workdir=folder)
+    self.assertRegex(' '.join(log.output), 'ended at step 12 of 40, by its on_')
     jax.tree.map(np.testing.assert_array_equal, params, again)
     self.assertEqual(history, same)
 

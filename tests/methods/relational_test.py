@@ -1,5 +1,7 @@
 """Tests of losses of relations, against numpy written out."""
 
+import functools
+
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,13 @@ def cka(s, t):
 
 
 class RelationTest(parameterized.TestCase):
+  def test_examples_are_compared_by_gram_and_cka_of_vectors(self):
+    found = relational.compares_examples
+    self.assertTrue(found(relational.gram, S))
+    self.assertTrue(found(functools.partial(relational.cka), S))
+    self.assertFalse(found(relational.gram, S[None]))
+    self.assertFalse(found('mse', S))
+
   def test_gram(self):
     expected = np.square(cosines(S) - cosines(T)).mean(1)
     np.testing.assert_allclose(relational.gram(S, T), expected, rtol=1e-5)

@@ -19,7 +19,8 @@ def history(stages, rows=BATCHES, num_steps=4, **kwargs):
     small_networks.BIG, small_networks.SMALL, rows[0], stages=stages
   )
   options = dict(log_every=1, eval_every=1, learning_rate=1e-6)
-  _, found = cxjax.distill(plan, rows, gradient_cosine=True, **options | kwargs)
+  options |= dict(gradient_cosine=True) | kwargs
+  _, found = cxjax.distill(plan, rows, **options)
   return found
 
 
@@ -50,9 +51,13 @@ class CosineTest(parameterized.TestCase):
     self.assertEqual(rest, [None, None])  # The last stage has none.
 
   def test_the_same_loss_twice_has_1(self):
-    term = cxjax.Term(loss='mse')
-    found = history(stages(term, term))
+    given = stages(cxjax.Term(loss='mse'), cxjax.Term(loss='mse'))
+    folder = self.create_tempdir().full_path
+    found = history(given, workdir=folder)
     np.testing.assert_allclose(found[0]['eval/gradient_cosine'], 1, atol=1e-5)
+    # A run without it has other records.
+    with self.assertRaisesRegex(errors.UserError, r'cosine \(True there, abs'):
+      history(given, workdir=folder, gradient_cosine=False)
 
   @pytest.mark.slow
   def test_regressors_projections_and_labels(self):
