@@ -147,7 +147,10 @@ def counter(name: str, value: Any) -> None:
 
 def path(name: str, value: Any) -> pathlib.Path:
   """Checks a path, given as a text or by pathlib."""
-  found = os.fspath(value) if isinstance(value, os.PathLike) else value
+  found = value
+  if isinstance(value, os.PathLike):
+    with errors.calling(f'The path {name}'):
+      found = os.fspath(value)
   errors.require(
     isinstance(found, str) and found != '' and '\0' not in found,
     f'{name}={value!r} must be a path.',

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cxjax import arguments
+from cxjax import checks
 from cxjax import errors
 from cxjax import folders
 from cxjax import types
@@ -135,7 +136,8 @@ def compare(
       isinstance(workdir, str | os.PathLike) and bool(workdir),
       f'workdir={workdir!r} must be a folder, or None to keep nothing.',
     )
-    folders.check(pathlib.Path(workdir))
+    workdir = checks.path('workdir', workdir)
+    folders.check(workdir)
   begin = starts_lib.starts(student, arguments.whole('seeds', seeds, 1))
   planner = named_plans.Planner(
     teacher,
@@ -150,6 +152,9 @@ def compare(
     name: planner.plan(name, entry, num_steps)
     for name, entry in named_plans.entries(methods).items()
   }
+  if workdir is not None:
+    for name in plans:
+      folders.check(workdir / name, f'Method {name!r} in the workdir')
   fit_on = fit_batches.shared(options.get('fit_on'), batches, *plans.values())
   entrants = contest.Contest(
     plans=plans,

@@ -47,9 +47,10 @@ def shared(fit_on: Any, batches: Any, *plans: plan_lib.Plan) -> Any:
   needed = any(fitting.is_needed(plan.stages) for plan in plans)
   if fit_on is not None or not needed:
     return fit_on
-  first = itertools.islice(iter(batches), fitted.BATCHES)
-  # A copy: an iterator may use its buffers again.
-  return [jax.tree.map(np.array, batch) for batch in first]
+  with errors.calling('batches', 'Mend the loader.'):
+    first = itertools.islice(iter(batches), fitted.BATCHES)
+    # A copy: an iterator may use its buffers again.
+    return [jax.tree.map(np.array, batch) for batch in first]
 
 
 def read(

@@ -64,8 +64,10 @@ def entries(methods: Methods) -> dict[str, Any]:
   names = list(methods)
   for name in names:
     errors.require(
-      isinstance(name, str) and bool(name) and not set(name) & set('/\\\0'),
-      f'The name {name!r} of a method must be a text without slashes.',
+      isinstance(name, str)
+      and name not in ('', '.', '..')
+      and not set(name) & set('/\\\0'),
+      f'The name {name!r} of a method must be a string without slashes.',
     )
     errors.require(
       names.count(name) == 1,
@@ -264,6 +266,7 @@ def example_of(batches: Any) -> Any:
     f'batches is a {type(batches).__name__}: give a list of batches, or a '
     'loader.',
   )
-  found = next(iter(batches), None)
+  with errors.calling('batches', 'Mend the loader.'):
+    found = next(iter(batches), None)
   errors.require(found is not None, 'batches is empty.')
   return found

@@ -91,7 +91,8 @@ def starts(student: Student, seeds: int) -> Starts:
 
 
 def _made(student: Callable[[int], Any], seed: int) -> adapters.ModelAdapter:
-  found = student(seed)
+  with errors.calling(f'student({seed})'):
+    found = student(seed)
   errors.require(
     isinstance(found, adapters.ModelAdapter)
     and not (found.several and len(found.params) > 1),
