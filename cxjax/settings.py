@@ -27,7 +27,6 @@ IMPLEMENTATION = 'threefry2x32'
 RECORDED = {
   'jax_allow_f16_reductions': True,
   'jax_default_matmul_precision': None,
-  'jax_disable_jit': False,
   'jax_disable_most_optimizations': False,
   'jax_enable_x64': False,
   'jax_exec_time_optimization_effort': 0.0,
@@ -66,6 +65,9 @@ def fixed() -> Iterator[None]:
       jax.threefry_partitionable(True),
       jax.numpy_dtype_promotion('standard'),
       jax.transfer_guard('allow'),
+      jax.debug_nans(False),  # The run says which example is NaN.
+      jax.debug_infs(False),
+      jax.disable_jit(False),  # Programs are compiled before they run.
       jax.default_device(None),
     ):
       stack.enter_context(setting)

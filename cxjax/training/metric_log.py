@@ -252,7 +252,9 @@ class _Progress:
   """A progress bar on a terminal; in a log file, a line every 10 seconds."""
 
   def __init__(self, title: str, step: int, shown: bool) -> None:
-    self._terminal = sys.stderr.isatty()
+    # A program without a console may have no stderr, or one that knows little.
+    shown = shown and sys.stderr is not None
+    self._terminal = shown and getattr(sys.stderr, 'isatty', bool)()
     self._bar = tqdm.tqdm(
       desc=title,
       initial=step,
@@ -261,7 +263,7 @@ class _Progress:
       bar_format=BAR_FORMAT,
       dynamic_ncols=True,
       mininterval=BAR_INTERVAL,
-      disable=not (shown and self._terminal),
+      disable=not self._terminal,
     )
     self._title, self._step, self._begin = title, step, step
     self._total: int | None = None

@@ -1,5 +1,7 @@
 """Runs that are resumed under another setting of JAX, every seed of them."""
 
+import contextlib
+
 from absl.testing import parameterized
 import chex
 import jax
@@ -11,12 +13,21 @@ import cxjax
 
 DRAW = np.random.default_rng(0).normal
 BATCHES = [DRAW(size=(4, 3)).astype(np.float32) for _ in range(8)]
+
+
+@contextlib.contextmanager
+def _debugging():
+  with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
+    yield
+
+
 # Settings that may change between two parts of a run, and fields that refuse.
 SETTINGS = {
   'threefry': (lambda: jax.threefry_partitionable(False), ''),
   'implementation': (lambda: jax.default_prng_impl('rbg'), ''),
   'promotion': (lambda: jax.numpy_dtype_promotion('strict'), ''),
   'transfers': (lambda: jax.transfer_guard('disallow'), ''),
+  'debugging': (_debugging, ''),
   'a mesh': (lambda: jax.set_mesh(jax.make_mesh((1,), ('x',))), ''),
   'x64': (lambda: jax.enable_x64(True), 'jax_enable_x64'),
   'precision': (

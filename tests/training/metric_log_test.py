@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import types
 import struct
 import termios
 from unittest import mock
@@ -252,6 +253,11 @@ class ProgressTest(MetricLogTest):
     self.assertRegex(
       lines[1], r'^teacher:  50% 60/120 .* loss 0.125, accuracy 0.75, output\]$'
     )
+
+  @parameterized.parameters(None, types.SimpleNamespace(write=len, flush=list))
+  def test_a_program_without_a_console(self, stream):
+    self.show(stream, evaluated(20, 0.5, 1.0))
+    self.assertLen(metric_log.read(self.folder), 1)
 
   def test_a_resumed_run_counts_its_own_steps(self):
     with mock.patch.object(metric_log.time, 'monotonic') as now:
