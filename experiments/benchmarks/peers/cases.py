@@ -44,7 +44,9 @@ class Case:
       the masked ones of an encoder, 1 of an MLP.
     drawn: number of different batches.
     seeds: students that this project trains at once, beside one.
-    unit: steps between two records, as in the config of the experiment.
+    unit: steps between two records, where steps are timed.
+    config: size of the experiment's config of an MLP, 'cpu' or 'paper', which
+      says when a whole run logs, evaluates and saves.
   """
 
   name: str
@@ -59,6 +61,7 @@ class Case:
   drawn: int
   seeds: int
   unit: int
+  config: str = 'cpu'
 
   @property
   def optimizer(self) -> tuple[str, float]:
@@ -85,6 +88,7 @@ def _parity(name: str, stage: str) -> Case:
     drawn=1_000,
     seeds=8,
     unit=100,
+    config='paper',
   )
 
 
@@ -132,7 +136,9 @@ def _tiny(case: Case) -> Case:
       classes=32,
       predicted=8 if case.model == 'decoder' else 2,
     )
-  return dataclasses.replace(case, **sizes, drawn=100, seeds=2, unit=25)
+  return dataclasses.replace(
+    case, **sizes, drawn=100, seeds=2, unit=25, config='cpu'
+  )
 
 
 SIZES: Mapping[str, Mapping[str, Case]] = {

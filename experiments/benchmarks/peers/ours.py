@@ -32,9 +32,15 @@ FOREVER = 1_000_000  # Steps of the stage: more than are trained.
 
 
 def make_config(
-  case: cases_lib.Case, num_seeds: int
+  case: cases_lib.Case, num_seeds: int, *, whole: bool = False
 ) -> ml_collections.ConfigDict:
-  """Returns the config of a case, with the defaults of its experiment."""
+  """Returns the config of a case, with the defaults of its experiment.
+
+  Args:
+    case: the case.
+    num_seeds: number of students.
+    whole: whether it logs, evaluates and saves as the experiment does.
+  """
   method = 'extracted' if case.stage == 'hidden' else 'one_shot'
   if case.model == 'mlp':
     c = parity_mlp.get_config(f'{method},cpu')
@@ -62,6 +68,10 @@ def make_config(
   c.batch_size, c.num_seeds, c.share_batches = case.batch, num_seeds, True
   c.optimizer.name, c.optimizer.learning_rate = case.optimizer
   c.log_every = case.unit
+  if whole and case.model == 'mlp':
+    shipped = parity_mlp.get_config(f'{method},{case.config}')
+    for name in ('log_every', 'eval_every', 'save_every'):
+      c[name] = shipped[name]
   c.extracted.rate_factor = 1.0
   if case.model == 'mlp':
     c.mesh.data = 1
@@ -69,7 +79,7 @@ def make_config(
 
 
 def make_spec(
-  case: cases_lib.Case, num_seeds: int, *, live: bool, tiny_eval: bool = True
+  case: cases_lib.Case, num_seeds: int, *, live: bool, whole: bool = False
 ) -> run_spec.RunSpec:
   """Returns the run of a case; its teacher is untrained.
 
@@ -77,13 +87,14 @@ def make_spec(
     case: the case.
     num_seeds: number of students.
     live: whether the teacher runs; otherwise its targets are stored.
-    tiny_eval: whether the held-out set has a single example.
+    whole: whether it logs, evaluates and saves as the experiment does; else
+      the held-out set has a single example.
 
   Returns:
     The run, of one stage.
   """
-  c = make_config(case, num_seeds)
-  if tiny_eval:
+  c = make_config(case, num_seeds, whole=whole)
+  if not whole:
     c.data.eval_size = 1
   experiment = builders.open_experiment(c, pathlib.Path())
   if live:
@@ -201,7 +212,7 @@ class Ours:
     begin = time.perf_counter()
     self.run(self.unit)
     each = (time.perf_counter() - begin) / self.unit
-    spec = make_spec(self._job.case, self.seeds, live=True, tiny_eval=False)
+    spec = make_spec(self._job.case, self.seeds, live=True, whole=True)
     period = max(spec.loop.save_every, spec.loop.eval_every, self.unit)
     steps = max(round(seconds / each / period), 1) * period
     spec = rounds.one_stage_spec(spec, spec.stages[0], steps)
