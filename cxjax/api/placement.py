@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 import numpy as np
@@ -30,8 +31,8 @@ Plan = TypeVar('Plan', bound=Any)
 def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
   """The model with parameters that any program of JAX takes.
 
-  Arrays of numpy get the byte order of the machine. Explicit axes of a mesh
-  become automatic, which moves nothing.
+  Numbers of Python become arrays, and arrays of numpy get the byte order of the
+  machine. Explicit axes of a mesh become automatic, which moves nothing.
 
   Args:
     model: the teacher or the student.
@@ -41,7 +42,8 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
     The model.
 
   Raises:
-    UserError: an array was deleted, as by a step that donates it.
+    UserError: an array was deleted, as by a step that donates it; or has
+      integers that are too large, or of less than 8 bits.
   """
   if not isinstance(model, adapters.ModelAdapter):
     return model  # `plan` says what it must be.
@@ -50,6 +52,10 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
   def one(path: Any, leaf: Any) -> Any:
     name = partition.leaf_name(path)
     _require_alive(leaf, name, role)
+    if type(leaf) in (bool, int, float):
+      kind = jax.dtypes.canonicalize_dtype(float)
+      leaf = np.asarray(leaf, kind if type(leaf) is float else None)
+    _require_dtype(leaf, f'The parameter {name!r} of the {role}')
     if type(leaf) is np.ndarray and not leaf.dtype.isnative:
       leaf = leaf.astype(leaf.dtype.newbyteorder('='))
     if str(getattr(leaf, 'dtype', '')) in ('float64', 'complex128'):
@@ -146,6 +152,34 @@ def _require_alive(leaf: Any, name: str, role: str) -> None:
     f'The parameter {name!r} of the {role} was deleted, as by a step that '
     'donates its arguments. Give a copy that was made before.',
   )
+
+
+def _require_dtype(leaf: Any, what: str) -> None:
+  """Raises UserError for numbers that would change, or that cannot be placed.
+
+  Args:
+    leaf: a parameter.
+    what: its name, for messages.
+  """
+  dtype = getattr(leaf, 'dtype', None)
+  integer = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+  if not integer and (dtype is None or not jnp.issubdtype(dtype, jnp.floating)):
+    return
+  info: Any = jnp.iinfo(dtype) if integer else jnp.finfo(dtype)
+  errors.require(
+    info.bits >= 8,
+    f'{what} is {dtype}, and numbers of less than 8 bits cannot be placed on '
+    'the devices of a run. Give int8, which the model converts.',
+  )
+  kept = jax.dtypes.canonicalize_dtype(dtype)
+  host = isinstance(leaf, np.ndarray | np.generic) and leaf.size > 0
+  if integer and host and kept != dtype:
+    info = np.iinfo(kept)
+    errors.require(
+      info.min <= int(leaf.min()) and int(leaf.max()) <= info.max,
+      f'{what} has integers that {kept} does not hold. Make them smaller, or '
+      "set jax.config.update('jax_enable_x64', True).",
+    )
 
 
 def _automatic(sharding: NamedSharding) -> NamedSharding:

@@ -246,7 +246,7 @@ class CheckpointWriter:
     if step in self._manager.all_steps():
       self._manager.reload()
     saved = {
-      name: ocp.args.StandardSave(tree)
+      name: ocp.args.StandardSave(checkpoints.with_values(tree))
       for name, tree in items.items()
       if jax.tree.leaves(tree)
     }

@@ -278,11 +278,41 @@ def restore(
   path = step_folder(folder, step).absolute()
   with ocp.StandardCheckpointer() as checkpointer:
     return {
-      name: checkpointer.restore(path / name, jax.tree.map(_placed, template))
+      name: _as_given(
+        checkpointer.restore(path / name, _saved_as(template)), template
+      )
       if jax.tree.leaves(template)
       else template
       for name, template in templates.items()
     }
+
+
+def with_values(tree: Any) -> Any:
+  """A tree as orbax saves it: an array without a value is one of one zero."""
+  return jax.tree.map(
+    lambda leaf: np.zeros(1, leaf.dtype) if leaf.size == 0 else leaf, tree
+  )
+
+
+def _saved_as(template: Any) -> Any:
+  """The template of what `with_values` made."""
+  one = lambda leaf: jax.ShapeDtypeStruct((1,), leaf.dtype)
+  return jax.tree.map(
+    lambda leaf: _placed(one(leaf) if leaf.size == 0 else leaf), template
+  )
+
+
+def _as_given(tree: Any, template: Any) -> Any:
+  """The tree with its arrays without a value."""
+
+  def one(like: Any, leaf: Any) -> Any:
+    if like.size:
+      return leaf
+    return jax.device_put(
+      np.zeros(like.shape, like.dtype), getattr(like, 'sharding', None)
+    )
+
+  return jax.tree.map(one, template, tree)
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

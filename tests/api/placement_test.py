@@ -14,6 +14,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
+from cxjax.api import placement
 from small_networks import X
 from small_networks import Y
 from small_networks import parameters
@@ -85,6 +86,23 @@ class PlacementTest(parameterized.TestCase):
     self.assertIn('float64', str(warning.call_args))
     for leaf in jax.tree.leaves(plan.student.params):
       self.assertTrue(leaf.dtype.isnative)
+
+  def test_numbers_of_python_are_arrays(self):
+    given = {'a': 1.5, 'b': 2, 'c': np.int64(3), 'd': np.arange(3)}
+    found = placement.received(cxjax.from_fn(two_layers, given), 'student')
+    kinds = {name: str(leaf.dtype) for name, leaf in found.params.items()}
+    want = {'a': 'float32', 'b': 'int64', 'c': 'int64', 'd': 'int64'}
+    self.assertEqual(kinds, want)
+
+  @parameterized.parameters(
+    (np.full(3, 2**40), 'has integers that int32 does not hold'),
+    (2**40, 'has integers that int32 does not hold'),
+    (jnp.ones(3, jnp.int4), 'is int4, and numbers of less than 8 bits'),
+  )
+  def test_numbers_that_would_change_are_refused(self, leaf, message):
+    model = cxjax.from_fn(two_layers, {'w': {'a': leaf}})
+    with self.assertRaisesRegex(errors.UserError, f"'w/a' of the .* {message}"):
+      placement.received(model, 'teacher')
 
   def test_deleted_parameters_are_named(self):
     with self.assertRaisesRegex(errors.UserError, 'student was deleted'):

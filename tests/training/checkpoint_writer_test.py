@@ -35,6 +35,7 @@ class SaveTest(WriterTest):
           jnp.arange(3), jax.NamedSharding(mesh, jax.P())
         ),
         'a/b': jnp.ones(1),
+        'empty': jnp.zeros((0, 3), jnp.bfloat16),
         'a': {'b': jnp.zeros(1)},
       },
       'opt_state': (
