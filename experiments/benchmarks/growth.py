@@ -30,6 +30,7 @@ from cxjax import files
 from cxjax import tables
 from cxjax.configs import cli
 from cxjax.parallel import devices as devices_lib
+from experiments.benchmarks import machine
 from experiments.benchmarks import rounds
 from experiments.benchmarks.accelerator import compare as compare_lib
 from experiments.benchmarks.accelerator import rounds as rounds_lib
@@ -52,8 +53,8 @@ _SIZE = flags.DEFINE_enum(
   'size', 'full', list(cases_lib.SIZES), 'Sizes of the networks.'
 )
 HEADER = """\
-jax {jax}, {cores} cores, load {load:.1f}. Microseconds of one step of all \
-students, medians of {rounds} rounds.
+jax {jax}, {cores} cores, {busy:.1f} busy with others. Microseconds of one \
+step of all students, medians of {rounds} rounds.
 """
 
 
@@ -132,7 +133,7 @@ def render(rows: Sequence[Row], turns: int) -> str:
   text = HEADER.format(
     jax=jax.__version__,
     cores=len(os.sched_getaffinity(0)),
-    load=os.getloadavg()[0],
+    busy=machine.busy_cores(),
     rounds=turns,
   )
   lines = []

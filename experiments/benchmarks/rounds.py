@@ -24,6 +24,7 @@ from cxjax.configs import builders
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
 from cxjax.training import teacher as teacher_lib
+from experiments.benchmarks import machine
 
 try:
   import torch
@@ -315,8 +316,8 @@ def describe() -> str:
   return (
     f'jax {jax.__version__}, torch {torch.__version__} with '
     f'{torch.get_num_threads()} threads, {os.cpu_count()} CPUs, '
-    f'{jax.device_count()} devices of JAX, load '
-    f'{os.getloadavg()[0]:.1f}.\n\n'
+    f'{jax.device_count()} devices of JAX, {machine.busy_cores():.1f} cores '
+    'busy with others.\n\n'
     'Microseconds of one step of one student: median (min..max) of the rounds. '
     'Ratio of the medians (median of the ratios of the rounds).\n\n'
   )

@@ -158,15 +158,15 @@ class CompareTest(absltest.TestCase):
       (b['us'], b['low'], b['high'], b['times ours']), (8, 4, 10, 4)
     )
     self.assertIsNone(b['whole us'])
-    rows = [{'case': 'parity', 'load': 3.0, **row} for row in (ours, b)]
-    rows.append({'case': 'parity', 'load': 3.0, 'side': 'c', 'note': 'cannot'})
+    rows = [{'case': 'parity', 'busy': 1.5, **row} for row in (ours, b)]
+    rows.append({'case': 'parity', 'busy': 1.5, 'side': 'c', 'note': 'cannot'})
     options = compare.Options('tiny', ['b'], 3, pathlib.Path())
     text = page.render(rows, options, 100)
-    self.assertIn('its load was 3.0', text)
+    self.assertIn('kept 1.5 of its cores busy', text)
     self.assertRegex(text, r'\| b +\| 8 \(4\.\.10\) +\| 4 ')
     self.assertIn('- c: cannot', text)
     self.assertNotIn(
-      'not quiet', page.render([{**rows[0], 'load': 0}], options, 9)
+      'not quiet', page.render([{**rows[0], 'busy': 0}], options, 9)
     )
     self.assertEqual(list(page.records(rows)[2]), list(page.FIELDS))
 

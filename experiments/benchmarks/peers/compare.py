@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
-import os
 import pathlib
 import statistics
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 from typing import TypeAlias
 
 from cxjax import errors
+from experiments.benchmarks import machine as machine
 from experiments.benchmarks import rounds as rounds
 from experiments.benchmarks.accelerator import pipe as pipe
 from experiments.benchmarks.accelerator import rounds as rounds_lib
@@ -27,8 +27,8 @@ Row: TypeAlias = dict[str, Any]
 OURS = 'ours'
 # Largest difference of losses: relative, and relative to the first loss.
 TOLERANCE = (1e-4, 1e-4)
-# Load of the machine, above which the table says that it was not quiet.
-QUIET = 0.5
+# Cores that others keep busy, above which the table says that it was not quiet.
+QUIET = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def compare(case: cases_lib.Case, options: Options) -> list[Row]:
   """
   job = options.folder / 'jobs' / options.size / case.name
   _write_job(case, options, job)
-  load = os.getloadavg()[0]
+  busy = machine.busy_cores()
   with contextlib.ExitStack() as stack:
     sides, left = _started(case, options, job, stack)
     left |= _check(sides)
@@ -73,7 +73,7 @@ def compare(case: cases_lib.Case, options: Options) -> list[Row]:
     after = _after(sides, 1.0 if options.size == 'tiny' else 10.0)
   lookahead = sides[f'{OURS} 1'].lookahead
   limit = limit_lib.measure(options.size, case.name, lookahead)
-  common = {'case': case.name, 'load': max(load, os.getloadavg()[0])}
+  common = {'case': case.name, 'busy': max(busy, machine.busy_cores())}
   return [
     *(
       {**common, **row}

@@ -26,8 +26,8 @@ this machine, and one pass of the optimizer over memory; the share is its part \
 of the time.
 """
 LOADED = (
-  'The machine was not quiet: its load was {load:.1f}. The times are too long, '
-  'and the ratios uncertain.'
+  'The machine was not quiet: others kept {busy:.1f} of its cores busy. The '
+  'times are too long, and the ratios uncertain.'
 )
 # Columns of the CSV file.
 FIELDS = (
@@ -43,7 +43,7 @@ FIELDS = (
   'compile s',
   'first step s',
   'MB',
-  'load',
+  'busy',
   'note',
 )
 
@@ -64,7 +64,7 @@ def render(rows: Sequence[Row], options: compare.Options, steps: int) -> str:
   Returns:
     Markdown.
   """
-  load = max(row['load'] for row in rows)
+  busy = max(row['busy'] for row in rows)
   text = HEADER.format(
     python=platform.python_version(),
     jax=importlib.metadata.version('jax'),
@@ -73,9 +73,10 @@ def render(rows: Sequence[Row], options: compare.Options, steps: int) -> str:
     rounds=options.rounds,
     steps=steps,
     quiet=(
-      LOADED.format(load=load)
-      if load > compare.QUIET
-      else f'The load was at most {load:.1f} before each case.'
+      LOADED.format(busy=busy)
+      if busy > compare.QUIET
+      else 'Before and after each case others kept at most '
+      f'{busy:.2f} cores busy.'
     ),
   )
   parts = [text]
