@@ -6,11 +6,13 @@ import dataclasses
 import functools
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 
 from cxjax import errors
 from cxjax import types
+from cxjax.api import matching
 from cxjax.api import plan as plan_lib
 from cxjax.api import stages as stages_lib
 from cxjax.data import held_out_batches
@@ -19,10 +21,14 @@ from cxjax.data import reader_thread
 from cxjax.data import token_ids
 from cxjax.data import user_batches
 from cxjax.methods import losses
+from cxjax.methods import microbatches
 from cxjax.methods import output_pieces
+from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.training import metrics as metrics_lib
+from cxjax.training import output_memory
+from cxjax.training import run_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +90,25 @@ def evaluation(
   _check_not_nan(plan, jax.device_get(batch), needed, what)
   if by_labels and not metrics:
     labels_lib.check(plan.student, shapes)
-  reference = batch.get('y')
-  if not by_labels:
-    batch, reference = _with_teacher_output(plan, batch)
-  chosen = metrics_lib.resolve(metrics or _default_metrics(plan, by_labels))
+  defaults = metrics_lib.resolve(_default_metrics(plan, by_labels))
+  chosen = {**defaults, **_other_outputs(plan, batch['x'], by_labels)}
+  if metrics:
+    chosen = metrics_lib.resolve(metrics)
+  first = {name: one for name, one in chosen.items() if not one.output}
   # A function of the user takes whatever reference there is.
   if by_labels or (metrics and not isinstance(metrics, Mapping)):
-    metrics_lib.require_reference(chosen, 'labels' if by_labels else 'teacher')
-  output, _ = adapters.outputs(plan.student, batch['x'], 'student')
-  counted = batch['weights'].shape if 'weights' in batch else output.shape[:-1]
-  metrics_lib.check(chosen, output, reference, counted, batch)
+    metrics_lib.require_reference(first, 'labels' if by_labels else 'teacher')
+  batch, references = _with_teacher(plan, batch, chosen, by_labels)
+  if by_labels:
+    references[stage_lib.LOGITS] = batch['y']
+  outputs = matching.shapes(plan.student, batch['x'])
+  for name, metric in chosen.items():
+    path = metric.output
+    at = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
+    output = outputs[at]
+    whole = 'weights' in batch and not path
+    counted = batch['weights'].shape if whole else output.shape[:-1]
+    metrics_lib.check({name: metric}, output, references[at], counted, batch)
   return Evaluation(batch, chosen, by_labels, convert)
 
 
@@ -148,7 +163,10 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
     (t for t in plan.stages[-1].terms if t.target == 'logits'), None
   )
   loss: Any = output.loss if output is not None else losses.kl
-  lower = lambda fun: metrics_lib.Metric(fun, higher_is_better=False)
+  rowwise = output_pieces.is_rowwise(loss)
+  lower = lambda fun: metrics_lib.Metric(
+    fun, higher_is_better=False, rowwise=rowwise
+  )
   if _is_kl(plan):
     if output is not None and output.top_k:
       few, k = loss, output.top_k
@@ -161,19 +179,93 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
   return {'loss': lower(loss)}
 
 
-def _with_teacher_output(
-  plan: plan_lib.Plan, held_out: types.Batch
-) -> tuple[types.Batch, Any]:
-  """A batch whose labels are the teacher's output, and the shape of that.
+def _other_outputs(
+  plan: plan_lib.Plan, x: types.Input, by_labels: bool
+) -> dict[str, metrics_lib.Metric]:
+  """The losses of the other outputs of a plan, as 'loss/boxes'.
 
-  An output that is too large to be kept is computed at every evaluation; the
-  batch then has no labels.
+  Args:
+    plan: what is trained.
+    x: shapes of the held-out set.
+    by_labels: whether the teacher is not run at an evaluation.
+
+  Returns:
+    Metrics by name; without those whose reference cannot be kept.
   """
-  see = lambda params, x: plan.teacher.apply(
-    params, targets_lib.without_dropout(x)
-  )[0]
-  x = held_out['x']
-  output = jax.eval_shape(see, plan.teacher.params, x)
-  if output_pieces.rows_at_once(output.shape) is not None:
-    return {n: leaf for n, leaf in held_out.items() if n != 'y'}, output
-  return {**held_out, 'y': jax.jit(see)(plan.teacher.params, x)}, output
+  mark, found = stage_lib.OUTPUT, {}
+  outputs = matching.shapes(plan.teacher, x)
+  for term in plan.stages[-1].terms:
+    plain = stage_lib.Term(
+      term.student, term.student, term.loss, weight=term.weight, name=term.name
+    )
+    if not term.student.startswith(mark) or term != plain:
+      continue
+    path = term.student.removeprefix(mark)
+    if by_labels and output_pieces.rows_at_once(outputs[term.student].shape):
+      logging.warning(
+        'The held-out loss of the output %r is left out: the teacher is too '
+        'large there to be kept.',
+        path,
+      )
+      continue
+    found[f'loss/{path}'] = metrics_lib.Metric(
+      term.loss,  # type: ignore[arg-type]
+      reference='teacher',
+      higher_is_better=False,
+      output=path,
+    )
+  return found
+
+
+def _with_teacher(
+  plan: plan_lib.Plan,
+  held_out: types.Batch,
+  metrics: Mapping[str, metrics_lib.Metric],
+  by_labels: bool,
+) -> tuple[types.Batch, dict[str, Any]]:
+  """A batch with the outputs of the teacher that metrics read.
+
+  The output that the last stage learns first is 'y'; others have their names.
+  Outputs that are too large to be kept are computed at every evaluation; the
+  batch then has none of them, and no 'y'. Metrics of outputs that can neither
+  be kept nor, beside labels, be computed again are an error.
+
+  Args:
+    plan: what is trained.
+    held_out: the batch.
+    metrics: of the evaluation.
+    by_labels: whether 'y' are the labels.
+
+  Returns:
+    The batch; the shapes of the outputs, by the name of the activation.
+  """
+  x, mark = held_out['x'], stage_lib.OUTPUT
+  outputs = matching.shapes(plan.teacher, x)
+  known = {n.removeprefix(mark): n for n in outputs if n.startswith(mark)}
+  names = {} if by_labels else {'y': stage_lib.LOGITS}
+  for path in (metric.output for metric in metrics.values() if metric.output):
+    name = errors.lookup('output', path, known)
+    names[name] = name
+  found = {name: outputs[name] for name in names.values()}
+  if not names:
+    return held_out, {}
+  if any(output_pieces.rows_at_once(o.shape) for o in found.values()):
+    errors.require(
+      not by_labels,
+      f'{", ".join(names)} of the teacher is too large to be kept for the '
+      'evaluation: give fewer held_out examples, or metrics without it.',
+    )
+    return {n: leaf for n, leaf in held_out.items() if n != 'y'}, found
+
+  parts = -(-run_spec.num_rows(x) // output_memory.EVAL_ROWS)
+
+  def see(params: types.Params, x: types.Input) -> dict[str, jax.Array]:
+    """The outputs by their keys in the batch."""
+
+    def one(x: types.Input) -> dict[str, jax.Array]:
+      made = targets_lib.forward(plan.teacher.apply, params, x)
+      return {key: made[name] for key, name in names.items()}
+
+    return microbatches.apply(one, targets_lib.without_dropout(x), parts)
+
+  return {**held_out, **jax.jit(see)(plan.teacher.params, x)}, found

@@ -72,14 +72,19 @@ def fits(stage: stage_lib.Stage) -> bool:
 
 def _is_rowwise(term: stage_lib.Term) -> bool:
   """Whether a term compares outputs as they are, by a loss of ours."""
-  loss = getattr(term.loss, 'func', term.loss)
   return (
     term.student == stage_lib.LOGITS
     and term.target in (stage_lib.LOGITS, stage_lib.LABELS)
-    and any(loss is known for known in _ROWWISE)
+    and is_rowwise(term.loss)
     and not (term.regressor or term.projection or term.centered)
     and (term.norm, term.pool, term.scale) == ('none', 'none', 1)
   )
+
+
+def is_rowwise(loss: Any) -> bool:
+  """True for a loss of ours that compares each row with its target alone."""
+  fun = getattr(loss, 'func', loss)
+  return any(fun is known for known in _ROWWISE)
 
 
 def keeps_features(term: stage_lib.Term) -> bool:
@@ -87,22 +92,43 @@ def keeps_features(term: stage_lib.Term) -> bool:
   return term.target == stage_lib.LOGITS and not term.top_k
 
 
-def each(fun: Callable[[jax.Array], Any], output: output_split.Apart) -> Any:
-  """Computes `fun(rows [..., C]) -> tree of [..., k]` piece by piece.
+def each(
+  fun: Callable[..., Any], output: output_split.Apart, *others: Any
+) -> Any:
+  """Computes `fun(rows [..., C], *others) -> tree of [..., k]` piece by piece.
 
   Args:
     fun: what to compute of some rows.
     output: `[..., C]`.
+    *others: outputs like it, and trees of arrays whose first axes are those of
+      the output.
 
   Returns:
     What `fun` makes of the whole output.
   """
   grid = _grid(output)
-  found = jax.lax.map(
-    lambda rows: fun(output.head(output.weights, rows)),
-    grid.split(output.features),
-  )
+  given = (output, *others)
+  is_apart = lambda each: isinstance(each, output_split.Apart)
+  parts = [each.features if is_apart(each) else each for each in given]
+
+  def piece(parts: Any) -> Any:
+    return fun(
+      *(
+        each.head(each.weights, part) if is_apart(each) else part
+        for each, part in zip(given, parts, strict=True)
+      )
+    )
+
+  found = jax.lax.map(piece, jax.tree.map(grid.split, parts))
   return jax.tree.map(grid.joined, found)
+
+
+def shape(output: Any) -> jax.ShapeDtypeStruct:
+  """Shape and dtype of an output, whole or in two parts."""
+  if isinstance(output, output_split.Apart):
+    made = jax.eval_shape(output.head, output.weights, output.features)
+    return jax.ShapeDtypeStruct(output.shape, made.dtype)
+  return jax.ShapeDtypeStruct(output.shape, output.dtype)
 
 
 def summed_loss(

@@ -33,8 +33,8 @@ LOGITS = 'logits'
 # Activations that exist at the target positions alone.
 TARGET_POSITION_ACTIVATIONS = (LOGITS, 'final')
 ALL, PREDICTED = 'all', 'predicted'
-NORMS = ('none', 'layer')
-POOLS = ('none', 'mean', 'flatten')
+OUTPUT = 'output:'  # Beginning of the names of several outputs.
+NORMS, POOLS = ('none', 'layer'), ('none', 'mean', 'flatten')
 # Positive numbers that float32 holds, and whose products with values it does.
 POSITIVE = arguments.Range(1e-30, 1e30)
 ZERO = arguments.Range(0, 0)
@@ -304,7 +304,7 @@ class Stage:
     """Raises UserError for a stage that cannot be trained."""
     errors.require(
       isinstance(self.name, str),
-      f'name={self.name!r} of a stage must be a text.',
+      f'name={self.name!r} of a stage must be a string.',
     )
     with errors.about(f'Stage {self.name!r}'):
       steps = arguments.whole('steps', self.steps, 1, MOST)

@@ -125,7 +125,8 @@ def loss_weights(
 
   At the target positions, and for outputs, they are the batch's 'weights', or
   else the mask of the real tokens. For hidden activations and for pooled ones
-  they are the mask times the weights of the examples.
+  they are the mask times the weights of the examples, and for one of several
+  outputs, of other axes than the weights, those of the examples.
 
   Args:
     batch: as in `cxjax.types`.
@@ -138,7 +139,10 @@ def loss_weights(
   """
   weights, real = batch.get('weights'), _real_tokens(batch, term, name, shape)
   if not term.all_tokens and term.pool == 'none':
-    return real if weights is None else weights
+    if weights is None:
+      return real
+    several = name.startswith(stage_lib.OUTPUT)
+    return _of_examples(weights, shape[:-1]) if several else weights
   axes = shape[:-1] if term.pool == 'none' else shape[:1]
   weights = _spread(batch, axes, real)
   if real is None or weights is None:
@@ -155,7 +159,14 @@ def _spread(
   at_targets = isinstance(x, Mapping) and 'target_positions' in x
   if weights is None or (at_targets and weights.ndim > 1):
     return None  # They say which predictions count, not which tokens.
-  if weights.shape == axes and (real is None or weights.ndim == 1):
+  if real is not None and weights.ndim > 1:
+    weights = _any(weights)
+  return _of_examples(weights, axes)
+
+
+def _of_examples(weights: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """Weights of these axes; those of the examples where the axes differ."""
+  if weights.shape == axes:
     return weights
   each = weights if weights.ndim == 1 else _any(weights)
   return jnp.broadcast_to(
@@ -192,18 +203,19 @@ def _real_tokens(
 
 
 def output_weights(
-  batch: types.Batch, shape: tuple[int, ...]
+  batch: types.Batch, shape: tuple[int, ...], name: str = stage_lib.LOGITS
 ) -> jax.Array | None:
   """Weights of the outputs of a batch; None if all are 1.
 
   Args:
     batch: as in `cxjax.types`.
     shape: of the outputs, `[B, ..., C]`.
+    name: of the outputs among the activations.
 
   Returns:
     `[B, ...]`, or None.
   """
-  return loss_weights(batch, stage_lib.Term(), stage_lib.LOGITS, shape)
+  return loss_weights(batch, stage_lib.Term(), name, shape)
 
 
 def weighted_mean(

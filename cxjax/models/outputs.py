@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.models import modes
 from cxjax.models import whole
 
-OUTPUT, AUXILIARY = 'output:', 'auxiliary:'
+OUTPUT, AUXILIARY = stage_lib.OUTPUT, 'auxiliary:'
 Found: TypeAlias = Mapping[str, Any]
 # From the leaves of the outputs, the activations and the number of examples to
 # the output and more activations.

@@ -323,10 +323,14 @@ class CompiledSteps:
       return self._compared('evaluate', params, teacher, self._spec.metrics)
 
     def fun(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
+      metrics = self._spec.metrics
+      student, _ = output_memory.eval_models(
+        self._student, None, self._spec, metrics
+      )
       one = functools.partial(
         evaluation.evaluate,
-        apply=self._student,
-        metrics=self._spec.metrics,
+        apply=student,
+        metrics=metrics,
         parts=output_memory.eval_parts(self._spec),
       )
       every = multi_step.each_seed(lambda params: one(params, batch))
@@ -354,10 +358,14 @@ class CompiledSteps:
     def fun(
       params: types.Params, teacher: types.Params, batch: types.Batch
     ) -> dict[str, jax.Array]:
+      ours, theirs = output_memory.eval_models(
+        self._student, self._teacher, self._spec, metrics
+      )
+      assert theirs is not None
       one = functools.partial(
         evaluation.agreement,
-        apply=self._student,
-        teacher=apply,
+        apply=ours,
+        teacher=theirs,
         metrics=metrics,
         parts=output_memory.eval_parts(self._spec),
       )

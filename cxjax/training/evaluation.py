@@ -9,8 +9,11 @@ import jax.numpy as jnp
 
 from cxjax import arguments
 from cxjax import checks
+from cxjax import errors
 from cxjax import types
 from cxjax.methods import microbatches
+from cxjax.methods import output_pieces
+from cxjax.methods import output_split
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
@@ -49,7 +52,7 @@ def evaluate(
     'perplexity'}`.
   """
   return _measure(
-    lambda batch: (_output(apply, params, batch), batch['y']),
+    lambda batch: (_outputs(apply, params, batch), _references(batch)),
     batch,
     metrics_lib.resolve(metrics),
     parts,
@@ -91,8 +94,8 @@ def agreement(
   """
   return _measure(
     lambda batch: (
-      _output(apply, params, batch),
-      _output(teacher, teacher_params, batch),
+      _outputs(apply, params, batch),
+      _outputs(teacher, teacher_params, batch),
     ),
     batch,
     metrics_lib.resolve(metrics),
@@ -100,38 +103,76 @@ def agreement(
   )
 
 
-def _output(
+def _outputs(
   apply: types.Apply, params: types.Params, batch: types.Batch
-) -> jax.Array:
-  x = targets.without_dropout(batch['x'])
-  return targets.forward(apply, params, x)[stage_lib.LOGITS]
+) -> dict[str, Any]:
+  """The outputs of a model at inference, among its activations."""
+  return targets.forward(apply, params, targets.without_dropout(batch['x']))
+
+
+def _references(batch: types.Batch) -> dict[str, Any]:
+  """The labels, and the other outputs of the teacher that a batch keeps."""
+  named = {n: v for n, v in batch.items() if n.startswith(stage_lib.OUTPUT)}
+  return {stage_lib.LOGITS: batch['y'], **named}
 
 
 def _measure(
-  pair: Callable[[types.Batch], tuple[jax.Array, jax.Array]],
+  see: Callable[[types.Batch], tuple[dict[str, Any], dict[str, Any]]],
   batch: types.Batch,
   metrics: Mapping[str, metrics_lib.Metric],
   parts: int,
 ) -> dict[str, jax.Array]:
-  """Metrics of the two arrays that `pair` makes of a batch."""
+  """Metrics of the outputs and references that `see` makes of a batch."""
+  outputs = dict.fromkeys(metric.output for metric in metrics.values())
 
-  def statistics(batch: types.Batch) -> tuple[Any, jax.Array | None]:
-    outputs = pair(mesh_lib.constrain_batch(batch, axis=0))
-    weights = weights_lib.output_weights(batch, outputs[0].shape)
-    every = outputs[0].shape[:-1]
-    counted = batch['weights'].shape if 'weights' in batch else every
-    metrics_lib.check(metrics, *outputs, counted, batch)
-    outputs = weights_lib.cleared(outputs, weights)
-    found = {
+  def statistics(batch: types.Batch) -> dict[str, Any]:
+    seen = see(mesh_lib.constrain_batch(batch, axis=0))
+    return {
+      path: _statistics(
+        {n: m for n, m in metrics.items() if m.output == path},
+        path,
+        seen,
+        batch,
+      )
+      for path in outputs
+    }
+
+  found = microbatches.apply(statistics, batch, parts)
+  totals = {}
+  for name, metric in metrics.items():
+    values, weights = found[metric.output]
+    totals[name] = metric.total(values[name], weights)
+  return totals
+
+
+def _statistics(
+  metrics: Mapping[str, metrics_lib.Metric],
+  path: str,
+  seen: tuple[dict[str, Any], dict[str, Any]],
+  batch: types.Batch,
+) -> tuple[Any, jax.Array | None]:
+  """Statistics of the metrics of one output, by name, and their weights."""
+  name = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
+  output, reference = (errors.lookup('output', name, found) for found in seen)
+  shape, other = map(output_pieces.shape, (output, reference))
+  weights = weights_lib.output_weights(batch, output.shape, name)
+  every = output.shape[:-1]
+  whole = 'weights' in batch and not path
+  counted = batch['weights'].shape if whole else every
+  metrics_lib.check(metrics, shape, other, counted, batch)
+
+  def compute(output: Any, reference: Any, weights: Any, others: Any) -> Any:
+    outputs = weights_lib.cleared((output, reference), weights)
+    return {
       name: jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32),
-        metric.statistics(*outputs, *(batch[n] for n in metric.others)),
+        metric.statistics(*outputs, *(others[n] for n in metric.others)),
       )
       for name, metric in metrics.items()
     }
-    return found, weights
 
-  found, weights = microbatches.apply(statistics, batch, parts)
-  return {
-    name: metric.total(found[name], weights) for name, metric in metrics.items()
-  }
+  others = {n: batch[n] for m in metrics.values() for n in m.others}
+  args = (output, reference, weights, others)
+  if isinstance(output, output_split.Apart):
+    return output_pieces.each(compute, *args), weights
+  return compute(*args), weights

@@ -44,6 +44,11 @@ class Metric:
     limit: the best value that is possible; None if there is none, or if it is
       unknown. A threshold beyond it is never reached.
     others: more entries of the held-out batch that the statistics take.
+    output: which of several outputs it reads, by its path, as 'heads/boxes',
+      and the teacher's beside it; '' is the one that the last stage learns
+      first.
+    rowwise: whether each value follows from its row of the output and of the
+      reference alone. Outputs that are too large need not be whole then.
   """
 
   statistics: Statistics
@@ -52,6 +57,8 @@ class Metric:
   higher_is_better: bool = True
   limit: float | None = None
   others: tuple[str, ...] = ()
+  output: str = ''
+  rowwise: bool = False
 
   def __post_init__(self) -> None:
     """Raises UserError for a metric that cannot be computed."""
@@ -157,17 +164,20 @@ def _bits_per_byte(sums: dict[str, jax.Array], count: jax.Array) -> jax.Array:
   return sums['nats'] / (math.log(2) * sums['bytes'])
 
 
+# Those of each row of the logits by itself.
+_Rowwise = functools.partial(Metric, rowwise=True)
+
 METRICS: dict[str, Metric] = {
-  'accuracy': Metric(_top_label, limit=1.0),
-  'loss': Metric(losses.cross_entropy, higher_is_better=False, limit=0.0),
-  'perplexity': Metric(
+  'accuracy': _Rowwise(_top_label, limit=1.0),
+  'loss': _Rowwise(losses.cross_entropy, higher_is_better=False, limit=0.0),
+  'perplexity': _Rowwise(
     losses.cross_entropy,
     lambda total, count: jnp.exp(total / count),
     higher_is_better=False,
     limit=1.0,
   ),
   # Of text whose tokens stand for different numbers of bytes.
-  'bits_per_byte': Metric(
+  'bits_per_byte': _Rowwise(
     _code_length,
     _bits_per_byte,
     higher_is_better=False,
@@ -175,9 +185,9 @@ METRICS: dict[str, Metric] = {
     others=('bytes',),
   ),
   # F1 of class 1, of two classes or more.
-  'f1': Metric(_confusion, _f1, limit=1.0),
-  'agreement': Metric(_same_top, reference='teacher', limit=1.0),
-  'teacher_kl': Metric(
+  'f1': _Rowwise(_confusion, _f1, limit=1.0),
+  'agreement': _Rowwise(_same_top, reference='teacher', limit=1.0),
+  'teacher_kl': _Rowwise(
     losses.kl, reference='teacher', higher_is_better=False, limit=0.0
   ),
 }

@@ -1,6 +1,7 @@
 """Memory of the outputs of a run: pieces, and parts of an evaluation."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import math
 from typing import Any
@@ -13,6 +14,7 @@ from cxjax.methods import output_split
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import metrics as metrics_lib
 from cxjax.training import run_spec
 
 # Rows of an evaluation that are computed at once: examples, or their tokens.
@@ -93,9 +95,17 @@ def eval_parts(spec: run_spec.RunSpec) -> int:
   preferred, up to twice as many as there must be.
   """
   x, examples = spec.held_out['x'], spec.num_held_out
-  output = jax.eval_shape(spec.student.apply, spec.student_shapes, x)[0]
+  shapes = jax.eval_shape(spec.student.apply, spec.student_shapes, x)
+  read = {metric.output for metric in spec.metrics.values()} | {''}
+  outputs = targets_lib.by_name(*shapes)
+  values = sum(
+    math.prod(leaf.shape)
+    for name, leaf in outputs.items()
+    if name == stage_lib.LOGITS
+    or (name.startswith(stage_lib.OUTPUT) and name.partition(':')[2] in read)
+  )
   copies, shards = _copies(spec)
-  size = output_pieces.FLOAT * math.prod(output.shape) * copies
+  size = output_pieces.FLOAT * values * copies
   fewest = max(
     -(-run_spec.num_rows(x) // EVAL_ROWS),
     -(-size // (output_pieces.WHOLE * shards)),
@@ -103,6 +113,44 @@ def eval_parts(spec: run_spec.RunSpec) -> int:
   fewest = min(fewest, examples)
   equal = (n for n in range(fewest, 2 * fewest) if examples % n == 0)
   return next(equal, -(-examples // (examples // fewest)))
+
+
+def eval_models(
+  student: types.Apply,
+  teacher: types.Apply | None,
+  spec: run_spec.RunSpec,
+  metrics: Mapping[str, metrics_lib.Metric],
+) -> tuple[types.Apply, types.Apply | None]:
+  """Takes models apart of which the output of one example is too large.
+
+  That is so if it has more than `output_pieces.WHOLE` bytes on one device, if
+  all metrics are row by row, and if the models end in a matrix product.
+
+  Args:
+    student: as it is called.
+    teacher: whose output is the reference; None if that is stored.
+    spec: the run.
+    metrics: of the evaluation.
+
+  Returns:
+    Models that return `output_split.Apart`; or these as they are.
+  """
+  size = -(-spec.num_held_out // eval_parts(spec))
+  part = lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
+  x = jax.tree.map(part, targets_lib.without_dropout(spec.held_out['x']))
+  shape = jax.eval_shape(student, spec.student_shapes, x)[0].shape
+  copies, shards = _copies(spec)
+  platform = spec.layout.mesh.devices.flat[0].platform
+  rows = output_pieces.rows_at_once(shape, copies, shards, platform)
+  if rows is None or not all(m.rowwise for m in metrics.values()):
+    return student, teacher
+  ours = output_split.split(student, rows, spec.student_shapes, x)
+  if teacher is None or ours is None:
+    return ours or student, teacher
+  assert spec.teacher is not None
+  params = jax.eval_shape(lambda params: params, spec.teacher.params)
+  theirs = output_split.split(teacher, rows, params, x)
+  return (student, teacher) if theirs is None else (ours, theirs)
 
 
 def _copies(spec: run_spec.RunSpec) -> tuple[int, int]:

@@ -64,8 +64,13 @@ class OutputsTest(parameterized.TestCase):
       loss=ALL,
       auxiliary={'balance': 0.1},
     )
-    found = first_loss(plan)
+    student, history = cxjax.distill(plan, [X], log_every=1)
+    found = history[0]
     want, _ = detector(parameters(0), X)
+    boxes = detector(student, X)[0]['heads']['boxes'] - want['heads']['boxes']
+    np.testing.assert_allclose(
+      history[-1]['eval/loss/heads/boxes'], (boxes**2).mean(), rtol=1e-5
+    )
     got, values = detector(parameters(1), X)
     each = {
       'logits': losses.kl(got['logits'], want['logits']).mean(),

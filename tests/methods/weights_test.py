@@ -27,6 +27,26 @@ def loss_weights(batch, one, shape=(B, LENGTH, 5)):
   return weights.loss_weights(batch, one, one.student, shape)
 
 
+class SeveralOutputsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ((4, 3, 5), [[1, 0, 2], [0, 0, 0], [0, 3, 0], [1, 1, 1]]),
+    ((4, 5), [1, 0, 1, 1]),
+  )
+  def test_of_other_axes_count_by_their_examples(self, shape, want):
+    """Tokens have weights, and an output of the example does not."""
+    each = np.array([[1, 0, 2], [0, 0, 0], [0, 3, 0], [1, 1, 1]], np.float32)
+    batch = {'x': np.zeros((4, 3), np.float32), 'weights': jnp.asarray(each)}
+    one = Term('output:value', 'output:value', 'mse')
+    found = loss_weights(batch, one, shape)
+    np.testing.assert_array_equal(found, np.array(want, np.float32))
+
+  def test_examples_have_weights(self):
+    batch = {'x': np.zeros((4, 3), np.float32), 'weights': jnp.asarray(HALF)}
+    one = Term('output:value', 'output:value', 'mse')
+    found = loss_weights(batch, one, (4, 3, 5))
+    np.testing.assert_array_equal(found, np.repeat(HALF[:, None], 3, 1))
+
+
 class SequenceTest(parameterized.TestCase):
   @parameterized.parameters(
     (dict(), 'mask'),

@@ -3,6 +3,7 @@
 import functools
 
 from absl.testing import parameterized
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from cxjax import errors
 from cxjax.methods import losses
+from cxjax.methods import output_split
 from cxjax.training import evaluation
 from cxjax.training import metrics
 from tests.methods import networks
@@ -50,6 +52,18 @@ class EvaluateTest(parameterized.TestCase):
     self.assertCountEqual(found, expected)
     for name, value in expected.items():
       np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+  @parameterized.product(rows=(1, 5), weighted=(False, True))
+  def test_in_pieces_it_is_that_of_the_whole(self, rows, weighted):
+    batch = {**BATCH, 'weights': WEIGHTS} if weighted else BATCH
+    params, apply = networks.params(networks.STUDENT, 1), networks.STUDENT.apply
+    apart = output_split.split(apply, rows, params, batch['x'])
+    other = networks.params(networks.STUDENT, 2)
+    run = lambda apply: (
+      evaluation.evaluate(params, batch, apply=apply, metrics=NAMES),
+      evaluation.agreement(params, other, batch, apply=apply, teacher=apply),
+    )
+    chex.assert_trees_all_close(run(apart), run(apply), atol=1e-6)
 
   def test_metrics_of_its_own(self):
     largest = lambda logits, labels: logits.max(-1)

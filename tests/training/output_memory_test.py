@@ -14,6 +14,7 @@ import pytest
 from cxjax.methods import output_pieces
 from cxjax.methods import output_split
 from cxjax.training import compiled_steps
+from cxjax.training import metrics
 from cxjax.training import output_memory
 from tests.training import runs
 
@@ -72,6 +73,19 @@ class SplitTest(parameterized.TestCase):
       found = self.split(runs.spec(), 2, stored=True)
     self.assertIsInstance(found.student, output_split.Split)
     self.assertNotIsInstance(found.teacher, output_split.Split)
+
+  def test_an_example_whose_output_is_large_is_evaluated_in_pieces(self):
+    spec = runs.spec()
+    steps = compiled_steps.CompiledSteps(spec)
+    models = steps._student, steps._teacher
+    with jax.set_mesh(runs.MESH):
+      find = lambda metrics: output_memory.eval_models(*models, spec, metrics)
+      self.assertEqual(find(spec.metrics), models)
+      with mock.patch.multiple(output_pieces, WHOLE=3, PIECE=4):
+        for found in find(spec.metrics):
+          self.assertIsInstance(found, output_split.Split)
+        # A function of the user may compare rows with each other.
+        self.assertEqual(find({'own': metrics.Metric(max)}), models)
 
   @pytest.mark.slow
   def test_a_run_in_pieces_is_that_of_the_whole(self):
