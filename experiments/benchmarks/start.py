@@ -1,0 +1,179 @@
+r"""Seconds until the first record, seconds of compilation, and peak memory.
+
+Run (some ten minutes):
+  python -m experiments.benchmarks.start
+  python -m experiments.benchmarks.start --earlier=PATH
+
+Runs `launch.py` for every experiment at its default size and with its default
+method, where the teacher and each stage of the students end with their first
+record. It does so twice, without and with the programs that JAX kept on the
+disk. The first record is written `log_every` steps of the teacher after the
+start of the process. Peak is the largest resident size. --earlier is another
+checkout of the project, whose figures come first. Writes start.{md,csv} into
+--out.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+from absl import flags
+import jax
+
+from cxjax import tables
+from cxjax.configs import builders
+from cxjax.configs import cli
+from cxjax.parallel import devices as devices_lib
+from experiments.benchmarks import machine
+from experiments.benchmarks import rounds
+
+ROOT = pathlib.Path(__file__).parents[2]
+_EXPERIMENTS = flags.DEFINE_list(
+  'experiments',
+  ['parity_mlp', 'parity_transformer', 'pcfg_bert', 'text_bert', 'causal_text'],
+  'Which.',
+)
+_SIZE = flags.DEFINE_enum('size', 'cpu', ['cpu', 'tiny'], 'Size.')
+_EARLIER = flags.DEFINE_string('earlier', '', 'Checkout of an earlier version.')
+_CONFIG = flags.DEFINE_list('fields', [], 'Config fields, as data.length=8.')
+
+
+def command(name: str, size: str) -> list[str]:
+  """Returns the command line of a run that ends every stage at once."""
+  config = importlib.import_module(f'experiments.{name}').get_config(
+    f'extracted,{size}'
+  )
+  every = config.log_every
+  stages = len(config.extracted.layers) + 1
+  if not config.extracted.layers:
+    devices = devices_lib.topology('cpu')
+    specs = builders.abstract_specs(config, ('extracted',), devices)
+    stages = len(specs['extracted'].stages)
+  fields = {
+    'extracted.steps': tuple([every] * stages),
+    'num_steps': every * stages,
+    'eval_every': every * stages,
+    'save_every': every * stages,
+    **{
+      f'teacher.{field}': config.teacher.log_every
+      for field in ('num_steps', 'eval_every', 'save_every')
+    },
+  }
+  return [
+    'launch.py',
+    f'--config=experiments/{name}.py:extracted,{size}',
+    *(f'--config.{field}={value}' for field, value in fields.items()),
+    *(f'--config.{field}' for field in _CONFIG.value),
+  ]
+
+
+def measure(
+  words: Sequence[str], root: pathlib.Path, workdir: pathlib.Path, cache: str
+) -> dict[str, float]:
+  """Runs a command once.
+
+  Args:
+    words: of the command line, after that of Python.
+    root: the checkout.
+    workdir: of the run; it is new.
+    cache: folder of the programs that JAX keeps.
+
+  Returns:
+    'first', 'compile' and 'peak', in seconds and MB.
+  """
+  environment = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': cache,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'PYTHONPATH': str(root),
+  }
+  first: list[float] = []
+  ended = threading.Event()
+  begin = time.perf_counter()
+  with (workdir.parent / f'{workdir.name}.log').open('wb') as log:
+    process = subprocess.Popen(
+      [sys.executable, *words, f'--workdir={workdir}'],
+      cwd=root,
+      env=environment,
+      stdout=log,
+      stderr=log,
+    )
+
+    def watch() -> None:
+      path = workdir / 'teacher' / 'metrics.jsonl'
+      while not first:
+        last = ended.is_set()
+        if path.exists() and path.stat().st_size:
+          first.append(time.perf_counter() - begin)
+        elif last:
+          return
+        time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    ended.set()
+    watcher.join()
+  if process.returncode or not first:
+    said = pathlib.Path(log.name).read_text('utf-8', 'replace')
+    raise RuntimeError(f'{" ".join(words)} failed: {said[-1_000:]}')
+  compiled = sum(
+    json.loads(path.read_text('utf-8'))['seconds']['compile']
+    for path in workdir.rglob('summary.json')
+  )
+  return {
+    'first': first[0],
+    'compile': compiled,
+    'peak': usage.ru_maxrss / 1e3,  # Kilobytes, on Linux.
+  }
+
+
+def rows(
+  names: Sequence[str], size: str, roots: dict[str, pathlib.Path]
+) -> Iterator[dict[str, Any]]:
+  """Yields a row for each experiment and version."""
+  for name in names:
+    words = command(name, size)
+    for version, root in roots.items():
+      with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder)
+        cache = str(path / 'cache')
+        cold, warm = (
+          measure(words, root, path / one, cache) for one in ('cold', 'warm')
+        )
+      yield {
+        'experiment': name,
+        'version': version,
+        'first record, s': cold['first'],
+        'compile, s': cold['compile'],
+        'first record with kept programs, s': warm['first'],
+        'compile with kept programs, s': warm['compile'],
+        'peak, MB': cold['peak'],
+      }
+
+
+def main(argv: list[str]) -> None:
+  """Writes the table."""
+  del argv
+  roots = {'now': ROOT}
+  if _EARLIER.value:
+    roots = {'earlier': pathlib.Path(_EARLIER.value).absolute(), **roots}
+  busy = machine.busy_cores()
+  found = list(rows(_EXPERIMENTS.value, _SIZE.value, roots))
+  said = f'jax {jax.__version__}; others kept {busy:.1f} cores busy.\n\n'
+  out = pathlib.Path(rounds.OUT.value) / 'start'
+  cli.write(out, said + tables.markdown(found), found)
+
+
+if __name__ == '__main__':
+  cli.run(main)
