@@ -201,7 +201,7 @@ def _other_outputs(
     if not term.student.startswith(mark) or term != plain:
       continue
     path = term.student.removeprefix(mark)
-    if by_labels and output_pieces.rows_at_once(outputs[term.student].shape):
+    if by_labels and output_pieces.is_large(outputs[term.student].shape):
       logging.warning(
         'The held-out loss of the output %r is left out: the teacher is too '
         'large there to be kept.',
@@ -249,7 +249,7 @@ def _with_teacher(
   found = {name: outputs[name] for name in names.values()}
   if not names:
     return held_out, {}
-  if any(output_pieces.rows_at_once(o.shape) for o in found.values()):
+  if any(output_pieces.is_large(o.shape) for o in found.values()):
     errors.require(
       not by_labels,
       f'{", ".join(names)} of the teacher is too large to be kept for the '

@@ -20,12 +20,13 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
 
-# Bytes of the outputs of a batch, in float32 and on one device, above which
-# they are computed in pieces.
-WHOLE = 2**26
+# Bytes of outputs, in float32 and on one device, above which they are not held
+# whole: for the memory that they take, and on a CPU for the time, as smaller
+# ones stay in its cache.
+WHOLE, WHOLE_ON_CPU = 2**26, 2**22
 # Bytes of a piece, and its fewest rows. Each piece reads the kernel again, and
 # that takes longer than its product where the rows are few.
-PIECE = 2**25
+PIECE, PIECE_ON_CPU = 2**25, 2**20
 FEWEST, FEWEST_ON_CPU = 512, 128
 FLOAT = 4
 # Losses that compare each row with its target, and nothing else.
@@ -38,6 +39,24 @@ _ROWWISE = (
   losses.reverse_kl,
   losses.top_k_kl,
 )
+
+
+def is_large(
+  shape: tuple[int, ...],
+  copies: int = 1,
+  parts: int = 1,
+  whole: int | None = None,
+) -> bool:
+  """Whether an output takes too much to be held whole.
+
+  Args:
+    shape: of the output, `[..., C]`.
+    copies: number of students, each of which has one.
+    parts: number of parts of a batch, on devices or one after the other.
+    whole: bytes that one device may hold, `WHOLE` by default.
+  """
+  size = FLOAT * copies * math.prod(shape)
+  return len(shape) > 1 and size > (WHOLE if whole is None else whole) * parts
 
 
 def rows_at_once(
@@ -57,10 +76,12 @@ def rows_at_once(
   Returns:
     Rows of one student on one device.
   """
-  row = FLOAT * shape[-1] * copies
-  if len(shape) < 2 or row * math.prod(shape[:-1]) <= WHOLE * parts:
+  whole, piece, fewest = WHOLE, PIECE, FEWEST
+  if platform == 'cpu':
+    whole, piece, fewest = WHOLE_ON_CPU, PIECE_ON_CPU, FEWEST_ON_CPU
+  if not is_large(shape, copies, parts, whole):
     return None
-  return max(PIECE // row, FEWEST_ON_CPU if platform == 'cpu' else FEWEST)
+  return max(piece // (FLOAT * shape[-1] * copies), fewest)
 
 
 def fits(stage: stage_lib.Stage) -> bool:

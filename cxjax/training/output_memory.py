@@ -18,7 +18,8 @@ from cxjax.training import metrics as metrics_lib
 from cxjax.training import run_spec
 
 # Rows of an evaluation that are computed at once: examples, or their tokens.
-EVAL_ROWS = 32_768
+# Those of few stay in the cache of a CPU.
+EVAL_ROWS, EVAL_ROWS_ON_CPU = 32_768, 1_024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,8 @@ def split(
   """Takes models apart whose outputs are too large to be held whole.
 
   That is so if the outputs of a batch have more than `output_pieces.WHOLE`
-  bytes on one device, if the stage compares them row by row, and if every model
-  that it calls ends in a matrix product.
+  bytes on one device (on a CPU `WHOLE_ON_CPU`), if the stage compares them row
+  by row, and if every model that it calls ends in a matrix product.
 
   Args:
     models: as `CompiledSteps` calls them.
@@ -65,8 +66,7 @@ def split(
   shape = jax.eval_shape(models.student, *student)[0].shape
   copies, shards = _copies(spec)
   parts = shards * spec.microbatches
-  platform = spec.layout.mesh.devices.flat[0].platform
-  rows = output_pieces.rows_at_once(shape, copies, parts, platform)
+  rows = output_pieces.rows_at_once(shape, copies, parts, _platform(spec))
   if rows is None:
     return models
   calls: dict[str, tuple[Callable[..., Any] | None, Any]] = {
@@ -90,9 +90,9 @@ def split(
 def eval_parts(spec: run_spec.RunSpec) -> int:
   """Parts of the held-out batch that are computed one after the other.
 
-  Those are so many examples that a device has at most `EVAL_ROWS` rows, and
-  `output_pieces.WHOLE` bytes of outputs, at once. Parts of one size are
-  preferred, up to twice as many as there must be.
+  Those are so many examples that a device has at most `EVAL_ROWS` rows (on a
+  CPU `EVAL_ROWS_ON_CPU`), and `output_pieces.WHOLE` bytes of outputs, at once.
+  Parts of one size are preferred, up to twice as many as there must be.
   """
   x, examples = spec.held_out['x'], spec.num_held_out
   shapes = jax.eval_shape(spec.student.apply, spec.student_shapes, x)
@@ -106,8 +106,9 @@ def eval_parts(spec: run_spec.RunSpec) -> int:
   )
   copies, shards = _copies(spec)
   size = output_pieces.FLOAT * values * copies
+  rows = EVAL_ROWS_ON_CPU if _platform(spec) == 'cpu' else EVAL_ROWS
   fewest = max(
-    -(-run_spec.num_rows(x) // EVAL_ROWS),
+    -(-run_spec.num_rows(x) // rows),
     -(-size // (output_pieces.WHOLE * shards)),
   )
   fewest = min(fewest, examples)
@@ -140,9 +141,9 @@ def eval_models(
   x = jax.tree.map(part, targets_lib.without_dropout(spec.held_out['x']))
   shape = jax.eval_shape(student, spec.student_shapes, x)[0].shape
   copies, shards = _copies(spec)
-  platform = spec.layout.mesh.devices.flat[0].platform
-  rows = output_pieces.rows_at_once(shape, copies, shards, platform)
-  if rows is None or not all(m.rowwise for m in metrics.values()):
+  rows = output_pieces.rows_at_once(shape, copies, shards, _platform(spec))
+  large = output_pieces.is_large(shape, copies, shards)
+  if not (rows and large and all(m.rowwise for m in metrics.values())):
     return student, teacher
   ours = output_split.split(student, rows, spec.student_shapes, x)
   if teacher is None or ours is None:
@@ -158,3 +159,8 @@ def _copies(spec: run_spec.RunSpec) -> tuple[int, int]:
   sizes = spec.layout.mesh.shape
   copies = max(spec.num_seeds // sizes[mesh_lib.SEED], 1)
   return copies, sizes[mesh_lib.DATA] * sizes[mesh_lib.FSDP]
+
+
+def _platform(spec: run_spec.RunSpec) -> str:
+  """Name of the platform of the devices."""
+  return spec.layout.mesh.devices.flat[0].platform

@@ -126,13 +126,15 @@ class SummedLossTest(parameterized.TestCase):
 
 class RowsTest(parameterized.TestCase):
   @parameterized.parameters(
-    ((64, 128, 2_000), {}, None),  # 65.5 MB
-    ((64, 128, 2_048), {}, None),  # The bound itself.
-    ((64, 128, 2_049), {}, 4_094),
-    ((4, 128, 50_257), {}, 166),
+    ((64, 128, 2_048), {'platform': 'gpu'}, None),  # The bound itself.
+    ((64, 128, 2_049), {'platform': 'gpu'}, 4_094),
     ((4, 128, 50_257), {'platform': 'gpu'}, 512),
-    ((4, 128, 50_257), {'parts': 2}, None),
-    ((4, 128, 10_000), {'copies': 4}, 209),
+    ((4, 128, 50_257), {'platform': 'gpu', 'parts': 2}, None),
+    ((4, 128, 4_000), {'platform': 'gpu', 'copies': 9}, 512),
+    ((64, 128, 128), {}, None),
+    ((64, 128, 129), {}, 2_032),
+    ((64, 128, 129), {'parts': 2}, None),
+    ((64, 128, 129), {'copies': 4}, 508),
     ((8, 1_024, 151_936), {}, 128),
     ((10**9,), {}, None),
   )

@@ -19,7 +19,9 @@ from cxjax.training import output_memory
 from tests.training import runs
 
 # Outputs of 4 examples and two classes are large, in pieces of one example.
-SMALL = mock.patch.multiple(output_pieces, WHOLE=63, PIECE=16, FEWEST_ON_CPU=1)
+SMALL = mock.patch.multiple(
+  output_pieces, WHOLE=63, WHOLE_ON_CPU=63, PIECE_ON_CPU=16, FEWEST_ON_CPU=1
+)
 
 
 class EvalPartsTest(parameterized.TestCase):
@@ -47,7 +49,14 @@ class EvalPartsTest(parameterized.TestCase):
     )
     held_out = {'x': x}
     spec = dataclasses.replace(runs.spec(), student=student, held_out=held_out)
-    self.assertEqual(output_memory.eval_parts(spec), parts)
+    on_accelerators = output_memory.EVAL_ROWS
+    with mock.patch.object(output_memory, 'EVAL_ROWS_ON_CPU', on_accelerators):
+      self.assertEqual(output_memory.eval_parts(spec), parts)
+
+  def test_parts_on_a_cpu_stay_in_its_cache(self):
+    x = jnp.zeros((4_096, runs.BITS))
+    spec = dataclasses.replace(runs.spec(), held_out={'x': x})
+    self.assertEqual(output_memory.eval_parts(spec), 4)
 
 
 class SplitTest(parameterized.TestCase):
@@ -81,7 +90,7 @@ class SplitTest(parameterized.TestCase):
     with jax.set_mesh(runs.MESH):
       find = lambda metrics: output_memory.eval_models(*models, spec, metrics)
       self.assertEqual(find(spec.metrics), models)
-      with mock.patch.multiple(output_pieces, WHOLE=3, PIECE=4):
+      with mock.patch.multiple(output_pieces, WHOLE=3, WHOLE_ON_CPU=3):
         for found in find(spec.metrics):
           self.assertIsInstance(found, output_split.Split)
         # A function of the user may compare rows with each other.
