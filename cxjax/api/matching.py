@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import functools
 from typing import Any
 from typing import TypeAlias
+from typing import TypeGuard
 
 from absl import logging
 import jax
@@ -61,44 +62,90 @@ def pairs(
       found = tuple(found[i] for i in last)
     logging.info(how)
     return found, how
-  if isinstance(layers, str) and patterns.is_pattern(layers):
-    layers = {layers: layers}
-  elif (
-    isinstance(layers, tuple | list)
-    and len(layers) == 2
-    and all(isinstance(each, str) for each in layers)
-    and any(map(patterns.is_pattern, layers))
-  ):
-    layers = [tuple(layers)]
   if isinstance(layers, Mapping):
     layers = list(layers.items())
+  elif isinstance(layers, str) and patterns.is_pattern(layers):
+    layers = [(layers, layers)]
+  names = layers if _is_listed(layers) else ()
+  if len(names) == 2:
+    layers = [tuple(names)]
+  elif names:
+    layers = [(name, name) for name in names]
   checked = layer_matching.check_pairs(layers)
-  if not any(set('*-') & set(name) for pair in checked for name in pair):
+  both = (teacher, student)
+  plain = not any(set('*-') & set(name) for pair in checked for name in pair)
+  if plain and not any(
+    map(_is_in_doubt, both, zip(*checked, strict=True), (x, x))
+  ):
     return checked, ''
-  names = [
-    [tap.name for tap in taps_lib.taps(model, x)]
-    for model in (teacher, student)
-  ]
-  return _expanded(checked, names)
+  listed = [taps_lib.taps(model, x) for model in both]
+  if len(names) == 2:
+    _check_sides(checked[0], listed)
+  return _expanded(checked, listed)
+
+
+def _is_listed(layers: Any) -> TypeGuard[Sequence[str]]:
+  """True for names in a list, of which some are patterns, and not for pairs."""
+  return (
+    isinstance(layers, tuple | list)
+    and len(layers) > 1
+    and all(isinstance(each, str) for each in layers)
+    and any(map(patterns.is_pattern, layers))
+  )
+
+
+def _is_in_doubt(
+  model: adapters.ModelAdapter, names: Sequence[str], x: types.Input
+) -> bool:
+  """True if a name is of no activation, or of a module that returns several."""
+  found = shapes(model, x)
+  return any(name not in found or f'{name}/1' in found for name in names)
+
+
+def _check_sides(
+  pair: layer_matching.Pair, found: Sequence[taps_lib.Taps]
+) -> None:
+  """Raises UserError for two patterns of which both models have both."""
+  forms = set(map(patterns.form_of, pair))
+  fits = lambda form, taps: any(patterns.fits(tap.name, form) for tap in taps)
+  a, b = pair
+  errors.require(
+    len(forms) == 1
+    or not all(fits(form, taps) for form in forms for taps in found),
+    f'layers={pair!r} may be a pair, or two patterns of both models: say it as '
+    f'{{{a!r}: {b!r}}} or as {{{a!r}: {a!r}, {b!r}: {b!r}}}.',
+  )
+
+
+def _blocks(taps: taps_lib.Taps) -> dict[str, str]:
+  """Layers that are one of several arrays of a block, by name of the block."""
+  found = {}
+  for tap in taps:
+    size = tap.run.count('/') + 1
+    block = '/'.join(tap.name.split('/')[:size])
+    if tap.run and ', ' not in tap.run and block != tap.name:
+      found[block] = tap.name
+  return found
 
 
 def _expanded(
-  given: Pairs, listed: Sequence[Sequence[str]]
+  given: Pairs, listed: Sequence[taps_lib.Taps]
 ) -> tuple[Pairs, str]:
   """Pairs of layers of patterns, by depth, and of names; and how, in a line."""
   found: list[layer_matching.Pair] = []
   parts = []
+  names = [[tap.name for tap in taps] for taps in listed]
+  blocks = list(map(_blocks, listed))
   for pair in given:
-    both = list(zip(ROLES, pair, listed, strict=True))
     errors.require(
       len(set(map(patterns.is_pattern, pair))) == 1,
       f'layers: {pair!r} has one pattern. Give two patterns, or two names.',
     )
     if not patterns.is_pattern(pair[0]):
-      high, low = (patterns.resolved(n, names, role) for role, n, names in both)
+      high, low = map(patterns.resolved, pair, names, ROLES, blocks)
       found.append((high, low))
       continue
-    runs = [patterns.matches(n, names, role) for role, n, names in both]
+    runs = list(map(patterns.matches, pair, names, ROLES, blocks))
     found.extend(layer_matching.match_layers(*runs))
     parts.append(' with '.join(map(_named, pair, runs)))
   return tuple(found), _told(parts)

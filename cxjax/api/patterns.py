@@ -1,17 +1,23 @@
 """Patterns of layers: all of a form, every k-th of them, or by their number."""
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import difflib
 import fnmatch
 import re
+from typing import TypeAlias
 from typing import TypeVar
+
+from absl import logging
 
 from cxjax import arguments
 from cxjax import errors
 
 T = TypeVar('T')
+# Layers by the names of the blocks that return them among other arrays.
+Blocks: TypeAlias = Mapping[str, str]
 
 _STEP = re.compile(r'(?P<form>.*\*.*):(?P<step>[^:/*]*)')
 # A number from the end, as in 'blocks/-1' and 'layer_-2/attention'.
@@ -58,18 +64,33 @@ def is_pattern(name: str) -> bool:
 
 
 def fits(name: str, pattern: str) -> bool:
-  """True if a name is of a pattern, whose stars stay within a component."""
-  depth = name.count('/') == pattern.count('/')
-  return depth and fnmatch.fnmatchcase(name, pattern)
+  """True if a name is of a pattern, whose stars stay within a component.
+
+  The first call of a module has no number: 'block' is of 'block#*'.
+  """
+  if name.count('/') != pattern.count('/'):
+    return False
+  first = '#' in pattern and '#' not in name
+  names = (name, f'{name}#1') if first else (name,)
+  return any(fnmatch.fnmatchcase(each, pattern) for each in names)
 
 
-def matches(pattern: str, names: Sequence[str], role: str) -> tuple[str, ...]:
+def form_of(pattern: str) -> str:
+  """The pattern without its step: 'blocks/*' of 'blocks/*:2'."""
+  found = _STEP.fullmatch(pattern)
+  return found['form'] if found else pattern
+
+
+def matches(
+  pattern: str, names: Sequence[str], role: str, blocks: Blocks
+) -> tuple[str, ...]:
   """The names that a pattern matches.
 
   Args:
     pattern: as 'blocks/*', or 'blocks/*:2' for every second, up to the last.
     names: all activations, in the order of computation.
     role: 'teacher' or 'student', for messages.
+    blocks: layers that stand for the blocks that return them.
 
   Returns:
     Some of `names`.
@@ -77,19 +98,27 @@ def matches(pattern: str, names: Sequence[str], role: str) -> tuple[str, ...]:
   Raises:
     UserError: it matches none of them, or its step is no whole number from 1.
   """
-  form, step = pattern, 1
+  form, step = form_of(pattern), 1
   if found := _STEP.fullmatch(pattern):
-    form, number = found['form'], found['step']
+    number = found['step']
     errors.require(
       number.isdecimal() and int(number) > 0,
       f'layers={pattern!r}: after the colon stands a whole number from 1, as '
       f"in '{form}:2' for every second layer.",
     )
     step = int(number)
-  hits = [name for name in names if fits(name, form)]
+  hits = _hits(form, names, blocks)
   if not hits:
     raise _unknown(pattern, form, names, role)
   return spaced(hits, step)
+
+
+def _hits(form: str, names: Sequence[str], blocks: Blocks) -> list[str]:
+  """The names of a form, of blocks that return several arrays one for each."""
+  known = {name for name in names if fits(name, form)}
+  inside = {blocks[name] for name in blocks if fits(name, form)}
+  known = {name for name in known if name not in blocks} | inside
+  return [name for name in names if name in known]
 
 
 def _unknown(
@@ -111,26 +140,37 @@ def _forms(names: Iterable[str]) -> Iterable[str]:
   return (re.sub(r'\d+', '*', name) for name in names)
 
 
-def resolved(name: str, names: Sequence[str], role: str) -> str:
-  """A name whose number counts from the end, as it is: 'blocks/-1'.
+def resolved(name: str, names: Sequence[str], role: str, blocks: Blocks) -> str:
+  """An activation by its name, by its number from the end, or by its block.
 
   Args:
-    name: of an activation.
+    name: of an activation, as 'blocks/3', or 'blocks/-1' for the last.
     names: all activations.
     role: 'teacher' or 'student', for messages.
+    blocks: layers that stand for the blocks that return them.
 
   Returns:
-    The name with the number that it stands for; other names as they are.
+    The name of the activation; an unknown name as it is.
 
   Raises:
     UserError: there are fewer siblings, or none.
   """
-  found = _FROM_END.fullmatch(name)
-  if found is None or name in names:
+  if name in names:
+    if name in blocks:
+      logging.warning(
+        '%r of the %s is not what the next layer reads: that is %r.',
+        name,
+        role,
+        blocks[name],
+      )
     return name
+  found = _FROM_END.fullmatch(name)
+  if found is None:
+    return blocks.get(name, name)
   head, tail = found['head'], found['tail']
   siblings = re.compile(rf'{re.escape(head)}(\d+){re.escape(tail)}')
-  hits = [match for match in map(siblings.fullmatch, names) if match]
+  known = dict.fromkeys([*names, *blocks])
+  hits = [match for match in map(siblings.fullmatch, known) if match]
   form, number = f'{head}*{tail}', int(found['number'])
   if not hits:
     raise _unknown(name, form, names, role)
@@ -139,4 +179,5 @@ def resolved(name: str, names: Sequence[str], role: str) -> str:
     f'layers: {name!r} does not exist, the {role} has {len(hits)} of '
     f'{form!r}: from -1, the last, to -{len(hits)}.',
   )
-  return sorted(hits, key=lambda match: int(match[1]))[-number][0]
+  chosen = sorted(hits, key=lambda match: int(match[1]))[-number][0]
+  return blocks.get(chosen, chosen)

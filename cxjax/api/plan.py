@@ -129,9 +129,11 @@ def plan(
     layers: pairs of `(teacher's, student's)` activation in place of those, or a
       dict of them; none at all, `()`, is one-shot distillation. A pattern
       matches all layers of its form by depth: 'blocks/*' of both models, or
-      `('blocks/*', 'h/*')`, or several in a dict; 'blocks/*:2' is every second
-      of them, up to the last, and `cxjax.every(2)` that of the layers that are
-      found. Numbers may count from the end, as in `{'blocks/-1': 'h/-1'}`.
+      `('blocks/*', 'h/*')`, or several in a dict, or three and more of both in
+      a list; 'blocks/*:2' is every second of them, up to the last, and
+      `cxjax.every(2)` that of the layers that are found. Numbers may count from
+      the end, as in `{'blocks/-1': 'h/-1'}`. A block that returns several
+      arrays is the one that the next block reads.
     share: of the steps for the hidden stages together.
     steps: lengths of all stages in place of `share`.
     loss: of the last stage, between outputs: 'kl', 'reverse_kl',

@@ -17,6 +17,8 @@ from typing import TypeAlias
 Runs: TypeAlias = dict[str, tuple[str, ...]]
 
 _NUMBERED = re.compile(r'(?P<stem>.*?)(?P<number>\d+)')
+# One of several arrays, in place of the first.
+_PART = re.compile(r'\d*')
 _CALL = re.compile(r'(?P<name>[^#]+)(#(?P<number>\d+))?')
 # Calls of one module that are a run: two may be a base class and its child.
 _CALLS = 3
@@ -86,7 +88,8 @@ def find(activations: Sequence[Activation]) -> tuple[Runs, Runs]:
   activations = [a for a in activations if a.products]
   groups = list(_groups(activations))
   chains = [run for run in groups if len(run.layers) > 1 and run.length > 1]
-  runs = _merged(_outermost(chains))
+  runs = _merged(_outermost(_of_parents(chains, groups)))
+  runs = [run for run in runs if _has_products(run, activations)]
   if not runs:
     runs = _single_block(groups)
   if not runs:
@@ -153,16 +156,20 @@ def _ends(
 
   That has the most products behind it, then the most before it: it is read by
   all that follows, unlike a cache or an auxiliary value. It is the same one of
-  all siblings.
+  all siblings; nothing may read that of the last, which then is another.
   """
-  suffixes = [
-    max((_rank(suffix, a), suffix) for suffix, a in each.items())[1]
-    for each in members.values()
-  ]
+  best = {
+    numbers: max((_rank(suffix, a), suffix) for suffix, a in each.items())[1]
+    for numbers, each in members.items()
+  }
+  suffixes = list(best.values())
   suffix = max(suffixes, key=suffixes.count)
+  last = max(members, key=lambda n: members[n][best[n]].position)
   for numbers, each in members.items():
-    if suffix in each:
-      yield numbers, each[suffix]
+    own = suffix if suffix in each else best[numbers]
+    parts = all(map(_PART.fullmatch, (own, suffix)))
+    if own == suffix or (numbers == last and parts):
+      yield numbers, each[own]
 
 
 def _rank(suffix: str, a: Activation) -> tuple[int, int, tuple[int, int], int]:
@@ -191,26 +198,68 @@ def _label(pattern: str, numbers: Sequence[tuple[int, ...]]) -> str:
   return label + last
 
 
+def _is_inside(run: _Run, other: _Run) -> bool:
+  """True if the members of a run are parts of those of another.
+
+  Those may be calls of one module: 'block/norm_*' is inside of 'block#*'.
+  """
+  general = lambda pattern: re.sub(r'\d+', '*', pattern).removesuffix('#*')
+  parts, size = run.pattern.split('/'), other.pattern.count('/') + 1
+  outer = general('/'.join(parts[:size]))
+  return len(parts) > size and outer == general(other.pattern)
+
+
+def _of_parents(runs: Sequence[_Run], groups: Sequence[_Run]) -> list[_Run]:
+  """The runs; of one part of each of several siblings, those siblings.
+
+  They are of other shapes each, as the blocks of a DenseNet.
+  """
+  found: dict[str, _Run] = {}
+  for run in runs:
+    for other in groups:
+      size = other.pattern.count('/') + 1
+      owners = ['/'.join(a.name.split('/')[:size]) for a in run.layers]
+      own = {a.name.partition('#')[0] for a in other.layers}
+      if (
+        _is_inside(run, other)
+        and len(set(owners)) == len(owners) > 1
+        and set(owners) <= own
+      ):
+        run = other
+    found[run.pattern] = run
+  return list(found.values())
+
+
+def _has_products(run: _Run, activations: Sequence[Activation]) -> bool:
+  """True if a member of a run computes a product itself, unlike a norm."""
+  size = None if ', ' in run.pattern else run.pattern.count('/') + 1
+  module = lambda name: '/'.join(name.split('/')[:size]).partition('#')[0]
+
+  def adds(a: Activation) -> bool:
+    own = f'{module(a.name)}/'
+    return not any(
+      b.products == a.products
+      and b.node & a.ancestors
+      and not f'{b.name.partition("#")[0]}/'.startswith(own)
+      for b in activations
+    )
+
+  return any(map(adds, run.layers))
+
+
 def _outermost(runs: Sequence[_Run]) -> list[_Run]:
   """The runs that are not inside a member of another run.
 
   A module that only holds a run, as 'stages/0' holds 'stages/0/blocks/*', is
   none.
   """
-  general = lambda pattern: re.sub(r'\d+', '*', pattern)
-
-  def inside(run: _Run, other: _Run) -> bool:
-    parts, size = run.pattern.split('/'), other.pattern.count('/') + 1
-    outer = general('/'.join(parts[:size]))
-    return len(parts) > size and outer == general(other.pattern)
-
   holders = [
     o
     for o in runs
-    if any(inside(r, o) and set(o.layers) < set(r.layers) for r in runs)
+    if any(_is_inside(r, o) and set(o.layers) < set(r.layers) for r in runs)
   ]
   runs = [run for run in runs if run not in holders]
-  return [run for run in runs if not any(inside(run, o) for o in runs)]
+  return [run for run in runs if not any(_is_inside(run, o) for o in runs)]
 
 
 def _merged(runs: Sequence[_Run]) -> list[_Run]:

@@ -148,7 +148,8 @@ def run(
   run = nnx.capture(
     lambda module, x: call(module, x, **kwargs), nnx.Intermediate
   )
-  with nnx_tags.tagging(module) if tags else contextlib.nullcontext():
+  tagged = nnx_tags.tagging(module) if tags else contextlib.nullcontext()
+  with nnx_tags.without_notes(), tagged:
     out, found = run(module, x)
   array = calls.to_array(output(out), type(module).__name__)
   return array, calls.activations(nnx.to_pure_dict(found), axes)

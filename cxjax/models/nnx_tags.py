@@ -15,6 +15,29 @@ from cxjax.models import captures
 
 # Classes are changed while a module is traced.
 _LOCK = threading.RLock()
+NAME = 'cxjax_name'
+# Attributes of modules while they are traced; the second is that of flax.
+_NOTES = (NAME, '__captures__')
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+  """Leaves what tracing notes on an `nnx.Dict` out of its keys.
+
+  Its attributes are its entries, so that a model that iterates over it would
+  find the notes of `tagging` and of `nnx.capture`.
+
+  Yields:
+    Nothing.
+  """
+  with _LOCK:
+    own = nnx.Dict.__iter__
+    keys = lambda self: (key for key in own(self) if key not in _NOTES)
+    nnx.Dict.__iter__ = keys  # type: ignore[method-assign]
+    try:
+      yield
+    finally:
+      nnx.Dict.__iter__ = own  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -36,7 +59,7 @@ def tagging(module: nnx.Module) -> Iterator[None]:
     nodes = [(path, node) for path, node in nnx.iter_modules(module)]
     for path, node in nodes:
       name = '/'.join(map(str, path))
-      node.cxjax_name = name  # type: ignore[attr-defined]
+      setattr(node, NAME, name)
     for kind in {type(node) for _, node in nodes}:
       inherited = {'__call__': inspect.getattr_static(kind, '__call__', None)}
       for name, method in {**inherited, **vars(kind)}.items():
@@ -77,7 +100,7 @@ def _tagged(
       out = method(self, *args, **kwargs)
     finally:
       active.remove((id(self), name))
-    path = getattr(self, 'cxjax_name', None)
+    path = getattr(self, NAME, None)
     full = '/'.join(part for part in (path, suffix) if part)
     if path is None or not full:
       return out

@@ -129,7 +129,14 @@ class GivenTest(parameterized.TestCase):
       ('x-1', 'x-1'),
       ('y-1', 'y-1'),  # No number: unknown as it stands.
     ):
-      self.assertEqual(patterns.resolved(name, names, 'teacher'), want)
+      self.assertEqual(patterns.resolved(name, names, 'teacher', {}), want)
+
+  def test_a_list_of_patterns_is_of_both_models(self):
+    layers = ['h/*', 'h_neck', 'g/*']
+    found, plan = pairs(chain(h=4, g=2), chain(h=1, g=1), layers=layers)
+    want = [('h/3', 'h/0'), ('h_neck', 'h_neck'), ('g/1', 'g/0')]
+    self.assertEqual(found, want)
+    self.assertIn('h/* (4) with h/* (1); g/* (2) with g/* (1)', plan.matched)
 
   def test_a_plan_says_how_patterns_were_matched(self):
     _, plan = pairs(chain(h=4), chain(h=2), layers='h/*')
@@ -145,10 +152,57 @@ class GivenTest(parameterized.TestCase):
     ({'g/-1': 'h/0'}, "'g/-1' matches no .*teacher. Did you mean 'h/.'"),
     ({'h/*': 'h/0'}, 'has one pattern'),
     ({'h/*': 3}, 'is not a pair'),
+    (['h/*', 'h_neck', 'g'], "Unknown activation 'g'"),
   )
   def test_refuses(self, layers, message):
     with self.assertRaisesRegex(errors.UserError, message):
       pairs(chain(h=4), chain(h=2), layers=layers)
+
+  def test_two_patterns_that_may_be_of_both_models_are_refused(self):
+    both = chain(h=4, g=2)
+    for layers in (('h/*', 'g/*'), ['h/*:2', 'g/*']):
+      with self.assertRaisesRegex(errors.UserError, 'may be a pair, or two pa'):
+        pairs(both, both, layers=layers)
+    found, _ = pairs(both, both, layers=('h/*:2', 'h/*:4'))
+    self.assertEqual(found, [('h/3', 'h/3')])
+
+
+def returning(part):
+  """Blocks that return a cache and what goes on; `part` names the cache."""
+
+  def apply(params, x):
+    found = {}
+    for i in range(4):
+      cache = jnp.tanh(x @ params)
+      x = jnp.tanh(cache @ params) + x
+      found |= {f'h/{i}{part}': cache, f'h/{i}/1': x}
+    return x @ params, found
+
+  return cxjax.from_fn(apply, EYE)
+
+
+class BlocksOfSeveralTest(parameterized.TestCase):
+  """A block that returns several arrays is the one that goes on."""
+
+  WANT = [('h/1/1', 'h/0'), ('h/3/1', 'h/1')]
+
+  @parameterized.product(
+    part=('', '/0/key'),
+    layers=(None, 'h/*', {'h/*': 'h/*'}, {'h/1': 'h/0', 'h/-1': 'h/-1'}),
+  )
+  def test_by_its_own_name(self, part, layers):
+    want = list(self.WANT)
+    if not part and isinstance(layers, dict) and 'h/1' in layers:
+      want[0] = ('h/1', 'h/0')  # That is an activation itself.
+    found, _ = pairs(returning(part), chain(h=2), layers=layers)
+    self.assertEqual(found, want)
+
+  def test_another_array_is_warned_of(self):
+    with self.assertLogs('absl', 'WARNING') as logs:
+      pairs(returning(''), chain(h=2), layers={'h/3': 'h/1'})
+    self.assertRegex(
+      '\n'.join(logs.output), "'h/3' of the teacher is not wh.* is 'h/3/1'"
+    )
 
 
 class LoopTest(parameterized.TestCase):

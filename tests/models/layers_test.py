@@ -87,6 +87,49 @@ class RunTest(parameterized.TestCase):
     names = ['layer', 'layer#2', 'layer#3']
     self.assertEqual(chain(['stem', *names]).layers, tuple(names))
 
+  def test_parts_of_a_module_that_is_called_again_are_none(self):
+    parts = ('layer/fc_0', 'layer/fc_1', 'layer')
+    names = [part + call for call in ('', '#2', '#3') for part in parts]
+    self.assertEqual(chain(names).layers, ('layer', 'layer#2', 'layer#3'))
+
+  def test_norms_are_no_layers_of_blocks_without_numbers(self):
+    def apply(params, x):
+      found = {}
+      for name in ('low', 'middle', 'top'):
+        for i, part in enumerate(('attention', 'mlp')):
+          h = found[f'{name}/norm_{i}'] = x - x.mean(-1, keepdims=True)
+          h = found[f'{name}/{part}'] = jnp.tanh(h @ params)
+          x = x + h
+        found[name] = x
+      return x @ params, found
+
+    found = taps.taps(adapters.from_fn(apply, EYE), X)
+    self.assertEqual(found.layers, ('low', 'middle', 'top'))
+
+  def test_siblings_that_grow_are_whole(self):
+    def apply(params, x):
+      found = {}
+      for i in range(3):
+        h = found[f'layer_{i}/conv_0'] = jnp.tanh(x[..., -8:] @ params)[..., :4]
+        x = found[f'layer_{i}'] = jnp.concatenate([x, h], -1)
+      return x[..., :8] @ params + x[..., -8:] @ params, found
+
+    found = taps.taps(adapters.from_fn(apply, EYE), X)
+    self.assertEqual(found.layers, ('layer_0', 'layer_1', 'layer_2'))
+
+  def test_nothing_may_read_what_the_last_block_passes_on(self):
+    def apply(params, x):
+      found, total = {}, 0.0
+      for i in range(3):
+        h = jnp.tanh(x @ params)
+        x = found[f'h_{i}'] = x + h @ params
+        found[f'h_{i}/1'] = jnp.sin(h) @ params
+        total = total + found[f'h_{i}/1']
+      return total @ params, found
+
+    found = taps.taps(adapters.from_fn(apply, EYE), X)
+    self.assertEqual(found.layers, ('h_0', 'h_1', 'h_2/1'))
+
   @parameterized.parameters(Block, nn.remat(Block))
   def test_the_array_that_goes_on_is_the_layer(self, block):
     found = of_module(Stack(block))

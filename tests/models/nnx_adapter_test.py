@@ -132,6 +132,24 @@ class InsideTest(parameterized.TestCase):
     np.testing.assert_allclose(output, module(x), rtol=1e-5)
     np.testing.assert_allclose(found['a'], module.a(x), rtol=1e-5)
 
+  def test_a_dict_of_modules_has_its_own_keys_alone(self):
+    class Net(nnx.Module):
+      def __init__(self):
+        layer = lambda i: nnx.Linear(5, 5, rngs=nnx.Rngs(i))
+        self.layers = nnx.Dict({f'l{i}': layer(i) for i in range(2)})
+
+      def __call__(self, x):
+        for layer in self.layers.values():
+          x = nnx.tanh(layer(x))
+        return x * len(self.layers)
+
+    module, x = Net(), np.ones((B, 5), np.float32)
+    model = nnx_adapter.from_nnx(module)
+    output, found = model.apply(model.params, x)
+    np.testing.assert_allclose(output, module(x), rtol=1e-5)
+    self.assertCountEqual(found, ('layers/l0', 'layers/l1'))
+    self.assertLen(module.layers, 2)
+
   @pytest.mark.slow
   def test_a_recurrent_layer_takes_keys_and_draws_nothing(self):
     module = nnx.RNN(nnx.GRUCell(5, 4, rngs=nnx.Rngs(0)))
