@@ -6,7 +6,8 @@ jumps at steps of their own.
 Run:
   python -m experiments.pictures
 
-Draws parity_d100_k6.png and parity_d50_k6_long.png into --results.
+Draws parity_d100_k6.png, parity_d50_k6_long.png and parity_transformer.png into
+--results.
 """
 
 import csv
@@ -22,6 +23,7 @@ from experiments import paths
 TITLES = {
   'parity_d100_k6': 'Parity of 6 of 100 bits',
   'parity_d50_k6_long': 'Parity of 6 of 50 bits, long runs',
+  'parity_transformer': 'Parity of 4 of 30 tokens, GPT-2',
 }
 SOLVED = 'steps_to_0.99'
 APART = 0.015  # Distance of lines that coincide, of the height of the axes.
@@ -83,6 +85,7 @@ def draw(path: pathlib.Path, picture: pathlib.Path, title: str) -> None:
       color=plots.COLORS[method],
       drawstyle='steps-post',
     )
+  panel.yaxis.get_major_locator().set_params(integer=True)
   panel.set(ylim=(-0.03 * count, 1.05 * count), title=title)
   panel.legend(frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1.0))
   plots.save(figure, picture)
