@@ -13,6 +13,7 @@ Draws parity_d100_k6.png, parity_d50_k6_long.png and parity_transformer.png into
 import csv
 import pathlib
 
+from matplotlib import ticker
 import numpy as np
 
 from cxjax import errors
@@ -85,7 +86,7 @@ def draw(path: pathlib.Path, picture: pathlib.Path, title: str) -> None:
       color=plots.COLORS[method],
       drawstyle='steps-post',
     )
-  panel.yaxis.get_major_locator().set_params(integer=True)
+  panel.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   panel.set(ylim=(-0.03 * count, 1.05 * count), title=title)
   panel.legend(frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1.0))
   plots.save(figure, picture)
