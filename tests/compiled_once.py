@@ -1,93 +1,115 @@
-"""Programs that runs of one config share in a process. Not a test.
+"""Programs and plans that equal runs share in a process. Not a test.
 
 A run that is resumed or repeated in a test traces and compiles what the run
 before it did, which takes much of its time. Here it takes over what was made
-for the same config, shapes and settings. All arrays are arguments of the
-programs, so that parameters, rows and keys may differ.
+for the same functions, shapes and settings, as `tokens` tells them apart.
+Parameters, rows and keys are arguments of the programs, and may differ.
 """
 
+import contextlib
+import dataclasses
+import functools
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 
 from cxjax import settings
-from cxjax.configs import builders
+from cxjax.methods import stage as stage_lib
+from cxjax.methods import stage_plan
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
+import tokens
 
-# Programs and costed plans, by what decides them.
+# By their tokens, in which all objects stay alive.
 _programs: dict = {}
-_plans: dict = {}
+_planned: dict = {}
 
 
-def _key(name, experiment, spec):
-  """Key of the programs of a specification from a config."""
-  config = experiment.config.copy_and_resolve_references()
-  with config.unlocked():
-    config.teacher.folder = ''  # Decides arrays and their shapes.
-  keys = spec.keys
-  arrays = [spec.held_out, keys.init, keys.data, keys.stage, spec.start]
-  arrays += [spec.teacher.params] if spec.teacher else []
-  shape = lambda leaf: (jnp.shape(leaf), str(jnp.result_type(leaf)))
+def _settings():
+  """What decides a trace beside the arguments."""
+  return str(settings.recorded()), jax.sharding.get_mesh()
+
+
+def _spec_token(spec: run_spec.RunSpec):
+  """Decides the programs of a run."""
+  keys = spec.keys.init, spec.keys.data, spec.keys.stage
+  shapes = spec.start, spec.held_out, keys, spec.host.rows
+  teacher = spec.teacher and (
+    tokens.of(spec.teacher.apply),
+    tokens.shapes(spec.teacher.params),
+    spec.teacher.available,
+  )
   return (
-    name,
-    str(experiment.pretrained and experiment.pretrained.module),
-    config.to_json_best_effort(),
-    str(settings.recorded()),
-    str(jax.tree.map(shape, arrays)),
+    _settings(),
+    teacher,
+    tokens.shapes(shapes),
+    spec.host.loader is None,
     spec.host.period,
-    tuple((s.name, s.steps, s.checkpoint) for s in spec.stages),
+    spec.loop.log_every,
+    tokens.of(
+      (
+        spec.student,
+        [(s.objective, s.name, s.steps, s.checkpoint) for s in spec.stages],
+        spec.draw,
+        spec.batch_size,
+        spec.optimizer,
+        spec.layout,
+        spec.metrics,
+        spec.teacher_metrics,
+        spec.lookahead,
+        spec.microbatches,
+        spec.trainable,
+      )
+    ),
   )
 
 
-def _tagged(name):
-  """A builder whose specifications know their key."""
-  build = getattr(builders, name)
+def _shared_programs(begin):
+  """`CompiledSteps.__init__` that takes over programs."""
 
-  def tagged(experiment, *args, **kwargs):
-    spec = build(experiment, *args, **kwargs)
-    if experiment.devices is None:
-      vars(spec)['compiled_once'] = _key(name, experiment, spec)
-    return spec
+  def __init__(self, spec):
+    begin(self, spec)
+    with contextlib.suppress(tokens.Unknown, TypeError):
+      shared = _programs.setdefault(_spec_token(spec), self._programs.compiled)
+      self._programs.compiled = shared
 
-  return tagged
+  return __init__
 
 
-def _remembered(name):
-  """A method of `RunSpec` without arguments, once for equal keys."""
-  method = getattr(run_spec.RunSpec, name)
+def _without_length(first):
+  """A stage, or its plan, without what decides no shape."""
+  if isinstance(first, stage_lib.Stage):
+    return dataclasses.replace(first, steps=1, checkpoint=None)
+  return dataclasses.replace(first, stage=_without_length(first.stage))
 
-  def remembered(self, *args):
-    if 'compiled_once' not in vars(self) or args:
-      return method(self, *args)
-    key = name, vars(self)['compiled_once']
-    if name == 'costed_plan':
-      key += (self.stored_targets,)
-    if key not in _plans:
-      _plans[key] = method(self)
-    return list(_plans[key])
+
+def _remembered(function):
+  """`plan_stage` or `with_costs`, once for equal arguments."""
+
+  @functools.wraps(function)
+  def remembered(*args, **kwargs):
+    first, *others = args
+    alike = _without_length(first)
+    try:
+      found = tokens.of((alike, *others, kwargs), True)
+      key = function.__name__, _settings(), found
+      known = key in _planned
+    except (tokens.Unknown, TypeError):  # There is an object without a hash.
+      return function(*args, **kwargs)
+    if not known:
+      _planned[key] = function(*args, **kwargs)
+    stage = first if isinstance(first, stage_lib.Stage) else first.stage
+    return dataclasses.replace(_planned[key], stage=stage)
 
   return remembered
 
 
 def install():
-  """Shares programs from here on, in this process."""
+  """Shares programs and plans from here on, in this process."""
   begin = compiled_steps.CompiledSteps.__init__
-
-  def __init__(self, spec):
-    begin(self, spec)
-    if 'compiled_once' in vars(spec):
-      key = vars(spec)['compiled_once'], spec.stored_targets
-      shared = _programs.setdefault(key, self._programs.compiled)
-      self._programs.compiled = shared
-
-  for name in ('plan', 'costed_plan'):
-    plan = _remembered(name)
-    mock.patch.object(run_spec.RunSpec, name, plan).start()
   for owner, name, value in (
-    (builders, 'teacher_spec', _tagged('teacher_spec')),
-    (builders, 'student_spec', _tagged('student_spec')),
-    (compiled_steps.CompiledSteps, '__init__', __init__),
+    (compiled_steps.CompiledSteps, '__init__', _shared_programs(begin)),
+    (stage_plan, 'plan_stage', _remembered(stage_plan.plan_stage)),
+    (stage_plan, 'with_costs', _remembered(stage_plan.with_costs)),
   ):
     mock.patch.object(owner, name, value).start()

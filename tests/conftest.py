@@ -1,13 +1,16 @@
 """Settings of every test, made before anything is computed."""
 
 import atexit
+import functools
 import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
 from absl import flags
 import jax
+import pytest
 
 # Pytest reads the command line; without this absl, hence chex.variants, raises
 # UnparsedFlagAccessError.
@@ -42,6 +45,47 @@ for _name, _value in {
 }.items():
   jax.config.update(_name, _value)
   os.environ[_name.upper()] = str(_value)
+
+
+TESTS = pathlib.Path(__file__).parent
+
+
+@functools.cache
+def subject(path):
+  """The module of cxjax that a file tests, or the file itself."""
+  parts = path.removeprefix('tests/').removesuffix('_test.py').split('_')
+  for number in range(len(parts), 0, -1):
+    name = '_'.join(parts[:number])
+    if (TESTS.parent / 'cxjax' / f'{name}.py').exists():
+      return name
+  return path
+
+
+@pytest.hookimpl(optionalhook=True)  # Not without xdist.
+def pytest_xdist_make_scheduler(config, log):
+  """All tests of a module in one process: they share what they compiled."""
+  from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
+
+  class Scheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid):
+      return subject(nodeid.partition('::')[0])
+
+  return Scheduling(config, log)
+
+
+def pytest_ignore_collect(collection_path, config):
+  """Modules of slow tests alone are not imported for the others."""
+  if config.option.markexpr != 'not slow' or collection_path.suffix != '.py':
+    return None
+  text = collection_path.read_text()
+  return True if '\npytestmark = pytest.mark.slow\n' in text else None
+
+
+def pytest_collection_modifyitems(items):
+  """Slow ones begin, so that processes end together."""
+  of = lambda item: subject(item.nodeid.partition('::')[0])
+  slow = {of(item) for item in items if item.get_closest_marker('slow')}
+  items.sort(key=lambda item: of(item) not in slow)
 
 
 def pytest_collection_finish(session):

@@ -16,19 +16,7 @@ import processes
 
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parent.parent
 KILLS = int(os.environ.get('KILLS', '3'))
-
-
-def start(before, *args):
-  return subprocess.run(
-    [*before, sys.executable, 'tests/faults.py', *map(str, args)],
-    cwd=ROOT,
-    env=processes.environment(),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
 
 
 class FaultsTest(absltest.TestCase):
@@ -36,13 +24,15 @@ class FaultsTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
-    cls.done = start((), 'kills', cls.root, KILLS)
+    cls.code, cls.kills, cls.said = processes.forked(
+      'tests/faults.py', 'kills', str(cls.root), str(KILLS)
+    )
     cls.whole = cls.root / 'whole'
     cls.metrics = (cls.whole / 'extracted' / 'metrics.jsonl').read_text()
 
   def test_kill_at_any_moment(self):
-    self.assertEqual(self.done.returncode, 0, self.done.stderr)
-    self.assertLen(self.done.stdout.splitlines(), KILLS)
+    self.assertEqual(self.code, 0, self.said)
+    self.assertLen(self.kills.splitlines(), KILLS)
     others = sorted(self.root.glob('run*'))
     self.assertNotEmpty(others)
     for workdir in others:
@@ -51,7 +41,7 @@ class FaultsTest(absltest.TestCase):
         self.assertEqual(
           (whole / 'metrics.jsonl').read_text(),
           (other / 'metrics.jsonl').read_text(),
-          self.done.stdout,
+          self.kills,
         )
         self.assertEqual(
           checkpoints_lib.steps(whole), checkpoints_lib.steps(other)
@@ -93,7 +83,15 @@ class FaultsTest(absltest.TestCase):
     before = ('unshare', '--mount', '--map-root-user', 'sh', '-c', script, '-')
     if subprocess.run([*before, 'true'], check=False).returncode:
       self.skipTest('Needs the right to mount a tmpfs.')
-    done = start(before, 'disk', folder, self.whole / 'teacher')
+    done = subprocess.run(
+      [*before, sys.executable, 'tests/faults.py', 'disk', folder]
+      + [self.whole / 'teacher'],
+      cwd=processes.ROOT,
+      env=processes.environment(),
+      capture_output=True,
+      text=True,
+      check=False,
+    )
     self.assertEqual(done.returncode, 0, done.stderr)
     lines = done.stdout.splitlines(keepends=True)
     full, first, read_only, second, *metrics = lines

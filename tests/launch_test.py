@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -15,29 +14,6 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '--config=experiments/parity_mlp.py'
 
-# Flags can be parsed once in a process, and importing what they need takes
-# seconds.
-RUN = """
-import os
-import sys
-import traceback
-import launch
-from cxjax.configs import cli
-for args in sys.argv[1:]:
-  if os.fork() == 0:
-    sys.argv[1:] = args.split()
-    code = 0
-    try:
-      cli.guarded(launch.main)(launch.parse(sys.argv))
-    except SystemExit as error:
-      code = error.code
-    except BaseException:
-      code = 1
-      traceback.print_exc()
-    print('exit', code, file=sys.stderr, flush=True)
-    os._exit(code)
-  os.wait()
-"""
 # Command lines, and what their one line says; DIR is a new folder.
 MISTAKES = {
   f'{CONFIG} --workdir=DIR --config.data.kk=3': "config.data 'kk'.* d, depth",
@@ -121,15 +97,15 @@ class MistakesTest(parameterized.TestCase):
     super().setUpClass()
     cls.folder = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
     new = str(cls.folder / 'new')
-    done = start('-c', RUN, *(args.replace('DIR', new) for args in MISTAKES))
-    # Each ends with a line that says its exit code.
-    said = re.findall(r'(.*?)exit (\d+)\n', done.stderr, re.DOTALL)
-    cls.said = dict(zip(MISTAKES, said, strict=True))
+    cls.done = {
+      args: processes.forked('launch.py', *args.replace('DIR', new).split())
+      for args in MISTAKES
+    }
 
   @parameterized.parameters(*MISTAKES)
   def test_is_one_line(self, args):
-    said, code = self.said[args]
-    self.assertEqual(code, '2', said)
+    code, _, said = self.done[args]
+    self.assertEqual(code, 2, said)
     self.assertNotIn('Traceback', said)
     *_, last = said.splitlines()
     self.assertRegex(last, f'^Error: .*{MISTAKES[args]}')
@@ -171,27 +147,27 @@ class LaunchTest(parameterized.TestCase):
   def test_the_log_is_of_this_package(self):
     """And of the level that is asked for."""
     args = (f'{CONFIG}:supervised,tiny', f'--workdir={self.workdir()}')
-    usual = start('launch.py', *args, '--config.num_steps=10')
-    self.assertEqual(usual.returncode, 0, usual.stderr)
-    self.assertIn('The plan of', usual.stderr)
-    self.assertNotIn('orbax', usual.stderr)
-    self.assertLess(len(usual.stderr.splitlines()), 30, usual.stderr)
-    again = start('launch.py', *args, '--config.num_steps=10', '--verbosity=-1')
-    self.assertEqual(again.returncode, 0, again.stderr)
+    args = ('launch.py', *args, '--config.num_steps=10')
+    code, _, said = processes.forked(*args)
+    self.assertEqual(code, 0, said)
+    self.assertIn('The plan of', said)
+    self.assertNotIn('orbax', said)
+    self.assertLess(len(said.splitlines()), 30, said)
+    code, _, said = processes.forked(*args, '--verbosity=-1')
     # Without the flag it would say that the run is finished.
-    self.assertEmpty(again.stderr)
+    self.assertEqual((code, said), (0, ''))
 
   def test_a_dry_run_needs_no_workdir(self):
     two = hasattr(os, 'sched_getaffinity') and len(os.sched_getaffinity(0)) > 1
-    done = start(
+    code, table, said = processes.forked(
       'launch.py',
       f'{CONFIG}:one_shot,tiny',
       '--dry_run=cpu',
       # Refused where there is one device.
       *(['--config.mesh.cpu_devices=2', '--config.mesh.data=2'] if two else ()),
     )
-    self.assertEqual(done.returncode, 0, done.stderr)
-    rows = [line.split()[1] for line in done.stdout.splitlines() if line]
+    self.assertEqual(code, 0, said)
+    rows = [line.split()[1] for line in table.splitlines() if line]
     self.assertEqual(rows.count('labels'), 2)
     self.assertEqual(rows.count('output'), 2)
 

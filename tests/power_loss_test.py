@@ -14,6 +14,8 @@ from experiments import parity_mlp
 import power_loss
 from tests.training.target_cache import fixtures
 
+pytestmark = pytest.mark.slow
+
 NAMES = ('teacher', 'one_shot')
 PERIOD = 3  # Batches of stored targets.
 UNREAD = ('/lock', '.tmp', '/environment.json')
@@ -52,7 +54,6 @@ def key(tree):
   return found
 
 
-@pytest.mark.slow
 class PowerLossTest(absltest.TestCase):
   def test_a_run_survives_it_at_every_operation(self):
     root = pathlib.Path(self.create_tempdir().full_path)
@@ -82,7 +83,6 @@ def stored(folder):
   return [cache.read(i, n)[0] for i in range(2) for n in range(PERIOD)]
 
 
-@pytest.mark.slow
 class StoredTargetsTest(absltest.TestCase):
   def test_they_are_whole_or_made_again(self):
     root = pathlib.Path(self.create_tempdir().full_path)

@@ -1,10 +1,16 @@
 """Starts programs in processes of this machine. Not a test."""
 
+import atexit
+import functools
+import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -13,6 +19,58 @@ def environment(**variables):
   """The variables of a process that starts sooner: PyTorch is hidden."""
   path = f'{ROOT}{os.pathsep}{ROOT}/tests/without_torch'
   return {**os.environ, 'PYTHONPATH': path, **variables}
+
+
+@functools.cache
+def _server():
+  """The process that others are forked from."""
+  server = subprocess.Popen(
+    [sys.executable, ROOT / 'tests' / 'fork_server.py'],
+    cwd=ROOT,
+    env=environment(),
+    stdin=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,  # JAX warns of forks.
+    text=True,
+  )
+  atexit.register(server.communicate)  # Its input ends, and so does it.
+  return server
+
+
+class Forked:
+  """A process of Python that has imported JAX and cxjax already.
+
+  Like `subprocess.Popen`, with its output in files.
+  """
+
+  def __init__(self, *command, **variables):
+    self.returncode = None
+    self._folder = tempfile.TemporaryDirectory()
+    self._path = pathlib.Path(self._folder.name)
+    env = environment(**variables)
+    request = {'command': command, 'env': env, 'folder': self._folder.name}
+    _server().stdin.write(json.dumps(request) + '\n')
+    _server().stdin.flush()
+
+  def communicate(self, timeout=300):
+    """Waits for its end; what it wrote to stdout and to stderr."""
+    deadline = time.monotonic() + timeout
+    status = self._path / 'status'
+    while not status.exists():
+      if time.monotonic() > deadline or _server().poll() is not None:
+        os.kill(int((self._path / 'process').read_text()), signal.SIGKILL)
+        raise TimeoutError((self._path / 'stderr').read_text())
+      time.sleep(0.01)
+    self.returncode = int(status.read_text())
+    said = [(self._path / name).read_text() for name in ('stdout', 'stderr')]
+    self._folder.cleanup()
+    return said
+
+
+def forked(*command, **variables):
+  """Runs a program to its end: its exit code, its stdout and its stderr."""
+  process = Forked(*command, **variables)
+  said = process.communicate()
+  return process.returncode, *said
 
 
 def free_port():
@@ -25,13 +83,9 @@ def free_port():
 def start_two(*command, devices=1):
   """Starts a command of Python twice; '{}' in it is 0 and 1."""
   return [
-    subprocess.Popen(
-      [sys.executable, *(part.replace('{}', str(i)) for part in command)],
-      cwd=ROOT,
-      env=environment(JAX_NUM_CPU_DEVICES=str(devices)),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+    Forked(
+      *(part.replace('{}', str(i)) for part in command),
+      JAX_NUM_CPU_DEVICES=str(devices),
     )
     for i in range(2)
   ]

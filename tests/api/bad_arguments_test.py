@@ -12,6 +12,8 @@ import bad_values
 import cxjax
 from cxjax.interop import huggingface
 
+pytestmark = pytest.mark.slow
+
 # Cases in the tests of the adapters, which import other libraries.
 ELSEWHERE = ('from_equinox', 'from_haiku', 'from_keras')
 # What functions return: only cxjax makes one.
@@ -65,7 +67,6 @@ def cases():
   return argument_cases
 
 
-@pytest.mark.slow
 class ArgumentsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()

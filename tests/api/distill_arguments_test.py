@@ -18,8 +18,9 @@ from small_networks import two_layers
 from tests.api.distilled import FolderTest
 from tests.api.distilled import distill
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class ArgumentsTest(FolderTest):
   @parameterized.parameters(
     ({'plan': TEACHER}, 'plan is a ModelAdapter: make one with cxjax.plan'),
@@ -76,7 +77,6 @@ class ArgumentsTest(FolderTest):
     want, _ = distill(plan, mesh={'data': 1})
     chex.assert_trees_all_close(params, want, rtol=1e-4, atol=1e-6)
 
-  @pytest.mark.slow
   def test_arrays_and_numbers_of_other_libraries(self):
     class Tensor:
       def __init__(self, array):

@@ -27,6 +27,8 @@ from tests.api.distilled import distill
 from tests.api.distilled import end_after
 from tests.api.distilled import whole
 
+pytestmark = pytest.mark.slow
+
 
 class Arrays:
   """The batches, as grain reads them."""
@@ -41,7 +43,6 @@ class Arrays:
     return 'Arrays'
 
 
-@pytest.mark.slow
 class OnRecordTest(FolderTest):
   def test_is_called_with_every_record_once_and_in_order(self):
     folder, seen, written, taken = self.folder(), [], [], []
@@ -94,7 +95,6 @@ def turning(count):
   return jnp.where(count < 10, 0.5, -0.5)
 
 
-@pytest.mark.slow
 class KeepBestTest(FolderTest):
   @classmethod
   def setUpClass(cls):
@@ -132,7 +132,6 @@ class KeepBestTest(FolderTest):
     )
 
   @parameterized.parameters(4, 7)  # Before and after the best.
-  @pytest.mark.slow
   def test_a_run_that_was_ended_finds_it_again(self, number):
     workdir = self.folder()
     want, history = self.best
@@ -157,7 +156,6 @@ class KeepBestTest(FolderTest):
       self.train(keep_best='los')
 
 
-@pytest.mark.slow
 class ResumeTest(FolderTest):
   @parameterized.parameters('iterator', 'grain', 'grain_loader')
   def test_a_run_that_was_killed_goes_on(self, kind):

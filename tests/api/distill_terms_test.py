@@ -26,6 +26,8 @@ from tests.api.distilled import distill
 from tests.api.distilled import end_after
 from tests.api.distilled import whole
 
+pytestmark = pytest.mark.slow
+
 # Equal widths: what is compared needs no projection, and can be recomputed.
 JOINT = cxjax.Stage(
   'joint',
@@ -64,7 +66,6 @@ def by_hand(data, y, rate):
   return params, records
 
 
-@pytest.mark.slow
 class TermsTest(FolderTest):
   """A stage of several terms: labels beside the teacher, several layers."""
 
@@ -122,7 +123,6 @@ class TermsTest(FolderTest):
     names = {name for record in history for name in record if '/' in name}
     self.assertEqual(names, {'eval/loss', 'eval/agreement'})
 
-  @pytest.mark.slow
   def test_resumes(self):
     """Its projections and where it is in its schedule come back."""
     stage = cxjax.Stage(

@@ -8,6 +8,8 @@ import pytest
 import cxjax
 import small_networks as small
 
+pytestmark = pytest.mark.slow
+
 
 class Patience:
   """Raises StopIteration at a step; keeps what it was called with."""
@@ -21,7 +23,6 @@ class Patience:
       raise StopIteration
 
 
-@pytest.mark.slow
 class EarlyStopTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -10,6 +10,8 @@ import pytest
 
 import cxjax
 
+pytestmark = pytest.mark.slow
+
 X = np.linspace(-1.0, 1.0, 24, dtype=np.float32).reshape(8, 3)
 
 
@@ -32,7 +34,6 @@ def run(batches, **options):
   return cxjax.distill(plan, batches, log_every=2, **options)
 
 
-@pytest.mark.slow
 class InterruptTest(absltest.TestCase):
   def test_without_a_workdir_nothing_is_said_to_be_kept(self):
     with self.assertRaises(cxjax.Stopped) as caught:

@@ -20,6 +20,8 @@ from cxjax.models import adapters
 from cxjax.models import linen_adapter
 from cxjax.models import nnx_adapter
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 BATCHES = [
   (2 * RANDOM.normal(size=(4, 6)) + 3).astype(np.float32) for _ in range(6)
@@ -95,7 +97,6 @@ def loss_at_inference(model):
   return np.mean(losses.kl(output, TEACHER.apply(TEACHER.params, HELD_OUT)[0]))
 
 
-@pytest.mark.slow
 class TrainingModeTest(parameterized.TestCase):
   @parameterized.parameters('linen', 'nnx')
   def test_what_is_reported_is_what_is_returned(self, kind):

@@ -16,6 +16,8 @@ from cxjax.configs import builders
 import documents
 import experiments
 
+pytestmark = pytest.mark.slow
+
 SOME = 1
 # Methods that have blocks of their own, one for each config in turn.
 METHODS = ('extracted', 'custom', 'progressive', 'joint_fading')
@@ -101,7 +103,6 @@ def cases(name):
       yield f'{field}={kind}', config
 
 
-@pytest.mark.slow
 class ConfigTest(parameterized.TestCase):
   @parameterized.parameters(*CONFIGS)
   def test_every_field(self, name):

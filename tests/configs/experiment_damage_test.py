@@ -18,8 +18,9 @@ from tests.configs.parity_runs import config_of
 from tests.configs.parity_runs import files_of
 from tests.configs.parity_runs import open_
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class DamageTest(FinishedTest):
   """Files of a finished run that are gone, damaged, or of another run."""
 

@@ -1,9 +1,6 @@
 """An experiment on a task and a model of elsewhere."""
 
 import math
-import pathlib
-import subprocess
-import sys
 from unittest import mock
 
 import jax
@@ -21,8 +18,9 @@ import processes
 from tests.configs.parity_runs import TestCase
 from tests.configs.parity_runs import open_
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class OwnTaskTest(TestCase):
   """A task whose score is better when it is lower, from outside the package.
 
@@ -123,28 +121,19 @@ class OwnTaskTest(TestCase):
       self.assertAlmostEqual(float(found['error']), best[seed], places=4)
 
   def test_launch(self):
-    root = pathlib.Path(own_config.__file__).parent.parent
     workdir = self.folder() / 'run'
-    done = subprocess.run(
-      [
-        sys.executable,
-        'launch.py',
-        '--config=tests/own_config.py:one_shot',
-        f'--workdir={workdir}',
-        '--config.data.d=5',
-        '--config.num_steps=20',
-        '--config.save_every=20',
-        '--config.teacher.num_steps=20',
-        '--config.teacher.save_every=20',
-      ],
-      cwd=root,
-      env=processes.environment(),
-      capture_output=True,
-      text=True,
-      check=False,
+    code, table, said = processes.forked(
+      'launch.py',
+      '--config=tests/own_config.py:one_shot',
+      f'--workdir={workdir}',
+      '--config.data.d=5',
+      '--config.num_steps=20',
+      '--config.save_every=20',
+      '--config.teacher.num_steps=20',
+      '--config.teacher.save_every=20',
     )
-    self.assertEqual(done.returncode, 0, done.stderr)
-    self.assertIn('final error: mean', done.stdout)
+    self.assertEqual(code, 0, said)
+    self.assertIn('final error: mean', table)
     summary = files.read_json(workdir / 'one_shot' / 'summary.json')
     self.assertEqual(summary['primary_metric'], 'error')
     saved = files.read_json(workdir / 'one_shot' / 'config.json')

@@ -16,6 +16,8 @@ from tests.configs.parity_runs import config_of
 from tests.configs.parity_runs import files_of
 from tests.configs.parity_runs import open_
 
+pytestmark = pytest.mark.slow
+
 BAD = (
   ('method', {'method': 'extract'}, "method 'extract'.*mean 'extracted'"),
   (
@@ -80,7 +82,6 @@ BAD = (
 )
 
 
-@pytest.mark.slow
 class BadInputTest(TestCase):
   @parameterized.named_parameters(*BAD)
   def test_one_line_before_anything_is_written(self, fields, message):
@@ -135,7 +136,6 @@ class BadInputTest(TestCase):
     builders.check(open_(config, self.folder()))
 
 
-@pytest.mark.slow
 class CheckpointsOfTheTeacherTest(TestCase):
   """A checkpoint that a teacher lacks is known once it is trained."""
 

@@ -23,8 +23,9 @@ from tests.configs.parity_runs import FinishedTest
 from tests.configs.parity_runs import config_of
 from tests.configs.parity_runs import open_
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class RunTest(FinishedTest):
   @parameterized.parameters(*METHODS)
   def test_leaves_what_the_readme_lists(self, method):

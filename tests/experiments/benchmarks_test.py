@@ -1,5 +1,6 @@
 """Tests of what the benchmarks share, and of the sides that they time."""
 
+import dataclasses
 import pathlib
 from unittest import mock
 
@@ -157,6 +158,7 @@ class TorchTest(parameterized.TestCase):
   def test_transformer(self, name, checked):
     module = scripts.load(f'{FOLDER}.transformer')
     self.enter_context(mock.patch.object(module, 'SEEDS', (1,)))
+    self.enter_context(mock.patch.object(module, 'LOG_EVERY', 5))
     self.enter_context(
       mock.patch.object(rounds, 'CHECKED_STEPS', module.LOG_EVERY)
     )
@@ -165,12 +167,26 @@ class TorchTest(parameterized.TestCase):
     stages = module.make_stages(config)
     names = [stage.name for stage in stages]
     self.assertEqual(names[:3], ['labels', 'output', 'block0'])
+    self.draw_once(module, module.make_spec(config, stages[0], 1))
     batches = module.draw(module.make_spec(config, stages[0], 1))
     for stage in stages:
       if stage.name not in checked:
         continue
       sides = module.make_sides(config, stage, batches)
       rounds.check(stage.name, sides, rtol=1e-4, atol=1e-6)
+
+  def draw_once(self, module, spec):
+    """Puts the batches of a run in place of the draw, slow to compile."""
+    steps = np.arange(module.LOG_EVERY)
+    many = jax.jit(jax.vmap(spec.batch, in_axes=(None, 0)))
+    drawn = many(spec.keys.data[0], steps)
+    pick = lambda key, t, rows: jax.tree.map(lambda leaf: leaf[t], drawn)
+    make = module.make_spec
+    teacher = mock.Mock(return_value=spec.teacher)
+    self.enter_context(mock.patch.object(rounds, 'untrained_teacher', teacher))
+    replaced = lambda *args: dataclasses.replace(make(*args), draw=pick)
+    self.enter_context(mock.patch.object(module, 'make_spec', replaced))
+    self.enter_context(mock.patch.object(module, 'BATCHES', len(steps)))
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import pytest
 from cxjax.configs import builders
 from experiments import parity_transformer
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class ParityTransformerTest(absltest.TestCase):
   def test_stages_are_every_block_and_the_output(self):
     config = parity_transformer.tiny('extracted')

@@ -19,6 +19,8 @@ from cxjax.methods import losses
 from cxjax.methods import relational
 from cxjax.methods import weights as weights_lib
 
+pytestmark = pytest.mark.slow
+
 B, C, K = 3, 4, 2
 TOLERANCES = {'float32': 2e-4, 'float16': 2e-3, 'bfloat16': 1e-2}
 DTYPES = [(1.0, dtype) for dtype in TOLERANCES]
@@ -150,7 +152,6 @@ class PropertyTest(parameterized.TestCase):
   @parameterized.parameters(
     *(name for name in losses.LOSSES if name not in relational.LOSSES)
   )
-  @pytest.mark.slow
   def test_value_and_gradient(self, name):
     @hypothesis.settings(
       max_examples=25, deadline=None, derandomize=True, database=None

@@ -12,8 +12,9 @@ from tests.methods.stepped import Stage
 from tests.methods.stepped import Term
 from tests.methods.stepped import random
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class NotCountedTest(parameterized.TestCase):
   """NaN of weight 0 in the input, in activations and in targets."""
 

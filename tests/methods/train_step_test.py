@@ -22,6 +22,8 @@ from tests.methods.stepped import Term
 from tests.methods.stepped import dense
 from tests.methods.stepped import random
 
+pytestmark = pytest.mark.slow
+
 RISE = optax.linear_schedule(0.5, 2.0, 1.0)
 SIZE = 8  # Examples, in 4 microbatches.
 
@@ -226,7 +228,6 @@ def by_hand(name):
   return case, targets, jax.jit(grad)
 
 
-@pytest.mark.slow
 class SeveralTermsTest(parameterized.TestCase):
   """The loss and its gradient are those of the sum written out in plain JAX."""
 

@@ -14,6 +14,8 @@ from cxjax import errors
 from cxjax.models import adapters
 from cxjax.models import equinox_adapter
 
+pytestmark = pytest.mark.slow
+
 B = 4
 X = np.random.default_rng(0).normal(size=(B, 5)).astype(np.float32)
 
@@ -54,8 +56,12 @@ class Net(eqx.Module):
 
 
 KEY = jax.random.key(0)
-NET = Net(KEY)
-WITH_STATE, STATE = eqx.nn.make_with_state(Net)(KEY, norm=True, rate=0.5)
+
+
+def setUpModule():
+  global NET, WITH_STATE, STATE
+  NET = Net(KEY)
+  WITH_STATE, STATE = eqx.nn.make_with_state(Net)(KEY, norm=True, rate=0.5)
 
 
 class EquinoxTest(parameterized.TestCase):
@@ -82,7 +88,6 @@ class EquinoxTest(parameterized.TestCase):
       jax.vmap(new)(X), model.apply(double, X)[0], rtol=1e-5
     )
 
-  @pytest.mark.slow
   def test_state_and_dropout_in_training(self):
     model = equinox_adapter.from_equinox(WITH_STATE, state=STATE)
     self.assertIn('norm/batch_state_index/0', model.params['state'])
@@ -120,7 +125,6 @@ class EquinoxTest(parameterized.TestCase):
     self.assertIn('norm/batch_counter', model.constant_statistics(X))
     self.assertIsInstance(model.wrap(model.one)[1], eqx.nn.State)
 
-  @pytest.mark.slow
   def test_calls(self):
     module = lambda module, x, key=None: jax.vmap(module)(x['rows'])
     model = equinox_adapter.from_equinox(NET, call=module, batched=True)
@@ -153,7 +157,6 @@ class EquinoxTest(parameterized.TestCase):
       equinox_adapter.from_equinox(NET)
 
 
-@pytest.mark.slow
 class BadArgumentsTest(parameterized.TestCase):
   def test_every_argument(self):
     net = eqx.nn.Linear(5, 3, key=jax.random.key(0))

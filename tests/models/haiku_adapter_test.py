@@ -15,6 +15,8 @@ from cxjax import errors
 from cxjax.models import adapters
 from cxjax.models import haiku_adapter
 
+pytestmark = pytest.mark.slow
+
 X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
 
 
@@ -118,7 +120,6 @@ class HaikuTest(parameterized.TestCase):
       haiku_adapter.from_haiku(PLAIN, WEIGHTS)
 
 
-@pytest.mark.slow
 class BadArgumentsTest(parameterized.TestCase):
   def test_every_argument(self):
     transformed = hk.transform(plain)

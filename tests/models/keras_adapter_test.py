@@ -16,6 +16,8 @@ from cxjax import errors  # noqa: E402
 from cxjax.models import adapters  # noqa: E402
 from cxjax.models import keras_adapter  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
 IDS = np.array([[1, 2, 0], [3, 1, 2], [1, 0, 0], [2, 2, 2]])
 
@@ -51,8 +53,10 @@ class Masked(keras.Model):
     return self.inner(self.embed(ids)) * scale
 
 
-NET = network()
-MODEL = keras_adapter.from_keras(NET)
+def setUpModule():
+  global NET, MODEL
+  NET = network()
+  MODEL = keras_adapter.from_keras(NET)
 
 
 class KerasTest(parameterized.TestCase):
@@ -87,14 +91,12 @@ class KerasTest(parameterized.TestCase):
     adapters.check_training(MODEL, X)
     self.assertEmpty(MODEL.unused_dropout(X))
 
-  @pytest.mark.slow
   def test_at_inference_averages_are_constant(self):
     model = keras_adapter.from_keras([NET, network()], training=False)
     self.assertTrue(model.several)
     self.assertNotIn('state', model.one)
     self.assertLen(model.constant_statistics(X), 2)
 
-  @pytest.mark.slow
   def test_masks_and_nested_models_and_calls(self):
     model = Masked(6)
     model(IDS)
@@ -139,7 +141,6 @@ class KerasTest(parameterized.TestCase):
       keras_adapter.from_keras(NET)
 
 
-@pytest.mark.slow
 class BadArgumentsTest(parameterized.TestCase):
   def test_every_argument(self):
     self.enterContext(jax.numpy_rank_promotion('allow'))

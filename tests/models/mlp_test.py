@@ -13,6 +13,8 @@ from cxjax.models import base
 from cxjax.models import mlp
 from cxjax.parallel import partition
 
+pytestmark = pytest.mark.slow
+
 MODEL = mlp.MLP((64, 128), 32)
 X = np.random.default_rng(0).normal(size=(2, 3, 100)).astype(np.float32)
 
@@ -23,7 +25,6 @@ def init():
   return jax.tree.map(np.asarray, variables)
 
 
-@pytest.mark.slow
 class MLPTest(absltest.TestCase):
   def test_layers_are_the_activations_lowest_first(self):
     _, activations = jax.eval_shape(MODEL.apply, init(), X)

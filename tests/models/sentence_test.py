@@ -12,6 +12,8 @@ from cxjax.models import sentence
 from cxjax.models import transformer
 from cxjax.parallel import partition
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(0).integers(0, 30, (3, 12))
 MASK = np.arange(12)[None] < np.array([12, 7, 2])[:, None]
 
@@ -25,7 +27,6 @@ def make(features=0, **kwargs):
   return model, jax.jit(model.init)(jax.random.key(0), TOKENS)
 
 
-@pytest.mark.slow
 class SentenceEncoderTest(absltest.TestCase):
   def test_the_embedding_is_the_mean_over_real_tokens(self):
     model, variables = make(depth=2)

@@ -27,6 +27,8 @@ from tests.models.transformed import B
 from tests.models.transformed import make
 from tests.models.transformed import params
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def apply(causal, **kwargs):
@@ -37,7 +39,6 @@ def assert_close(a, b, atol=1e-5):
   np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
 
 
-@pytest.mark.slow
 class ForwardTest(parameterized.TestCase):
   @parameterized.named_parameters(*KINDS)
   def test_names_its_activations(self, causal):
@@ -214,7 +215,6 @@ class ForwardTest(parameterized.TestCase):
         self.assertAlmostEqual(kernel.std() / std, 1, delta=error)
 
 
-@pytest.mark.slow
 class HeadTest(parameterized.TestCase):
   @parameterized.parameters(
     (False, True, jnp.float32),
@@ -259,7 +259,6 @@ class HeadTest(parameterized.TestCase):
       model.head(params(False), jnp.zeros((1, 1, WIDTH)))
 
 
-@pytest.mark.slow
 class CostTest(parameterized.TestCase):
   """FLOPs of the compiled program against the arithmetic of its products."""
 

@@ -17,11 +17,12 @@ from cxjax.data import tokenized_corpus
 from cxjax.tasks import masked_text
 import documents
 
+pytestmark = pytest.mark.slow
+
 LENGTH, SIZE = 24, 4
 KEY = jax.random.key(0)
 
 
-@pytest.mark.slow
 class MaskedTextTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -15,6 +15,8 @@ import pytest
 from cxjax.training import checkpoints
 from tests.training.written import WriterTest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -143,7 +145,6 @@ os._exit(0)
 """
 
 
-@pytest.mark.slow
 class ProcessTest(WriterTest):
   def start(self, *args, before=(), **env):
     return subprocess.Popen(

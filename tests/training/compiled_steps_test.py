@@ -16,6 +16,8 @@ from cxjax.training import compiled_steps
 from cxjax.training import multi_step
 from tests.training import runs
 
+pytestmark = pytest.mark.slow
+
 Stage, Term = runs.Stage, runs.Term
 
 
@@ -46,7 +48,6 @@ def advance_args(index, start, stop, params=None, span=(0, 6), schedule=(6, 0)):
   return planned[index], schedule, span, *args
 
 
-@pytest.mark.slow
 class CompiledTest(parameterized.TestCase):
   """Each program is compiled once."""
 
@@ -92,7 +93,6 @@ class CompiledTest(parameterized.TestCase):
     self.assertEqual((len(steps), steps.seconds), (1, taken))
 
 
-@pytest.mark.slow
 class ProgramTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -234,7 +234,6 @@ class ProgramTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 class AbstractTest(parameterized.TestCase):
   @parameterized.parameters(0, 2)
   def test_shapes_are_those_of_the_arguments(self, index):

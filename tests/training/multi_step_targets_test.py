@@ -32,6 +32,8 @@ from tests.training.many_steps import pick
 from tests.training.many_steps import stack
 from tests.training.many_steps import teacher_params
 
+pytestmark = pytest.mark.slow
+
 # Several terms on sequences: masks, weights, centered means of one batch each.
 SEQUENCES = Stage(
   'sequences',
@@ -48,7 +50,6 @@ SEQUENCES = Stage(
 )
 
 
-@pytest.mark.slow
 class ManyTargetsTest(parameterized.TestCase):
   """The targets of K batches are those of each of them."""
 
@@ -100,7 +101,6 @@ class ManyTargetsTest(parameterized.TestCase):
     self.assertIs(found['labels'], batches['y'])
 
 
-@pytest.mark.slow
 class StoredTargetsTest(parameterized.TestCase):
   @parameterized.parameters((HIDDEN, True, 1), (JOINT, False, 2))
   def test_are_as_good_as_the_teacher(self, stage, shared, lookahead):

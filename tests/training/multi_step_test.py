@@ -40,8 +40,9 @@ from tests.training.many_steps import stack
 from tests.training.many_steps import teacher_params
 from tests.training.many_steps import tx
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class ManyStepsTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('hidden', HIDDEN), ('joint', JOINT), ('labels', LABELS)
@@ -181,7 +182,6 @@ COUNTING = Stage(
 )
 
 
-@pytest.mark.slow
 class ProgressTest(parameterized.TestCase):
   """Where the stage is, as the schedules of its terms see it."""
 
@@ -260,7 +260,6 @@ class FlopsTest(parameterized.TestCase):
     low, high = self.bits * self.wide, (depth - 1) * self.wide**2
     return 2 * self.size * ((2 * low + 3 * high) + (low + high))
 
-  @pytest.mark.slow
   def test_several_terms_cost_one_pass_to_the_deepest_tap(self):
     terms = [Term(f'hidden{i}', f'hidden{i}') for i in range(4)]
     both = self.flops(terms[0], terms[1])

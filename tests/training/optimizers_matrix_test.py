@@ -1,8 +1,13 @@
-"""Every transformation of optax trains as optax says, or is one line."""
+"""Every transformation of optax trains as optax says, or is one line.
+
+Of those that are made from a learning rate alone every fourth is trained, all
+with `OPTIMIZERS=all`.
+"""
 
 import collections
 import functools
 import inspect
+import os
 import warnings
 
 from absl.testing import parameterized
@@ -18,7 +23,10 @@ from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import train_step
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2
+ALL = os.environ.get('OPTIMIZERS') == 'all'
 RNG = np.random.default_rng(0)
 random = lambda *shape: RNG.normal(size=shape).astype(np.float32) * 0.5
 PARAMS = {
@@ -226,7 +234,6 @@ def as_optax_says(name, tx):
   return {**seen, 'out': {**seen['out'], 'bias': bias}}
 
 
-@pytest.mark.slow
 class MatrixTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -237,9 +244,15 @@ class MatrixTest(parameterized.TestCase):
 
   def test_every_export_trains_or_is_refused(self):
     outcomes = collections.Counter()
+    alike = 0
     for name, function in exported().items():
       with self.subTest(name):
         tx = make(name, function)  # A new export: write in MAKE how.
+        if name not in {*MAKE, *REFUSED, *STILL, *WHOLE}:
+          alike += 1
+          if alike % 4 and not ALL:
+            outcomes['made'] += 1
+            continue
         if name in REFUSED:
           with self.assertRaisesRegex(errors.UserError, REFUSED[name]) as found:
             ours(tx)
@@ -256,4 +269,6 @@ class MatrixTest(parameterized.TestCase):
         still &= np.array_equal(kernels[1], PARAMS['out']['kernel'])
         self.assertEqual(still, name in STILL)
         outcomes['trains'] += 1
-    self.assertEqual(outcomes, {'trains': 125, 'refused': 5})
+    self.assertEqual(outcomes.pop('refused'), 5)
+    self.assertEqual(outcomes.total(), 125)
+    self.assertGreater(outcomes['trains'], 50)

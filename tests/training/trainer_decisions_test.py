@@ -14,6 +14,8 @@ from cxjax.training import trainer
 from tests import faults
 from tests.training import runs
 
+pytestmark = pytest.mark.slow
+
 
 def scripted(**scores):
   """Evaluations that give these values, one after the other, to every seed.
@@ -35,7 +37,6 @@ def scripted(**scores):
   return mock.patch.object(compiled_steps.CompiledSteps, 'evaluate', evaluate)
 
 
-@pytest.mark.slow
 class DecisionTest(runs.TestCase):
   """Stops, saves and keeps by metrics that are made up."""
 

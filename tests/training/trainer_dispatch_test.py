@@ -10,8 +10,9 @@ from cxjax.training import stopwatch
 from cxjax.training import trainer
 from tests.training import runs
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class DispatchTest(runs.TestCase):
   """When the host waits for the device."""
 

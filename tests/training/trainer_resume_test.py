@@ -16,8 +16,9 @@ from cxjax.training import metric_log
 from tests import faults
 from tests.training import runs
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class ResumeTest(runs.TestCase):
   """A run that is killed ends where a whole one does, bit for bit."""
 

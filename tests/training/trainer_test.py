@@ -21,10 +21,11 @@ from cxjax.training import stopwatch
 from tests import faults
 from tests.training import runs
 
+pytestmark = pytest.mark.slow
+
 Stage, Term = runs.Stage, runs.Term
 
 
-@pytest.mark.slow
 class WholeRunTest(runs.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -121,7 +122,6 @@ class WholeRunTest(runs.TestCase):
     chex.assert_trees_all_equal(again.params, self.result.params)
 
 
-@pytest.mark.slow
 class ScheduleTest(runs.TestCase):
   """The learning rate of every step.
 
@@ -178,7 +178,6 @@ class ScheduleTest(runs.TestCase):
       np.testing.assert_array_equal(items['opt_state'][0].count, count)
 
 
-@pytest.mark.slow
 class LoaderTest(runs.TestCase):
   """A run whose batches the host reads."""
 

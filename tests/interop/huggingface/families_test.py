@@ -17,7 +17,7 @@ from tests.interop.huggingface import fixtures
 from tests.interop.huggingface import torch_models
 
 pytestmark = pytest.mark.slow
-VOCAB, LENGTH, DEPTH = fixtures.VOCAB, fixtures.LENGTH, 3
+VOCAB, LENGTH, DEPTH = fixtures.VOCAB, fixtures.LENGTH, 2
 SIZES = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40)
 SIZES |= dict(num_hidden_layers=DEPTH, num_attention_heads=4)
 SIZES |= dict(max_position_embeddings=16, pad_token_id=None)
@@ -27,7 +27,7 @@ LLAMA3 |= dict(high_freq_factor=4.0, original_max_position_embeddings=8)
 YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=8)
 MSCALE = dict(mscale=0.7, mscale_all_dim=1.3, beta_fast=16, truncate=False)
 WINDOW = dict(sliding_window=4)
-KINDS = ['sliding_attention', 'full_attention', 'sliding_attention']
+KINDS = ['sliding_attention', 'full_attention']
 CAPS = dict(attn_logit_softcapping=3.0, final_logit_softcapping=2.0)
 GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=DEPTH, n_head=4)
 GPT2 |= dict(n_positions=16)

@@ -15,12 +15,13 @@ from cxjax.training import target_cache
 from cxjax.training import trainer
 from tests.training.target_cache import fixtures
 
+pytestmark = pytest.mark.slow
+
 
 def in_steps(tree, step, chunk=10):
   return jax.tree.map(lambda leaf: leaf[step % chunk], tree)
 
 
-@pytest.mark.slow
 class CachedTargetLoaderTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -46,7 +47,6 @@ class CachedTargetLoaderTest(parameterized.TestCase):
     np.testing.assert_allclose(live, stored, rtol=1e-4)
     return live
 
-  @pytest.mark.slow
   def test_rows_and_targets_of_text(self):
     """The students share batches, and have projections of their own."""
     config = fixtures.text_config(self.folder)
@@ -94,7 +94,6 @@ class CachedTargetLoaderTest(parameterized.TestCase):
       chex.assert_trees_all_equal(whole.targets(30), other.targets(30))
       self.assertIn('output', other.targets(30))
 
-  @pytest.mark.slow
   def test_batches_come_again(self):
     """Both stages read 12 batches, and begin in the middle of them.
 
@@ -103,7 +102,6 @@ class CachedTargetLoaderTest(parameterized.TestCase):
     config = fixtures.mlp_config('progressive')
     self.assert_same_run(fixtures.live_spec(config, period=12))
 
-  @pytest.mark.slow
   def test_several_terms(self):
     """Stored by name; one fades out, and the labels are not stored."""
     terms = (

@@ -12,8 +12,9 @@ from cxjax import files
 from cxjax.training import target_cache
 from tests.training.target_cache import fixtures
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class ReaderTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

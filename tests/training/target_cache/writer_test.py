@@ -13,8 +13,9 @@ from cxjax.training import target_cache
 from cxjax.training.target_cache import writer
 from tests.training.target_cache import fixtures
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 class WriterTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
