@@ -8,12 +8,13 @@ vocabulary has 50,257 tokens, and a batch has 4 texts of 128 tokens: one array
 of logits takes 103 MB. Every row is measured in a process of its own, which
 prints its bytes: what XLA plans for the program of the steps (arguments,
 temporaries and output), and the peak of the process in training, beyond what it
-had before the models were made.
+had before the models were made. Writes memory_peak.{md,csv} into --out.
 """
 
 from collections.abc import Iterator
 import functools
 import json
+import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -30,6 +31,7 @@ from cxjax import tables
 from cxjax.configs import cli
 from cxjax.training import compiled_steps
 from experiments.benchmarks import memory
+from experiments.benchmarks import rounds
 
 HAND, OURS, HELD_OUT = 'by hand', 'distill', 'distill, 256 held-out texts'
 _WAY = flags.DEFINE_string('way', '', 'One of the rows; all without it.')
@@ -155,12 +157,14 @@ def rows(steps: int) -> Iterator[dict[str, Any]]:
 
 
 def main(argv: list[str]) -> None:
-  """Prints the table, or a row as JSON."""
+  """Writes the table, or prints a row as JSON."""
   del argv
   if _WAY.value:
     print(json.dumps(measure(_WAY.value, _STEPS.value)))
   else:
-    print(tables.markdown(list(rows(_STEPS.value))))
+    found = list(rows(_STEPS.value))
+    path = pathlib.Path(rounds.OUT.value) / 'memory_peak'
+    cli.write(path, tables.markdown(found), found)
 
 
 if __name__ == '__main__':
