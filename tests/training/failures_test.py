@@ -250,6 +250,17 @@ class StartTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'a state in Python'):
       failures.check_start(spec)
 
+  def test_a_model_that_counts_in_python(self):
+    spec, steps = runs.spec((Stage('s', 1, runs.LABELS),)), itertools.count(1)
+
+    def counts(params, x):
+      output, activations = spec.student.apply(params, x)
+      return output * next(steps), activations
+
+    student = types.SimpleNamespace(apply=counts, init=spec.student.init)
+    with self.assertRaisesRegex(errors.UserError, 'The student computes some'):
+      failures.check_start(dataclasses.replace(spec, student=student))
+
   @parameterized.parameters(
     (optax.masked(optax.adam(0.1), {'hidden0': True, 'logits': False}), True),
     (optax.chain(optax.clip(1.0), optax.identity()), False),
