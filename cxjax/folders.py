@@ -31,7 +31,7 @@ def check(
   shown, path = f'{what} {ascii(str(folder))}', pathlib.Path(folder)
   first = path.parts[0] if path.parts else ''
   errors.require(
-    not _SCHEME.fullmatch(first),
+    not any(map(_SCHEME.fullmatch, path.parts)),
     f'{shown} is no local path. Mount the bucket (gcsfuse for gs://), and give '
     'the folder.',
   )

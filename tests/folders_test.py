@@ -34,6 +34,7 @@ REFUSED = {
   'checkpoints/000000010/x': 'lies within the checkpoint',
   'gs://bucket/x': "'gs://bucket/x' is no local path",
   'gs:/x': 'is no local path',
+  'x/gs:/y': 'is no local path',
   's3://x': 'is no local path',
 }
 
