@@ -7,9 +7,9 @@ import stat
 
 from cxjax import errors
 
-# Orbax takes these for a pattern, which other folders may match as well, and a
-# backslash for a separator.
-_PATTERN = re.compile(r'[\\*?]|\[.*\]')
+# Orbax reads brackets and two stars as a pattern, and a backslash as a
+# separator.
+_PATTERN = re.compile(r'\\|\*\*|\[.*\]')
 _SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:')
 
 
@@ -50,7 +50,7 @@ def check(
     ) from error
   errors.require(
     b'\0' not in name and not _PATTERN.search(str(whole)),
-    f'{what} {ascii(str(whole))} has *, ?, [...], a backslash or a null '
+    f'{what} {ascii(str(whole))} has **, [...], a backslash or a null '
     'character in its path, which checkpoints cannot have. Choose another '
     'name.',
   )

@@ -131,13 +131,7 @@ def compare(
     'functions by name.',
   )
   share = arguments.number('budget', budget, SHARE)
-  if workdir is not None:
-    errors.require(
-      isinstance(workdir, str | os.PathLike) and bool(workdir),
-      f'workdir={workdir!r} must be a folder, or None to keep nothing.',
-    )
-    workdir = checks.path('workdir', workdir)
-    folders.check(workdir)
+  folder = _folder(workdir)
   begin = starts_lib.starts(student, arguments.whole('seeds', seeds, 1))
   planner = named_plans.Planner(
     teacher,
@@ -152,9 +146,9 @@ def compare(
     name: planner.plan(name, entry, num_steps)
     for name, entry in named_plans.entries(methods).items()
   }
-  if workdir is not None:
+  if folder is not None:
     for name in plans:
-      folders.check(workdir / name, f'Method {name!r} in the workdir')
+      folders.check(folder / name, f'Method {name!r} in the workdir')
   fit_on = fit_batches.shared(options.get('fit_on'), batches, *plans.values())
   entrants = contest.Contest(
     plans=plans,
@@ -162,7 +156,7 @@ def compare(
     batches=batches,
     evaluation=_evaluation(plans, held_out, metrics),
     rates=_rates(rates),
-    workdir=workdir,
+    workdir=folder,
     flops=budgets.Flops(costs, charged=equal != 'student_flops'),
     options={**options, 'fit_on': fit_on},
   )
@@ -192,6 +186,19 @@ def advise(*args: Any, budget: float = 0.1, **kwargs: Any) -> Any:
     The comparison, which says that it is a prediction.
   """
   return compare(*args, budget=budget, **kwargs)
+
+
+def _folder(workdir: Any) -> pathlib.Path | None:
+  """The folder that keeps the runs; raises UserError for one that cannot."""
+  if workdir is None:
+    return None
+  errors.require(
+    isinstance(workdir, str | os.PathLike) and bool(workdir),
+    f'workdir={workdir!r} must be a folder, or None to keep nothing.',
+  )
+  found = checks.path('workdir', workdir)
+  folders.check(found)
+  return found
 
 
 def _rates(rates: Any) -> tuple[float, ...]:

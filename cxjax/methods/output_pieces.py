@@ -47,7 +47,7 @@ def is_large(
   parts: int = 1,
   whole: int | None = None,
 ) -> bool:
-  """Whether an output takes too much to be held whole.
+  """True for an output that takes too much to be held whole.
 
   Args:
     shape: of the output, `[..., C]`.

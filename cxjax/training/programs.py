@@ -34,7 +34,7 @@ class Programs:
     self._ahead: dict[Any, tuple[Any, futures.Future[Any]]] = {}
 
   def __contains__(self, name: Any) -> bool:
-    """Whether the program is compiled, or about to be."""
+    """True for a program that is compiled, or about to be."""
     return name in self.compiled or name in self._ahead
 
   def compile(self, name: Any, fun: Fun, *args: Any, **kwargs: Any) -> Fun:

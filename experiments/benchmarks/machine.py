@@ -1,4 +1,4 @@
-"""What else the machine does while it is measured."""
+"""Work of other processes on the machine that is measured."""
 
 import os
 import pathlib

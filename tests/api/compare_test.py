@@ -133,7 +133,9 @@ class VocabularyTest(parameterized.TestCase):
     padded = parameters(1)
     padded['out'] = np.pad(padded['out'], ((0, 0), (0, 2)))
     student = cxjax.from_fn(two_layers, padded)
-    both = dict(methods=('supervised', 'one_shot'), layers=(), num_steps=8)
+    both = dict(
+      methods=('supervised', 'one_shot'), layers=(), num_steps=8, seeds=1
+    )
     with self.assertRaisesRegex(errors.UserError, 'vocab'):
       compare(student, **both)
     found = compare(student, vocab=3, **both)

@@ -6,9 +6,9 @@ import io
 import json
 import os
 import pathlib
-import types
 import struct
 import termios
+import types
 from unittest import mock
 
 from absl.testing import parameterized
