@@ -2,8 +2,9 @@
 
 A run that is resumed or repeated in a test traces and compiles what the run
 before it did, which takes much of its time. Here it takes over what was made
-for the same functions, shapes and settings, as `tokens` tells them apart.
-Parameters, rows and keys are arguments of the programs, and may differ.
+for the same config, or for the same functions, as `tokens` tells them apart, at
+equal shapes and settings. Parameters, rows and keys are arguments of the
+programs, and may differ.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from unittest import mock
 import jax
 
 from cxjax import settings
+from cxjax.configs import builders
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.training import compiled_steps
@@ -23,6 +25,56 @@ import tokens
 # By their tokens, in which all objects stay alive.
 _programs: dict = {}
 _planned: dict = {}
+_plans: dict = {}
+
+
+def _config_token(name, experiment, spec):
+  """Decides the programs of a run from a config."""
+  config = experiment.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.teacher.folder = ''  # Decides arrays and their shapes.
+  keys = spec.keys
+  arrays = [spec.held_out, keys.init, keys.data, keys.stage, spec.start]
+  arrays += [spec.teacher.params] if spec.teacher else []
+  return (
+    name,
+    str(experiment.pretrained and experiment.pretrained.module),
+    config.to_json_best_effort(),
+    str(settings.recorded()),
+    tokens.shapes(arrays),
+    spec.host.period,
+    tuple((s.name, s.steps, s.checkpoint) for s in spec.stages),
+  )
+
+
+def _tagged(name):
+  """A builder whose specifications know their token."""
+  build = getattr(builders, name)
+
+  @functools.wraps(build)
+  def tagged(experiment, *args, **kwargs):
+    spec = build(experiment, *args, **kwargs)
+    if experiment.devices is None:
+      vars(spec)['of_config'] = _config_token(name, experiment, spec)
+    return spec
+
+  return tagged
+
+
+def _of_config(name):
+  """A plan of a `RunSpec` from a config, made once for equal configs."""
+  method = getattr(run_spec.RunSpec, name)
+
+  @functools.wraps(method)
+  def planned(self, *args):
+    if 'of_config' not in vars(self) or args:
+      return method(self, *args)
+    key = name, vars(self)['of_config'], self.stored_targets
+    if key not in _plans:
+      _plans[key] = method(self)
+    return list(_plans[key])
+
+  return planned
 
 
 def _settings():
@@ -32,6 +84,8 @@ def _settings():
 
 def _spec_token(spec: run_spec.RunSpec):
   """Decides the programs of a run."""
+  if 'of_config' in vars(spec):
+    return vars(spec)['of_config'], spec.stored_targets
   keys = spec.keys.init, spec.keys.data, spec.keys.stage
   shapes = spec.start, spec.held_out, keys, spec.host.rows
   teacher = spec.teacher and (
@@ -108,6 +162,10 @@ def install():
   """Shares programs and plans from here on, in this process."""
   begin = compiled_steps.CompiledSteps.__init__
   for owner, name, value in (
+    (builders, 'teacher_spec', _tagged('teacher_spec')),
+    (builders, 'student_spec', _tagged('student_spec')),
+    (run_spec.RunSpec, 'plan', _of_config('plan')),
+    (run_spec.RunSpec, 'costed_plan', _of_config('costed_plan')),
     (compiled_steps.CompiledSteps, '__init__', _shared_programs(begin)),
     (stage_plan, 'plan_stage', _remembered(stage_plan.plan_stage)),
     (stage_plan, 'with_costs', _remembered(stage_plan.with_costs)),

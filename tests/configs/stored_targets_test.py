@@ -196,7 +196,7 @@ class StoredTargetsTest(parameterized.TestCase):
 
   def test_a_live_run_has_no_batches_of_a_cache(self):
     config, workdir = self.stored(**{'cache.folder': '', 'cache.batches': 5})
-    with self.assertRaisesRegex(errors.UserError, 'cache.batches=5 is of'):
+    with self.assertRaisesRegex(errors.UserError, 'cache.batches=5 is for'):
       experiment.run(config, workdir)
 
 

@@ -93,7 +93,7 @@ class UntrainedTest(TestCase):
     said = self.said(opened, ended)
     self.assertLen(said, int(told))
     for line in said:
-      self.assertIn('ended with accuracy 0.5, teacher.stop_at=0.99 was', line)
+      self.assertIn('ended with accuracy 0.5; teacher.stop_at=0.99 was', line)
 
   @parameterized.parameters(
     (50.0, 3.0, True),
@@ -108,7 +108,7 @@ class UntrainedTest(TestCase):
     said = self.said(opened, ended)
     self.assertLen(said, int(told))
     for line in said:
-      self.assertIn('ended with error 50, teacher.stop_at=3 was not', line)
+      self.assertIn('ended with error 50; teacher.stop_at=3 was not', line)
 
 
 class TemplateTest(TestCase):

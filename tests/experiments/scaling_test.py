@@ -109,7 +109,7 @@ class ReportTest(absltest.TestCase):
     for name in cases.CASES:
       self.assertIn(f'## {name}', page)
     for stage in cases.LAYERS:
-      self.assertIn(f'{stage}, against the output stage: ', page)
+      self.assertIn(f'{stage}, relative to the output stage: ', page)
     self.assertEqual(page.count('chip hours'), len(cases.CASES))
 
   def test_page_names_what_is_missing(self):

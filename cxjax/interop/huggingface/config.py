@@ -59,7 +59,7 @@ HARMLESS = (
   'unsloth_fixed',
   'use_cache',
 )
-KINDS: dict[type, str] = {str: 'a text', list: 'a list', dict: 'an object'}
+KINDS: dict[type, str] = {str: 'a string', list: 'a list', dict: 'an object'}
 
 
 def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
