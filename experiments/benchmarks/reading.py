@@ -75,7 +75,9 @@ def by_transformers(folder: pathlib.Path) -> Any:
     folder, dtype=torch.bfloat16
   )
   # Parameters are views of the files until somebody reads them.
-  return model, [float(p.detach().view(-1)[::1_024].sum()) for p in model.parameters()]
+  return model, [
+    float(p.detach().view(-1)[::1_024].sum()) for p in model.parameters()
+  ]
 
 
 def by_bytes(folder: pathlib.Path) -> Any:
