@@ -107,7 +107,7 @@ class TaskBatches:
 
 
 def _plain(batch: types.Batch) -> types.Batch:
-  """What `distill` takes of a batch: not the bytes that tokens stand for."""
+  """The entries of a batch that `distill` takes, which bytes of text are not."""
   return {k: v for k, v in batch.items() if k in ('x', 'y', 'weights')}
 
 

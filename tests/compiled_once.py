@@ -78,7 +78,7 @@ def _of_config(name):
 
 
 def _settings():
-  """What decides a trace beside the arguments."""
+  """The settings and the mesh, which decide a trace beside the arguments."""
   return str(settings.recorded()), jax.sharding.get_mesh()
 
 

@@ -4,6 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import cxjax
 
@@ -84,6 +85,17 @@ Y = np.arange(B) % C
 # Of flax.
 TEACHER = network(Net((16, 16)), X)
 STUDENT = network(Net((4,)), X)
+# Joint losses, one of which fades out.
+JOINT_TERMS = (
+  cxjax.Term('logits', 'logits'),
+  cxjax.Term(
+    'Dense_0',
+    'Dense_1',
+    projection='gaussian',
+    weight=optax.linear_schedule(1.0, 0.0, 1.0),
+  ),
+  cxjax.Term('logits', 'labels', weight=0.5),
+)
 # Functions. One plan of one stage and one of two, for many tests, so that their
 # programs are compiled once.
 BIG = cxjax.from_fn(two_layers, parameters(0))

@@ -1,4 +1,4 @@
-"""What `distill` records, keeps and resumes."""
+"""Tests of the records of `distill`, of what it keeps and how it resumes."""
 
 import functools
 
@@ -143,7 +143,7 @@ class KeepBestTest(FolderTest):
       self.assertEqual(same, history)
 
   def test_more_may_be_better(self):
-    """By a metric of one's own, of which the greatest is the best."""
+    """The metric is one's own, and its greatest value is the best."""
     score = cxjax.Metric(lambda got, want: -losses.kl(got, want))
     names = {'agreement': lambda a, b: a[:, 0] > 0, 'score': score}
     best, _ = self.train(keep_best='score', metrics=names)
@@ -185,7 +185,7 @@ class ResumeTest(FolderTest):
     self.assertEqual(history, same)
 
   def test_as_many_batches_as_steps(self):
-    """Where the last of them are no whole chunk as well."""
+    """The last steps are no whole chunk, and are resumed as well."""
     data = batches(number=20)
     want, _ = distill(data=data, held_out=X, log_every=2)
     params, _ = distill(data=iter(data), held_out=X, log_every=7, save_every=7)

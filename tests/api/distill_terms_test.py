@@ -12,6 +12,7 @@ import pytest
 import cxjax
 from cxjax.methods import losses
 from small_networks import BIG
+from small_networks import JOINT_TERMS
 from small_networks import SMALL
 from small_networks import STUDENT
 from small_networks import TEACHER
@@ -100,16 +101,7 @@ class TermsTest(FolderTest):
 
   def test_learns_with_projections(self):
     """The three lines of the issue: joint losses, one of which fades out."""
-    fading = optax.linear_schedule(1.0, 0.0, 1.0)
-    stage = cxjax.Stage(
-      'joint',
-      300,
-      terms=(
-        cxjax.Term('logits', 'logits'),
-        cxjax.Term('Dense_0', 'Dense_1', projection='gaussian', weight=fading),
-        cxjax.Term('logits', 'labels', weight=0.5),
-      ),
-    )
+    stage = cxjax.Stage('joint', 300, terms=JOINT_TERMS)
     plan = cxjax.plan(TEACHER, STUDENT, (X, Y), stages=(stage,))
     _, history = distill(plan, [(x, Y) for x in batches()], learning_rate=0.02)
     first, last = history[0], history[-1]

@@ -6,12 +6,12 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import cxjax
 from cxjax import errors
 from cxjax.methods import losses
+from small_networks import JOINT_TERMS
 from small_networks import STUDENT
 from small_networks import TEACHER
 from small_networks import B
@@ -22,16 +22,7 @@ from small_networks import X
 from small_networks import Y
 from small_networks import network
 
-FADING = optax.linear_schedule(1.0, 0.0, 1.0)
-JOINT = cxjax.Stage(
-  'joint',
-  100,
-  terms=(
-    cxjax.Term('logits', 'logits'),
-    cxjax.Term('Dense_0', 'Dense_1', projection='gaussian', weight=FADING),
-    cxjax.Term('logits', 'labels', weight=0.5),
-  ),
-)
+JOINT = cxjax.Stage('joint', 100, terms=JOINT_TERMS)
 ONE = cxjax.one_shot(5)
 
 

@@ -28,7 +28,7 @@ def build_bare(block, task):
 
 
 class AbilitiesTest(parameterized.TestCase):
-  """What a model lacks is said, and never done without."""
+  """Abilities that a model lacks are named in an error or a warning."""
 
   def check(self, config):
     experiment = builders.open_experiment(
