@@ -107,7 +107,7 @@ class TaskBatches:
 
 
 def _plain(batch: types.Batch) -> types.Batch:
-  """The entries of a batch that `distill` takes, which bytes of text are not."""
+  """The entries of a batch that `distill` takes; bytes of text are no such."""
   return {k: v for k, v in batch.items() if k in ('x', 'y', 'weights')}
 
 
