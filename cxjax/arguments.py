@@ -97,7 +97,9 @@ def number(name: str, value: Any, allowed: Range) -> float:
     UserError: `value` is no number, or not in the range.
   """
   found = plain(value)
-  errors.require(found in allowed, f'{name}={value!r} must be {allowed}.')
+  errors.require(
+    found in allowed, lambda: f'{name}={value!r} must be {allowed}.'
+  )
   return found
 
 
@@ -124,12 +126,14 @@ def whole(
     found = None
   kind = isinstance(found, int) and not isinstance(plain(value), bool)
   if low is None:
-    errors.require(kind, f'{name}={value!r} must be a whole number.')
+    errors.require(kind, lambda: f'{name}={value!r} must be a whole number.')
   else:
     errors.require(
       kind and low <= typing.cast(int, found) <= high,
-      f'{name}={value!r} must be a whole number, at least {low}'
-      + (f' and at most {high}.' if high < 2**63 - 1 else '.'),
+      lambda: (
+        f'{name}={value!r} must be a whole number, at least {low}'
+        + (f' and at most {high}.' if high < 2**63 - 1 else '.')
+      ),
     )
   return typing.cast(int, found)
 
@@ -138,7 +142,7 @@ def flag(name: str, value: Any) -> bool:
   """Checks an argument that is True or False."""
   found = plain(value)
   errors.require(
-    isinstance(found, bool), f'{name}={value!r} must be True or False.'
+    isinstance(found, bool), lambda: f'{name}={value!r} must be True or False.'
   )
   return found
 
@@ -147,7 +151,7 @@ def function(name: str, value: Any, example: str) -> Callable[..., Any]:
   """Checks a function; `example` ends the message, as in 'print'."""
   errors.require(
     callable(value) and not isinstance(value, type),
-    f'{name}={value!r} must be a function, as {example}.',
+    lambda: f'{name}={value!r} must be a function, as {example}.',
   )
   return value
 
@@ -155,7 +159,8 @@ def function(name: str, value: Any, example: str) -> Callable[..., Any]:
 def text(name: str, value: Any, example: str) -> str:
   """Checks a text; `example` ends the message, as in "'block*'"."""
   errors.require(
-    isinstance(value, str), f'{name}={value!r} must be a string, as {example}.'
+    isinstance(value, str),
+    lambda: f'{name}={value!r} must be a string, as {example}.',
   )
   return value
 
@@ -164,7 +169,7 @@ def mapping(name: str, value: Any, example: str) -> dict[str, Any]:
   """Checks a dict by names; `example` ends the message, as in "{'data': 8}"."""
   errors.require(
     isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
-    f'{name}={value!r} must be a dict by names, as {example}.',
+    lambda: f'{name}={value!r} must be a dict by names, as {example}.',
   )
   return dict(value)
 
@@ -177,8 +182,10 @@ def dtype(name: str, value: Any) -> np.dtype:
       found = jnp.dtype(value)
   errors.require(
     found is not None and jnp.issubdtype(found, jnp.floating),
-    f'{name}={value!r} is no floating-point dtype. Give jnp.bfloat16, for '
-    'example.',
+    lambda: (
+      f'{name}={value!r} is no floating-point dtype. Give jnp.bfloat16, for '
+      'example.'
+    ),
   )
   assert found is not None
   return found
@@ -191,11 +198,17 @@ def arrays(**values: Any) -> None:
     **values: arrays of JAX or numpy, tracers among them, by their names.
   """
   for name, value in values.items():
-    errors.require(
-      isinstance(value, jax.Array | np.ndarray)
-      and (value.dtype == bool or jnp.issubdtype(value.dtype, jnp.number)),
-      f'{name}={value!r} must be an array of numbers, of JAX or numpy.',
-    )
+    if not _is_numeric(value):
+      raise errors.UserError(
+        f'{name}={value!r} must be an array of numbers, of JAX or numpy.'
+      )
+
+
+def _is_numeric(value: Any) -> bool:
+  """True of an array of numbers or of booleans."""
+  if not isinstance(value, jax.Array | np.ndarray):
+    return False
+  return value.dtype == bool or jnp.issubdtype(value.dtype, jnp.number)
 
 
 def equal_shapes(**values: Any) -> None:

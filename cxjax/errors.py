@@ -1,5 +1,6 @@
 """One-line errors: what is wrong, the value, what is allowed, what to do."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
@@ -42,10 +43,16 @@ class Stopped(Exception):
     self.signal, self.step = signal, step
 
 
-def require(condition: bool, message: str) -> None:
-  """Raises `UserError(message)` unless `condition` holds."""
+def require(condition: bool, message: str | Callable[[], str]) -> None:
+  """Raises `UserError(message)` unless `condition` holds.
+
+  Args:
+    condition: what must be.
+    message: the message, or a function that makes it, for values whose repr
+      takes long: a corpus, or an array of another device.
+  """
   if not condition:
-    raise UserError(message)
+    raise UserError(message if isinstance(message, str) else message())
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:

@@ -5,6 +5,7 @@ text, .jsonl or .parquet, plain or compressed.
 """
 
 import ast
+import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ class Corpus:
     versions: versions of the packages that the text depends on.
   """
 
-  documents: Sequence[str]
+  documents: Sequence[str] = dataclasses.field(repr=False)
   source: str
   fingerprint: str
   versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -197,11 +198,27 @@ def docstrings(path: pathlib.Path) -> Iterator[str]:
   except (SyntaxError, ValueError):
     return
   owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-  for node in ast.walk(tree):
+  for node in _statements(tree):
     if isinstance(node, owners):
       text = clean(ast.get_docstring(node, clean=False) or '')
       if len(text) >= SHORTEST:
         yield text
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+  """The nodes that hold statements, in the order of `ast.walk`.
+
+  Expressions are most of a tree, and hold no definition.
+  """
+  kinds = (ast.stmt, ast.excepthandler, ast.match_case)
+  nodes: collections.deque[ast.AST] = collections.deque([tree])
+  while nodes:
+    node = nodes.popleft()
+    yield node
+    for name in node._fields:
+      values = getattr(node, name)
+      if isinstance(values, list):
+        nodes.extend(v for v in values if isinstance(v, kinds))
 
 
 def clean(text: str) -> str:

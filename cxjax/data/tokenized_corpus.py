@@ -38,8 +38,8 @@ class TokenizedCorpus:
 
   corpus: corpus_lib.Corpus
   tokenizer: tokenizers.Tokenizer
-  train: Sequence[Any]
-  held_out: Sequence[Any]
+  train: Sequence[Any] = dataclasses.field(repr=False)
+  held_out: Sequence[Any] = dataclasses.field(repr=False)
 
   @property
   def fingerprints(self) -> dict[str, str]:

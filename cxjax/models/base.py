@@ -189,7 +189,7 @@ def make(name: str, block: Any, task: Any) -> Model:
   build = errors.lookup('model', name, MODELS)
   errors.require(
     hasattr(task, 'num_classes') and hasattr(task, 'inputs'),
-    f'task={task!r} must be a task, as of cxjax.tasks.make.',
+    lambda: f'task={task!r} must be a task, as of cxjax.tasks.make.',
   )
   try:
     model = build(block, task)

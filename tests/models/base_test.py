@@ -94,6 +94,15 @@ class RegistryTest(parameterized.TestCase):
       base.make('linear', block, TASK)
     base.make('linear', BLOCK, TASK)
 
+  def test_a_task_is_not_written_out_unless_it_is_refused(self):
+    # The repr of a corpus of 15,000 documents takes a minute.
+    class Silent(types.SimpleNamespace):
+      def __repr__(self):
+        raise AssertionError('repr of a task')
+
+    base.register('linear', lambda block, task: Linear(3, base.Abilities()))
+    base.make('linear', BLOCK, Silent(num_classes=3, inputs=()))
+
   @parameterized.parameters(
     (base.Abilities(), 'SimpleNamespace needs the inputs of Linear, which'),
     (base.Abilities(inputs=()), "'tokens', 'mask', .*reads one array"),

@@ -94,6 +94,10 @@ class CausalTextTest(parameterized.TestCase):
     np.testing.assert_allclose(found['bits_per_byte'], want, rtol=1e-5)
     np.testing.assert_allclose(found['perplexity'], VOCAB, rtol=1e-4)
 
+  def test_its_repr_has_no_documents(self):
+    self.assertLess(len(repr(self.task)), 4_000)
+    self.assertNotIn(documents.DOCUMENTS[0][:20], repr(self.task))
+
   def test_training_rows_have_no_bytes(self):
     rows = next(iter(self.task.host_batches(4, seed=0)))
     spec = self.task.host_spec(4)
