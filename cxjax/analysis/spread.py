@@ -158,10 +158,38 @@ def ties(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, str]]:
   ]
 
 
+def groups(scores: Mapping[str, Sequence[float]]) -> list[list[str]]:
+  """Largest sets of methods of which every two are within the spread.
+
+  Args:
+    scores: of each method, one for each seed.
+
+  Returns:
+    The sets of two and more, each in the order of `scores`; a method may be in
+    several (Bron and Kerbosch, 1973).
+  """
+  near: dict[str, set[str]] = {name: set() for name in scores}
+  for a, b in ties(scores):
+    near[a].add(b)
+    near[b].add(a)
+  found: list[list[str]] = []
+
+  def grow(chosen: list[str], left: list[str], done: set[str]) -> None:
+    if not left and not done and len(chosen) > 1:
+      found.append(chosen)
+    for i, name in enumerate(left):
+      after = [other for other in left[i + 1 :] if other in near[name]]
+      before = (done | set(left[:i])) & near[name]
+      grow([*chosen, name], after, before)
+
+  grow([], list(scores), set())
+  return found
+
+
 def verdict(
   scores: Mapping[str, Sequence[float]], higher_is_better: bool = True
 ) -> str:
-  """The rule, and which methods are within the spread of each other.
+  """The rule, and which methods are within the spread of one another.
 
   Args:
     scores: of each method, one for each seed.
@@ -173,8 +201,9 @@ def verdict(
   if len(scores) < 2:
     return ''
   single = [name for name, found in scores.items() if len(found) < 2]
-  found = [f'{a} and {b}' for a, b in ties(scores)]
-  text = f'{RULE} Within the spread: {"; ".join(found) or "none"}.'
+  found = [f'{", ".join(some[:-1])} and {some[-1]}' for some in groups(scores)]
+  text = f'{RULE} Within the spread of one another: '
+  text += f'{"; ".join(found) or "none"}.'
   if single:
     text += f' Unknown, because of one seed: {", ".join(single)}.'
   uneven = []

@@ -1,5 +1,7 @@
 """Tests of the rule by which methods differ."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -68,12 +70,31 @@ class SpreadTest(parameterized.TestCase):
     self.assertTrue(spread.wide([0.5, float('nan')]))
     self.assertFalse(spread.wide([float('nan')]))
 
+  def test_groups(self):
+    near = lambda mean: [mean - 0.05, mean, mean + 0.05]
+    scores = {
+      'b': near(0.06), 'a': near(0.0), 'd': near(0.5), 'c': near(0.12),
+      'e': near(0.5), 'f': near(0.9),
+    }  # fmt: skip
+    self.assertFalse(spread.differ(scores['a'], scores['b']))
+    self.assertFalse(spread.differ(scores['b'], scores['c']))
+    self.assertTrue(spread.differ(scores['a'], scores['c']))
+    self.assertEqual(
+      spread.groups(scores), [['b', 'a'], ['b', 'c'], ['d', 'e']]
+    )
+    pairs = {
+      frozenset(pair)
+      for some in spread.groups(scores)
+      for pair in itertools.combinations(some, 2)
+    }
+    self.assertEqual(pairs, set(map(frozenset, spread.ties(scores))))
+
   def test_verdict(self):
     close = {'a': [0.5, 0.6], 'b': [0.5, 0.7], 'c': [0.9, 0.91]}
-    self.assertIn('spread: a and b; a and c; b and c.', spread.verdict(close))
+    self.assertIn('of one another: a, b and c.', spread.verdict(close))
     apart = {'a': [0.1, 0.11, 0.12], 'b': [0.5, 0.51, 0.52], 'c': [0.7]}
     found = spread.verdict(apart)
-    self.assertIn('Within the spread: none. Unknown, because of one', found)
+    self.assertIn('spread of one another: none. Unknown, because', found)
     self.assertEndsWith(found, 'seed: c.')
     self.assertEqual(spread.verdict({'a': [0.5, 0.6]}), '')
     uneven = {'a': [0.5, 0.5, 1.0], 'b': [0.999, 0.998, 0.999]}

@@ -196,7 +196,7 @@ class RunTest(FinishedTest):
     experiment.compare(config_of(), names, workdir)
     table = (workdir / 'comparison.md').read_text()
     self.assertLen(table.splitlines(), 6)
-    self.assertIn('Within the spread: ', table.splitlines()[-1])
+    self.assertIn('Within the spread of one another: ', table.splitlines()[-1])
     lines = (workdir / 'comparison.csv').read_text().splitlines()
     self.assertLen(lines, 1 + 2 * 2)
     self.assertStartsWith(lines[0], 'method,seed,steps,examples')
