@@ -76,6 +76,7 @@ from cxjax.models.rotary import Rotary
 from cxjax.models.taps import Tap
 from cxjax.models.taps import Taps
 from cxjax.models.taps import taps
+from cxjax.models.teacher_checkpoints import with_checkpoints
 from cxjax.models.transformer import Transformer
 from cxjax.training import metrics
 from cxjax.training.evaluation import agreement
@@ -161,6 +162,7 @@ __all__ = [
   'train_step',
   'trainable_mask',
   'weight_schedule',
+  'with_checkpoints',
   'with_compute_dtype',
   'with_costs',
 ]

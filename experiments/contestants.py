@@ -23,6 +23,7 @@ from cxjax.configs import teachers
 from cxjax.methods import layer_matching
 from cxjax.methods import registry
 from cxjax.training import metrics as metrics_lib
+from cxjax.training import teacher as teacher_lib
 from experiments import causal_text
 from experiments import digits
 from experiments import minilm
@@ -45,6 +46,7 @@ METHODS = (
   'supervised',
   'one_shot',
   'one_shot_labels',
+  'progressive',
   'extracted',
   'extracted_labels',
   'extracted_centered',
@@ -58,6 +60,8 @@ METHODS = (
 )
 Student: TypeAlias = Callable[[int], cxjax.ModelAdapter]
 LABELED = ('supervised', 'one_shot_labels', 'extracted_labels')
+# Without checkpoints of the teacher.
+OTHERS = tuple(name for name in METHODS if name != 'progressive')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +180,14 @@ def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
     block = defaults.method_block(experiment.with_method(method).config)
     own = {k: v for k, v in block.items() if k in registry.options(method)}
     methods[method] = {'method': method, **own}
+  found = cxjax.from_fn(teacher.apply, teacher.params)
+  chosen, methods['progressive'] = _checkpoints(methods['progressive'], teacher)
+  if chosen:
+    found = cxjax.with_checkpoints(found, chosen)
+  else:
+    del methods['progressive']
   return Setting(
-    cxjax.from_fn(teacher.apply, teacher.params),
+    found,
     student,
     batches,
     _plain(experiment.held_out),
@@ -188,6 +198,24 @@ def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
       'metrics': _metrics(experiment.task),
     },
   )
+
+
+def _checkpoints(
+  method: dict[str, Any], teacher: teacher_lib.Teacher
+) -> tuple[dict[int, cxjax.ModelAdapter], dict[str, Any]]:
+  """The checkpoints that a config chooses, and its other options."""
+  options = dict(method)
+  rule = [options.pop(name) for name in ('rule', 'scores', 'count')]
+  listed = options.pop('checkpoints')
+  if not teacher.checkpoints[:-1]:
+    return {}, options
+  steps = registry.choose_checkpoints(
+    teacher.checkpoints, rule[0], scores=rule[1], count=rule[2], listed=listed
+  )
+  assert teacher.load is not None
+  load = teacher.load
+  of = lambda step: cxjax.from_fn(teacher.apply, load(step))
+  return {step: of(step) for step in steps}, options
 
 
 def _metrics(task: Any) -> tuple[str, ...]:
@@ -222,7 +250,7 @@ def of_digits(workdir: pathlib.Path) -> Setting:
     batches,
     held_out,
     digits.STEPS,
-    {method: {'method': method} for method in METHODS},
+    {method: {'method': method} for method in OTHERS},
   )
 
 
@@ -232,7 +260,7 @@ def of_minilm(workdir: pathlib.Path) -> Setting:
   example = next(iter(found.batches))
   init = jax.jit(lambda key: found.student.init(key, example))
   methods: dict[str, dict[str, Any]] = {}
-  for method in METHODS:
+  for method in OTHERS:
     hidden = 'ending' in registry.options(method)
     methods[method] = {'method': method, **(minilm.HIDDEN if hidden else {})}
   return Setting(

@@ -210,6 +210,13 @@ STAGES = {
   'joint': Case(
     cxjax.joint, dict(layers=[('h', 'h')], num_steps=2), options=HIDDEN
   ),
+  'with_checkpoints': Case(
+    cxjax.with_checkpoints,
+    dict(
+      teacher=cxjax.from_fn(apply, parameters(2)),
+      checkpoints={5: cxjax.from_fn(apply, parameters(2))},
+    ),
+  ),
   'progressive': Case(
     cxjax.progressive, dict(checkpoints=(1, None), steps=(1, 2))
   ),

@@ -70,7 +70,6 @@ def _chosen(found: Any, chosen: Any) -> str:
     bound = 'at least' if higher else 'at most'
     score = f'{found.metric} {_moments(chosen)}, every seed {bound} {worst:.4g}'
   if ties:
-    what, cheap = _cheapest([chosen, *ties])
     names = ', '.join(map(_ranged, ties))
     mean = (
       'the best mean of those that are reliable' if uneven else 'the best mean'
@@ -78,7 +77,7 @@ def _chosen(found: Any, chosen: Any) -> str:
     text = (
       f'{_named(chosen)} has {mean}, {score}, but {names} '
       f'{"are" if len(ties) > 1 else "is"} within the spread: choose among '
-      f'them by other reasons, or take more seeds; {cheap} {what}'
+      f'them by other reasons, or take more seeds{_cheapest([chosen, *ties])}'
     )
   elif not uneven:
     text = (
@@ -126,11 +125,13 @@ def _ranged(one: Any) -> str:
   return f'{one.method}{ends}'
 
 
-def _cheapest(equals: Sequence[Any]) -> tuple[str, str]:
-  """A reason to take one of several methods, and its name."""
-  flops = [one.flops for one in equals]
-  if max(flops) > 1.05 * min(flops):
-    cheap = min(equals, key=lambda one: one.flops)
-    return 'takes the fewest FLOPs', cheap.method
-  few = min(equals, key=lambda one: one.steps)
-  return 'sees the fewest examples', few.method
+def _cheapest(equals: Sequence[Any]) -> str:
+  """A clause with a reason to take one of several methods, if there is one."""
+  for cost, why in (
+    (lambda one: one.flops, 'takes the fewest FLOPs'),
+    (lambda one: one.steps, 'sees the fewest examples'),
+  ):
+    low, *others = sorted(map(cost, equals))
+    if others[-1] > 1.05 * low:
+      return f'; {min(equals, key=cost).method} {why}'
+  return ''

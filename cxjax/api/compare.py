@@ -81,8 +81,9 @@ def compare(
     num_steps: steps of 'one_shot', or of the first method without it; with
       `equal='steps'` of every method.
     methods: names of registered methods, by default 'one_shot', 'extracted',
-      'fitnets' and 'joint', and if the batches have labels of classes
-      'supervised' and 'extracted_labels'; or a dict by names of your choice, of
+      'fitnets' and 'joint', if the batches have labels of classes 'supervised'
+      and 'extracted_labels', and of a teacher with earlier checkpoints
+      'progressive'; or a dict by names of your choice, of
       plans for these models, whose stages keep their shares, and of options, as
       `{'short': {'method': 'extracted', 'share': 0.1}}`. Methods with hidden
       stages have their share of `plan`.
@@ -141,7 +142,9 @@ def compare(
     named_plans.Output(loss, temperature, alpha, dtype, vocab),
   )
   if methods is None:
-    methods = (*LABELED, *METHODS) if planner.has_classes else METHODS
+    labeled = LABELED if planner.has_classes else ()
+    stored = ('progressive',) if teacher.checkpoints else ()
+    methods = (*labeled, *METHODS, *stored)
   plans = {
     name: planner.plan(name, entry, num_steps)
     for name, entry in named_plans.entries(methods).items()

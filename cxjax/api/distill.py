@@ -377,7 +377,7 @@ def _spec(
   teacher_metrics = metrics_lib.TEACHER_METRICS if evaluation.by_labels else ()
   return run_spec.RunSpec(
     student=plan.student,
-    teacher=teacher_lib.Teacher(plan.teacher.apply, plan.teacher.params),
+    teacher=teacher_lib.of(plan.teacher),
     stages=plan.stages,
     start=tuple(students),
     draw=draw,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 from typing import Any
 from typing import TypeAlias
 
@@ -199,9 +200,19 @@ class Planner:
           'it compares hidden layers, and layers=() leaves none. Leave it out, '
           'or name layers.',
         )
+    steps = tuple(self._models[0].checkpoints)
+    if 'rule' in options:
+      _check_rule(entry)
+      options.update(rule='list', checkpoints=steps)
     (term,) = self.one_shot.stages[0].terms
     output = {'loss': term.loss, 'alpha': self._output.alpha}
-    context = registry.Context(num_steps, pairs=pairs, output=output)
+    context = registry.Context(
+      num_steps,
+      # The last is the final teacher, whose step nothing reads.
+      checkpoints=tuple((step, math.nan) for step in (*steps, stage_lib.MOST)),
+      pairs=pairs,
+      output=output,
+    )
     block = ml_collections.ConfigDict({**options, **entry})
     return registry.build(name, block, context)
 
@@ -236,6 +247,17 @@ class Planner:
         'methods share the teacher, the form of the student and the batches. '
         'Plan with the same ones.',
       )
+
+
+def _check_rule(entry: Mapping[str, Any]) -> None:
+  """Raises UserError for a choice of checkpoints by what is not known here."""
+  for option in ('rule', 'scores', 'count'):
+    errors.require(
+      option not in entry,
+      f'{option} is not known here, where the teacher has the checkpoints of '
+      'cxjax.with_checkpoints alone. Give checkpoints, a list of their steps, '
+      'or none for all.',
+    )
 
 
 def _same(ours: Any, theirs: Any, values: bool) -> bool:

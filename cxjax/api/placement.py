@@ -65,15 +65,20 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
     return leaf
 
   params = jax.tree.map_with_path(one, model.params)
+  doubles = len(double)
+  checkpoints = {
+    step: jax.tree.map_with_path(one, tree)
+    for step, tree in model.checkpoints.items()
+  }
   if double and not getattr(jax.config, 'jax_enable_x64', False):
     logging.warning(
       'The %s has %d float64 parameters, as %s, which are rounded to float32. '
       "For float64 set jax.config.update('jax_enable_x64', True).",
       role,
-      len(double),
+      doubles,
       double[0],
     )
-  return dataclasses.replace(model, params=params)
+  return dataclasses.replace(model, params=params, checkpoints=checkpoints)
 
 
 def layout(plan: Any, mesh: Mapping[str, Any] | None) -> run_spec.Layout:
@@ -135,14 +140,19 @@ def placed(plan: Plan, layout: run_spec.Layout) -> Plan:
   shardings = {'teacher': layout.teacher, 'student': layout.student}
   for role, sharding in shardings.items():
     model = getattr(plan, role)
-    leaves = jax.tree.leaves_with_path(model.params)
+    kept = dict(model.checkpoints)
+    leaves = jax.tree.leaves_with_path((model.params, kept))
     for path, leaf in leaves:
       _require_alive(leaf, partition.leaf_name(path), role)
     if any(getattr(leaf, 'committed', False) for _, leaf in leaves):
       place = lambda tree, how=sharding: mesh_lib.place(tree, layout.mesh, how)
       params = model.params
       params = [place(p) for p in params] if model.several else place(params)
-      moved[role] = dataclasses.replace(model, params=params)
+      moved[role] = dataclasses.replace(
+        model,
+        params=params,
+        checkpoints={step: place(tree) for step, tree in kept.items()},
+      )
   return dataclasses.replace(plan, **moved)
 
 

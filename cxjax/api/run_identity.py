@@ -192,10 +192,15 @@ def _stage(
   plan: plan_lib.Plan, planned: stage_plan.StagePlan
 ) -> dict[str, Any]:
   stage = planned.stage
+  learned = {}
+  if stage.checkpoint is not None:
+    params = jax.device_get(plan.teacher.checkpoints[stage.checkpoint])
+    learned = {'checkpoint': identity.tree_digest(params)}
   return {
     'name': stage.name,
     'steps': stage.steps,
     'frozen': list(stage.frozen),
+    **learned,
     'terms': [
       _term(plan, term, planned.regressors.get(name))
       for name, term in stage.named_terms.items()

@@ -90,11 +90,8 @@ def check(
     student: the student.
     batch: shapes of a batch.
   """
-  errors.require(
-    all(s.checkpoint is None for s in stages),
-    'A plan knows the final teacher alone: leave checkpoints out, or distill '
-    'from each of them in turn.',
-  )
+  for stage in stages:
+    _check_checkpoint(stage, teacher)
   matching.check_batch_axis(stages, teacher, student, batch['x'])
   if any(stage.needs_labels for stage in stages):
     errors.require(
@@ -123,3 +120,18 @@ def reads_classes(stages: stage_lib.Curriculum) -> bool:
   """True if any term reads the labels as classes."""
   terms = (term for stage in stages for term in stage.terms)
   return any(term.loss is losses.cross_entropy for term in terms)
+
+
+def _check_checkpoint(
+  stage: stage_lib.Stage, teacher: adapters.ModelAdapter
+) -> None:
+  """Raises UserError for a checkpoint that the teacher does not have."""
+  if stage.checkpoint is None:
+    return
+  have = ', '.join(map(str, teacher.checkpoints)) or 'none'
+  errors.require(
+    stage.checkpoint in teacher.checkpoints,
+    f'The stage {stage.name!r} learns from the checkpoint {stage.checkpoint} '
+    f'of the teacher, which has {have}. Give it with '
+    'cxjax.with_checkpoints(teacher, {step: model}).',
+  )

@@ -357,7 +357,8 @@ def choose_checkpoints(
   if not score:
     raise errors.UserError(
       'Progressive distillation needs earlier checkpoints of the teacher, and '
-      'there are none. Set teacher.save_every, or choose another method.'
+      'there are none. Set teacher.save_every in a config, give them with '
+      'cxjax.with_checkpoints, or choose another method.'
     )
   last = available[-1][0]
 

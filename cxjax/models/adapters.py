@@ -47,6 +47,8 @@ class ModelAdapter:
       that it changes, which are not trained otherwise. None trains it as it is
       at inference.
     kinds: types of the variables of an nnx module, by the paths of `params`.
+    checkpoints: of a teacher, parameters like `params` by earlier steps, oldest
+      first; see `teacher_checkpoints`.
   """
 
   apply: types.Apply
@@ -58,6 +60,9 @@ class ModelAdapter:
   statistics: tuple[str, ...] = ()
   training: types.Training | None = None
   kinds: Mapping[str, type[Any]] = dataclasses.field(default_factory=dict)
+  checkpoints: Mapping[int, types.Params] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __repr__(self) -> str:
     """Name and number of parameters."""

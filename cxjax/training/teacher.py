@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from cxjax import types
 
@@ -34,3 +35,10 @@ class Teacher:
       return self.params
     assert self.load is not None
     return self.load(checkpoint)
+
+
+def of(model: Any) -> Teacher:
+  """The teacher of a `ModelAdapter`, with the checkpoints that it has."""
+  return Teacher(
+    model.apply, model.params, load=lambda step: model.checkpoints[step]
+  )

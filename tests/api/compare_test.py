@@ -282,6 +282,10 @@ class ConclusionTest(parameterized.TestCase):
     self.assertIn('but near is within the spread', found.advice)
     self.assertIn('near takes the fewest FLOPs', found.advice)
     self.assertEqual(found.within_spread, [('good', 'near')])
+    alike = contender('alike', self.NEAR.scores)
+    self.assertEndsWith(
+      conclude(self.GOOD, alike).advice, 'or take more seeds.'
+    )
 
   def test_what_learns_with_every_seed_comes_first(self):
     steady = contender('steady', (0.9997, 0.9999, 0.9998))

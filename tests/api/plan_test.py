@@ -184,7 +184,7 @@ class StagesTest(parameterized.TestCase):
     ({'stages': ONE, 'steps': (5,)}, 'steps: a curriculum'),
     ({'stages': ONE, 'pool': 'mean'}, 'pool: a curriculum'),
     ({'stages': ONE, 'temperature': 2.0}, 'temperature: a curriculum'),
-    ({'stages': cxjax.progressive((5, None), (1, 1))}, 'checkpoints out'),
+    ({'stages': cxjax.progressive((5, None), (1, 1))}, 'has none. Give it'),
     ({'stages': cxjax.supervised(5)}, 'needs the labels'),
     ({}, 'num_steps is missing'),
   )
