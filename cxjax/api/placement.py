@@ -32,7 +32,8 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
   """The model with parameters that any program of JAX takes.
 
   Numbers of Python become arrays, and arrays of numpy get the byte order of the
-  machine. Explicit axes of a mesh become automatic, which moves nothing.
+  machine. Explicit axes of a mesh become automatic, which moves nothing. What
+  lies in the memory of the host comes to that of its devices.
 
   Args:
     model: the teacher or the student.
@@ -60,8 +61,8 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
       leaf = leaf.astype(leaf.dtype.newbyteorder('='))
     if str(getattr(leaf, 'dtype', '')) in ('float64', 'complex128'):
       double.append(name)
-    if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
-      return jax.device_put(leaf, _automatic(leaf.sharding))
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+      return jax.device_put(leaf, _computable(leaf.sharding))
     return leaf
 
   params = jax.tree.map_with_path(one, model.params)
@@ -134,7 +135,7 @@ def placed(plan: Plan, layout: run_spec.Layout) -> Plan:
     The plan.
 
   Raises:
-    UserError: an array was deleted.
+    UserError: an array was deleted, or there are only shapes.
   """
   moved = {}
   shardings = {'teacher': layout.teacher, 'student': layout.student}
@@ -143,7 +144,13 @@ def placed(plan: Plan, layout: run_spec.Layout) -> Plan:
     kept = dict(model.checkpoints)
     leaves = jax.tree.leaves_with_path((model.params, kept))
     for path, leaf in leaves:
-      _require_alive(leaf, partition.leaf_name(path), role)
+      name = partition.leaf_name(path)
+      _require_alive(leaf, name, role)
+      errors.require(
+        not isinstance(leaf, jax.ShapeDtypeStruct),
+        f'The parameter {name!r} of the {role} has a shape and no values, as '
+        'of jax.eval_shape: they can be planned, not run. Give arrays.',
+      )
     if any(getattr(leaf, 'committed', False) for _, leaf in leaves):
       place = lambda tree, how=sharding: mesh_lib.place(tree, layout.mesh, how)
       params = model.params
@@ -172,8 +179,10 @@ def _require_dtype(leaf: Any, what: str) -> None:
     what: its name, for messages.
   """
   dtype = getattr(leaf, 'dtype', None)
-  integer = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
-  if not integer and (dtype is None or not jnp.issubdtype(dtype, jnp.floating)):
+  if not isinstance(dtype, np.dtype):
+    return  # Of another library; `plan` says that it is no array.
+  integer = jnp.issubdtype(dtype, jnp.integer)
+  if not integer and not jnp.issubdtype(dtype, jnp.floating):
     return
   info: Any = jnp.iinfo(dtype) if integer else jnp.finfo(dtype)
   errors.require(
@@ -192,11 +201,18 @@ def _require_dtype(leaf: Any, what: str) -> None:
     )
 
 
-def _automatic(sharding: NamedSharding) -> NamedSharding:
-  """The same sharding on a mesh whose axes are automatic."""
-  mesh = sharding.mesh
+def _computable(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+  """The same sharding in the devices' memory, with automatic axes of a mesh."""
+  kind = next(iter(sharding.device_set)).default_memory().kind
+  if sharding.memory_kind not in (None, kind):
+    sharding = sharding.with_memory_kind(kind)
+  mesh = getattr(sharding, 'mesh', None)
+  if not isinstance(sharding, NamedSharding) or not isinstance(
+    mesh, jax.sharding.Mesh
+  ):
+    return sharding
   kinds = (AxisType.Auto,) * len(mesh.axis_names)
-  if not isinstance(mesh, jax.sharding.Mesh) or mesh.axis_types == kinds:
+  if mesh.axis_types == kinds:
     return sharding
   mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
   return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)

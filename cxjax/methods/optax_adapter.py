@@ -128,7 +128,8 @@ class Adapter:
     if self.pairs:
       seen = optax.LookaheadParams(seen, self._seen(free, fixed))
     extra = {name: known[name] for name in self.extra}
-    return self.tx.update(grads, state, seen, **extra)
+    updates, state = self.tx.update(grads, state, seen, **extra)
+    return updates, jax.tree.map(jnp.asarray, state)  # Numbers of Python.
 
   def _seen(self, free: Any, fixed: Any) -> Any:
     """The tree that the optimizer sees."""

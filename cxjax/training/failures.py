@@ -72,7 +72,10 @@ def _check_models(spec: run_spec.RunSpec) -> None:
     models.append(('student in training mode', spec.training, args))
   for role, apply, args in models:
     shapes = jax.eval_shape(lambda args: args, args)
-    python_state.refuse(f'The {role}', apply, *shapes)
+    advice = 'It ran when it was planned, on no mesh: give it none of its own.'
+    # As the run does.
+    with errors.calling(f'The {role}', advice), jax.set_mesh(spec.layout.mesh):
+      python_state.refuse(f'The {role}', apply, *shapes)
 
 
 def _check_optimizer(spec: run_spec.RunSpec) -> None:

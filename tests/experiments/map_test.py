@@ -57,6 +57,23 @@ class MapTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'digit'):
       contestants.find('digit', 'tiny', pathlib.Path('/nowhere'))
 
+  def test_each_share_is_a_method(self):
+    methods = {
+      'supervised': {'method': 'supervised'},
+      'progressive': {'method': 'progressive', 'share': 0.5},
+      'extracted_labels': {'method': 'extracted_labels', 'share': 0.4},
+    }
+    found = map_lib.with_shares(methods, (0.05, 0.1))
+    self.assertEqual(
+      {name: options.get('share') for name, options in found.items()},
+      {
+        'supervised': None,
+        'progressive': 0.5,
+        'extracted_labels 0.05': 0.05,
+        'extracted_labels 0.1': 0.1,
+      },
+    )
+
   def test_the_first_batches_come_again(self):
     few = contestants.First(range(9), 3)
     self.assertEqual([list(few), list(few)], [[0, 1, 2]] * 2)

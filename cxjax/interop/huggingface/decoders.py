@@ -77,6 +77,7 @@ class Spec:
   Attributes:
     model_type: `model_type` of its `config.json`.
     prefix: begin of its classes' names, as in 'Llama'.
+    bare: end of the name of the class without a head.
     theta: `rope_theta` if the file has none.
     optional: fields beside the common ones, or with other values; see
       `base.Family`.
@@ -94,6 +95,7 @@ class Spec:
   optional: Mapping[str, tuple[type, Any]]
   fields: Callable[[base.Config], dict[str, Any]]
   config: Callable[[decoder.Decoder], base.Config]
+  bare: str = 'Model'
   theta: float = 10_000.0
   known: Sequence[str] = ()
   activation: str = 'hidden_act'
@@ -125,7 +127,10 @@ def register(spec: Spec) -> None:
       complete=lambda tensors, module: tensors,
       optional={**OPTIONAL, spec.activation: (str, 'silu'), **spec.optional},
       known=spec.known,
-      architectures=(f'{spec.prefix}ForCausalLM', f'{spec.prefix}Model'),
+      architectures=tuple(
+        f'{spec.prefix}{end}'
+        for end in dict.fromkeys(('ForCausalLM', spec.bare, 'Model'))
+      ),
     )
   )
 
@@ -198,7 +203,7 @@ def _config(spec: Spec, module: decoder.Decoder) -> base.Config:
   head = bool(module.num_classes)
   activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
   return {
-    'architectures': [f'{spec.prefix}{"ForCausalLM" if head else "Model"}'],
+    'architectures': [f'{spec.prefix}{"ForCausalLM" if head else spec.bare}'],
     'model_type': spec.model_type,
     **{theirs: getattr(module, ours) for ours, theirs in SIZES.items()},
     'num_key_value_heads': module.kv_heads or module.heads,

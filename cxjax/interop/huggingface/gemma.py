@@ -12,11 +12,12 @@ from cxjax.interop.huggingface import decoders
 from cxjax.interop.huggingface import rope
 from cxjax.models import decoder
 
+WINDOW = 4096
 OPTIONAL: dict[str, tuple[type, Any]] = {
   'hidden_activation': (str, 'gelu_pytorch_tanh'),
   'attention_bias': (bool, False),
   'query_pre_attn_scalar': (float, 256.0),
-  'sliding_window': (int, 4096),
+  'sliding_window': (int, WINDOW),
   'layer_types': (list, None),
   'final_logit_softcapping': (float, None),
   'num_key_value_heads': (int, 4),
@@ -48,8 +49,11 @@ def _fields(config: base.Config) -> dict[str, Any]:
 
 
 def _config(module: decoder.Decoder) -> base.Config:
+  found = decoders.write_windows(module)
+  # transformers wants a number, even if no block has a window.
+  found['sliding_window'] = found['sliding_window'] or WINDOW
   return {
-    **decoders.write_windows(module),
+    **found,
     'attention_bias': module.out_bias,
     'query_pre_attn_scalar': _plain(module.scale_width or module.head_size),
     'final_logit_softcapping': module.logit_cap or None,
@@ -86,7 +90,11 @@ def _gemma3(config: base.Config) -> dict[str, Any]:
 
 def _gemma3_config(module: decoder.Decoder) -> base.Config:
   local = module.local_rotary or module.rotary
-  return {**_config(module), 'rope_local_base_freq': local.theta}
+  return {
+    **_config(module),
+    'rope_local_base_freq': local.theta,
+    **rope.write_pair(module.rotary, local, local.scaling == 'none'),
+  }
 
 
 decoders.register(
@@ -113,6 +121,7 @@ decoders.register(
   decoders.Spec(
     model_type='gemma3_text',
     prefix='Gemma3',
+    bare='TextModel',
     optional={
       **OPTIONAL,
       'sliding_window_pattern': (int, None),

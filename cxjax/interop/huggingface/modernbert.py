@@ -3,6 +3,7 @@
 One block in three sees the whole text, the others a window.
 """
 
+import dataclasses
 from typing import Any
 
 from cxjax.interop.huggingface import base
@@ -179,7 +180,11 @@ def _config(module: decoder.Decoder) -> base.Config:
     'local_attention': max(2 * (window - 1), 1),
     'global_rope_theta': module.rotary.theta,
     'local_rope_theta': local.theta,
-    'rope_scaling': rope.write(module.rotary),
+    **rope.write_pair(
+      module.rotary,
+      local,
+      dataclasses.replace(local, theta=module.rotary.theta) == module.rotary,
+    ),
     'max_position_embeddings': module.max_length,
     'norm_eps': module.norm_eps,
     'initializer_range': module.init_std,

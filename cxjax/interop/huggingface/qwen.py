@@ -12,7 +12,7 @@ from cxjax.models import decoder
 OPTIONAL: dict[str, tuple[type, Any]] = {
   'use_sliding_window': (bool, False),
   'sliding_window': (int, 4096),
-  'max_window_layers': (int, 28),
+  'max_window_layers': (float, 28),  # 0 is a number of layers too.
   'layer_types': (list, None),
   'num_key_value_heads': (int, 32),
   'max_position_embeddings': (int, 32_768),

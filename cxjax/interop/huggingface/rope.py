@@ -201,3 +201,32 @@ def write(found: rotary.Rotary) -> dict[str, Any] | None:
   if fields.get('truncate', False):
     del fields['truncate']
   return {'rope_type': found.scaling, **fields}
+
+
+def write_pair(
+  full: rotary.Rotary, local: rotary.Rotary, plain: bool
+) -> dict[str, Any]:
+  """Fields of a config with the scalings of two kinds of layers.
+
+  Args:
+    full: frequencies in blocks that see the whole text.
+    local: frequencies in blocks with a window.
+    plain: whether `rope_scaling`, which releases of transformers before 5 read
+      too, says all.
+
+  Returns:
+    `rope_scaling`, or `rope_parameters` by kind of layer.
+  """
+  if plain:
+    return {'rope_scaling': write(full)}
+  kinds = {'full_attention': full, 'sliding_attention': local}
+  return {
+    'rope_scaling': None,
+    'rope_parameters': {
+      kind: {
+        'rope_theta': one.theta,
+        **(write(one) or {'rope_type': 'default'}),
+      }
+      for kind, one in kinds.items()
+    },
+  }
