@@ -61,8 +61,11 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
       leaf = leaf.astype(leaf.dtype.newbyteorder('='))
     if str(getattr(leaf, 'dtype', '')) in ('float64', 'complex128'):
       double.append(name)
-    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
-      return jax.device_put(leaf, _computable(leaf.sharding))
+    if isinstance(leaf, jax.Array):
+      sharding = _computable(leaf.sharding)
+      # An array that stays where it is must not become committed to it.
+      if sharding is not leaf.sharding:
+        return jax.device_put(leaf, sharding)
     return leaf
 
   params = jax.tree.map_with_path(one, model.params)
@@ -203,16 +206,15 @@ def _require_dtype(leaf: Any, what: str) -> None:
 
 def _computable(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
   """The same sharding in the devices' memory, with automatic axes of a mesh."""
-  kind = next(iter(sharding.device_set)).default_memory().kind
-  if sharding.memory_kind not in (None, kind):
-    sharding = sharding.with_memory_kind(kind)
-  mesh = getattr(sharding, 'mesh', None)
-  if not isinstance(sharding, NamedSharding) or not isinstance(
-    mesh, jax.sharding.Mesh
-  ):
+  for device in sorted(sharding.addressable_devices, key=lambda d: d.id)[:1]:
+    kind = device.default_memory().kind
+    if sharding.memory_kind not in (None, kind):
+      sharding = sharding.with_memory_kind(kind)
+  if not isinstance(sharding, NamedSharding):
     return sharding
+  mesh = sharding.mesh
   kinds = (AxisType.Auto,) * len(mesh.axis_names)
-  if mesh.axis_types == kinds:
+  if not isinstance(mesh, jax.sharding.Mesh) or mesh.axis_types == kinds:
     return sharding
   mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
   return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)

@@ -32,6 +32,10 @@ EXCLUDING = (
   losses.hard_kl,
   losses.top_k_kl,
 )
+OWN_MESH = (
+  'It ran without a mesh when it was planned, and a run has a mesh: leave '
+  'shard_map and arrays with explicit axes out of it.'
+)
 
 
 def check_start(spec: run_spec.RunSpec) -> None:
@@ -72,9 +76,10 @@ def _check_models(spec: run_spec.RunSpec) -> None:
     models.append(('student in training mode', spec.training, args))
   for role, apply, args in models:
     shapes = jax.eval_shape(lambda args: args, args)
-    advice = 'It ran when it was planned, on no mesh: give it none of its own.'
-    # As the run does.
-    with errors.calling(f'The {role}', advice), jax.set_mesh(spec.layout.mesh):
+    with (
+      errors.calling(f'The {role}', OWN_MESH),
+      jax.set_mesh(spec.layout.mesh),
+    ):
       python_state.refuse(f'The {role}', apply, *shapes)
 
 
