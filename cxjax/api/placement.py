@@ -6,6 +6,7 @@ where they came from.
 
 from collections.abc import Mapping
 import dataclasses
+import itertools
 from typing import Any
 from typing import TypeVar
 
@@ -145,7 +146,8 @@ def placed(plan: Plan, layout: run_spec.Layout) -> Plan:
   for role, sharding in shardings.items():
     model = getattr(plan, role)
     kept = dict(model.checkpoints)
-    leaves = jax.tree.leaves_with_path((model.params, kept))
+    found = map(jax.tree.leaves_with_path, (model.params, kept))
+    leaves = list(itertools.chain.from_iterable(found))
     for path, leaf in leaves:
       name = partition.leaf_name(path)
       _require_alive(leaf, name, role)
@@ -206,15 +208,16 @@ def _require_dtype(leaf: Any, what: str) -> None:
 
 def _computable(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
   """The same sharding in the devices' memory, with automatic axes of a mesh."""
-  for device in sorted(sharding.addressable_devices, key=lambda d: d.id)[:1]:
+  device: Any = next(iter(sharding.addressable_devices), None)
+  if device is not None and sharding.memory_kind is not None:
     kind = device.default_memory().kind
-    if sharding.memory_kind not in (None, kind):
+    if sharding.memory_kind != kind:
       sharding = sharding.with_memory_kind(kind)
   if not isinstance(sharding, NamedSharding):
     return sharding
   mesh = sharding.mesh
-  kinds = (AxisType.Auto,) * len(mesh.axis_names)
-  if not isinstance(mesh, jax.sharding.Mesh) or mesh.axis_types == kinds:
+  auto = (AxisType.Auto,) * len(mesh.axis_names)
+  if not isinstance(mesh, jax.sharding.Mesh) or mesh.axis_types == auto:
     return sharding
-  mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+  mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
   return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)

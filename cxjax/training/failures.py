@@ -32,10 +32,7 @@ EXCLUDING = (
   losses.hard_kl,
   losses.top_k_kl,
 )
-OWN_MESH = (
-  'It ran without a mesh when it was planned, and a run has a mesh: leave '
-  'shard_map and arrays with explicit axes out of it.'
-)
+OWN_MESH = 'A run has its own mesh: leave shard_map and explicit axes out.'
 
 
 def check_start(spec: run_spec.RunSpec) -> None:
@@ -65,7 +62,7 @@ def check_start(spec: run_spec.RunSpec) -> None:
 
 def _check_models(spec: run_spec.RunSpec) -> None:
   """Raises UserError for models that keep a state in Python."""
-  x = targets.without_dropout(spec.held_out['x'])
+  x, mesh = targets.without_dropout(spec.held_out['x']), spec.layout.mesh
   models: list[tuple[str, Any, tuple[Any, ...]]] = [
     ('student', spec.student.apply, (spec.student_shapes, x))
   ]
@@ -76,10 +73,7 @@ def _check_models(spec: run_spec.RunSpec) -> None:
     models.append(('student in training mode', spec.training, args))
   for role, apply, args in models:
     shapes = jax.eval_shape(lambda args: args, args)
-    with (
-      errors.calling(f'The {role}', OWN_MESH),
-      jax.set_mesh(spec.layout.mesh),
-    ):
+    with errors.calling(f'The {role}', OWN_MESH), jax.set_mesh(mesh):
       python_state.refuse(f'The {role}', apply, *shapes)
 
 

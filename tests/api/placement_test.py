@@ -38,6 +38,22 @@ def mixed(params):
   )
 
 
+def on_host(params):
+  """In the memory of the host of another device."""
+  place = jax.sharding.SingleDeviceSharding
+  there = place(jax.devices()[-1], memory_kind='pinned_host')
+  return jax.tree.map(lambda leaf: jax.device_put(leaf, there), params)
+
+
+def over_my_mesh(p, x):
+  mesh = jax.sharding.Mesh(jax.devices()[:1], ('mine',))
+  first = PartitionSpec('mine')
+  run = lambda p, x: two_layers(p, x)[0]
+  specs = (PartitionSpec(), first)
+  mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=first)
+  return mapped(p, x), {}
+
+
 def deleted(params):
   params = jax.tree.map(jnp.array, params)
   jax.tree.leaves(params)[0].delete()
@@ -66,7 +82,7 @@ class PlacementTest(parameterized.TestCase):
     cls.params = [jax.tree.map(np.asarray, parameters(seed)) for seed in (0, 1)]
     cls.want = run(*cls.params)
 
-  @parameterized.parameters(on_mesh, mixed)
+  @parameterized.parameters(on_mesh, mixed, on_host)
   def test_parameters_on_devices_of_the_user(self, put):
     got = run(*map(put, self.params))
     jax.tree.map(np.testing.assert_array_equal, got, self.want)
@@ -111,6 +127,30 @@ class PlacementTest(parameterized.TestCase):
     plan = make(alive, self.params[1])
     jax.tree.leaves(alive)[0].delete()
     with self.assertRaisesRegex(errors.UserError, 'teacher was deleted'):
+      cxjax.distill(plan, [(X, Y)])
+
+  def test_shapes_are_planned_and_not_run(self):
+    plan = make(self.params[0], jax.eval_shape(lambda: self.params[1]))
+    with self.assertRaisesRegex(errors.UserError, 'student has a shape and no'):
+      cxjax.distill(plan, [(X, Y)])
+
+  def test_a_tensor_of_another_library(self):
+    tensor = mock.Mock(dtype='float32, as no array', spec=['dtype'])
+    with self.assertRaisesRegex(errors.UserError, "student has .* at 'w'"):
+      make(self.params[0], {**self.params[1], 'w': tensor})
+
+  @parameterized.parameters(jax.jit, jax.vmap, jax.grad)
+  def test_under_a_transformation_of_jax(self, transform):
+    scaled = lambda scale: jax.tree.map(lambda p: p * scale, self.params[1])
+    fun = transform(lambda scale: make(self.params[0], scaled(scale)).planned)
+    with self.assertRaisesRegex(errors.UserError, 'Called under jax.jit'):
+      fun(jnp.ones(1) if transform is jax.vmap else 1.0)
+
+  def test_a_model_with_a_mesh_of_its_own(self):
+    teacher = cxjax.from_fn(two_layers, self.params[0])
+    student = cxjax.from_fn(over_my_mesh, self.params[1])
+    plan = cxjax.plan(teacher, student, (X, Y), num_steps=2, layers=())
+    with self.assertRaisesRegex(errors.UserError, 'The student raises .* mesh'):
       cxjax.distill(plan, [(X, Y)])
 
 

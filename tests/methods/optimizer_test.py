@@ -169,3 +169,10 @@ class RefusedTest(parameterized.TestCase):
     tx = optax.GradientTransformation(init, update)
     state = optax_adapter.adapt(tx, PARAMS).init(PARAMS)
     self.assertEqual(state.dtype, jnp.float32)
+
+  def test_numbers_of_python_in_a_state_become_arrays(self):
+    update = lambda u, s, p=None: (u, {'first': False, 'rate': 0.5})
+    init = lambda _: {'first': True, 'rate': 1.0}
+    _, state = step(optax.GradientTransformation(init, update))
+    for leaf in jax.tree.leaves(state.params):
+      self.assertIsInstance(leaf, jax.Array)
