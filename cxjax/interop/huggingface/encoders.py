@@ -111,6 +111,8 @@ class Spec:
     counts_padding: whether padding takes positions, as in BERT; otherwise
       positions begin after the id of the padding token.
     padding: id of the padding token if the file has none.
+    fixed_padding: whether positions begin after `padding`, whatever the file
+      says.
     buckets: number of buckets of relative positions.
     asked: whether a module is written as this family only if it is asked for.
     clean: `tensors -> tensors` that are read, under their names of today.
@@ -126,6 +128,7 @@ class Spec:
   known: Sequence[str]
   counts_padding: bool = False
   padding: int = 1
+  fixed_padding: bool = False
   buckets: int = 0
   asked: bool = False
   clean: Callable[[base.Tensors], base.Tensors] = dict
@@ -265,7 +268,9 @@ def _module(
   fields = {ours: config[theirs] for ours, theirs in spec.sizes.items()}
   pad = -1
   if not spec.counts_padding:
-    pad = config.get('pad_token_id', spec.padding)
+    pad = spec.padding
+    if not spec.fixed_padding:
+      pad = config.get('pad_token_id', pad)
     errors.require(
       type(pad) is int and 0 <= pad < fields['max_length'] - 1,
       f'config.json has pad_token_id={pad!r}; positions begin after it, so it '
@@ -324,6 +329,11 @@ def _refusal(spec: Spec, module: transformer.Transformer) -> str:
   reason = reason or unwritten(module, not spec.counts_padding, spec.buckets)
   if reason:
     return reason
+  if spec.fixed_padding and module.pad_token != spec.padding:
+    return (
+      f'pad_token={module.pad_token} is not written; it is always '
+      f'{spec.padding}.'
+    )
   if 'norm_eps' not in spec.fields and module.norm_eps not in (0, EPS):
     return f'norm_eps={module.norm_eps} is not written; it is always {EPS}.'
   return ''

@@ -35,6 +35,8 @@ MPNET = encoders.Spec(
   # transformers computes 32 buckets, whatever the config says.
   fixed={'hidden_act': 'gelu', 'relative_attention_num_buckets': 32},
   known=('attention_probs_dropout_prob',),
+  # transformers begins positions after 1, whatever the config says.
+  fixed_padding=True,
   buckets=32,
 )
 encoders.register(ROBERTA)

@@ -124,6 +124,33 @@ class FieldTest(fixtures.TestCase):
     new |= dict(rope_parameters=dict(rope_type='default', rope_theta=77.0))
     self.assertEqual(self.read(new)[0].rotary.theta, 77)
 
+  def test_models_without_a_window(self):
+    folder = self.folder()
+    path = folder / 'config.json'
+    kwargs = dict(norm='rms_offset', post_norms=True, scaled_embeddings=True)
+    for kind, qk_norm in (('gemma2', False), ('gemma3_text', True)):
+      module = small(**kwargs, qk_norm=qk_norm, activation='gelu_tanh')
+      huggingface.write(folder, *module, model_type=kind)
+      config = json.loads(path.read_text())
+      # transformers makes a mask of a window in any case.
+      self.assertEqual(config['sliding_window'], 4096)
+      self.assertEqual(huggingface.read(folder)[0].block_windows, (0, 0))
+
+  def test_a_window_from_the_first_block_on(self):
+    folder = self.folder()
+    module = small(qkv_bias=True, windows=(3, 3))
+    huggingface.write(folder, *module, model_type='qwen2')
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    config |= dict(max_window_layers=0, layer_types=None)
+    path.write_text(json.dumps(config))
+    self.assertEqual(huggingface.read(folder)[0].windows, (3, 3))
+
+  def test_padding_that_mpnet_does_not_have(self):
+    made = fixtures.make(pad_token=2, relative_buckets=32)
+    with self.assertRaisesRegex(errors.UserError, 'pad_token=2 is not written'):
+      huggingface.write(self.folder(), *made, model_type='mpnet')
+
   def test_a_module_is_written_as_the_family_that_is_asked_for(self):
     module, variables = small()
     folder = self.folder()

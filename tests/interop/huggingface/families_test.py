@@ -42,8 +42,8 @@ class Case:
   kind: str = 'AutoModelForCausalLM'
 
 
-def decoder(name, **fields):
-  return Case(name, {**SIZES, **GROUPED, **fields})
+def decoder(name, kind='AutoModelForCausalLM', **fields):
+  return Case(name, {**SIZES, **GROUPED, **fields}, kind)
 
 
 CASES = {
@@ -66,13 +66,14 @@ CASES = {
   'gemma3': decoder(
     'Gemma3TextConfig', **WINDOW, layer_types=KINDS, query_pre_attn_scalar=7
   ),
-  'gemma3, linear': decoder(
+  'gemma3, linear, no head': decoder(
     'Gemma3TextConfig',
+    kind='AutoModel',
     **WINDOW,
     layer_types=KINDS,
     rope_parameters=dict(
       full_attention=dict(rope_type='linear', factor=8.0, rope_theta=1e6),
-      sliding_attention=dict(rope_type='default', rope_theta=1e3),
+      sliding_attention=dict(rope_type='linear', factor=2.0, rope_theta=1e3),
     ),
   ),
 }
@@ -91,7 +92,8 @@ CASES |= {
   ),
   'roberta, no head': Case('RobertaConfig', PAD, BARE),
   'xlm-roberta': Case('XLMRobertaConfig', {**PAD, 'type_vocab_size': 1}, LM),
-  'mpnet': Case('MPNetConfig', PAD, LM),
+  # transformers begins positions after 1 all the same.
+  'mpnet': Case('MPNetConfig', {**PAD, 'pad_token_id': 2}, LM),
   'mpnet, no head': Case('MPNetConfig', PAD, BARE),
   'modernbert': Case('ModernBertConfig', MODERN, LM),
   'modernbert, biases': Case(
