@@ -7,6 +7,7 @@ and keys, and has other frequencies in blocks with a window.
 
 from typing import Any
 
+from cxjax import errors
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import decoders
 from cxjax.interop.huggingface import rope
@@ -60,9 +61,14 @@ def _config(module: decoder.Decoder) -> base.Config:
   }
 
 
-def _plain(number: float) -> float:
-  """A whole number as an int, as the files have it."""
-  return int(number) if float(number).is_integer() else number
+def _plain(scale_width: float) -> int:
+  """A whole number as an int; raises UserError for others."""
+  errors.require(
+    float(scale_width).is_integer(),
+    f'scale_width={scale_width!r} is not written; query_pre_attn_scalar is a '
+    'whole number.',
+  )
+  return int(scale_width)
 
 
 def _gemma2(config: base.Config) -> dict[str, Any]:

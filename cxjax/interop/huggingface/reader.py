@@ -72,9 +72,17 @@ def read(
   )
   if tensors_lib.most_common_dtype(tensors) == jnp.bfloat16:
     module = module.clone(dtype=jnp.bfloat16)
-  if hasattr(module, 'family') and base.family_of(module) is not family:
+  if hasattr(module, 'family') and not _is_written_as(module, family):
     module = module.clone(family=family.model_type)
   return module, base.to_variables(table, tensors, None, place)
+
+
+def _is_written_as(module: Any, family: base.Family) -> bool:
+  """Whether a module that names no family is written as this one."""
+  try:
+    return base.family_of(module) is family
+  except errors.UserError:  # What cannot be written can be read all the same.
+    return False
 
 
 def tokenizer(folder: pathlib.Path | str) -> tokenizers.Tokenizer:

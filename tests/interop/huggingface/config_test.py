@@ -136,6 +136,13 @@ class FieldTest(fixtures.TestCase):
       self.assertEqual(config['sliding_window'], 4096)
       self.assertEqual(huggingface.read(folder)[0].block_windows, (0, 0))
 
+      config |= dict(query_pre_attn_scalar=2.5)
+      path.write_text(json.dumps(config))
+      fraction = huggingface.read(folder)
+      self.assertEqual(fraction[0].scale_width, 2.5)
+      with self.assertRaisesRegex(errors.UserError, 'scale_width=2.5 is not'):
+        huggingface.write(folder, *fraction)
+
   def test_a_window_from_the_first_block_on(self):
     folder = self.folder()
     module = small(qkv_bias=True, windows=(3, 3))
