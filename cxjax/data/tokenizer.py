@@ -21,6 +21,10 @@ SPECIAL = {
   'cls': ('[CLS]', '<s>', '[BOS]'),
   'mask': ('[MASK]', '<mask>'),
 }
+# Names of the tokens that begin and end a text in tokenizers of decoders, the
+# preferred ones first.
+ENDS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>')
+BEGINS = ('<bos>', '<|begin_of_text|>', '<|endoftext|>')
 
 
 def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -120,7 +124,8 @@ def token_id(
 
   Args:
     tokenizer: the tokenizer.
-    name: name of the token; '' takes the first of `known` that there is.
+    name: name of the token; '' takes the first of `known` that there is, a
+      special token rather than a word.
     field: field of a config that gives the name, for the message.
     known: usual names.
 
@@ -131,14 +136,27 @@ def token_id(
     UserError: the tokenizer has no such token.
   """
   asked = (name,) if name else tuple(known)
-  ids = (tokenizer.token_to_id(one) for one in asked)
-  found = next((i for i in ids if i is not None), None)
-  if found is None:
-    raise errors.UserError(
-      f'The tokenizer has no token {" or ".join(map(repr, asked))}. Set '
-      f'{field} to one of its special tokens.'
-    )
-  return found
+  there = present(tokenizer, asked)
+  errors.require(
+    bool(there),
+    f'The tokenizer has no token {" or ".join(map(repr, asked))}. Set '
+    f'{field} to one of its special tokens.',
+  )
+  return next(iter(there.values()))
+
+
+def present(
+  tokenizer: tokenizers.Tokenizer, names: Sequence[str]
+) -> dict[str, int]:
+  """Ids of those of some names that a tokenizer has, special tokens first.
+
+  Gemma's has `<s>` as a tag of HTML, beside its special token `<bos>`.
+  """
+  added = tokenizer.get_added_tokens_decoder().values()
+  special = {token.content for token in added if token.special}
+  ids = {name: tokenizer.token_to_id(name) for name in names}
+  order = sorted(ids, key=lambda name: name not in special)
+  return {name: at for name in order if (at := ids[name]) is not None}
 
 
 def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:

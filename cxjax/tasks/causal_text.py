@@ -35,10 +35,8 @@ from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.tasks import base
 from cxjax.tasks import packed_text
 
-# Names of the tokens that begin a chunk and end a document, the preferred ones
-# first. Tokenizers of this package have one token for both, as GPT-2's.
-ENDS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>')
-BEGINS = ('<bos>', '<|begin_of_text|>', '<|endoftext|>')
+# Tokenizers of this package have one token that begins a chunk and ends a
+# document, as GPT-2's.
 OWN = tokenizer_lib.SPECIAL['cls']
 
 
@@ -124,7 +122,7 @@ def make(
   Raises:
     UserError: the tokenizer lacks a token, or a number is invalid.
   """
-  names = (*OWN, *BEGINS)
+  names = (*OWN, *tokenizer_lib.BEGINS)
   return CausalText(
     vocab_size=vocab_size,
     length=length,
@@ -150,7 +148,7 @@ def encoder(length: int, end_token: str = '') -> encoding.Encode:
 
 
 def _end_id(tokenizer: tokenizers.Tokenizer, name: str) -> int:
-  names = (*ENDS, *OWN)
+  names = (*tokenizer_lib.ENDS, *OWN)
   return tokenizer_lib.token_id(tokenizer, name, 'data.end_token', names)
 
 

@@ -15,6 +15,13 @@ SPECIAL = {
   'sep': ('[SEP]', '</s>', '[EOS]'),
   'unk': ('[UNK]', '<unk>'),
 }
+# The same of decoders: without 'eos' the sampler of transformers never ends.
+CAUSAL = {
+  **SPECIAL,
+  'bos': ('<s>', '[BOS]', *tokenizer_lib.BEGINS),
+  'eos': (*tokenizer_lib.ENDS, '[EOS]'),
+}
+IDS = ('pad', 'bos', 'eos')  # Roles of which `config.json` has the ids.
 
 
 def read(folder: pathlib.Path) -> tokenizers.Tokenizer:
@@ -83,11 +90,20 @@ def _wordpiece(path: pathlib.Path) -> tokenizers.Tokenizer:
   return made
 
 
-def special_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-  """Fields of `config.json` with the ids of special tokens: the padding's."""
-  ids = map(tokenizer.token_to_id, SPECIAL['pad'])
-  found = [i for i in ids if i is not None]
-  return {'pad_token_id': found[0]} if found else {}
+def special_ids(
+  tokenizer: tokenizers.Tokenizer, causal: bool = False
+) -> dict[str, int]:
+  """Fields of `config.json` with the ids of special tokens.
+
+  Args:
+    tokenizer: the tokenizer.
+    causal: whether the model predicts the next token.
+
+  Returns:
+    That of the padding; of a causal model also those that begin and end a text.
+  """
+  found = _special(tokenizer, causal)
+  return {f'{role}_token_id': found[role][1] for role in IDS if role in found}
 
 
 def require_padding(tokenizer: tokenizers.Tokenizer, pad_token: int) -> None:
@@ -106,18 +122,23 @@ def require_padding(tokenizer: tokenizers.Tokenizer, pad_token: int) -> None:
   )
 
 
-def _special_names(tokenizer: tokenizers.Tokenizer) -> dict[str, str]:
-  """The names of a tokenizer's special tokens by role; roles may be missing."""
+def _special(
+  tokenizer: tokenizers.Tokenizer, causal: bool
+) -> dict[str, tuple[str, int]]:
+  """Names and ids of a tokenizer's special tokens; roles may be missing."""
   found = {}
-  for role, names in SPECIAL.items():
-    there = [n for n in names if tokenizer.token_to_id(n) is not None]
+  for role, names in (CAUSAL if causal else SPECIAL).items():
+    there = tokenizer_lib.present(tokenizer, names)
     if there:
-      found[role] = there[0]
+      found[role] = next(iter(there.items()))
   return found
 
 
 def write(
-  folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, max_length: int
+  folder: pathlib.Path,
+  tokenizer: tokenizers.Tokenizer,
+  max_length: int,
+  causal: bool = False,
 ) -> None:
   """Writes `tokenizer.json` and `tokenizer_config.json`.
 
@@ -125,16 +146,18 @@ def write(
     folder: folder of the model.
     tokenizer: the tokenizer.
     max_length: length of the longest sequence that the model reads.
+    causal: whether the model predicts the next token; then the tokens that
+      begin and end a text are named too.
 
   Raises:
     UserError: a file cannot be written.
   """
   tokenizer_lib.save(tokenizer, folder / 'tokenizer.json')
-  special = _special_names(tokenizer)
+  special = _special(tokenizer, causal)
   settings = {
     # The class of transformers that reads any `tokenizer.json`.
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'model_max_length': max_length,
-    **{f'{role}_token': name for role, name in special.items()},
+    **{f'{role}_token': name for role, (name, _) in special.items()},
   }
   files.write_json(folder / 'tokenizer_config.json', settings)

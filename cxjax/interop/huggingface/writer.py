@@ -17,6 +17,7 @@ from cxjax.models import decoder
 from cxjax.models import sentence
 from cxjax.models import transformer
 from cxjax.parallel import multihost
+from cxjax.parallel import reception
 
 # As in transformers.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -51,7 +52,9 @@ def write(
       folder without it is incomplete.
     module: a model without a head, or with one of `vocab_size` classes.
     variables: its `{'params': ...}`, which are written in their dtypes.
-    tokenizer: written as `tokenizer.json` and `tokenizer_config.json`.
+    tokenizer: written as `tokenizer.json` and `tokenizer_config.json`. Of a
+      causal model the usual tokens that begin and end a text are named there
+      and in `config.json`, so that transformers stops at the end.
     model_type: family to write, as in 'mistral'; '' for the above.
     max_shard_bytes: bytes of tensors in one file; more are written to several,
       'model-00001-of-00002.safetensors' and so on, with an index.
@@ -67,7 +70,7 @@ def write(
       'tokenizer', tokenizer
     )
   variables = arguments.mapping('variables', variables, "{'params': ...}")
-  arguments.shapes('variables', variables)
+  variables = reception.with_values('variables', variables)
   most = arguments.whole('max_shard_bytes', max_shard_bytes, 1)
   encoder = _encoder(module)
   family = base.family_of(encoder, model_type)
@@ -115,8 +118,9 @@ def _write(
   tensors_lib.write_folder(folder, tensors, max_shard_bytes)
   config['dtype'] = str(tensors_lib.most_common_dtype(tensors))
   if tokenizer is not None:
-    tokenizer_files.write(folder, tokenizer, encoder.max_length)
-    config |= tokenizer_files.special_ids(tokenizer)
+    causal = encoder.causal
+    tokenizer_files.write(folder, tokenizer, encoder.max_length, causal)
+    config |= tokenizer_files.special_ids(tokenizer, causal)
   if isinstance(module, sentence.SentenceEncoder):
     sentence_files.write(folder, module, params)
   files.write_json(folder / 'config.json', config)

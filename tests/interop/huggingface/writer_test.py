@@ -7,12 +7,14 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from cxjax import errors
 from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.interop import huggingface
 from cxjax.models import sentence
 from cxjax.parallel import multihost
+from cxjax.tasks import causal_text
 from tests.interop.huggingface import fixtures
 from tests.interop.huggingface import torch_models
 
@@ -66,6 +68,25 @@ class WriteTest(fixtures.TestCase):
     self.assert_same_tree(huggingface.read(folder)[1], variables)
     with self.assertRaisesRegex(errors.UserError, 'max_shard_bytes=0 must be'):
       huggingface.write(folder, module, variables, max_shard_bytes=0)
+
+  def test_a_decoder_knows_where_a_text_ends(self):
+    # Gemma's words include tags of HTML.
+    words = ('<pad>', '<eos>', '<bos>', '<s>', '</s>', 'a')
+    vocab = {word: i for i, word in enumerate(words)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab))
+    made.add_special_tokens(list(words[:3]))
+    folder = self.folder()
+    for causal, want in ((True, (0, 2, 1)), (False, (0, None, None))):
+      module, variables = fixtures.make(causal=causal)
+      huggingface.write(folder, module, variables, made)
+      config = json.loads((folder / 'config.json').read_text())
+      names = ('pad_token_id', 'bos_token_id', 'eos_token_id')
+      self.assertEqual(tuple(map(config.get, names)), want)
+      path = folder / 'tokenizer_config.json'
+      ends = '<eos>' if causal else None
+      self.assertEqual(json.loads(path.read_text()).get('eos_token'), ends)
+    known = (*causal_text.OWN, *tokenizer_lib.BEGINS)
+    self.assertEqual(tokenizer_lib.token_id(made, '', 'x', known), 2)
 
   def test_an_incomplete_folder_is_no_model(self):
     folder = self.folder()
