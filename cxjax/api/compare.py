@@ -23,6 +23,7 @@ from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import matching
 from cxjax.api import named_plans
+from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.api import starts as starts_lib
 from cxjax.methods import flops as flops_lib
@@ -157,7 +158,9 @@ def compare(
     plans=plans,
     starts=begin,
     batches=batches,
-    evaluation=_evaluation(plans, held_out, metrics),
+    evaluation=_evaluation(
+      _placed(plans, options.get('mesh')), held_out, metrics
+    ),
     rates=_rates(rates),
     workdir=folder,
     flops=budgets.Flops(costs, charged=equal != 'student_flops'),
@@ -218,6 +221,16 @@ def _rates(rates: Any) -> tuple[float, ...]:
     len(set(found)) == len(found), f'rates={rates!r} has a rate twice.'
   )
   return tuple(sorted(found))
+
+
+def _placed(
+  plans: dict[str, plan_lib.Plan], mesh: Any
+) -> dict[str, plan_lib.Plan]:
+  """The plans with their parameters on the devices of their runs."""
+  return {
+    name: placement.placed(plan, placement.layout(plan, mesh))
+    for name, plan in plans.items()
+  }
 
 
 def _evaluation(

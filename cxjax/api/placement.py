@@ -13,8 +13,6 @@ from typing import TypeVar
 from absl import logging
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
-from jax.sharding import NamedSharding
 import numpy as np
 
 from cxjax import arguments
@@ -23,6 +21,7 @@ from cxjax.models import adapters
 from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import partition
+from cxjax.parallel import reception
 from cxjax.training import run_spec
 
 MESH = (*mesh_lib.AXES, 'student', 'teacher')
@@ -58,16 +57,10 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
       kind = jax.dtypes.canonicalize_dtype(float)
       leaf = np.asarray(leaf, kind if type(leaf) is float else None)
     _require_dtype(leaf, f'The parameter {name!r} of the {role}')
-    if type(leaf) is np.ndarray and not leaf.dtype.isnative:
-      leaf = leaf.astype(leaf.dtype.newbyteorder('='))
+    leaf = reception.native(leaf)
     if str(getattr(leaf, 'dtype', '')) in ('float64', 'complex128'):
       double.append(name)
-    if isinstance(leaf, jax.Array):
-      sharding = _computable(leaf.sharding)
-      # An array that stays where it is must not become committed to it.
-      if sharding is not leaf.sharding:
-        return jax.device_put(leaf, sharding)
-    return leaf
+    return reception.computable(leaf)
 
   params = jax.tree.map_with_path(one, model.params)
   doubles = len(double)
@@ -151,11 +144,7 @@ def placed(plan: Plan, layout: run_spec.Layout) -> Plan:
     for path, leaf in leaves:
       name = partition.leaf_name(path)
       _require_alive(leaf, name, role)
-      errors.require(
-        not isinstance(leaf, jax.ShapeDtypeStruct),
-        f'The parameter {name!r} of the {role} has a shape and no values, as '
-        'of jax.eval_shape: they can be planned, not run. Give arrays.',
-      )
+      reception.require_values(leaf, f'The parameter {name!r} of the {role}')
     if any(getattr(leaf, 'committed', False) for _, leaf in leaves):
       place = lambda tree, how=sharding: mesh_lib.place(tree, layout.mesh, how)
       params = model.params
@@ -204,20 +193,3 @@ def _require_dtype(leaf: Any, what: str) -> None:
       f'{what} has integers that {kept} does not hold. Make them smaller, or '
       "set jax.config.update('jax_enable_x64', True).",
     )
-
-
-def _computable(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
-  """The same sharding in the devices' memory, with automatic axes of a mesh."""
-  device: Any = next(iter(sharding.addressable_devices), None)
-  if device is not None and sharding.memory_kind is not None:
-    kind = device.default_memory().kind
-    if sharding.memory_kind != kind:
-      sharding = sharding.with_memory_kind(kind)
-  if not isinstance(sharding, NamedSharding):
-    return sharding
-  mesh = sharding.mesh
-  auto = (AxisType.Auto,) * len(mesh.axis_names)
-  if not isinstance(mesh, jax.sharding.Mesh) or mesh.axis_types == auto:
-    return sharding
-  mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
-  return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)

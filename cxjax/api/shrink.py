@@ -20,6 +20,7 @@ from cxjax.models import decoder
 from cxjax.models import slicing
 from cxjax.models import token_inputs
 from cxjax.models import transformer
+from cxjax.parallel import reception
 
 # Batches that are read, of an iterator that may never end.
 MOST_BATCHES = 64
@@ -129,9 +130,10 @@ def _teacher(teacher: Any) -> tuple[slicing.Model, types.Params]:
     f'The variables of the teacher are a {type(params).__name__}; they must be '
     "its {'params': ...}.",
   )
+  params = reception.received('the variables', dict(params))
   tensors_lib.require_same(
     'The variables do not fit the teacher',
-    tensors_lib.shapes(arguments.shapes('The variables', dict(params))),
+    tensors_lib.shapes(params),
     tensors_lib.shapes(tensors_lib.variables_of(module)),
     ('given', 'in the module'),
     'Give the variables of this module.',

@@ -20,6 +20,7 @@ from cxjax import errors
 from cxjax import types
 from cxjax.models import decoder
 from cxjax.models import decoder_block
+from cxjax.parallel import reception
 
 Caches = list[decoder_block.KeysValues]
 
@@ -107,6 +108,7 @@ def generate(
   if key is not None:
     checks.key('key', key)
   tokens, mask = _checked(model, tokens, mask, num_tokens)
+  params = reception.received('params', params)
   _check_params(model, params, tokens)
   run = _cached if isinstance(model, decoder.Decoder) else _recomputed
   draw = Draw(
@@ -143,6 +145,7 @@ def _checked(
     'a Transformer with causal=True and num_classes=vocab_size.',
   )
   arguments.arrays(tokens=tokens)
+  reception.require_values(tokens, 'tokens')
   if mask is not None:
     arguments.arrays(mask=mask)
   tokens = np.asarray(tokens)

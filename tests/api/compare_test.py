@@ -9,6 +9,7 @@ import tempfile
 from unittest import mock
 
 from absl.testing import parameterized
+import jax
 import numpy as np
 import pytest
 
@@ -188,6 +189,13 @@ class RefusalTest(parameterized.TestCase):
     for name in ('supervised', 'extracted_labels'):
       with self.assertRaisesRegex(errors.UserError, f'{name!r} .*have none'):
         compare(data=INPUTS, held_out=HELD_OUT[0], methods=('one_shot', name))
+
+  def test_a_teacher_of_shapes(self):
+    shapes = jax.eval_shape(lambda: BIG.params)
+    teacher = dataclasses.replace(BIG, params=shapes)
+    options = dict(held_out=HELD_OUT, num_steps=20, methods=('one_shot',))
+    with self.assertRaisesRegex(errors.UserError, 'teacher has a shape and no'):
+      cxjax.compare(teacher, SMALL, DATA, **options, costs='counted')
 
   def test_logits_where_outputs_are_embeddings(self):
     for name in ('supervised', 'extracted_labels'):

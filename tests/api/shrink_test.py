@@ -320,6 +320,7 @@ class RefusedTest(parameterized.TestCase):
       ((sentence.SentenceEncoder(headless), {}), 'give .module.encoder'),
       ((module, variables['params']), "must be its {'params'"),
       ((module.clone(width=8), variables), 'do not fit the teacher'),
+      ((module, jax.eval_shape(lambda: variables)), 'has a shape and no val'),
     ):
       with self.assertRaisesRegex(errors.UserError, message):
         cxjax.shrink(teacher, depth=1)

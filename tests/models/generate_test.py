@@ -96,6 +96,14 @@ class GenerateTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       generate(self.model, self.params, **kwargs)
 
+  def test_what_has_no_values(self):
+    shapes = jax.eval_shape(lambda: self.params)
+    with self.assertRaisesRegex(errors.UserError, 'of params has a shape and'):
+      generate(self.model, shapes, TOKENS, 2)
+    traced = jax.jit(lambda tokens: generate(self.model, {}, tokens, 2))
+    with self.assertRaisesRegex(errors.UserError, 'tokens is traced by'):
+      traced(TOKENS)
+
   def test_models_that_do_not_continue_texts(self):
     sizes = dict(vocab_size=20, max_length=8, width=16, heads=4, depth=1)
     encoder = transformer.Transformer(**sizes, num_classes=20, causal=False)

@@ -1,0 +1,124 @@
+"""Arrays of a user, made such that one program of JAX takes them."""
+
+from typing import Any
+from typing import TypeVar
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import NamedSharding
+import numpy as np
+
+from cxjax import arguments
+from cxjax import errors
+from cxjax.parallel import partition
+
+T = TypeVar('T')
+
+
+def received(name: str, tree: T) -> T:
+  """A tree of arrays on the same devices, in their memory.
+
+  Explicit axes of a mesh become automatic. Arrays that are committed to
+  different devices come to the first one.
+
+  Args:
+    name: the name of the argument, for messages.
+    tree: arrays of JAX or numpy.
+
+  Returns:
+    The tree; arrays that any program takes are the ones that were given.
+
+  Raises:
+    UserError: a leaf is no array, was deleted, or has no values.
+  """
+  tree = jax.tree.map(computable, with_values(name, tree))
+  bound = [leaf for leaf in jax.tree.leaves(tree) if _is_committed(leaf)]
+  if len({frozenset(leaf.sharding.device_set) for leaf in bound}) < 2:
+    return tree
+  first = jax.local_devices()[0]
+  move = lambda leaf: (
+    jax.device_put(leaf, first) if _is_committed(leaf) else leaf
+  )
+  return jax.tree.map(move, tree)
+
+
+def with_values(name: str, tree: T) -> T:
+  """A tree of arrays that can be read, in the byte order of the machine.
+
+  Args:
+    name: the name of the argument, for messages.
+    tree: arrays of JAX or numpy.
+
+  Returns:
+    The tree; what lies on devices stays there.
+
+  Raises:
+    UserError: a leaf is no array, was deleted, or has no values.
+  """
+  tree = jax.tree.map(native, tree)
+  arguments.shapes(name, tree)
+  for path, leaf in jax.tree.leaves_with_path(tree):
+    require_values(leaf, f'{partition.leaf_name(path)!r} of {name}')
+  return tree
+
+
+def native(leaf: Any) -> Any:
+  """An array of numpy in the byte order of the machine; else the leaf."""
+  if type(leaf) is np.ndarray and not leaf.dtype.isnative:
+    return leaf.astype(leaf.dtype.newbyteorder('='))
+  return leaf
+
+
+def require_values(leaf: Any, what: str) -> None:
+  """Raises UserError for a shape, and for a tracer.
+
+  Args:
+    leaf: an array, most often.
+    what: its name, for messages.
+  """
+  errors.require(
+    not isinstance(leaf, jax.ShapeDtypeStruct),
+    f'{what} has a shape and no values, as of jax.eval_shape. Give arrays.',
+  )
+  errors.require(
+    not isinstance(leaf, jax.core.Tracer),
+    f'{what} is traced by jax.jit, jax.grad or jax.vmap, and has no values '
+    'yet. Make this call outside of them; it compiles what it runs.',
+  )
+
+
+def computable(leaf: Any) -> Any:
+  """An array in its devices' memory, on a mesh with automatic axes alone.
+
+  Args:
+    leaf: any leaf.
+
+  Returns:
+    The leaf itself if it is so already: an array that stays where it is must
+    not become committed to it.
+  """
+  if not isinstance(leaf, jax.Array):
+    return leaf
+  sharding = leaf.sharding
+  device: Any = next(iter(sharding.addressable_devices), None)
+  if device is not None and sharding.memory_kind is not None:
+    kind = device.default_memory().kind
+    if sharding.memory_kind != kind:
+      sharding = sharding.with_memory_kind(kind)
+  if isinstance(sharding, NamedSharding):
+    sharding = _automatic(sharding)
+  return leaf if sharding is leaf.sharding else jax.device_put(leaf, sharding)
+
+
+def _automatic(sharding: NamedSharding) -> NamedSharding:
+  """The same sharding on a mesh whose axes are automatic."""
+  mesh = sharding.mesh
+  kinds = (AxisType.Auto,) * len(mesh.axis_names)
+  if not isinstance(mesh, jax.sharding.Mesh) or mesh.axis_types == kinds:
+    return sharding
+  mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+  return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+
+
+def _is_committed(leaf: Any) -> bool:
+  return bool(getattr(leaf, 'committed', False))

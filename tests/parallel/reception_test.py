@@ -1,0 +1,66 @@
+"""Arrays of a user on any devices, and what has no values."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+from jax.sharding import SingleDeviceSharding
+import numpy as np
+
+from cxjax import errors
+from cxjax.parallel import reception
+
+TREE = {'a': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
+
+
+def apart(tree):
+  """Each leaf committed to another device."""
+  leaves, structure = jax.tree.flatten(tree)
+  devices = jax.devices()[-len(leaves) :]
+  return structure.unflatten(map(jax.device_put, leaves, devices))
+
+
+def everywhere(sharding):
+  return lambda tree: jax.device_put(tree, sharding())
+
+
+def explicit():
+  mesh = jax.make_mesh((len(jax.devices()),), ('mine',))
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def on_host():
+  return SingleDeviceSharding(jax.devices()[-1], memory_kind='pinned_host')
+
+
+class ReceivedTest(parameterized.TestCase):
+  @parameterized.parameters(
+    apart,
+    everywhere(explicit),
+    everywhere(on_host),
+    lambda tree: jax.tree.map(lambda leaf: leaf.astype('>f4'), tree),
+  )
+  def test_one_program_takes_them(self, put):
+    found = reception.received('params', put(TREE))
+    total = jax.jit(lambda tree: tree['a'] @ tree['b'])(found)
+    np.testing.assert_array_equal(total, 3 * np.ones(2))
+
+  def test_what_any_program_takes_stays_as_it_is(self):
+    tree = {'a': jnp.ones(2), 'b': jax.device_put(np.ones(2), jax.devices()[0])}
+    found = reception.received('params', {**tree, 'c': TREE['a']})
+    for name, leaf in {**tree, 'c': TREE['a']}.items():
+      self.assertIs(found[name], leaf)
+
+  def test_what_has_no_values_is_named(self):
+    shapes = jax.eval_shape(lambda: TREE)
+    with self.assertRaisesRegex(errors.UserError, "'a' of params has a shape"):
+      reception.received('params', shapes)
+    fun = jax.jit(lambda tree: reception.with_values('params', tree))
+    with self.assertRaisesRegex(errors.UserError, "'a' of params is traced"):
+      fun(TREE)
+
+
+if __name__ == '__main__':
+  absltest.main()
