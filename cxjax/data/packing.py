@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import TypeAlias
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # Number of rows that are filled at a time, and shuffled among themselves.
 BINS = 64
+# Held-out rows are left out without a warning if more than this share is read.
+MOST_KEPT = 0.9
 # `{'tokens', 'segments', 'position_ids'}`, `[B, L]` int32 each: ids; the number
 # of the chunk in its row, from 1, or 0 for padding; the position in the chunk.
 # Other features of the documents are 0 for CLS and for padding.
@@ -114,7 +117,7 @@ def held_out_rows(
 
   If the documents end before that and there are more than 32 rows, their number
   is rounded down to a multiple of 32, so that an evaluation in parts has equal
-  parts.
+  parts. A warning says so if a tenth of them or more is left out.
 
   Args:
     documents: held-out documents, as for `pack`.
@@ -146,7 +149,15 @@ def held_out_rows(
     bool(found), 'The held-out documents have no token. Raise data.held_out.'
   )
   if 32 < len(found) < size:
-    found = found[: len(found) // 32 * 32]
+    whole, found = len(found), found[: len(found) // 32 * 32]
+    if len(found) <= MOST_KEPT * whole:
+      logging.warning(
+        'The held-out documents fill %d rows, and the first %d are read, a '
+        'multiple of 32. Set data.eval_size=%d to read all.',
+        whole,
+        len(found),
+        whole,
+      )
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 

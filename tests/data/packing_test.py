@@ -110,6 +110,15 @@ class HeldOutTest(parameterized.TestCase):
     rows = packing.held_out_rows(DOCUMENTS, 10**6, **IDS)
     self.assertLen(rows['tokens'], number // 32 * 32)
 
+  def test_a_tenth_that_is_left_out_is_warned_of(self):
+    few = [np.full(LENGTH - 1, 9, np.int32)] * 40
+    with self.assertLogs(level='WARNING') as logs:
+      rows = packing.held_out_rows(few, 99, **IDS)
+    self.assertLen(rows['tokens'], 32)
+    self.assertIn('fill 40 rows, and the first 32 are read', logs.output[0])
+    self.assertIn('Set data.eval_size=40', logs.output[0])
+    self.assertLen(packing.held_out_rows(few, 40, **IDS)['tokens'], 40)
+
   def test_few_rows_are_all_kept(self):
     few = DOCUMENTS[:3]
     number = len(list(packing.pack(few, **IDS, batch_size=1, seed=None)))
