@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import stat
 from typing import Any
 from typing import BinaryIO
@@ -322,20 +323,35 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     here: the configuration of this run.
 
   Returns:
-    The fields with both values, at most `MAX_SHOWN` of them; '' if there are
-    none.
+    The fields with both values, at most `MAX_SHOWN` of them, those first whose
+    values say something; '' if there are none.
   """
   there, here = (
     _flatten(json.loads(json.dumps(value))) for value in (there, here)
   )
-  differ = [
-    f'{n} ({there.get(n, "absent")} there, {here.get(n, "absent")} here)'
+  pairs = [
+    (n, there.get(n, 'absent'), here.get(n, 'absent'))
     for n in {**there, **here}
     if there.get(n) != here.get(n)
   ]
+  # A change of a plain value often changes digests as well.
+  pairs.sort(key=lambda pair: _is_digest(pair[1]) and _is_digest(pair[2]))
+  differ = [_difference(*pair) for pair in pairs]
   hidden = len(differ) - MAX_SHOWN
   more = [f'and {hidden} more'] if hidden > 0 else []
   return ', '.join(differ[:MAX_SHOWN] + more)
+
+
+def _is_digest(value: Any) -> bool:
+  return isinstance(value, str) and bool(re.fullmatch('[0-9a-f]{16}', value))
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+  """A field and its two values; digests tell a reader nothing."""
+  if _is_digest(there) and _is_digest(here):
+    return f'{name} (another)'
+  there, here = ("''" if v == '' else v for v in (there, here))
+  return f'{name} ({there} there, {here} here)'
 
 
 def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:

@@ -207,6 +207,14 @@ class ClaimTest(FilesTest):
     self.assertEndsWith(found, ', and 8 more')
     self.assertEqual(files.differences(there, there), '')
 
+  def test_digests_come_last_and_are_not_shown(self):
+    there = {'optimizer': 16 * '0', 'rate': 1, 'best': ''}
+    here = {'optimizer': 16 * 'f', 'rate': 2, 'best': 'loss'}
+    self.assertEqual(
+      files.differences(there, here),
+      "rate (1 there, 2 here), best ('' there, loss here), optimizer (another)",
+    )
+
   @parameterized.parameters('checkpoints', 'summary.json')
   def test_a_run_without_its_config_is_refused(self, name):
     (self.folder / name).mkdir()

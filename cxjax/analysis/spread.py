@@ -21,8 +21,9 @@ WIDE = 0.05
 RELIABLE = (
   'A method is less reliable than another within its spread if its seeds '
   f'differ by more than {WIDE:.0%} of the largest score, an F-test finds their '
-  f'variance larger, with p < {LEVEL:g}, and every seed of the other lies in '
-  'the better half of their range.'
+  f'variance larger, with p < {LEVEL:g}, every seed of the other lies in the '
+  'better half of the range of its seeds, and its best seed is as good as the '
+  "other's worst, up to the same share."
 )
 
 
@@ -136,9 +137,12 @@ def less_reliable(
   finite = all(bool(np.isfinite(scores).all()) for scores in (a, b))
   if min(len(a), len(b)) < 2 or not finite or not wide(a):
     return False
-  middle = (max(a) + min(a)) / 2
-  above = min(b) >= middle if higher_is_better else max(b) <= middle
-  return above and larger_variance(a, b) < LEVEL
+  sign = 1 if higher_is_better else -1
+  a, b = [sign * x for x in a], [sign * x for x in b]
+  above = min(b) >= (max(a) + min(a)) / 2
+  # Else no seed of the first learns what those of the other do.
+  reaches = max(a) >= min(b) - WIDE * max(map(abs, (*a, *b)))
+  return above and reaches and larger_variance(a, b) < LEVEL
 
 
 def shown(scores: Sequence[float]) -> str:

@@ -253,10 +253,11 @@ def format_plan(stages: Iterable[StagePlan]) -> str:
   for stage in stages:
     checks.instance(StagePlan, 'plan_stage')('A stage', stage)
   rows = [row for planned in stages for row in _rows(planned)]
+  unread = [] if len(rows) > len(stages) else ['term', 'loss']
   if all(row['weight'] == 1 for row in rows):
-    for row in rows:
-      del row['weight']
-  return tables.markdown(rows)
+    unread.append('weight')
+  kept = [name for name in rows[0] if name not in unread]
+  return tables.markdown([{name: row[name] for name in kept} for row in rows])
 
 
 def _rows(planned: StagePlan) -> Iterator[dict[str, Any]]:
@@ -276,15 +277,32 @@ def _rows(planned: StagePlan) -> Iterator[dict[str, Any]]:
     }
     yield {
       'stage': stage.name if not i else '+',
+      'term': name,
       'checkpoint': checkpoint if term.needs_teacher else None,
       'teacher layer': term.target,
       'teacher width': shapes.teacher_width,
       'student layer': term.student,
       'student width': shapes.student_width,
       'projection': _projection_cell(term, shapes),
-      'weight': 'schedule' if callable(term.weight) else term.weight,
+      'loss': _loss_cell(term.loss),
+      'weight': _weight_cell(term),
       **(own if not i else dict.fromkeys(own)),
     }
+
+
+def _loss_cell(loss: Any) -> str:
+  """The name of a loss."""
+  while isinstance(loss, functools.partial):
+    loss = loss.func
+  return getattr(loss, '__name__', type(loss).__name__)
+
+
+def _weight_cell(term: stage_lib.Term) -> Any:
+  """A weight, or those at both ends of its schedule."""
+  if not callable(term.weight):
+    return term.weight
+  first, last = (float(term.weight_at(fraction)) for fraction in (0.0, 1.0))
+  return f'{first:g} to {last:g}'
 
 
 def _projection_cell(

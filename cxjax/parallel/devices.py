@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import re
 from typing import Any
 
 import jax
@@ -69,6 +70,11 @@ def topology(name: str) -> Sequence[Any]:
   jax.config.update('jax_platforms', 'cpu')
   if name == 'cpu':
     return jax.devices()
+  errors.require(
+    re.match(r'v\d', name) is not None,
+    f'--dry_run={name} is no machine that is known here: give cpu, or a TPU as '
+    'v5e:4x4. For a GPU run it on that machine.',
+  )
   errors.require(
     importlib.util.find_spec('libtpu') is not None,
     f"--dry_run={name} needs TPU's compiler, which is not installed. Install "

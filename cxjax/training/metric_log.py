@@ -240,7 +240,8 @@ class MetricLog:
     parts = [f'loss {record["loss"]:.3g}']
     values = record.get(f'eval/{self._primary}')
     if values is not None:
-      parts.append(f'{self._primary} {np.mean(values):.4g}')
+      name = 'held-out' if self._primary == 'loss' else self._primary
+      parts.append(f'{name} {np.mean(values):.4g}')
     return ', '.join([*parts, record['stage']])
 
 

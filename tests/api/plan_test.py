@@ -143,7 +143,7 @@ class StagesTest(parameterized.TestCase):
         ('+', 'labels', 'logits'),
       ],
     )
-    self.assertEqual([row['weight'] for row in table], ['1', 'schedule', '0.5'])
+    self.assertEqual([row['weight'] for row in table], ['1', '1 to 0', '0.5'])
     self.assertEqual(table[1]['projection'], 'gaussian 16 x 4')
     # Steps and costs are those of the stage: they stand once.
     self.assertEqual([row['steps'] for row in table], ['100', '-', '-'])

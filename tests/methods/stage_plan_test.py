@@ -90,7 +90,14 @@ class PlanTest(parameterized.TestCase):
     widths = [t.teacher_width for t in planned.terms.values()]
     self.assertEqual(widths, [12, 3, None])
     hidden, output, labels = table([cost(JOINT)])
-    self.assertEqual((hidden['stage'], hidden['weight']), ('joint', 'schedule'))
+    self.assertEqual((hidden['stage'], hidden['weight']), ('joint', '1 to 0'))
+    self.assertEqual(
+      [row['term'] for row in (hidden, output, labels)], list(planned.terms)
+    )
+    self.assertEqual(
+      [row['loss'] for row in (hidden, output, labels)],
+      ['l2', 'kl', 'cross_entropy'],
+    )
     self.assertEqual((output['stage'], output['weight']), ('+', '0.5'))
     self.assertEqual((labels['stage'], labels['weight']), ('+', '0.25'))
     self.assertEqual(labels['teacher layer'], 'labels')

@@ -57,6 +57,10 @@ class TopologyTest(parameterized.TestCase):
   def test_cpu_is_this_machine(self):
     self.assertEqual(devices_lib.topology('cpu'), jax.devices())
 
+  def test_a_gpu_is_not_planned_for(self):
+    with self.assertRaisesRegex(errors.UserError, '=h100 is no machine.*v5e'):
+      devices_lib.topology('h100')
+
   def test_a_tpu_needs_libtpu(self):
     with (
       mock.patch.object(
