@@ -17,6 +17,7 @@ from cxjax.models import base
 from cxjax.models import calls
 from cxjax.models import captures
 from cxjax.models import optional
+from cxjax.parallel import reception
 
 # Of the function, beside the parameters.
 STATE = 'state'
@@ -83,7 +84,7 @@ def from_haiku(
   )
   for each in sets:
     _check_params(each, state)
-  constant = states[0] or {}
+  constant = reception.portable(states[0] or {})
   axes = 2 if arguments.flag('batched', batched) else 1
   run = _Run(hk, transformed, state is not None, output, call)
   declared: dict[str, Any] = {

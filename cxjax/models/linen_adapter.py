@@ -20,6 +20,7 @@ from cxjax.models import base
 from cxjax.models import calls
 from cxjax.models import modes
 from cxjax.models import whole
+from cxjax.parallel import reception
 
 CAPTURED = 'intermediates'
 # Collections that hold statistics of the batches by convention.
@@ -106,7 +107,7 @@ def from_linen(
     split = [(each, {}) for each in sets]
   axes = 2 if arguments.flag('batched', batched) else 1
   run = _Run(module, output, calls.chosen(call), axes)
-  constant = split[0][1]
+  constant = reception.portable(split[0][1])
   declared: dict[str, Any] = {
     'abilities': base.declare(module, rules),
     'name': type(module).__name__,

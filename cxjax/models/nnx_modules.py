@@ -17,6 +17,7 @@ from cxjax.models import adapters
 from cxjax.models import calls
 from cxjax.models import modes
 from cxjax.models import nnx_tags
+from cxjax.parallel import reception
 
 # What a step of a student in training mode updates.
 MUTABLE = nnx.Not(nnx.Any(nnx.Param, nnx.RngState, nnx.Intermediate))
@@ -48,9 +49,9 @@ def check_modules(models: list[Any]) -> None:
 
 
 def split(module: nnx.Module) -> tuple[Any, Any]:
-  """Graph and state of a module."""
+  """Graph and state of a module, in arrays that any program takes."""
   graph, state = nnx.split(module)
-  return graph, state
+  return graph, reception.portable(state)
 
 
 def eval_graph(module: nnx.Module) -> Any:

@@ -62,6 +62,11 @@ def with_values(name: str, tree: T) -> T:
   return tree
 
 
+def portable(tree: T) -> T:
+  """The constants of a model, of which any program takes each; others stay."""
+  return jax.tree.map(lambda leaf: computable(native(leaf)), tree)
+
+
 def native(leaf: Any) -> Any:
   """An array of numpy in the byte order of the machine; else the leaf."""
   if type(leaf) is np.ndarray and not leaf.dtype.isnative:

@@ -235,6 +235,18 @@ class LinenTrainingTest(parameterized.TestCase):
     same = self.adapt(training={})  # These arguments turn nothing on.
     self.assertEqual(same.constant_statistics(self.x), ('BatchNorm_0',))
 
+  def test_statistics_in_the_memory_of_the_host(self):
+    host = jax.sharding.SingleDeviceSharding(
+      jax.devices()[0], memory_kind='pinned_host'
+    )
+    statistics = jax.device_put(self.variables['batch_stats'], host)
+    given = {**self.variables, 'batch_stats': statistics}
+    got, want = (
+      jax.jit(model.apply)(model.params, self.x)[0]
+      for model in (self.adapt(given, training=None), self.adapt(training=None))
+    )
+    np.testing.assert_array_equal(got, want)
+
   def test_half_precision_keeps_statistics_exact(self):
     model = self.adapt()
     half = adapters.with_compute_dtype(model, jnp.bfloat16)

@@ -49,6 +49,19 @@ class NnxTest(parameterized.TestCase):
     self.module.eval()
     self.model = nnx_adapter.from_nnx(self.module)
 
+  def test_statistics_on_a_mesh_with_explicit_axes(self):
+    mesh = jax.make_mesh((1,), ('mine',), devices=jax.devices()[:1])
+    there = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    module = nnx.clone(self.module)
+    kind = nnx.BatchStat
+    nnx.update(module, jax.device_put(nnx.state(module, kind), there))
+    model = nnx_adapter.from_nnx(module)
+    want, _ = jax.jit(self.model.apply)(self.model.params, self.x)
+    got, _ = jax.jit(model.apply)(model.params, self.x)
+    np.testing.assert_array_equal(got, want)
+    kinds = jax.typeof(got).sharding.mesh.axis_types
+    self.assertNotIn(jax.sharding.AxisType.Explicit, kinds)
+
   def test_computes_what_the_module_computes(self):
     before = nnx.to_pure_dict(nnx.state(self.module))
     output, found = self.model.apply(self.model.params, self.x)
