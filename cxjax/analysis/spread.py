@@ -18,8 +18,11 @@ RULE = (
 # Range of the seeds of a method, relative to the largest score, beyond which
 # they differ widely.
 WIDE = 0.05
+# Seeds without which two equal scores may be chance.
+FEW = 3
 RELIABLE = (
-  'A method is less reliable than another within its spread if its seeds '
+  f'A method of {FEW} seeds or more is less reliable than another within its '
+  'spread, of as many, if its seeds '
   f'differ by more than {WIDE:.0%} of the largest score, an F-test finds their '
   f'variance larger, with p < {LEVEL:g}, every seed of the other lies in the '
   'better half of the range of its seeds, and its best seed is as good as the '
@@ -131,11 +134,11 @@ def less_reliable(
     higher_is_better: of the metric.
 
   Returns:
-    True if it is. False for single scores, and for methods with a score that is
-    not finite, which differ by `differ` from those without.
+    True if it is. False for less than `FEW` scores, and for methods with a
+    score that is not finite, which differ by `differ` from those without.
   """
   finite = all(bool(np.isfinite(scores).all()) for scores in (a, b))
-  if min(len(a), len(b)) < 2 or not finite or not wide(a):
+  if min(len(a), len(b)) < FEW or not finite or not wide(a):
     return False
   sign = 1 if higher_is_better else -1
   a, b = [sign * x for x in a], [sign * x for x in b]
