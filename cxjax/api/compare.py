@@ -88,7 +88,8 @@ def compare(
       plans for these models, whose stages keep their shares, and of options, as
       `{'short': {'method': 'extracted', 'share': 0.1}}`. Methods with hidden
       stages have their share of `plan`.
-    rates: peak learning rates of Adam on a cosine over each stage.
+    rates: peak learning rates of Adam on a cosine over each stage, by default
+      0.001, 0.003 and 0.01.
     seeds: number of students of each method.
     equal: what all methods have as much of: 'flops' of a student and of the
       teacher for it; 'student_flops', of the student alone, as if the targets

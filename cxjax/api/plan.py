@@ -134,7 +134,7 @@ def plan(
       `cxjax.every(2)` that of the layers that are found. Numbers may count from
       the end, as in `{'blocks/-1': 'h/-1'}`. A block that returns several
       arrays is the one that the next block reads.
-    share: of the steps for the hidden stages together.
+    share: of the steps for the hidden stages together, by default 0.4.
     steps: lengths of all stages in place of `share`.
     loss: of the last stage, between outputs: 'kl', 'reverse_kl',
       'jensen_shannon' or 'mse' of logits, 'mse' of regressions, 'cosine' or
@@ -160,7 +160,7 @@ def plan(
       models whose vocabularies have other sizes, as for padding; of Hugging
       Face folders `cxjax.huggingface.shared_vocabulary` finds it. The student's
       other logits are not trained.
-    dtype: to compute in, as `jnp.bfloat16`; parameters stay float32.
+    dtype: to compute in, as `jnp.bfloat16`; parameters keep their dtype.
     stages: a whole curriculum: a tuple of `cxjax.Stage`, or one. It takes the
       place of `layers`, `share`, `steps`, `loss`, `temperature`, `pool` and the
       options below. Its terms may name one of several outputs, as
