@@ -25,7 +25,9 @@ def with_checkpoints(
   Args:
     teacher: the finished teacher.
     checkpoints: the same model with earlier parameters, by the step at which
-      they were saved. The function that runs is the teacher's own.
+      they were saved. The function that runs is the teacher's own. Keras names
+      the variables of a second model otherwise: load the earlier weights into
+      the same model, and wrap it once with each.
 
   Returns:
     The teacher.
