@@ -63,6 +63,11 @@ AXES = {
   'flops': 'flops',
   'stored': 'student_flops',
 }
+TITLES = {
+  'parity_mlp': 'parity',
+  'causal_text': 'decoders, random start',
+  'causal_text_shrunk': 'decoders, cut out of the teacher',
+}
 REUSE = 10  # Times that a batch is seen, in 'reused'.
 RATES = (1e-3, 3e-3, 1e-2)
 Row = dict[str, Any]
@@ -219,7 +224,7 @@ def picture(lines: list[Row], axis: str, path: pathlib.Path) -> None:
   names = list(dict.fromkeys(row['experiment'] for row in lines))
   if not names:
     return
-  figure, panels = plots.axes('held-out metric', '', columns=len(names))
+  figure, panels = plots.axes('', '', columns=len(names))
   for panel, name in zip(panels, names, strict=True):
     some = [row for row in lines if row['experiment'] == name][::-1]
     for at, row in enumerate(some):
@@ -227,7 +232,9 @@ def picture(lines: list[Row], axis: str, path: pathlib.Path) -> None:
       panel.plot([low, high], [at, at], color='#999999')
       panel.plot(mean, at, 'o', color='#0072B2')
     panel.set_yticks(range(len(some)), [row['method'] for row in some])
-    panel.set_title(f'{name} ({some[0]["metric"]})')
+    panel.set_title(TITLES.get(name, name))
+    panel.set_xlabel(f'held-out {some[0]["metric"]}')
+  figure.subplots_adjust(wspace=0.6)  # For the names of the methods.
   plots.save(figure, path)
 
 
