@@ -78,7 +78,7 @@ def read(
 
 
 def _is_written_as(module: Any, family: base.Family) -> bool:
-  """Whether a module that names no family is written as this one."""
+  """True for a module that, without a family named, is written as this one."""
   try:
     return base.family_of(module) is family
   except errors.UserError:  # What cannot be written can be read all the same.
