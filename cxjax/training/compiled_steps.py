@@ -89,7 +89,7 @@ class CompiledSteps:
 
   def init(self, keys: jax.Array) -> types.Params:
     """`[S]` students to begin with."""
-    start = self._spec.start
+    start = self._spec.given()
     if start is not None:
       # A copy: what the run donates is not the caller's.
       stack = lambda *leaves: jnp.stack(leaves)

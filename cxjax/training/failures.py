@@ -243,7 +243,7 @@ def _check_batch(step: int, batch: Any) -> None:
 
 def _check_student(spec: run_spec.RunSpec) -> None:
   """Raises UserError for a student that is given and not finite."""
-  found = map(_not_finite, spec.start or ())
+  found = map(_not_finite, spec.given() or ())
   name = next((name for name in found if name is not None), None)
   errors.require(
     name is None,
@@ -283,7 +283,8 @@ def _check_outputs(
   spec: run_spec.RunSpec, stage: stage_lib.Stage, at: int, batch: types.Batch
 ) -> None:
   """Raises UserError if the student that is given has no finite activations."""
-  if spec.start is None:
+  students = spec.given()
+  if students is None:
     return
   terms = {name: term.student for name, term in stage.named_terms.items()}
 
@@ -292,8 +293,7 @@ def _check_outputs(
     found = targets.forward(spec.student.apply, params, x)
     return _counted(found, batch, stage.named_terms, terms)
 
-  for seed in range(spec.num_seeds):
-    params = spec.start[seed]
+  for params in students:
     for name, value in jax.jit(see)(params, batch).items():
       if not bool(jnp.isfinite(value).all()):
         x = targets.without_dropout(batch['x'])

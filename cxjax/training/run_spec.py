@@ -89,6 +89,9 @@ class HostData:
   fit_on: tuple[Any, ...] = ()
 
 
+Start = tuple[types.Params, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
   """Specification of a run: everything but its files.
@@ -112,8 +115,9 @@ class RunSpec:
     teacher_metrics: metrics of the last evaluation, against the teacher.
     host: what the batches are made of, where the host reads it.
     teacher: for stages that need one.
-    start: the students in place of fresh ones, a tree for each; the run keeps
-      their parameters in float32 where they have less.
+    start: the students in place of fresh ones, a tree for each, or a function
+      that makes trees like those of `init` and is called at the begin; the run
+      keeps their parameters in float32 where they have less.
     lookahead: batches whose targets are computed at once; 0 chooses.
     microbatches: parts of a batch, computed one after the other.
     restart_schedule: at each stage; else one schedule for the run.
@@ -138,7 +142,7 @@ class RunSpec:
   )
   host: HostData = HostData()
   teacher: teacher_lib.Teacher | None = None
-  start: tuple[types.Params, ...] | None = None
+  start: Start | Callable[[], Start] | None = None
   lookahead: int = 0
   microbatches: int = 1
   restart_schedule: bool = True
@@ -260,11 +264,15 @@ class RunSpec:
   @functools.cached_property
   def student_shapes(self) -> types.Params:
     """Shapes of one student's parameters."""
-    if self.start is not None:
+    if isinstance(self.start, tuple):
       return jax.eval_shape(master_weights.masters, self.start[0])
     return jax.eval_shape(
       self.student.init, jax.random.key(0), self.held_out['x']
     )
+
+  def given(self) -> Start | None:
+    """The students that the run begins with; None for fresh ones."""
+    return self.start() if callable(self.start) else self.start
 
   def init_stage(
     self, planned: stage_plan.StagePlan
