@@ -45,7 +45,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.data.eval_size = 512
 
   c.model = 'rotary_decoder'
-  c.student = base.rotary_decoder(width=32, heads=4, depth=4)
+  c.student.update(base.rotary_decoder(width=32, heads=4, depth=4))
   c.teacher.update(base.rotary_decoder(width=128, heads=4, depth=4))
 
   c.num_seeds = 3

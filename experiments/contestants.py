@@ -19,6 +19,7 @@ from cxjax import errors
 from cxjax import types
 from cxjax.configs import builders
 from cxjax.configs import defaults
+from cxjax.configs import student_starts
 from cxjax.configs import teachers
 from cxjax.methods import layer_matching
 from cxjax.methods import registry
@@ -40,7 +41,6 @@ CONFIGS = {
   'causal_text': causal_text,
   'causal_text_shrunk': causal_text,
 }
-CALIBRATION = 8  # Batches by which a student is cut out of its teacher.
 NAMES = (*CONFIGS, 'digits', 'minilm')
 METHODS = (
   'supervised',
@@ -127,54 +127,22 @@ class First:
     return itertools.islice(iter(self._batches), self._count)
 
 
-class Cut:
-  """Students cut out of the teacher, of the sizes of the config's.
-
-  They have one head, as wide as the heads of the config's student together. The
-  batches by which channels and neurons are chosen are others for each seed.
-  """
-
-  def __init__(
-    self, experiment: builders.Experiment, params: Any, batches: TaskBatches
-  ) -> None:
-    """Cuts nothing yet.
-
-    Args:
-      experiment: the experiment.
-      params: of its teacher.
-      batches: of its training.
-    """
-    self._teacher = experiment.model('teacher'), params
-    self._student = experiment.model('student')
-    self._batches = batches
-
-  def __call__(self, seed: int) -> cxjax.ModelAdapter:
-    """The student of a seed."""
-    begin = seed * CALIBRATION
-    some = itertools.islice(iter(self._batches), begin, begin + CALIBRATION)
-    module, params, _ = cxjax.shrink(
-      self._teacher,
-      depth=self._student.depth,
-      width=self._student.width,
-      heads=1,
-      mlp=self._student.mlp_width,
-      batches=[batch['x'] for batch in some],
-    )
-    return cxjax.from_fn(module.apply, params)
-
-
 def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
   """Returns the setting of an experiment with a config; trains its teacher."""
   config = CONFIGS[name].get_config(f'extracted,{size}')
+  if name.endswith('_shrunk'):
+    config.student.start = 'teacher'
+    # As wide as the heads of the config's student together.
+    config.student.heads = 1
   experiment = builders.open_experiment(config, workdir)
   builders.check(experiment)
   teachers.save_task(experiment)
   teacher = teachers.train_teacher(experiment, workdir)
   model = experiment.model('student')
   batches = TaskBatches(experiment)
-  student: Student = Cut(experiment, teacher.params, batches)
-  if not name.endswith('_shrunk'):
-    student = _fresh(experiment, model)
+  student = _fresh(experiment, model)
+  if name.endswith('_shrunk'):
+    student = _cut(experiment, model, teacher.params)
   methods = {}
   for method in METHODS:
     block = defaults.method_block(experiment.with_method(method).config)
@@ -194,7 +162,8 @@ def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
     config.num_steps,
     methods,
     {
-      'layers': layer_matching.match_layers(teacher.layers, model.layers),
+      'layers': student_starts.pairs(experiment)
+      or layer_matching.match_layers(teacher.layers, model.layers),
       'metrics': _metrics(experiment.task),
     },
   )
@@ -232,6 +201,17 @@ def _fresh(experiment: builders.Experiment, model: Any) -> Student:
   key = builders.key_for(experiment.config, 'student_init')
   fold = lambda seed: jax.random.fold_in(key, seed)
   return lambda seed: cxjax.from_fn(model.apply, init(fold(seed)))
+
+
+def _cut(experiment: builders.Experiment, model: Any, params: Any) -> Student:
+  """Makes the students of an experiment, cut out of its teacher."""
+  key = builders.key_for(experiment.config, 'student_start')
+
+  def student(seed: int) -> cxjax.ModelAdapter:
+    (start,) = student_starts.cut(experiment, params, key, (seed,))
+    return cxjax.from_fn(model.apply, start)
+
+  return student
 
 
 def of_digits(workdir: pathlib.Path) -> Setting:

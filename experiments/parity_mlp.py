@@ -42,7 +42,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.data.eval_size = 4_096  # Number of held-out examples.
 
   c.model = 'mlp'
-  c.student = dict(width=100, depth=1)
+  c.student.update(width=100, depth=1)
   c.teacher.width = 1_000
   c.teacher.depth = 1
 

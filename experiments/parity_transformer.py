@@ -40,7 +40,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.data.eval_size = 1_024  # Number of held-out examples.
 
   c.model = 'decoder'
-  c.student = base.transformer(width=32, heads=4, depth=2)
+  c.student.update(base.transformer(width=32, heads=4, depth=2))
   c.teacher.update(base.transformer(width=128, heads=16, depth=2))
   for block in (c.student, c.teacher):
     # With GPT-2's 0.02, a network of this width seldom leaves its plateau.

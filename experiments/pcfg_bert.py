@@ -40,7 +40,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.data.eval_size = 1_024  # Number of held-out sentences.
 
   c.model = 'encoder'
-  c.student = base.transformer(width=32, heads=4, depth=4)
+  c.student.update(base.transformer(width=32, heads=4, depth=4))
   c.teacher.update(base.transformer(width=128, heads=16, depth=4))
 
   c.num_seeds = 3

@@ -35,7 +35,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.data.eval_size = 1_024
 
   c.model = 'encoder'
-  c.student = base.transformer(width=48, heads=6, depth=4)
+  c.student.update(base.transformer(width=48, heads=6, depth=4))
   c.teacher.update(base.transformer(width=128, heads=8, depth=4))
 
   c.num_seeds = 3

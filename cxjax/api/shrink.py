@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
@@ -27,6 +28,7 @@ MOST_BATCHES = 64
 CHOICES = ('even', 'least_harm')
 # Inputs of a batch that are read; the others are of training.
 INPUTS = ('tokens', 'mask', 'segments', 'position_ids')
+Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def shrink(
@@ -35,10 +37,11 @@ def shrink(
   depth: int | None = None,
   width: int | None = None,
   heads: int | None = None,
+  kv_heads: int | None = None,
   mlp: int | None = None,
   batches: Iterable[Any] | None = None,
   choose: str | Sequence[int] = 'even',
-) -> tuple[slicing.Model, types.Params, tuple[tuple[str, str], ...]]:
+) -> tuple[slicing.Model, types.Params, Pairs]:
   """Cuts a student out of a teacher.
 
   Channels, heads and neurons with the largest activations stay, as in Minitron:
@@ -57,6 +60,8 @@ def shrink(
       keeps as many heads as fill it; a `Decoder` keeps its heads.
     heads: number of query heads. Whole groups of those that share a key and a
       value stay, or else as many of every group as fit.
+    kv_heads: number of key and value heads, each with as many query heads; None
+      for the number that `heads` says.
     mlp: hidden width of the MLPs.
     batches: calibration: `[B, L]` token ids, or dicts with 'tokens' and, where
       the teacher reads them, 'mask', 'segments' and 'position_ids'; or batches
@@ -83,7 +88,7 @@ def shrink(
   have = slicing.sizes(module)
   blocks = _blocks(module, depth, choose)
   depth = depth if blocks is None else len(blocks)
-  want = _sizes(module, depth, width, heads, mlp)
+  want = _sizes(module, depth, width, heads, kv_heads, mlp)
   found = [] if batches is None else _inputs(module, batches)
   fewer = want != dataclasses.replace(have, depth=want.depth)
   errors.require(
@@ -102,18 +107,49 @@ def shrink(
     ratios = activation_sizes.norm_ratios(module, params, found, kept.width)
     params = slicing.rescaled(module, params, ratios, want.width)
   student = slicing.smaller(module, kept)
-  pairs = [(f'block{i}', f'block{at}') for at, i in enumerate(blocks)]
-  return student, slicing.sliced(module, params, kept), tuple(pairs)
+  return student, slicing.sliced(module, params, kept), _pairs(blocks)
 
 
-def _teacher(teacher: Any) -> tuple[slicing.Model, types.Params]:
-  """The module and the variables; raises UserError for others."""
-  errors.require(
-    isinstance(teacher, tuple | list) and len(teacher) == 2,
-    f'teacher is a {type(teacher).__name__}; it must be a pair of a module and '
-    'its variables, as cxjax.huggingface.read returns.',
-  )
-  module, params = teacher
+def outline(
+  module: Any,
+  *,
+  depth: int | None = None,
+  width: int | None = None,
+  heads: int | None = None,
+  kv_heads: int | None = None,
+  mlp: int | None = None,
+) -> tuple[slicing.Model, Pairs]:
+  """The student and the pairs of layers of `shrink`, without its variables.
+
+  Args:
+    module: the teacher.
+    depth: as of `shrink`; the blocks are chosen evenly.
+    width: as of `shrink`.
+    heads: as of `shrink`.
+    kv_heads: as of `shrink`.
+    mlp: as of `shrink`.
+
+  Returns:
+    The student and the pairs.
+
+  Raises:
+    UserError: sizes that `shrink` refuses.
+  """
+  _require_known(module)
+  blocks = _blocks(module, depth, 'even')
+  assert blocks is not None
+  want = _sizes(module, depth, width, heads, kv_heads, mlp)
+  kept = slicing.first(blocks, want)
+  return slicing.smaller(module, kept), _pairs(blocks)
+
+
+def _pairs(blocks: Sequence[int]) -> Pairs:
+  """Names of blocks of the teacher, and of the student's that they become."""
+  return tuple((f'block{i}', f'block{at}') for at, i in enumerate(blocks))
+
+
+def _require_known(module: Any) -> None:
+  """Raises UserError for a module that has other parts."""
   kinds = (transformer.Transformer, decoder.Decoder)
   errors.require(
     isinstance(module, kinds),
@@ -125,6 +161,17 @@ def _teacher(teacher: Any) -> tuple[slicing.Model, types.Params]:
       else '. Make a smaller one, and train it from its own start.'
     ),
   )
+
+
+def _teacher(teacher: Any) -> tuple[slicing.Model, types.Params]:
+  """The module and the variables; raises UserError for others."""
+  errors.require(
+    isinstance(teacher, tuple | list) and len(teacher) == 2,
+    f'teacher is a {type(teacher).__name__}; it must be a pair of a module and '
+    'its variables, as cxjax.huggingface.read returns.',
+  )
+  module, params = teacher
+  _require_known(module)
   errors.require(
     isinstance(params, Mapping) and 'params' in params,
     f'The variables of the teacher are a {type(params).__name__}; they must be '
@@ -197,6 +244,7 @@ def _sizes(
   depth: int | None,
   width: int | None,
   heads: int | None,
+  kv_heads: int | None,
   mlp: int | None,
 ) -> slicing.Sizes:
   """The sizes of the student, all resolved."""
@@ -221,19 +269,34 @@ def _sizes(
       f'heads={count} of {size} are {count * size} wide and width={width}: '
       f'give width={count * size}, or heads={fill}.',
     )
+    errors.require(
+      kv_heads in (None, fill),
+      f'kv_heads={kv_heads}: each of the {fill} heads has a key and a value of '
+      'its own. Leave kv_heads out.',
+    )
     return slicing.Sizes(depth, width, fill, fill, mlp, size)
   count = pick('heads', heads, have.heads)
-  groups = _groups(count, have)
+  groups = _groups(count, kv_heads, have)
   return slicing.Sizes(depth, width, count, groups, mlp, size)
 
 
-def _groups(heads: int, have: slicing.Sizes) -> int:
+def _groups(heads: int, kv_heads: int | None, have: slicing.Sizes) -> int:
   """Number of key and value heads that serve some query heads.
 
   Raises:
-    UserError: no number of groups has as many heads in each.
+    UserError: no number of groups has as many heads in each, or that which is
+      asked for has not.
   """
   most = have.heads // have.kv_heads
+  if kv_heads is not None:
+    groups = _size('kv_heads', kv_heads, have.kv_heads)
+    errors.require(
+      heads % groups == 0 and heads // groups <= most,
+      f'heads={heads} and kv_heads={groups} do not fit the teacher, whose '
+      f'{have.heads} heads are {have.kv_heads} groups of {most}: give kv_heads '
+      f'that divide heads, with at most {most} heads for each.',
+    )
+    return groups
   fits = {
     groups * each: groups
     for each in range(1, most + 1)

@@ -3,6 +3,7 @@
 With `experiment.py` the only module that reads a whole config.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from cxjax.configs import identity
 from cxjax.configs import layouts
 from cxjax.configs import pretrained as pretrained_lib
 from cxjax.configs import ranges
+from cxjax.configs import student_starts
 from cxjax.methods import curricula
 from cxjax.methods import losses
 from cxjax.methods import registry
@@ -52,6 +54,7 @@ PURPOSES = (
   'student_init',
   'student_data',
   'student_stage',
+  'student_start',
 )
 
 
@@ -101,6 +104,8 @@ class Experiment:
     """The model of 'teacher' or 'student'."""
     if role == 'teacher' and self.pretrained is not None:
       return self.pretrained.model(self.task)
+    if role == 'student' and student_starts.is_cut(self.config):
+      return student_starts.outline(self)[0]
     return make_model(self.config, role, self.task)
 
   def place(self, tree: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -278,12 +283,21 @@ def student_spec(
     stages=stages,
     optimizer=optimizer,
     teacher=teacher,
+    start=start(experiment, teacher),
     teacher_metrics=metrics_lib.resolve(
       metrics_lib.TEACHER_METRICS if needed else ()
     ),
     lookahead=config.lookahead,
     trainable=config.trainable,
   )
+
+
+def start(
+  experiment: Experiment, teacher: teacher_lib.Teacher | None
+) -> Callable[[], tuple[types.Params, ...]] | None:
+  """Makes students that are cut out of their teacher; None for random ones."""
+  key = key_for(experiment.config, 'student_start')
+  return student_starts.function(experiment, teacher, key)
 
 
 def _stages(
@@ -300,6 +314,7 @@ def _stages(
     student_layers=experiment.model('student').layers,
     checkpoints=() if teacher is None else teacher.checkpoints,
     output={'loss': loss, 'alpha': config.alpha, 'top_k': config.top_k},
+    pairs=student_starts.pairs(experiment),
   )
   return registry.build(config.method, defaults.method_block(config), context)
 

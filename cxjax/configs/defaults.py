@@ -20,7 +20,7 @@ Config: TypeAlias = ml_collections.ConfigDict
 def get_config(method: str) -> Config:
   """Returns the fields that mean the same for every task and model.
 
-  An experiment adds `task`, `data`, `model`, `student` and the sizes of
+  An experiment adds `task`, `data`, `model` and the sizes of `student` and
   `teacher`, and overrides other values.
 
   Args:
@@ -70,6 +70,10 @@ def method_block(config: Config) -> Config:
 
 def _set_students(c: Config) -> None:
   """Adds how the students are trained, logged and saved."""
+  c.student = ml_collections.ConfigDict()
+  # teacher: parts of the teacher, by `cxjax.shrink`; the block says the sizes.
+  c.student.start = 'random'  # random, teacher
+  c.student.calibration = 8  # Batches that say what stays, others by seed.
   c.num_seeds = 8  # Students trained at once.
   c.batch_size = 32  # Examples of one student's step.
   c.microbatches = 1  # Parts of a batch, one after the other, to save memory.

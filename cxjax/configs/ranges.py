@@ -20,6 +20,7 @@ import ml_collections
 from cxjax import arguments
 from cxjax import errors
 from cxjax import folders
+from cxjax.api import shrink
 from cxjax.configs import defaults
 from cxjax.methods import curricula
 from cxjax.methods import registry
@@ -78,6 +79,7 @@ RANGES = {
   'joint.weight': POSITIVE,
   'fade': FRACTION,
   'cache.batches': COUNT_OR_0,
+  'calibration': arguments.Range(1, shrink.MOST_BATCHES, whole=True),
   'width': COUNT,
   'depth': FEW,
   'heads': FEW,
@@ -114,6 +116,7 @@ FREE = frozenset(
 
 
 CHOICES = {
+  'student.start': ('random', 'teacher'),
   'progressive.rule': registry.RULES,
   **{f'{name}.ending': curricula.ENDINGS for name in registry.having('ending')},
 }
@@ -143,8 +146,11 @@ def check(config: Mapping[str, Any]) -> None:
   """
   known = defaults.get_config('extracted').to_dict()
   known.update(task='', model='', data={})
+  fields = known.pop('student')
   if 'student' in config:  # A teacher is trained without.
-    known['student'] = {}
+    # A block for a model of one's own may lack them.
+    given = config['student']
+    known['student'] = {k: v for k, v in fields.items() if k in given}
   _check_fields(config, known, '')
   try:
     check_values(config)

@@ -111,6 +111,13 @@ def stored_spec(
   if checked:
     found = _found_teacher(experiment, workdir) or teacher
     target_cache.check(cache, dataclasses.replace(spec, teacher=found))
+    errors.require(
+      spec.start is None or found.available,
+      'student.start=teacher cuts the students out of the teacher, and there '
+      f'is none in {teachers.teacher_folder(config, workdir)}. Copy it there, '
+      'or give its folder as teacher.folder.',
+    )
+    spec = dataclasses.replace(spec, start=builders.start(experiment, found))
   loader = functools.partial(target_cache.CachedTargetLoader, cache, spec)
   host = dataclasses.replace(spec.host, loader=loader)
   return dataclasses.replace(spec, host=host)

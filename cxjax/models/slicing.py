@@ -78,16 +78,21 @@ class Kept:
   mlp: tuple[np.ndarray, ...]
 
 
-def everything(model: Model, blocks: Sequence[int]) -> Kept:
-  """All of some blocks."""
-  found, count = sizes(model), len(blocks)
+def first(blocks: Sequence[int], want: Sizes) -> Kept:
+  """The first parts of some blocks, as many as a smaller model has."""
+  count = len(blocks)
   return Kept(
     tuple(blocks),
-    np.arange(found.width),
-    (np.arange(found.heads),) * count,
-    (np.arange(found.kv_heads),) * count,
-    (np.arange(found.mlp),) * count,
+    np.arange(want.width),
+    (np.arange(want.heads),) * count,
+    (np.arange(want.kv_heads),) * count,
+    (np.arange(want.mlp),) * count,
   )
+
+
+def everything(model: Model, blocks: Sequence[int]) -> Kept:
+  """All of some blocks."""
+  return first(blocks, sizes(model))
 
 
 def largest(scores: np.ndarray, count: int) -> np.ndarray:
