@@ -16,6 +16,7 @@ from cxjax.api.compare import compare
 from cxjax.api.comparison import Comparison
 from cxjax.api.comparison import Contender
 from cxjax.api.distill import distill
+from cxjax.api.distilled import Distilled
 from cxjax.api.patterns import every
 from cxjax.api.plan import Plan
 from cxjax.api.plan import plan
@@ -92,6 +93,7 @@ __all__ = [
   'Contender',
   'Curriculum',
   'Decoder',
+  'Distilled',
   'MLP',
   'Metric',
   'ModelAdapter',

@@ -86,7 +86,7 @@ API = {
   ),
   'distill': Case(
     cxjax.distill,
-    dict(plan=PLAN, batches=[X], log_every=2),
+    dict(plan=PLAN, batches=[X], held_out=X, log_every=2),
     texts='workdir',  # A folder of any name.
     own='on_record',
     some=1,

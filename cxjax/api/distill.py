@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 import tempfile
@@ -25,9 +24,10 @@ from cxjax import arguments
 from cxjax import checks
 from cxjax import errors
 from cxjax import settings
-from cxjax import types
+from cxjax.api import distilled
 from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
+from cxjax.api import loop as loop_lib
 from cxjax.api import padding
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
@@ -41,7 +41,6 @@ from cxjax.data import user_loader
 from cxjax.methods import flops as flops_lib
 from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
-from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import failures
 from cxjax.training import fitting
 from cxjax.training import memory
@@ -50,9 +49,6 @@ from cxjax.training import optimizers
 from cxjax.training import run_spec
 from cxjax.training import teacher as teacher_lib
 from cxjax.training import trainer
-
-# Bytes of the batches that lie on the devices at once.
-AHEAD = 64e6
 
 
 @settings.own()
@@ -76,10 +72,11 @@ def distill(
   trainable: trainable_lib.Trainable = '',
   on_record: trainer.OnRecord | None = None,
   keep_best: str = '',
+  patience: int | None = None,
   diverged: str = 'error',
   fit_on: Any = None,
   gradient_cosine: bool = False,
-) -> tuple[Any, list[types.Record]]:
+) -> distilled.Distilled:
   """Trains the student, or several at once, as planned.
 
   Args:
@@ -134,6 +131,9 @@ def distill(
       come back as they are then; any other exception ends the call.
     keep_best: name of a metric; the students come back as they were when its
       mean was best, instead of as they ended.
+    patience: number of evaluations in a row, of the last stage, after which the
+      run ends if no student improved in them: by `keep_best`, or else by the
+      first of the metrics. It needs `held_out` or `keep_best`.
     diverged: what to do when the loss of a student is not finite although its
       batch and its targets are: 'error' ends the run; 'keep' warns and goes on,
       and the student's parameters come back as NaN.
@@ -143,27 +143,25 @@ def distill(
       of their gradient and of that of the last stage, on held-out examples.
 
   Returns:
-    The parameters in the form that the student came in (of several, a list),
-    and the history: records of 'step', 'stage', 'loss' and, where it was
-    evaluated, 'eval/...', a list with a number for each student. With several
-    terms 'loss/TERM' is the loss of each before its weight.
+    A pair to unpack, `params, history`, whose `best_step` says as of which step
+    the students are with `keep_best`. The parameters have the form that the
+    student came in (of several, a list). The history are records of 'step',
+    'stage', 'loss' and, where it was evaluated, 'eval/...', a list with a
+    number for each student. With several terms 'loss/TERM' is the loss of each
+    before its weight.
 
   Raises:
     UserError: batches of other shapes than the example's, a loader that raises,
       a loss that is not finite, or a workdir of another run.
     Stopped: the process was asked to stop; with a workdir the run is saved.
   """
-  _check(plan, on_record, workdir)
+  _check(plan, on_record, workdir, metrics)
   trainable = trainable_lib.resolved(trainable, plan.student)
-  errors.require(
-    metrics is None
-    or isinstance(metrics, Mapping | tuple | list)
-    or (isinstance(metrics, str) and metrics != ''),
-    f"metrics={metrics!r} must be names, as ('accuracy',), or a dict of "
-    'functions by name.',
+  lengths = loop_lib.lengths(
+    log_every=log_every, save_every=save_every, eval_every=eval_every
   )
-  names = 'log_every', 'save_every', 'eval_every'
-  lengths = tuple(map(_steps, names, (log_every, save_every, eval_every)))
+  keep_best = arguments.text('keep_best', keep_best, "'accuracy'")
+  patience = loop_lib.patience_of(patience, held_out, keep_best)
   seed = _seeds(seed, plan)
   learning_rate = optimizers.peaks(learning_rate, _count(plan))
   errors.lookup('diverged', diverged, dict.fromkeys(('error', 'keep')))
@@ -180,7 +178,9 @@ def distill(
   with user_loader.UserLoader(batches) as user:
     evaluation = _evaluation(plan, batches, user, held_out, metrics)
     loop = dataclasses.replace(
-      _loop(plan, workdir, lengths, keep_best),
+      loop_lib.of_plan(
+        plan, workdir, **lengths, keep_best=keep_best, patience=patience
+      ),
       keep_diverged=diverged == 'keep',
       gradient_cosine=arguments.flag('gradient_cosine', gradient_cosine),
     )
@@ -259,30 +259,17 @@ def _train(
   folder: pathlib.Path,
   title: str,
   on_record: trainer.OnRecord | None,
-) -> tuple[Any, list[types.Record]]:
+) -> distilled.Distilled:
   """Trains, and gives the parameters the form in which they came."""
   result = trainer.fit(spec, folder, title, on_record)
-  params = result.params
-  if result.best is not None:
-    shapes = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=leaf.sharding
-      ),
-      params,
-    )
-    found = checkpoints_lib.restore(folder, result.best, {'params': shapes})
-    params = found['params']
-  students = [
-    plan.student.wrap(jax.tree.map(lambda leaf, i=i: leaf[i], params))
-    for i in range(spec.num_seeds)
-  ]
-  return students if plan.student.several else students[0], result.records
+  return distilled.finish(plan, spec, folder, result)
 
 
 def _check(
   plan: Any,
   on_record: Any,
   workdir: Any,
+  metrics: Any,
 ) -> None:
   """Raises UserError for arguments of other kinds."""
   errors.require(
@@ -297,10 +284,13 @@ def _check(
     or (isinstance(workdir, str | os.PathLike) and bool(workdir)),
     f'workdir={workdir!r} must be a folder, or None to keep nothing.',
   )
-
-
-def _steps(name: str, steps: Any) -> int | None:
-  return None if steps is None else arguments.whole(name, steps, 1)
+  errors.require(
+    metrics is None
+    or isinstance(metrics, Mapping | tuple | list)
+    or (isinstance(metrics, str) and metrics != ''),
+    f"metrics={metrics!r} must be names, as ('accuracy',), or a dict of "
+    'functions by name.',
+  )
 
 
 def _seeds(seed: Any, plan: plan_lib.Plan) -> int | tuple[int, ...]:
@@ -318,33 +308,6 @@ def _listed(seed: int | tuple[int, ...]) -> tuple[int, ...]:
 def _count(plan: plan_lib.Plan) -> int:
   """Number of students."""
   return len(plan.student.params) if plan.student.several else 1
-
-
-def _loop(
-  plan: plan_lib.Plan,
-  workdir: Any,
-  lengths: tuple[int | None, ...],
-  keep_best: str,
-) -> run_spec.Loop:
-  log_every, save_every, eval_every = lengths
-  num_steps = sum(stage.steps for stage in plan.stages)
-  tenth = max(num_steps // 10, 1)
-  if log_every is None:
-    size = sum(
-      math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(plan.batch)
-    )
-    log_every = int(min(100, tenth, max(AHEAD // size, 1)))
-    log_every = min(log_every, eval_every or log_every)
-  log_every = min(log_every, num_steps)  # So many batches are held at once.
-  multiple = lambda steps: max(steps // log_every, 1) * log_every
-  keep_best = arguments.text('keep_best', keep_best, "'accuracy'")
-  return run_spec.Loop(
-    log_every=log_every,
-    eval_every=multiple(eval_every or tenth),
-    save_every=multiple(save_every or (tenth if workdir else num_steps)),
-    keep_best=keep_best,
-    saves=workdir is not None or keep_best != '',
-  )
 
 
 def _spec(

@@ -71,14 +71,19 @@ def describe(
       getattr(spec.trainable, 'paths', spec.trainable)
     ),
     'keep_best': spec.loop.keep_best,
-    # The best is one of those that were evaluated.
-    'eval_every': spec.loop.eval_every if spec.loop.keep_best else None,
+    # What is evaluated decides which is the best, and when the run ends.
+    'eval_every': (
+      spec.loop.eval_every
+      if spec.loop.keep_best or spec.loop.patience
+      else None
+    ),
     'log_every': spec.loop.log_every,
     'microbatches': spec.microbatches,
     'mesh': dict(spec.layout.mesh.shape),
     'dtype': plan.dtype,
     **_mask(plan),
     **_fit_on(spec),
+    **({'patience': spec.loop.patience} if spec.loop.patience else {}),
     **({'gradient_cosine': True} if spec.loop.gradient_cosine else {}),
   }
 

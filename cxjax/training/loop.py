@@ -22,6 +22,9 @@ class Loop:
     stop_at: score that, once all seeds have it, ends the last stage; None is
       never.
     overrun: share of the steps so far to go on after that.
+    patience: evaluations in a row of the last stage without an improvement of
+      `keep_best`, or else of the primary metric, after which the run ends; 0
+      never ends it.
     keep_diverged: go on with students whose loss is not finite, as they are.
     saves: whether the schedule saves checkpoints at all.
     gradient_cosine: report the cosine of the gradients of a hidden stage and of
@@ -37,6 +40,7 @@ class Loop:
   keep_best: str = ''
   stop_at: float | None = None
   overrun: float = 0.0
+  patience: int = 0
   keep_diverged: bool = False
   saves: bool = True
   gradient_cosine: bool = False

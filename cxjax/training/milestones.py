@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import logging
 
+from cxjax.training import patience as patience_lib
 from cxjax.training import run_spec
 
 Metrics = dict[str, list[float]]
@@ -25,6 +26,10 @@ class Milestones:
     self._metric = spec.primary_metric
     self._best_score: float | None = None
     self._best_kept: float | None = None  # The mean over the seeds.
+    self._decides = spec.loop.keep_best or spec.primary
+    self._patience = patience_lib.Patience(
+      spec.metrics[self._decides], spec.loop.patience
+    )
     self.end = spec.ends[-1]
     # A threshold that no score reaches decides nothing.
     possible = self._metric.is_possible
@@ -44,12 +49,15 @@ class Milestones:
       'end': self.end,
       'best_score': self._best_score,
       'best_kept': self._best_kept,
+      **self._patience.state(),
     }
 
   def restore(self, record: dict[str, Any]) -> None:
     """Goes on with a state."""
     self.end = record['end']
-    if self._stop_at is None and self.end < self._spec.ends[-1]:
+    self._patience.restore(record)
+    by_metrics = self._stop_at is not None or self._patience.exhausted
+    if not by_metrics and self.end < self._spec.ends[-1]:
       logging.warning(
         'The run was ended at step %d of %d, by its on_record, and stays so. '
         'Choose another workdir to train it to its end.',
@@ -81,6 +89,8 @@ class Milestones:
     loop = self._loop
     if loop.keep_best or not all(map(self._was_reached, self._save_at)):
       return True
+    if final and self._patience.may_end:
+      return True
     if self._stop_at is None or not (final and self._undecided):
       return False
     return self._end_after(step) <= step + loop.log_every
@@ -107,7 +117,23 @@ class Milestones:
     may_end = final and self._undecided
     if may_end and stop_at is not None and self._metric.reaches(score, stop_at):
       self.end = self._end_after(step)
+    if final:  # Stages before it do not train what the metric is of.
+      self._wait(metrics[self._decides], step)
     return crossed
+
+  def _wait(self, values: list[float], step: int) -> None:
+    """Ends the run if its patience is exhausted."""
+    if not self._loop.patience:
+      return
+    self._patience.observe(values)
+    if self._patience.exhausted and step < self.end:
+      self.stop(step)
+      logging.info(
+        'Step %d is the last: %r did not improve in %d evaluations.',
+        step,
+        self._decides,
+        self._loop.patience,
+      )
 
   def is_best(self, metrics: Metrics) -> bool:
     """True if the mean of `keep_best` over the seeds is the best so far."""

@@ -20,6 +20,7 @@ ELSEWHERE = ('from_equinox', 'from_haiku', 'from_keras')
 RETURNED = (
   'Comparison',
   'Contender',
+  'Distilled',
   'Plan',
   'StagePlan',
   'State',

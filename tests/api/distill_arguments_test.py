@@ -20,6 +20,10 @@ from tests.api.distilled import distill
 
 pytestmark = pytest.mark.slow
 
+HIDDEN = cxjax.plan(
+  BIG, SMALL, X, stages=(cxjax.Stage('low', 20, (cxjax.Term('low', 'low'),)),)
+)
+
 
 class ArgumentsTest(FolderTest):
   @parameterized.parameters(
@@ -40,6 +44,17 @@ class ArgumentsTest(FolderTest):
     ({'data': [X[:, :4]]}, r'the first batch has shape \[8, 4\]'),
     ({'microbatches': 3}, 'microbatches=3 must divide'),
     ({'microbatches': 1.5}, 'microbatches=1.5 must be a whole'),
+    ({'patience': 0}, 'patience=0 must be a whole number'),
+    ({'patience': 1.5}, 'patience=1.5 must be a whole number'),
+    ({'patience': 3}, 'patience=3 needs held_out'),
+    (
+      {'patience': 9, 'held_out': X},
+      "patience=9 .*'output', has 10 evaluations, one every 2.*at most 8",
+    ),
+    (
+      {'patience': 3, 'held_out': X, 'plan': HIDDEN},
+      "metrics of the output, which the last stage, 'low', does not train",
+    ),
     ({'on_record': 3}, 'on_record=3 must be a function'),
     ({'workdir': 3}, 'workdir=3 must be a folder'),
     ({'workdir': ''}, "workdir='' must be a folder"),

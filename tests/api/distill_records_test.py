@@ -120,12 +120,17 @@ class KeepBestTest(FolderTest):
     }
     best = min(scores, key=scores.get)
     self.assertEqual(best, 10)
+    self.assertEqual(self.best.best_step, 10)
+    said = 'Distilled(params, 10 records to step 20, best_step=10)'
+    self.assertEqual((repr(self.best), f'{self.best}'), (said, said))
     self.assertLess(scores[10], 0.9 * scores[20])
     record = next(r for r in history if r['step'] == best)
     np.testing.assert_allclose(
       self.losses_of(students), record['eval/loss'], rtol=1e-4
     )
-    last, same = self.train()
+    ended = self.train()
+    self.assertIsNone(ended.best_step)
+    last, same = ended
     self.assertEqual(same, history)  # What is kept changes nothing else.
     np.testing.assert_allclose(
       self.losses_of(last), history[-1]['eval/loss'], rtol=1e-4
@@ -141,6 +146,52 @@ class KeepBestTest(FolderTest):
       students, same = self.train(keep_best='loss', workdir=workdir)
       chex.assert_trees_all_equal(students, want)
       self.assertEqual(same, history)
+
+  def test_patience_ends_the_run_and_the_best_come_back(self):
+    students, history = self.best
+    found = self.train(keep_best='loss', patience=2)
+    self.assertEqual(found.best_step, 10)
+    self.assertEqual(found.history, history[:7])  # Two evaluations later.
+    chex.assert_trees_all_equal(found.params, students)
+
+  def test_patience_alone_returns_the_students_as_they_end(self):
+    """By the first metric, here the agreement with the teacher."""
+    _, history = self.best
+    scores = [record['eval/agreement'] for record in history]
+    end = next(
+      i
+      for i in range(2, len(scores))
+      if not any(
+        max(now[seed] for now in scores[i - 1 : i + 1])
+        > max(then[seed] for then in scores[: i - 1])
+        for seed in range(2)
+      )
+    )
+    params, same = found = self.train(patience=2)
+    self.assertEqual(same, history[: end + 1])
+    self.assertLess(len(same), len(history))
+    self.assertIsNone(found.best_step)
+    np.testing.assert_allclose(
+      self.losses_of(params), history[end]['eval/loss'], rtol=1e-4
+    )
+
+  def test_patience_counts_on_after_an_interruption(self):
+    want, history = self.best
+    train = functools.partial(
+      self.train, workdir=self.folder(), keep_best='loss', patience=2
+    )
+    with self.assertRaises(Ended):
+      train(on_record=end_after(6))  # After one evaluation that counts.
+    with self.assertNoLogs(level='WARNING'):
+      for _ in range(2):  # Resumed, and finished before.
+        found = train()
+        self.assertEqual(found.history, history[:7])
+        chex.assert_trees_all_equal(found.params, want)
+        self.assertEqual(found.best_step, 10)
+    with self.assertRaisesRegex(
+      errors.UserError, r'patience \(2 there, 3 here'
+    ):
+      train(patience=3)
 
   def test_more_may_be_better(self):
     """The metric is one's own, and its greatest value is the best."""

@@ -149,6 +149,43 @@ class BestTest(parameterized.TestCase):
     self.assertFalse(make().is_best(values(1.0)))
 
 
+class PatienceTest(parameterized.TestCase):
+  def test_ends_at_the_last_evaluation_without_improvement(self):
+    run = make(patience=2)
+    with self.assertLogs(level='INFO') as log:
+      for step, score in ((40, 0.5), (60, 0.6), (80, 0.6), (90, 0.5)):
+        self.assertEqual(run.end, 100)
+        run.observe(values(score), step, final=True)
+    self.assertEqual(run.end, 90)
+    self.assertTrue(run.is_saved(90))
+    self.assertIn("Step 90 is the last: 'accuracy' did not", log.output[0])
+
+  def test_not_in_stages_before_the_last(self):
+    """They do not count, and what they reached need not be reached again."""
+    run = make(patience=1)
+    for step in (10, 20, 30):
+      run.observe(values(0.5), step, final=False)
+    for step, score in ((40, 0.3), (60, 0.4)):
+      run.observe(values(score), step, final=True)
+    self.assertEqual(run.end, 100)
+
+  def test_by_keep_best(self):
+    run = make('accuracy', keep_best='loss', patience=1)
+    for step, both in ((40, (0.5, 0.5)), (60, (0.4, 0.4)), (80, (0.6, 0.4))):
+      self.assertEqual(run.end, 100)
+      scores = {'accuracy': [both[0]], 'loss': [both[1]]}
+      run.observe(scores, step, final=True)
+    self.assertEqual(run.end, 80)
+
+  def test_resumes_at_its_end_without_a_warning(self):
+    run, again = make(patience=1), make(patience=1)
+    for step in (40, 60):
+      run.observe(values(0.5), step, final=True)
+    with self.assertNoLogs(level='WARNING'):
+      again.restore(json.loads(json.dumps(run.state())))
+    self.assertEqual(again.end, 60)
+
+
 class DependOnTest(parameterized.TestCase):
   """Whether the loop has to wait for the metrics of a step."""
 
@@ -157,6 +194,9 @@ class DependOnTest(parameterized.TestCase):
     (dict(keep_best='loss'), True, True),
     (dict(keep_best='loss'), False, True),
     (dict(save_at=(0.5,)), False, True),
+    (dict(patience=1), True, True),
+    (dict(patience=1), False, False),
+    (dict(patience=2), True, False),  # It takes two evaluations.
     # 40 may be the last step, or 50, which is dispatched next.
     (dict(stop_at=0.9), True, True),
     (dict(stop_at=0.9, overrun=0.25), True, True),

@@ -1,0 +1,125 @@
+"""When a run of `distill` logs, evaluates, saves and ends."""
+
+import math
+from typing import Any
+
+import jax
+
+from cxjax import arguments
+from cxjax import errors
+from cxjax.api import plan as plan_lib
+from cxjax.methods import stage as stage_lib
+from cxjax.training import run_spec
+
+# Bytes of the batches that lie on the devices at once.
+AHEAD = 64e6
+
+
+def lengths(**steps: Any) -> dict[str, int | None]:
+  """Checks numbers of steps by name; None chooses."""
+  return {
+    name: None if value is None else arguments.whole(name, value, 1)
+    for name, value in steps.items()
+  }
+
+
+def of_plan(
+  plan: plan_lib.Plan,
+  workdir: Any,
+  log_every: int | None,
+  save_every: int | None,
+  eval_every: int | None,
+  keep_best: str,
+  patience: int | None,
+) -> run_spec.Loop:
+  """Decides when a run logs, evaluates, saves and ends.
+
+  Args:
+    plan: what is trained.
+    workdir: where checkpoints are kept, or None.
+    log_every: steps to a record; None chooses.
+    save_every: steps between checkpoints; None chooses.
+    eval_every: steps between evaluations; None chooses.
+    keep_best: name of a metric, or ''.
+    patience: evaluations without improvement that end the run, or None.
+
+  Returns:
+    The loop.
+
+  Raises:
+    UserError: a patience that no run of this plan can exhaust.
+  """
+  num_steps = sum(stage.steps for stage in plan.stages)
+  tenth = max(num_steps // 10, 1)
+  if log_every is None:
+    size = sum(
+      math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(plan.batch)
+    )
+    log_every = int(min(100, tenth, max(AHEAD // size, 1)))
+    log_every = min(log_every, eval_every or log_every)
+  log_every = min(log_every, num_steps)  # So many batches are held at once.
+  multiple = lambda steps: max(steps // log_every, 1) * log_every
+  loop = run_spec.Loop(
+    log_every=log_every,
+    eval_every=multiple(eval_every or tenth),
+    save_every=multiple(save_every or (tenth if workdir else num_steps)),
+    keep_best=keep_best,
+    patience=patience or 0,
+    saves=workdir is not None or keep_best != '',
+  )
+  if patience is not None:
+    _check_patience(plan, loop)
+  return loop
+
+
+def patience_of(patience: Any, held_out: Any, keep_best: str) -> int | None:
+  """Checks `patience`, and that there is something to decide by.
+
+  Args:
+    patience: as the user gives it; None is no early stopping.
+    held_out: what students are evaluated on, or None.
+    keep_best: name of a metric, or ''.
+
+  Returns:
+    The number of evaluations, or None.
+
+  Raises:
+    UserError: no such number, or nothing to decide by.
+  """
+  if patience is None:
+    return None
+  patience = arguments.whole('patience', patience, 1)
+  errors.require(
+    held_out is not None or keep_best != '',
+    f'patience={patience} needs held_out, examples that the students are not '
+    'trained on. Without them the evaluation is of the first batch: give '
+    "held_out, or keep_best='loss' to decide by that batch.",
+  )
+  return patience
+
+
+def _check_patience(plan: plan_lib.Plan, loop: run_spec.Loop) -> None:
+  """Raises UserError for a patience that would end nothing, or too early."""
+  last, patience, every = plan.stages[-1], loop.patience, loop.eval_every
+  errors.require(
+    any(_is_output(term) for term in last.terms),
+    f'patience={patience} waits for metrics of the output, which the last '
+    f'stage, {last.name!r}, does not train. Leave patience out, or add a stage '
+    'that trains the output, as cxjax.Stage(name, steps, (cxjax.Term(),)).',
+  )
+  end = sum(stage.steps for stage in plan.stages)
+  begin = end - last.steps
+  number = end // every - begin // every + (end % every > 0)
+  most = number - 2  # The first is to be improved on; the last is the end.
+  errors.require(
+    patience <= most,
+    f'patience={patience} can never end this run early: its last stage, '
+    f'{last.name!r}, has {number} evaluations, one every {every} steps. Give '
+    f'{f"at most {most}, or " if most > 0 else ""}a smaller eval_every.',
+  )
+
+
+def _is_output(term: stage_lib.Term) -> bool:
+  return term.student == stage_lib.LOGITS or term.student.startswith(
+    stage_lib.OUTPUT
+  )
