@@ -19,6 +19,7 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import train_step
 from cxjax.models import master_weights
+from cxjax.models import modes
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import evaluation
 from cxjax.training import loop as loop_lib
@@ -304,15 +305,11 @@ class RunSpec:
 
   @functools.cached_property
   def _planned(self) -> list[stage_plan.StagePlan]:
-    batch, models = self._shapes
+    batch, models, training = self._traced
     self._check_metrics()
     return [
       stage_plan.plan_stage(
-        stage,
-        batch,
-        *models,
-        trainable=self.trainable,
-        training=self.training,
+        stage, batch, *models, trainable=self.trainable, training=training
       )
       for stage in self.stages
     ]
@@ -321,7 +318,7 @@ class RunSpec:
     self, flops: Callable[..., float] = flops_lib.compiled
   ) -> list[stage_plan.StagePlan]:
     """The stages with their shapes and their costs, by default as compiled."""
-    batch, models = self._shapes
+    batch, models, training = self._traced
     costed: dict[stage_lib.Stage, stage_plan.StagePlan] = {}
     plans = self.plan()
     for planned in plans:
@@ -333,7 +330,7 @@ class RunSpec:
           *models,
           flops=flops,
           stored=self.stored_targets,
-          training=self.training,
+          training=training,
         )
     return [
       dataclasses.replace(costed[one.stage.objective], stage=one.stage)
@@ -352,6 +349,16 @@ class RunSpec:
     )
     if 'y' in self.held_out:
       jax.eval_shape(one, self.student_shapes, self.held_out)
+
+  @functools.cached_property
+  def _traced(self) -> tuple[types.Batch, tuple[Any, ...], Any]:
+    """A batch and the models as of `_shapes`, and the student in training mode.
+
+    All stages share one trace of each function.
+    """
+    batch, models = self._shapes
+    once = lambda value: modes.traced_once(value) if callable(value) else value
+    return batch, tuple(map(once, models)), once(self.training)
 
   @functools.cached_property
   def _shapes(self) -> tuple[types.Batch, tuple[Any, ...]]:

@@ -176,6 +176,19 @@ class PlanTest(parameterized.TestCase):
     self.assertNotEqual(early.student_flops, joint.student_flops)
     self.assertEqual((early.stage.name, late.stage.name), ('early', 'late'))
 
+  @parameterized.parameters(1, 3)
+  def test_stages_share_the_trace_of_the_student(self, count):
+    calls = []
+
+    def apply(params, x):
+      calls.append(x)
+      return runs.STUDENT.apply(params, x)
+
+    student = types.SimpleNamespace(init=runs.STUDENT.init, apply=apply)
+    spec = runs.spec(runs.STAGES[:count], student=student)
+    spec.costed_plan(flops.counted)
+    self.assertLen(calls, 2)  # The other is of the held-out set.
+
   @pytest.mark.slow
   def test_stored_targets_cost_nothing(self):
     spec = runs.spec(teacher=runs.teacher(available=False))
