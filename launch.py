@@ -18,8 +18,9 @@ Experiments, one file each in experiments/: parity_mlp, parity_transformer,
 pcfg_bert, text_bert, causal_text, wikipedia_bert.
 
 Methods: supervised, one_shot, one_shot_labels, progressive, extracted,
-extracted_labels, extracted_centered, extracted_pca, extracted_pca_rotated,
-extracted_directions, fitnets, late_to_early, joint, joint_fading, custom.
+extracted_labels, extracted_centered, extracted_centered_labels, extracted_pca,
+extracted_pca_rotated, extracted_directions, fitnets, late_to_early, joint,
+joint_fading, custom.
 docs/concepts.md explains them.
 
 Sizes: cpu (the default), paper, tiny; causal_text also has llama_1b. Text has

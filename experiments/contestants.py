@@ -50,6 +50,7 @@ METHODS = (
   'extracted',
   'extracted_labels',
   'extracted_centered',
+  'extracted_centered_labels',
   'extracted_pca',
   'extracted_pca_rotated',
   'extracted_directions',
@@ -59,7 +60,12 @@ METHODS = (
   'joint_fading',
 )
 Student: TypeAlias = Callable[[int], cxjax.ModelAdapter]
-LABELED = ('supervised', 'one_shot_labels', 'extracted_labels')
+LABELED = (
+  'supervised',
+  'one_shot_labels',
+  'extracted_labels',
+  'extracted_centered_labels',
+)
 # Without checkpoints of the teacher.
 OTHERS = tuple(name for name in METHODS if name != 'progressive')
 

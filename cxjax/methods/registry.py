@@ -239,6 +239,11 @@ METHODS = {
   'extracted_centered': Method(
     _build_extracted, {'projection': 'centered'}, like='extracted'
   ),
+  'extracted_centered_labels': Method(
+    _build_extracted,
+    {'projection': 'centered', 'ending': 'labels'},
+    like='extracted',
+  ),
   'extracted_pca': Method(
     _build_extracted, {'projection': 'pca'}, like='extracted'
   ),
