@@ -29,8 +29,8 @@ shares_EXPERIMENT.{md,csv} alone:
 from collections.abc import Sequence
 import csv
 import dataclasses
+import math
 import pathlib
-import sys
 from typing import Any
 
 from absl import flags
@@ -68,6 +68,7 @@ TITLES = {
   'causal_text': 'decoders, random start',
   'causal_text_shrunk': 'decoders, cut out of the teacher',
 }
+COLUMNS = 2  # Of panels in a picture.
 REUSE = 10  # Times that a batch is seen, in 'reused'.
 RATES = (1e-3, 3e-3, 1e-2)
 Row = dict[str, Any]
@@ -224,8 +225,12 @@ def picture(lines: list[Row], axis: str, path: pathlib.Path) -> None:
   names = list(dict.fromkeys(row['experiment'] for row in lines))
   if not names:
     return
-  figure, panels = plots.axes('', '', columns=len(names))
-  for panel, name in zip(panels, names, strict=True):
+  columns = min(len(names), COLUMNS)
+  rows = math.ceil(len(names) / columns)
+  figure, panels = plots.axes('', '', columns=columns, rows=rows)
+  for panel in panels[len(names) :]:
+    panel.remove()
+  for panel, name in zip(panels, names, strict=False):
     some = [row for row in lines if row['experiment'] == name][::-1]
     for at, row in enumerate(some):
       low, mean, high = (float(row[k]) for k in ('min', 'mean', 'max'))
@@ -234,7 +239,8 @@ def picture(lines: list[Row], axis: str, path: pathlib.Path) -> None:
     panel.set_yticks(range(len(some)), [row['method'] for row in some])
     panel.set_title(TITLES.get(name, name))
     panel.set_xlabel(f'held-out {some[0]["metric"]}')
-  figure.subplots_adjust(wspace=0.6)  # For the names of the methods.
+  # For the names of the methods and of the axes.
+  figure.subplots_adjust(wspace=0.6, hspace=0.4)
   plots.save(figure, path)
 
 
@@ -248,8 +254,7 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
   """
   one = setting(name, workdir)
   lines: list[Row] = []
-  command = ' '.join(['python -m experiments.map', *sys.argv[1:]])
-  parts = [f'Made by `{command}`.']
+  parts = [f'Made by `{paths.command("map")}`.']
   for axis in _AXES.value:
     # Another budget must not resume these runs.
     steps = round(one.num_steps * _BUDGET.value)

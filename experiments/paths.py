@@ -1,6 +1,7 @@
 """Folders of the scripts, and the flags that name them."""
 
 import pathlib
+import sys
 
 from absl import flags
 
@@ -42,3 +43,17 @@ def results() -> pathlib.Path:
   """Returns the folder of tables and pictures as an absolute path."""
   folders.check(_RESULTS.value, '--results')
   return pathlib.Path(_RESULTS.value).absolute()
+
+
+def command(script: str) -> str:
+  """The command of a script as it was given, without its folders.
+
+  Args:
+    script: its name.
+  """
+  given = [
+    argument
+    for argument in sys.argv[1:]
+    if not argument.startswith(('--workdir=', '--results='))
+  ]
+  return ' '.join([f'python -m experiments.{script}', *given])
