@@ -1,13 +1,14 @@
-r"""Draws how many students have solved a parity, from the CSV file of a run.
+r"""Draws pictures from the CSV files of finished runs.
 
-For runs whose curves were not kept, and for those whose seeds are learned in
-jumps at steps of their own.
+How many students have solved a parity: of runs whose curves were not kept, and
+of those whose seeds are learned in jumps at steps of their own. And how well
+the students of the grammar end, by method and budget.
 
 Run:
   python -m experiments.pictures
 
-Draws parity_d100_k6.png, parity_d50_k6_long.png and parity_transformer.png into
---results.
+Draws parity_d100_k6.png, parity_d50_k6_long.png, parity_transformer.png and
+pcfg_bert_budgets.png into --results.
 """
 
 import csv
@@ -26,6 +27,24 @@ TITLES = {
   'parity_d50_k6_long': 'Parity of 6 of 50 bits, long runs',
   'parity_transformer': 'Parity of 4 of 30 tokens, GPT-2',
 }
+# Tables of the grammar by budget, and the names of their rows in the picture.
+BUDGETS = {
+  'equal steps': (
+    'pcfg_bert',
+    {name: name for name in plots.COLORS},
+  ),
+  'equal FLOPs': (
+    'pcfg_bert_endings',
+    {
+      'labels alone (supervised), FLOPs of one_shot': 'supervised',
+      'one_shot': 'one_shot',
+      'extracted, FLOPs of one_shot': 'extracted',
+      'extracted, ending on mixed, FLOPs of one_shot': 'extracted, mixed',
+      'extracted, ending on labels, FLOPs of one_shot': 'extracted_labels',
+    },
+  ),
+}
+TEACHER = 0.848  # Top-1 of the grammar's teacher, of the same runs.
 SOLVED = 'steps_to_0.99'
 APART = 0.015  # Distance of lines that coincide, of the height of the axes.
 
@@ -92,10 +111,62 @@ def draw(path: pathlib.Path, picture: pathlib.Path, title: str) -> None:
   plots.save(figure, picture)
 
 
+def ends(path: pathlib.Path) -> dict[str, tuple[float, float, float]]:
+  """Reads the top-1 accuracies that methods end with.
+
+  Args:
+    path: CSV file with a row for each method.
+
+  Returns:
+    The lowest, the mean and the highest of the seeds of each method.
+
+  Raises:
+    UserError: the file has no such columns.
+  """
+  columns = 'min', 'top-1: mean', 'max'
+  with path.open(newline='') as f:
+    rows = list(csv.DictReader(f))
+  errors.require(
+    bool(rows) and {'method', *columns} <= set(rows[0]),
+    f'{path} lacks the columns method, {", ".join(columns)}.',
+  )
+  found = {}
+  for row in rows:
+    low, mean, high = (float(row[column]) for column in columns)
+    found[row['method']] = low, mean, high
+  return found
+
+
+def draw_budgets(folder: pathlib.Path, picture: pathlib.Path) -> None:
+  """Draws how well the students of the grammar end, a panel a budget.
+
+  Args:
+    folder: folder of the CSV files.
+    picture: path of the PNG file.
+  """
+  figure, panels = plots.axes('top-1 on masked tokens', '', columns=2, width=4)
+  for panel, (budget, (name, methods)) in zip(
+    panels, BUDGETS.items(), strict=True
+  ):
+    found = ends(folder / f'{name}.csv')
+    for at, (method, label) in enumerate(reversed(methods.items())):
+      low, mean, high = found[method]
+      color = plots.COLORS[label.split(',')[0].removesuffix('_labels')]
+      panel.plot([low, high], [at, at], color=color)
+      panel.plot(mean, at, 'o', color=color)
+    panel.set_yticks(range(len(methods)), list(methods.values())[::-1])
+    panel.axvline(TEACHER, color='gray', linewidth=1, zorder=1)
+    panel.text(TEACHER - 0.005, len(methods) - 0.6, 'teacher', ha='right')
+    panel.set(title=budget, xlim=(0.54, 0.9), ylim=(-0.5, len(methods) - 0.3))
+  figure.tight_layout()
+  plots.save(figure, picture)
+
+
 def main(argv: list[str]) -> None:
   """Draws the pictures."""
   del argv
   folder = paths.results()
+  draw_budgets(folder, folder / 'pcfg_bert_budgets.png')
   for name, title in TITLES.items():
     draw(folder / f'{name}.csv', folder / f'{name}.png', title)
 

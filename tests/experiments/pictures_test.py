@@ -36,6 +36,17 @@ class PicturesTest(absltest.TestCase):
     pictures.draw(self.path, self.folder / 'picture.png', 'Parity')
     self.assertGreater((self.folder / 'picture.png').stat().st_size, 1_000)
 
+  def test_ends_of_the_grammar(self):
+    picture = self.folder / 'picture.png'
+    results = pathlib.Path(pictures.__file__).parent / 'results'
+    pictures.draw_budgets(results, picture)
+    self.assertGreater(picture.stat().st_size, 1_000)
+    self.path.write_text('method,min,top-1: mean,max\na,0.1,0.2,0.4\n')
+    self.assertEqual(pictures.ends(self.path), {'a': (0.1, 0.2, 0.4)})
+    self.path.write_text(CSV)
+    with self.assertRaisesRegex(errors.UserError, 'lacks the columns.*min'):
+      pictures.ends(self.path)
+
   def test_another_file_is_refused(self):
     self.path.write_text('d,k\n1,2\n')
     with self.assertRaisesRegex(errors.UserError, 'lacks the columns'):
