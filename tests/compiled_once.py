@@ -87,7 +87,8 @@ def _spec_token(spec: run_spec.RunSpec):
   if 'of_config' in vars(spec):
     return vars(spec)['of_config'], spec.stored_targets
   keys = spec.keys.init, spec.keys.data, spec.keys.stage
-  shapes = spec.start, spec.held_out, keys, spec.host.rows
+  made = callable(spec.start)
+  shapes = None if made else spec.start, spec.held_out, keys, spec.host.rows
   teacher = spec.teacher and (
     tokens.of(spec.teacher.apply),
     tokens.shapes(spec.teacher.params),
@@ -97,6 +98,7 @@ def _spec_token(spec: run_spec.RunSpec):
     _settings(),
     teacher,
     tokens.shapes(shapes),
+    made,
     spec.host.loader is None,
     spec.host.period,
     spec.loop.log_every,
