@@ -34,7 +34,7 @@ def _config_token(name, experiment, spec):
   with config.unlocked():
     config.teacher.folder = ''  # Decides arrays and their shapes.
   keys = spec.keys
-  arrays = [spec.held_out, keys.init, keys.data, keys.stage, spec.start]
+  arrays = [spec.held_out, keys.init, keys.data, keys.stage]
   arrays += [spec.teacher.params] if spec.teacher else []
   return (
     name,
