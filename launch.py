@@ -119,11 +119,14 @@ def main(argv: list[str]) -> None:
     cli.show(target_cache.format_summary(stored))
     return
   if _COMPARE.value:
-    summaries = experiment.compare(config, _COMPARE.value, workdir)
-  else:
-    summaries = [experiment.run(config, workdir)]
+    experiment.compare(config, _COMPARE.value, workdir)
+    if multihost.is_first():
+      cli.show((workdir / 'comparison.md').read_text())
+      print(f'The curves: {workdir / "comparison.png"}')
+    return
+  summary = experiment.run(config, workdir)
   if multihost.is_first():
-    cli.show(summary_lib.compare_table(summaries))
+    cli.show(summary_lib.compare_table([summary]))
 
 
 def _plan(config: ml_collections.ConfigDict, name: str) -> None:

@@ -195,6 +195,7 @@ class LaunchTest(parameterized.TestCase):
     ]
     self.assertIn(['extracted', '3 of 3'], rows)
     self.assertIn(['one_shot', '0 of 3'], rows)
+    self.assertIn(f'The curves: {workdir / "comparison.png"}', done.stdout)
     lines = (workdir / 'comparison.csv').read_text().splitlines()[1:]
     for line in lines:
       method, _, _, _, accuracy, *_ = line.split(',')
