@@ -94,3 +94,5 @@ def pytest_collection_finish(session):
   import compiled_once  # Imports JAX's users, after the settings above.
 
   compiled_once.install()
+  gc.collect()
+  gc.freeze()  # What was imported stays: no collection need look at it.

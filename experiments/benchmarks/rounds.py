@@ -7,6 +7,7 @@ take turns, so that other work on the machine slows all of them.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import importlib.util
 import math
 import os
 import statistics
@@ -25,11 +26,6 @@ from cxjax.training import compiled_steps
 from cxjax.training import run_spec
 from cxjax.training import teacher as teacher_lib
 from experiments.benchmarks import machine
-
-try:
-  import torch
-except ImportError:
-  torch = None
 
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each side.', 1)
 OUT = flags.DEFINE_string(
@@ -69,7 +65,8 @@ def begin() -> None:
     UserError: PyTorch is not installed.
   """
   errors.require(
-    torch is not None, "Run pip install 'torch>=2.13': this needs PyTorch."
+    importlib.util.find_spec('torch') is not None,
+    "Run pip install 'torch>=2.13': this needs PyTorch.",
   )
   jax.config.update('jax_platforms', 'cpu')
 
@@ -313,6 +310,8 @@ def ratio(theirs: Sequence[float] | None, ours: Sequence[float]) -> str | None:
 
 def describe() -> str:
   """Returns the versions, the machine and a legend of the table."""
+  import torch  # noqa: PLC0415 It is slow to import, and no requirement.
+
   return (
     f'jax {jax.__version__}, torch {torch.__version__} with '
     f'{torch.get_num_threads()} threads, {os.cpu_count()} CPUs, '

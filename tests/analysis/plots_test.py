@@ -104,6 +104,7 @@ class CurvesTest(TestCase):
     self.draw({'mine': records()}, teacher=0.9)
     self.assertEqual(list(self.curve('teacher').get_ydata()), [0.9, 0.9])
 
+  @pytest.mark.slow
   def test_title(self):
     self.draw({'mine': records()})
     self.assertEqual(self.panel.get_title(), 'held-out accuracy by method')

@@ -95,6 +95,7 @@ class NgramDistanceTest(absltest.TestCase):
     np.testing.assert_allclose(found['robust'], 1.5, atol=1e-5)
     np.testing.assert_allclose(found['close'], 0, atol=1e-5)
 
+  @pytest.mark.slow
   def test_a_model_that_reads_a_far_token(self):
     found = self.distance(-3, n=3)
     np.testing.assert_allclose(found['robust'], 0, atol=1e-5)

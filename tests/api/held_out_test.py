@@ -126,6 +126,7 @@ class SetTest(parameterized.TestCase):
     x = np.where(X > 1, np.nan, X)
     self.assertLen(evaluation(plan, x).held_out['y'], B)
 
+  @pytest.mark.slow
   def test_soft_labels(self):
     soft = np.eye(C, dtype=np.float32)[Y]
     plan = cxjax.plan(BIG, SMALL, (X, soft), num_steps=2, alpha=1, layers=())

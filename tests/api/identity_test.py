@@ -259,6 +259,7 @@ PARAMS = {'w': X, 'b': jax.ShapeDtypeStruct((3,), jnp.float32)}
 
 
 class OptimizerTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_each_is_another(self):
     digests = {
       name: identity.optimizer_digest(make(), PARAMS)
@@ -275,6 +276,7 @@ class OptimizerTest(parameterized.TestCase):
     lambda rate: optax.chain(optax.lbfgs(), optax.scale(rate)),
     lambda rate: optax.lookahead(optax.sgd(0.1), 5, rate / 4),
   )
+  @pytest.mark.slow
   def test_those_that_ask_for_more(self, make):
     """Polyak's step needs the loss, a line search a function."""
     one, two = (

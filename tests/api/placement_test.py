@@ -83,6 +83,7 @@ class PlacementTest(parameterized.TestCase):
     cls.want = run(*cls.params)
 
   @parameterized.parameters(on_mesh, mixed, on_host)
+  @pytest.mark.slow
   def test_parameters_on_devices_of_the_user(self, put):
     got = run(*map(put, self.params))
     jax.tree.map(np.testing.assert_array_equal, got, self.want)

@@ -151,6 +151,7 @@ class StagesTest(parameterized.TestCase):
     self.assertGreater(int(table[0][column].replace(',', '')), 0)
     self.assertEqual([row[column] for row in table[1:]], ['-', '-'])
 
+  @pytest.mark.slow
   def test_costs_are_counted_and_compiled_on_request(self):
     make = functools.partial(cxjax.plan, TEACHER, STUDENT, X, num_steps=20)
     counted = make()
@@ -217,6 +218,7 @@ class StagesTest(parameterized.TestCase):
 
 
 class VocabularyTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_the_first_classes_are_compared(self):
     wide = network(Net((4,), 5), X)
     plan = cxjax.plan(TEACHER, wide, X, num_steps=2, layers=(), vocab=2)

@@ -118,6 +118,7 @@ class OutputsTest(parameterized.TestCase):
     want = distance(apply(parameters(1), X)[0], apply(parameters(0), X)[0])
     np.testing.assert_allclose(first_loss(plan)['loss'], want.mean(), rtol=1e-5)
 
+  @pytest.mark.slow
   def test_a_tuple_of_outputs(self):
     apply = lambda p, x: (
       (x @ p['low'], x @ p['low']),

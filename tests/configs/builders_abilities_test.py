@@ -5,6 +5,7 @@ from unittest import mock
 
 from absl import logging
 from absl.testing import parameterized
+import pytest
 
 from cxjax import errors
 from cxjax.configs import builders
@@ -48,6 +49,7 @@ class AbilitiesTest(parameterized.TestCase):
     config.mesh.update(mesh)
     return config
 
+  @pytest.mark.slow
   def test_dropout(self):
     config = parity_mlp.tiny()
     config.student.dropout = 0.1
@@ -66,6 +68,7 @@ class AbilitiesTest(parameterized.TestCase):
       block.depth = 1
     self.refused(config, "gives the input 'tokens', .*which MLP does not read")
 
+  @pytest.mark.slow
   def test_partition_rules(self):
     self.check(self.bare())
     self.check(self.bare(model=2, student='fsdp', teacher='replicated'))
@@ -78,6 +81,7 @@ class AbilitiesTest(parameterized.TestCase):
       'mesh.teacher=tensor needs the partition_rules of Bare',
     )
 
+  @pytest.mark.slow
   def test_parameters_that_match_no_rule(self):
     class Half(Bare):
       abilities = models.Abilities(
@@ -125,6 +129,7 @@ class OwnTest(parameterized.TestCase):
   def check(self, config):
     AbilitiesTest.check(self, config)
 
+  @pytest.mark.slow
   def test_names_in_a_config(self):
     config = own_config.get_config()
     self.check(config)

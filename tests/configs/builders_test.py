@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import chex
 import jax
 import numpy as np
+import pytest
 
 from cxjax.configs import builders
 from experiments import parity_mlp
@@ -30,6 +31,7 @@ class ExperimentTest(parameterized.TestCase):
     self.assertIs(other.task, experiment.task)
 
   @parameterized.parameters(parity_mlp, parity_transformer, pcfg_bert)
+  @pytest.mark.slow
   def test_shapes_are_those_of_the_data(self, module):
     config = module.tiny('extracted')
     if module is pcfg_bert:  # Sampling takes seconds to compile.
@@ -49,6 +51,7 @@ class ExperimentTest(parameterized.TestCase):
     }
     self.assertLen(keys, len(builders.PURPOSES))
 
+  @pytest.mark.slow
   def test_the_first_student_is_the_same_however_many_there_are(self):
     config = parity_mlp.tiny()
     found = []
@@ -77,6 +80,7 @@ class SpecTest(parameterized.TestCase):
       experiment, teacher
     )
 
+  @pytest.mark.slow
   def test_a_method_has_its_own_learning_rate(self):
     _, student = self.specs(
       **{'extracted.rate_factor': 3.0, 'optimizer.learning_rate': 0.1}
@@ -86,6 +90,7 @@ class SpecTest(parameterized.TestCase):
     updates, _ = tx.update({'w': np.ones(2, np.float32)}, tx.init(params))
     np.testing.assert_allclose(updates['w'], -0.3, rtol=1e-4)
 
+  @pytest.mark.slow
   def test_a_method_that_is_like_another_has_its_settings(self):
     fields = {'extracted.rate_factor': 3.0, 'extracted.norm': 'layer'}
     _, extracted = self.specs(**fields)

@@ -157,6 +157,7 @@ class StoredTest(TestCase):
     ('trainable', 'hidden*'),
     ('keep_best', 'loss'),
   )
+  @pytest.mark.slow
   def test_does_not_depend_on(self, field, value):
     found = files.differences(self.base, self.stored(**{field: value}))
     self.assertEqual(found, '')

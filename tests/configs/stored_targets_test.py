@@ -201,6 +201,7 @@ class StoredTargetsTest(parameterized.TestCase):
 
 
 class StoredConfigTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_a_layer_of_the_student_may_come_twice(self):
     found = []
     for first in ('hidden0', 'hidden1'):

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import chex
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax import files
@@ -112,6 +113,7 @@ class UntrainedTest(TestCase):
 
 
 class TemplateTest(TestCase):
+  @pytest.mark.slow
   def test_has_the_shapes_of_every_seed(self):
     opened = self.opened()
     spec = builders.teacher_spec(opened)

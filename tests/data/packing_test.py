@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.data import packing
@@ -80,6 +81,7 @@ class PackTest(parameterized.TestCase):
     step = np.diff(rows['position_ids'], axis=1)
     self.assertTrue((step[inside] == 1).all())
 
+  @pytest.mark.slow
   def test_the_order_depends_on_the_seed_and_is_new_in_every_epoch(self):
     one, two, other = (batches(seed, 140) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, one, two)

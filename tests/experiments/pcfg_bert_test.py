@@ -48,6 +48,7 @@ class BadInputTest(parameterized.TestCase):
     ('microbatches', 3, 'microbatches=3'),
     ('method', 'extrakted', "mean 'extracted'"),
   )
+  @pytest.mark.slow
   def test_is_an_error_of_one_line(self, field, value, message):
     config = pcfg_bert.tiny('extracted')
     config.data.start = 13

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.methods import custom
@@ -92,6 +93,7 @@ class CustomTest(parameterized.TestCase):
     ('kl', dict(hard_labels=True), losses.hard_kl),
     ('mse', {}, losses.mse),
   )
+  @pytest.mark.slow
   def test_losses_of_logits(self, name, fields, expected):
     fields = dict(loss=name, **fields)
     (stage,) = custom.custom([dict(terms=(fields,))], 1)

@@ -5,6 +5,7 @@ import functools
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
+import pytest
 
 from cxjax.methods import flops
 
@@ -28,6 +29,7 @@ class FlopsTest(absltest.TestCase):
     self.assertGreater(flops.written(twice, A, B), 2 * PRODUCT)
     self.assertLess(flops.compiled(twice, A, B), 1.2 * PRODUCT)
 
+  @pytest.mark.slow
   def test_counted_as_compiled(self):
     """Within 2%, without compiling: products, what is not needed, gradients."""
 

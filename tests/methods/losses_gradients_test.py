@@ -151,6 +151,7 @@ class ImpossibleClassTest(parameterized.TestCase):
     p = np.eye(4)[teacher.argmax(-1)]
     np.testing.assert_allclose(grad, softmax(student) - p, atol=1e-6)
 
+  @pytest.mark.slow
   def test_jensen_shannon_with_a_class_that_both_exclude(self):
     student = jnp.array([[1.0, 0.0, -jnp.inf]])
     teacher = jnp.array([[0.0, 1.0, -jnp.inf]])

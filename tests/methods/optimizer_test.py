@@ -42,6 +42,7 @@ class OptimizerTest(parameterized.TestCase):
       set(seen), {jax.tree.structure(FREE), jax.tree.structure(REGRESSORS)}
     )
 
+  @pytest.mark.slow
   def test_regressors_have_a_norm_and_a_state_of_their_own(self):
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
     (params, regressors), state = step(tx)
@@ -52,6 +53,7 @@ class OptimizerTest(parameterized.TestCase):
     )
     self.assertIsInstance(state, optimizer.OptimizerState)
 
+  @pytest.mark.slow
   def test_elementwise_ones_have_the_state_of_optax(self):
     tx = optimizer.Elementwise(*optax.adam(0.1))
     _, (adam, _) = step(tx)
@@ -60,6 +62,7 @@ class OptimizerTest(parameterized.TestCase):
       jax.tree.structure(adam.mu), jax.tree.structure((FREE, REGRESSORS))
     )
 
+  @pytest.mark.slow
   def test_a_line_search_of_regressors_begins_where_that_of_params_ended(self):
     values = []
 
@@ -126,6 +129,7 @@ class AveragesTest(parameterized.TestCase):
     lambda tx: optax.masked(tx, {'a': True, 'b': False}),
     lambda tx: optax.partition({'x': tx}, {'a': 'x', 'b': 'x'}),
   )
+  @pytest.mark.slow
   def test_are_found_however_they_are_nested(self, wrap):
     tx = wrap(optax.contrib.schedule_free_sgd(0.5))
     state = tx.init(PARAMS)
@@ -143,6 +147,7 @@ class AveragesTest(parameterized.TestCase):
     (lambda tx: optax.contrib.schedule_free(tx, 0.1), 'form in which'),
     (lambda tx: optax.lookahead(tx, 2, 0.5), 'lookahead together'),
   )
+  @pytest.mark.slow
   def test_are_refused_where_they_are_not_known(self, wrap, message):
     tx = wrap(optax.contrib.schedule_free_sgd(0.5))
     with self.assertRaisesRegex(errors.UserError, message):

@@ -3,11 +3,13 @@
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
+import pytest
 
 from cxjax.methods import output_head
 
 
 class FindTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_is_the_last_product_and_what_follows(self):
     def model(kernel, bias, x):
       return 2.0 * (jnp.tanh(x @ kernel) @ kernel + bias)

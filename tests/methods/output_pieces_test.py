@@ -84,12 +84,14 @@ class SummedLossTest(parameterized.TestCase):
       found, wanted = compare(loss, 4, **options)
       chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
 
+  @pytest.mark.slow
   def test_with_weights(self):
     weights = jnp.asarray(np.arange(15).reshape(SHAPE) % 3, jnp.float32)
     found, wanted = compare(losses.kl, 4, weights)
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
 
   @parameterized.parameters('kl', 'reverse_kl', 'jensen_shannon')
+  @pytest.mark.slow
   def test_in_float64(self, name):
     with jax.enable_x64(True):
       found, wanted = compare(losses.LOSSES[name], 4, dtype=jnp.float64)

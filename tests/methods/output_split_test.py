@@ -79,6 +79,7 @@ class SplitTest(parameterized.TestCase):
     net = _Net(head)
     self.check(net.apply, net.init(jax.random.key(0), X))
 
+  @pytest.mark.slow
   def test_of_a_model_of_one_row(self):
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = {
@@ -110,6 +111,7 @@ class SplitTest(parameterized.TestCase):
     params = net.init(jax.random.key(0), X)
     self.assertIsNone(output_split.split(net.apply, ROWS, params, X))
 
+  @pytest.mark.slow
   def test_other_arguments_and_results(self):
     """A student in training mode has a key, and changed statistics."""
     net = _Net('dense')

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.methods import projections
@@ -44,6 +45,7 @@ class ProjectionTest(parameterized.TestCase):
     np.testing.assert_allclose(mean, np.square(x).sum(), rtol=rtol)
 
   @parameterized.product(projection=RANDOM, shape=SHAPES[:1])
+  @pytest.mark.slow
   def test_a_key_is_a_matrix(self, projection, shape):
     first, second = KEYS[:2]
     p = draw(first, projection, shape)

@@ -45,6 +45,7 @@ class RelationTest(parameterized.TestCase):
     np.testing.assert_allclose(relational.cka(1e3 * S + 7, T), found, rtol=1e-3)
 
   @parameterized.parameters('gram', 'cka')
+  @pytest.mark.slow
   def test_a_rotation_is_the_same(self, name):
     found = relational.LOSSES[name](T @ ROTATION, T)
     np.testing.assert_allclose(found, np.zeros(5), atol=1e-6)
@@ -86,6 +87,7 @@ class RelationTest(parameterized.TestCase):
 
 
 class AttentionTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_by_position(self):
     s, t = RANDOM.normal(size=(2, 2, 2, 4, 3)).astype(np.float32)
 

@@ -55,6 +55,7 @@ def table(stages):
 
 
 class PlanTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_shapes_costs_and_table(self):
     stages = curricula.extracted((('hidden1', 'hidden0'),), (30, 70))
     planned = [plan(stage) for stage in stages]
@@ -83,6 +84,7 @@ class PlanTest(parameterized.TestCase):
       (second['stage'], second['teacher layer']), ('output', 'logits')
     )
 
+  @pytest.mark.slow
   def test_a_stage_of_several_terms(self):
     planned = plan(JOINT)
     self.assertEqual(planned.projections, {'hidden0': (12, 6)})

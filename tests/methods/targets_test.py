@@ -29,6 +29,7 @@ def random(seed, *shape):
 
 
 class ActivationTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_logits_are_the_output(self):
     batch, params = networks.batch(), networks.params(networks.TEACHER)
     logits, activations = networks.TEACHER.apply(params, batch['x'])
@@ -83,6 +84,7 @@ class ComparedTest(parameterized.TestCase):
       found = self.compared(logits, name, student=name, target=name)
       np.testing.assert_array_equal(found, logits)
 
+  @pytest.mark.slow
   def test_mean_of_the_real_tokens(self):
     found = self.compared(self.low, pool='mean')
     for i, length in enumerate((6, 3, 5, 1)):
@@ -176,6 +178,7 @@ class MakeTargetsTest(parameterized.TestCase):
     fun = functools.partial(targets.make_targets, apply, stage=JOINT)
     return fun(self.params, self.matrices, self.batch)
 
+  @pytest.mark.slow
   def test_every_term_by_hand(self):
     found = jax.device_get(jax.jit(self.make)())
     x = self.batch['x']
@@ -200,6 +203,7 @@ class MakeTargetsTest(parameterized.TestCase):
       found['low'], 2 * normal @ self.matrices['low'], rtol=1e-4, atol=1e-4
     )
 
+  @pytest.mark.slow
   def test_one_forward_pass_serves_all_terms_without_dropout(self):
     seen = []
 
@@ -300,6 +304,7 @@ class FlopsTest(parameterized.TestCase):
 
 
 class ProjectedTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_is_the_product_with_the_matrix(self):
     """The matrix of a term is found by its name."""
     batch, params = networks.batch(), networks.params(networks.TEACHER)

@@ -135,16 +135,19 @@ class RefusalTest(parameterized.TestCase):
     functools.partial(losses.kl, temperature=1e3),
     lambda got, want: losses.kl(got, want) + 3,
   )
+  @pytest.mark.slow
   def test_a_loss_of_one_class_is_constant(self, loss):
     message = r"constant for 'logits' of shape \[4, 1\].*'mse', or two of"
     self.assert_refused(message, single(loss=loss), models=ONE)
 
   @parameterized.parameters(dict(target='labels'), dict(top_k=1))
+  @pytest.mark.slow
   def test_labels_and_the_largest_of_one_class(self, **fields):
     self.assert_refused('is constant', single(**fields), models=ONE)
     plan(single(**fields))
 
   @parameterized.parameters('gram', 'cka')
+  @pytest.mark.slow
   def test_relations_of_one_example_are_constant(self, loss):
     one = {'x': jax.ShapeDtypeStruct((1, 8), jnp.float32)}
     fields = {**HIDDEN, 'loss': loss, 'regressor': True}

@@ -49,6 +49,7 @@ class TouchedTest(parameterized.TestCase):
     ('pattern and depth', TOP, 'hidden*', ('hidden0', 'hidden1')),
     ('one leaf', OUTPUT, 'logits/bias', ('logits/bias',)),
   )
+  @pytest.mark.slow
   def test_parameters_and_optimizer_state(self, stage, pattern, expected):
     before, after, mask = trained(stage, pattern)
     leaves = jax.tree.leaves_with_path(before.params)

@@ -185,6 +185,7 @@ class ClearedTest(parameterized.TestCase):
     self.assertIs(weights.cleared_input(alone), alone)
 
   @parameterized.parameters(np, jnp)
+  @pytest.mark.slow
   def test_nan_in_tokens_of_padding_becomes_0_and_a_bias_stays(self, library):
     mask = library.asarray(np.arange(3) < np.array([[3], [1], [2], [1]]))
     x = random(0, B, 3, 2)

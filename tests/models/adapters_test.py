@@ -40,6 +40,7 @@ class OutputsTest(parameterized.TestCase):
     ):
       adapters.outputs(linen_adapter.from_linen(dense, several), X, 'student')
 
+  @pytest.mark.slow
   def test_model_that_does_not_run_is_an_error(self):
     model, _ = example_modules.adapt(example_modules.Perceptron(), X)
     with self.assertRaisesRegex(

@@ -30,6 +30,7 @@ class AttentionTest(parameterized.TestCase):
         weights /= weights.sum(1, keepdims=True)
         assert_close(got[b, :, h], weights @ v[b, :, h])
 
+  @pytest.mark.slow
   def test_large_scores_do_not_overflow(self):
     q = jnp.full((1, 2, 1, 1), 300.0)
     v = jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1)
@@ -70,6 +71,7 @@ class VisibilityTest(parameterized.TestCase):
 
 
 class GeluTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_is_x_times_the_normal_distribution(self):
     x = np.linspace(-12, 12, 97, dtype=np.float32)
     value, slope = jax.vmap(jax.value_and_grad(attention.gelu))(x)

@@ -72,6 +72,7 @@ class DecoderTest(parameterized.TestCase):
     ]
     np.testing.assert_allclose(*logits, atol=2e-3)
 
+  @pytest.mark.slow
   def test_a_group_of_heads_shares_its_key_and_value(self):
     module, variables = make()
     whole = module.clone(kv_heads=4)

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import pytest
 
 from cxjax.models import adapters
 from cxjax.models import linen_adapter
@@ -131,6 +132,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(found.layers, ('h_0', 'h_1', 'h_2/1'))
 
   @parameterized.parameters(Block, nn.remat(Block))
+  @pytest.mark.slow
   def test_the_array_that_goes_on_is_the_layer(self, block):
     found = of_module(Stack(block))
     self.assertEqual(found.layers, ('h_0/1', 'h_1/1', 'h_2/1'))

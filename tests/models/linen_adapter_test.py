@@ -190,6 +190,7 @@ class LinenTrainingTest(parameterized.TestCase):
     self.assertIn('Dropout_0', found)
     chex.assert_trees_all_equal(model.wrap(model.params), self.variables)
 
+  @pytest.mark.slow
   def test_inference_reads_the_statistics_of_the_parameters(self):
     model = self.adapt()
     _, _, changed = self.run_once(model)
@@ -247,6 +248,7 @@ class LinenTrainingTest(parameterized.TestCase):
     )
     np.testing.assert_array_equal(got, want)
 
+  @pytest.mark.slow
   def test_half_precision_keeps_statistics_exact(self):
     model = self.adapt()
     half = adapters.with_compute_dtype(model, jnp.bfloat16)
@@ -274,6 +276,7 @@ class LinenTrainingTest(parameterized.TestCase):
 class ExampleTest(parameterized.TestCase):
   """A module of one example, mapped over the batch."""
 
+  @pytest.mark.slow
   def test_the_same_as_of_a_batch(self):
     x = jax.random.normal(jax.random.key(1), (B, 5))
     whole, variables = adapt(Perceptron(), x)

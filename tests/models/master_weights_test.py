@@ -57,6 +57,7 @@ class MasterWeightsTest(parameterized.TestCase):
     want, _ = new.apply(params, X)
     np.testing.assert_array_equal(output, want)
 
+  @pytest.mark.slow
   def test_statistics_are_updated_in_float32(self):
     model = adapt(training={'train': True})
     new = master_weights.with_master_weights(model)

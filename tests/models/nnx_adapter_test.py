@@ -260,6 +260,7 @@ class NnxTrainingTest(parameterized.TestCase):
         jax.random.key_data(module.dropout.rngs.key[...]),
       )
 
+  @pytest.mark.slow
   def test_arguments_of_the_training_mode(self):
     class Flag(nnx.Module):
       def __init__(self, rngs):

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.models import rotary
@@ -21,6 +22,7 @@ class RotaryTest(parameterized.TestCase):
       self.assertAlmostEqual(ratio[-1], 4, places=5)
       self.assertTrue((np.diff(ratio) > -1e-5).all())
 
+  @pytest.mark.slow
   def test_a_turn_keeps_lengths_and_depends_on_the_distance(self):
     random = np.random.default_rng(0)
     query, key = random.normal(size=(2, 1, 1, 3, 8)).astype(np.float32)

@@ -78,6 +78,7 @@ class ScannedTest(absltest.TestCase):
       self.assertEqual(steps[0], steps[1])
       self.assertGreater(steps[0], 2 * 3 * 6 * 6)
 
+  @pytest.mark.slow
   def test_layers_above_are_not_run(self):
     model = scanned.with_layers(adapt(6), ['blocks/0'])
     layer = lambda params, x: model.apply(params, x)[1]['blocks/0']

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.methods import flops
 from cxjax.methods import targets
@@ -32,6 +33,7 @@ class TapsTest(parameterized.TestCase):
     np.testing.assert_array_equal([tap.flops for tap in found], want)
     self.assertRegex(str(found), r'Dense_1 +\| 4 x 24 +\| float32 .*\| yes')
 
+  @pytest.mark.slow
   def test_convolution_and_its_norm_are_one_layer(self):
     x = jnp.ones((B, 16, 16, 3))
     model, _ = example_modules.adapt(example_modules.Convolutional(), x)

@@ -3,6 +3,7 @@
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.methods import targets
@@ -28,6 +29,7 @@ class AbilitiesTest(parameterized.TestCase):
     self.assertTrue(abilities.head)
 
   @parameterized.named_parameters(*KINDS)
+  @pytest.mark.slow
   def test_partition_rules_decide_about_every_matrix(self, causal):
     sharding = partition.ParameterSharding(
       'tensor', make(causal).abilities.partition_rules
@@ -96,6 +98,7 @@ class ErrorTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "has no 'tokens'"):
       make(True).apply(params(True), {'mask': REAL})
 
+  @pytest.mark.slow
   def test_unknown_activation_lists_those_that_exist(self):
     with self.assertRaisesRegex(errors.UserError, "'block7'.*block1/mlp"):
       targets.activation(make(True).apply, params(True), TOKENS, 'block7')

@@ -242,6 +242,7 @@ class DataBlockTest(parameterized.TestCase):
 
 
 class OpenLoaderTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_streams_and_shards(self):
     task = dataclasses.replace(task_of('text'), shards=2)
     mesh = mesh_lib.make({'data': 2}, SIZE)

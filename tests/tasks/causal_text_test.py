@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import jax
 import ml_collections
 import numpy as np
+import pytest
 import tokenizers
 
 from cxjax import errors
@@ -82,6 +83,7 @@ class CausalTextTest(parameterized.TestCase):
     ends = (self.batch['y'] == self.task.end_id) & (counted > 0)
     self.assertEqual(ends.sum(), len(held_out))
 
+  @pytest.mark.slow
   def test_bits_per_byte_are_exact(self):
     held_out = self.task.corpus.held_out
     texts = [self.task.corpus.tokenizer.decode(e['tokens']) for e in held_out]

@@ -40,6 +40,7 @@ def restore(batch):
 
 class BatchTest(parameterized.TestCase):
   @parameterized.parameters(('cfg3b', 16), ('cfg3f', 18))
+  @pytest.mark.slow
   def test_shapes_and_types(self, name, start):
     task, batch = sample(name, start)
     long, slots = task.length, task.slots
@@ -105,6 +106,7 @@ class BatchTest(parameterized.TestCase):
         )
       )
 
+  @pytest.mark.slow
   def test_the_held_out_set_is_the_first_batch_of_its_key(self):
     task, key = make(), jax.random.key(1)
     found = task.held_out(key, NUM)

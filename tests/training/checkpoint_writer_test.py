@@ -21,6 +21,7 @@ from tests.training.written import template
 
 
 class SaveTest(WriterTest):
+  @pytest.mark.slow
   def test_arrays_are_the_same_bit_for_bit(self):
     random = np.random.default_rng(0)
     bits = jnp.asarray(random.integers(0, 2**32, (2, 50), np.uint32))

@@ -58,6 +58,7 @@ class ExplainTest(parameterized.TestCase):
     self.explain(message, [9, 5], draw=draw)
     self.explain('seed 1 is not finite at step 4', [9, 4], draw=draw)
 
+  @pytest.mark.slow
   def test_of_any_term(self):
     """Hidden activations count by the mask, labels by the weights."""
 
@@ -168,6 +169,7 @@ class CauseTest(parameterized.TestCase):
     self.explain("'x' of the batch of step 6 is .* 4 of 4", draw=draw)
 
   @parameterized.parameters(('hidden0', np.nan), ('logits', np.inf))
+  @pytest.mark.slow
   def test_the_parameters_of_the_teacher(self, name, value):
     params = poisoned(runs.teacher_params(), name, value)
     teacher = dataclasses.replace(runs.teacher(), params=params)

@@ -73,6 +73,7 @@ class FitTest(parameterized.TestCase):
   @parameterized.parameters(
     'extracted_pca', 'extracted_pca_rotated', 'extracted_centered'
   )
+  @pytest.mark.slow
   def test_targets_are_centered_with_mean_square_1(self, method):
     self.check(method)
 
@@ -97,6 +98,7 @@ class FitTest(parameterized.TestCase):
     ({'extracted.width': 32}, "width 32 by 'pca', and there are 16"),
     ({'extracted.width': 16, 'batch_size': 1}, 'width 16 on 16 examples'),
   )
+  @pytest.mark.slow
   def test_ranks_that_cannot_be_end_before_the_teacher(self, fields, message):
     config = config_of(**{'extracted.regressor': True, **fields})
     folder = pathlib.Path(self.create_tempdir().full_path)

@@ -50,6 +50,7 @@ class CosineTest(parameterized.TestCase):
     self.assertLen(second, 1)
     self.assertEqual(rest, [None, None])  # The last stage has none.
 
+  @pytest.mark.slow
   def test_the_same_loss_twice_has_1(self):
     given = stages(cxjax.Term(loss='mse'), cxjax.Term(loss='mse'))
     folder = self.create_tempdir().full_path

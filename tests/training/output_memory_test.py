@@ -37,6 +37,7 @@ class EvalPartsTest(parameterized.TestCase):
     ((64, 128), 1_024, 1),  # 64 MiB for two students.
     ((64, 128), 1_025, 2),
   )
+  @pytest.mark.slow
   def test_divide_the_examples_into_few_rows_and_bytes(
     self, shape, classes, parts
   ):

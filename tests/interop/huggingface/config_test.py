@@ -6,6 +6,7 @@ import pathlib
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.interop import huggingface
@@ -124,6 +125,7 @@ class FieldTest(fixtures.TestCase):
     new |= dict(rope_parameters=dict(rope_type='default', rope_theta=77.0))
     self.assertEqual(self.read(new)[0].rotary.theta, 77)
 
+  @pytest.mark.slow
   def test_models_without_a_window(self):
     folder = self.folder()
     path = folder / 'config.json'
@@ -158,6 +160,7 @@ class FieldTest(fixtures.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'pad_token=2 is not written'):
       huggingface.write(self.folder(), *made, model_type='mpnet')
 
+  @pytest.mark.slow
   def test_a_module_is_written_as_the_family_that_is_asked_for(self):
     module, variables = small()
     folder = self.folder()

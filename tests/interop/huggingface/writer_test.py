@@ -41,6 +41,7 @@ class WriteTest(fixtures.TestCase):
     self.assertEqual(found, module)
     self.assert_same_tree(there, variables)
 
+  @pytest.mark.slow
   def test_shards_and_their_index(self):
     module, variables = fixtures.make(num_classes=VOCAB)
     folder = self.folder()
