@@ -82,6 +82,7 @@ class Setting:
     num_steps: steps of one-shot distillation.
     methods: options of each method, as `compare` takes them.
     options: others of `compare`.
+    rates: learning rates to try.
   """
 
   teacher: cxjax.ModelAdapter
@@ -91,6 +92,7 @@ class Setting:
   num_steps: int
   methods: dict[str, dict[str, Any]]
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
 
 
 class TaskBatches:
@@ -237,6 +239,7 @@ def of_digits(workdir: pathlib.Path) -> Setting:
     held_out,
     digits.STEPS,
     {method: {'method': method} for method in OTHERS},
+    rates=digits.RATES,
   )
 
 
@@ -257,6 +260,7 @@ def of_minilm(workdir: pathlib.Path) -> Setting:
     flags.FLAGS.num_steps,
     {name: m for name, m in methods.items() if name not in LABELED},
     {'loss': 'cosine'},
+    minilm.RATES,
   )
 
 

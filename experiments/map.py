@@ -55,6 +55,7 @@ _AXES = flags.DEFINE_list(
   'axes', ['steps', 'reused', 'flops', 'stored'], 'What is equal.'
 )
 _METHODS = flags.DEFINE_list('methods', [], 'Methods; all that fit by default.')
+_RATES = flags.DEFINE_list('rates', [], 'Learning rates in place of its own.')
 _SHARES = flags.DEFINE_list('shares', [], 'Shares of the hidden stages.')
 
 AXES = {
@@ -70,7 +71,6 @@ TITLES = {
 }
 COLUMNS = 2  # Of panels in a picture.
 REUSE = 10  # Times that a batch is seen, in 'reused'.
-RATES = (1e-3, 3e-3, 1e-2)
 Row = dict[str, Any]
 
 
@@ -84,19 +84,19 @@ def setting(name: str, workdir: pathlib.Path) -> contestants.Setting:
     for method in _METHODS.value or found.methods
   }
   if _SHARES.value:
-    chosen = with_shares(chosen, _shares())
+    chosen = with_shares(chosen, numbers(_SHARES))
   return dataclasses.replace(found, methods=chosen)
 
 
-def _shares() -> list[float]:
-  """The numbers of --shares; raises UserError for others."""
+def numbers(flag: flags.FlagHolder[list[str]]) -> list[float]:
+  """The numbers of a flag; raises UserError unless all are in (0, 1)."""
   try:
-    found = list(map(float, _SHARES.value))
+    found = list(map(float, flag.value))
   except ValueError:
     found = []
   errors.require(
-    bool(found) and all(0 < share < 1 for share in found),
-    f'--shares={",".join(_SHARES.value)} must be numbers between 0 and 1, as '
+    bool(found) and all(0 < number < 1 for number in found),
+    f'--{flag.name}={",".join(flag.value)} must be numbers between 0 and 1, as '
     '0.05,0.1.',
   )
   return found
@@ -141,7 +141,7 @@ def compare(
     held_out=one.held_out,
     num_steps=num_steps,
     methods=one.methods,
-    rates=RATES,
+    rates=numbers(_RATES) if _RATES.value else one.rates,
     seeds=flags.FLAGS.seeds,
     equal=AXES[axis],
     workdir=workdir,

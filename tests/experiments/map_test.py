@@ -2,7 +2,9 @@
 
 import pathlib
 
+from absl import flags
 from absl.testing import absltest
+from absl.testing import flagsaver
 
 from cxjax import errors
 from cxjax import tables
@@ -73,6 +75,12 @@ class MapTest(absltest.TestCase):
         'extracted_labels 0.1': 0.1,
       },
     )
+
+  @flagsaver.flagsaver(rates=['0.03', '3e-3'], shares=['0.5', '1'])
+  def test_numbers(self):
+    self.assertEqual(map_lib.numbers(flags.FLAGS['rates']), [0.03, 0.003])
+    with self.assertRaisesRegex(errors.UserError, '--shares=0.5,1 must'):
+      map_lib.numbers(flags.FLAGS['shares'])
 
   def test_the_first_batches_come_again(self):
     few = contestants.First(range(9), 3)
