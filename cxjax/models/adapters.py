@@ -196,8 +196,11 @@ def outputs(
     and len(found) == 2
     and isinstance(found[0], jax.ShapeDtypeStruct)
     and isinstance(found[1], Mapping),
-    f'The {role} returns {jax.tree.structure(found)}; it must return '
-    '(output, activations), an array and a dict of arrays.',
+    lambda: (
+      f'The {role} returns {_kind(found)}; it must return (output, '
+      'activations), an array and a dict of arrays by name, {} if there are '
+      'none.'
+    ),
   )
   output, activations = found
   errors.require(
@@ -207,6 +210,12 @@ def outputs(
   )
   is_activation = targets_lib.is_activation
   return output, {k: v for k, v in activations.items() if is_activation(v)}
+
+
+def _kind(found: Any) -> str:
+  """What a model returns, in words if it is an array alone."""
+  alone = isinstance(found, jax.ShapeDtypeStruct)
+  return 'one array' if alone else str(jax.tree.structure(found))
 
 
 def check_training(
