@@ -15,14 +15,13 @@ from cxjax import errors
 from cxjax import settings
 from cxjax import types
 from cxjax.methods import losses
-from cxjax.methods import optax_adapter
-from cxjax.methods import optimizer
 from cxjax.methods import python_state
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import partition
 from cxjax.training import checkpoints
+from cxjax.training import optimizer_checks
 from cxjax.training import run_spec
 
 # Losses for which a teacher may exclude classes.
@@ -47,7 +46,7 @@ def check_start(spec: run_spec.RunSpec) -> None:
       the held-out set then are not finite either.
   """
   _check_models(spec)
-  _check_optimizer(spec)
+  optimizer_checks.check(spec)
   _check_student(spec)
   if spec.teacher is None or not spec.teacher.available:
     return
@@ -75,58 +74,6 @@ def _check_models(spec: run_spec.RunSpec) -> None:
     shapes = jax.eval_shape(lambda args: args, args)
     with errors.calling(f'The {role}', OWN_MESH), jax.set_mesh(mesh):
       python_state.refuse(f'The {role}', apply, *shapes)
-
-
-def _check_optimizer(spec: run_spec.RunSpec) -> None:
-  """Raises UserError for an optimizer that keeps a state in Python."""
-  tx = spec.optimizer()
-  if isinstance(tx, optimizer.Elementwise):
-    return  # One of our own.
-  shapes = optimizer.visible(spec.student_shapes)
-  try:
-    adapter = optax_adapter.adapt(tx, shapes)
-  except errors.UserError:
-    return  # It may train the parameters of a stage.
-  value = jax.ShapeDtypeStruct((), jnp.float32)
-  square = lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-  loss = lambda tree: sum(map(square, jax.tree.leaves(tree)), jnp.zeros(()))
-  update = lambda grads, state, params, value: adapter.update(
-    grads, state, params, None, params, value, loss
-  )
-  state = jax.eval_shape(adapter.init, shapes)
-  python_state.refuse('The optimizer', adapter.init, shapes)
-  python_state.refuse('The optimizer', update, shapes, state, shapes, value)
-  added = _added_gradients(lambda *args: update(*args)[1], shapes, state, value)
-  if added:
-    logging.warning(
-      'The optimizer adds the gradient of %s to the parameter, which raises '
-      'the loss: optax.masked leaves updates as they are where the mask is '
-      'False. Use optax.partition with optax.set_to_zero, or trainable=.',
-      ', '.join(added),
-    )
-
-
-def _added_gradients(
-  update: Any, params: Any, state: Any, value: Any
-) -> list[str]:
-  """Names of the parameters whose update is their gradient itself."""
-  jaxpr = jax.make_jaxpr(update)(params, state, params, value).jaxpr
-  names = [
-    partition.leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)
-  ]
-  grads = jaxpr.invars[: len(names)]
-  first = len(names) + len(jax.tree.leaves(state))
-  ours = jaxpr.invars[first : first + len(names)]
-  sums = {
-    id(eqn.outvars[0]): set(map(id, eqn.invars))
-    for eqn in jaxpr.eqns
-    if eqn.primitive.name in ('add', 'add_any')
-  }
-  return [
-    name
-    for name, out, *both in zip(names, jaxpr.outvars, ours, grads, strict=True)
-    if sums.get(id(out)) == set(map(id, both))
-  ]
 
 
 def explain(

@@ -263,21 +263,6 @@ class StartTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'The student computes some'):
       failures.check_start(dataclasses.replace(spec, student=student))
 
-  @parameterized.parameters(
-    (optax.masked(optax.adam(0.1), {'hidden0': True, 'logits': False}), True),
-    (optax.chain(optax.clip(1.0), optax.identity()), False),
-    (optax.sgd(0.1), False),
-  )
-  def test_gradients_that_are_added_are_warned_of(self, tx, warns):
-    """By optax.masked, where its mask is False."""
-    shapes = {'hidden0': jnp.ones(2), 'logits': jnp.ones(3)}
-    spec = mock.Mock(student_shapes=shapes, optimizer=lambda: tx)
-    with mock.patch.object(failures.logging, 'warning') as warned:
-      failures._check_optimizer(spec)
-    self.assertEqual(
-      [c.args[1] for c in warned.call_args_list], ['logits'] * warns
-    )
-
   def test_what_is_read_alone_counts(self):
     params = poisoned(runs.teacher_params(), 'logits')
     self.check(Stage('s', 1, runs.HIDDEN), params)
