@@ -6,6 +6,9 @@ python launch.py --config=experiments/parity_mlp.py:extracted --workdir=DIR
 A comparison of methods:
 python launch.py --config=experiments/parity_mlp.py --workdir=DIR --compare=supervised,one_shot,progressive,extracted
 
+Students that are cut out of the teacher, in place of a random start:
+python launch.py --config=experiments/causal_text.py --workdir=DIR --config.student.start=teacher
+
 The cost of a run, without running it:
 python launch.py --config=experiments/parity_mlp.py:extracted --dry_run=cpu
 

@@ -131,7 +131,7 @@ class LaunchTest(parameterized.TestCase):
     self.assertEmpty(done.stderr)
     lines = done.stdout.splitlines()
     commands = [line for line in lines if line.startswith('python launch.py')]
-    self.assertLen(commands, 4)
+    self.assertLen(commands, 5)
     for flag in (
       'config',
       'workdir',

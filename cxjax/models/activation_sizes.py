@@ -20,8 +20,9 @@ from cxjax.models import decoder_block
 from cxjax.models import parameter_axes
 from cxjax.models import slicing
 
-# From a module, its input and its output to an array `[B, L, ...]`, or None.
-Observe: TypeAlias = Callable[[nn.Module, Any, Any], jax.Array | None]
+# From a module, its input and its output, and arrays that it needs, to an array
+# `[B, L, ...]`, or None.
+Observe: TypeAlias = Callable[..., jax.Array | None]
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
 NORMS = (nn.LayerNorm, decoder_block.RMSNorm)
 INPUTS = (nn.Dense, ('mlp_out', 'attention_out'))
@@ -80,54 +81,64 @@ def norm_ratios(
     By the path of a norm, a number: the mean over tokens of the denominator of
     these channels, divided by that of all channels.
   """
+  return _means(model, params, batches, _ratio, channels)
 
-  def observe(module: nn.Module, x: Any, out: Any) -> jax.Array | None:
-    del out
-    if not _is_channel_norm(module):
-      return None
-    x = x.astype(jnp.float32)
-    centered = isinstance(module, nn.LayerNorm)
 
-    def denominator(x: jax.Array) -> jax.Array:
-      mean = jnp.mean(x, axis=-1, keepdims=True) if centered else 0.0
-      square = jnp.mean((x - mean) ** 2, axis=-1)
-      return jnp.sqrt(square + module.epsilon)
+def _ratio(
+  module: nn.Module, x: Any, out: Any, channels: jax.Array
+) -> jax.Array | None:
+  """Ratio of the denominators of a norm of the residual stream."""
+  del out
+  if not _is_channel_norm(module):
+    return None
+  x = x.astype(jnp.float32)
+  centered = isinstance(module, nn.LayerNorm)
 
-    return denominator(jnp.take(x, channels, axis=-1)) / denominator(x)
+  def denominator(x: jax.Array) -> jax.Array:
+    mean = jnp.mean(x, axis=-1, keepdims=True) if centered else 0.0
+    square = jnp.mean((x - mean) ** 2, axis=-1)
+    return jnp.sqrt(square + module.epsilon)
 
-  return _means(model, params, batches, observe)
+  return denominator(jnp.take(x, channels, axis=-1)) / denominator(x)
 
 
 def _means(
-  model: slicing.Model, params: types.Params, batches: Batches, observe: Observe
+  model: slicing.Model,
+  params: types.Params,
+  batches: Batches,
+  observe: Observe,
+  *args: Any,
 ) -> dict[str, np.ndarray]:
   """Means over the tokens of all batches of what is observed."""
   model = model.clone(remat=False)
-  run = jax.jit(functools.partial(_observed, model, observe))
   sums: dict[str, np.ndarray] = {}
   count = 0.0
   for x in batches:
-    found, tokens = jax.device_get(run(params, x))
+    run = _observed(model, observe, params, x, *args)
+    found, tokens = jax.device_get(run)
     count += float(tokens)
     for name, value in found.items():
       sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
   return {name: total / count for name, total in sums.items()}
 
 
+# Compiled once for all students of a teacher.
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _observed(
   model: slicing.Model,
   observe: Observe,
   params: types.Params,
   x: Mapping[str, jax.Array],
+  *args: Any,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """Sums over the tokens of a batch, and their number."""
   real = x.get('mask', jnp.ones(x['tokens'].shape, bool)).astype(jnp.float32)
   found: dict[str, jax.Array] = {}
 
-  def intercept(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    out = run(*args, **kwargs)
-    if context.method_name == '__call__' and args:
-      value = observe(context.module, args[0], out)
+  def intercept(run: Any, inputs: Any, kwargs: Any, context: Any) -> Any:
+    out = run(*inputs, **kwargs)
+    if context.method_name == '__call__' and inputs:
+      value = observe(context.module, inputs[0], out, *args)
       if value is not None:
         weights = jnp.expand_dims(real, range(2, value.ndim))
         total = jnp.sum(value.astype(jnp.float32) * weights, axis=(0, 1))

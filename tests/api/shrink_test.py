@@ -272,6 +272,8 @@ class RefusedTest(parameterized.TestCase):
     (dict(width=1.5), 'width=1.5 must be a whole number'),
     (dict(heads=True), 'heads=True must be a whole number'),
     (dict(heads=3), 'Give one of 1, 2, 4'),
+    (dict(kv_heads=1), 'heads=4 and kv_heads=1 do not fit.* most 2 heads'),
+    (dict(heads=2, kv_heads=4), 'kv_heads=4: the teacher has 2'),
     (dict(width=8, batches=None), 'batches are missing'),
     (dict(depth=1, choose='least_harm', batches=None), 'batches are missing'),
     (dict(batches=[]), 'batches are empty'),
@@ -304,6 +306,7 @@ class RefusedTest(parameterized.TestCase):
       (dict(width=10), 'Give 8'),
       (dict(width=8, heads=4), 'give width=16, or heads=2'),
       (dict(heads=2), 'give width=8, or heads=4'),
+      (dict(width=8, kv_heads=1), 'Leave kv_heads out'),
     ):
       with self.assertRaisesRegex(errors.UserError, message):
         cxjax.shrink(teacher, batches=BATCHES, **kwargs)
