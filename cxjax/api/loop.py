@@ -66,6 +66,7 @@ def of_plan(
     keep_best=keep_best,
     patience=patience or 0,
     saves=workdir is not None or keep_best != '',
+    temporary=workdir is None,
   )
   if patience is not None:
     _check_patience(plan, loop)

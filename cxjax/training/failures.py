@@ -118,11 +118,14 @@ def explain(
     _check_outputs(spec, stage, at, batch)
   good = checkpoints.latest(folder)
   kept = 'none was saved yet' if good is None else f'{good} of {folder}'
+  saved, where = f' The last good checkpoint: {kept}.', ', in another workdir'
+  if spec.loop.temporary:
+    saved = where = ''
   x = targets.without_dropout(batch['x'])
   half = _half(spec.student.apply, spec.student_shapes, x, 'student')
   message = (
-    f'{loss}; the batch and the targets are. The last good checkpoint: {kept}. '
-    f'{half or "Try a smaller learning rate, in another workdir."}'
+    f'{loss}; the batch and the targets are.{saved} '
+    f'{half or f"Try a smaller learning rate{where}."}'
   )
   errors.require(spec.loop.keep_diverged, message)
   logging.warning(message)

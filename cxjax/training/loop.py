@@ -27,6 +27,8 @@ class Loop:
       never ends it.
     keep_diverged: go on with students whose loss is not finite, as they are.
     saves: whether the schedule saves checkpoints at all.
+    temporary: whether the folder of the run is removed after it; messages do
+      not name such a folder.
     gradient_cosine: report the cosine of the gradients of a hidden stage and of
       the last one, where it evaluates.
   """
@@ -43,6 +45,7 @@ class Loop:
   patience: int = 0
   keep_diverged: bool = False
   saves: bool = True
+  temporary: bool = False
   gradient_cosine: bool = False
 
   def __post_init__(self) -> None:

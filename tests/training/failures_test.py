@@ -332,11 +332,18 @@ class FailureTest(runs.TestCase):
     self.failed('step 2, .*of step 2 is NaN', self.folder(), draw=poison(2))
 
   def test_a_rate_that_is_too_high(self):
-    self.failed(
-      'none was saved yet. Try a smaller learning rate',
+    spec = self.failed(
+      'none was saved yet. Try a smaller learning rate, in another workdir',
       self.folder(),
       optimizer=functools.partial(runs.adam, name='sgd', learning_rate=1e38),
     )
+    # A folder that is removed after the run is not named.
+    spec = dataclasses.replace(spec, loop=runs.loop(temporary=True))
+    bad = np.array([2, 40])
+    with self.assertRaisesRegex(
+      errors.UserError, r'targets are\. Try a smaller learning rate\.$'
+    ):
+      failures.explain(spec, spec.stages[0], self.folder(), bad, None)
 
   @parameterized.parameters(None, 1)
   def test_a_batch_in_which_nothing_counts(self, seed):
