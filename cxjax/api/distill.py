@@ -113,9 +113,10 @@ def distill(
       rounded down to one; a tenth of the steps without it.
     metrics: names of registered metrics, or `(output, y) -> [...]` or
       `cxjax.Metric` by name; `y` are the labels, if there are any and outputs
-      are logits, else the teacher's output. The first decides which checkpoint
-      is the best. Without them the loss, and of logits 'accuracy' with the
-      labels or 'agreement' with the teacher, of embeddings 'cosine'.
+      are logits, else the teacher's output. The first is shown while it trains,
+      and `patience` waits for it. Without them 'accuracy' with the labels or
+      'agreement' with the teacher, of logits; 'cosine' of embeddings; and then
+      the loss.
     microbatches: parts of a batch, one after the other, to save memory.
     mesh: devices along 'data', 'fsdp' and 'model', and how 'student' and
       'teacher' are sharded, as in `c.mesh` of a config; all devices along
