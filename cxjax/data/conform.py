@@ -57,7 +57,7 @@ def host_array(leaf: Any, name: str) -> np.ndarray:
   try:
     found = np.asarray(leaf)
   except Exception as error:
-    found = _by_dlpack(leaf)
+    found = _resolved(leaf)
     if found is None:
       raise errors.UserError(
         f'{name} is a {type(leaf).__name__}, which NumPy cannot read: '
@@ -74,17 +74,23 @@ def host_array(leaf: Any, name: str) -> np.ndarray:
     f'{name} is a masked array, and what it hides would count. Fill it, and '
     "leave examples out with 'weights' of 0.",
   )
-  return found
+  # JAX reads no other byte order.
+  return found if found.dtype.isnative else found.astype(found.dtype.name)
 
 
-def _by_dlpack(leaf: Any) -> np.ndarray | None:
-  """An array of a dtype that NumPy does not know by itself, as bfloat16."""
+def _resolved(leaf: Any) -> np.ndarray | None:
+  """An array that NumPy does not read as it is: a view of torch, a bfloat16."""
+  for name in ('resolve_conj', 'resolve_neg'):  # DLPack drops these bits.
+    if callable(resolve := getattr(leaf, name, None)):
+      leaf = resolve()
   if not hasattr(leaf, '__dlpack__'):
     return None
-  try:
-    return np.asarray(jnp.from_dlpack(leaf))
-  except Exception:  # On another device, or with a gradient.
-    return None
+  for read in (np.asarray, lambda leaf: np.asarray(jnp.from_dlpack(leaf))):
+    try:
+      return read(leaf)
+    except Exception:  # On another device, or with a gradient.
+      continue
+  return None
 
 
 def _described(leaf: Any, found: np.ndarray) -> str:

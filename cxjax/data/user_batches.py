@@ -40,7 +40,13 @@ def arrays(x: Any) -> Any:
         else conform_lib.host_array(leaf, name(path))
       ),
       x,
+      is_leaf=_is_row,
     )
+
+
+def _is_row(x: Any) -> bool:
+  """Whether a part of a batch is a list of numbers, as labels may come."""
+  return isinstance(x, list) and not any(map(np.ndim, x))
 
 
 def check_example(batch: types.Batch) -> None:
@@ -87,7 +93,7 @@ def to_batch(x: Any) -> types.Batch:
     `{'x', 'y', 'weights'}`, of which the last two are optional.
 
   Raises:
-    UserError: a dict with 'x' has an unknown entry.
+    UserError: it is None, or a dict with 'x' has an unknown entry.
   """
   fields = getattr(x, '_fields', ())  # Of a named tuple.
   if isinstance(x, tuple) and 'x' in fields and {*fields} <= {*BATCH}:
@@ -95,8 +101,9 @@ def to_batch(x: Any) -> types.Batch:
   elif isinstance(x, tuple | list) and len(x) == 2:
     x = {'x': x[0], 'y': x[1]}
   if not isinstance(x, Mapping) or 'x' not in x:
-    return {'x': x}
+    x = {'x': x}
   others = [str(name) for name in x if name not in BATCH]
+  errors.require(x['x'] is not None, 'x of a batch is None: give arrays.')
   errors.require(
     not others,
     f'A batch has {", ".join(others)} beside x: it may have x, y (labels) and '
@@ -131,13 +138,12 @@ def checked(
       unknown; an entry is no array.
   """
   batch = to_batch(x)
-  lists = lambda x: isinstance(x, list) and not any(map(np.ndim, x))
   batch = jax.tree.map_with_path(
     lambda path, leaf: conform_lib.host_array(
       leaf, conform_lib.path_name(path)
     ),
     batch,
-    is_leaf=lists,  # Of numbers, as labels may come.
+    is_leaf=_is_row,
   )
   _check_weights(batch)
   batch = weights_lib.cleared_input(ids.checked(batch))

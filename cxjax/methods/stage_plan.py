@@ -129,10 +129,10 @@ def plan_stage(
       teacher_params,
       targets_lib.without_dropout(batch['x']),
     )
-  term_plan.check_weights(stage)
   terms = {}
   for name, term in stage.named_terms.items():
     terms[name] = term_plan.plan_term(stage, term, batch, ours, theirs)
+  term_plan.check_weights(stage)
   mask = masks.trainable_mask(
     student, student_params, batch['x'], stage, trainable, training
   )

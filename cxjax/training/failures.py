@@ -122,11 +122,12 @@ def explain(
   if spec.loop.temporary:
     saved = where = ''
   x = targets.without_dropout(batch['x'])
-  half = _half(spec.student.apply, spec.student_shapes, x, 'student')
-  message = (
-    f'{loss}; the batch and the targets are.{saved} '
-    f'{half or f"Try a smaller learning rate{where}."}'
+  advice = (
+    _half(spec.student.apply, spec.student_shapes, x, 'student')
+    or _schedule(spec, at)
+    or f'Try a smaller learning rate{where}.'
   )
+  message = f'{loss}; the batch and the targets are.{saved} {advice}'
   errors.require(spec.loop.keep_diverged, message)
   logging.warning(message)
 
@@ -266,6 +267,23 @@ def _half(apply: types.Apply, params: types.Params, x: Any, role: str) -> str:
   return (
     f'The {role} computes in float16, which holds no number above 65504: let '
     'it compute in bfloat16 or float32.'
+  )
+
+
+def _schedule(spec: run_spec.RunSpec, at: int) -> str:
+  """What to do about a schedule that is not finite; '' if it is.
+
+  Args:
+    spec: of the run.
+    at: the first step whose loss is not finite.
+  """
+  ends = spec.ends if spec.restart_schedule else ()
+  step = at - 1 - max((end for end in ends if end < at), default=0)
+  if step < 0 or not optimizer_checks.breaks_at(spec, step):
+    return ''
+  return (
+    f'The optimizer makes NaN or infinity of finite gradients at step {step} '
+    'of its schedule: correct its learning rate there.'
   )
 
 

@@ -6,6 +6,7 @@ in place of the parameters. Weight decay, noise and momentum are in both and
 cancel; a learning rate of the wrong sign does not.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -120,18 +121,10 @@ def ascents(
   Returns:
     The first step at which this is seen, by the name of each.
   """
-  draws = np.random.default_rng(0)
-  small = lambda leaf: jnp.asarray(
-    draws.normal(size=[min(size, SIDE) for size in leaf.shape]), leaf.dtype
-  )
-  params, along = (jax.tree.map(small, shapes) for _ in range(2))
-  state = adapter.init(params)
+  params, along, state, update = _trial(adapter, shapes)
   steps = np.linspace(0, last, STEPS).astype(int).tolist()
   begins = {step: (1, _at(state, step)) for step in steps if step}
   begins = {0: (UPDATES, state), **begins}
-  update = jax.jit(
-    functools.partial(_update, adapter, params, along), compiler_options=FAST
-  )
   found: dict[str, int] = {}
   for step, (updates, begin) in begins.items():
     ends = []
@@ -147,6 +140,45 @@ def ascents(
       if cosine > ALONG:
         found.setdefault(partition.leaf_name(path), step)
   return found
+
+
+def breaks_at(spec: run_spec.RunSpec, step: int) -> bool:
+  """Whether an update of finite gradients is not finite.
+
+  Args:
+    spec: of the run.
+    step: of the schedule of the optimizer.
+
+  Returns:
+    True if a trial shows it.
+  """
+  tx, shapes = spec.optimizer(), optimizer.visible(spec.student_shapes)
+  if isinstance(tx, optimizer.Elementwise):
+    return False
+  try:
+    adapter = optax_adapter.adapt(tx, shapes)
+    params, _, state, update = _trial(adapter, shapes)
+    end = update(1.0, params, params, _at(state, step))[0]
+  except Exception:  # As in a check before training.
+    return False
+  return not all(
+    bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(end)
+  )
+
+
+def _trial(
+  adapter: optax_adapter.Adapter, shapes: types.Params
+) -> tuple[Any, Any, Any, Callable[..., Any]]:
+  """Small parameters, their gradient, the state, and `_update` of them."""
+  draws = np.random.default_rng(0)
+  small = lambda leaf: jnp.asarray(
+    draws.normal(size=[min(size, SIDE) for size in leaf.shape]), leaf.dtype
+  )
+  params, along = (jax.tree.map(small, shapes) for _ in range(2))
+  update = jax.jit(
+    functools.partial(_update, adapter, params, along), compiler_options=FAST
+  )
+  return params, along, adapter.init(params), update
 
 
 def _update(

@@ -37,6 +37,16 @@ class Bfloat16:
     return self.array.__dlpack_device__()
 
 
+class Negative(Bfloat16):
+  """Stands for a view of torch, whose negative bit DLPack drops."""
+
+  def __init__(self):
+    self.array = -X
+
+  def resolve_neg(self):
+    return X
+
+
 class ConformTest(parameterized.TestCase):
   def conform(self, batch, **kwargs):
     return conform.conform(batch, SHAPES, 'batch 7', **kwargs)
@@ -109,6 +119,14 @@ class ConformTest(parameterized.TestCase):
     self.assertEqual(
       conform.host_array(Bfloat16(), 'x').dtype, ml_dtypes.bfloat16
     )
+
+  def test_a_view_that_only_its_library_can_read(self):
+    np.testing.assert_array_equal(conform.host_array(Negative(), 'x'), X)
+
+  def test_any_byte_order(self):
+    found = conform.host_array(Y.astype('>i8'), 'y')
+    np.testing.assert_array_equal(found, Y)
+    self.assertTrue(found.dtype.isnative)
 
 
 class LastBatchTest(parameterized.TestCase):

@@ -47,6 +47,16 @@ class ToBatchTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'A batch has mask beside x'):
       user_batches.to_batch({'x': X, 'mask': Y})
 
+  @parameterized.parameters((None,), ((None, Y),), ({'x': None, 'y': Y},))
+  def test_none(self, given):
+    with self.assertRaisesRegex(errors.UserError, 'x of a batch is None'):
+      user_batches.to_batch(given)
+
+  def test_a_list_of_numbers_is_one_array(self):
+    batch = user_batches.to_batch((X, [0, 1, 2, 1]))
+    for found in (user_batches.arrays(batch), user_batches.checked(batch, 3)):
+      np.testing.assert_array_equal(found['y'], Y)
+
   def test_arrays_of_other_libraries(self):
     shape = jax.ShapeDtypeStruct((2,), jnp.float32)
     found = user_batches.arrays({'a': Foreign(), 'b': shape})

@@ -118,9 +118,10 @@ class RefusalTest(parameterized.TestCase):
     (lambda t: 'a', 'is no schedule|must return'),
   )
   def test_a_schedule(self, weight, message):
-    stage = Stage('s', 1, (Term(weight=weight), Term(target='labels')))
     where = "The weight of 'logits' in stage 's' "
-    self.assert_refused(f'{where}.*{message}', stage)
+    for others in ((Term(target='labels'),), ()):
+      stage = Stage('s', 1, (Term(weight=weight), *others))
+      self.assert_refused(f'{where}.*{message}', stage)
 
   @parameterized.parameters(
     (lambda got, want: jnp.argmax(got, -1), 'makes int32 values, which have'),

@@ -82,6 +82,21 @@ class ExplainTest(parameterized.TestCase):
     alone = Stage('s', 1, both[:1])
     self.explain('seed 0 is not finite', [5, 5], alone, **fields)
 
+  @parameterized.parameters((True, 4), (False, 24))
+  def test_a_schedule_that_is_not_finite(self, restart_schedule, step):
+    stages = Stage('first', 20, runs.LABELS), Stage('second', 20, runs.LABELS)
+    spec = runs.spec(
+      stages,
+      optimizer=lambda *_: optax.sgd(
+        lambda n: jnp.where(n < step, 0.1, jnp.inf)
+      ),
+      restart_schedule=restart_schedule,
+    )
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    message = f'at step {step} of its schedule: correct its learning rate'
+    with self.assertRaisesRegex(errors.UserError, message):
+      failures.explain(spec, stages[1], folder, np.array([25, 40]), None)
+
   def test_a_shared_stream_is_that_of_every_seed(self):
     draw = self.weights(lambda key, t: jnp.full(runs.SIZE, t != 5, float))
     self.explain(

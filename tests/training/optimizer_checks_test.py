@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from cxjax.methods import optax_adapter
+from cxjax.methods import optimizer
 from cxjax.training import optimizer_checks
 
 SHAPES = {'a': jnp.ones(5), 'b': jnp.ones((5, 3))}
@@ -77,7 +78,6 @@ class AscentTest(parameterized.TestCase):
     found = warned(tx, steps=(50, 50), restart_schedule=False)
     self.assertEqual(found, [(99, 'a, b')])
 
-  @pytest.mark.slow
   @parameterized.parameters(
     *itertools.product(
       [
@@ -96,10 +96,10 @@ class AscentTest(parameterized.TestCase):
       ]
     )
   )
+  @pytest.mark.slow
   def test_more_that_rise(self, tx):
     self.assertLen(warned(tx), 1)
 
-  @pytest.mark.slow
   @parameterized.parameters(
     *itertools.product(
       [
@@ -118,6 +118,7 @@ class AscentTest(parameterized.TestCase):
       ]
     )
   )
+  @pytest.mark.slow
   def test_more_that_do_not(self, tx):
     self.assertEmpty(warned(tx))
 
@@ -126,6 +127,18 @@ class AscentTest(parameterized.TestCase):
     anchor = {'a': jnp.zeros(5), 'b': jnp.zeros((5, 3))}
     add = lambda updates, params: jax.tree.map(jnp.add, updates, anchor)
     self.assertEmpty(warned(optax.chain(tx, optax.stateless(add))))
+
+  def test_a_schedule_that_is_not_finite(self):
+    nan_at_6 = lambda step: jnp.where(step > 5, jnp.nan, 0.1)
+    for tx, step, breaks in (
+      (optax.sgd(nan_at_6), 5, False),
+      (optax.sgd(nan_at_6), 6, True),
+      (optimizer.Elementwise(*optax.sgd(nan_at_6)), 6, False),
+    ):
+      spec = types.SimpleNamespace(
+        optimizer=lambda tx=tx: tx, student_shapes=SHAPES
+      )
+      self.assertEqual(optimizer_checks.breaks_at(spec, step), breaks)
 
   def test_names_are_few(self):
     shapes = {str(i): jnp.ones(2) for i in range(5)}
