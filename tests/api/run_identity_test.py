@@ -141,7 +141,7 @@ CHANGES = {
     'metrics.right.higher_is_better',
   ),
   'name of a metric': ({'metrics': 'accuracy'}, 'metrics.accuracy'),
-  'trainable': ({'trainable': 'high|out'}, 'trainable'),
+  'trainable': ({'trainable': 'low|out'}, 'trainable'),
   'keep_best': ({'keep_best': 'right'}, 'keep_best'),
   'eval_every': ({'keep_best': 'right', 'eval_every': 2}, 'eval_every'),
   'seed': ({'seed': 1}, 'seed'),
