@@ -14,6 +14,7 @@ from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.data import user_batches
+from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import tensors as tensors_lib
 from cxjax.models import activation_sizes
 from cxjax.models import block_removal
@@ -78,7 +79,8 @@ def shrink(
 
   Raises:
     UserError: there is more of something than the teacher has; sizes that do
-      not fit the heads; the batches are needed and missing, are empty, or lack
+      not fit the heads, or that `huggingface.write` could not write while it
+      can the teacher; the batches are needed and missing, are empty, or lack
       tokens of the teacher's vocabulary.
 
   References:
@@ -98,6 +100,7 @@ def shrink(
   )
   if blocks is None:
     blocks = block_removal.least_harmful(module, params, found, want.depth)
+  student = _student(module, blocks, want)
   scores = {}
   if fewer:
     scores = activation_sizes.measure(module, params, found)
@@ -106,7 +109,6 @@ def shrink(
   if want.width < have.width:
     ratios = activation_sizes.norm_ratios(module, params, found, kept.width)
     params = slicing.rescaled(module, params, ratios, want.width)
-  student = slicing.smaller(module, kept)
   return student, slicing.sliced(module, params, kept), _pairs(blocks)
 
 
@@ -139,8 +141,32 @@ def outline(
   blocks = _blocks(module, depth, 'even')
   assert blocks is not None
   want = _sizes(module, depth, width, heads, kv_heads, mlp)
-  kept = slicing.first(blocks, want)
-  return slicing.smaller(module, kept), _pairs(blocks)
+  return _student(module, blocks, want), _pairs(blocks)
+
+
+def _student(
+  module: slicing.Model, blocks: Sequence[int], want: slicing.Sizes
+) -> slicing.Model:
+  """The student of some sizes.
+
+  Raises:
+    UserError: a Hugging Face folder can hold the teacher, and none the student.
+  """
+  student = slicing.smaller(module, slicing.first(blocks, want))
+  try:
+    family = base.family_of(module)
+  except errors.UserError:
+    return student  # Nobody expects a folder.
+  try:
+    base.family_of(student)
+  except errors.UserError as error:
+    raise errors.UserError(
+      f'width={want.width} and heads={want.heads} of {want.head_size}: a '
+      f'Hugging Face folder of a {family.model_type} holds the teacher, and '
+      f'none such a student: {family.refusal(student)} Give a width that is a '
+      f'multiple of heads, or heads of {want.head_size} that fill it.'
+    ) from error
+  return student
 
 
 def _pairs(blocks: Sequence[int]) -> Pairs:

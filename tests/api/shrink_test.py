@@ -12,6 +12,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
+from cxjax.api import shrink
 from cxjax.models import mlp
 from cxjax.models import sentence
 from cxjax.models import slicing
@@ -298,6 +299,19 @@ class RefusedTest(parameterized.TestCase):
     kwargs = {'batches': BATCHES, **kwargs}
     with self.assertRaisesRegex(errors.UserError, message):
       cxjax.shrink((module, draw(module)), **kwargs)
+
+  def test_what_no_folder_can_hold_is_refused_where_it_is_cut(self):
+    gemma = cxjax.Decoder(**DECODER, **GEMMA, activation='gelu_tanh', tied=True)
+    gemma = gemma.clone(scale_width=4.0, windows=(8, 0), logit_cap=30.0)
+    teacher = gemma, draw(gemma)
+    with self.assertRaisesRegex(
+      errors.UserError, 'of a gemma2 holds.*heads=4 do not divide width=10'
+    ):
+      cxjax.shrink(teacher, batches=BATCHES, width=10)
+    llama = cxjax.Decoder(**DECODER)  # Such a Llama is written as a Mistral.
+    self.assertEqual(shrink.outline(llama, width=10)[0].head_width, 4)
+    free = llama.clone(qkv_bias=True, mlp_bias=True)  # Of no folder either.
+    self.assertEqual(shrink.outline(free, width=10)[0].head_width, 4)
 
   def test_heads_of_a_transformer(self):
     module = cxjax.Transformer(**SIZES, causal=True)
