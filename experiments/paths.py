@@ -14,6 +14,8 @@ _WORKDIR = flags.DEFINE_string(
 _RESULTS = flags.DEFINE_string(
   'results', 'experiments/results', 'Folder of the tables and pictures.'
 )
+for _flag in ('workdir', 'results'):  # --help of every script lists them.
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_flag])
 
 
 def workdir(name: str = '') -> pathlib.Path:

@@ -3,6 +3,7 @@
 import sys
 from unittest import mock
 
+from absl import flags
 from absl.testing import absltest
 
 from experiments import paths
@@ -14,6 +15,13 @@ class CommandTest(absltest.TestCase):
     with mock.patch.object(sys, 'argv', given):
       command = paths.command('map')
     self.assertEqual(command, 'python -m experiments.map --seeds=4')
+
+
+class HelpTest(absltest.TestCase):
+  def test_lists_the_folders(self):
+    """--help lists the flags that the program has for its own."""
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    self.assertLessEqual({'results', 'workdir'}, {flag.name for flag in own})
 
 
 if __name__ == '__main__':
