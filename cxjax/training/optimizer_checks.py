@@ -143,7 +143,7 @@ def ascents(
 
 
 def breaks_at(spec: run_spec.RunSpec, step: int) -> bool:
-  """Whether an update of finite gradients is not finite.
+  """True if an update of finite gradients is not finite.
 
   Args:
     spec: of the run.
