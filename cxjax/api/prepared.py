@@ -11,6 +11,7 @@ from cxjax.methods import stage as stage_lib
 from cxjax.models import adapters
 from cxjax.models import modes
 from cxjax.models import scanned
+from cxjax.parallel import reception
 
 
 def traced_once(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
@@ -43,7 +44,8 @@ def checked(
   """
   teacher, student = map(traced_once, given)
   for role, model in (('teacher', teacher), ('student', student)):
-    adapters.outputs(model, x, role)
+    made = adapters.outputs(model, x, role)
+    reception.require_same_mesh(f'The {role}', made)
   errors.require(
     not teacher.several, 'A plan has one teacher: give it one set of params.'
   )

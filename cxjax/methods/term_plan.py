@@ -19,6 +19,7 @@ from cxjax.methods import python_state
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import weights as weights_lib
+from cxjax.parallel import reception
 
 # Number of equal parts of a stage at whose ends a schedule is checked.
 CHECKED_PARTS = 100
@@ -312,5 +313,6 @@ def _evaluated_loss(
       f'{reason}.'
     ) from error
   what = f'The loss of stage {stage.name!r}'
+  reception.require_same_mesh(what, found)
   python_state.refuse(what, term.loss, got, want)  # type: ignore[arg-type]
   return found

@@ -92,6 +92,28 @@ def require_values(leaf: Any, what: str) -> None:
   )
 
 
+def require_same_mesh(what: str, made: Any) -> None:
+  """Raises UserError for results on another mesh than the one in force.
+
+  A constant that a function closes over brings its mesh along, if that has
+  explicit axes.
+
+  Args:
+    what: the function, for messages, as in 'The teacher'.
+    made: shapes of what it makes.
+  """
+  here = jax.sharding.get_abstract_mesh()
+  for leaf in jax.tree.leaves(made):
+    mesh = getattr(getattr(leaf, 'sharding', None), 'mesh', here)
+    errors.require(
+      mesh.empty or AxisType.Explicit not in mesh.axis_types or mesh == here,
+      f'{what} computes on a mesh of yours, with the explicit axes '
+      f'{", ".join(mesh.axis_names)}, and a run has its own mesh. Leave yours '
+      'out: make a constant that lies there a NumPy array, by jax.device_get, '
+      'or a parameter.',
+    )
+
+
 def computable(leaf: Any) -> Any:
   """An array in its devices' memory, on a mesh with automatic axes alone.
 

@@ -61,6 +61,15 @@ class ReceivedTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "'a' of params is traced"):
       fun(TREE)
 
+  def test_a_constant_on_a_mesh_of_the_user(self):
+    constant = jax.device_put(np.ones(3, np.float32), explicit())
+    made = jax.eval_shape(lambda x: x * constant, TREE['b'])
+    with self.assertRaisesRegex(errors.UserError, 'The loss .* axes mine,'):
+      reception.require_same_mesh('The loss', made)
+    with jax.set_mesh(explicit().mesh):
+      reception.require_same_mesh('The loss', made)
+    reception.require_same_mesh('The loss', jax.eval_shape(jnp.exp, TREE['b']))
+
 
 if __name__ == '__main__':
   absltest.main()
