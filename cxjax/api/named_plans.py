@@ -192,7 +192,9 @@ class Planner:
       errors.lookup(f'option of {name}', option, options)
     pairs: tuple[layer_matching.Pair, ...] = ()
     if 'ending' in options:  # It has hidden terms.
-      options['share'] = plan_lib.SHARE  # As `plan`; joint does not read it.
+      method = registry.METHODS[name]
+      if not (method.like and 'share' in method.options):
+        options['share'] = plan_lib.SHARE  # As `plan`; joint does not read it.
       if not entry.get('layers'):
         pairs = self.pairs
         errors.require(

@@ -231,9 +231,10 @@ METHODS = {
   ),
   # Random projections of the teacher's layers in turn, then its output.
   'extracted': Method(_build_extracted, _EXTRACTED),
-  # The same, then the labels: the last stage does not run the teacher.
+  # The same, then the labels: the last stage does not run the teacher. A step
+  # of the hidden stages costs as much as several of it, hence their share.
   'extracted_labels': Method(
-    _build_extracted, {'ending': 'labels'}, like='extracted'
+    _build_extracted, {'ending': 'labels', 'share': 0.1}, like='extracted'
   ),
   # The same with projections that are fitted on the first batches.
   'extracted_centered': Method(
@@ -241,7 +242,7 @@ METHODS = {
   ),
   'extracted_centered_labels': Method(
     _build_extracted,
-    {'projection': 'centered', 'ending': 'labels'},
+    {'projection': 'centered', 'ending': 'labels', 'share': 0.1},
     like='extracted',
   ),
   'extracted_pca': Method(

@@ -151,8 +151,11 @@ class BuildTest(parameterized.TestCase):
   def test_names_are_values_of_the_others(self):
     learned = {'projection': 'identity', 'regressor': True}
     self.assertEqual(build('fitnets'), build('extracted', **learned))
+    labels = {'ending': 'labels', 'share': 0.1}
+    self.assertEqual(build('extracted_labels'), build('extracted', **labels))
     self.assertEqual(
-      build('extracted_labels'), build('extracted', ending='labels')
+      build('extracted_centered_labels'),
+      build('extracted', projection='centered', **labels),
     )
     self.assertEqual(build('joint_fading'), build('joint', fade=0.5))
     for name in ('centered', 'pca', 'pca_rotated'):
