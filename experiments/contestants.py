@@ -239,7 +239,9 @@ def of_digits(workdir: pathlib.Path) -> Setting:
     held_out,
     digits.STEPS,
     {method: {'method': method} for method in OTHERS},
-    rates=digits.RATES,
+    # Three seeds were worse at the highest one with every method; in the short
+    # runs of a search one seed may look better (results/digits_tune.md).
+    rates=digits.RATES[:-1],
   )
 
 
