@@ -79,7 +79,7 @@ RANGES = {
   'joint.weight': POSITIVE,
   'fade': FRACTION,
   'cache.batches': COUNT_OR_0,
-  'calibration': arguments.Range(1, shrink.MOST_BATCHES, whole=True),
+  'student.calibration': arguments.Range(1, shrink.MOST_BATCHES, whole=True),
   'width': COUNT,
   'depth': FEW,
   'heads': FEW,
@@ -150,7 +150,11 @@ def check(config: Mapping[str, Any]) -> None:
   if 'student' in config:  # A teacher is trained without.
     # A block for a model of one's own may lack them.
     given = config['student']
-    known['student'] = {k: v for k, v in fields.items() if k in given}
+    known['student'] = {
+      name: value
+      for name, value in fields.items()
+      if isinstance(given, Mapping) and name in given
+    }
   _check_fields(config, known, '')
   try:
     check_values(config)

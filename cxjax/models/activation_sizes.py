@@ -19,6 +19,7 @@ from cxjax import types
 from cxjax.models import decoder_block
 from cxjax.models import parameter_axes
 from cxjax.models import slicing
+from cxjax.parallel import mesh as mesh_lib
 
 # From a module, its input and its output, and arrays that it needs, to an array
 # `[B, L, ...]`, or None.
@@ -147,4 +148,5 @@ def _observed(
 
   with nn.intercept_methods(intercept):
     model.apply(params, x)
-  return found, jnp.sum(real)
+  # Every process reads them.
+  return mesh_lib.constrain_replicated((found, jnp.sum(real)))
