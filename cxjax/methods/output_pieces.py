@@ -189,7 +189,8 @@ def summed_loss(
     ]
     got = head(merged, features)
     want = target if teacher is None else teacher(theirs, target)
-    got, want = weights_lib.cleared((got, want), weights)
+    if weights is not None:
+      got = weights_lib.cleared_gradient(got, weights)
     found = loss(got, want)
     found = found.astype(jnp.promote_types(found.dtype, jnp.float32))
     if weights is not None:

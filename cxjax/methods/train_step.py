@@ -183,7 +183,10 @@ def _term_loss(
     if weights is not None:
       got = weights_lib.cleared_factor(got, weights)
     got = got @ regressor['kernel']
-  got, target = weights_lib.cleared((got, target), weights)
+  if weights is not None and output_pieces.is_rowwise(term.loss):
+    got = weights_lib.cleared_gradient(got, weights)
+  else:
+    got, target = weights_lib.cleared((got, target), weights)
   loss = term.loss(got, target)  # type: ignore[operator, misc]
   loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
   if weights is None:

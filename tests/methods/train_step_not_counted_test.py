@@ -22,6 +22,8 @@ class NotCountedTest(parameterized.TestCase):
     Term('h', 'h', regressor=True, name='regressed'),
     Term('h', 'h', loss=lambda a, b: jnp.sqrt(jnp.sum((a - b) ** 2, -1))),
     Term(loss='cosine'),
+    Term('h', 'h', name='rows'),
+    Term(loss='kl', name='kl'),
   )
 
   @parameterized.parameters(1, 2)
@@ -52,8 +54,8 @@ class NotCountedTest(parameterized.TestCase):
       )
 
     targets = {
-      name: random(3, 4, 2 if name == 'output' else 3)
-      for name in stage.named_terms
+      name: random(3, 4, 3 if term.target == 'h' else 2)
+      for name, term in stage.named_terms.items()
     }
     bad = weights == 0
     spoil = lambda leaf: jnp.where(bad[:, None], jnp.nan, leaf)
@@ -63,3 +65,19 @@ class NotCountedTest(parameterized.TestCase):
     )
     self.assertTrue(all(jnp.isfinite(x).all() for x in jax.tree.leaves(fine)))
     chex.assert_trees_all_close(fine, found, rtol=1e-5, atol=1e-6)
+
+  @parameterized.parameters('kl', 'mse')
+  def test_a_loss_of_rows_has_one_select_over_the_outputs(self, loss):
+    x, logits, target = random(0, 4, 5), random(1, 5, 7), random(2, 4, 7)
+    batch = {'x': x, 'weights': jnp.array([1.0, 0.0, 2.0, 0.0])}
+
+    def selects(batch):
+      def mean(kernel):
+        found = {'logits': x @ kernel}
+        term = Term(loss=loss)
+        return train_step._term_loss(found, None, batch, target, term, batch, 1)
+
+      lines = str(jax.make_jaxpr(jax.grad(mean))(logits)).splitlines()
+      return sum('f32[4,7] = select_n' in line for line in lines)
+
+    self.assertEqual(selects(batch) - selects({'x': x}), 1)

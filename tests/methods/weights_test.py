@@ -172,6 +172,17 @@ class ClearedTest(parameterized.TestCase):
     grad = jax.grad(root)(values)
     np.testing.assert_array_equal(np.isnan(grad).any(-1), HALF > 0)
 
+  def test_a_gradient_alone(self):
+    value, counts = jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0])
+
+    def total(value):
+      rows = jnp.square(weights.cleared_gradient(value, counts))
+      return jnp.sum(weights.cleared(rows, counts))
+
+    found = jax.value_and_grad(total)(value)
+    np.testing.assert_array_equal(found[0], 1)
+    np.testing.assert_array_equal(found[1], [2, 0])
+
   def test_inputs_of_examples_that_count_and_finite_ones_stay(self):
     x = random(0, B, 3)
     x[0, 0], x[2, 1] = np.inf, np.nan
