@@ -182,12 +182,14 @@ class KeepBestTest(FolderTest):
     )
     with self.assertRaises(Ended):
       train(on_record=end_after(6))  # After one evaluation that counts.
-    with self.assertNoLogs(level='WARNING'):
+    with self.assertLogs(level='WARNING') as log:
       for _ in range(2):  # Resumed, and finished before.
         found = train()
         self.assertEqual(found.history, history[:7])
         chex.assert_trees_all_equal(found.params, want)
         self.assertEqual(found.best_step, 10)
+    for text in log.output:
+      self.assertIn('raises the loss', text)  # As it is meant to, to get worse.
     with self.assertRaisesRegex(
       errors.UserError, r'patience \(2 there, 3 here'
     ):

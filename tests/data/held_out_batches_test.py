@@ -138,7 +138,7 @@ class ReadTest(parameterized.TestCase):
     ('generator', lambda: iter([]), 'held_out has no batch'),
     ('text', lambda: 'abc', 'x is a str of dtype'),
     ('number', lambda: 3, r'x of held_out has shape \[\]'),
-    ('none', lambda: None, 'held_out has nothing'),
+    ('none', lambda: None, 'held_out: x of a batch is None'),
     ('objects', lambda: X.astype(object), 'ndarray of Python objects'),
     ('shape', lambda: [A, B[:, :2]], 'held_out'),
     ('kind', lambda: iter([A, B > 1]), 'x of batch 2 of held_out is bool'),

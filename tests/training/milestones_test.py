@@ -152,7 +152,7 @@ class BestTest(parameterized.TestCase):
 class PatienceTest(parameterized.TestCase):
   def test_ends_at_the_last_evaluation_without_improvement(self):
     run = make(patience=2)
-    with self.assertLogs(level='INFO') as log:
+    with self.assertLogs('absl', level='INFO') as log:
       for step, score in ((40, 0.5), (60, 0.6), (80, 0.6), (90, 0.5)):
         self.assertEqual(run.end, 100)
         run.observe(values(score), step, final=True)
