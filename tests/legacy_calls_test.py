@@ -107,6 +107,7 @@ class StepTest(TestCase):
     chex.assert_trees_all_close(after.params, expected, rtol=1e-5)
     chex.assert_trees_all_close(same.params, expected, rtol=1e-5)
 
+  @pytest.mark.slow
   def test_a_readout(self):
     state, _ = self.old_state(self.fitnets)
     with self.warns('readout of a State is now regressors[TERM]'):

@@ -85,6 +85,7 @@ class CurvesTest(TestCase):
     self.assertFalse(one_shot.is_dashed())
     self.assertGreater(supervised.get_zorder(), one_shot.get_zorder())
 
+  @pytest.mark.slow
   def test_every_run_has_a_color_of_its_own(self):
     names = [*plots.COLORS, 'normed', 'fitnets']
     self.draw({name: records() for name in names})

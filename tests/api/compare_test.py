@@ -203,6 +203,7 @@ class RefusalTest(parameterized.TestCase):
       with self.assertRaisesRegex(errors.UserError, message):
         compare(methods=('one_shot', name), loss='cosine')
 
+  @pytest.mark.slow
   def test_plans_of_other_models_or_batches(self):
     other = cxjax.from_fn(two_layers, parameters(5))
     wide = cxjax.from_fn(two_layers, parameters(1, low=7))

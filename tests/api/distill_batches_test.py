@@ -47,6 +47,7 @@ class LoaderTest(FolderTest):
       opened.commit()
     return path
 
+  @pytest.mark.slow
   def test_a_connection_that_knows_one_thread(self):
     path = self.rows()
     read = lambda opened: (

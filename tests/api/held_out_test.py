@@ -108,6 +108,7 @@ class SetTest(parameterized.TestCase):
     np.testing.assert_array_equal(found['x'], MORE)
     np.testing.assert_array_equal(found['y'], y)
 
+  @pytest.mark.slow
   def test_nan(self):
     x = np.where(np.arange(24)[:, None] == 13, np.nan, MORE)
     for held_out in (x, [x[:8], x[8:]]):
@@ -119,6 +120,7 @@ class SetTest(parameterized.TestCase):
     weights[13] = 0
     evaluation(ONE, {'x': x, 'weights': weights})
 
+  @pytest.mark.slow
   def test_a_model_may_know_missing_values(self):
     fill = lambda params, x: two_layers(params, jnp.nan_to_num(x))
     networks = (cxjax.from_fn(fill, one.params) for one in (BIG, SMALL))

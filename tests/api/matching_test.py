@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import pytest
 
 import cxjax
 from cxjax import errors
@@ -56,6 +57,7 @@ class FoundTest(parameterized.TestCase):
     self.assertEqual(found, [('enc/1', 'enc/0'), ('enc/3', 'enc/1')])
     self.assertRegex('\n'.join(logs.output), r'teacher .* none: dec/\* \(3\)')
 
+  @pytest.mark.slow
   def test_runs_of_other_names_by_the_inputs_that_they_read(self):
     """An encoder and a decoder; a tower of each input."""
 
@@ -92,6 +94,7 @@ class FoundTest(parameterized.TestCase):
       pairs(cxjax.from_fn(apply, EYE), chain(h=2))
     self.assertRegex('\n'.join(logs.output), "One layer .* 'norm'. It has")
 
+  @pytest.mark.slow
   def test_every_second_layer(self):
     found, plan = pairs(chain(h=12), chain(h=6), layers=cxjax.every(2))
     want = [('h/3', 'h/1'), ('h/7', 'h/3'), ('h/11', 'h/5')]

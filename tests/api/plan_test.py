@@ -164,6 +164,7 @@ class StagesTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "costs 'xla'.*counted, comp"):
       make(costs='xla')
 
+  @pytest.mark.slow
   def test_one_stage_and_no_number_of_steps(self):
     for stages in (JOINT, (JOINT,), [JOINT]):
       plan = cxjax.plan(TEACHER, STUDENT, (X, Y), stages=stages)

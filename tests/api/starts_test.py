@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import chex
 import jax
 import numpy as np
+import pytest
 
 import cxjax
 from cxjax import errors
@@ -43,6 +44,7 @@ class StartsTest(parameterized.TestCase):
       if a.ndim > 1:
         self.assertFalse((a == b).all() or (b == c).all())
 
+  @pytest.mark.slow
   def test_a_student_that_is_not_fresh_has_one_start(self):
     params = jax.device_get(network(Net((32, 32)), X).params)
     student = cxjax.from_fn(lambda params, x: x, params)

@@ -122,6 +122,7 @@ class SpecTest(parameterized.TestCase):
     opened = builders.open_experiment(config, self.workdir)
     self.assertEqual(builders.teacher_spec(opened).num_seeds, 1)
 
+  @pytest.mark.slow
   def test_one_stream_of_batches_for_all(self):
     _, apart = self.specs()
     _, shared = self.specs(share_batches=True)

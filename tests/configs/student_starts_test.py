@@ -96,6 +96,7 @@ class CutTest(absltest.TestCase):
   def folder(self):
     return pathlib.Path(self.create_tempdir().full_path)
 
+  @pytest.mark.slow
   def test_each_seed_has_batches_of_its_own(self):
     sizes = {'student.heads': 1, 'student.calibration': 2, 'student.depth': 1}
     known = config_of(parity_transformer, **sizes)

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.data import masking
@@ -114,6 +115,7 @@ class MaskTokensTest(parameterized.TestCase):
     np.testing.assert_array_equal(tight['tokens'][~kept], tokens[~kept])
     np.testing.assert_array_equal(tight['tokens'][kept], roomy['tokens'][kept])
 
+  @pytest.mark.slow
   def test_key_names_the_masks(self):
     _, _, first = masked()
     _, _, other = masked(seed=1)
@@ -122,6 +124,7 @@ class MaskTokensTest(parameterized.TestCase):
     )
     self.assertLen(np.unique(chosen(first), axis=0), ROWS)
 
+  @pytest.mark.slow
   def test_nothing_to_mask(self):
     tokens = jnp.ones((2, 3), jnp.int32)
     out = mask(jax.random.key(0), tokens, tokens < 0, rate=0.9, slots=2)

@@ -5,6 +5,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from cxjax import errors
 from cxjax.data import corpus as corpus_lib
@@ -49,6 +50,7 @@ class DatasetTest(parameterized.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
+  @pytest.mark.slow
   def test_a_dataset_that_is_not_here_and_no_network(self):
     with (
       mock.patch.object(tfds_documents, '_has_network', return_value=False),

@@ -72,6 +72,7 @@ class ConfigTest(parameterized.TestCase):
         self.assertIn(part, block, field)
         block = block[part]
 
+  @pytest.mark.slow
   def test_the_smallest_size_can_be_planned(self):
     self.check_smallest('parity_mlp')
 

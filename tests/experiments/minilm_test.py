@@ -68,6 +68,7 @@ class DataTest(absltest.TestCase):
 
 
 class MeasureTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_neighbor_is_the_nearest_other_by_the_cosine(self):
     angles = np.array([0.0, 0.1, 2.0, 2.3])
     lengths = np.array([[1.0], [5.0], [1.0], [9.0]])

@@ -231,6 +231,7 @@ class Fake:
 
 
 class CaseTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_sides_are_timed_or_left_out(self):
     def started(module, job, variant, python):
       self.assertEqual(job, pathlib.Path('work/jobs/tiny/parity'))

@@ -77,6 +77,7 @@ class ReportTest(absltest.TestCase):
     )
     np.testing.assert_allclose([row['ratio'] for row in rows], [4, 1, 2])
 
+  @pytest.mark.slow
   def test_picture_is_drawn(self):
     path = pathlib.Path(self.create_tempdir().full_path) / 'a.png'
     probe_parity.draw_picture(self.found, [0, 2], self.scores, path)

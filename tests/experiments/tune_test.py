@@ -6,6 +6,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import flagsaver
 from absl.testing import parameterized
+import pytest
 
 from cxjax import errors
 from experiments import base
@@ -132,6 +133,7 @@ class MaskedTuneTest(parameterized.TestCase):
     self.assertEqual(masked_tune.equal_steps(cheap, dear), 400)
     self.assertEqual(masked_tune.equal_steps(dear, cheap), 100)
 
+  @pytest.mark.slow
   def test_searches_and_compares_every_method(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     ran = []

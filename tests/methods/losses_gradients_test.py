@@ -52,6 +52,7 @@ class GradientTest(parameterized.TestCase):
     np.testing.assert_allclose(to_target, -expected, rtol=1e-5)
 
   @parameterized.parameters(*DIVERGENCES, losses.mse, losses.l2, losses.cosine)
+  @pytest.mark.slow
   def test_numerically_in_both_arguments(self, loss):
     args = random(0, (2, 3)), random(1, (2, 3))
     jax.test_util.check_grads(
@@ -84,6 +85,7 @@ class HighTemperatureTest(parameterized.TestCase):
     error = error - error.mean(-1, keepdims=True)
     np.testing.assert_allclose(value, 0.5 * (error**2).mean(-1), rtol=0.03)
 
+  @pytest.mark.slow
   def test_its_gradient_is_that_of_half_the_centered_mse(self):
     student, teacher = random(0), random(1)
     loss = functools.partial(losses.kl, temperature=1e3)
@@ -129,6 +131,7 @@ class ImpossibleClassTest(parameterized.TestCase):
     )
     np.testing.assert_array_equal(grad, 0)
 
+  @pytest.mark.slow
   def test_kl_with_a_class_that_both_exclude_is_that_of_the_others(self):
     student = random(0).at[:, 2].set(-jnp.inf)
     teacher = random(1).at[:, 2].set(-jnp.inf)

@@ -109,6 +109,7 @@ class SummedLossTest(parameterized.TestCase):
     )
     self.assertTrue(jnp.isfinite(loss))
 
+  @pytest.mark.slow
   def test_of_bfloat16_kernels_is_summed_in_float32(self):
     """256 pieces of equal gradients: a sum in bfloat16 would stop early."""
     params = {

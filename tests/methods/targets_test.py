@@ -128,6 +128,7 @@ class TransformTest(parameterized.TestCase):
     found = targets.transform(want, None, term(scale=0.5))
     np.testing.assert_array_equal(found, want / 2)
 
+  @pytest.mark.slow
   def test_centered_subtracts_the_mean_over_what_counts(self):
     want = random(0, 2, 3, 4)
     mask = np.array([[1, 1, 0], [1, 0, 0]], np.float32)

@@ -98,6 +98,7 @@ class RefusalTest(parameterized.TestCase):
     (lambda got, want: jnp.mean(got), r'makes \[\] of \[4, 3\]'),
     ('kl', 'does not take'),
   )
+  @pytest.mark.slow
   def test_a_loss_with_labels(self, loss, message):
     self.assert_refused(message, single(loss=loss, target='labels'))
 

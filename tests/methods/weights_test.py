@@ -164,6 +164,7 @@ class ClearedTest(parameterized.TestCase):
       self.assertEqual(found[name].dtype, jnp.asarray(tree[name]).dtype)
     self.assertIs(weights.cleared(tree, None), tree)
 
+  @pytest.mark.slow
   def test_nothing_comes_back_through_them(self):
     """Not even a NaN."""
     values = jnp.asarray(random(0, B, 3))
@@ -216,6 +217,7 @@ class ClearedTest(parameterized.TestCase):
 
 
 class MeanTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_weighted_mean(self):
     values, each = random(0, 3, 4), jnp.array([1.0, 0.0, 2.0])[:, None]
     values[1] = np.nan

@@ -32,6 +32,7 @@ class OutputsTest(parameterized.TestCase):
     ):
       adapters.outputs(nn.Dense(3), X, 'teacher')
 
+  @pytest.mark.slow
   def test_students_of_other_shapes_are_an_error(self):
     dense = nn.Dense(3)
     several = [dense.init(jax.random.key(0), jnp.ones((1, n))) for n in (5, 4)]
@@ -202,6 +203,7 @@ class ComputeDtypeTest(parameterized.TestCase):
     self.assertRegex(text, r'bf16\[4,16\] = dot_general')
     self.assertEqual(half.abilities, model.abilities)
 
+  @pytest.mark.slow
   def test_numbers_of_examples_are_not_rounded(self):
     """A time of 257 would become 256; features are computed with."""
 

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax.models import captures
 
@@ -38,6 +39,7 @@ class CapturedTest(parameterized.TestCase):
     # The axis of the examples comes first, wherever it is inside.
     lambda x: jax.vmap(tanh, in_axes=1, out_axes=1)(x.T).T,
   )
+  @pytest.mark.slow
   def test_it_is_lifted_and_changes_nothing(self, fun):
     loss = lambda x: (2 * fun(x)).sum()
     lifted = lambda x: run(lambda x: 2 * fun(x), x)[0].sum()

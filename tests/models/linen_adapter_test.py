@@ -200,6 +200,7 @@ class LinenTrainingTest(parameterized.TestCase):
       output, self.module.apply(new, self.x), rtol=1e-6
     )
 
+  @pytest.mark.slow
   def test_masks_hang_on_the_key_alone(self):
     model = self.adapt(training={'train': True, 'rngs': ('noise',)})
     one, again, other = (self.run_once(model, seed)[0] for seed in (0, 0, 1))

@@ -145,6 +145,7 @@ class InsideTest(parameterized.TestCase):
     np.testing.assert_allclose(output, module(x), rtol=1e-5)
     np.testing.assert_allclose(found['a'], module.a(x), rtol=1e-5)
 
+  @pytest.mark.slow
   def test_a_dict_of_modules_has_its_own_keys_alone(self):
     class Net(nnx.Module):
       def __init__(self):
@@ -189,6 +190,7 @@ class InsideTest(parameterized.TestCase):
     np.testing.assert_allclose(found['layers/2'], module(x), rtol=1e-5)
     self.assertNotIn('__call__', vars(Inherited))  # As it was.
 
+  @pytest.mark.slow
   def test_one_example(self):
     module = nnx.Sequential(
       nnx.Linear(5, 4, rngs=nnx.Rngs(0)),
@@ -217,6 +219,7 @@ class NnxTrainingTest(parameterized.TestCase):
     module.eval()
     np.testing.assert_allclose(output, module(self.x), rtol=1e-6)
 
+  @pytest.mark.slow
   def test_statistics_are_those_of_the_module(self):
     module = Nnx(nnx.Rngs(0))
     model = nnx_adapter.from_nnx(module)
@@ -228,6 +231,7 @@ class NnxTrainingTest(parameterized.TestCase):
     np.testing.assert_array_equal(changed['norm']['mean'], module.norm.mean)
     np.testing.assert_array_equal(changed['norm']['var'], module.norm.var)
 
+  @pytest.mark.slow
   def test_masks_differ_by_key_and_layer(self):
     class Twice(nnx.Module):
       def __init__(self, rngs):

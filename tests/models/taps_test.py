@@ -89,6 +89,7 @@ class TapsTest(parameterized.TestCase):
     self.assertEqual([tap.name for tap in found], ['hidden', 'final', 'logits'])
     self.assertEqual(found.layers, ('hidden',))
 
+  @pytest.mark.slow
   def test_layers_above_a_tap_are_not_computed(self):
     x = jnp.ones((B, 5))
     model, _ = example_modules.adapt(example_modules.Perceptron(), x)

@@ -165,6 +165,7 @@ class RegistryTest(parameterized.TestCase):
     self.addCleanup(tasks.TASKS.pop, name)
     tasks.register(name, *args, **kwargs)
 
+  @pytest.mark.slow
   def test_a_task_of_ones_own(self):
     task = tasks.make('majority', data_of('majority'), KEY)
     self.assertIsInstance(task, own_task.Majority)

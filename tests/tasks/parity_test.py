@@ -42,6 +42,7 @@ def walk(x, supports, depth):
 
 class BatchTest(parameterized.TestCase):
   @parameterized.parameters((70, 3), (33, 33))
+  @pytest.mark.slow
   def test_plain_label_is_one_where_the_product_is_negative(self, d, k):
     task, batch = sample(d, k, 1)
     product = batch['x'][:, list(task.supports[0])].prod(-1)
@@ -76,6 +77,7 @@ class BatchTest(parameterized.TestCase):
     self.assertLen(np.unique(batch['x'], axis=0), NUM)
 
   @parameterized.parameters(1, 2, 3)
+  @pytest.mark.slow
   def test_classes_are_balanced(self, depth):
     task, batch = sample(70, 3, depth)
     share = 1 / task.num_classes

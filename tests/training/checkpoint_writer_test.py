@@ -60,6 +60,7 @@ class SaveTest(WriterTest):
       self.assertEqual(raw(one).tobytes(), raw(two).tobytes())
 
   @parameterized.parameters(False, True)
+  @pytest.mark.slow
   def test_buffers_may_be_donated_at_once(self, sharded):
     size = 2**20
     update = jax.jit(lambda x: x + 1, donate_argnums=0)

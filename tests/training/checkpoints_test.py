@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.training import checkpoint_writer
@@ -70,6 +71,7 @@ class SavedTest(parameterized.TestCase):
 
 
 class ScheduledTest(SavedTest):
+  @pytest.mark.slow
   def test_every_record_names_those_before_it(self):
     self.assertEqual(checkpoints.scheduled(self.folder), [20, 40])
     self.assertEqual(
@@ -120,6 +122,7 @@ class NewestTest(SavedTest):
     self.assertEqual(checkpoints.steps(self.folder), [20, 40])
     self.assertEqual(checkpoints.latest(self.folder), 40)
 
+  @pytest.mark.slow
   def test_damage_to_any_file_is_noticed(self):
     found = [p for p in self.newest.rglob('*') if p.is_file()]
     self.assertGreater(len(found), 10)

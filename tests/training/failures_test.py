@@ -83,6 +83,7 @@ class ExplainTest(parameterized.TestCase):
     self.explain('seed 0 is not finite', [5, 5], alone, **fields)
 
   @parameterized.parameters((True, 4), (False, 24))
+  @pytest.mark.slow
   def test_a_schedule_that_is_not_finite(self, restart_schedule, step):
     stages = Stage('first', 20, runs.LABELS), Stage('second', 20, runs.LABELS)
     spec = runs.spec(
@@ -233,6 +234,7 @@ class CauseTest(parameterized.TestCase):
     student = types.SimpleNamespace(apply=apply, init=runs.STUDENT.init)
     self.explain('The student computes in float16, which', student=student)
 
+  @pytest.mark.slow
   def test_the_student_that_is_given(self):
     params = runs.STUDENT.init(jax.random.key(0), jnp.zeros((1, runs.BITS)))
     start = (params, poisoned(params, 'logits'))

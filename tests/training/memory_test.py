@@ -5,6 +5,7 @@ from unittest import mock
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
+import pytest
 
 from cxjax import errors
 from cxjax.configs import builders
@@ -20,6 +21,7 @@ class RequireTest(absltest.TestCase):
     spec = builders.student_spec(opened, builders.abstract_teacher(opened))
     return spec, spec.plan()
 
+  @pytest.mark.slow
   def test_a_run_that_fits(self):
     memory.require(*self.spec())
 
