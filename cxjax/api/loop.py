@@ -1,4 +1,4 @@
-"""When a run of `distill` logs, evaluates, saves and ends."""
+"""The loop of `distill`: the steps of its records, checkpoints and end."""
 
 import math
 from typing import Any

@@ -45,7 +45,7 @@ def arrays(x: Any) -> Any:
 
 
 def _is_row(x: Any) -> bool:
-  """Whether a part of a batch is a list of numbers, as labels may come."""
+  """True for a part of a batch that is a list of numbers, as labels may be."""
   return isinstance(x, list) and not any(map(np.ndim, x))
 
 

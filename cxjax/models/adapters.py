@@ -213,7 +213,7 @@ def outputs(
 
 
 def _kind(found: Any) -> str:
-  """What a model returns, in words if it is an array alone."""
+  """The result of a model, in words if it is an array alone."""
   alone = isinstance(found, jax.ShapeDtypeStruct)
   return 'one array' if alone else str(jax.tree.structure(found))
 

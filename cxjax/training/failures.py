@@ -271,7 +271,7 @@ def _half(apply: types.Apply, params: types.Params, x: Any, role: str) -> str:
 
 
 def _schedule(spec: run_spec.RunSpec, at: int) -> str:
-  """What to do about a schedule that is not finite; '' if it is.
+  """Advice on a schedule that is not finite; '' if it is.
 
   Args:
     spec: of the run.
