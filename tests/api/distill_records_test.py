@@ -155,7 +155,7 @@ class KeepBestTest(FolderTest):
     chex.assert_trees_all_equal(found.params, students)
 
   def test_patience_alone_returns_the_students_as_they_end(self):
-    """By the first metric, here the agreement with the teacher."""
+    """The first metric decides, here the agreement with the teacher."""
     _, history = self.best
     scores = [record['eval/agreement'] for record in history]
     end = next(

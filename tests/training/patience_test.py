@@ -13,7 +13,7 @@ METRICS = metrics_lib.resolve(('accuracy', 'loss'))
 
 
 def exhausted(limit, evaluations, metric='accuracy'):
-  """Whether it is exhausted after each of some evaluations."""
+  """Values of `exhausted` after each of some evaluations."""
   run = patience.Patience(METRICS[metric], limit)
   found = []
   for values in evaluations:
