@@ -1,5 +1,6 @@
 """Folders of the scripts, and the flags that name them."""
 
+import itertools
 import pathlib
 import sys
 
@@ -53,9 +54,10 @@ def command(script: str) -> str:
   Args:
     script: its name.
   """
+  own = '--workdir', '--results'
   given = [
     argument
-    for argument in sys.argv[1:]
-    if not argument.startswith(('--workdir=', '--results='))
+    for before, argument in itertools.pairwise(sys.argv)
+    if before not in own and argument.partition('=')[0] not in own
   ]
   return ' '.join([f'python -m experiments.{script}', *given])

@@ -117,8 +117,8 @@ class RunSpec:
     host: what the batches are made of, where the host reads it.
     teacher: for stages that need one.
     start: the students in place of fresh ones, a tree for each, or a function
-      that makes trees like those of `init` and is called at the begin; the run
-      keeps their parameters in float32 where they have less.
+      that makes trees like those of `init`, called when the run begins. Their
+      parameters are kept in float32 where they have less.
     lookahead: batches whose targets are computed at once; 0 chooses.
     microbatches: parts of a batch, computed one after the other.
     restart_schedule: at each stage; else one schedule for the run.

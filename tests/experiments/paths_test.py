@@ -11,7 +11,7 @@ from experiments import paths
 
 class CommandTest(absltest.TestCase):
   def test_folders_of_a_machine_are_left_out(self):
-    given = ['map.py', '--workdir=/a', '--seeds=4', '--results=/b']
+    given = ['map.py', '--workdir=/a', '--seeds=4', '--results', '/b']
     with mock.patch.object(sys, 'argv', given):
       command = paths.command('map')
     self.assertEqual(command, 'python -m experiments.map --seeds=4')
