@@ -17,12 +17,14 @@ import numpy as np
 import cxjax
 from cxjax import errors
 from cxjax import types
+from cxjax.api import shrink
 from cxjax.configs import builders
 from cxjax.configs import defaults
 from cxjax.configs import student_starts
 from cxjax.configs import teachers
 from cxjax.methods import layer_matching
 from cxjax.methods import registry
+from cxjax.models import sentence
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import teacher as teacher_lib
 from experiments import causal_text
@@ -41,7 +43,7 @@ CONFIGS = {
   'causal_text': causal_text,
   'causal_text_shrunk': causal_text,
 }
-NAMES = (*CONFIGS, 'digits', 'minilm')
+NAMES = (*CONFIGS, 'digits', 'minilm', 'minilm_shrunk')
 METHODS = (
   'supervised',
   'one_shot',
@@ -60,6 +62,7 @@ METHODS = (
   'joint_fading',
 )
 Student: TypeAlias = Callable[[int], cxjax.ModelAdapter]
+CALIBRATION = 4  # Batches that a student of MiniLM is cut on.
 LABELED = (
   'supervised',
   'one_shot_labels',
@@ -245,25 +248,54 @@ def of_digits(workdir: pathlib.Path) -> Setting:
   )
 
 
-def of_minilm(workdir: pathlib.Path) -> Setting:
-  """Returns the setting of minilm.py."""
+def of_minilm(name: str, workdir: pathlib.Path) -> Setting:
+  """Returns the setting of minilm.py; 'minilm_shrunk' cuts its students."""
   found = minilm.Comparison(workdir)
-  example = next(iter(found.batches))
-  init = jax.jit(lambda key: found.student.init(key, example))
+  layers = None
+  student: Student = lambda seed: cxjax.from_fn(
+    found.student.apply, found.fresh(seed)
+  )
+  if name == 'minilm_shrunk':
+    student, layers = _cut_minilm(found)
   methods: dict[str, dict[str, Any]] = {}
   for method in OTHERS:
     hidden = 'ending' in registry.options(method)
     methods[method] = {'method': method, **(minilm.HIDDEN if hidden else {})}
   return Setting(
     found.teacher,
-    lambda seed: cxjax.from_fn(found.student.apply, init(jax.random.key(seed))),
+    student,
     found.batches,
     found.held_out,
     flags.FLAGS.num_steps,
     {name: m for name, m in methods.items() if name not in LABELED},
-    {'loss': 'cosine'},
+    {'loss': 'cosine', 'layers': layers},
     minilm.RATES,
   )
+
+
+def _cut_minilm(found: minilm.Comparison) -> tuple[Student, shrink.Pairs]:
+  """Makes students of the same size cut out of MiniLM, and pairs their layers.
+
+  Each seed is cut on batches of its own; its linear layer is random.
+  """
+  random = found.student
+  sizes = dict(
+    depth=random.encoder.depth,
+    width=random.encoder.width,
+    mlp=4 * random.encoder.width,
+  )
+  module, layers = shrink.outline(found.encoder[0], **sizes)
+  model = sentence.SentenceEncoder(module, features=random.features)
+
+  def student(seed: int) -> cxjax.ModelAdapter:
+    at = seed * CALIBRATION
+    some = itertools.islice(iter(found.batches), at, at + CALIBRATION)
+    _, cut, _ = cxjax.shrink(found.encoder, **sizes, batches=list(some))
+    linear = found.fresh(seed)['params']['linear']
+    params = {'encoder': cut['params'], 'linear': linear}
+    return cxjax.from_fn(model.apply, {'params': params})
+
+  return student, layers
 
 
 def find(name: str, size: str, workdir: pathlib.Path) -> Setting:
@@ -280,4 +312,4 @@ def find(name: str, size: str, workdir: pathlib.Path) -> Setting:
   errors.lookup('experiment', name, dict.fromkeys(NAMES))
   if name in CONFIGS:
     return of_config(name, size, workdir)
-  return of_digits(workdir) if name == 'digits' else of_minilm(workdir)
+  return of_digits(workdir) if name == 'digits' else of_minilm(name, workdir)

