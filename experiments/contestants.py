@@ -26,6 +26,7 @@ from cxjax.methods import layer_matching
 from cxjax.methods import registry
 from cxjax.models import sentence
 from cxjax.training import metrics as metrics_lib
+from cxjax.training import optimizers
 from cxjax.training import teacher as teacher_lib
 from experiments import causal_text
 from experiments import digits
@@ -86,6 +87,7 @@ class Setting:
     methods: options of each method, as `compare` takes them.
     options: others of `compare`.
     rates: learning rates to try.
+    optimizer: fields of the optimizer of its config, if it has one.
   """
 
   teacher: cxjax.ModelAdapter
@@ -96,6 +98,7 @@ class Setting:
   methods: dict[str, dict[str, Any]]
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+  optimizer: Mapping[str, Any] | None = None
 
 
 class TaskBatches:
@@ -176,6 +179,11 @@ def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
       'layers': student_starts.pairs(experiment)
       or layer_matching.match_layers(teacher.layers, model.layers),
       'metrics': _metrics(experiment.task),
+    },
+    optimizer={
+      name: value
+      for name, value in config.optimizer.items()
+      if name not in optimizers.ARGUMENTS
     },
   )
 

@@ -7,7 +7,7 @@ learning rates by successive halving, then several seeds. Four things are equal:
   flops   FLOPs, with the teacher's forward passes charged
   stored  FLOPs of the student alone, as on targets that were stored before
 The budget is that of one-shot distillation in --num_steps. Hidden terms have
-the settings of the experiment's config.
+the settings of the experiment's config, with --own_optimizer the optimizer too.
 
 Run (parity_mlp at a quarter of its steps: minutes on two cores):
   python -m experiments.map --experiment=parity_mlp --budget=0.25
@@ -56,6 +56,9 @@ _AXES = flags.DEFINE_list(
 )
 _METHODS = flags.DEFINE_list('methods', [], 'Methods; all that fit by default.')
 _RATES = flags.DEFINE_list('rates', [], 'Learning rates in place of its own.')
+_OWN_OPTIMIZER = flags.DEFINE_bool(
+  'own_optimizer', False, "That of the experiment's config; else Adam."
+)
 _VARY = flags.DEFINE_multi_string(
   'vary', [], 'Option of methods, and its values: share=0.05,0.1.'
 )
@@ -87,6 +90,10 @@ def setting(name: str, workdir: pathlib.Path) -> contestants.Setting:
     method: errors.lookup('method', method, found.methods)
     for method in _METHODS.value or found.methods
   }
+  errors.require(
+    bool(found.optimizer) or not _OWN_OPTIMIZER.value,
+    f'--own_optimizer: {name} has no config. Leave it out.',
+  )
   for text in _VARY.value:
     chosen = varied(chosen, *variation(text))
   return dataclasses.replace(found, methods=chosen)
@@ -208,6 +215,7 @@ def compare(
     seeds=flags.FLAGS.seeds,
     equal=AXES[axis],
     workdir=workdir,
+    optimizer=one.optimizer if _OWN_OPTIMIZER.value else None,
     **one.options,
   )
 

@@ -36,7 +36,14 @@ LABELED = ('supervised', 'extracted_labels')
 RATES = (1e-3, 3e-3, 1e-2)
 SHARE = arguments.Range(0, 1, ends=(False, True))
 # Arguments of `distill` that a comparison passes on.
-OPTIONS = ('last_batch', 'microbatches', 'mesh', 'trainable', 'fit_on')
+OPTIONS = (
+  'last_batch',
+  'microbatches',
+  'mesh',
+  'trainable',
+  'fit_on',
+  'optimizer',
+)
 
 
 def compare(
@@ -88,8 +95,8 @@ def compare(
       plans for these models, whose stages keep their shares, and of options, as
       `{'short': {'method': 'extracted', 'share': 0.1}}`. Methods with hidden
       stages have their share of `plan`.
-    rates: peak learning rates of Adam on a cosine over each stage, by default
-      0.001, 0.003 and 0.01.
+    rates: peak learning rates of Adam on a cosine over each stage, or of
+      `optimizer`, by default 0.001, 0.003 and 0.01.
     seeds: number of students of each method.
     equal: what all methods have as much of: 'flops' of a student and of the
       teacher for it; 'student_flops', of the student alone, as if the targets
@@ -108,8 +115,9 @@ def compare(
       comparison.{md,csv,png} and search.csv.
     costs: how FLOPs are found, 'compiled' or 'counted'.
     report: called with lines of text as the comparison goes on.
-    **options: of `distill`: `last_batch`, `microbatches`, `mesh`, `trainable`
-      and `fit_on`.
+    **options: of `distill`: `last_batch`, `microbatches`, `mesh`, `trainable`,
+      `fit_on` and `optimizer`, which is a dict here, as
+      `{'name': 'adamw', 'warmup': 0.05}`: the rates are those of the search.
 
   Returns:
     The comparison: `str(found)`, `found.rows`, `found.plot(path)`,
@@ -123,8 +131,7 @@ def compare(
   errors.lookup('equal', equal, dict.fromkeys(budgets.EQUAL))
   errors.lookup('costs', costs, flops_lib.COUNTS)
   arguments.function('report', report, 'print')
-  for name in options:
-    errors.lookup('option', name, dict.fromkeys(OPTIONS))
+  _check_options(options)
   errors.require(
     held_out is not None, 'held_out is missing: give examples to evaluate on.'
   )
@@ -193,6 +200,19 @@ def advise(*args: Any, budget: float = 0.1, **kwargs: Any) -> Any:
     The comparison, which says that it is a prediction.
   """
   return compare(*args, budget=budget, **kwargs)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+  """Raises UserError for options of `distill` that a comparison has not."""
+  for name in options:
+    errors.lookup('option', name, dict.fromkeys(OPTIONS))
+  optimizer = options.get('optimizer')
+  errors.require(
+    optimizer is None or isinstance(optimizer, Mapping),
+    f'optimizer={str(optimizer)[:60]} must be a dict of its fields, as '
+    "{'name': 'adamw', 'warmup': 0.05}: the rates are those of the search.",
+  )
+  optimizers.named(optimizer)
 
 
 def _folder(workdir: Any) -> pathlib.Path | None:

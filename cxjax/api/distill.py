@@ -58,7 +58,7 @@ def distill(
   *,
   held_out: Any = None,
   last_batch: str = 'error',
-  optimizer: optax.GradientTransformation | None = None,
+  optimizer: optax.GradientTransformation | Mapping[str, Any] | None = None,
   learning_rate: float | Sequence[float] = 1e-3,
   restart_schedule: bool = True,
   seed: int | Sequence[int] = 0,
@@ -96,9 +96,11 @@ def distill(
       for those that a stage does not train; regressors have a state of their
       own. Its update gets `value`, `grad` and `value_fn` if it asks. Students
       are evaluated and returned as lookahead, schedule_free and sam evaluate
-      them. Without it Adam, with a cosine schedule over each stage.
+      them. Without it Adam, with a cosine schedule over each stage; or a dict
+      of what differs from that, by the fields of `optimizer` in a config, as
+      `{'name': 'adamw', 'warmup': 0.05}`.
     learning_rate: of that schedule, at its peak; of several students one for
-      all, or a list with one for each; only without `optimizer`.
+      all, or a list with one for each; not with an optimizer of optax.
     restart_schedule: whether each stage begins with a fresh optimizer. If
       False, its state, the count of steps in it, goes on for the parameters
       that a stage and the one before it train: a schedule spans the stages.
@@ -209,7 +211,8 @@ def distill(
       with _nothing_kept(), tempfile.TemporaryDirectory() as folder:
         return run(pathlib.Path(folder), 'distill')
     folder = checks.path('workdir', workdir)
-    rate = learning_rate if optimizer is None else None
+    own = not (optimizer is None or isinstance(optimizer, Mapping))
+    rate = None if own else learning_rate
     described = run_identity.describe(plan, spec, seed, rate)
     settings.claim_workdir(folder, {**described, 'last_batch': last_batch})
     run_identity.claim_batches(folder, batches, user.first())

@@ -24,6 +24,7 @@ from cxjax.api import shrink
 from cxjax.configs import defaults
 from cxjax.methods import curricula
 from cxjax.methods import registry
+from cxjax.training import optimizers
 
 COUNT = arguments.Range(1, 2**31 - 1, whole=True)
 # What is made one by one, in Python.
@@ -56,11 +57,7 @@ RANGES = {
   'lookahead': COUNT_OR_0,
   'learning_rate': POSITIVE,
   'rate_factor': POSITIVE,
-  'warmup': RATE,
-  'momentum': RATE,
-  'b1': RATE,
-  'b2': RATE,
-  'weight_decay': NOT_NEGATIVE,
+  **optimizers.NUMBERS,
   'temperature': NOT_NEGATIVE,
   'alpha': FRACTION,
   'top_k': COUNT_OR_0,

@@ -55,11 +55,14 @@ class _Run:
     pattern: of their names.
     layers: the siblings.
     has_parts: whether there are activations inside of them.
+    is_parted: whether there are other siblings, some of which do not need the
+      one before, as both directions of a recurrent layer.
   """
 
   pattern: str
   layers: tuple[Activation, ...]
   has_parts: bool = False
+  is_parted: bool = False
 
   @property
   def length(self) -> int:
@@ -142,11 +145,12 @@ def _groups(activations: Iterable[Activation]) -> Iterator[_Run]:
   for pattern, members in found.items():
     numbers = {each: numbers for numbers, each in _ends(members)}
     ordered = sorted(numbers, key=lambda a: a.position)
-    for chain in _chains(ordered):
+    chains = list(_chains(ordered))
+    for chain in chains:
       if not pattern.endswith('#*') or len(chain) >= _CALLS:
         label = _label(pattern, [numbers[a] for a in chain])
         parts = any(len(members[numbers[a]]) > 1 for a in chain)
-        yield _Run(label, tuple(chain), parts)
+        yield _Run(label, tuple(chain), parts, len(chains) > 1)
 
 
 def _ends(
@@ -275,7 +279,11 @@ def _merged(runs: Sequence[_Run]) -> list[_Run]:
 
 
 def _one(runs: Sequence[_Run]) -> _Run:
-  """One run of those that are computed in turns, as convolutions and norms."""
+  """One run of those that are computed in turns, as convolutions and norms.
+
+  Those whose siblings are parallel are parts of the others.
+  """
+  runs = [run for run in runs if not run.is_parted] or runs
   if len(runs) == 1:
     return runs[0]
   ordered = sorted(

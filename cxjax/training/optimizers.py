@@ -1,7 +1,9 @@
 """Optax optimizers by name."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -37,6 +39,17 @@ SCHEDULES: dict[str, Callable[[float, Any], optax.Schedule]] = {
 
 RATE = 1e-3  # Of the default optimizer.
 POSITIVE = arguments.Range(0, ends=(False, False))
+RATE_OF_DECAY = arguments.Range(0, 1, ends=(True, False))
+# Ranges of the numbers of `default()`.
+NUMBERS = {
+  'warmup': RATE_OF_DECAY,
+  'momentum': RATE_OF_DECAY,
+  'b1': RATE_OF_DECAY,
+  'b2': RATE_OF_DECAY,
+  'weight_decay': arguments.Range(0),
+}
+# Fields of `default()` that are arguments of `distill`.
+ARGUMENTS = ('learning_rate', 'restart_schedule', 'carry_state')
 T = TypeVar('T')
 
 OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
@@ -45,6 +58,12 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
   'adamw': lambda rate, c: optax.adamw(
     rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay
   ),
+}
+
+
+CHOICES: dict[str, dict[str, Any]] = {
+  'name': OPTIMIZERS,
+  'schedule': SCHEDULES,
 }
 
 
@@ -94,17 +113,44 @@ def make(
   return optimizer.Elementwise(*build(scheduled, config))
 
 
+def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
+  """The block of an optimizer of `distill`: Adam on a cosine, or as named.
+
+  Args:
+    fields: those of `default()` that differ, without the learning rate and
+      what is an argument of `distill`.
+
+  Returns:
+    The block.
+
+  Raises:
+    UserError: an unknown field, or a value that it cannot have.
+  """
+  config = default()
+  config.schedule = 'cosine'
+  known = [name for name in config if name not in ARGUMENTS]
+  for name, value in (fields or {}).items():
+    full = f'optimizer[{name!r}]'
+    errors.lookup('field of optimizer', name, dict.fromkeys(known))
+    if name in CHOICES:
+      config[name] = arguments.text(full, value, repr(config[name]))
+      errors.lookup(full, value, CHOICES[name])
+    else:
+      config[name] = float(arguments.number(full, value, NUMBERS[name]))
+  return config
+
+
 def of_distill(
-  tx: optax.GradientTransformation | None,
+  tx: optax.GradientTransformation | Mapping[str, Any] | None,
   learning_rate: float | tuple[float, ...],
 ) -> Callable[..., optax.GradientTransformation]:
-  """`RunSpec.optimizer` of a user's optimizer; without it Adam on a cosine."""
-  if tx is not None:
+  """`RunSpec.optimizer` of a user's optimizer, or of the fields of `named`."""
+  if tx is not None and not isinstance(tx, Mapping):
     return lambda length=1, offset=0: tx
+  config = named(tx)
   if isinstance(learning_rate, tuple):
-    return PerStudent(learning_rate)
-  config = default()
-  config.learning_rate, config.schedule = learning_rate, 'cosine'
+    return PerStudent(learning_rate, config)
+  config.learning_rate = learning_rate
   return functools.partial(make, config)
 
 
@@ -122,21 +168,26 @@ class RatedState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PerStudent:
-  """Adam on a cosine, with a peak learning rate for each student.
+  """An optimizer with a peak learning rate for each student.
 
   Students that train side by side have one optimizer, so that the rate is part
-  of each one's state.
+  of each one's state. The updates of all of `OPTIMIZERS` are in proportion to
+  their rate.
 
   Attributes:
     rates: the peak of each student's schedule.
+    config: of the optimizer; its learning rate is not read.
   """
 
   rates: tuple[float, ...]
+  config: ml_collections.ConfigDict = dataclasses.field(
+    default_factory=lambda: named(None)
+  )
 
   def __call__(self, length: Any = 1, offset: Any = 0) -> optimizer.Elementwise:
     """The optimizer of one student, whose state `assign` completes."""
-    config = default()
-    config.learning_rate, config.schedule = 1.0, 'cosine'
+    config = copy.deepcopy(self.config)
+    config.learning_rate = 1.0
     tx = make(config, length, offset)
     # A state without a rate of its own must not train silently.
     init = lambda params: RatedState(tx.init(params), jnp.full((), jnp.nan))
@@ -199,20 +250,23 @@ def check(tx: Any, learning_rate: float | tuple[float, ...]) -> None:
   """Checks a user's optimizer; None is the default one.
 
   Args:
-    tx: the optimizer.
+    tx: the optimizer, or fields of the default one.
     learning_rate: of the default optimizer.
 
   Raises:
-    UserError: `tx` is no optimizer of optax, or one that was not called yet; or
-      `learning_rate` is not the default, so that it would be ignored.
+    UserError: `tx` is no optimizer of optax, or one that was not called yet;
+      fields that `named` refuses; or `learning_rate` is not the default, so
+      that it would be ignored.
   """
-  if tx is None:
+  if tx is None or isinstance(tx, Mapping):
+    named(tx)
     return
   functions = [getattr(tx, name, None) for name in ('init', 'update')]
   text = ' '.join(repr(tx).split())[:100]
   errors.require(
     not isinstance(tx, type) and all(map(callable, functions)),
-    f'optimizer={text} must be one of optax, as optax.adam(1e-3)'
+    f'optimizer={text} must be one of optax, as optax.adam(1e-3), or a dict, '
+    "as {'name': 'adamw', 'warmup': 0.05}"
     + (': it is a function or a class, call it.' if callable(tx) else '.'),
   )
   errors.require(

@@ -1,87 +1,53 @@
 """Distills every model of the folder, each in a process of its own.
 
-  python -m experiments.real_models [NAME ...]
+  python -m experiments.real_models [MODEL ...]
+  python -m experiments.real_models --earlier=CHECKOUT
 
 The models have random weights and a few thousand parameters. The table is
 written to `experiments/results/real_models.md` and `.csv`: whether a plan
 matches the right layers and the student learns, the CPU seconds of the plan and
-up to the second step (most of it is compiling), and the peak memory of the
-process. Models of packages that are not installed have a row that says so.
+of 20 steps (most of it is compiling), and the peak memory of the process.
+Models of packages that are not installed have a row that says so.
+
+--earlier does the same with the first version of cxjax, of a checkout of commit
+458d42f, and writes `real_models_earlier.{md,csv}`.
 """
 
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
-import time
 from typing import Any
 
-import cxjax
+from absl import app
+from absl import flags
+
 from cxjax import errors
 from cxjax import tables
-from experiments.real_models import base
-from experiments.real_models import flax_linen
-from experiments.real_models import flax_nnx
-from experiments.real_models import other_libraries
+from experiments.real_models import cases
+from experiments.real_models import measure
 
-CASES: base.Cases = {
-  **flax_linen.CASES,
-  **flax_nnx.CASES,
-  **other_libraries.CASES,
-}
-RESULTS = pathlib.Path(__file__).parents[1] / 'results' / 'real_models'
-STEPS, TIMEOUT = 20, 600  # Seconds of one model.
-ONE = '--one'
-COLUMNS = ('verdict', 'layers', 'plan CPU s', 'first steps CPU s', 'peak MB')
+_EARLIER = flags.DEFINE_string('earlier', '', 'Checkout of the first version.')
+_ONE = flags.DEFINE_bool('one', False, 'Measures a model in this process.')
+
+RESULTS = pathlib.Path(__file__).parents[1] / 'results'
+TIMEOUT = 600  # Seconds of one model.
 
 
-def measured(name: str) -> dict[str, Any]:
-  """Distills one model.
+def separate(name: str, earlier: str = '') -> dict[str, Any]:
+  """The row of one model, from a process of its own.
 
   Args:
-    name: a key of `CASES`.
-
-  Returns:
-    Its row of the table.
+    name: of the model.
+    earlier: checkout of the first version; '' for this one.
   """
-  row: dict[str, Any] = {'model': name, **dict.fromkeys(COLUMNS)}
-  try:
-    case = CASES[name]()
-    start = time.process_time()
-    plan = base.planned(case, STEPS)
-    row['plan CPU s'] = round(time.process_time() - start, 1)
-    row['layers'] = ', '.join(f'{a} > {b}' for a, b in base.matched(plan))
-    start, seconds = time.process_time(), []  # type: ignore[var-annotated]
-    _, records = cxjax.distill(
-      plan,
-      [case.x] * STEPS,
-      learning_rate=0.01,
-      on_record=lambda record: seconds.append(time.process_time() - start),
-      **case.distill,
-    )
-    row['first steps CPU s'] = round(seconds[0], 1)
-    losses = [record['eval/loss'][0] for record in records]
-    right = base.matched(plan) == case.pairs
-    learns = losses[-1] < losses[0]
-    row['verdict'] = ', '.join(
-      (
-        'right layers' if right else 'wrong layers',
-        'learns' if learns else 'does not learn',
-      )
-    )
-  except errors.UserError as error:
-    row['verdict'] = str(error)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  row['peak MB'] = round(peak / 1024)
-  return row
-
-
-def separate(name: str) -> dict[str, Any]:
-  """The row of one model, from a process of its own."""
+  module = 'experiments.real_models'
+  command = [module, '--one', name]
+  if earlier:
+    command = [f'{module}.earlier', str(pathlib.Path(earlier).absolute()), name]
   done = subprocess.run(
-    [sys.executable, '-m', 'experiments.real_models', ONE, name],
+    [sys.executable, '-m', *command],
     env={'KERAS_BACKEND': 'jax', **os.environ},
     capture_output=True,
     text=True,
@@ -91,26 +57,29 @@ def separate(name: str) -> dict[str, Any]:
   lines = done.stdout.strip().splitlines()
   if done.returncode or not lines:
     last = (done.stderr.strip().splitlines() or ['no output'])[-1]
-    row = {'model': name, **dict.fromkeys(COLUMNS)}
+    row = {'model': name, **dict.fromkeys(measure.COLUMNS)}
     return {**row, 'verdict': f'fails: {last}'}
   return json.loads(lines[-1])
 
 
-def main(names: list[str]) -> None:
+def main(argv: list[str]) -> None:
   """Measures models, and writes the table of all of them."""
-  if names[:1] == [ONE]:
-    print(json.dumps(measured(names[1])))
-    return
+  names = argv[1:]
   for name in names:
-    errors.lookup('model', name, CASES)
+    errors.lookup('model', name, cases.CASES)
+  if _ONE.value:
+    for name in names:
+      print(json.dumps(measure.measured(name, cases.CASES)))
+    return
   rows = []
-  for name in names or CASES:
-    rows.append(separate(name))
+  for name in names or cases.CASES:
+    rows.append(separate(name, _EARLIER.value))
     print(tables.markdown(rows[-1:]))
   if not names:
-    RESULTS.with_suffix('.md').write_text(tables.markdown(rows))
-    tables.write_csv(RESULTS.with_suffix('.csv'), rows)
+    stem = 'real_models_earlier' if _EARLIER.value else 'real_models'
+    (RESULTS / f'{stem}.md').write_text(tables.markdown(rows))
+    tables.write_csv(RESULTS / f'{stem}.csv', rows)
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  app.run(main)

@@ -213,9 +213,10 @@ class Scanned(nn.Module):
 
 def adapt(module: nn.Module, x: Any, **kwargs: Any) -> cxjax.ModelAdapter:
   """A new module as a model; a dict holds its arguments."""
-  given = x if isinstance(x, dict) else {}
-  init = lambda key: module.init(key, *([] if given else [x]), **given)
-  variables = base.weights(jax.eval_shape(init, jax.random.key(0)))
+  call = lambda key, x: (
+    module.init(key, **x) if isinstance(x, dict) else module.init(key, x)
+  )
+  variables = base.weights(jax.eval_shape(call, jax.random.key(0), x))
   return cxjax.from_linen(module, {'params': variables['params']}, **kwargs)
 
 

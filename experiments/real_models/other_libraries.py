@@ -1,14 +1,15 @@
-"""Models of equinox, haiku, Keras and tunix, if these are installed."""
+"""Models of equinox, haiku, Keras and jraph, if these are installed."""
 
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import cxjax
 from cxjax.models import optional
 from experiments.real_models import base
+from experiments.real_models import flax_linen
 
 
 def equinox() -> base.Case:
@@ -121,41 +122,63 @@ def keras() -> base.Case:
   return base.Case(teacher, student, x, base.pairs('block_*', 'block_*'))
 
 
-def tunix() -> base.Case:
-  """Qwen3 of tunix: positions, a cache and a mask are its arguments."""
-  purpose = 'tunix'
-  model = optional.imported('tunix.models.qwen3.model', 'google-tunix', purpose)
-  from flax import nnx
+def jraph() -> base.Case:
+  """Graph convolutions; every graph has as many nodes and edges."""
+  jr = optional.imported('jraph', 'jraph', 'jraph')
 
-  config = lambda depth, width: model.ModelConfig(
-    num_layers=depth,
-    vocab_size=base.VOCABULARY,
-    embed_dim=width,
-    hidden_dim=2 * width,
-    num_heads=2,
-    head_dim=4,
-    num_kv_heads=1,
-    rope_theta=10_000,
-    norm_eps=1e-6,
-  )
+  class Convolution(nn.Module):
+    """A residual graph convolution."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, graph: Any) -> Any:
+      """The graph with new nodes."""
+      update = nn.Dense(self.width)
+      found = jr.GraphConvolution(update, add_self_edges=True)(graph)
+      return graph._replace(nodes=graph.nodes + jnp.tanh(found.nodes))
+
+  class Network(nn.Module):
+    """A class of one graph."""
+
+    depth: int
+    width: int
+
+    @nn.compact
+    def __call__(self, nodes: Any, senders: Any, receivers: Any) -> Any:
+      """Logits."""
+      graph = jr.GraphsTuple(
+        nodes=nn.Dense(self.width, name='embed')(nodes),
+        edges=None,
+        senders=senders,
+        receivers=receivers,
+        n_node=jnp.array([len(nodes)]),
+        n_edge=jnp.array([len(senders)]),
+        globals=None,
+      )
+      for i in range(self.depth):
+        graph = Convolution(self.width, name=f'layers_{i}')(graph)
+      return nn.Dense(base.CLASSES, name='head')(graph.nodes.mean(0))
+
+  edges = base.tokens(base.BATCH, 2, 8) % 5
   x = {
-    'ids': base.tokens(base.BATCH, base.LENGTH),
-    'at': np.tile(np.arange(base.LENGTH), (base.BATCH, 1)),
-    'seen': np.tile(np.tri(base.LENGTH, dtype=bool), (base.BATCH, 1, 1)),
+    'nodes': base.floats(base.BATCH, 5, 3),
+    'senders': edges[:, 0],
+    'receivers': edges[:, 1],
   }
-  call = lambda module, x: module(x['ids'], x['at'], None, x['seen'])[0]
-  with jax.set_mesh(jax.make_mesh((1, 1), ('fsdp', 'tp'))):
-    teacher, student = (
-      cxjax.from_nnx(model.Qwen3(config(d, w), rngs=nnx.Rngs(0)), call=call)
-      for d, w in ((4, 16), (2, 8))
-    )
-  pairs = base.pairs('layers/*/1', 'layers/*/1')
-  return base.Case(teacher, student, {'x': x}, pairs)
+  one = {name: leaf[0] for name, leaf in x.items()}
+  teacher, student = (
+    flax_linen.adapt(Network(depth, width), one, batched=False)
+    for depth, width in ((4, 16), (2, 8))
+  )
+  return base.Case(
+    teacher, student, x, base.pairs('layers_*/nodes', 'layers_*/nodes')
+  )
 
 
 CASES: base.Cases = {
   'equinox': equinox,
   'haiku': haiku,
   'Keras': keras,
-  'tunix Qwen3': tunix,
+  'jraph': jraph,
 }

@@ -11,6 +11,7 @@ from unittest import mock
 from absl.testing import parameterized
 import jax
 import numpy as np
+import optax
 import pytest
 
 import cxjax
@@ -126,6 +127,8 @@ class RunTest(parameterized.TestCase):
     self.assertEqual({path: path.read_bytes() for path in logs}, times)
     again.plot(self.folder / 'again.png')
     self.assertEqual((self.folder / 'again.png').read_bytes(), before)
+    with self.assertRaisesRegex(errors.UserError, 'optimizer'):
+      self.compare(optimizer={'warmup': 0.5})
 
 
 @pytest.mark.slow
@@ -175,7 +178,9 @@ class RefusalTest(parameterized.TestCase):
     ),
     (dict(workdir=3), 'workdir=3 must be'),
     (dict(workdir='~/a'), '~'),
-    (dict(optimizer=1), "option 'optimizer'"),
+    (dict(optimizer=1), 'optimizer=1 must be a dict'),
+    (dict(optimizer=optax.adam(0.1)), 'must be a dict .* of the search'),
+    (dict(optimizer={'name': 'lion'}), "'lion'.*sgd, adam, adamw"),
     (
       dict(num_steps=3, rates=(1, 2, 3)),
       "'one_shot'.*0 of them.* needs 4 st",

@@ -76,6 +76,20 @@ class RunTest(parameterized.TestCase):
     names = [f'{kind}_{i}' for i in range(3) for kind in ('attn', 'mlp')]
     self.assertEqual(chain(names).layers, tuple(names))
 
+  def test_parallel_parts_of_layers_are_none(self):
+    """As both directions of recurrent layers, beside the layers in a module."""
+
+    def apply(params, x):
+      found = {}
+      for i in range(4):
+        a = found[f'rnn_{2 * i}'] = jnp.tanh(x @ params)[..., :4]
+        b = found[f'rnn_{2 * i + 1}'] = jnp.sin(x @ params)[..., :4]
+        x = found[f'layer_{i}'] = jnp.concatenate([a, b], -1)
+      return x @ params, found
+
+    found = taps.taps(adapters.from_fn(apply, EYE), X)
+    self.assertEqual(found.layers, tuple(f'layer_{i}' for i in range(4)))
+
   def test_an_encoder_and_a_decoder(self):
     names = [*(f'enc/{i}' for i in range(3)), *(f'dec/{i}' for i in range(2))]
     found = chain(['stem_0', 'stem_1', 'neck', *names])

@@ -164,7 +164,13 @@ class UsersTest(parameterized.TestCase):
     (optax.GradientTransformation, 'call it'),
     (optax.cosine_decay_schedule(1.0, 5), 'call it'),
     ('adam', "optimizer='adam' must be one of optax"),
-    ({}, 'optimizer={} must be one of optax'),
+    ([], r'optimizer=\[\] must be one of optax, .* or a dict'),
+    ({'rate': 1.0}, "field of optimizer 'rate'.*warmup"),
+    ({'learning_rate': 1.0}, "field of optimizer 'learning_rate'"),
+    ({'name': 'lion'}, "'lion'.*sgd, adam, adamw"),
+    ({'schedule': 1}, 'schedule'),
+    ({'warmup': 1}, r"optimizer\['warmup'\]=1 must be"),
+    ({'b1': 'much'}, r"optimizer\['b1'\]='much' must be"),
   )
   def test_what_is_no_optimizer(self, tx, message):
     with self.assertRaisesRegex(errors.UserError, message):
@@ -175,3 +181,32 @@ class UsersTest(parameterized.TestCase):
       optimizers.check(optax.adam(0.1), 0.5)
     optimizers.check(optax.MultiSteps(optax.adam(0.1), 2), 1e-3)
     optimizers.check(None, 0.5)
+
+  def test_fields_of_the_default_optimizer(self):
+    optimizers.check({'name': 'adamw', 'warmup': 0.25}, 0.5)
+    found = optimizers.named({'name': 'sgd', 'momentum': 0})
+    self.assertEqual((found.name, found.schedule), ('sgd', 'cosine'))
+
+  @parameterized.parameters(
+    dict(name='adamw', weight_decay=0.5, b2=0.9, warmup=0.25),
+    dict(name='sgd', momentum=0.5, schedule='linear'),
+  )
+  def test_students_with_rates_of_their_own(self, **fields):
+    """The updates are those of an optimizer with that rate."""
+    both = optimizers.of_distill(fields, (0.5, 0.01))
+
+    def run(tx, rate=None):
+      state, params, found = tx.init(PARAMS), PARAMS, []
+      for grads in GRADS:
+        if rate is not None:
+          state = state._replace(rate=jnp.float32(rate))
+        step, state = tx.update(grads, state, params)
+        params = params + step
+        found.append(step)
+      return found
+
+    for rate in both.rates:
+      alone = optimizers.of_distill(fields, rate)
+      chex.assert_trees_all_close(
+        run(both(4, 1), rate), run(alone(4, 1)), rtol=1e-5, atol=1e-7
+      )
