@@ -87,7 +87,7 @@ class Setting:
     methods: options of each method, as `compare` takes them.
     options: others of `compare`.
     rates: learning rates to try.
-    optimizer: fields of the optimizer of its config, if it has one.
+    optimizer: fields of the optimizer of its config, or of one with a warm-up.
   """
 
   teacher: cxjax.ModelAdapter
@@ -98,7 +98,9 @@ class Setting:
   methods: dict[str, dict[str, Any]]
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-  optimizer: Mapping[str, Any] | None = None
+  optimizer: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {'warmup': 0.06}
+  )
 
 
 class TaskBatches:
