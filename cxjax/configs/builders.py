@@ -223,7 +223,7 @@ def _spec(
     held_out=experiment.place(experiment.held_out, layout.mesh),
     keys=keys,
     batch_size=block.batch_size,
-    optimizer=functools.partial(optimizers.make, optimizer),
+    optimizer=optimizers.Scheduled(optimizer),
     layout=layout,
     loop=loop,
     metrics=metrics,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
 import dataclasses
-import functools
+import math
 from typing import Any
 from typing import NamedTuple
 from typing import TypeVar
@@ -35,6 +35,14 @@ SCHEDULES: dict[str, Callable[[float, Any], optax.Schedule]] = {
   'constant': lambda peak, span: optax.constant_schedule(peak),
   'cosine': lambda peak, span: optax.cosine_decay_schedule(peak, span),
   'linear': lambda peak, span: optax.linear_schedule(peak, 0.0, span),
+}
+
+# The same in Python, as shares of the peak, for records: arrays would wait for
+# the steps before them.
+SHARES: dict[str, Callable[[float], float]] = {
+  'constant': lambda passed: 1.0,
+  'cosine': lambda passed: (1 + math.cos(math.pi * passed)) / 2,
+  'linear': lambda passed: 1 - passed,
 }
 
 RATE = 1e-3  # Of the default optimizer.
@@ -140,6 +148,41 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
   return config
 
 
+def rate_at(config: ml_collections.ConfigDict, passed: float) -> float:
+  """The learning rate of a step.
+
+  Args:
+    config: as of `make`.
+    passed: steps before it, as a fraction of the length of the schedule.
+
+  Returns:
+    The rate.
+  """
+  if passed < config.warmup:
+    return config.learning_rate * passed / config.warmup
+  rest = min((passed - config.warmup) / (1 - config.warmup), 1.0)
+  return config.learning_rate * SHARES[config.schedule](rest)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scheduled:
+  """`make` of a block, as `RunSpec.optimizer`.
+
+  Attributes:
+    config: the block.
+  """
+
+  config: ml_collections.ConfigDict
+
+  def __call__(self, length: Any = 1, offset: Any = 0) -> optimizer.Elementwise:
+    """The optimizer of a student."""
+    return make(self.config, length, offset)
+
+  def rate(self, passed: float) -> float:
+    """`rate_at` of the block."""
+    return rate_at(self.config, passed)
+
+
 def of_distill(
   tx: optax.GradientTransformation | Mapping[str, Any] | None,
   learning_rate: float | tuple[float, ...],
@@ -151,7 +194,7 @@ def of_distill(
   if isinstance(learning_rate, tuple):
     return PerStudent(learning_rate, config)
   config.learning_rate = learning_rate
-  return functools.partial(make, config)
+  return Scheduled(config)
 
 
 class RatedState(NamedTuple):
@@ -200,6 +243,13 @@ class PerStudent:
       return jax.tree.map(scaled, updates), RatedState(inner, state.rate)
 
     return optimizer.Elementwise(init, update)  # type: ignore[arg-type]
+
+  def rate(self, passed: float) -> list[float]:
+    """The learning rate of each student, as `rate_at`."""
+    one = copy.deepcopy(self.config)
+    one.learning_rate = 1.0
+    share = rate_at(one, passed)
+    return [share * peak for peak in self.rates]
 
   def assign(self, state: RatedState) -> RatedState:
     """The `[S]` states of all students, each with its rate."""

@@ -196,6 +196,30 @@ class RunSpec:
     """The step at which each stage ends."""
     return tuple(itertools.accumulate(stage.steps for stage in self.stages))
 
+  def schedule(self, stage: int) -> tuple[int, int]:
+    """Steps of the schedule that a stage is part of, and those before it."""
+    if self.restart_schedule:
+      return self.stages[stage].steps, 0
+    return self.ends[-1], (0, *self.ends)[stage]
+
+  def learning_rate(self, stage: int, step: int) -> dict[str, Any]:
+    """The learning rate of an update, for its record.
+
+    Args:
+      stage: number of its stage.
+      step: number of updates with it.
+
+    Returns:
+      'learning_rate', a number or one for each student; empty if the optimizer
+      is a user's, which does not tell.
+    """
+    rate = getattr(self.optimizer, 'rate', None)
+    if rate is None:
+      return {}
+    length, before = self.schedule(stage)
+    begin = (0, *self.ends)[stage]
+    return {'learning_rate': rate((before + step - 1 - begin) / length)}
+
   @property
   def stored_targets(self) -> bool:
     """True if the targets come from a cache instead of the teacher."""

@@ -241,9 +241,8 @@ class Trainer:
     """Dispatches the steps of a stage, up to log_every at a time."""
     spec, planned = self._spec, self._planned[self._stage]
     begin, end = (0, *spec.ends)[self._stage], spec.ends[self._stage]
-    length = end - begin if spec.restart_schedule else spec.ends[-1]
+    length, passed = spec.schedule(self._stage)
     # The optimizer's own count of steps, where it is carried over, is `begin`.
-    passed = 0 if spec.restart_schedule else begin
     schedule = (length, passed - begin * spec.carry_state)
     matrices = self._steps.matrices(planned, self._stage)
     constant = (self._steps.stage_teacher(planned), matrices, spec.keys.data)
@@ -314,6 +313,7 @@ class Trainer:
     record['loss'] = float(out['loss'].mean()) / steps
     for name, total in out.get('terms', {}).items():
       record[f'loss/{name}'] = float(total.mean()) / steps
+    record |= self._spec.learning_rate(pending.stage, pending.stop)
     crossed = best = False
     metrics = None
     if pending.metrics is not None or pending.stop == self._milestones.end:

@@ -1,5 +1,6 @@
 """Tests of the records of `distill`, of what it keeps and how it resumes."""
 
+import dataclasses
 import functools
 
 from absl.testing import parameterized
@@ -64,6 +65,29 @@ class OnRecordTest(FolderTest):
     self.assertEqual([record['step'] for record in seen], [*range(2, 21, 2)])
     self.assertEqual(written, list(range(1, 11)))  # After it was written.
     self.assertGreater(taken[-1], 3)  # Live: while there is more to train.
+
+  @parameterized.parameters(True, False)
+  def test_the_learning_rate_is_that_of_the_last_step(self, restart):
+    _, history = distill(
+      learning_rate=0.5, log_every=2, restart_schedule=restart
+    )
+    first, second = (stage.steps for stage in PLAN.stages)
+    for record in history:
+      last = record['step'] - 1
+      passed = last / (first + second)
+      if restart:
+        passed = last / first if last < first else (last - first) / second
+      rate = 0.25 * (1 + np.cos(np.pi * passed))
+      self.assertAlmostEqual(record['learning_rate'], rate)
+
+  def test_students_have_rates_of_their_own_and_an_optimizer_tells_none(self):
+    student = cxjax.from_fn(two_layers, [parameters(1), parameters(2)])
+    plan = dataclasses.replace(PLAN, student=student)
+    _, history = distill(plan=plan, learning_rate=[0.5, 0.1], log_every=10)
+    high, low = history[0]['learning_rate']
+    self.assertAlmostEqual(high, 5 * low)
+    _, history = distill(optimizer=optax.adam(0.1), log_every=10)
+    self.assertNotIn('learning_rate', history[0])
 
   def test_an_exception_ends_the_run_and_the_same_call_resumes(self):
     want, history = whole()

@@ -118,6 +118,18 @@ class ScheduleTest(parameterized.TestCase):
       rates(config, 17, length=16), expected, atol=1e-6
     )
 
+  @parameterized.product(
+    schedule=list(optimizers.SCHEDULES), warmup=[0.0, 0.25]
+  )
+  def test_records_have_the_rate_that_is_taken(self, schedule, warmup):
+    config = config_of(
+      name='sgd', learning_rate=0.5, schedule=schedule, warmup=warmup
+    )
+    told = [optimizers.rate_at(config, step / 8) for step in range(10)]
+    np.testing.assert_allclose(
+      told, rates(config, 10, length=8), rtol=1e-5, atol=1e-7
+    )
+
   @parameterized.parameters('adam', 'adamw', 'sgd')
   def test_every_optimizer_is_scheduled(self, name):
     config = config_of(name=name, learning_rate=0.5, schedule='linear')
