@@ -69,7 +69,7 @@ class OnRecordTest(FolderTest):
   @parameterized.parameters(True, False)
   def test_the_learning_rate_is_that_of_the_last_step(self, restart):
     _, history = distill(
-      learning_rate=0.5, log_every=2, restart_schedule=restart
+      plan=PLAN, learning_rate=0.5, log_every=2, restart_schedule=restart
     )
     first, second = (stage.steps for stage in PLAN.stages)
     for record in history:
