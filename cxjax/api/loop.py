@@ -8,7 +8,6 @@ import jax
 from cxjax import arguments
 from cxjax import errors
 from cxjax.api import plan as plan_lib
-from cxjax.methods import stage as stage_lib
 from cxjax.training import run_spec
 
 # Bytes of the batches that lie on the devices at once.
@@ -45,9 +44,6 @@ def of_plan(
 
   Returns:
     The loop.
-
-  Raises:
-    UserError: a patience that no run of this plan can exhaust.
   """
   num_steps = sum(stage.steps for stage in plan.stages)
   tenth = max(num_steps // 10, 1)
@@ -59,7 +55,7 @@ def of_plan(
     log_every = min(log_every, eval_every or log_every)
   log_every = min(log_every, num_steps)  # So many batches are held at once.
   multiple = lambda steps: max(steps // log_every, 1) * log_every
-  loop = run_spec.Loop(
+  return run_spec.Loop(
     log_every=log_every,
     eval_every=multiple(eval_every or tenth),
     save_every=multiple(save_every or (tenth if workdir else num_steps)),
@@ -68,9 +64,6 @@ def of_plan(
     saves=workdir is not None or keep_best != '',
     temporary=workdir is None,
   )
-  if patience is not None:
-    _check_patience(plan, loop)
-  return loop
 
 
 def patience_of(patience: Any, held_out: Any, keep_best: str) -> int | None:
@@ -97,30 +90,3 @@ def patience_of(patience: Any, held_out: Any, keep_best: str) -> int | None:
     "held_out, or keep_best='loss' to decide by that batch.",
   )
   return patience
-
-
-def _check_patience(plan: plan_lib.Plan, loop: run_spec.Loop) -> None:
-  """Raises UserError for a patience that would end nothing, or too early."""
-  last, patience, every = plan.stages[-1], loop.patience, loop.eval_every
-  errors.require(
-    any(_is_output(term) for term in last.terms),
-    f'patience={patience} waits for metrics of the output, which the last '
-    f'stage, {last.name!r}, does not train. Leave patience out, or add a stage '
-    'that trains the output, as cxjax.Stage(name, steps, (cxjax.Term(),)).',
-  )
-  end = sum(stage.steps for stage in plan.stages)
-  begin = end - last.steps
-  number = end // every - begin // every + (end % every > 0)
-  most = number - 2  # The first is to be improved on; the last is the end.
-  errors.require(
-    patience <= most,
-    f'patience={patience} can never end this run early: its last stage, '
-    f'{last.name!r}, has {number} evaluations, one every {every} steps. Give '
-    f'{f"at most {most}, or " if most > 0 else ""}a smaller eval_every.',
-  )
-
-
-def _is_output(term: stage_lib.Term) -> bool:
-  return term.student == stage_lib.LOGITS or term.student.startswith(
-    stage_lib.OUTPUT
-  )

@@ -279,7 +279,7 @@ def student_spec(
     experiment,
     'student',
     num_seeds=config.num_seeds,
-    loop=dict(keep=config.keep, keep_best=config.keep_best),
+    loop={name: config[name] for name in ('keep', 'keep_best', 'patience')},
     stages=stages,
     optimizer=optimizer,
     teacher=teacher,

@@ -90,6 +90,9 @@ def _set_students(c: Config) -> None:
   c.save_minutes = 15.0  # Save after so many minutes as well; 0 is never.
   c.keep = 3  # Number of checkpoints; 0 keeps all.
   c.keep_best = ''  # Metric whose best checkpoint is kept as well; '' is none.
+  # Evaluations in a row of the last stage in which no student improves, by
+  # keep_best or the task's primary metric, after which the run ends; 0 is none.
+  c.patience = 0
   # Score that ends the last stage once all seeds have it; None is never. The
   # score is the task's primary metric.
   c.stop_at = config_dict.placeholder(float)

@@ -54,6 +54,7 @@ RANGES = {
   'stop_at': arguments.Range(-math.inf, infinite=True, optional=True),
   'overrun': NOT_NEGATIVE,
   'keep': COUNT_OR_0,
+  'patience': COUNT_OR_0,
   'lookahead': COUNT_OR_0,
   'learning_rate': POSITIVE,
   'rate_factor': POSITIVE,

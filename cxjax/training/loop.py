@@ -3,6 +3,7 @@
 import dataclasses
 
 from cxjax import errors
+from cxjax.methods import stage as stage_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +63,32 @@ class Loop:
       f'keep={self.keep} must be 0 (all) or at least 2, so that a damaged '
       'checkpoint has one before it.',
     )
+
+
+def check_patience(stages: stage_lib.Curriculum, loop: Loop) -> None:
+  """Raises UserError for a patience that would end nothing, or too early."""
+  last, patience, every = stages[-1], loop.patience, loop.eval_every
+  if not patience:
+    return
+  errors.require(
+    any(_is_output(term) for term in last.terms),
+    f'patience={patience} waits for metrics of the output, which the last '
+    f'stage, {last.name!r}, does not train. Leave patience out, or add a stage '
+    'that trains the output, as cxjax.Stage(name, steps, (cxjax.Term(),)).',
+  )
+  end = sum(stage.steps for stage in stages)
+  begin = end - last.steps
+  number = end // every - begin // every + (end % every > 0)
+  most = number - 2  # The first is to be improved on; the last is the end.
+  errors.require(
+    patience <= most,
+    f'patience={patience} can never end this run early: its last stage, '
+    f'{last.name!r}, has {number} evaluations, one every {every} steps. Give '
+    f'{f"at most {most}, or " if most > 0 else ""}a smaller eval_every.',
+  )
+
+
+def _is_output(term: stage_lib.Term) -> bool:
+  return term.student == stage_lib.LOGITS or term.student.startswith(
+    stage_lib.OUTPUT
+  )

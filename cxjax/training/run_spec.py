@@ -158,6 +158,7 @@ class RunSpec:
     if self.loop.keep_best:
       errors.lookup('keep_best', self.loop.keep_best, self.metrics)
     self._check_save_at()
+    loop_lib.check_patience(self.stages, self.loop)
     log_every = self.loop.log_every
     errors.require(
       0 <= self.lookahead <= log_every,

@@ -151,6 +151,20 @@ class RunTest(FinishedTest):
         config_of('one_shot'), self.workdir, 'one_shot', best=True
       )
 
+  def test_a_run_ends_when_no_student_improves(self):
+    workdir = self.fresh()
+    config = config_of('one_shot', patience=2, eval_every=10)
+    config.optimizer.learning_rate = 1e-12
+    summary = experiment.run(config, workdir)
+    self.assertEqual(summary['steps'], 30)  # Of 60; the first is not improved.
+    self.assertEqual(experiment.run(config, workdir), summary)
+    config.patience = 3
+    with self.assertRaisesRegex(errors.UserError, r'patience \(.*2.*3'):
+      experiment.run(config, workdir)
+    config.patience = 9
+    with self.assertRaisesRegex(errors.UserError, '9 can never end this run'):
+      experiment.run(config, self.fresh())
+
   def test_parameters_that_are_not_trainable_stay(self):
     workdir = self.fresh()
     config = config_of('one_shot', trainable='logits', keep=0)

@@ -59,6 +59,7 @@ class StudentTest(TestCase):
     ('optimizer.b1', 0.5),
     ('extracted.share', 0.1),
     ('keep_best', 'loss'),
+    ('patience', 3),
     ('trainable', 'hidden*'),
     ('alpha', 0.5),
     ('mesh.data', 2),
