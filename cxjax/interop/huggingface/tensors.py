@@ -1,6 +1,7 @@
 """Safetensors files: reading, writing, and comparing shapes."""
 
 from collections.abc import Mapping
+from collections.abc import Set
 import dataclasses
 import json
 import math
@@ -97,12 +98,14 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
 
   Raises:
     UserError: a file is missing, damaged or out of the folder; a tensor is of
-      no floating-point type, or of one with 8 bits, or is in two files.
+      no floating-point type, or of one with 8 bits, or is in two files, or in
+      another one than the index says.
   """
   index = folder / f'{FILE}.index.json'
-  names = [FILE]
+  names, listed = [FILE], None
   if index.exists() and not (folder / FILE).exists():
-    names = _shards(index)
+    listed = _shards(index)
+    names = sorted(set(listed.values()))
   tensors: dict[str, StoredTensor] = {}
   for name in names:
     path = folder / name
@@ -113,7 +116,7 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
     )
     opening.require_regular(path)
     try:
-      _require_floating(path)
+      stored = _require_floating(path)
       found = _stored(path)
     except (OSError, safetensors.SafetensorError) as error:
       raise errors.UserError(
@@ -124,6 +127,8 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
         f'{path}: the tensor {twice} is in {tensors[twice].path.name} too. '
         'Files of two models are mixed: save the model again.'
       )
+    if listed is not None:
+      _require_listed(index, listed, path, stored)
     tensors |= found
   return tensors
 
@@ -147,26 +152,47 @@ def _stored(path: pathlib.Path) -> dict[str, StoredTensor]:
   }
 
 
-def _shards(index: pathlib.Path) -> list[str]:
-  """Names of the files that an index lists."""
-  shards = opening.read_object(index).get('weight_map')
-  names = shards.values() if isinstance(shards, dict) else ()
+def _require_listed(
+  index: pathlib.Path,
+  listed: Mapping[str, str],
+  path: pathlib.Path,
+  stored: Set[str],
+) -> None:
+  """Raises UserError unless an index lists what is in one of its files."""
+  named = {tensor for tensor, file in listed.items() if file == path.name}
+  for tensor in sorted(named - stored):
+    raise errors.UserError(
+      f'{index}: the tensor {tensor} is not in {path.name}. Restore the files, '
+      'or save the model again.'
+    )
+  for tensor in sorted(stored - named):
+    raise errors.UserError(
+      f'{index} does not say that the tensor {tensor} is in {path.name}. '
+      'Restore the files, or save the model again.'
+    )
+
+
+def _shards(index: pathlib.Path) -> dict[str, str]:
+  """Names of the files that an index lists, by tensor."""
+  found = opening.read_object(index).get('weight_map')
+  shards: dict[str, str] = found if isinstance(found, dict) else {}
   errors.require(
-    bool(names)
+    bool(shards)
     and all(
       isinstance(name, str) and pathlib.PurePath(name).name == name
-      for name in names
+      for name in shards.values()
     ),
     f'{index} must have a weight_map of tensors to names of files in its '
     'folder. Restore it, or save the model again.',
   )
-  return sorted(set(names))
+  return shards
 
 
-def _require_floating(path: pathlib.Path) -> None:
-  """Raises UserError for tensors of other types; reads the header alone."""
+def _require_floating(path: pathlib.Path) -> set[str]:
+  """Names of the tensors of a file; raises UserError for other types."""
   with safetensors.safe_open(path, framework='numpy') as file:
-    for name in file.keys():  # noqa: SIM118  It is no dict.
+    names = set(file.keys())
+    for name in names:
       kind = file.get_slice(name).get_dtype()
       errors.require(
         kind in FLOATING or name.endswith(INTEGERS),
@@ -174,6 +200,7 @@ def _require_floating(path: pathlib.Path) -> None:
         f'{", ".join(FLOATING)} can be read. A quantized model must be saved '
         'again in floating point.',
       )
+  return names
 
 
 def require_sizes(

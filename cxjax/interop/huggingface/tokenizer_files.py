@@ -21,6 +21,8 @@ CAUSAL = {
   'bos': ('<s>', '[BOS]', *tokenizer_lib.BEGINS),
   'eos': (*tokenizer_lib.ENDS, '[EOS]'),
 }
+# Share of the rows of a model, and rows, that padding may be at most.
+PADDING, FEW = 0.1, 1_024
 IDS = ('pad', 'bos', 'eos')  # Roles of which `config.json` has the ids.
 
 
@@ -42,9 +44,10 @@ def read(folder: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def require_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
-  """Raises a UserError unless every id is below `vocab_size`.
+  """Raises a UserError unless every id is below `vocab_size`, by some padding.
 
-  Models often have more rows than their tokenizer has tokens, as padding.
+  Models often have more rows than their tokenizer has tokens, as padding. Those
+  that are known have up to 2,385 of 102,400.
   """
   ids = tokenizer.get_vocab()
   word = max(ids, key=lambda word: ids[word], default='')
@@ -53,6 +56,11 @@ def require_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
     f'The tokenizer has {len(ids)} tokens and the model {vocab_size}'
     + (f': the id of {word!r} is {ids[word]}' if ids else '')
     + '. Take the tokenizer that the model was trained with.',
+  )
+  errors.require(
+    vocab_size - ids[word] <= max(PADDING * vocab_size, FEW),
+    f'The tokenizer has {len(ids)} tokens and the model {vocab_size}, far more '
+    'than padding. Take the tokenizer that the model was trained with.',
   )
 
 

@@ -85,6 +85,28 @@ class TensorsTest(TestCase):
     index.write_text('{}')
     self.assert_refused(folder, 'must have a weight_map')
 
+  def test_an_index_that_does_not_list_what_is_in_its_files(self):
+    folder = self.copy()
+    (folder / 'model.safetensors').rename(folder / 'one')
+    names = list(safetensors.numpy.load_file(folder / 'one'))
+    index = folder / 'model.safetensors.index.json'
+
+    def write(names, **more):
+      found = {'weight_map': {**dict.fromkeys(names, 'one'), **more}}
+      index.write_text(json.dumps(found))
+
+    write(names)
+    huggingface.read(folder)
+    write(names[1:])
+    self.assert_refused(
+      folder, f'does not say that the tensor {names[0]} is in'
+    )
+    write([*names, 'more'])
+    self.assert_refused(folder, 'the tensor more is not in one')
+    safetensors.numpy.save_file({'a': np.zeros(2)}, folder / 'two')
+    write(names[1:], a='two', **{names[0]: 'two'})
+    self.assert_refused(folder, f'{names[0]} is in one')
+
   def change(self, path, gone=(), **new):
     """Writes the saved tensors without some and with others."""
     tensors = safetensors.numpy.load_file(self.saved / path.name)

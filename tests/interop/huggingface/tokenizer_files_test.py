@@ -2,9 +2,11 @@
 
 from absl.testing import parameterized
 import pytest
+import tokenizers
 
 from cxjax import errors
 from cxjax.interop import huggingface
+from cxjax.interop.huggingface import tokenizer_files
 from tests.interop.huggingface import fixtures
 from tests.interop.huggingface import torch_models
 
@@ -42,6 +44,16 @@ class TokenizerTest(fixtures.TestCase):
     (folder / 'vocab.txt').unlink()
     with self.assertRaisesRegex(errors.UserError, 'has no tokenizer.json and'):
       huggingface.tokenizer(folder)
+
+  def test_a_model_has_rows_beyond_the_tokens_as_padding_alone(self):
+    words = {f'w{i}': i for i in range(50_257)}
+    model = tokenizers.models.WordLevel(words, unk_token='w0')
+    tokenizer = tokenizers.Tokenizer(model)
+    for rows in (50_257, 50_304, 51_200):
+      tokenizer_files.require_size(tokenizer, rows)
+    for rows in (65_536, 128_256):
+      with self.assertRaisesRegex(errors.UserError, f'50257 tok.*{rows}, far'):
+        tokenizer_files.require_size(tokenizer, rows)
 
 
 @pytest.mark.slow
