@@ -9,6 +9,7 @@ from cxjax import errors
 from experiments.real_models import base
 
 STEPS = 20
+SHOWN = 120  # Characters of a message.
 COLUMNS = ('verdict', 'layers', 'plan CPU s', '20 steps CPU s', 'peak MB')
 
 
@@ -20,16 +21,17 @@ def measured(name: str, cases: base.Cases) -> dict[str, Any]:
     cases: all models.
 
   Returns:
-    Its row of the table. The verdict of what cannot be done is the message.
+    Its row of the table. The verdict of what cannot be done is the begin of the
+    message.
   """
   row: dict[str, Any] = {'model': name, **dict.fromkeys(COLUMNS)}
   try:
     _measure(row, cases[name]())
   except errors.UserError as error:
-    row['verdict'] = str(error)
+    row['verdict'] = str(error)[:SHOWN]
   except Exception as error:  # A fault, which the table is to show.
     text = (str(error).splitlines() or [''])[0]
-    row['verdict'] = f'fails: {type(error).__name__}: {text[:100]}'
+    row['verdict'] = f'fails: {type(error).__name__}: {text}'[:SHOWN]
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   row['peak MB'] = round(peak / 1024)
   return row
