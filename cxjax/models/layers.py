@@ -91,7 +91,8 @@ def find(activations: Sequence[Activation]) -> tuple[Runs, Runs]:
   activations = [a for a in activations if a.products]
   groups = list(_groups(activations))
   chains = [run for run in groups if len(run.layers) > 1 and run.length > 1]
-  runs = _merged(_outermost(_of_parents(chains, groups)))
+  runs = _outermost(_of_parents(chains, groups))
+  runs = _merged(_without_parallel(runs, activations))
   runs = [run for run in runs if _has_products(run, activations)]
   if not runs:
     runs = _single_block(groups)
@@ -146,6 +147,9 @@ def _groups(activations: Iterable[Activation]) -> Iterator[_Run]:
     numbers = {each: numbers for numbers, each in _ends(members)}
     ordered = sorted(numbers, key=lambda a: a.position)
     chains = list(_chains(ordered))
+    spine = _spine(ordered)
+    if len(spine) > 1 and len(spine) >= max(map(len, chains)):
+      chains = [spine]
     for chain in chains:
       if not pattern.endswith('#*') or len(chain) >= _CALLS:
         label = _label(pattern, [numbers[a] for a in chain])
@@ -190,6 +194,15 @@ def _chains(ordered: Sequence[Activation]) -> Iterator[list[Activation]]:
     chain.append(a)
   if chain:
     yield chain
+
+
+def _spine(ordered: Sequence[Activation]) -> list[Activation]:
+  """The activations of which each needs the others before it, and they it.
+
+  Of the queries, keys, values and outputs of attention these are the outputs.
+  """
+  related = lambda a, b: bool(a.node & b.ancestors or b.node & a.ancestors)
+  return [a for a in ordered if all(a is b or related(a, b) for b in ordered)]
 
 
 def _label(pattern: str, numbers: Sequence[tuple[int, ...]]) -> str:
@@ -266,6 +279,21 @@ def _outermost(runs: Sequence[_Run]) -> list[_Run]:
   return [run for run in runs if not any(_is_inside(run, o) for o in runs)]
 
 
+def _without_parallel(
+  runs: Sequence[_Run], activations: Sequence[Activation]
+) -> list[_Run]:
+  """The runs without those of parallel parts of the layers of another run."""
+  whole = [
+    run for run in runs if not run.is_parted and _has_products(run, activations)
+  ]
+  meet = lambda a, b: a.span[0] < b.span[1] and b.span[0] < a.span[1]
+  return [
+    run
+    for run in runs
+    if not run.is_parted or not any(meet(run, other) for other in whole)
+  ]
+
+
 def _merged(runs: Sequence[_Run]) -> list[_Run]:
   """The runs, with those in one that are computed in turns."""
   merged: list[list[_Run]] = []
@@ -279,11 +307,7 @@ def _merged(runs: Sequence[_Run]) -> list[_Run]:
 
 
 def _one(runs: Sequence[_Run]) -> _Run:
-  """One run of those that are computed in turns, as convolutions and norms.
-
-  Those whose siblings are parallel are parts of the others.
-  """
-  runs = [run for run in runs if not run.is_parted] or runs
+  """One run of those that are computed in turns, as convolutions and norms."""
   if len(runs) == 1:
     return runs[0]
   ordered = sorted(

@@ -90,6 +90,22 @@ class RunTest(parameterized.TestCase):
     found = taps.taps(adapters.from_fn(apply, EYE), X)
     self.assertEqual(found.layers, tuple(f'layer_{i}' for i in range(4)))
 
+  def test_products_in_parallel_are_not_the_ends_of_blocks(self):
+    """As those of attention, in a model without modules for its blocks."""
+
+    def apply(params, x):
+      found = {}
+      for i in range(3):
+        h = found[f'norm_{i}'] = x - x.mean(-1, keepdims=True)
+        a, b = (jnp.tanh(h @ (params + j)) for j in range(2))
+        found[f'dense_{3 * i}'], found[f'dense_{3 * i + 1}'] = a, b
+        x = found[f'dense_{3 * i + 2}'] = (a * b) @ params
+      return x @ params, found
+
+    found = taps.taps(adapters.from_fn(apply, EYE), X)
+    # The norms of what the first two blocks return, and the last block.
+    self.assertEqual(found.layers, ('norm_1', 'norm_2', 'dense_8'))
+
   def test_an_encoder_and_a_decoder(self):
     names = [*(f'enc/{i}' for i in range(3)), *(f'dec/{i}' for i in range(2))]
     found = chain(['stem_0', 'stem_1', 'neck', *names])

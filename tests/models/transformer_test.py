@@ -118,9 +118,10 @@ class ForwardTest(parameterized.TestCase):
       layers.append((layer, rate))
       return h
 
+    variables = params(True)  # Made without dropout, before it is recorded.
     with mock.patch.object(attention, 'dropout', record):
       x = {'tokens': TOKENS, 'dropout': keys}
-      jax.eval_shape(make(True, dropout=0.5).apply, params(True), x)
+      jax.eval_shape(make(True, dropout=0.5).apply, variables, x)
     self.assertEqual(layers, [(i, 0.5) for i in range(1 + 2 * DEPTH)])
 
   def test_remat_changes_neither_value_nor_gradient(self, causal=True):
