@@ -64,7 +64,7 @@ METHODS = (
 )
 Student: TypeAlias = Callable[[int], cxjax.ModelAdapter]
 CALIBRATION = 4  # Batches that a student of MiniLM is cut on.
-LABELED = (
+NEEDING_LABELS = (
   'supervised',
   'one_shot_labels',
   'extracted_labels',
@@ -277,7 +277,7 @@ def of_minilm(name: str, workdir: pathlib.Path) -> Setting:
     found.batches,
     found.held_out,
     flags.FLAGS.num_steps,
-    {name: m for name, m in methods.items() if name not in LABELED},
+    {name: m for name, m in methods.items() if name not in NEEDING_LABELS},
     {'loss': 'cosine', 'layers': layers},
     minilm.RATES,
   )
