@@ -24,8 +24,8 @@ class Distilled(_Pair):
   Attributes:
     params: parameters of the student in the form in which it came; of several
       students, a list.
-    history: records of 'step', 'stage', 'loss' and, where it was evaluated,
-      'eval/...'.
+    history: records of 'step', 'stage', 'loss', 'learning_rate' and, where it
+      was evaluated, 'eval/...'.
     best_step: with `keep_best`, the step at which the metric was best, and as
       of which the students are; otherwise None.
   """

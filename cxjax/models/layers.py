@@ -197,7 +197,7 @@ def _chains(ordered: Sequence[Activation]) -> Iterator[list[Activation]]:
 
 
 def _spine(ordered: Sequence[Activation]) -> list[Activation]:
-  """The activations of which each needs the others before it, and they it.
+  """The activations that need, or are needed by, each of the others.
 
   Of the queries, keys, values and outputs of attention these are the outputs.
   """

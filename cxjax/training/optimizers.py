@@ -47,13 +47,13 @@ SHARES: dict[str, Callable[[float], float]] = {
 
 RATE = 1e-3  # Of the default optimizer.
 POSITIVE = arguments.Range(0, ends=(False, False))
-RATE_OF_DECAY = arguments.Range(0, 1, ends=(True, False))
+BELOW_1 = arguments.Range(0, 1, ends=(True, False))
 # Ranges of the numbers of `default()`.
 NUMBERS = {
-  'warmup': RATE_OF_DECAY,
-  'momentum': RATE_OF_DECAY,
-  'b1': RATE_OF_DECAY,
-  'b2': RATE_OF_DECAY,
+  'warmup': BELOW_1,
+  'momentum': BELOW_1,
+  'b1': BELOW_1,
+  'b2': BELOW_1,
   'weight_decay': arguments.Range(0),
 }
 # Fields of `default()` that are arguments of `distill`.
@@ -67,8 +67,6 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
     rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay
   ),
 }
-
-
 CHOICES: dict[str, dict[str, Any]] = {
   'name': OPTIMIZERS,
   'schedule': SCHEDULES,
@@ -148,20 +146,20 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
   return config
 
 
-def rate_at(config: ml_collections.ConfigDict, passed: float) -> float:
-  """The learning rate of a step.
+def share_at(config: ml_collections.ConfigDict, passed: float) -> float:
+  """The learning rate of a step, as a share of the peak.
 
   Args:
     config: as of `make`.
     passed: steps before it, as a fraction of the length of the schedule.
 
   Returns:
-    The rate.
+    The share.
   """
   if passed < config.warmup:
-    return config.learning_rate * passed / config.warmup
+    return passed / config.warmup
   rest = min((passed - config.warmup) / (1 - config.warmup), 1.0)
-  return config.learning_rate * SHARES[config.schedule](rest)
+  return SHARES[config.schedule](rest)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,8 +177,8 @@ class Scheduled:
     return make(self.config, length, offset)
 
   def rate(self, passed: float) -> float:
-    """`rate_at` of the block."""
-    return rate_at(self.config, passed)
+    """The learning rate after a fraction of the schedule."""
+    return self.config.learning_rate * share_at(self.config, passed)
 
 
 def of_distill(
@@ -245,11 +243,8 @@ class PerStudent:
     return optimizer.Elementwise(init, update)  # type: ignore[arg-type]
 
   def rate(self, passed: float) -> list[float]:
-    """The learning rate of each student, as `rate_at`."""
-    one = copy.deepcopy(self.config)
-    one.learning_rate = 1.0
-    share = rate_at(one, passed)
-    return [share * peak for peak in self.rates]
+    """The learning rate of each student after a fraction of the schedule."""
+    return [peak * share_at(self.config, passed) for peak in self.rates]
 
   def assign(self, state: RatedState) -> RatedState:
     """The `[S]` states of all students, each with its rate."""

@@ -208,7 +208,7 @@ class RunSpec:
 
     Args:
       stage: number of its stage.
-      step: number of updates with it.
+      step: number of updates so far, with this one.
 
     Returns:
       'learning_rate', a number or one for each student; empty if the optimizer

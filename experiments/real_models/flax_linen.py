@@ -267,8 +267,15 @@ def unet() -> base.Case:
   return base.Case(teacher, student, {'x': x}, pairs, options)
 
 
-def graph_network() -> base.Case:
-  """Graphs to classes; the network takes one graph."""
+def graph_network(
+  network: Any = GraphNetwork, pattern: str = 'layers_*'
+) -> base.Case:
+  """Graphs to classes; the network takes one graph.
+
+  Args:
+    network: module of a depth and a width.
+    pattern: of its layers.
+  """
   edges = base.tokens(base.BATCH, 2, 8) % 5
   x = {
     'nodes': base.floats(base.BATCH, 5, 3),
@@ -277,10 +284,10 @@ def graph_network() -> base.Case:
   }
   one = {name: leaf[0] for name, leaf in x.items()}
   teacher, student = (
-    adapt(GraphNetwork(depth, width), one, batched=False)
+    adapt(network(depth, width), one, batched=False)
     for depth, width in ((4, 16), (2, 8))
   )
-  return base.Case(teacher, student, x, base.pairs('layers_*', 'layers_*'))
+  return base.Case(teacher, student, x, base.pairs(pattern, pattern))
 
 
 def mixture_of_experts() -> base.Case:

@@ -21,8 +21,8 @@ def measured(name: str, cases: base.Cases) -> dict[str, Any]:
     cases: all models.
 
   Returns:
-    Its row of the table. The verdict of what cannot be done is the begin of the
-    message.
+    Its row of the table. The verdict of what cannot be done is the start of
+    the message.
   """
   row: dict[str, Any] = {'model': name, **dict.fromkeys(COLUMNS)}
   try:

@@ -160,20 +160,7 @@ def jraph() -> base.Case:
         graph = Convolution(self.width, name=f'layers_{i}')(graph)
       return nn.Dense(base.CLASSES, name='head')(graph.nodes.mean(0))
 
-  edges = base.tokens(base.BATCH, 2, 8) % 5
-  x = {
-    'nodes': base.floats(base.BATCH, 5, 3),
-    'senders': edges[:, 0],
-    'receivers': edges[:, 1],
-  }
-  one = {name: leaf[0] for name, leaf in x.items()}
-  teacher, student = (
-    flax_linen.adapt(Network(depth, width), one, batched=False)
-    for depth, width in ((4, 16), (2, 8))
-  )
-  return base.Case(
-    teacher, student, x, base.pairs('layers_*/nodes', 'layers_*/nodes')
-  )
+  return flax_linen.graph_network(Network, 'layers_*/nodes')
 
 
 CASES: base.Cases = {

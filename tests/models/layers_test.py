@@ -77,7 +77,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(chain(names).layers, tuple(names))
 
   def test_parallel_parts_of_layers_are_none(self):
-    """As both directions of recurrent layers, beside the layers in a module."""
+    """Both directions of recurrent layers, beside the layers, in one module."""
 
     def apply(params, x):
       found = {}
@@ -91,7 +91,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(found.layers, tuple(f'layer_{i}' for i in range(4)))
 
   def test_products_in_parallel_are_not_the_ends_of_blocks(self):
-    """As those of attention, in a model without modules for its blocks."""
+    """Products of attention, in a model without modules for its blocks."""
 
     def apply(params, x):
       found = {}

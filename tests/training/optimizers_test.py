@@ -125,7 +125,7 @@ class ScheduleTest(parameterized.TestCase):
     config = config_of(
       name='sgd', learning_rate=0.5, schedule=schedule, warmup=warmup
     )
-    told = [optimizers.rate_at(config, step / 8) for step in range(10)]
+    told = [optimizers.Scheduled(config).rate(i / 8) for i in range(10)]
     np.testing.assert_allclose(
       told, rates(config, 10, length=8), rtol=1e-5, atol=1e-7
     )
