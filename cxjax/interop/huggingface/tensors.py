@@ -22,6 +22,7 @@ from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import opening
 
 FILE = 'model.safetensors'
+SHARDS = 'model-*-of-*.safetensors'
 FLOATING = ('F64', 'F32', 'F16', 'BF16')
 DTYPES: dict[str, Any] = {
   'F64': np.float64,
@@ -99,13 +100,19 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
   Raises:
     UserError: a file is missing, damaged or out of the folder; a tensor is of
       no floating-point type, or of one with 8 bits, or is in two files, or in
-      another one than the index says.
+      another one than the index says; the index does not name a shard.
   """
   index = folder / f'{FILE}.index.json'
   names, listed = [FILE], None
   if index.exists() and not (folder / FILE).exists():
     listed = _shards(index)
     names = sorted(set(listed.values()))
+    for path in sorted(folder.glob(SHARDS)):
+      errors.require(
+        path.name in names,
+        f'{index} does not name {path.name}, which is beside it. Restore the '
+        'index, or remove the file if it is of another model.',
+      )
   tensors: dict[str, StoredTensor] = {}
   for name in names:
     path = folder / name
@@ -295,7 +302,7 @@ def write_folder(
     size += more
   with files.written(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [index, *folder.glob('model-*-of-*.safetensors')]:
+    for old in [index, *folder.glob(SHARDS)]:
       old.unlink(missing_ok=True)
     if len(shards) > 1:
       (folder / FILE).unlink(missing_ok=True)

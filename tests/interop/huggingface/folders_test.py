@@ -106,6 +106,9 @@ class TensorsTest(TestCase):
     safetensors.numpy.save_file({'a': np.zeros(2)}, folder / 'two')
     write(names[1:], a='two', **{names[0]: 'two'})
     self.assert_refused(folder, f'{names[0]} is in one')
+    write(names)
+    (folder / 'two').rename(folder / 'model-00002-of-00002.safetensors')
+    self.assert_refused(folder, 'does not name model-00002-of-00002')
 
   def change(self, path, gone=(), **new):
     """Writes the saved tensors without some and with others."""
