@@ -122,6 +122,12 @@ def write_csv(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
   files.write_text(path, text.getvalue())
 
 
+def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
+  """The rows of a CSV file, as text by column."""
+  with path.open(newline='') as f:
+    return list(csv.DictReader(f))
+
+
 def _cell(value: Any) -> str:
   """Formats the cell of a Markdown table."""
   if value is None:

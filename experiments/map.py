@@ -28,7 +28,6 @@ vary_OPTION_EXPERIMENT.{md,csv} alone:
 """
 
 from collections.abc import Sequence
-import csv
 import dataclasses
 import math
 import pathlib
@@ -235,8 +234,7 @@ def read(results: pathlib.Path) -> list[Row]:
   """Returns the rows of all experiments that have been compared."""
   found: list[Row] = []
   for path in sorted(results.glob('map_*.csv')):
-    with path.open(newline='') as f:
-      found += csv.DictReader(f)
+    found += tables.read_csv(path)
   return found
 
 

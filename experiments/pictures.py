@@ -11,13 +11,13 @@ Draws parity_d100_k6.png, parity_d50_k6_long.png, parity_transformer.png and
 pcfg_bert_budgets.png into --results.
 """
 
-import csv
 import pathlib
 
 from matplotlib import ticker
 import numpy as np
 
 from cxjax import errors
+from cxjax import tables
 from cxjax.analysis import plots
 from cxjax.configs import cli
 from experiments import paths
@@ -62,8 +62,7 @@ def solved(path: pathlib.Path) -> dict[str, tuple[np.ndarray, int, int]]:
   Raises:
     UserError: the file has no such columns.
   """
-  with path.open(newline='') as f:
-    rows = list(csv.DictReader(f))
+  rows = tables.read_csv(path)
   errors.require(
     bool(rows) and {'method', 'steps', SOLVED} <= set(rows[0]),
     f'{path} lacks the columns method, steps or {SOLVED}. Give the CSV file of '
@@ -124,8 +123,7 @@ def ends(path: pathlib.Path) -> dict[str, tuple[float, float, float]]:
     UserError: the file has no such columns.
   """
   columns = 'min', 'top-1: mean', 'max'
-  with path.open(newline='') as f:
-    rows = list(csv.DictReader(f))
+  rows = tables.read_csv(path)
   errors.require(
     bool(rows) and {'method', *columns} <= set(rows[0]),
     f'{path} lacks the columns method, {", ".join(columns)}.',

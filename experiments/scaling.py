@@ -5,12 +5,14 @@ Run, with libtpu (pip install 'libtpu>=0.0.52'), about two hours on one core:
 
 Writes experiments/scaling.md, and scaling.csv into --results, again after every
 stage. --workdir keeps each compiled stage, which is compiled again only if its
-config changes. --written compiles nothing.
+config changes. A stage that scaling.csv has already keeps its row; --recompile
+compiles these too. --written compiles nothing.
 """
 
 import dataclasses
 import pathlib
 import time
+from typing import Any
 
 from absl import flags
 from absl import logging
@@ -29,6 +31,9 @@ from experiments import scaling_report as report
 
 _WRITTEN = flags.DEFINE_bool(
   'written', False, 'Compile nothing, and write the page of finished stages.'
+)
+_RECOMPILE = flags.DEFINE_bool(
+  'recompile', False, 'Compile the stages that scaling.csv has already.'
 )
 PAGE = pathlib.Path('experiments/scaling.md')
 
@@ -80,6 +85,34 @@ def finished(point: cases.Point) -> dry_run.Estimate | None:
   return dry_run.Estimate(**record)
 
 
+def _file() -> pathlib.Path:
+  """Returns the CSV file."""
+  return paths.results() / 'scaling.csv'
+
+
+def stored() -> dict[cases.Point, report.Row]:
+  """Returns the rows of the CSV file whose slices and batches are today's."""
+  found = {}
+  for row in tables.read_csv(_file()) if _file().exists() else []:
+    cells = {column: _number(cell) for column, cell in row.items()}
+    point = cells['case'], cells['slice'], cells['stage']
+    if point in cases.points():
+      chips = cases.SLICES[cells['slice']]
+      if cells['rows'] == cases.CASES[cells['case']].rows[chips]:
+        found[point] = cells
+  return found
+
+
+def _number(cell: str) -> Any:
+  """Returns the number that a cell of a CSV file is, or its text."""
+  for kind in (int, float):
+    try:
+      return kind(cell)
+    except ValueError:
+      pass
+  return cell
+
+
 def write() -> None:
   """Writes the page and the CSV file of the stages that are finished.
 
@@ -87,10 +120,13 @@ def write() -> None:
     UserError: no stage is finished, or one does not fit.
   """
   rows: dict[tuple[str, str], dict[str, report.Row]] = {}
+  earlier = stored()
   for point in cases.points():
     name, topology, stage = point
     found = finished(point)
     if found is None:
+      if point in earlier:
+        rows.setdefault((name, topology), {})[stage] = earlier[point]
       continue
     errors.require(
       found.memory is not None,
@@ -106,14 +142,16 @@ def write() -> None:
   )
   files.write_text(PAGE.absolute(), report.page(rows))
   flat = [one for key in sorted(rows) for one in rows[key].values()]
-  tables.write_csv(paths.results() / 'scaling.csv', flat)
+  tables.write_csv(_file(), flat)
 
 
 def main(argv: list[str]) -> None:
   """Compiles the stages that are missing, and writes the page."""
   del argv
+  earlier = () if _RECOMPILE.value else stored()
   for point in cases.points():
-    if finished(point) is None and not _WRITTEN.value:
+    done = point in earlier or finished(point) is not None
+    if not done and not _WRITTEN.value:
       compile_stage(point)
       write()
   write()

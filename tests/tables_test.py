@@ -95,6 +95,8 @@ class CsvTest(parameterized.TestCase):
     records = [{'a': 1, 'b': 'x, "y"'}, {'a': 0.1, 'b': None}]
     tables.write_csv(path, records)
     self.assertEqual(path.read_text(), 'a,b\n1,"x, ""y"""\n0.1,\n')
+    found = [{'a': '1', 'b': 'x, "y"'}, {'a': '0.1', 'b': ''}]
+    self.assertEqual(tables.read_csv(path), found)
 
   def test_other_fields_are_refused(self):
     """The file that is there stays whole."""

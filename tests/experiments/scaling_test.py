@@ -48,6 +48,11 @@ class ScalingTest(absltest.TestCase):
     )
     self.enter_context(saver)
 
+  def without_parameters(self):
+    """Spares the page the counts of parameters, which take seconds."""
+    found = mock.patch.object(scaling_report, 'parameters', lambda name: (1, 1))
+    self.enter_context(found)
+
   def compile(self, found):
     device = jax.devices()[:1]
     with (
@@ -74,6 +79,40 @@ class ScalingTest(absltest.TestCase):
     case = dataclasses.replace(cases.CASES['wikipedia'], depth=6)
     with mock.patch.dict(cases.CASES, wikipedia=case):
       self.assertIsNone(scaling.finished(POINT))
+
+  def test_a_row_of_the_file_is_kept_where_its_stage_is_not_at_hand(self):
+    self.without_parameters()
+    self.compile(estimate())
+    scaling.main([])
+    page, table = self.page.read_text(), self.folder / 'scaling.csv'
+    rows = table.read_text()
+    with flagsaver.flagsaver(workdir=str(self.folder / 'other')):
+      self.assertIsNone(scaling.finished(POINT))
+      self.assertEqual(list(scaling.stored()), [POINT])
+      scaling.main([])
+      self.assertEqual(self.page.read_text(), page)
+      self.assertEqual(table.read_text(), rows)
+      case = dataclasses.replace(cases.CASES['wikipedia'], rows={16: 128})
+      with mock.patch.dict(cases.CASES, wikipedia=case):
+        self.assertEmpty(scaling.stored())
+
+  def test_only_stages_that_no_one_has_are_compiled(self):
+    self.without_parameters()
+    self.compile(estimate())
+    scaling.main([])
+    compiled = []
+    points = mock.patch.object(cases, 'points', lambda: iter([POINT]))
+    compile_stage = mock.patch.object(scaling, 'compile_stage', compiled.append)
+    with (
+      points,
+      compile_stage,
+      flagsaver.flagsaver(workdir=str(self.folder / 'other'), written=False),
+    ):
+      scaling.main([])
+      self.assertEmpty(compiled)
+      with flagsaver.flagsaver(recompile=True):
+        scaling.main([])
+      self.assertEqual(compiled, [POINT])
 
   def test_a_stage_that_does_not_fit_is_an_error(self):
     refused = ('20.0G', '15.7G')
