@@ -129,10 +129,11 @@ def distill(
       -> bool`; or a tuple of these, of which one must hold. The others stay as
       they were, without optimizer state; batch statistics do not count.
     on_record: called with every record of metrics as it is written, a dict of
-      'step', 'stage', 'loss', 'learning_rate' (of the last step; not of an
-      optimizer of optax) and, where it was evaluated, 'eval/...'. If it raises
-      StopIteration the run ends with the next record, and the students come
-      back as they are then; any other exception ends the call.
+      'step', 'stage', 'loss', 'learning_rate' (of the last step; of an
+      optimizer of optax if it is made with `optax.inject_hyperparams`) and,
+      where it was evaluated, 'eval/...'. If it raises StopIteration the run
+      ends with the next record, and the students come back as they are then;
+      any other exception ends the call.
     keep_best: name of a metric; the students come back as they were when its
       mean was best, instead of as they ended.
     patience: number of evaluations in a row, of the last stage, after which the

@@ -154,6 +154,24 @@ def update(
   return learned, OptimizerState(**states, iterates=iterates)
 
 
+def learning_rate(state: optax.OptState) -> jax.Array | None:
+  """The rate of the last update, as `optax.inject_hyperparams` keeps it.
+
+  Args:
+    state: from `update`, of one student or of several.
+
+  Returns:
+    A number, or one for each student; None if the state keeps none, or several.
+  """
+  params = state.params if isinstance(state, OptimizerState) else state
+  found = optax.tree_utils.tree_get_all_with_path(
+    params,
+    'learning_rate',
+    lambda path, leaf: getattr(path[-2], 'name', '') == 'hyperparams',
+  )
+  return found[0][1] if len(found) == 1 else None
+
+
 def _groups(
   learned: tuple[Any, Any], fixed: Any, mask: masks.Mask
 ) -> Iterator[tuple[str, Any, Any, masks.Mask]]:

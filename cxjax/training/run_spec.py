@@ -203,20 +203,24 @@ class RunSpec:
       return self.stages[stage].steps, 0
     return self.ends[-1], (0, *self.ends)[stage]
 
-  def learning_rate(self, stage: int, step: int) -> dict[str, Any]:
+  def learning_rate(
+    self, stage: int, step: int, out: Mapping[str, Any]
+  ) -> dict[str, Any]:
     """The learning rate of an update, for its record.
 
     Args:
       stage: number of its stage.
       step: number of updates so far, with this one.
+      out: of the program that ends with it, with 'learning_rate' `[S]` if the
+        state of a user's optimizer tells.
 
     Returns:
-      'learning_rate', a number or one for each student; empty if the optimizer
-      is a user's, which does not tell.
+      'learning_rate', a number or one for each student; empty if nothing tells.
     """
     rate = getattr(self.optimizer, 'rate', None)
     if rate is None:
-      return {}
+      name = 'learning_rate'
+      return {name: float(out[name][0])} if name in out else {}
     length, before = self.schedule(stage)
     begin = (0, *self.ends)[stage]
     return {'learning_rate': rate((before + step - 1 - begin) / length)}

@@ -313,7 +313,7 @@ class Trainer:
     record['loss'] = float(out['loss'].mean()) / steps
     for name, total in out.get('terms', {}).items():
       record[f'loss/{name}'] = float(total.mean()) / steps
-    record |= self._spec.learning_rate(pending.stage, pending.stop)
+    record |= self._spec.learning_rate(pending.stage, pending.stop, out)
     crossed = best = False
     metrics = None
     if pending.metrics is not None or pending.stop == self._milestones.end:

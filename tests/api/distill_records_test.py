@@ -89,6 +89,17 @@ class OnRecordTest(FolderTest):
     _, history = distill(optimizer=optax.adam(0.1), log_every=10)
     self.assertNotIn('learning_rate', history[0])
 
+  def test_the_learning_rate_that_an_optimizer_of_optax_keeps(self):
+    schedule = optax.linear_schedule(0.5, 0.1, 20)
+    adam = optax.inject_hyperparams(optax.adam)(schedule)
+    optimizer = optax.chain(optax.clip(1.0), adam)
+    _, history = distill(
+      optimizer=optimizer, log_every=5, restart_schedule=False
+    )
+    for record in history:
+      want = schedule(record['step'] - 1)
+      self.assertAlmostEqual(record['learning_rate'], want, places=6)
+
   def test_an_exception_ends_the_run_and_the_same_call_resumes(self):
     want, history = whole()
     folder, seen, rest = self.folder(), [], []

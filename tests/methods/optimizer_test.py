@@ -53,6 +53,21 @@ class OptimizerTest(parameterized.TestCase):
     )
     self.assertIsInstance(state, optimizer.OptimizerState)
 
+  def test_the_learning_rate_is_told_where_one_is_kept(self):
+    adam = optax.inject_hyperparams(optax.adam)(0.1)
+    sgd = optax.inject_hyperparams(optax.sgd)(0.2)
+    part = lambda params: dict.fromkeys(params, 'x')
+    both = optax.multi_transform({'x': adam, 'y': sgd}, part)
+    for tx, want in (
+      (adam, np.float32(0.1)),
+      (optax.chain(optax.clip(1.0), sgd), np.float32(0.2)),
+      (optax.adam(0.1), None),
+      (both, None),
+    ):
+      state = optimizer.init(tx, (FREE, REGRESSORS), FIXED)
+      self.assertEqual(optimizer.learning_rate(state), want)
+    self.assertIsNone(optimizer.learning_rate(()))
+
   @pytest.mark.slow
   def test_elementwise_ones_have_the_state_of_optax(self):
     tx = optimizer.Elementwise(*optax.adam(0.1))
