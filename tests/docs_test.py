@@ -14,6 +14,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import pytest
+import tokenizers
 
 import cxjax
 from cxjax import deprecation
@@ -206,11 +207,7 @@ class ExamplesTest(absltest.TestCase):
       for block in blocks(DOCS / name):
         if "huggingface.read('folder')" in block:
           with self._folder_with_a_model():
-            own = space | {
-              'x': {'tokens': jnp.ones((2, 4), int)},
-              'tokenizer': None,
-            }
-            run_block(DOCS / name, block, own)
+            run_block(DOCS / name, block, {})
         else:
           run_block(DOCS / name, block, space)
     self.assertIn('eval/loss', logged[-1])
@@ -241,8 +238,10 @@ class ExamplesTest(absltest.TestCase):
     )
     x = {'tokens': jnp.ones((2, 4), int)}
     params = jax.jit(bert.init)(jax.random.key(0), x)
+    words = {f'w{i}': i for i in range(8)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-      cxjax.huggingface.write('folder', bert, params)
+      cxjax.huggingface.write('folder', bert, params, tokenizer)
       yield
 
 

@@ -264,7 +264,7 @@ def _evaluation(
   )
   found = evaluate(first, held_out)
   if hasattr(held_out, '__next__'):  # It is read.
-    held_out = found.held_out
+    held_out = found.read
   by = lambda one: 'the labels' if one.by_labels else "the teacher's outputs"
   for name in others:
     other = evaluate(name, held_out)
@@ -275,5 +275,11 @@ def _evaluation(
       f'{", ".join(found.metrics)}, and {name!r} by {by(other)}, as '
       f'{", ".join(other.metrics)}: they cannot be compared. Give metrics, or '
       'leave one of them out.',
+    )
+    errors.require(
+      named_plans.same(found.counted, other.counted),
+      f'The masks of {first!r} and {name!r} leave other tokens or examples of '
+      'held_out out: they cannot be compared. Give plans with one mask as '
+      'methods; a method by name has none.',
     )
   return found

@@ -70,8 +70,8 @@ class Contest:
   def examples(self) -> types.Batch:
     """The held-out set as `distill` takes it."""
     unread = () if self.evaluation.by_labels else ('y',)
-    held_out = self.evaluation.held_out
-    return {name: v for name, v in held_out.items() if name not in unread}
+    read = self.evaluation.read
+    return {name: v for name, v in read.items() if name not in unread}
 
   @property
   def rounds(self) -> tuple[search_lib.Round, ...]:

@@ -190,7 +190,7 @@ def distill(
       gradient_cosine=arguments.flag('gradient_cosine', gradient_cosine),
     )
     spec = _spec(plan, (user, last_batch), evaluation, loop, layout, seed)
-    read = fit_batches.read(plan, fit_on, batches, user, evaluation)
+    read = fit_batches.read(plan, fit_on, batches, user, evaluation, last_batch)
     spec = dataclasses.replace(
       spec,
       host=dataclasses.replace(spec.host, fit_on=read),

@@ -59,6 +59,7 @@ def read(
   batches: Any,
   user: user_loader.UserLoader,
   evaluation: held_out_lib.Evaluation,
+  last_batch: str,
 ) -> tuple[types.Batch, ...]:
   """The batches that the projections of a plan are fitted on.
 
@@ -68,6 +69,7 @@ def read(
     batches: those, as the user gives them.
     user: their loader.
     evaluation: how batches are converted.
+    last_batch: 'pad' fills up a batch with fewer examples; else it is left out.
 
   Returns:
     Batches of the plan's shapes; none if nothing is fitted.
@@ -82,12 +84,12 @@ def read(
     known = isinstance(batches, list | tuple) and bool(batches)
     # Of a loader another iteration might change what the run reads.
     fit_on = batches[: fitted.BATCHES] if known else [user.first()]
-  found = []
+  found, short = [], 'pad' if last_batch == 'pad' else 'drop'
   for number, item in enumerate(fit_on, 1):
     what = f'batch {number} to fit on'
     with conform.reported(what):
       batch = evaluation.convert(item)
-    fit = conform.fit(batch, plan.batch, what, 'drop')
+    fit = conform.fit(batch, plan.batch, what, short)
     if fit is not None:
       found.append(fit)
   errors.require(

@@ -41,12 +41,21 @@ class Evaluation:
     metrics: by name; the first decides.
     by_labels: whether 'y' are the labels.
     convert: from what the user gives to a batch.
+    read: the held-out set as one batch that the user could have given.
   """
 
   held_out: types.Batch
   metrics: dict[str, metrics_lib.Metric]
   by_labels: bool
   convert: Callable[[Any], types.Batch]
+  read: types.Batch
+
+  @property
+  def counted(self) -> dict[str, Any]:
+    """The weights of the examples and the mask of their tokens, if any."""
+    x, weights = self.held_out['x'], self.held_out.get('weights')
+    mask = x.get('mask') if isinstance(x, Mapping) else None
+    return jax.device_get({'weights': weights, 'mask': mask})
 
 
 def evaluation(
@@ -109,7 +118,7 @@ def evaluation(
     whole = 'weights' in batch and not path
     counted = batch['weights'].shape if whole else output.shape[:-1]
     metrics_lib.check({name: metric}, output, references[at], counted, batch)
-  return Evaluation(batch, chosen, by_labels, convert)
+  return Evaluation(batch, chosen, by_labels, convert, read)
 
 
 def _check_not_nan(
@@ -135,10 +144,8 @@ def _check_not_nan(
 
 def _ids(plan: plan_lib.Plan) -> token_ids.Ids:
   """The token ids that both models read."""
-  models = plan.teacher.abilities, plan.student.abilities
-  sizes = [one.vocab_size for one in models if one.vocab_size is not None]
   marked = None if plan.padding is None else plan.marked
-  return token_ids.Ids(min(sizes, default=None), marked)
+  return token_ids.Ids(token_ids.size_of(plan.teacher, plan.student), marked)
 
 
 def _is_kl(plan: plan_lib.Plan) -> bool:

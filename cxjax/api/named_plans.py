@@ -206,7 +206,12 @@ class Planner:
     if 'rule' in options:
       _check_rule(entry)
       options.update(rule='list', checkpoints=steps)
-    (term,) = self.one_shot.stages[0].terms
+    term, *others = self.one_shot.stages[0].terms
+    errors.require(
+      not others,
+      'a method by name compares one output, and the loss is of several. Give '
+      "a plan as a method, as {'mine': cxjax.plan(..., loss=...)}.",
+    )
     output = {'loss': term.loss, 'alpha': self._output.alpha}
     context = registry.Context(
       num_steps,
@@ -244,7 +249,7 @@ class Planner:
     )
     for what, ours, theirs, values in pairs:
       errors.require(
-        _same(ours, theirs, values),
+        same(ours, theirs, values),
         f'The plan {name!r} has another {what} than the comparison: all '
         'methods share the teacher, the form of the student and the batches. '
         'Plan with the same ones.',
@@ -262,7 +267,7 @@ def _check_rule(entry: Mapping[str, Any]) -> None:
     )
 
 
-def _same(ours: Any, theirs: Any, values: bool) -> bool:
+def same(ours: Any, theirs: Any, values: bool = True) -> bool:
   """Compares the form of two trees, and if asked their values."""
   form = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
   shapes = jax.eval_shape(lambda *trees: trees, ours, theirs)

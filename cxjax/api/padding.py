@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.data import token_ids
 from cxjax.methods import weights as weights_lib
 from cxjax.models import adapters
 
@@ -34,17 +35,22 @@ class Padding:
   Attributes:
     mask: the function of the user.
     axes: axes of the output of one batch, without its width.
+    size: number of token ids that the models read; None if that is not known.
   """
 
   mask: Mask
   axes: tuple[int, ...]
+  size: int | None = None
 
   def __call__(self, batch: types.Batch) -> types.Batch:
     """Returns the batch with its mask in 'x', or in 'weights'.
 
-    Inputs that do not count are numbers in it.
+    Inputs that do not count are numbers in it, and ids that the models know.
     """
-    return weights_lib.cleared_input(self._marked(batch))
+    marked = self._marked(batch)
+    # Of those that count all are known (`token_ids`).
+    known = token_ids.known(marked['x'], self.size)
+    return weights_lib.cleared_input({**marked, 'x': known})
 
   def _marked(self, batch: types.Batch) -> types.Batch:
     mask = jnp.asarray(self.mask(batch)).astype(jnp.float32)
@@ -133,7 +139,7 @@ def applied(
       its examples or tokens.
   """
   teacher, student = models
-  padding = _received(mask, batch, student)
+  padding = _received(mask, batch, models)
   if padding is None:
     return None, batch, models
   both = unseen(teacher, batch['x']), unseen(student, batch['x'])
@@ -150,10 +156,12 @@ def weighted(plan: Any) -> Any:
 
 
 def _received(
-  mask: Any, batch: types.Batch, student: adapters.ModelAdapter
+  mask: Any,
+  batch: types.Batch,
+  models: tuple[adapters.ModelAdapter, adapters.ModelAdapter],
 ) -> Padding | None:
   """The padding of a function, which is checked on the batch."""
-  x = batch['x']
+  x, (_, student) = batch['x'], models
   if mask is None:
     if isinstance(x, Mapping) and 'attention_mask' in x and 'mask' not in x:
       logging.warning(
@@ -181,4 +189,4 @@ def _received(
     f'mask makes {found.dtype}{list(found.shape)} of a batch of {size}: it '
     'must make [B, tokens], True for each that counts, or [B] of examples.',
   )
-  return Padding(mask, output.shape[:-1])
+  return Padding(mask, output.shape[:-1], token_ids.size_of(*models))

@@ -21,6 +21,7 @@ from cxjax import errors
 from cxjax import files
 from cxjax import settings
 from cxjax.api import identity
+from cxjax.api import matching
 from cxjax.api import plan as plan_lib
 from cxjax.data import user_batches
 from cxjax.methods import optimizer
@@ -252,18 +253,25 @@ def _loss(
 
 
 def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, Any]:
-  """Digests of the metrics, on the held-out batch."""
-  output, _ = adapters.outputs(plan.student, spec.held_out['x'], 'student')
-  y = spec.held_out.get('y')
-  if y is None:  # The teacher's output.
-    y, _ = adapters.outputs(plan.teacher, spec.held_out['x'], 'teacher')
-  y = jax.eval_shape(lambda y: y, y)
+  """Digests of the metrics, on the outputs and references that they read."""
+  batch = jax.eval_shape(lambda batch: batch, dict(spec.held_out))
+  student, teacher = (
+    matching.shapes(model, batch['x']) for model in (plan.student, plan.teacher)
+  )
   found = {}
   for name, metric in spec.metrics.items():
-    statistics = jax.eval_shape(metric.statistics, output, y)
+    path = metric.output
+    output = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
+    kept = batch.get(output if path else 'y')
+    args = (
+      student[output],
+      teacher[output] if kept is None else kept,
+      *(batch[other] for other in metric.others),
+    )
+    statistics = jax.eval_shape(metric.statistics, *args)
     total = lambda statistics, metric=metric: metric.total(statistics, None)
     found[name] = {
-      'statistics': identity.function_digest(metric.statistics, output, y),
+      'statistics': identity.function_digest(metric.statistics, *args),
       'finish': identity.function_digest(total, statistics),
       'higher_is_better': metric.higher_is_better,
     }

@@ -59,19 +59,34 @@ class Ids:
       )
     if self.marked is not None:  # The mask may read the ids.
       return batch
-    known = np.where(unknown, 0, tokens).astype(tokens.dtype)
-    return {**batch, 'x': known if x is tokens else {**x, 'tokens': known}}
+    return {**batch, 'x': known(x, size)}
 
 
 ANY = Ids()
 
 
-def _tokens(x: Any) -> np.ndarray | None:
+def size_of(*models: Any) -> int | None:
+  """Number of token ids that all models read; None if none of them says."""
+  sizes = [model.abilities.vocab_size for model in models]
+  return min((size for size in sizes if size is not None), default=None)
+
+
+def known(x: types.Input, size: int | None) -> Any:
+  """An input with 0 in place of the token ids that no model has."""
+  tokens = _tokens(x)
+  if size is None or tokens is None:
+    return x
+  where = np.where if isinstance(tokens, np.ndarray) else jnp.where
+  found = where((tokens < 0) | (tokens >= size), 0, tokens).astype(tokens.dtype)
+  return {**x, 'tokens': found} if isinstance(x, Mapping) else found
+
+
+def _tokens(x: Any) -> Any:
   """The token ids of an input; None if there are none."""
   found = x.get('tokens') if isinstance(x, Mapping) else x
-  if isinstance(found, np.ndarray) and jnp.issubdtype(found.dtype, jnp.integer):
-    return found
-  return None
+  dtype = getattr(found, 'dtype', None)
+  real = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+  return found if real else None
 
 
 def _counts(batch: types.Batch, shape: tuple[int, ...]) -> Any:

@@ -230,17 +230,17 @@ def _check_projection(term: Term) -> None:
 
 
 def _check_target(term: Term) -> None:
-  for name, allowed in (
-    ('norm', NORMS),
-    ('tokens', (ALL, PREDICTED)),
-    ('pool', POOLS),
-  ):
+  choices = {'norm': NORMS, 'tokens': (ALL, PREDICTED), 'pool': POOLS}
+  for name, allowed in choices.items():
     errors.lookup(name, getattr(term, name), dict.fromkeys(allowed))
   scale = arguments.number('scale', term.scale, POSITIVE)
   object.__setattr__(term, 'scale', float(scale))
+  names = ('projection', 'regressor', 'norm', 'centered', 'scale')
+  changes = [n for n in names if getattr(term, n) != getattr(Term, n)]
   errors.require(
-    term.top_k == 0 or (term.student == term.target == LOGITS),
-    f'{term} has top_k={term.top_k}, which is for logits.',
+    term.top_k == 0 or (term.student == term.target == LOGITS and not changes),
+    f'{term} has top_k={term.top_k}, which is for logits as they are'
+    f'{", without " if changes else ""}{" and ".join(changes)}.',
   )
 
 

@@ -85,6 +85,23 @@ def without_dropout(x: types.Input) -> types.Input:
   return {name: leaf for name, leaf in x.items() if name != 'dropout'}
 
 
+def with_dropout(batch: types.Batch, key: jax.Array | None) -> types.Batch:
+  """A batch of one student, whose dropout keys are drawn from its own key.
+
+  Args:
+    batch: as in `cxjax.types`.
+    key: of the student and the step, or None.
+
+  Returns:
+    The batch; as it is without a key, or without dropout keys.
+  """
+  x = batch['x']
+  if key is None or not isinstance(x, Mapping) or 'dropout' not in x:
+    return batch
+  keys = jax.random.split(key, len(x['dropout']))
+  return {**batch, 'x': {**x, 'dropout': keys}}
+
+
 def compared(
   activations: Activations, x: types.Input, name: str, term: stage_lib.Term
 ) -> jax.Array:

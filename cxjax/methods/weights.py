@@ -140,9 +140,11 @@ def loss_weights(
   """Weights of the values of a term's loss; None if all are 1.
 
   At the target positions, and for outputs, they are the batch's 'weights', or
-  else the mask of the real tokens. For hidden activations and for pooled ones
-  they are the mask times the weights of the examples, and for one of several
-  outputs, of other axes than the weights, those of the examples.
+  else the mask of the real tokens; of hidden activations that no positions
+  choose from, all values of an example may share its weight. For other hidden
+  activations and for pooled ones they are the mask times the weights of the
+  examples, and for one of several outputs, of other axes than the weights,
+  those of the examples.
 
   Args:
     batch: as in `cxjax.types`.
@@ -158,7 +160,9 @@ def loss_weights(
     if weights is None:
       return real
     several = name.startswith(stage_lib.OUTPUT)
-    return _of_examples(weights, shape[:-1]) if several else weights
+    output = name in stage_lib.TARGET_POSITION_ACTIVATIONS
+    each = weights.ndim == 1 and not (output or _at_targets(batch))
+    return _of_examples(weights, shape[:-1]) if several or each else weights
   axes = shape[:-1] if term.pool == 'none' else shape[:1]
   weights = _spread(batch, axes, real)
   if real is None or weights is None:
@@ -171,13 +175,16 @@ def _spread(
 ) -> jax.Array | None:
   """The batch's weights for hidden values of these axes."""
   weights = batch.get('weights')
-  x = batch['x']
-  at_targets = isinstance(x, Mapping) and 'target_positions' in x
-  if weights is None or (at_targets and weights.ndim > 1):
+  if weights is None or (_at_targets(batch) and weights.ndim > 1):
     return None  # They say which predictions count, not which tokens.
   if real is not None and weights.ndim > 1:
     weights = _any(weights)
   return _of_examples(weights, axes)
+
+
+def _at_targets(batch: types.Batch) -> bool:
+  """True if the outputs of a batch are those of some of its tokens."""
+  return isinstance(batch['x'], Mapping) and 'target_positions' in batch['x']
 
 
 def _of_examples(weights: jax.Array, axes: tuple[int, ...]) -> jax.Array:

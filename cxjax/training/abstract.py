@@ -24,7 +24,7 @@ def arguments(
   Returns:
     States, schedule, span, start, stop; the teacher's parameters, projections,
     keys, rows and stored targets, or None for those that the stage does
-    without; the keys of students in training mode.
+    without; the keys of the students' dropout.
   """
   layout = spec.layout
   sharded = functools.partial(mesh_lib.abstract, mesh=layout.mesh)
@@ -47,7 +47,7 @@ def arguments(
     rows(spec),
     None,
   )
-  if spec.training is None:
+  if spec.training is None and not spec.dropout:
     return args
   return *args, replicated(spec.keys.stage)
 

@@ -250,8 +250,8 @@ class CompiledSteps:
     return self.compile_advance(planned, *args)(*args)
 
   def _training_keys(self) -> tuple[jax.Array, ...]:
-    """The `[S]` keys of students in training mode; empty if they have none."""
-    if self._training is None:
+    """The `[S]` keys of the students' dropout; empty if they have none."""
+    if self._training is None and not self._spec.dropout:
       return ()
     return (self.keys(self._spec.keys.stage, run_spec.DROPOUT),)
 

@@ -104,12 +104,13 @@ def check(spec: run_spec.RunSpec, planned: list[stage_plan.StagePlan]) -> None:
     f'gradient_cosine compares with the last stage, {last.name!r}, which has a '
     'regressor that is not trained yet: leave it out.',
   )
-  errors.require(
-    not last.needs_labels or bool(spec.teacher_metrics),
-    'gradient_cosine needs labels in held_out, from which the last stage '
-    f'{last.name!r} learns: leave it out, or give held_out with labels of '
-    'classes.',
-  )
+  for stage in (one.stage for one in planned):
+    errors.require(
+      not stage.needs_labels or bool(spec.teacher_metrics),
+      'gradient_cosine needs labels in held_out, from which the stage '
+      f'{stage.name!r} learns: leave it out, or give held_out with labels of '
+      'classes.',
+    )
 
 
 def _cosine(

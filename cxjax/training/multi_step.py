@@ -250,8 +250,8 @@ def train_many_steps(
       by term, in place of the teacher; or None.
     span: first step and length of the stage, for weights that are schedules;
       None is one step.
-    training_keys: `[S]` keys of the dropout of students in training mode; a
-      step folds its number into them.
+    training_keys: `[S]` keys of the dropout of the students; a step folds its
+      number into them. Without them the dropout keys of the batches count.
     draw: `(key, step, rows) -> batch`.
     student: the students. If they and the teacher are `output_split.Split`,
       outputs are compared piece by piece.
@@ -298,7 +298,7 @@ def train_many_steps(
       batch, wanted = _for_all_seeds(seen, i, num_seeds)
       update = lambda state, key, batch, wanted: train_step.update(
         state,
-        batch,
+        targets_lib.with_dropout(batch, _step_key(key, first + i)),
         wanted,
         _progress(first + i, span),
         apply=student,
@@ -307,7 +307,7 @@ def train_many_steps(
         mask=mask,
         microbatches=microbatches,
         training=training,
-        key=_step_key(key, first + i),
+        key=_step_key(key, first + i) if training else None,
         teacher_output=teacher_output,
       )
       states, loss, each = each_seed(update)(

@@ -258,7 +258,7 @@ class RunSpec:
     )
 
   def batch(self, key: jax.Array, at: Any, rows: Any = None) -> types.Batch:
-    """The batch of a step; its dropout keys are new in every epoch."""
+    """The batch of a step; the dropout keys of each student replace its own."""
     source = self.batch_size if self.host.rows is None else rows
     number = at % self.host.period if self.host.period else at
     batch = self.draw(key, number, source)

@@ -184,6 +184,18 @@ class LastBatchTest(FolderTest):
       rtol=1e-5,
     )
 
+  @pytest.mark.slow
+  def test_a_padded_batch_fits_a_projection_by_its_real_examples(self):
+    plan = cxjax.plan(
+      BIG, SMALL, X, num_steps=2, layers=[('low', 'low')], projection='pca'
+    )
+    train = functools.partial(distill, plan, [X, X[:5]], last_batch='pad')
+    weights = (np.arange(B) < 5).astype(np.float32)
+    same = {'x': np.resize(X[:5], X.shape), 'weights': weights}
+    found, want = (train(fit_on=[X, last]) for last in (X[:5], same))
+    chex.assert_trees_all_equal(found, want)
+    train()
+
   def test_a_choice_that_is_none(self):
     with self.assertRaisesRegex(errors.UserError, "'dorp'.*'drop'"):
       distill(last_batch='dorp')

@@ -1,10 +1,13 @@
 """From two models and an example to a trained student."""
 
+import dataclasses
+import functools
 from unittest import mock
 
 from absl.testing import parameterized
 import chex
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -20,6 +23,7 @@ from small_networks import SMALL
 from small_networks import TEACHER
 from small_networks import B
 from small_networks import C
+from small_networks import D
 from small_networks import Image
 from small_networks import Net
 from small_networks import X
@@ -207,6 +211,28 @@ class EachStudentTest(parameterized.TestCase):
     chex.assert_trees_all_close(together[2], alone, rtol=1e-5, atol=1e-6)
     self.assertTrue(np.isnan(together[1]['low']).all())
     self.assertTrue(np.isfinite(history[-1]['eval/agreement'])[[0, 2]].all())
+
+  @pytest.mark.slow
+  def test_dropout_of_the_batches_is_that_of_each_student_alone(self):
+    def dropping(params, x):
+      if isinstance(x, dict):
+        draw = functools.partial(jax.random.bernoulli, shape=(D,))
+        x = x['tokens'] * jax.vmap(draw)(x['dropout'])
+      return two_layers(params, x)
+
+    def train(*seeds):
+      students = cxjax.from_fn(dropping, [parameters(1) for _ in seeds])
+      abilities = cxjax.Abilities(inputs=(), dropout=0.5)
+      students = dataclasses.replace(students, abilities=abilities)
+      plan = cxjax.plan(BIG, students, X, num_steps=20, layers=())
+      return distill(plan, learning_rate=3e-2, seed=seeds)[0]
+
+    together = train(5, 6, 5)
+    for seed, one in zip((5, 6, 5), together, strict=True):
+      chex.assert_trees_all_close(one, train(seed)[0], rtol=1e-5, atol=1e-6)
+    self.assertGreater(
+      np.abs(together[0]['low'] - together[1]['low']).max(), 0.01
+    )
 
   @parameterized.parameters(
     (dict(learning_rate=[1e-3]), r'=\[0.001\] has 1, .* 2 students: give one'),

@@ -1,5 +1,6 @@
 """What does not count, in a whole run: padding, weights of 0, empty masks."""
 
+import dataclasses
 import functools
 
 from absl.testing import parameterized
@@ -165,6 +166,42 @@ class MaskTest(parameterized.TestCase):
     found = padding.Padding(mask, (B, LENGTH))({'x': x})['x']
     np.testing.assert_array_equal(found['mask'], MASK)
     self.assertFalse(np.isnan(found['tokens']).any())
+
+  def test_ids_that_no_embedding_has(self):
+    known = cxjax.Abilities(vocab_size=VOCABULARY)
+    teacher, student = (
+      dataclasses.replace(one, abilities=known)
+      for one in self.models(pooled_alone)
+    )
+    found = []
+    for number in (0, -1, VOCABULARY):
+      x = batch(number)['tokens']
+      mask = lambda b: (b['x'] > 0) & (b['x'] < VOCABULARY)
+      plan = cxjax.plan(teacher, student, x, num_steps=2, layers=(), mask=mask)
+      found.append(cxjax.distill(plan, [x], log_every=1))
+    chex.assert_trees_all_equal(found[0], found[1])
+    chex.assert_trees_all_equal(found[0], found[2])
+
+  @parameterized.parameters('all', 'predicted')
+  def test_examples_of_weight_0_in_a_square_batch(self, tokens):
+    """Weights `[B]` are those of the examples, where tokens are as many."""
+    models, x = self.models(pooled_alone), TOKENS[:, :B]
+    other = x.copy()
+    other[2] = 3
+    stages = [
+      cxjax.Stage(
+        'hidden',
+        2,
+        (cxjax.Term('h', 'h', tokens=tokens, projection='gaussian'),),
+      ),
+      cxjax.Stage('output', 1, (cxjax.Term(),)),
+    ]
+    found = []
+    for some in (x, other):
+      rows = {'x': some, 'weights': np.array([1, 1, 0, 1], np.float32)}
+      plan = cxjax.plan(*models, rows, stages=stages)
+      found.append(cxjax.distill(plan, [rows], log_every=1))
+    chex.assert_trees_all_equal(*found)
 
   def test_resumes_with_the_same_mask_alone(self):
     folder = self.create_tempdir().full_path

@@ -250,6 +250,41 @@ class ChangeTest(parameterized.TestCase):
     run(workdir, student=make(before))
     self.refused('dropout', workdir, student=make(after))
 
+  @parameterized.parameters('x', 'boxes')
+  def test_a_metric_of_another_entry_or_output(self, of):
+    def metric(scale):
+      if of == 'x':
+        see = lambda got, y, x: scale * x[:, 0]
+        return {'seen': cxjax.Metric(see, others=('x',))}
+      see = lambda got, want: (
+        scale * jnp.abs(got - want).reshape(-1, 2, 2).sum((1, 2))
+      )
+      return {'seen': cxjax.Metric(see, reference='teacher', output='boxes')}
+
+    def both(params, x):
+      low = x @ params['low'][:, :4]
+      return {'logits': low[:, :2], 'boxes': low}, {'low': low}
+
+    models = (cxjax.from_fn(both, parameters(seed)) for seed in (0, 1))
+    plan = cxjax.plan(
+      *models,
+      (X, Y % 2),
+      num_steps=2,
+      layers=(),
+      loss={'logits': 'kl', 'boxes': 'mse'},
+    )
+    train = functools.partial(
+      cxjax.distill,
+      plan,
+      [(X, Y % 2)],
+      held_out=(X, Y % 2),
+      workdir=self.create_tempdir().full_path,
+    )
+    (_, want), (_, found) = (train(metrics=metric(1.0)) for _ in range(2))
+    self.assertEqual(found, want)
+    with self.assertRaisesRegex(errors.UserError, 'metrics'):
+      train(metrics=metric(2.0))
+
   def test_what_cannot_be_hashed_is_said(self):
     shape = jax.ShapeDtypeStruct(X.shape[:1], jnp.float32)
     see = lambda got, y: jax.pure_callback(lambda a: a[:, 0], shape, got)

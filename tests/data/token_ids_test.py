@@ -48,6 +48,17 @@ class IdsTest(parameterized.TestCase):
     with self.assertRaises(errors.UserError):
       ids.checked({'x': tokens, 'weights': weights})
 
+  def test_unknown_ids_of_any_array_become_0(self):
+    tokens = changed((1, 2), 6, changed((0, 0), -1))
+    want = changed((1, 2), 0, changed((0, 0), 0))
+    for x in (tokens, jnp.asarray(tokens)):
+      np.testing.assert_array_equal(token_ids.known(x, 6), want)
+      found = token_ids.known({'tokens': x, 'mask': MASK}, 6)
+      np.testing.assert_array_equal(found['tokens'], want)
+      self.assertIs(found['mask'], MASK)
+      self.assertIs(token_ids.known(x, None), x)
+    self.assertIs(token_ids.known(MASK * 0.5, 6).dtype, np.dtype(float))
+
   def test_the_mask_of_a_plan_sees_all_ids(self):
     marked = lambda batch: {
       'x': {'tokens': batch['x'], 'mask': jnp.asarray(batch['x']) >= 0}

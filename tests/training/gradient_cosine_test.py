@@ -80,10 +80,16 @@ class CosineTest(parameterized.TestCase):
       ),
       'a regressor that is not trained yet',
     ),
+    (  # Evaluated by the teacher's output, which is no label.
+      stages(cxjax.Term(target='labels'), cxjax.Term(loss='mse')),
+      "labels in held_out, from which the stage '",
+    ),
   )
   def test_refuses(self, given, message):
+    rows = [(x, np.arange(small_networks.B) % 2) for x in BATCHES]
+    learns = any(stage.needs_labels for stage in given)
     with self.assertRaisesRegex(errors.UserError, message):
-      history(given)
+      history(given, *([rows] if learns else []))
 
 
 if __name__ == '__main__':
