@@ -24,6 +24,8 @@ from cxjax.training import abstract
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
 
+# Of gathers on a SparseCore (v5p and later) jaxlib cannot read the program.
+READABLE = {'xla_tpu_offload_gather_to_sparsecore': False}
 LEGEND = """\
 Memory is that of one device. Arguments: inputs of a step. Temporaries: XLA's
 estimate of what it needs meanwhile. Output: results that do not replace an
@@ -143,8 +145,10 @@ def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
   Raises:
     UserError: stages that do not fit the models.
   """
-  programs = compiled_steps.CompiledSteps(spec)
-  chip = devices_lib.chip(spec.layout.mesh)
+  mesh = spec.layout.mesh
+  tpu = mesh.devices.flat[0].platform == 'tpu'
+  programs = compiled_steps.CompiledSteps(spec, READABLE if tpu else None)
+  chip = devices_lib.chip(mesh)
   analyzed: dict[Any, Any] = {}
   found = []
   for planned in spec.costed_plan(flops_lib.written):
@@ -159,7 +163,7 @@ def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
         run=run,
         stage=stage.name,
         steps=stage.steps,
-        devices=spec.layout.mesh.size,
+        devices=mesh.size,
         chip=chip,
         memory=memory,
         cost=cost,

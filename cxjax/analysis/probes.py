@@ -140,7 +140,7 @@ def ngram_distance(
     mask: `[N, L]` bool, the real tokens.
     position: a scalar, the same in every sentence. The distances of a sentence
       mean little if the token there is not real.
-    n: length of the n-gram, odd.
+    n: length of the n-gram, an odd number.
     mask_id: id of the mask token.
 
   Returns:
@@ -158,6 +158,10 @@ def ngram_distance(
     f'tokens are {tokens.dtype}{list(tokens.shape)} and mask is '
     f'{mask.dtype}{list(mask.shape)}: both must be [N, L], ids and bool.',
   )
+  n = arguments.whole('n', n, 1)
+  errors.require(n % 2 == 1, f'n={n} must be odd, for as many on either side.')
+  if not isinstance(position, jax.core.Tracer):
+    arguments.whole('position', int(position), 0, tokens.shape[1] - 1)
   index = jnp.arange(tokens.shape[1])[None]
   near = jnp.abs(index - position) <= n // 2
   # The first token marks the begin of the sentence and is never masked.
@@ -217,6 +221,7 @@ def linear_probe(
   half = len(features) // 2
   train, targets = design[:half], np.eye(num_classes)[labels[:half]]
   gram = train.T @ train + ridge * np.eye(design.shape[1])
-  weights = np.linalg.solve(gram, train.T @ targets)
+  # Without a ridge it may be singular; the smallest solution is one.
+  weights, *_ = np.linalg.lstsq(gram, train.T @ targets)
   predicted = (design[half:] @ weights).argmax(1)
   return float((predicted == labels[half:]).mean())

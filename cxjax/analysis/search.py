@@ -46,14 +46,20 @@ def search(
     rounds: each proposes settings.
     run: runs settings, and returns a result for each; settings that were run
       before are left out, and it is not called without any.
-    rank: sort key of a result; the best has the smallest. Of equal ones the
-      first that was tried comes first.
+    rank: sort key of a result; the best has the smallest, and NaN is the last.
+      Of equal ones the first that was tried comes first.
 
   Returns:
     All that was tried, best first.
   """
   tried: dict[Any, Tried[S, F]] = {}
-  ranked = lambda: sorted(tried.values(), key=lambda one: rank(one.found))
+
+  def place(one: Tried[S, F]) -> tuple[bool, Any]:
+    key = rank(one.found)
+    failed = isinstance(key, float) and math.isnan(key)
+    return failed, 0 if failed else key
+
+  ranked = lambda: sorted(tried.values(), key=place)
   for propose in rounds:
     settings = {_key(setting): setting for setting in propose(ranked())}
     new = {k: s for k, s in settings.items() if k not in tried}
@@ -67,7 +73,9 @@ def search(
 def _key(setting: Any) -> Any:
   """A setting by which it is found again; a dict in any order."""
   if isinstance(setting, Mapping):
-    return tuple(sorted(setting.items()))
+    return tuple((name, _key(setting[name])) for name in sorted(setting))
+  if isinstance(setting, list | tuple):
+    return tuple(map(_key, setting))
   return setting
 
 

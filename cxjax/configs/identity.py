@@ -6,6 +6,7 @@ from typing import TypeAlias
 import ml_collections
 
 from cxjax import errors
+from cxjax.methods import fitted
 from cxjax.methods import registry
 from cxjax.tasks import base as tasks
 from cxjax.training import run_spec
@@ -59,7 +60,9 @@ def stored_config(config: Config, spec: run_spec.RunSpec) -> dict[str, Any]:
   them: rates, losses, weights and the like.
   """
   stages: dict[str, Any] = {}
+  rotated = False  # To the starts of the students.
   for i, planned in enumerate(spec.plan()):
+    rotated |= any(t.projection in fitted.ROTATED for t in planned.stage.terms)
     name = planned.stage.name  # The student's layer, which may come again.
     terms = {
       term_name: {
@@ -74,8 +77,10 @@ def stored_config(config: Config, spec: run_spec.RunSpec) -> dict[str, Any]:
       'terms': terms,
     }
   names = ('method', 'batch_size', 'num_seeds', 'share_batches')
+  block = config.to_dict()
   return {
-    **{name: config[name] for name in names},
+    **{name: block[name] for name in names},
+    **({'student': block['student']} if rotated else {}),
     **teacher_config(config),
     'stages': stages,
   }

@@ -71,7 +71,7 @@ def checked(batch: types.Batch, classes: int | None, soft: bool) -> types.Batch:
     UserError: a label of positive weight is not one of the classes, or no
       probabilities.
   """
-  batch = _clear_ignored(batch)
+  batch = _clear_ignored(batch, classes, soft)
   y = batch.get('y')
   if classes is None or not isinstance(y, np.ndarray) or not y.size:
     return batch
@@ -102,15 +102,22 @@ def _check_probabilities(y: np.ndarray, weights: np.ndarray | None) -> None:
     )
 
 
-def _clear_ignored(batch: types.Batch) -> types.Batch:
+def _clear_ignored(
+  batch: types.Batch, classes: int | None, soft: bool
+) -> types.Batch:
   """Sets labels of weight 0 to class 0: many data sets mark them by -100.
 
-  Without weights, those of padding, as the mask of the input says.
+  Without weights, those of padding, as the mask of the input says; it is of
+  classes alone that the axes are known to be tokens.
   """
   y, weights = batch.get('y'), batch.get('weights')
-  if weights is None:
-    weights = weights_lib.token_mask(batch['x'])
-  if not isinstance(y, np.ndarray) or not isinstance(weights, np.ndarray):
+  if not isinstance(y, np.ndarray):
+    return batch
+  if weights is None and classes is not None:
+    axes = y.shape[:-1] if soft else y.shape
+    found = weights_lib.output_weights(batch, (*axes, classes))
+    weights = None if found is None else np.asarray(found)
+  if not isinstance(weights, np.ndarray):
     return batch
   if y.shape != weights.shape:
     if y.shape[:-1] != weights.shape:

@@ -125,6 +125,14 @@ def load(
   learn, hold = (Subset(corpus.documents, part) for part in parts)
   if len(corpus.documents) <= IN_MEMORY:
     hold = unseen(list(learn), list(hold))
+  else:
+    logging.warning(
+      '%s has %d documents: held-out ones that repeat training documents stay, '
+      'as with more than %d of them nobody looks.',
+      source,
+      len(corpus.documents),
+      IN_MEMORY,
+    )
   chosen = _tokenizer(tokenizer, kept, vocab_size, learn, padded_vocab)
   train, rest = (_tokenize(part, chosen, encode) for part in (learn, hold))
   return TokenizedCorpus(corpus, chosen, train, rest)
@@ -170,11 +178,11 @@ def _tokenizer(
 def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
   """Held-out documents that do not mostly repeat the training documents.
 
-  Docstrings repeat each other's paragraphs. A document is dropped if more than
+  A document that occurs as a whole among the training documents is dropped.
+  Docstrings repeat each other's paragraphs: one is dropped too if more than
   half of the text of its lines occurs word for word as lines of the training
-  documents; lines shorter than `SHORTEST_LINE` characters do not count. Prompts
-  often share their lines: a document with one is dropped only if it occurs as a
-  whole among the training documents.
+  documents; lines shorter than `SHORTEST_LINE` characters do not count, nor
+  those of documents with a prompt, which often share them.
 
   Args:
     learn: training documents.
@@ -187,10 +195,10 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
     UserError: none remains.
   """
   known = {line for document in learn for line in document.splitlines()}
-  whole = {one for one in learn if isinstance(one, records.Prompted)}
+  whole = set(learn)
 
   def is_new(document: str) -> bool:
-    if isinstance(document, records.Prompted):
+    if document in whole or isinstance(document, records.Prompted):
       return document not in whole
     lines = [x for x in document.splitlines() if len(x) >= SHORTEST_LINE]
     old = sum(len(line) for line in lines if line in known)

@@ -40,8 +40,10 @@ class CompiledSteps:
   cache of targets and the benchmarks use it alike.
   """
 
-  def __init__(self, spec: run_spec.RunSpec) -> None:
-    """Compiles nothing yet."""
+  def __init__(
+    self, spec: run_spec.RunSpec, options: Mapping[str, Any] | None = None
+  ) -> None:
+    """Compiles nothing yet; `options` are those of XLA's compiler."""
     self._spec = spec
     layout = spec.layout
     self._student = mesh_lib.gathered(spec.student.apply, layout.student)
@@ -51,7 +53,7 @@ class CompiledSteps:
     self._teacher: types.Apply | None = None
     if spec.teacher is not None and spec.teacher.available:
       self._teacher = mesh_lib.gathered(spec.teacher_apply, layout.teacher)
-    self._programs = programs.Programs()
+    self._programs = programs.Programs(options)
     self._call = self._programs.call
 
   def __len__(self) -> int:

@@ -1,6 +1,7 @@
 """Compiled programs by name, each compiled once, some of them ahead of time."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent import futures
 import time
 from typing import Any
@@ -27,8 +28,13 @@ class Programs:
     seconds: seconds in which the caller waited for compilation.
   """
 
-  def __init__(self) -> None:
-    """Compiles nothing yet."""
+  def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+    """Compiles nothing yet.
+
+    Args:
+      options: of XLA's compiler, by name.
+    """
+    self._options = None if options is None else dict(options)
     self.compiled: dict[Any, Fun] = {}
     self.seconds = 0.0
     self._ahead: dict[Any, tuple[Any, futures.Future[Any]]] = {}
@@ -53,7 +59,7 @@ class Programs:
       begin = time.perf_counter()
       found = self._from_ahead(name, args)
       if found is None:
-        found = jax.jit(fun, **kwargs).lower(*args).compile()
+        found = self._lowered(fun, *args, **kwargs).compile()
       self.compiled[name] = found
       self.seconds += time.perf_counter() - begin
     return self.compiled[name]
@@ -76,7 +82,7 @@ class Programs:
       **kwargs: of `jax.jit`.
     """
     begin = time.perf_counter()
-    lowered = jax.jit(fun, **kwargs).lower(*args)
+    lowered = self._lowered(fun, *args, **kwargs)
     self.seconds += time.perf_counter() - begin
     here = settings.recorded()
 
@@ -86,6 +92,11 @@ class Programs:
     pool = futures.ThreadPoolExecutor(1, 'compile')
     self._ahead[name] = _shapes(args), pool.submit(compiled)
     pool.shutdown(wait=False)
+
+  def _lowered(self, fun: Fun, *args: Any, **kwargs: Any) -> Any:
+    """A function as XLA is to compile it."""
+    jitted = jax.jit(fun, compiler_options=self._options, **kwargs)
+    return jitted.lower(*args)
 
   def _from_ahead(self, name: Any, args: Any) -> Fun | None:
     """The program from the thread, if it is for these arguments."""

@@ -163,6 +163,11 @@ class StoredTest(TestCase):
     found = files.differences(self.base, self.stored(**{field: value}))
     self.assertEqual(found, '')
 
+  def test_a_rotation_to_the_students_depends_on_them(self):
+    found = self.stored(**{'extracted.projection': 'pca_rotated'})
+    self.assertEqual(found['student'], config_of().student.to_dict())
+    self.assertNotIn('student', self.base)
+
   @pytest.mark.slow
   def test_each_term_of_a_stage(self):
     hidden = dict(student='hidden0', target='hidden0', projection='gaussian')

@@ -36,6 +36,14 @@ class ProgramsTest(parameterized.TestCase):
     self.assertEqual(traced, 0)
     self.assertEqual(found(jnp.ones(3)).tolist(), [2, 2, 2])
 
+  def test_options_are_those_of_the_compiler(self):
+    name = 'xla_cpu_enable_fast_math'
+    known = programs.Programs({name: False})
+    self.assertEqual(known.call('double', double, jnp.ones(1)).tolist(), [2])
+    unknown = programs.Programs({'no_option': False})
+    with self.assertRaisesRegex(jax.errors.JaxRuntimeError, 'no_option'):
+      unknown.compile('double', double, X)
+
   def test_other_shapes_than_were_prepared_are_compiled_when_called(self):
     self.programs.prepare('double', double, X)
     found, traced = self.compiled('double', jnp.ones(2))
