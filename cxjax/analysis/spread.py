@@ -76,11 +76,15 @@ def differ(a: Sequence[float], b: Sequence[float]) -> bool | None:
   finite = [bool(np.isfinite(scores).all()) for scores in (a, b)]
   if not all(finite):
     return any(finite)
-  widths = sd(a), sd(b)
-  if widths[0] is None or widths[1] is None:
+  if len(a) == 1 or len(b) == 1:
     return None
-  apart = math.fabs(float(np.mean(a) - np.mean(b))) > widths[0] + widths[1]
-  return apart and welch(a, b) < LEVEL
+  return apart(a, b) and welch(a, b) < LEVEL
+
+
+def apart(a: Sequence[float], b: Sequence[float]) -> bool:
+  """True if the intervals of mean +- sd of two methods do not overlap."""
+  widths = (sd(a) or 0.0) + (sd(b) or 0.0)
+  return math.fabs(float(np.mean(a) - np.mean(b))) > widths
 
 
 def wide(scores: Sequence[float]) -> bool:

@@ -70,15 +70,10 @@ def _chosen(found: Any, chosen: Any) -> str:
     bound = 'at least' if higher else 'at most'
     score = f'{found.metric} {_moments(chosen)}, every seed {bound} {worst:.4g}'
   if ties:
-    names = ', '.join(map(_ranged, ties))
     mean = (
       'the best mean of those that are reliable' if uneven else 'the best mean'
     )
-    text = (
-      f'{_named(chosen)} has {mean}, {score}, but {names} '
-      f'{"are" if len(ties) > 1 else "is"} within the spread: choose among '
-      f'them by other reasons, or take more seeds{_cheapest([chosen, *ties])}'
-    )
+    text = f'{_named(chosen)} has {mean}, {score}{_tied(chosen, ties)}'
   elif not uneven:
     text = (
       f'Take {_named(chosen)}: {score}, better than every other method by more '
@@ -87,6 +82,30 @@ def _chosen(found: Any, chosen: Any) -> str:
   else:
     text = f'Take {_named(chosen)}: {score}'
   return ''.join([text, *_asides(found, uneven)])
+
+
+def _tied(chosen: Any, ties: Sequence[Any]) -> str:
+  """Says which methods cannot be told from the chosen one, and why."""
+  few = [one for one in ties if spread.apart(one.scores, chosen.scores)]
+  close = [one for one in ties if one not in few]
+  text = ''
+  if close:
+    text = (
+      f', but {_listed(close)} within the spread: choose among them by other '
+      f'reasons, or take more seeds{_cheapest([chosen, *close])}'
+    )
+  if few:
+    text += (
+      f'; {_listed(few)} apart from it by more than the spread, but '
+      f'{len(chosen.scores)} seeds are too few for the test: take more'
+    )
+  return text
+
+
+def _listed(some: Sequence[Any]) -> str:
+  """Names of methods and their verb."""
+  names = ', '.join(map(_ranged, some))
+  return f'{names} {"are" if len(some) > 1 else "is"}'
 
 
 def _asides(found: Any, uneven: Sequence[Any]) -> list[str]:

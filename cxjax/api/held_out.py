@@ -88,6 +88,7 @@ def evaluation(
     _is_kl(plan)
     or stages_lib.reads_classes(last)
     or not any(stage.needs_teacher for stage in last)
+    or _reads_labels(metrics)
   )
   needed = ('x', 'y') if by_labels else ('x',)
   classes, soft = _classes(plan, metrics)
@@ -119,6 +120,14 @@ def evaluation(
     counted = batch['weights'].shape if whole else output.shape[:-1]
     metrics_lib.check({name: metric}, output, references[at], counted, batch)
   return Evaluation(batch, chosen, by_labels, convert, read)
+
+
+def _reads_labels(metrics: Any) -> bool:
+  """Whether metrics that a user gives compare an output with the labels."""
+  chosen = metrics_lib.resolve(metrics) if metrics else {}
+  return any(
+    one.reference == 'labels' and not one.output for one in chosen.values()
+  )
 
 
 def _check_not_nan(

@@ -314,7 +314,7 @@ def shape_of(
         'activations. Compare an activation outside of the loop, or write it '
         'as jax.lax.scan over the parameters of the layers.',
       )
-  return errors.lookup('activation', name, found).shape
+  return errors.lookup(f'activation of the {role}', name, found).shape
 
 
 def check_batch_axis(

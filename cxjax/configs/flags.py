@@ -202,6 +202,8 @@ def _check_field(
       name in found or new is None,
       f'{given}: {at}.{name} is now config.{new}. Set that field.',
     )
+    if not i:
+      _check_nested(name, given, found)
     found = errors.lookup(f'field of {at}', name, found)
     at = f'{at}.{name}'
   if isinstance(found, Mapping):
@@ -218,6 +220,26 @@ def _check_field(
     raise errors.UserError(
       f'{given}: {at} is {kind}, as {str(found).lower()}.'
     ) from error
+
+
+def _check_nested(name: str, given: str, config: Any) -> None:
+  """Raises UserError for a field of a block that is given without the block."""
+  if name in config or not isinstance(config, Mapping):
+    return
+  plain = lambda name: name.replace('_', '').replace('-', '').lower()
+  blocks = [
+    f'config.{block}.{field}'
+    for block, fields in config.items()
+    if isinstance(fields, Mapping)
+    for field in fields
+    if plain(field) == plain(name)
+  ]
+  own = [f for f in config if plain(f) == plain(name)]
+  errors.require(
+    bool(own) or not blocks,
+    f'{given}: config has no field {name!r}. Did you mean '
+    f'{" or ".join(blocks)}?',
+  )
 
 
 def _check_element(

@@ -172,7 +172,8 @@ def _settle(data: Config, folder: pathlib.Path, module: Any) -> None:
   )
   errors.require(
     pathlib.Path(path).exists(),
-    f'{folder} has no {TOKENIZER}. Copy it there from the model.',
+    f'{folder} has no {TOKENIZER}. Copy it there from the model, or write the '
+    'folder with huggingface.write(..., tokenizer).',
   )
   tokenizer = huggingface.tokenizer(folder)
   size = tokenizer.get_vocab_size()

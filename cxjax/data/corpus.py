@@ -105,6 +105,11 @@ def load(
       has no records for the fields that were chosen.
   """
   kind, _, rest = source.partition(':')
+  errors.require(
+    kind in SOURCES or '/' not in source,
+    f'data.source={source!r} names no kind of source. For files of this '
+    f"machine give 'files:{source}'.",
+  )
   read = errors.lookup('data.source', kind, SOURCES)
   fields = fields or records.Fields()
   errors.require(

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from absl import logging
 import numpy as np
 import tokenizers
 

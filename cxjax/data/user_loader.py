@@ -52,8 +52,12 @@ class UserLoader:
     errors.require(
       (hasattr(batches, '__iter__') or hasattr(batches, '__getitem__'))
       and not isinstance(batches, str | bytes | Mapping | type),
-      f'{self._prefix}The batches are a {type(batches).__name__}: give '
-      'something that can be iterated, as a list of batches.',
+      f'{self._prefix}The batches are a {type(batches).__name__}: '
+      + (
+        'call it, and give what it returns.'
+        if callable(batches) and not isinstance(batches, type)
+        else 'give something that can be iterated, as a list of batches.'
+      ),
     )
     self._batches = batches
     self._iterator: Any = None

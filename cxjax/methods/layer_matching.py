@@ -66,7 +66,8 @@ def check_pairs(layers: Any) -> tuple[Pair, ...]:
   errors.require(
     isinstance(layers, Iterable) and not isinstance(layers, str),
     f"layers={layers!r} must be pairs of the teacher's and the student's "
-    "activation, as [('block3', 'block1')].",
+    "activation, as [('block3', 'block1')], or a pattern with a star, as "
+    "'blocks/*'.",
   )
   try:
     pairs = tuple(layers)  # An iterator can be read once.

@@ -164,8 +164,8 @@ def _checked(
   errors.require(
     total <= model.max_length,
     f'{tokens.shape[1]} tokens and {num_tokens} new ones are more than the '
-    f'{model.max_length} positions of the model. Cut the prompts, or ask for '
-    'fewer tokens.',
+    f'{model.max_length} positions of the model. Cut the prompts, or lower '
+    'num_tokens.',
   )
   mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask) > 0
   errors.require(

@@ -83,10 +83,15 @@ def from_linen(
     The model. `wrap` returns the trained variables in the form of `variables`.
 
   Raises:
-    UserError: `rngs` is given, or a name of an axis is not mapped; or, when the
-      model runs, the module changes its variables or draws random numbers at
-      inference.
+    UserError: it is no module of linen, `rngs` is given, or a name of an axis
+      is not mapped; or, when the model runs, the module changes its variables
+      or draws random numbers at inference.
   """
+  errors.require(
+    callable(getattr(module, 'apply', None)),
+    f'from_linen: {type(module).__name__} is no module of flax.linen, it has '
+    'no apply. For one of flax.nnx take cxjax.from_nnx(module).',
+  )
   if 'method' in kwargs:
     call = _method(kwargs.pop('method'))
   kwargs, in_training, streams = calls.arguments('from_linen', training, kwargs)

@@ -1,9 +1,12 @@
 """When a run logs, evaluates, saves and ends."""
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 from cxjax import errors
 from cxjax.methods import stage as stage_lib
+from cxjax.training import metrics as metrics_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,19 @@ class Loop:
       f'keep={self.keep} must be 0 (all) or at least 2, so that a damaged '
       'checkpoint has one before it.',
     )
+
+
+def check_keep_best(loop: Loop, metrics: Mapping[str, Any]) -> None:
+  """Raises UserError for a metric to keep the best by that is not computed."""
+  name = loop.keep_best
+  errors.require(
+    not name or name in metrics or name not in metrics_lib.METRICS,
+    f'keep_best={name!r} is a registered metric, and this run does not compute '
+    f'it, only {", ".join(metrics)}. Name it among the metrics of the task, or '
+    'of distill.',
+  )
+  if name:
+    errors.lookup('keep_best', name, metrics)
 
 
 def check_patience(stages: stage_lib.Curriculum, loop: Loop) -> None:

@@ -265,10 +265,9 @@ def train_many_steps(
 
   Returns:
     The states, and `{'loss': [S] sums over the steps, 'bad': [S] first step
-    whose loss is not finite, or stop}`, with 'terms', the sums of each term,
-    where there are several, and 'learning_rate' `[S]` where the optimizer's
-    state keeps it. `bad` is the last step also if that leaves parameters that
-    are not finite.
+    whose loss is not finite, or stop}`, with 'terms', the sums of each term, if
+    there are several, and 'learning_rate' `[S]` if the optimizer keeps it.
+    `bad` is the last step also if that leaves parameters that are not finite.
   """
   num_seeds = _num_seeds(states, mask, keys, targets)
   names, with_teacher = list(stage.named_terms), stage.teacher_terms
@@ -329,10 +328,13 @@ def train_many_steps(
     *blocks, one_block, (states, zeros, each, bad)
   )
   out = {'loss': total, 'bad': _first_bad(bad, states.params, stop)}
-  rate = optimizer.learning_rate(states.opt_state)
-  if rate is not None:
-    out['learning_rate'] = rate
-  return states, {**out, 'terms': terms} if terms else out
+  return states, {**out, **({'terms': terms} if terms else {}), **_rate(states)}
+
+
+def _rate(states: train_step.State) -> dict[str, jax.Array]:
+  """The rates of the last update, where the optimizer's state keeps them."""
+  rates = optimizer.learning_rate(states.opt_state)
+  return {} if rates is None else {'learning_rate': rates}
 
 
 def _teacher_output(

@@ -155,8 +155,7 @@ class RunSpec:
     """Raises UserError for settings that do not fit each other."""
     self.optimizer()
     errors.lookup('primary metric', self.primary, self.metrics)
-    if self.loop.keep_best:
-      errors.lookup('keep_best', self.loop.keep_best, self.metrics)
+    loop_lib.check_keep_best(self.loop, self.metrics)
     self._check_save_at()
     loop_lib.check_patience(self.stages, self.loop)
     log_every = self.loop.log_every

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cxjax import errors
 from cxjax.analysis import probes
 from cxjax.tasks import parity
 
@@ -75,7 +76,7 @@ class NgramDistanceTest(absltest.TestCase):
   tokens = np.random.default_rng(0).integers(1, 4, (6, 12))
   real = np.ones((6, 12), bool)
 
-  def distance(self, offset, n, real=real):
+  def distance(self, offset, n, real=real, position=5):
     def apply(params, x):
       del params
       # It predicts the token that it reads, with certainty.
@@ -85,7 +86,7 @@ class NgramDistanceTest(absltest.TestCase):
       return logits, {}
 
     found = probes.ngram_distance(
-      apply, None, self.tokens, real, 5, n=n, mask_id=self.mask_id
+      apply, None, self.tokens, real, position, n=n, mask_id=self.mask_id
     )
     return jax.device_get(found)
 
@@ -108,6 +109,12 @@ class NgramDistanceTest(absltest.TestCase):
     np.testing.assert_allclose(found['robust'], 0, atol=1e-5)
     np.testing.assert_allclose(found['close'], 0, atol=1e-5)
 
+  def test_refuses_what_has_no_middle_or_is_not_there(self):
+    with self.assertRaisesRegex(errors.UserError, 'n=4 must be odd'):
+      self.distance(1, n=4)
+    with self.assertRaisesRegex(errors.UserError, 'position=12'):
+      self.distance(1, n=3, position=12)
+
   def test_padding_is_never_masked(self):
     padded = self.real.copy()
     padded[:, 6] = False
@@ -129,6 +136,13 @@ class LinearProbeTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     features, labels = rng.normal(size=(100, 80)), rng.integers(0, 2, 100)
     self.assertLess(probes.linear_probe(features, labels, 2), 0.85)
+
+  def test_without_a_ridge_a_constant_feature_is_no_error(self):
+    features = np.random.default_rng(0).normal(size=(200, 3))
+    labels = (features[:, 0] > 0).astype(int)
+    features[:, 2] = 1
+    found = probes.linear_probe(features, labels, 2, ridge=0)
+    self.assertGreater(found, 0.9)
 
 
 class CkaTest(absltest.TestCase):

@@ -40,6 +40,17 @@ class SearchTest(absltest.TestCase):
     _, ran = self.search([again, again])
     self.assertEqual(ran, [[{'b': 2, 'a': 1}]])
 
+  def test_what_failed_comes_last(self):
+    found, _ = self.search(
+      [lambda tried: [{'a': float('nan')}, {'a': 2}, {'a': 1}]]
+    )
+    self.assertEqual([one.found for one in found[:2]], [1, 2])
+
+  def test_settings_may_hold_lists(self):
+    again = lambda tried: [{'a': 1, 'layers': [1, {'b': [2]}]}]
+    _, ran = self.search([again, again])
+    self.assertLen(ran, 1)
+
 
 class HalvingTest(parameterized.TestCase):
   @parameterized.parameters(

@@ -244,6 +244,18 @@ class MetricsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       evaluation(plan, data, metrics)
 
+  def test_labels_are_those_of_a_metric_whatever_the_loss(self):
+    y = np.arange(B) % C
+    loss = lambda got, want: jnp.abs(got - want).sum(-1)
+    plan = cxjax.plan(BIG, SMALL, (X, y), num_steps=9, layers=(), loss=loss)
+    self.assertFalse(evaluation(plan, (X, y)).by_labels)
+    own = {'right': lambda got, labels: got.argmax(-1) == labels}
+    for metrics in (own, 'accuracy'):
+      found = evaluation(plan, (X, y), metrics)
+      np.testing.assert_array_equal(found.held_out['y'], y)
+    found = evaluation(plan, (X, y), 'agreement')
+    self.assertEqual(found.held_out['y'].shape, (B, C))
+
   def test_a_function_takes_either_reference(self):
     metrics = {'m': lambda got, want: got[:, 0]}
     for plan, data in ((ONE, X), (LABELED, (X, Y))):

@@ -155,7 +155,7 @@ class GivenTest(parameterized.TestCase):
     ({'g/-1': 'h/0'}, "'g/-1' matches no .*teacher. Did you mean 'h/.'"),
     ({'h/*': 'h/0'}, 'has one pattern'),
     ({'h/*': 3}, 'is not a pair'),
-    (['h/*', 'h_neck', 'g'], "Unknown activation 'g'"),
+    (['h/*', 'h_neck', 'g'], "activation of the teacher 'g'"),
   )
   def test_refuses(self, layers, message):
     with self.assertRaisesRegex(errors.UserError, message):
@@ -242,7 +242,12 @@ class LoopTest(parameterized.TestCase):
       "'blocks/1' of the student .* r",
     ),
     ('scan', 'while', {'after': 'after'}, "cannot train 'after'.*while_loop"),
-    ('scan', 'scan', {'blocks/9': 'after'}, "Unknown activation 'blocks/9'"),
+    (
+      'scan',
+      'scan',
+      {'blocks/9': 'after'},
+      "of the teacher 'blocks/9'",
+    ),
   )
   def test_refuses(self, teacher, student, layers, message):
     with self.assertRaisesRegex(errors.UserError, message):

@@ -196,9 +196,9 @@ class StagesTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
-    ({'student': 'Dense_9'}, "activation 'Dense_9'.*mean 'Dense_"),
-    ({'target': 'Dens_1'}, "activation 'Dens_1'.*mean 'Dense_1'"),
-    ({'target': 'label'}, "activation 'label'"),
+    ({'student': 'Dense_9'}, "of the student 'Dense_9'.*mean 'Dense_"),
+    ({'target': 'Dens_1'}, "of the teacher 'Dens_1'.*mean 'Dense_1'"),
+    ({'target': 'label'}, "activation of the teacher 'label'"),
     (
       {'student': 'Dense_0', 'target': 'Dense_1'},
       "'Dense_0', 4 wide, .*16 wid",

@@ -191,6 +191,7 @@ class CheckTest(FlagsTest):
       "Unknown field of config.data 'kk'. Did you mean 'k'",
     ),
     ('--config.dada.k=3', "mean 'data'"),
+    ('--config.K=3', "no field 'K'. Did you mean config.data.k\\?"),
     ('--config.batch_size.x=3', 'config.batch_size has no fields, it is 32.'),
     ('--config.data=abc', 'config.data is a block; .*--config.data.d=VALUE'),
     ('--config.empty=abc', 'is a block; .*--config.empty.FIELD=VALUE'),

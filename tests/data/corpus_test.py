@@ -79,6 +79,7 @@ class CorpusTest(parameterized.TestCase):
     ('files:/nowhere/*.txt', 'no file matches'),
     ('tfds:', 'name a dataset'),
     ('docstrings:numpy', 'nothing follows'),
+    ('/data/a.jsonl', "give 'files:/data/a.jsonl'"),
     ('wiki', "data.source 'wiki'.*docstrings, files, tfds"),
   )
   def test_an_invalid_source(self, source, message):

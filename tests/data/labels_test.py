@@ -67,14 +67,15 @@ class LabelsTest(parameterized.TestCase):
 
   def test_a_mask_is_of_tokens_and_not_of_what_has_its_shape(self):
     mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1]])
-    x = {'tokens': mask, 'mask': mask}
-    places = {**x, 'target_positions': np.array([[2, 3, 2, 3], [0, 1, 0, 0]])}
-    labels_of_places = np.array([[1, 2, 1, 2], [0, 1, 0, 0]])
+    inputs = {'tokens': mask, 'mask': mask}
+    positions = np.array([[2, 3, 2, 3], [0, 1, 0, 0]])
+    of_positions = np.array([[1, 2, 1, 2], [0, 1, 0, 0]])
     values = np.arange(8.0).reshape(2, 4) + 1
     for x, y, classes, soft in (
-      (places, labels_of_places, 3, False),
-      (x, values, None, False),  # Of a loss of the user, as wide as tokens.
-      (x, np.eye(4)[[0, 3]], 4, True),  # Of sequences, with as many classes.
+      ({**inputs, 'target_positions': positions}, of_positions, 3, False),
+      # Of a loss of the user, and of sequences: as wide as there are tokens.
+      (inputs, values, None, False),
+      (inputs, np.eye(4)[[0, 3]], 4, True),
     ):
       found = user_batches.checked({'x': x, 'y': y}, classes, soft=soft)
       np.testing.assert_array_equal(found['y'], y)

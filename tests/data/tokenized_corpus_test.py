@@ -103,7 +103,8 @@ class SplitTest(parameterized.TestCase):
     ]
     learn = ['\n'.join(long[:2])]
     both, new = '\n'.join(long[1:]), '\n'.join(long[2:])
-    hold = ['\n'.join([*long[:2], long[2]]), both, new, 'short']
+    learn += ['known']
+    hold = ['\n'.join([*long[:2], long[2]]), both, 'known', new, 'short']
     self.assertEqual(tokenized_corpus.unseen(learn, hold), [both, new, 'short'])
     with self.assertRaisesRegex(errors.UserError, 'Raise data.held_out'):
       tokenized_corpus.unseen(learn, learn)

@@ -130,6 +130,13 @@ class ReadTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'The batches are a '):
       user_loader.UserLoader(batches)
 
+  def test_a_generator_function_is_to_be_called(self):
+    def batches():
+      yield 1
+
+    with self.assertRaisesRegex(errors.UserError, 'a function: call it'):
+      user_loader.UserLoader(batches)
+
 
 class EndTest(parameterized.TestCase):
   def test_no_batch(self):

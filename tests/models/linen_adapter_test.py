@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import chex
 import flax
 from flax import linen as nn
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +113,11 @@ class LinenTest(parameterized.TestCase):
     noisy = nn.Sequential([nn.Dropout(0.5, deterministic=False)])
     with self.assertRaisesRegex(errors.UserError, 'Sequential is not at inf'):
       taps.taps(linen_adapter.from_linen(noisy, {}), x)
+
+  def test_a_module_of_another_library(self):
+    module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    with self.assertRaisesRegex(errors.UserError, 'Linear is no .*from_nnx'):
+      linen_adapter.from_linen(module, {})
 
   def test_rngs_are_an_error(self):
     with self.assertRaisesRegex(errors.UserError, 'same random numbers'):

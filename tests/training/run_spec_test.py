@@ -36,7 +36,11 @@ class LoopTest(parameterized.TestCase):
 class SpecTest(parameterized.TestCase):
   @parameterized.parameters(
     (dict(primary='acuracy'), "primary metric 'acuracy'.*mean 'accuracy'"),
-    (dict(loop=runs.loop(keep_best='f1')), "keep_best 'f1'.*accuracy, loss"),
+    (dict(loop=runs.loop(keep_best='f0')), "keep_best 'f0'.*accuracy, loss"),
+    (
+      dict(loop=runs.loop(keep_best='bits_per_byte')),
+      'is a registered metric, .* Name it among the metrics of the task',
+    ),
     (
       dict(loop=runs.loop(save_at=(0.9, 0.5))),
       "from worse to better values of 'accuracy', .* when higher",

@@ -77,6 +77,11 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
   """
   path = folder / 'config.json'
   errors.require(
+    os.path.lexists(folder),
+    f'There is no folder {folder}. Nothing is downloaded: '
+    'huggingface_hub.snapshot_download, with the name of a model, returns one.',
+  )
+  errors.require(
     os.path.lexists(path),
     f'{folder} has no config.json. It must be the folder of one model, as '
     'save_pretrained of transformers writes it.',

@@ -40,7 +40,7 @@ class SharedVocabularyTest(parameterized.TestCase):
     (tokenizer('[UNK]', 'a', c=3, d=4), r"2 is 'b' in the teacher and none in"),
     (tokenizer(*'vwxyz'), 'in 5 of the first 5 ids: .* and 2 more'),
     (7, 'The student is a int'),
-    ('/nowhere', 'has no config.json'),
+    ('/nowhere', 'There is no folder /nowhere. Nothing is downloaded'),
   )
   def test_others_are_refused(self, other, message):
     with self.assertRaisesRegex(errors.UserError, message):
