@@ -1,7 +1,12 @@
 """Models as `plan` checks them, and as a run compares them."""
 
 import dataclasses
+import math
 from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
 
 from cxjax import errors
 from cxjax import types
@@ -51,7 +56,24 @@ def checked(
   )
   adapters.check_training(student, x)
   mode_warnings.warn(teacher, student, x)
+  _warn_of_order(teacher, student)
   return with_layers(teacher, dtype), with_layers(student, dtype)
+
+
+def _warn_of_order(
+  teacher: adapters.ModelAdapter, student: adapters.ModelAdapter
+) -> None:
+  """Warns of a student that is larger than its teacher."""
+  size = lambda leaf: math.prod(np.shape(leaf))
+  count = lambda params: sum(map(size, jax.tree.leaves(params)))
+  theirs, ours = count(teacher.params), count(student.one)
+  if ours > theirs:
+    logging.warning(
+      'The student has %s parameters and the teacher %s. The teacher comes '
+      'first, and is meant to be the larger one: is this their order?',
+      f'{ours:,}',
+      f'{theirs:,}',
+    )
 
 
 def with_layers(

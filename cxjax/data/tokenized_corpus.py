@@ -169,7 +169,12 @@ def _tokenizer(
   tokenizer = tokenizer_lib.load(file)
   size = max(tokenizer.get_vocab().values(), default=-1) + 1
   errors.require(
-    size == vocab_size or (padded and size < vocab_size),
+    not padded or size <= vocab_size,
+    f'The tokenizer {file} has {size} ids and the model {vocab_size}. Take the '
+    'tokenizer that the model was trained with.',
+  )
+  errors.require(
+    padded or size == vocab_size,
     f'The tokenizer {file} has {size} ids and data.vocab_size={vocab_size}. '
     f'Set data.vocab_size={size}, or choose another workdir.',
   )

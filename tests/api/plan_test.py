@@ -67,6 +67,11 @@ class MatchTest(parameterized.TestCase):
       pairs(plan), [('Dense_0', 'Dense_0'), ('logits', 'logits')]
     )
 
+  def test_a_student_larger_than_its_teacher_is_warned_of(self):
+    with self.assertLogs(level='WARNING') as logged:
+      cxjax.plan(STUDENT, TEACHER, X, num_steps=10, layers=())
+    self.assertIn('is this their order?', logged.output[0])
+
   def test_without_layers_it_is_one_shot(self):
     plan = cxjax.plan(TEACHER, STUDENT, X, num_steps=10, layers=())
     self.assertEqual(plan.stages, cxjax.one_shot(10))
