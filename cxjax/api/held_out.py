@@ -181,7 +181,7 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
   loss: Any = output.loss if output is not None else losses.kl
   rowwise = output_pieces.is_rowwise(loss)
   lower = lambda fun: metrics_lib.Metric(
-    fun, higher_is_better=False, rowwise=rowwise
+    fun, reference='teacher', higher_is_better=False, rowwise=rowwise
   )
   if _is_kl(plan):
     if output is not None and output.top_k:
@@ -191,6 +191,7 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
     return {'agreement': agreement, 'loss': lower(loss)}
   if plan.loss == 'cosine':
     cosine = lambda got, want: 1 - losses.cosine(got, want)
+    cosine = metrics_lib.Metric(cosine, reference='teacher')
     return {'cosine': cosine, 'loss': lower(loss)}
   return {'loss': lower(loss)}
 

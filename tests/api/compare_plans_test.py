@@ -83,6 +83,17 @@ class ComparePlansTest(absltest.TestCase):
       with self.assertRaisesRegex(errors.UserError, "masks of 'a' and 'b'"):
         compare(tagger, TOKENS, {'a': masked, 'b': other})
 
+  def test_features_are_compared_with_the_teacher_or_with_labels(self):
+    """By default with the teacher, and by a function with the labels."""
+    example, first = (TOKENS, LABELS), ('one_shot',)
+    found = compare(tagger, example, first, loss='mse')
+    self.assertGreater(found.rows[0]['loss: mean'], 0.01)
+    right = {'right': lambda got, labels: got.argmax(-1) == labels}
+    found = compare(tagger, example, first, loss='mse', metrics=right)
+    output, _ = tagger(found.best.params, TOKENS)
+    score = np.mean(np.argmax(output, -1) == LABELS)
+    self.assertAlmostEqual(found.rows[0]['right: mean'], score, places=4)
+
   def test_several_outputs(self):
     for example in (TOKENS, (TOKENS, LABELS[:, 0])):
       methods = {'mine': plan(detector, example, layers=(), loss=LOSS)}
