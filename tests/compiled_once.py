@@ -123,10 +123,11 @@ def _spec_token(spec: run_spec.RunSpec):
 def _shared_programs(begin):
   """`CompiledSteps.__init__` that takes over programs."""
 
-  def __init__(self, spec):
-    begin(self, spec)
+  def __init__(self, spec, options=None):
+    begin(self, spec, options)
     with contextlib.suppress(tokens.Unknown, TypeError):
-      shared = _programs.setdefault(_spec_token(spec), self._programs.compiled)
+      key = _spec_token(spec), str(options)
+      shared = _programs.setdefault(key, self._programs.compiled)
       self._programs.compiled = shared
 
   return __init__
