@@ -167,7 +167,9 @@ def learning_rate(state: optax.OptState) -> jax.Array | None:
   found = optax.tree_utils.tree_get_all_with_path(
     params,
     'learning_rate',
-    lambda path, leaf: getattr(path[-2], 'name', '') == 'hyperparams',
+    lambda path, _: (
+      'hyperparams' in [getattr(p, 'name', '') for p in path[-2:]]
+    ),
   )
   return found[0][1] if len(found) == 1 else None
 

@@ -66,7 +66,8 @@ class OptimizerTest(parameterized.TestCase):
     ):
       state = optimizer.init(tx, (FREE, REGRESSORS), FIXED)
       self.assertEqual(optimizer.learning_rate(state), want)
-    self.assertIsNone(optimizer.learning_rate(()))
+    for other in ((), {'learning_rate': jnp.ones(())}):
+      self.assertIsNone(optimizer.learning_rate(other))
 
   @pytest.mark.slow
   def test_elementwise_ones_have_the_state_of_optax(self):
