@@ -123,7 +123,7 @@ def evaluation(
 
 
 def _reads_labels(metrics: Any) -> bool:
-  """Whether metrics that a user gives compare an output with the labels."""
+  """True if the metrics of a user compare an output with the labels."""
   chosen = metrics_lib.resolve(metrics) if metrics else {}
   return any(
     one.reference == 'labels' and not one.output for one in chosen.values()

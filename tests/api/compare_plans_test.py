@@ -84,7 +84,7 @@ class ComparePlansTest(absltest.TestCase):
         compare(tagger, TOKENS, {'a': masked, 'b': other})
 
   def test_features_are_compared_with_the_teacher_or_with_labels(self):
-    """By default with the teacher, and by a function with the labels."""
+    """The teacher is the reference of the default, labels of a function."""
     example, first = (TOKENS, LABELS), ('one_shot',)
     found = compare(tagger, example, first, loss='mse')
     self.assertGreater(found.rows[0]['loss: mean'], 0.01)
