@@ -53,7 +53,7 @@ _SIZE = flags.DEFINE_enum(
   'size', 'full', list(cases_lib.SIZES), 'Sizes of the networks.'
 )
 HEADER = """\
-jax {jax}, {cores} cores, {busy:.1f} busy with others. Microseconds of one \
+jax {jax}, {cores} cores, {busy:.1f} busy with others. Milliseconds of one \
 step of all students, medians of {rounds} rounds.
 """
 
@@ -144,7 +144,7 @@ def render(rows: Sequence[Row], turns: int) -> str:
       {
         'size': axis,
         'values': ', '.join(f'{size:,}' for size in sizes),
-        'us': ', '.join(f'{time:,.3g}' for time in times),
+        'ms': ', '.join(f'{time / 1e3:,.3g}' for time in times),
         'exponent': round(exponent(sizes, times), 2),
         'of the last doubling': round(exponent(sizes[-2:], times[-2:]), 2),
         'compile, s': ', '.join(f'{row["compile s"]:.1f}' for row in own),
@@ -168,6 +168,8 @@ def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
       label=f'{axis}: {exponent(sizes, times):.2f}',
       base=2,
     )
+  for axis in (panel.xaxis, panel.yaxis):
+    axis.set_major_formatter(lambda value, _: f'{value:g}')
   panel.set_ylabel('time of a step, times that of the smallest')
   panel.legend(title='exponent', frameon=False)
   plots.save(figure, path)

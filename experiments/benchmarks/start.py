@@ -9,7 +9,8 @@ method, where the teacher and each stage of the students end with their first
 record. It does so twice, without and with the programs that JAX kept on the
 disk. The first record is written `log_every` steps of the teacher after the
 start of the process. Peak is the largest resident size. --earlier is another
-checkout of the project, whose figures come first. Writes start.{md,csv} into
+checkout of the project, whose figures come first; dashes are what it cannot
+run. Writes start.{md,csv} into
 --out.
 """
 
@@ -37,6 +38,13 @@ from experiments.benchmarks import machine
 from experiments.benchmarks import rounds
 
 ROOT = pathlib.Path(__file__).parents[2]
+COLUMNS = (
+  'first record, s',
+  'compile, s',
+  'first record with kept programs, s',
+  'compile with kept programs, s',
+  'peak, MB',
+)
 _EXPERIMENTS = flags.DEFINE_list(
   'experiments',
   ['parity_mlp', 'parity_transformer', 'pcfg_bert', 'text_bert', 'causal_text'],
@@ -141,25 +149,36 @@ def measure(
 def rows(
   names: Sequence[str], size: str, roots: dict[str, pathlib.Path]
 ) -> Iterator[dict[str, Any]]:
-  """Yields a row for each experiment and version."""
+  """Yields a row for each experiment and version.
+
+  An earlier version that lacks an experiment, or refuses its fields, has a row
+  of dashes.
+
+  Raises:
+    RuntimeError: a run of this version fails.
+  """
   for name in names:
     words = command(name, size)
     for version, root in roots.items():
-      with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder)
-        cache = str(path / 'cache')
-        cold, warm = (
-          measure(words, root, path / one, cache) for one in ('cold', 'warm')
-        )
-      yield {
-        'experiment': name,
-        'version': version,
-        'first record, s': cold['first'],
-        'compile, s': cold['compile'],
-        'first record with kept programs, s': warm['first'],
-        'compile with kept programs, s': warm['compile'],
-        'peak, MB': cold['peak'],
-      }
+      try:
+        yield {'experiment': name, 'version': version} | _row(words, root)
+      except RuntimeError as error:
+        if root == ROOT:
+          raise
+        cli.show(f'{version}: {error}\n')
+        yield {'experiment': name, 'version': version} | dict.fromkeys(COLUMNS)
+
+
+def _row(words: Sequence[str], root: pathlib.Path) -> dict[str, float]:
+  """The columns of one experiment and version."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder)
+    cold, warm = (
+      measure(words, root, path / one, str(path / 'cache'))
+      for one in ('cold', 'warm')
+    )
+  values = (cold['first'], cold['compile'], warm['first'], warm['compile'])
+  return dict(zip(COLUMNS, (*values, cold['peak']), strict=True))
 
 
 def main(argv: list[str]) -> None:

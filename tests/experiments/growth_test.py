@@ -39,7 +39,7 @@ class GrowthTest(parameterized.TestCase):
 
   def test_page_and_picture(self):
     rows = [
-      {'axis': 'batch', 'size': n, 'us': 10.0 * n, 'compile s': 1.0}
+      {'axis': 'batch', 'size': n, 'us': 1e4 * n, 'compile s': 1.0}
       for n in (1, 2, 4)
     ]
     text = growth.render(rows, 5)

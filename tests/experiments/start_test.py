@@ -1,6 +1,7 @@
 """Tests of the benchmark of the start of a run."""
 
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 import pytest
@@ -35,6 +36,17 @@ class StartTest(absltest.TestCase):
   def test_a_run_that_fails_is_told(self):
     with self.assertRaisesRegex(RuntimeError, 'run.py failed: no such thing'):
       self.measure('raise SystemExit("no such thing")')
+
+  def test_an_earlier_version_may_lack_an_experiment(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    command = mock.patch.object(start, 'command', return_value=['absent.py'])
+    with command, mock.patch.object(start.cli, 'show') as show:
+      (row,) = start.rows(['new'], 'tiny', {'earlier': folder})
+      self.assertIn('absent.py', show.call_args.args[0])
+      with self.assertRaisesRegex(RuntimeError, 'absent.py failed'):
+        list(start.rows(['new'], 'tiny', {'now': start.ROOT}))
+    self.assertEqual(row['version'], 'earlier')
+    self.assertEqual({row[name] for name in start.COLUMNS}, {None})
 
   @pytest.mark.slow
   def test_each_stage_of_the_students_has_one_record(self):
