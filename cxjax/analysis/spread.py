@@ -12,7 +12,8 @@ LEVEL = 0.05
 RULE = (
   'Two methods differ if their intervals mean +- sd over the seeds do not '
   f"overlap and Welch's t-test has p < {LEVEL:g}, without a correction for the "
-  'number of pairs; otherwise they are within the spread.'
+  'number of pairs. They are within the spread if the intervals overlap; else '
+  'the seeds are too few to tell.'
 )
 
 # Range of the seeds of a method, relative to the largest score, beyond which
@@ -69,9 +70,9 @@ def differ(a: Sequence[float], b: Sequence[float]) -> bool | None:
     b: scores of another.
 
   Returns:
-    True, or False for methods within the spread; None if one of them has a
-    single score, whose spread nobody knows. A score that is not finite is that
-    of a failure: such a method differs from one without.
+    True or False; None if one of them has a single score, whose spread nobody
+    knows. A score that is not finite is that of a failure: such a method
+    differs from one without.
   """
   finite = [bool(np.isfinite(scores).all()) for scores in (a, b)]
   if not all(finite):
@@ -158,11 +159,16 @@ def shown(scores: Sequence[float]) -> str:
 
 
 def ties(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, str]]:
-  """Pairs of methods that are within the spread, by `differ`."""
+  """Pairs of methods that are within the spread of one another, by `RULE`."""
+  known = {
+    name: found
+    for name, found in scores.items()
+    if len(found) > 1 and np.isfinite(found).all()
+  }
   return [
     (a, b)
-    for a, b in itertools.combinations(scores, 2)
-    if differ(scores[a], scores[b]) is False
+    for a, b in itertools.combinations(known, 2)
+    if not apart(known[a], known[b])
   ]
 
 

@@ -40,8 +40,8 @@ def sentence(found: Any) -> str:
     text = _chosen(found, chosen)
   if found.predicted_steps is not None:
     text = (
-      f'A prediction for {found.predicted_steps:,} steps, from '
-      f'{best.steps:,}: {text}'
+      f'A prediction for {found.predicted_steps:,} steps of {found.reference}, '
+      f'from {100 * found.share:.3g}% of their budget: {text}'
     )
   return f'{text}.'
 
@@ -62,7 +62,11 @@ def _chosen(found: Any, chosen: Any) -> str:
   """Says which of several methods to take, with several seeds."""
   reliable = list(filter(found.is_reliable, found.candidates))
   uneven = [one for one in found.candidates if one not in reliable]
-  ties = [one for one in reliable if one is not chosen]
+  ties = [
+    one
+    for one in reliable
+    if one is not chosen and not spread.differ(one.scores, chosen.scores)
+  ]
   score = f'{found.metric} {_shown(chosen)}'
   if uneven:
     higher = found.kind.higher_is_better
@@ -151,6 +155,6 @@ def _cheapest(equals: Sequence[Any]) -> str:
     (lambda one: one.steps, 'sees the fewest examples'),
   ):
     low, *others = sorted(map(cost, equals))
-    if others[-1] > 1.05 * low:
+    if others[0] > 1.05 * low:
       return f'; {min(equals, key=cost).method} {why}'
   return ''

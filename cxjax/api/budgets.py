@@ -1,6 +1,7 @@
 """Equal budgets: plans of other lengths, and what their steps cost."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import itertools
@@ -9,10 +10,16 @@ import statistics
 import time
 from typing import Any
 
+import jax
+
 from cxjax import errors
+from cxjax.api import costs as costs_lib
 from cxjax.api import distill as distill_lib
+from cxjax.api import fit_batches
 from cxjax.api import plan as plan_lib
+from cxjax.api import trainable as trainable_lib
 from cxjax.methods import stage as stage_lib
+from cxjax.methods import stage_plan
 
 # What is equal; 'examples' are 'steps', as all plans have the same batches.
 EQUAL = ('flops', 'student_flops', 'steps', 'examples', 'seconds')
@@ -46,6 +53,35 @@ def scaled(plan: plan_lib.Plan, num_steps: int) -> plan_lib.Plan:
   )
 
 
+def trained(plan: plan_lib.Plan, trainable: Any) -> plan_lib.Plan:
+  """A plan whose stages cost what training some of the parameters costs.
+
+  Args:
+    plan: any plan.
+    trainable: of `distill`.
+
+  Returns:
+    The plan.
+
+  Raises:
+    UserError: it stands for no parameter, or a stage trains none of them.
+  """
+  chosen = trainable_lib.resolved(trainable, plan.student)
+  theirs, ours, training = plan.traced
+  both = costs_lib.models(
+    dataclasses.replace(plan.teacher, apply=theirs),
+    dataclasses.replace(plan.student, apply=ours),
+  )
+  batch = jax.eval_shape(plan.marked, plan.batch)
+  planned = tuple(
+    stage_plan.plan_stage(
+      stage, batch, *both, trainable=chosen, training=training
+    )
+    for stage in plan.stages
+  )
+  return dataclasses.replace(plan, planned=planned)
+
+
 def split(total: int, parts: Sequence[int]) -> tuple[int, ...]:
   """Splits a whole number in the proportions of `parts`, each at least 1."""
   left = total - len(parts)
@@ -74,9 +110,17 @@ def steps_for(plan: plan_lib.Plan, budget: float, price: Price) -> int:
 
   Returns:
     The number; 0 if the budget is too small for one step of each stage.
+
+  Raises:
+    UserError: a step costs nothing that is known.
   """
   cost = lambda num_steps: total(scaled(plan, num_steps), price)
   fewest = len(plan.stages)
+  errors.require(
+    all(price(plan, i) > 0 for i in range(fewest)),
+    'XLA gives no FLOPs for a step on this platform: give '
+    "costs='counted', or equal='steps'.",
+  )
   if cost(fewest) > budget * (1 + 1e-9):
     return 0
   low, high = fewest, fewest + 1
@@ -133,9 +177,18 @@ class Seconds:
 
   unit = 's'
 
-  def __init__(self, batches: Any, held_out: Any) -> None:
-    """Measures nothing yet."""
+  def __init__(
+    self, batches: Any, held_out: Any, options: Mapping[str, Any]
+  ) -> None:
+    """Measures nothing yet.
+
+    Args:
+      batches: as of `distill`.
+      held_out: as of `distill`.
+      options: others of `distill`, as the runs have them.
+    """
     self._batches, self._held_out = batches, held_out
+    self._options = options
     self._known: dict[stage_lib.Stage, float] = {}
 
   def __call__(self, plan: plan_lib.Plan, index: int) -> float:
@@ -151,6 +204,7 @@ class Seconds:
         log_every=WINDOW,
         eval_every=WINDOW * WINDOWS,
         on_record=lambda _: times.append(time.perf_counter()),
+        **fit_batches.needed(self._options, alone),
       )
       # The last two have the evaluation in them, and its compilation.
       self._known[key] = trusted(times[BEGINNING:-2]) / WINDOW

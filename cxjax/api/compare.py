@@ -161,6 +161,11 @@ def compare(
   if folder is not None:
     for name in plans:
       folders.check(folder / name, f'Method {name!r} in the workdir')
+  if options.get('trainable'):
+    plans = {
+      name: budgets.trained(plan, options['trainable'])
+      for name, plan in plans.items()
+    }
   fit_on = fit_batches.shared(options.get('fit_on'), batches, *plans.values())
   entrants = contest.Contest(
     plans=plans,
@@ -180,7 +185,10 @@ def compare(
   found = dataclasses.replace(
     entrants.run(lengths, report),
     description=description,
+    reference=entrants.reference,
     predicted_steps=num_steps if share < 1 else None,
+    share=share,
+    charged=equal != 'student_flops',
   )
   if entrants.workdir is not None:
     found.write(entrants.workdir)

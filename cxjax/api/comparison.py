@@ -31,7 +31,7 @@ class Contender:
     scores: of each student, by the first metric.
     history: records of the run, as of `distill`.
     steps: number of updates.
-    stage_flops: of a step in each stage, the teacher's pass included.
+    stage_flops: of a step in each stage, as `Comparison.charged` says.
     at_edge: the rate is the lowest or the highest of several that were tried.
   """
 
@@ -53,7 +53,7 @@ class Contender:
 
   @property
   def flops(self) -> float:
-    """FLOPs of one student, and of the teacher's passes for it."""
+    """FLOPs of one student, with or without its teacher's passes."""
     return self.flops_until(self.steps)
 
   def flops_until(self, step: int) -> float:
@@ -76,8 +76,12 @@ class Comparison:
     kind: the metric.
     batch_size: examples of a step.
     description: what was compared, and how.
-    predicted_steps: the whole number of steps, if the comparison was made at a
-      part of them; else None.
+    reference: the method whose steps are the budget.
+    predicted_steps: its number of steps, if the comparison was made at a part
+      of the budget; else None.
+    share: that part.
+    charged: FLOPs have the teacher's passes in them; else the targets are as if
+      stored.
   """
 
   contenders: tuple[Contender, ...]
@@ -86,7 +90,10 @@ class Comparison:
   kind: metrics_lib.Metric = dataclasses.field(repr=False)
   batch_size: int
   description: str = ''
+  reference: str = ''
   predicted_steps: int | None = None
+  share: float = 1.0
+  charged: bool = True
 
   @property
   def best(self) -> Contender:
@@ -103,7 +110,10 @@ class Comparison:
 
   @property
   def candidates(self) -> list[Contender]:
-    """The best method and those within its spread, best first."""
+    """The best method and those that `differ` does not tell from it, in order.
+
+    They are within its spread, or the seeds are too few to tell.
+    """
     scores = self.best.scores
     return [
       one
@@ -112,7 +122,7 @@ class Comparison:
     ]
 
   def is_reliable(self, one: Contender) -> bool:
-    """Decides if no method within the best one's spread is more reliable."""
+    """Decides if no method of `candidates` is more reliable."""
     higher = self.kind.higher_is_better
     return not any(
       spread.less_reliable(one.scores, other.scores, higher)
@@ -157,16 +167,20 @@ class Comparison:
     }
 
   def _verdict(self, one: Contender) -> str:
-    if one is self.best:
-      return 'best' if self.is_reliable(one) else 'best mean, less reliable'
     if math.isnan(one.mean):
       return 'diverged'
+    if one is self.best:
+      return 'best' if self.is_reliable(one) else 'best mean, less reliable'
     differs = spread.differ(one.scores, self.best.scores)
     if differs is None:
       return 'unknown: one seed'
     if differs:
       return 'worse'
-    return 'within the spread' if self.is_reliable(one) else 'less reliable'
+    if not self.is_reliable(one):
+      return 'less reliable'
+    if spread.apart(one.scores, self.best.scores):
+      return 'unknown: too few seeds'
+    return 'within the spread'
 
   @property
   def advice(self) -> str:
@@ -185,8 +199,8 @@ class Comparison:
       )
     if self.predicted_steps is not None:
       found.append(
-        f'Made at {self.best.steps / self.predicted_steps:.0%} of the steps or '
-        'FLOPs: a method that starts slowly may win at the whole.'
+        f'Made at {100 * self.share:.3g}% of the budget: a method that starts '
+        'slowly may win at the whole.'
       )
     return found
 
@@ -227,7 +241,8 @@ class Comparison:
       self.metric,
       f'held-out {self.metric}',
       pathlib.Path(path),
-      xlabel='TFLOP of a student, its teacher included',
+      xlabel='TFLOP of a student, '
+      + ('its teacher included' if self.charged else 'without its teacher'),
     )
 
   def write(self, folder: pathlib.Path) -> None:

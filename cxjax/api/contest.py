@@ -22,11 +22,11 @@ from cxjax.analysis import spread
 from cxjax.api import budgets
 from cxjax.api import comparison
 from cxjax.api import distill as distill_lib
+from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import plan as plan_lib
 from cxjax.api import starts as starts_lib
 from cxjax.training import evaluation as evaluation_lib
-from cxjax.training import fitting
 
 # The method whose cost in `num_steps` is the budget, if it is compared.
 REFERENCE = 'one_shot'
@@ -101,7 +101,7 @@ class Contest:
     if equal in ('flops', 'student_flops', 'seconds'):
       price: budgets.Price = self.flops
       if equal == 'seconds':
-        price = budgets.Seconds(self.batches, self.examples)
+        price = budgets.Seconds(self.batches, self.examples, self.options)
       whole = budgets.scaled(self.plans[self.reference], num_steps)
       budget = budgets.total(whole, price)
       for name, plan in self.plans.items():
@@ -296,7 +296,6 @@ class Contest:
     workdir = None
     if self.workdir is not None:
       workdir = self.workdir / folder
-    others = {k: v for k, v in self.options.items() if k != 'fit_on'}
     students, history = distill_lib.distill(
       dataclasses.replace(plan, student=student),
       self.batches,
@@ -307,18 +306,21 @@ class Contest:
       eval_every=eval_every,
       workdir=workdir,
       diverged='keep',
-      **(self.options if fitting.is_needed(plan.stages) else others),
+      **fit_batches.needed(self.options, plan),
     )
-    scores = history[-1][f'eval/{self.metric}']
-    return students, history, list(map(_score, scores, students))
+    last = history[-1]
+    scores = last[f'eval/{self.metric}']
+    losses = last.get('eval/loss', scores)
+    return students, history, list(map(_score, scores, losses, students))
 
 
-def _score(score: float, student: Any) -> float:
-  """A score; NaN of a student whose parameters are not finite."""
+def _score(score: float, loss: float, student: Any) -> float:
+  """A score; NaN of a student that has something that is not finite."""
   real = (
     leaf
     for leaf in jax.tree.leaves(student)
     if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
   )
   finite = all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in real)
-  return score if finite and math.isfinite(score) else math.nan
+  known = finite and math.isfinite(score) and math.isfinite(loss)
+  return score if known else math.nan

@@ -1,5 +1,6 @@
 """Batches of a user that projections are fitted on."""
 
+from collections.abc import Mapping
 import itertools
 from typing import Any
 
@@ -51,6 +52,12 @@ def shared(fit_on: Any, batches: Any, *plans: plan_lib.Plan) -> Any:
     first = itertools.islice(iter(batches), fitted.BATCHES)
     # A copy: an iterator may use its buffers again.
     return [jax.tree.map(np.array, batch) for batch in first]
+
+
+def needed(options: Mapping[str, Any], plan: plan_lib.Plan) -> dict[str, Any]:
+  """Options of `distill` for a plan: without `fit_on` if it fits nothing."""
+  fits = fitting.is_needed(plan.stages)
+  return {k: v for k, v in options.items() if fits or k != 'fit_on'}
 
 
 def read(

@@ -82,16 +82,23 @@ _EXPANDED = {'erf': 27, 'logistic': 3, 'random_bits': 57, 'threefry2x32': 57}
 def compiled(fun: Callable[..., Any], *args: Any) -> float:
   """FLOPs of `fun(*args)` as XLA compiles it; shapes are enough.
 
-  The body of a loop counts once, however often it runs.
+  XLA counts the body of a loop once. The other rounds of a scan are added as
+  `counted` has them; those of a loop whose trip count is known only when it
+  runs are not.
   """
-  analysis = jax.jit(fun).lower(*args).compile().cost_analysis()
-  return float((analysis or {}).get('flops', 0.0))
+  traced = jax.jit(fun).trace(*args)
+  analysis = traced.lower().compile().cost_analysis()
+  return float((analysis or {}).get('flops', 0.0)) + _later(_needed(traced))
 
 
 def written(fun: Callable[..., Any], *args: Any) -> float:
-  """FLOPs of `fun(*args)` before XLA optimizes it; compiles nothing."""
-  analysis = jax.jit(fun).lower(*args).cost_analysis()
-  return float((analysis or {}).get('flops', 0.0))
+  """FLOPs of `fun(*args)` before XLA optimizes it; compiles nothing.
+
+  Scans are as in `compiled`.
+  """
+  traced = jax.jit(fun).trace(*args)
+  analysis = traced.lower().cost_analysis()
+  return float((analysis or {}).get('flops', 0.0)) + _later(_needed(traced))
 
 
 def counted(fun: Callable[..., Any], *args: Any) -> float:
@@ -109,10 +116,28 @@ def counted(fun: Callable[..., Any], *args: Any) -> float:
     FLOPs: those of matrix products and convolutions, and one for each value of
     another operation, as XLA counts them.
   """
-  closed = jax.make_jaxpr(fun)(*args)
-  needed = [True] * len(closed.jaxpr.outvars)
-  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, needed)
-  return of_jaxpr(jaxpr)
+  return of_jaxpr(_needed(jax.jit(fun).trace(*args)))
+
+
+def _needed(traced: Any) -> core.Jaxpr:
+  """The equations that the results of a traced function need."""
+  jaxpr = traced.jaxpr.jaxpr
+  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
+def _later(jaxpr: core.Jaxpr) -> float:
+  """FLOPs of the rounds of scans after their first, which XLA leaves out."""
+  total = 0.0
+  for equation in jaxpr.eqns:
+    inner = [_later(one) for one in core.jaxprs_in_params(equation.params)]
+    if equation.primitive.name == 'cond':
+      total += max(inner)
+      continue
+    total += sum(inner)
+    if equation.primitive.name == 'scan':
+      body = of_jaxpr(equation.params['jaxpr'].jaxpr)
+      total += (equation.params['length'] - 1) * body
+  return total
 
 
 # Counts by their names in `plan`.

@@ -29,7 +29,7 @@ class SpreadTest(parameterized.TestCase):
   @parameterized.parameters(
     ([0.871, 0.872, 0.870], [0.837, 0.838, 0.836], True),
     ([0.871, 0.872, 0.870], [0.837, 0.838, 0.90], False),  # Intervals overlap.
-    ([0.0, 1.0], [2.0, 3.0], False),  # They do not, and p is .1.
+    ([0.0, 1.0], [2.0, 3.0], False),  # Too few seeds: p is .1.
     ([0.5, 0.6], [0.5, float('nan')], True),  # One of them failed.
     ([0.5, float('nan')], [float('inf'), 0.4], False),
   )
@@ -93,7 +93,7 @@ class SpreadTest(parameterized.TestCase):
 
   def test_verdict(self):
     close = {'a': [0.5, 0.6], 'b': [0.5, 0.7], 'c': [0.9, 0.91]}
-    self.assertIn('of one another: a, b and c.', spread.verdict(close))
+    self.assertIn('of one another: a and b.', spread.verdict(close))
     apart = {'a': [0.1, 0.11, 0.12], 'b': [0.5, 0.51, 0.52], 'c': [0.7]}
     found = spread.verdict(apart)
     self.assertIn('spread of one another: none. Unknown, because', found)

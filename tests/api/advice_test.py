@@ -51,6 +51,8 @@ class ConclusionTest(parameterized.TestCase):
     self.assertIn('but near is within the spread', found.advice)
     self.assertIn('near takes the fewest FLOPs', found.advice)
     self.assertEqual(found.within_spread, [('good', 'near')])
+    third = contender('third', self.NEAR.scores, flops=0.5)
+    self.assertNotIn('fewest', conclude(self.GOOD, self.NEAR, third).advice)
     alike = contender('alike', self.NEAR.scores)
     self.assertEndsWith(
       conclude(self.GOOD, alike).advice, 'or take more seeds.'
@@ -63,6 +65,10 @@ class ConclusionTest(parameterized.TestCase):
     )
     found = conclude(one, two)
     self.assertNotIn('other reasons', found.advice)
+    self.assertEqual(
+      found.rows[1]['against the best'], 'unknown: too few seeds'
+    )
+    self.assertEqual(found.within_spread, [])
     self.assertEndsWith(
       found.advice,
       '; two (seeds from 0.368 to 0.426) is apart from it by more than the '
@@ -94,6 +100,15 @@ class ConclusionTest(parameterized.TestCase):
       'steady .* has the best mean of those that are reliable.* but other is '
       'within .*; other takes the fewest FLOPs; some is less reliable',
     )
+
+  def test_who_ties_with_the_best_may_not_tie_with_the_chosen(self):
+    wild = contender('wild', (0.80, 0.95, 0.96))
+    calm = contender('calm', (0.885, 0.886, 0.887))
+    third = contender('third', (0.881, 0.882, 0.883))
+    found = conclude(wild, calm, third)
+    self.assertEqual(found.preferred.method, 'calm')
+    self.assertIn('third', [one.method for one in found.candidates])
+    self.assertNotIn('third', found.advice)
 
   def test_the_best_mean_may_be_less_reliable(self):
     some = contender('some', (1.0, 1.0, 0.4))
@@ -129,6 +144,9 @@ class ConclusionTest(parameterized.TestCase):
     worse = contender('worse', (math.nan, math.nan, 0.99))
     found = conclude(worse, broken)
     self.assertEqual(found.best.method, 'broken')
+    for row in found.rows:
+      self.assertEqual(row['against the best'], 'diverged')
+    self.assertEqual(found.within_spread, [])
     self.assertEqual(
       found.advice,
       'No method trained all of its students (broken, 1 of 3 seeds diverged; '
@@ -148,9 +166,12 @@ class ConclusionTest(parameterized.TestCase):
     self.assertRegex(found.advice, 'Take steady.*at most 0.012; some is less')
 
   def test_a_prediction_says_so(self):
-    found = conclude(self.GOOD, self.BAD, predicted_steps=200)
-    self.assertIn('A prediction for 200 steps, from 20: Take', found.advice)
-    self.assertIn('Made at 10%', str(found))
+    share = {'predicted_steps': 200, 'share': 0.25, 'reference': 'bad'}
+    found = conclude(self.GOOD, self.BAD, **share)
+    self.assertStartsWith(
+      found.advice, 'A prediction for 200 steps of bad, from 25% of their '
+    )
+    self.assertIn('Made at 25% of the budget', str(found))
 
   def test_a_rate_at_the_edge_is_noted(self):
     edge = dataclasses.replace(self.BAD, at_edge=True)

@@ -53,6 +53,29 @@ class BudgetsTest(parameterized.TestCase):
     expected = [one.student_flops for one in PLAN.costed]
     self.assertEqual([flops(PLAN, i) for i in range(2)], expected)
 
+  def test_what_is_frozen_is_not_charged(self):
+    flops, whole = budgets.Flops('counted'), budgets.Flops('counted')
+    some = budgets.trained(PLAN, 'low')
+    self.assertLess(flops(some, 1), whole(PLAN, 1))
+    with self.assertRaisesRegex(errors.UserError, "'low' trains no param"):
+      budgets.trained(PLAN, '*high*')
+    with self.assertRaisesRegex(errors.UserError, 'no parameter'):
+      budgets.trained(PLAN, 'none')
+
+  def test_steps_without_a_price_are_refused(self):
+    with self.assertRaisesRegex(errors.UserError, "costs='counted'"):
+      budgets.steps_for(PLAN, 1.0, lambda plan, index: 0.0)
+
+  def test_steps_are_timed_as_they_run(self):
+    """With the options of the runs, but for what fits nothing."""
+    seconds = budgets.Seconds([], None, {'microbatches': 2, 'fit_on': []})
+    trusted = mock.patch.object(budgets, 'trusted', return_value=40.0)
+    distill = mock.patch.object(budgets.distill_lib, 'distill')
+    with trusted, distill as distill:
+      self.assertEqual(seconds(PLAN, 0), 2.0)
+    self.assertEqual(distill.call_args.kwargs['microbatches'], 2)
+    self.assertNotIn('fit_on', distill.call_args.kwargs)
+
   def test_a_clock_is_trusted_that_repeats_itself(self):
     self.assertAlmostEqual(budgets.trusted([0, 1.0, 2.05, 3.0]), 1.0)
     with self.assertRaisesRegex(errors.UserError, "20%.*equal='flops'"):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 import tempfile
 from unittest import mock
@@ -15,6 +16,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
+from cxjax.api import contest
 from cxjax.api import fit_batches
 from small_networks import BIG
 from small_networks import PLAN
@@ -223,6 +225,16 @@ class RefusalTest(parameterized.TestCase):
   def test_batches_to_fit_on_that_nothing_reads(self):
     with self.assertRaisesRegex(errors.UserError, 'there is none: leave it'):
       compare(methods='one_shot', fit_on=DATA)
+
+  def test_what_is_not_finite_has_no_score(self):
+    for score, loss, leaf, known in (
+      (0.5, 1.0, 1.0, True),
+      (math.inf, 1.0, 1.0, False),
+      (0.5, math.inf, 1.0, False),
+      (0.5, 1.0, math.nan, False),
+    ):
+      found = contest._score(score, loss, {'w': np.float32([leaf])})
+      self.assertEqual(math.isfinite(found), known)
 
   def test_methods_fit_on_the_first_batches(self):
     fitted = cxjax.plan(

@@ -80,6 +80,28 @@ class FlopsTest(absltest.TestCase):
     found = flops.counted(jax.grad(scanned), w, x) / product
     self.assertBetween(found, 5 * 4, 5 * 4.3)
 
+  def test_xla_leaves_no_round_of_a_scan_out(self):
+    """Scanned layers cost what the same layers cost one after the other."""
+
+    def inner(x, w):
+      return jax.lax.scan(lambda x, _: (x @ w, None), x, None, 3)[0], None
+
+    def scanned(w, x):
+      return jnp.sum(jax.lax.scan(inner, x, w)[0])
+
+    def unrolled(w, x):
+      for matrix in w:
+        for _ in range(3):
+          x = x @ matrix
+      return jnp.sum(x)
+
+    w = jax.ShapeDtypeStruct((5, 16, 16), jnp.float32)
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    for count in (flops.compiled, flops.written):
+      for make in (lambda fun: fun, jax.value_and_grad):
+        want = count(make(unrolled), w, x)
+        self.assertBetween(count(make(scanned), w, x) / want, 0.95, 1.1)
+
   def test_of_branches_the_largest(self):
     branch = lambda p, a, b: jax.lax.cond(
       p, jnp.matmul, lambda a, b: a[:, :4], a, b
