@@ -147,7 +147,7 @@ def run(
     student = fresh(STUDENT, [seed], example[0])
     plan = cxjax.plan(teacher, student, example, num_steps=STEPS, **options)
     _, history = cxjax.distill(
-      plan, batches, held_out=held_out, learning_rate=rate
+      plan, batches, held_out=held_out, learning_rate=rate, seed=seed
     )
     histories.append(history)
   return plan, [together(records) for records in zip(*histories, strict=True)]

@@ -77,6 +77,8 @@ TITLES = {
   'minilm_shrunk': 'MiniLM, cut out of the teacher',
 }
 COLUMNS = 2  # Of panels in a picture.
+# Verdicts of methods that are not shown to be worse than the best.
+TIES = ('within the spread', 'less reliable', 'unknown: too few seeds')
 REUSE = 10  # Times that a batch is seen, in 'reused'.
 Row = dict[str, Any]
 
@@ -246,7 +248,7 @@ def winners(lines: list[Row]) -> list[Row]:
 
   Returns:
     The best mean and the methods within its spread, best first; those whose
-    seeds agree less are in brackets.
+    seeds agree less, or are too few to tell, are in brackets.
   """
   found: list[Row] = []
   for name in dict.fromkeys(row['experiment'] for row in lines):
@@ -265,18 +267,15 @@ def winners(lines: list[Row]) -> list[Row]:
 def _front(some: list[Row]) -> list[Row]:
   """The best mean, and the methods within its spread, best first."""
   best = [row for row in some if row['against the best'].startswith('best')]
-  ties = [
-    row
-    for row in some
-    if row['against the best'] in ('within the spread', 'less reliable')
-  ]
+  ties = [row for row in some if row['against the best'] in TIES]
   distance = lambda row: abs(float(row['mean']) - float(best[0]['mean']))
   return best + sorted(ties, key=distance)
 
 
 def _named(row: Row) -> str:
   text = f'{row["method"]} {float(row["mean"]):.3g}'
-  return f'[{text}]' if 'less' in row['against the best'] else text
+  sure = row['against the best'] in ('best', 'within the spread')
+  return text if sure else f'[{text}]'
 
 
 def picture(lines: list[Row], axis: str, path: pathlib.Path) -> None:
@@ -320,23 +319,38 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
   """
   one = setting(name, workdir)
   lines: list[Row] = []
-  parts = [f'Made by `{paths.command("map")}`.']
+  parts: list[str] = []
+  names = [variation(text)[0] for text in _VARY.value]
+  stem = '_'.join(['vary', *names, name] if names else ['map', name])
+  path = results / f'{stem}.csv'
+  if not names and path.exists():  # What is equal otherwise stays.
+    lines = [r for r in tables.read_csv(path) if r['equal'] not in _AXES.value]
+    parts += _sections(path.with_suffix('.md'))
   for axis in _AXES.value:
     # Another budget must not resume these runs.
     steps = round(one.num_steps * _BUDGET.value)
     found = compare(one, axis, workdir / f'{axis} {steps}')
     lines += rows(name, axis, found)
-    parts += [f'## Equal: {axis}', str(found)]
-  names = [variation(text)[0] for text in _VARY.value]
-  stem = '_'.join(['vary', *names, name] if names else ['map', name])
-  files.write_text(results / f'{stem}.md', '\n\n'.join(parts) + '\n')
-  tables.write_csv(results / f'{stem}.csv', lines)
+    made = f'Made by `{paths.command("map")}`.'
+    parts += [f'## Equal: {axis}', made, str(found)]
+  files.write_text(path.with_suffix('.md'), '\n\n'.join(parts) + '\n')
+  tables.write_csv(path, lines)
   if names:
     return
   every = read(results)
   files.write_text(results / 'map.md', tables.markdown(winners(every)))
   for axis in AXES:
     picture(every, axis, results / f'map_{axis}.png')
+
+
+def _sections(path: pathlib.Path) -> list[str]:
+  """The sections of an earlier table on axes that are not compared now."""
+  _, *parts = path.read_text('utf-8').split('## Equal: ')
+  return [
+    f'## Equal: {part.rstrip()}'
+    for part in parts
+    if part.partition('\n')[0] not in _AXES.value
+  ]
 
 
 def main(argv: list[str]) -> None:

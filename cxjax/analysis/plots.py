@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 import pathlib
 import textwrap
 from typing import Any
@@ -27,8 +28,10 @@ COLORS = {
   'progressive': '#E69F00',
   'extracted': '#D55E00',
 }
-# Colors of runs that are none of these methods.
+# Colors of runs that are none of these methods, and the lines of the first,
+# the second and the third run of a color.
 OTHERS = ('#009E73', '#CC79A7', '#56B4E9', '#999999')
+LINES = ('-', (0, (7, 2)), (0, (7, 2, 1, 2)))
 # Strips of stages above the axes: height and distance, of the height of the
 # axes; points of the axes' width, and of a letter, to tell which names fit.
 STRIP, GAP, WIDTH, LETTER = 0.05, 0.015, 340, 4.5
@@ -107,12 +110,13 @@ def curves(
     UserError: a run has no record of the metric, or the file cannot be written.
   """
   figure, (panel,) = axes(xlabel, ylabel)
-  others = iter(OTHERS * len(runs))
+  others = itertools.cycle(itertools.product(LINES, OTHERS))
   staged = [name for name, records in runs.items() if _ends(records)]
   seeds = 0
   for name, records in runs.items():
-    color = COLORS.get(name) or next(others)
-    seeds = max(seeds, _curve(panel, name, records, metric, color))
+    known = COLORS.get(name)
+    line, color = ('-', known) if known else next(others)
+    seeds = max(seeds, _curve(panel, name, records, metric, (line, color)))
     if name in staged:
       shift = staged.index(name), len(staged)
       boundaries(panel, records, color, shift)
@@ -145,9 +149,12 @@ def _curve(
   name: str,
   records: Sequence[types.Record],
   metric: str,
-  color: str,
+  style: tuple[Any, str],
 ) -> int:
-  """Draws the seeds of a run and their median; returns the number of seeds."""
+  """Draws the seeds of a run and their median; returns the number of seeds.
+
+  The median is that of the seeds that are finite; the legend counts the others.
+  """
   found = list(metric_log.evaluations(records, metric))
   names = {key: None for one in records for key in one if 'eval/' in key}
   errors.require(
@@ -157,10 +164,13 @@ def _curve(
   )
   steps = np.array([step for step, _ in found])
   values = np.array([per_seed for _, per_seed in found])
-  median = np.median(values, axis=1)
-  draw_line(
-    panel, steps, median, name, label=_label(name, records), color=color
-  )
+  finite = [row[np.isfinite(row)] for row in values]
+  median = np.array([np.median(row) if row.size else np.nan for row in finite])
+  label, (line, color) = _label(name, records), style
+  if failed := values.shape[1] - len(finite[-1]):
+    label += f'\n({failed} of {values.shape[1]} diverged)'
+  look = {'label': label, 'color': color, 'linestyle': line}
+  draw_line(panel, steps, median, name, **look)
   # A band from min to max would flood the picture if one seed stays behind.
   if values.shape[1] > 1:
     panel.plot(steps, values, color=color, alpha=0.4, linewidth=0.7, zorder=1.5)

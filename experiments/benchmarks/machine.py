@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import time
 
 STAT = pathlib.Path('/proc/stat')
@@ -12,6 +13,25 @@ def _busy() -> float:
   _, user, nice, system, _, _, *rest = STAT.read_text('utf-8').split()[:9]
   worked = [user, nice, system, *rest[:2]]  # Not idle, nor waiting for a disk.
   return sum(map(int, worked)) / os.sysconf('SC_CLK_TCK')
+
+
+def peak(process: int | str = 'self') -> float:
+  """Returns the largest resident size of a process until now, in MB.
+
+  That of `getrusage` begins with the size of the process that started it.
+
+  Args:
+    process: its number.
+
+  Returns:
+    MB; 0 of a process that has ended, and where there is no /proc.
+  """
+  try:
+    text = pathlib.Path(f'/proc/{process}/status').read_text('utf-8')
+  except OSError:
+    return 0.0
+  found = re.search(r'VmHWM:\s+(\d+) kB', text)
+  return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
 def busy_cores(seconds: float = 1.0) -> float:

@@ -105,6 +105,7 @@ def measure(
     'PYTHONPATH': str(root),
   }
   first: list[float] = []
+  peaks = [0.0]
   ended = threading.Event()
   begin = time.perf_counter()
   with (workdir.parent / f'{workdir.name}.log').open('wb') as log:
@@ -118,18 +119,17 @@ def measure(
 
     def watch() -> None:
       path = workdir / 'teacher' / 'metrics.jsonl'
-      while not first:
+      last = False
+      while not last:
         last = ended.is_set()
-        if path.exists() and path.stat().st_size:
+        if not first and path.exists() and path.stat().st_size:
           first.append(time.perf_counter() - begin)
-        elif last:
-          return
+        peaks.append(machine.peak(process.pid))
         time.sleep(0.02)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    process.wait()
     ended.set()
     watcher.join()
   if process.returncode or not first:
@@ -142,7 +142,7 @@ def measure(
   return {
     'first': first[0],
     'compile': compiled,
-    'peak': usage.ru_maxrss / 1e3,  # Kilobytes, on Linux.
+    'peak': max(peaks),
   }
 
 

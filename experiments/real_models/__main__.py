@@ -46,18 +46,21 @@ def separate(name: str, earlier: str = '') -> dict[str, Any]:
   command = [module, '--one', name]
   if earlier:
     command = [f'{module}.earlier', str(pathlib.Path(earlier).absolute()), name]
-  done = subprocess.run(
-    [sys.executable, '-m', *command],
-    env={'KERAS_BACKEND': 'jax', **os.environ},
-    capture_output=True,
-    text=True,
-    timeout=TIMEOUT,
-    check=False,
-  )
+  row = {'model': name, **dict.fromkeys(measure.COLUMNS)}
+  try:
+    done = subprocess.run(
+      [sys.executable, '-m', *command],
+      env={'KERAS_BACKEND': 'jax', **os.environ},
+      capture_output=True,
+      text=True,
+      timeout=TIMEOUT,
+      check=False,
+    )
+  except subprocess.TimeoutExpired:
+    return {**row, 'verdict': f'fails: not done after {TIMEOUT} seconds'}
   lines = done.stdout.strip().splitlines()
   if done.returncode or not lines:
     last = (done.stderr.strip().splitlines() or ['no output'])[-1]
-    row = {'model': name, **dict.fromkeys(measure.COLUMNS)}
     return {**row, 'verdict': f'fails: {last}'}
   return json.loads(lines[-1])
 

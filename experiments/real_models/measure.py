@@ -1,11 +1,11 @@
 """The measurements of one model, of this version or of an earlier one."""
 
-import resource
 import time
 from typing import Any
 
 import cxjax
 from cxjax import errors
+from experiments.benchmarks import machine
 from experiments.real_models import base
 
 STEPS = 20
@@ -32,8 +32,7 @@ def measured(name: str, cases: base.Cases) -> dict[str, Any]:
   except Exception as error:  # A fault, which the table is to show.
     text = (str(error).splitlines() or [''])[0]
     row['verdict'] = f'fails: {type(error).__name__}: {text}'[:SHOWN]
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  row['peak MB'] = round(peak / 1024)
+  row['peak MB'] = round(machine.peak())
   return row
 
 

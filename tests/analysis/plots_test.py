@@ -86,11 +86,14 @@ class CurvesTest(TestCase):
     self.assertGreater(supervised.get_zorder(), one_shot.get_zorder())
 
   @pytest.mark.slow
-  def test_every_run_has_a_color_of_its_own(self):
-    names = [*plots.COLORS, 'normed', 'fitnets']
+  def test_every_run_has_a_color_and_a_line_of_its_own(self):
+    names = [*plots.COLORS, *map(str, range(3 * len(plots.OTHERS)))]
     self.draw({name: records() for name in names})
-    colors = {self.curve(name).get_color() for name in names}
-    self.assertLen(colors, len(names))
+    looks = {
+      (self.curve(name).get_color(), str(self.curve(name)._dash_pattern))
+      for name in names
+    }
+    self.assertLen(looks, len(names))
     self.assertEqual(
       self.curve('extracted').get_color(), plots.COLORS['extracted']
     )
@@ -100,6 +103,15 @@ class CurvesTest(TestCase):
     self.draw({'mine': records(seeds)})
     title = self.panel.get_legend().get_title().get_text()
     self.assertStartsWith(title, expected)
+
+  def test_a_seed_that_diverged_is_counted_and_hides_no_line(self):
+    run = records(stages=('output',))
+    for record in run[1:2]:
+      record['eval/accuracy'][2] = float('nan')
+    self.draw({'mine': run})
+    line = self.curve('mine')
+    self.assertEndsWith(line.get_label(), '(1 of 3 diverged)')
+    np.testing.assert_allclose(line.get_ydata(), [0.11, 0.07], atol=1e-9)
 
   def test_a_line_for_the_teacher(self):
     self.draw({'mine': records()}, teacher=0.9)

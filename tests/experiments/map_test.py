@@ -1,6 +1,8 @@
 """Tests of the map of the methods, with made-up comparisons."""
 
 import pathlib
+import re
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import flagsaver
@@ -27,6 +29,7 @@ def row(method, mean, verdict, experiment='a', equal='flops'):
   }
 
 
+ENDS = {'min': 0.4, 'max': 0.6, 'against the best': 'best'}
 ROWS = [
   row('supervised', 0.5, 'worse'),
   row('some', 0.7, 'less reliable'),
@@ -41,6 +44,30 @@ class MapTest(absltest.TestCase):
     first, second = map_lib.winners([*ROWS, other])
     self.assertEqual(first['flops'], 'one_shot 0.9, joint 0.88, [some 0.7]')
     self.assertEqual((first['steps'], second['steps']), ('', 'joint 0.2'))
+
+  def test_what_cannot_be_told_is_in_brackets(self):
+    few = row('few', 0.6, 'unknown: too few seeds')
+    (found,) = map_lib.winners([*ROWS, few])
+    self.assertEndsWith(found['flops'], '[some 0.7], [few 0.6]')
+
+  def test_what_was_equal_otherwise_stays(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    setting = mock.Mock(num_steps=10)
+    found = mock.Mock(metric='accuracy', __str__=lambda _: 'The table.')
+    found.rows = [{'method': 'a', 'accuracy: mean': 0.5, **ENDS}]
+    with (
+      mock.patch.object(map_lib, 'setting', return_value=setting),
+      mock.patch.object(map_lib, 'compare', return_value=found),
+    ):
+      for axes in (['steps', 'flops'], ['flops'], ['stored']):
+        with flagsaver.flagsaver(axes=axes):
+          map_lib.study('digits', folder / 'runs', folder)
+    want = ['steps', 'flops', 'stored']
+    rows = tables.read_csv(folder / 'map_digits.csv')
+    self.assertEqual([one['equal'] for one in rows], want)
+    text = (folder / 'map_digits.md').read_text()
+    self.assertEqual(re.findall('## Equal: (.*)', text), want)
+    self.assertEqual(text.count('The table.'), 3)
 
   def test_pictures_of_what_was_written(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import subprocess
 import sys
 import types
 from unittest import mock
@@ -81,6 +82,13 @@ class RowTest(absltest.TestCase):
 
     row = measure.measured('one', {'one': broken})
     self.assertEqual(row['verdict'], 'fails: ValueError: no')
+
+  def test_a_model_that_takes_too_long_has_a_row(self):
+    late = subprocess.TimeoutExpired('python', 600)
+    with mock.patch.object(real_models.subprocess, 'run', side_effect=late):
+      row = real_models.separate('haiku')
+    self.assertEqual(row['verdict'], 'fails: not done after 600 seconds')
+    self.assertEqual(list(row), ['model', *measure.COLUMNS])
 
   def test_an_unknown_model_is_an_error(self):
     with self.assertRaisesRegex(errors.UserError, "Did you mean 'haiku'"):

@@ -112,6 +112,13 @@ class MainTest(absltest.TestCase):
     self.assertRegex(text, r'supervised +\| +- \|')
     self.assertGreater((folder / 'sample_complexity.png').stat().st_size, 0)
 
+  def test_methods_without_a_theory_are_refused(self):
+    with (
+      flagsaver.flagsaver(methods=['joint']),
+      self.assertRaisesRegex(errors.UserError, "'joint'.*one_shot"),
+    ):
+      sample_complexity.main([])
+
 
 if __name__ == '__main__':
   absltest.main()
