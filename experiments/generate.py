@@ -120,8 +120,8 @@ def networks(
       yield name, model, jax.tree.map(lambda leaf: leaf[0], params)
 
 
-def prompts_of(task: causal_text.CausalText) -> list[str]:
-  """Returns the prompts of held-out documents, or their beginnings."""
+def prompts_of(task: causal_text.CausalText) -> list[np.ndarray]:
+  """Returns the ids of held-out documents: their prompts, or beginnings."""
   assert task.corpus is not None
   found = []
   for i in range(min(DOCUMENTS, len(task.corpus.held_out))):
@@ -129,25 +129,23 @@ def prompts_of(task: causal_text.CausalText) -> list[str]:
     prompt = document['tokens'][document['counted'] == 0]
     if not prompt.size:
       prompt = document['tokens'][: max(task.length // SHARE, 1)]
-    found.append(task.corpus.tokenizer.decode(prompt.tolist()))
+    found.append(prompt)
   return found
 
 
 def padded(
-  task: causal_text.CausalText, prompts: Sequence[str]
+  task: causal_text.CausalText, found: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Tokenizes prompts, and pads them on the left.
+  """Pads prompts on the left.
 
   Args:
-    task: the task, which knows the tokenizer.
-    prompts: the texts.
+    task: the task.
+    found: ids of each prompt.
 
   Returns:
     `[N, L]` ids, each behind the token that begins a text, and `[N, L]` bool,
     the real ones.
   """
-  assert task.corpus is not None
-  found = encoding.ids(prompts, task.corpus.tokenizer)
   length = 1 + max(map(len, found))
   tokens = np.zeros((len(found), length), np.int32)
   mask = np.zeros((len(found), length), bool)
@@ -158,9 +156,11 @@ def padded(
 
 
 def answers(
-  task: causal_text.CausalText, network: Network, prompts: Sequence[str]
+  task: causal_text.CausalText,
+  network: Network,
+  prompts: Sequence[np.ndarray],
 ) -> list[str]:
-  """Returns what a network says to some prompts."""
+  """Returns what a network says to the ids of some prompts."""
   _, model, params = network
   tokens, mask = padded(task, prompts)
   found = cxjax.generate(
@@ -189,18 +189,23 @@ def main(argv: list[str]) -> None:
   known, names = opened(workdir)
   task = known.task
   assert isinstance(task, causal_text.CausalText)
-  prompts = _PROMPTS.value or prompts_of(task)
   errors.require(
-    all(prompt.strip() for prompt in prompts),
+    all(prompt.strip() for prompt in _PROMPTS.value or ()),
     "--prompt='' is empty. Give a text to continue.",
   )
+  assert task.corpus is not None
+  tokenizer = task.corpus.tokenizer
+  if _PROMPTS.value:
+    prompts = encoding.ids(_PROMPTS.value, tokenizer)
+  else:
+    prompts = prompts_of(task)
   said = {
     network[0]: answers(task, network, prompts)
     for network in networks(known, names, workdir)
   }
   width = max(map(len, said))
   for i, prompt in enumerate(prompts):
-    print(f'> {prompt}')
+    print(f'> {tokenizer.decode(prompt.tolist())}')
     for name, texts in said.items():
       print(f'{name:{width}} | {" ".join(texts[i].split())}')
     print()

@@ -309,8 +309,8 @@ class Contest:
       **fit_batches.needed(self.options, plan),
     )
     last = history[-1]
-    scores = last[f'eval/{self.metric}']
-    losses = last.get('eval/loss', scores)
+    scores: list[float] = last[f'eval/{self.metric}']
+    losses: list[float] = last.get('eval/loss', scores)  # type: ignore
     return students, history, list(map(_score, scores, losses, students))
 
 

@@ -133,7 +133,8 @@ def _observed(
   *args: Any,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """Sums over the tokens of a batch, and their number."""
-  real = x.get('mask', jnp.ones(x['tokens'].shape, bool)).astype(jnp.float32)
+  mask = x.get('mask', jnp.ones(x['tokens'].shape, bool))
+  real = (mask != 0).astype(jnp.float32)
   found: dict[str, jax.Array] = {}
 
   def intercept(run: Any, inputs: Any, kwargs: Any, context: Any) -> Any:

@@ -132,7 +132,7 @@ def visibility(
     near = (jnp.abs(places[:, None] - places[None]) < window)[None]
     visible = near if visible is None else visible & near
   if mask is not None:
-    real = mask[:, None]
+    real = (mask != 0)[:, None]
     visible = real if visible is None else visible & real
   if segments is not None:
     same = segments[:, :, None] == segments[:, None]

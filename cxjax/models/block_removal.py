@@ -124,4 +124,4 @@ def _harm(
   rows = max(1, PIECE // max(model.num_classes, 1))
   each = jax.lax.map(distance, pairs, batch_size=min(rows, len(pairs[0])))
   real = x.get('mask', jnp.ones(x['tokens'].shape, bool))
-  return jnp.sum(jnp.where(real.reshape(-1) > 0, each, 0))
+  return jnp.sum(jnp.where(real.reshape(-1) != 0, each, 0))

@@ -146,6 +146,7 @@ class Decoder(base.HeadApart, nn.Module):
         f'rotary={rotary!r} must be a cxjax.models.rotary.Rotary.',
       )
     _check_heads(self)
+    self.windows = tuple(self.windows)  # A list has no hash.
     super().__post_init__()
 
   @property

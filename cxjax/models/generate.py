@@ -83,7 +83,8 @@ def generate(
     mask: `[B, L]` bool, the real tokens; shorter prompts are padded on the
       left. None if all are real.
     key: typed PRNG key, needed for a positive temperature.
-    temperature: divisor of the logits; 0 takes the most likely token.
+    temperature: divisor of the logits; 0, or less than float32 has, takes the
+      most likely token.
     top_p: tokens are drawn from the most likely ones that have this probability
       together.
     end: id after which a row repeats it; -1 for none.
@@ -99,25 +100,26 @@ def generate(
   arguments.number('temperature', temperature, arguments.Range(0))
   arguments.number('top_p', top_p, TOP_P)
   arguments.whole('num_tokens', num_tokens, 1, decoder.MOST)
-  arguments.whole('end', end, -1, decoder.MOST)
+  greedy = temperature < float(np.finfo(np.float32).tiny)
   errors.require(
-    temperature == 0 or key is not None,
+    greedy or key is not None,
     f'temperature={temperature} draws random tokens: give a key, as '
     'jax.random.key(0), or temperature=0 for the most likely ones.',
   )
   if key is not None:
     checks.key('key', key)
   tokens, mask = _checked(model, tokens, mask, num_tokens)
+  arguments.whole('end', end, -1, model.vocab_size - 1)
   params = reception.received('params', params)
   _check_params(model, params, tokens)
   run = _cached if isinstance(model, decoder.Decoder) else _recomputed
   draw = Draw(
     jax.random.key(0) if key is None else key,
-    jnp.float32(temperature or 1),
+    jnp.float32(1 if greedy else temperature),
     jnp.float32(top_p),
     jnp.int32(end),
   )
-  how = Static(model, num_tokens, temperature == 0)
+  how = Static(model, num_tokens, greedy)
   return run(how, params, tokens, mask, draw)
 
 
@@ -143,6 +145,11 @@ def _checked(
     bool(getattr(model, 'causal', False)) and model.num_classes > 0,
     f'{type(model).__name__} is no causal model with a head. Give a Decoder or '
     'a Transformer with causal=True and num_classes=vocab_size.',
+  )
+  errors.require(
+    model.num_classes == model.vocab_size,
+    f'num_classes={model.num_classes} are not the {model.vocab_size} ids that '
+    'the model reads: a model that continues texts has one class for each.',
   )
   arguments.arrays(tokens=tokens)
   reception.require_values(tokens, 'tokens')
@@ -184,6 +191,8 @@ def _choose(
   """`[B]` ids of the next tokens, of logits `[B, V]`."""
   if greedy:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  # Without the highest first, so that a low temperature gives no infinity.
+  logits = logits - jnp.max(logits, axis=-1, keepdims=True)
   logits = logits / draw.temperature
   ordered = jnp.sort(logits, axis=-1, descending=True)
   weights = jax.nn.softmax(ordered, axis=-1)

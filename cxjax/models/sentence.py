@@ -120,5 +120,5 @@ def masked_mean(h: jax.Array, mask: jax.Array | None) -> jax.Array:
   """
   if mask is None:
     return jnp.mean(h, axis=1)
-  real = mask[..., None].astype(h.dtype)
+  real = (mask != 0)[..., None].astype(h.dtype)
   return jnp.sum(h * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)

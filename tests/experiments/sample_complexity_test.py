@@ -8,6 +8,7 @@ from absl.testing import flagsaver
 from absl.testing import parameterized
 import numpy as np
 
+from cxjax import errors
 from experiments import base
 from experiments import sweeps
 import scripts

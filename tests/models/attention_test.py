@@ -59,6 +59,11 @@ class VisibilityTest(parameterized.TestCase):
           want = k <= q and self.MASK[b, k] and own
           self.assertEqual(bool(found[b, q, k]), bool(want))
 
+  def test_what_is_not_0_is_real(self):
+    want = attention.visibility(3, True, self.MASK)
+    for mask in (2 * self.MASK.astype(int), 0.5 * self.MASK):
+      np.testing.assert_array_equal(attention.visibility(3, True, mask), want)
+
   def test_shapes_broadcast(self):
     mask, segments = self.MASK, self.SEGMENTS
     for causal, kwargs, shape in (

@@ -69,6 +69,27 @@ class GenerateTest(parameterized.TestCase):
       np.testing.assert_allclose(counts, want / want.sum(), atol=0.03)
       self.assertTrue((counts[want == 0] == 0).all())
 
+  def test_a_low_temperature_takes_the_most_likely(self):
+    want = generate(self.model, self.params, TOKENS, 6)
+    for temperature in (1e-50, 1e-42, 1e-37, 1e-6):
+      key = jax.random.key(1)
+      found = generate(
+        self.model, self.params, TOKENS, 6, key=key, temperature=temperature
+      )
+      np.testing.assert_array_equal(found, want)
+
+  def test_windows_may_be_a_list(self):
+    model = self.model.clone(windows=[3, 0])
+    np.testing.assert_array_equal(
+      generate(model, self.params, TOKENS, 6),
+      generate(self.model, self.params, TOKENS, 6),
+    )
+
+  def test_other_classes_than_ids_are_refused(self):
+    model = self.model.clone(num_classes=40)
+    with self.assertRaisesRegex(errors.UserError, '=40 are not the 20 ids'):
+      generate(model, self.params, TOKENS, 6)
+
   def test_a_row_repeats_its_end(self):
     free = np.asarray(generate(self.model, self.params, TOKENS, 6))
     end = int(free[0, 2])
@@ -90,6 +111,7 @@ class GenerateTest(parameterized.TestCase):
     (dict(temperature=1.0), 'give a key'),
     (dict(temperature=-1.0), 'temperature=-1.0 must be'),
     (dict(top_p=0.0), 'top_p=0.0 must be'),
+    (dict(end=20), 'end=20 must be .*at most 19'),
   )
   def test_what_cannot_be_continued(self, kwargs, message):
     kwargs = {**dict(tokens=TOKENS, num_tokens=2), **kwargs}
