@@ -54,7 +54,9 @@ _SIZE = flags.DEFINE_enum(
 )
 HEADER = """\
 jax {jax}, {cores} cores, {busy:.1f} busy with others. Milliseconds of one \
-step of all students, medians of {rounds} rounds.
+step of all students, medians of {rounds} rounds, in which the sizes of a line \
+take turns. Lines were measured one after the other: the same step may differ \
+from line to line.
 """
 
 
@@ -94,6 +96,15 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
   return float(slope)
 
 
+def error(sizes: Sequence[float], times: Sequence[float]) -> float | None:
+  """Returns the standard error of the slope; None for two points."""
+  x, y = np.log(sizes), np.log(times)
+  if len(x) < 3:
+    return None
+  rest = y - np.polyval(np.polyfit(x, y, 1), x)
+  return float(np.sqrt(np.sum(rest**2) / (len(x) - 2) / np.var(x) / len(x)))
+
+
 def measure(
   case: cases_lib.Case, axis: str, turns: int, *, tiny: bool
 ) -> Iterator[Row]:
@@ -128,12 +139,21 @@ def measure(
     }
 
 
-def render(rows: Sequence[Row], turns: int) -> str:
-  """Renders the page: an axis a line, with its exponent."""
+def render(rows: Sequence[Row], turns: int, busy: float) -> str:
+  """Renders the page: an axis a line, with its exponent.
+
+  Args:
+    rows: from `measure`.
+    turns: number of rounds.
+    busy: the most cores that others kept busy, seen between two axes.
+
+  Returns:
+    Markdown.
+  """
   text = HEADER.format(
     jax=jax.__version__,
     cores=len(os.sched_getaffinity(0)),
-    busy=machine.busy_cores(),
+    busy=busy,
     rounds=turns,
   )
   lines = []
@@ -145,12 +165,23 @@ def render(rows: Sequence[Row], turns: int) -> str:
         'size': axis,
         'values': ', '.join(f'{size:,}' for size in sizes),
         'ms': ', '.join(f'{time / 1e3:,.3g}' for time in times),
+        'of the rounds': ', '.join(map(_range, own)),
         'exponent': round(exponent(sizes, times), 2),
+        'standard error': _rounded(error(sizes, times)),
         'of the last doubling': round(exponent(sizes[-2:], times[-2:]), 2),
         'compile, s': ', '.join(f'{row["compile s"]:.1f}' for row in own),
       }
     )
   return f'{text}\n{tables.markdown(lines)}'
+
+
+def _range(row: Row) -> str:
+  """The quickest and the slowest round, in milliseconds."""
+  return f'{row["low"] / 1e3:.3g} to {row["high"] / 1e3:.3g}'
+
+
+def _rounded(value: float | None) -> float | None:
+  return None if value is None else round(value, 2)
 
 
 def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
@@ -186,9 +217,11 @@ def main(argv: list[str]) -> None:
   devices_lib.split_cpu(ours.make_config(case, 1).mesh.cpu_devices)
   stem = pathlib.Path(rounds.OUT.value) / 'growth'
   rows: list[Row] = []
+  busy = 0.0
   for axis in _AXES.value:
     rows += measure(case, axis, turns, tiny=_SIZE.value == 'tiny')
-    text = render(rows, turns)
+    busy = max(busy, machine.busy_cores())
+    text = render(rows, turns, busy)
     files.write_text(stem.with_suffix('.md'), text)
     tables.write_csv(stem.with_suffix('.csv'), rows)
     plot(rows, stem.with_suffix('.png'))

@@ -1,6 +1,7 @@
 """The sizes that grow, and the exponents."""
 
 import pathlib
+import re
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -36,14 +37,28 @@ class GrowthTest(parameterized.TestCase):
   def test_exponents(self):
     sizes = np.array([1, 2, 4, 8])
     self.assertAlmostEqual(growth.exponent(sizes, 3 * sizes**2), 2)
+    self.assertAlmostEqual(growth.error(sizes, 3 * sizes**2), 0)
+    # By scipy.stats.linregress of the logarithms.
+    self.assertAlmostEqual(growth.error(sizes, [1, 2, 4, 4]), 0.1732051)
+    self.assertIsNone(growth.error([1, 2], [3, 4]))
 
   def test_page_and_picture(self):
     rows = [
-      {'axis': 'batch', 'size': n, 'us': 1e4 * n, 'compile s': 1.0}
+      {
+        'axis': 'batch',
+        'size': n,
+        'us': 1e4 * n,
+        'low': 8e3 * n,
+        'high': 3e4 * n,
+        'compile s': 1.0,
+      }
       for n in (1, 2, 4)
     ]
-    text = growth.render(rows, 5)
-    self.assertRegex(text, r'\| batch \| 1, 2, 4 \| 10, 20, 40 \| +1 \| +1 \|')
+    text = growth.render(rows, 5, 0.2)
+    self.assertIn('2 cores, 0.2 busy', re.sub('[0-9]+ cores', '2 cores', text))
+    self.assertRegex(
+      text, r'\| 1, 2, 4 \| 10, 20, 40 \| 8 to 30, .* \| +1 \| +0 \| +1 \|'
+    )
     path = pathlib.Path(self.create_tempdir().full_path) / 'growth.png'
     growth.plot(rows, path)
     self.assertGreater(path.stat().st_size, 1_000)
