@@ -39,9 +39,11 @@ class Ids:
       out, are 0 in it.
 
     Raises:
-      UserError: an id that counts is not from 0 to `size` - 1.
+      UserError: an id that counts is not from 0 to `size` - 1, or a position
+        that counts is none of the tokens.
     """
     x, size = batch['x'], self.size
+    _check_positions(batch)
     tokens = _tokens(x)
     if size is None or tokens is None:
       return batch
@@ -87,6 +89,28 @@ def _tokens(x: Any) -> Any:
   dtype = getattr(found, 'dtype', None)
   real = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
   return found if real else None
+
+
+def _check_positions(batch: types.Batch) -> None:
+  """Raises UserError for target positions that count and are not there."""
+  tokens, x = _tokens(batch['x']), batch['x']
+  found: Any = x.get('target_positions') if isinstance(x, Mapping) else None
+  if tokens is None or np.ndim(found) != 2 or np.ndim(tokens) < 2:
+    return
+  length = tokens.shape[1]
+  bad = (found < 0) | (found >= length)
+  counts = np.asarray(batch.get('weights', 1)) != 0
+  if counts.shape == bad.shape:
+    bad = bad & counts
+  elif counts.shape == bad.shape[:1]:  # Of examples.
+    bad = bad & counts[:, None]
+  if bad.any():
+    place = tuple(int(index[0]) for index in bad.nonzero())
+    raise errors.UserError(
+      f'target_positions has {found[place]} in example {place[0]}; the '
+      f'positions of its tokens are 0 to {length - 1}. Give those that do not '
+      'count the weight 0.'
+    )
 
 
 def _counts(batch: types.Batch, shape: tuple[int, ...]) -> Any:

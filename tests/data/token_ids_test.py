@@ -33,6 +33,17 @@ class IdsTest(parameterized.TestCase):
       with self.assertRaisesRegex(errors.UserError, message):
         token_ids.Ids(6).checked({'x': x})
 
+  @parameterized.parameters(-1, 3)
+  def test_target_positions_are_of_tokens(self, value):
+    x = {'tokens': TOKENS, 'target_positions': np.array([[0, 2], [1, value]])}
+    message = f'has {value} in example 1; .* are 0 to 2'
+    for weights in ({}, {'weights': np.ones((2, 2))}):
+      with self.assertRaisesRegex(errors.UserError, message):
+        token_ids.Ids(6).checked({'x': x, **weights})
+    for weights in (np.array([[1, 1], [1, 0]]), np.array([1, 0])):
+      batch = {'x': x, 'weights': weights}
+      self.assertIs(token_ids.Ids(6).checked(batch), batch)
+
   def test_padding_becomes_0(self):
     x = {'tokens': changed((1, 2), -100), 'mask': MASK}
     found = token_ids.Ids(6).checked({'x': x})
