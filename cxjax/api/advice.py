@@ -152,7 +152,7 @@ def _cheapest(equals: Sequence[Any]) -> str:
   """A clause with a reason to take one of several methods, if there is one."""
   for cost, why in (
     (lambda one: one.flops, 'takes the fewest FLOPs'),
-    (lambda one: one.steps, 'sees the fewest examples'),
+    (lambda one: one.steps, 'takes the fewest steps'),
   ):
     low, *others = sorted(map(cost, equals))
     if others[0] > 1.05 * low:
