@@ -1,6 +1,7 @@
 """A corpus split by document into training and held-out part, tokenized."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import pathlib
@@ -13,9 +14,11 @@ import tokenizers
 from cxjax import errors
 from cxjax import files
 from cxjax.data import corpus as corpus_lib
+from cxjax.data import corpus_folder
 from cxjax.data import encoding
 from cxjax.data import records
 from cxjax.data import tokenizer as tokenizer_lib
+from cxjax.parallel import multihost
 
 # Corpora of at most this many documents are tokenized at once, in memory.
 IN_MEMORY = 200_000
@@ -53,26 +56,37 @@ class TokenizedCorpus:
   def save(self, folder: pathlib.Path) -> None:
     """Writes the tokenizer and the fingerprints, which `load` reads again.
 
-    Docstrings are written too. A folder that holds a corpus is left alone.
+    Docstrings are written too. A folder that holds another corpus is left
+    alone. In a run of several processes the first one writes.
 
     Args:
       folder: the folder; made if it is missing.
+
+    Raises:
+      UserError: the folder has files of somebody else, or cannot be written.
     """
-    if (folder / 'corpus.json').exists():
+    if not multihost.is_first():
       return
-    tokenizer_lib.save(self.tokenizer, folder / 'tokenizer.json')
-    if self.corpus.source == 'docstrings':
-      corpus_lib.save(self.corpus, folder / 'documents.json')
-    files.write_json(
-      folder / 'corpus.json',
-      {
-        'source': self.corpus.source,
-        'versions': self.corpus.versions,
-        'documents': len(self.corpus.documents),
-        'held_out': len(self.held_out),
-        **self.fingerprints,
-      },
-    )
+    record = corpus_folder.read(folder)
+    if record is None:
+      files.write_json(folder / corpus_folder.RECORD, self._record())
+    elif any(record[k] != v for k, v in self.fingerprints.items()):
+      return
+    path = folder / corpus_folder.TOKENIZER
+    if not path.exists():
+      tokenizer_lib.save(self.tokenizer, path)
+    path = folder / corpus_folder.DOCUMENTS
+    if self.corpus.source == 'docstrings' and not path.exists():
+      corpus_lib.save(self.corpus, path)
+
+  def _record(self) -> dict[str, Any]:
+    return {
+      'source': self.corpus.source,
+      'versions': self.corpus.versions,
+      'documents': len(self.corpus.documents),
+      'held_out': len(self.held_out),
+      **self.fingerprints,
+    }
 
 
 def load(
@@ -109,19 +123,21 @@ def load(
     The corpus.
 
   Raises:
-    UserError: the source or the tokenizer is invalid, or the text is not the
-      one that `folder` records.
+    UserError: the source or the tokenizer is invalid, `folder` has files of
+      somebody else, or the text or the tokenizer is not the one that it
+      records.
   """
   kept = pathlib.Path(folder) if folder else None
+  record = corpus_folder.read(kept) if kept else None
   corpus = corpus_lib.load(
     source,
     whole_files=whole_files,
     tfds_folder=tfds_folder,
-    cached=kept and kept / 'documents.json',
+    cached=kept / corpus_folder.DOCUMENTS if kept and record else None,
     fields=fields,
   )
-  if kept is not None:
-    _require_unchanged(corpus, kept)
+  if kept and record:
+    _require_unchanged(corpus, kept, record)
   parts = split(len(corpus.documents), held_out)
   learn, hold = (Subset(corpus.documents, part) for part in parts)
   if len(corpus.documents) <= IN_MEMORY:
@@ -134,17 +150,20 @@ def load(
       len(corpus.documents),
       IN_MEMORY,
     )
-  chosen = _tokenizer(tokenizer, kept, vocab_size, learn, padded_vocab)
+  own = kept / corpus_folder.TOKENIZER if kept and record else None
+  chosen = _tokenizer(tokenizer, own, vocab_size, learn, padded_vocab)
+  if kept and record:
+    now = tokenizer_lib.fingerprint(chosen)
+    corpus_folder.require_same(kept, record, now)
   train, rest = (_tokenize(part, chosen, encode) for part in (learn, hold))
   return TokenizedCorpus(corpus, chosen, train, rest)
 
 
-def _require_unchanged(corpus: corpus_lib.Corpus, kept: pathlib.Path) -> None:
+def _require_unchanged(
+  corpus: corpus_lib.Corpus, kept: pathlib.Path, record: Mapping[str, Any]
+) -> None:
   """Raises UserError if `kept` records another corpus."""
-  record = kept / 'corpus.json'
-  if not record.exists():
-    return
-  before = files.read_json(record)['corpus']
+  before = record['corpus']
   errors.require(
     before == corpus.fingerprint,
     f'The text of data.source={corpus.source} changed since {kept} was made '
@@ -155,15 +174,15 @@ def _require_unchanged(corpus: corpus_lib.Corpus, kept: pathlib.Path) -> None:
 
 def _tokenizer(
   path: str,
-  kept: pathlib.Path | None,
+  own: pathlib.Path | None,
   vocab_size: int,
   documents: Sequence[str],
   padded: bool,
 ) -> tokenizers.Tokenizer:
   """Loads the tokenizer of a path or of an earlier run, or trains one."""
   file = pathlib.Path(path) if path else None
-  if file is None and kept and (kept / 'tokenizer.json').exists():
-    file = kept / 'tokenizer.json'
+  if file is None and own and own.exists():
+    file = own
   if file is None:
     return tokenizer_lib.train(_sample(documents), vocab_size)
   tokenizer = tokenizer_lib.load(file)

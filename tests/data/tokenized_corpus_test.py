@@ -1,6 +1,7 @@
 """Tests of the split and the tokens of a corpus."""
 
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -10,6 +11,7 @@ from cxjax import errors
 from cxjax.data import records
 from cxjax.data import tokenized_corpus
 from cxjax.data import tokenizer as tokenizer_lib
+from cxjax.parallel import multihost
 import documents
 
 
@@ -56,6 +58,80 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(again.fingerprints, one.fingerprints)
     again.save(kept)
     self.assertEqual((kept / 'tokenizer.json').stat().st_mtime_ns, stamp)
+
+  def test_what_a_crash_left_out_is_written_later(self):
+    kept = self.folder / 'text'
+    one = self.load()
+    with (
+      mock.patch.object(tokenizer_lib, 'save', side_effect=KeyboardInterrupt),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      one.save(kept)
+    again = self.load(folder=str(kept))
+    self.assertEqual(again.fingerprints, one.fingerprints)
+    again.save(kept)
+    found = tokenizer_lib.load(kept / 'tokenizer.json')
+    self.assertEqual(
+      tokenizer_lib.fingerprint(found), one.fingerprints['tokenizer']
+    )
+
+  def test_another_tokenizer_than_the_kept_one(self):
+    kept = self.folder / 'text'
+    self.load().save(kept)
+    (kept / 'tokenizer.json').unlink()
+    with self.assertRaisesRegex(errors.UserError, 'with another tokenizer'):
+      self.load(folder=str(kept), vocab_size=290)
+    path = self.folder / 'tokenizer.json'
+    tokenizer_lib.save(tokenizer_lib.train(documents.DOCUMENTS[:9], 300), path)
+    with self.assertRaisesRegex(errors.UserError, 'with another tokenizer'):
+      self.load(folder=str(kept), tokenizer=str(path))
+    self.load(tokenizer=str(path)).save(kept)
+    self.assertFalse((kept / 'tokenizer.json').exists())
+
+  @parameterized.parameters(
+    'tokenizer.json', 'documents.json', 'config.json', 'vocab.txt'
+  )
+  def test_files_of_somebody_else_stay(self, name):
+    kept = self.folder / 'model'
+    kept.mkdir()
+    tokenizer_lib.save(self.load().tokenizer, kept / name)
+    before = (kept / name).read_bytes()
+    message = f'model has {name} and no corpus.json.*set data.tokenizer'
+    for load in (
+      lambda: self.load(folder=str(kept)),
+      lambda: self.load(folder=str(kept), tokenizer=str(kept / name)),
+      lambda: self.load().save(kept),
+    ):
+      with self.assertRaisesRegex(errors.UserError, message):
+        load()
+    self.assertEqual([path.name for path in kept.iterdir()], [name])
+    self.assertEqual((kept / name).read_bytes(), before)
+
+  def test_a_record_of_somebody_else(self):
+    kept = self.folder / 'model'
+    kept.mkdir()
+    (kept / 'corpus.json').write_text('{"corpus": "wiki"}')
+    with self.assertRaisesRegex(errors.UserError, 'corpus.json is no record'):
+      self.load(folder=str(kept))
+
+  def test_the_first_process_writes(self):
+    kept = self.folder / 'text'
+    with mock.patch.object(multihost, 'is_first', return_value=False):
+      self.load().save(kept)
+    self.assertFalse(kept.exists())
+
+  def test_the_record_is_there_before_the_tokenizer(self):
+    kept, one = self.folder / 'text', self.load()
+
+    def read(*_):
+      # As another process of the run may, in between.
+      self.assertTrue((kept / 'corpus.json').exists())
+      again = self.load(folder=str(kept))
+      self.assertEqual(again.fingerprints, one.fingerprints)
+
+    with mock.patch.object(tokenizer_lib, 'save', side_effect=read) as save:
+      one.save(kept)
+    save.assert_called_once()
 
   def test_a_file_that_changed_is_read_again(self):
     one = self.load()
