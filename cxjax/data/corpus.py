@@ -253,8 +253,7 @@ def clean(text: str) -> str:
 def _read_files(request: _Request) -> Corpus:
   """Reads the text files that match a pattern."""
   source, pattern = request.source, request.rest
-  found = glob.glob(os.path.expanduser(pattern), recursive=True)
-  paths = sorted(filter(os.path.isfile, found))
+  paths = _paths(pattern)
   errors.require(
     bool(paths),
     f'data.source={source}: no file matches {pattern!r}. Quote the pattern, so '
@@ -272,6 +271,27 @@ def _read_files(request: _Request) -> Corpus:
     f'data.source={source}: the files have no text. Choose others.',
   )
   return Corpus(documents, source, _fingerprint(documents))
+
+
+def _paths(pattern: str) -> list[str]:
+  """The files that match a pattern, each once, in the order of their names.
+
+  `**/**` finds a file once for each folder above it, and links find it by other
+  names.
+  """
+  found = glob.glob(os.path.expanduser(pattern), recursive=True)
+  paths = sorted(filter(os.path.isfile, found))
+  # Of the names of a file the first stays.
+  once = {os.path.realpath(path): path for path in reversed(paths)}
+  if len(once) < len(paths):
+    logging.info(
+      'data.source=files:%s finds some files more than once: %d of %d are left '
+      'out.',
+      pattern,
+      len(paths) - len(once),
+      len(paths),
+    )
+  return sorted(once.values())
 
 
 def _require_records(source: str, paths: Sequence[str], every: bool) -> None:

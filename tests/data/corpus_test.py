@@ -111,6 +111,23 @@ class CorpusTest(parameterized.TestCase):
     (self.folder / 'deeper').mkdir()
     self.assertEqual(self.load('*').documents, ('one', 'two'))
 
+  def test_a_file_that_is_found_by_several_names_is_read_once(self):
+    (self.folder / 'a' / 'b').mkdir(parents=True)
+    self.write('a/b/x.txt', b'one\n\ntwo')
+    self.write('z.txt', b'three')
+    want = ('one', 'two', 'three')
+    with self.assertLogs(level='INFO') as logs:
+      self.assertEqual(self.load('**/**/*.txt').documents, want)
+    self.assertRegex(logs.output[0], r'more than once: \d+ of \d+ are left out')
+    (self.folder / 'a' / 'y.txt').symlink_to(self.folder / 'z.txt')
+    (self.folder / 'a' / 'loop').symlink_to(self.folder / 'a')
+    self.assertEqual(self.load('**/*.txt').documents, want)
+    with self.assertNoLogs(level='INFO'):
+      self.assertEqual(self.load('*/b/*.txt').documents, want[:2])
+    # Another file of the same content is one of its own.
+    self.write('y.txt', b'three')
+    self.assertEqual(self.load('*.txt').documents, ('three', 'three'))
+
   def test_docstrings_of_a_file(self):
     long = 'Computes the thing that everybody here has been waiting for, now.'
     path = self.write(
