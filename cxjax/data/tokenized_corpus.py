@@ -26,6 +26,9 @@ IN_MEMORY = 200_000
 TRAINING_CHARACTERS = 50_000_000
 # Shorter lines do not count as repeated text.
 SHORTEST_LINE = 40
+# Held-out documents that repeat others are left out without a warning up to
+# this share of them.
+MOST_REPEATED = 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +144,8 @@ def load(
   parts = split(len(corpus.documents), held_out)
   learn, hold = (Subset(corpus.documents, part) for part in parts)
   if len(corpus.documents) <= IN_MEMORY:
-    hold = unseen(list(learn), list(hold))
+    every, hold = len(hold), unseen(list(learn), list(hold))
+    _say_dropped(source, every, len(hold))
   else:
     logging.warning(
       '%s has %d documents: held-out ones that repeat training documents stay, '
@@ -236,6 +240,24 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
     'data.held_out, or take a text that does not repeat itself.',
   )
   return kept
+
+
+def _say_dropped(source: str, every: int, kept: int) -> None:
+  """Logs how many held-out documents are left out, as a warning if many.
+
+  Of docstrings many are, and nobody can change them.
+  """
+  many = every - kept > MOST_REPEATED * every and source != 'docstrings'
+  if kept < every:
+    logging.log(
+      logging.WARNING if many else logging.INFO,
+      '%d of %d held-out documents repeat training documents and are left out; '
+      '%d stay. If these are too few, raise data.held_out, or take a text that '
+      'does not repeat itself.',
+      every - kept,
+      every,
+      kept,
+    )
 
 
 def _sample(documents: Sequence[str]) -> Iterator[str]:

@@ -124,6 +124,9 @@ class CorpusTest(parameterized.TestCase):
     self.assertEqual(self.load('**/*.txt').documents, want)
     with self.assertNoLogs(level='INFO'):
       self.assertEqual(self.load('*/b/*.txt').documents, want[:2])
+    (self.folder / '0.txt').symlink_to(self.folder / 'z.txt')
+    self.assertEqual(self.load('**/*.txt').documents, ('three', 'one', 'two'))
+    (self.folder / '0.txt').unlink()
     # Another file of the same content is one of its own.
     self.write('y.txt', b'three')
     self.assertEqual(self.load('*.txt').documents, ('three', 'three'))

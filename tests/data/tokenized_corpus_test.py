@@ -49,6 +49,21 @@ class LoadTest(parameterized.TestCase):
       for index in (0, 7, 179):
         np.testing.assert_array_equal(found.train[index], want.train[index])
 
+  @parameterized.parameters((10, 'INFO'), (100, 'WARNING'))
+  def test_held_out_documents_that_are_dropped(self, repeats, level):
+    texts = [*documents.DOCUMENTS, *documents.DOCUMENTS[:repeats]]
+    self.source.write_text('\n\n'.join(texts))
+    with self.assertLogs(level='INFO') as logs:
+      found = self.load()
+    self.assertEqual(logs.records[0].levelname, level)
+    kept, every = len(found.held_out), len(texts) // 10
+    self.assertIn(f'{every - kept} of {every} held-out', logs.output[0])
+    self.assertIn(f'{kept} stay', logs.output[0])
+
+  def test_no_held_out_document_that_is_dropped(self):
+    with self.assertNoLogs(level='INFO'):
+      self.load()
+
   def test_a_kept_corpus_is_found_again(self):
     kept = self.folder / 'text'
     one = self.load()
