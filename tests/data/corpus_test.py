@@ -106,6 +106,21 @@ class CorpusTest(parameterized.TestCase):
       with self.assertRaisesRegex(errors.UserError, 'a.gz cannot be read'):
         self.load('*')
 
+  @parameterized.parameters('a.TAR', 'a.tar.gz', 'a.tgz', 'a.zip')
+  def test_an_archive(self, name):
+    self.write(name, b'one\n\ntwo')
+    with self.assertRaisesRegex(errors.UserError, f'{name} is an archive'):
+      self.load('*')
+
+  def test_a_character_of_no_text(self):
+    message = 'a.txt is no text in UTF-8: the character 2 is NUL'
+    self.write('a.txt', 'one\n\ntwo'.encode('utf-16-le'))
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.load('*')
+    self.write('a.txt', gzip.compress(b'p\0\n\ntwo'))
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.load('*', whole_files=True)
+
   def test_a_byte_order_mark_and_a_folder_are_skipped(self):
     self.write('a.txt', b'\xef\xbb\xbfone\n\ntwo')
     (self.folder / 'deeper').mkdir()
