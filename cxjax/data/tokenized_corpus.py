@@ -110,8 +110,8 @@ def load(
   Args:
     source: as for `corpus.load`.
     vocab_size: number of ids of the tokenizer.
-    tokenizer: path of a `tokenizer.json` of that size; '' trains a tokenizer on
-      the training documents.
+    tokenizer: path of a `tokenizer.json` of that size, whose special tokens are
+      characters in a document; '' trains one on the training documents.
     held_out: share of the documents that are held out, in (0, 1).
     whole_files: as for `corpus.load`.
     tfds_folder: as for `corpus.load`.
@@ -159,6 +159,8 @@ def load(
   if kept and record:
     now = tokenizer_lib.fingerprint(chosen)
     corpus_folder.require_same(kept, record, now)
+  if tokenizer:  # One that is trained here has no tokens that a text may mean.
+    tokenizer_lib.warn_of_special(chosen, learn)
   train, rest = (_tokenize(part, chosen, encode) for part in (learn, hold))
   return TokenizedCorpus(corpus, chosen, train, rest)
 

@@ -165,6 +165,17 @@ class LoadTest(parameterized.TestCase):
     ):
       self.load(folder=str(kept))
 
+  def test_special_tokens_of_a_given_tokenizer_are_warned_of(self):
+    path = self.folder / 'tokenizer.json'
+    tokenizer_lib.save(tokenizer_lib.train(documents.DOCUMENTS, 300), path)
+    texts = [f'[MASK] {one}' for one in documents.DOCUMENTS]
+    self.source.write_text('\n\n'.join(texts))
+    with self.assertLogs(level='WARNING') as logs:
+      self.load(tokenizer=str(path))
+    self.assertIn("A document has '[MASK]'", logs.output[0])
+    with self.assertNoLogs(level='WARNING'):
+      self.load()
+
   def test_a_tokenizer_of_another_size(self):
     path = self.folder / 'tokenizer.json'
     tokenizer_lib.save(tokenizer_lib.train(documents.DOCUMENTS, 280), path)
