@@ -22,6 +22,8 @@ from cxjax.parallel import multihost
 
 # Corpora of at most this many documents are tokenized at once, in memory.
 IN_MEMORY = 200_000
+# Of larger ones this many are tokenized at the start too, for their faults.
+SAMPLE = 4_000
 # A tokenizer is trained on about this many characters at most.
 TRAINING_CHARACTERS = 50_000_000
 # Shorter lines do not count as repeated text.
@@ -144,8 +146,9 @@ def load(
   parts = split(len(corpus.documents), held_out)
   learn, hold = (Subset(corpus.documents, part) for part in parts)
   if len(corpus.documents) <= IN_MEMORY:
-    every, hold = len(hold), unseen(list(learn), list(hold))
-    _say_dropped(source, every, len(hold))
+    kept_at = unseen(list(learn), list(hold))
+    _say_dropped(source, len(hold), len(kept_at))
+    hold = Subset(corpus.documents, parts[1][kept_at])
   else:
     logging.warning(
       '%s has %d documents: held-out ones that repeat training documents stay, '
@@ -206,8 +209,8 @@ def _tokenizer(
   return tokenizer
 
 
-def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
-  """Held-out documents that do not mostly repeat the training documents.
+def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[int]:
+  """Places of the held-out documents that mostly repeat no training document.
 
   A document that occurs as a whole among the training documents is dropped.
   Docstrings repeat each other's paragraphs: one is dropped too if more than
@@ -220,7 +223,7 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
     hold: held-out documents.
 
   Returns:
-    The held-out documents that remain, in their order.
+    The places of those that remain, in ascending order.
 
   Raises:
     UserError: none remains.
@@ -235,7 +238,7 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
     old = sum(len(line) for line in lines if line in known)
     return 2 * old <= sum(map(len, lines))
 
-  kept = [document for document in hold if is_new(document)]
+  kept = [place for place, document in enumerate(hold) if is_new(document)]
   errors.require(
     bool(kept),
     'All held-out documents repeat the training documents. Raise '
@@ -274,14 +277,22 @@ def _sample(documents: Sequence[str]) -> Iterator[str]:
 
 
 def _tokenize(
-  documents: Sequence[str],
+  documents: 'Subset',
   tokenizer: tokenizers.Tokenizer,
   encode: encoding.Encode,
 ) -> Sequence[Any]:
   """Tokenizes documents now if they fit in memory, else on access."""
-  if len(documents) > IN_MEMORY:
-    return Tokens(documents, tokenizer, encode)
-  return encode(list(documents), tokenizer)
+  tokens = Tokens(documents, tokenizer, encode)
+  if len(documents) <= IN_MEMORY:
+    return tokens.first(len(documents))
+  logging.info(
+    'Of %d documents the first %d are checked now, the others as they are '
+    'read.',
+    len(documents),
+    SAMPLE,
+  )
+  tokens.first(SAMPLE)
+  return tokens
 
 
 class Tokens(Sequence):
@@ -303,7 +314,33 @@ class Tokens(Sequence):
 
   def __getitem__(self, index: int) -> Any:  # type: ignore[override]
     """A document as `encode` makes it; by default `[n]` int32 ids."""
-    return self._encode([self._documents[index]], self._tokenizer)[0]
+    return self._encoded([index])[0]
+
+  def first(self, number: int) -> Sequence[Any]:
+    """The first documents, tokenized at once.
+
+    Args:
+      number: how many, or as many as there are.
+
+    Returns:
+      The documents as `encode` makes them.
+
+    Raises:
+      UserError: one of them cannot be encoded; says which.
+    """
+    return self._encoded(range(min(number, len(self))))
+
+  def _encoded(self, places: Sequence[int]) -> Sequence[Any]:
+    some = [self._documents[place] for place in places]
+    try:
+      return self._encode(some, self._tokenizer)
+    except encoding.DocumentError as error:
+      place = places[error.index]
+      if isinstance(self._documents, Subset):
+        place = self._documents.place(place)
+      raise errors.UserError(
+        f'Document {place + 1} of data.source: {error}'
+      ) from error
 
 
 def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -340,6 +377,10 @@ class Subset(Sequence):
     """Number of documents."""
     return len(self._indices)
 
+  def place(self, index: int) -> int:
+    """Place in the whole sequence of the document at `index` of the subset."""
+    return int(self._indices[index])
+
   def __getitem__(self, index: int) -> Any:  # type: ignore[override]
     """The document at `index` of the subset."""
-    return self._documents[int(self._indices[index])]
+    return self._documents[self.place(index)]

@@ -1,5 +1,6 @@
 """Tests of the split and the tokens of a corpus."""
 
+import json
 import pathlib
 from unittest import mock
 
@@ -12,6 +13,7 @@ from cxjax.data import records
 from cxjax.data import tokenized_corpus
 from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.parallel import multihost
+from cxjax.tasks import causal_text
 import documents
 
 
@@ -185,6 +187,64 @@ class LoadTest(parameterized.TestCase):
       self.load(tokenizer=str(path))
 
 
+class PromptsTest(parameterized.TestCase):
+  """Prompts that are too long, of which one is the document 41."""
+
+  def setUp(self):
+    super().setUp()
+    self.path = self.create_tempdir().full_path + '/a.jsonl'
+    self.rows = [{'q': 'of ', 'a': f'layer {i} ' * 4} for i in range(80)]
+    self.rows[40]['q'] = 'match ' * 20
+
+  def load(self, length=12, held_out=0.1):
+    rows = map(json.dumps, self.rows)
+    pathlib.Path(self.path).write_text('\n'.join(rows))
+    return tokenized_corpus.load(
+      f'files:{self.path}',
+      vocab_size=262,
+      held_out=held_out,
+      fields=records.Fields(prompt='q', completion='a'),
+      encode=causal_text.encoder(length),
+    )
+
+  def on_access(self, sample):
+    return mock.patch.multiple(tokenized_corpus, IN_MEMORY=5, SAMPLE=sample)
+
+  @parameterized.parameters(0.1, 0.9)
+  def test_one_is_named(self, held_out):
+    message = "^Document 41 of data.source: The prompt 'match match .*Raise dat"
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.load(held_out=held_out)
+    with (
+      self.on_access(1_000),
+      self.assertRaisesRegex(errors.UserError, message),
+    ):
+      self.load(held_out=held_out)
+
+  def test_one_behind_the_sample_is_named_where_it_is_read(self):
+    with self.on_access(30):
+      found = self.load()
+    place = list(tokenized_corpus.split(80, 0.1)[0]).index(40)
+    found.train[place - 1]
+    with self.assertRaisesRegex(errors.UserError, '^Document 41 of data.sourc'):
+      found.train[place]
+
+  def test_completions_that_are_truncated_are_counted_once_for_each_part(self):
+    self.rows[40]['q'] = ''
+    with self.assertLogs(level='WARNING') as logs:
+      self.load()
+    self.assertLen(logs.output, 2)
+    self.assertIn('72 of 72 completions are trunc', logs.output[0])
+    self.assertIn('8 of 8 completions are trunc', logs.output[1])
+    with self.on_access(6), self.assertLogs(level='WARNING') as logs:
+      found = self.load()
+      for place in range(20):
+        found.train[place]
+    said = [line for line in logs.output if 'are trunc' in line]
+    self.assertLen(said, 2)
+    self.assertIn('6 of 6 completions are trunc', said[0])
+
+
 class SplitTest(parameterized.TestCase):
   def test_a_split_by_document(self):
     learn, hold = tokenized_corpus.split(200, 0.1)
@@ -207,7 +267,8 @@ class SplitTest(parameterized.TestCase):
     both, new = '\n'.join(long[1:]), '\n'.join(long[2:])
     learn += ['known']
     hold = ['\n'.join([*long[:2], long[2]]), both, 'known', new, 'short']
-    self.assertEqual(tokenized_corpus.unseen(learn, hold), [both, new, 'short'])
+    # Those stay: both, new and the short one.
+    self.assertEqual(tokenized_corpus.unseen(learn, hold), [1, 3, 4])
     with self.assertRaisesRegex(errors.UserError, 'Raise data.held_out'):
       tokenized_corpus.unseen(learn, learn)
 
@@ -217,7 +278,7 @@ class SplitTest(parameterized.TestCase):
       [records.Prompted(f'{prompt}\n{i}\n', 'yes') for i in part]
       for part in ((1, 2, 3), (3, 4))
     )
-    self.assertEqual(tokenized_corpus.unseen(learn, hold), hold[1:])
+    self.assertEqual(tokenized_corpus.unseen(learn, hold), [1])
 
 
 if __name__ == '__main__':
