@@ -126,11 +126,14 @@ def warn_of_special(
   for document in itertools.islice(documents, SEARCHED):
     start = document[:LONGEST]
     if found := next((name for name in names if name in start), None):
+      ids = tokenizer.encode(found, add_special_tokens=False).ids
+      # Unigram takes it for a piece like others.
+      as_token = tokenizer.token_to_id(found) in ids
       logging.warning(
         'A document has %r, a special token of the tokenizer. In a text and in '
-        'a prompt it is read as these characters, not as the token: leave it '
-        'out unless that is meant.',
+        'a prompt it is read as %s: leave it out unless that is meant.',
         found,
+        'the token' if as_token else 'these characters, not as the token',
       )
       return
 
