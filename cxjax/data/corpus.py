@@ -43,6 +43,7 @@ PACKAGES = (
   'matplotlib',
 )
 SHORTEST = 80  # Characters of a docstring.
+ARCHIVES = ('.tar', '.tgz', '.tbz', '.tbz2', '.txz', '.tzst', '.zip')
 MOST = 2**30  # Bytes of a compressed file when unpacked.
 
 
@@ -253,8 +254,7 @@ def clean(text: str) -> str:
 def _read_files(request: _Request) -> Corpus:
   """Reads the text files that match a pattern."""
   source, pattern = request.source, request.rest
-  found = glob.glob(os.path.expanduser(pattern), recursive=True)
-  paths = sorted(filter(os.path.isfile, found))
+  paths = _paths(pattern)
   errors.require(
     bool(paths),
     f'data.source={source}: no file matches {pattern!r}. Quote the pattern, so '
@@ -272,6 +272,27 @@ def _read_files(request: _Request) -> Corpus:
     f'data.source={source}: the files have no text. Choose others.',
   )
   return Corpus(documents, source, _fingerprint(documents))
+
+
+def _paths(pattern: str) -> list[str]:
+  """The files that match a pattern, each once, in the order of their names.
+
+  `**/**` finds a file once for each folder above it, and links find it by other
+  names.
+  """
+  found = glob.glob(os.path.expanduser(pattern), recursive=True)
+  paths = sorted(filter(os.path.isfile, found))
+  # Of the names of a file the first stays.
+  once = {os.path.realpath(path): path for path in reversed(paths)}
+  if len(once) < len(paths):
+    logging.info(
+      'data.source=files:%s finds some files more than once: %d of %d are left '
+      'out.',
+      pattern,
+      len(paths) - len(once),
+      len(paths),
+    )
+  return sorted(once.values())
 
 
 def _require_records(source: str, paths: Sequence[str], every: bool) -> None:
@@ -302,10 +323,14 @@ def read_documents(
     without surrounding whitespace.
 
   Raises:
-    UserError: the file cannot be read, is not UTF-8, or has a record that is no
-      document; says where.
+    UserError: the file is an archive, cannot be read, is not UTF-8, or has a
+      record that is no document; says where.
   """
   fields, name = fields or records.Fields(), compression.bare_name(path)
+  errors.require(
+    not name.endswith(ARCHIVES),
+    f'{path} is an archive. Unpack it, or leave it out of the pattern.',
+  )
   content, compressed = compression.read(path, MOST)
   if name.endswith(records.PARQUET):
     return list(records.read_parquet(path, content, fields))
@@ -317,6 +342,12 @@ def read_documents(
       f'{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset '
       f'{error.start}{unpacked}. Convert it, or leave it out of the pattern.'
     ) from error
+  # UTF-16 and most files that are no text have some.
+  errors.require(
+    '\0' not in text,
+    f'{path} is no text in UTF-8: the character {text.find(chr(0)) + 1} is '
+    'NUL. Convert it, or leave it out of the pattern.',
+  )
   if name.endswith(records.JSONL):
     return list(records.read_jsonl(path, text, fields))
   parts = [text] if whole else re.split(r'\n\s*\n', text)

@@ -18,6 +18,19 @@ Encode: TypeAlias = Callable[
 ]
 
 
+class DocumentError(errors.UserError):
+  """A document that cannot be encoded.
+
+  Attributes:
+    index: its place among the documents that were to be encoded.
+  """
+
+  def __init__(self, message: str, index: int) -> None:
+    """Keeps which document it is."""
+    super().__init__(message)
+    self.index = index
+
+
 def ids(
   documents: Sequence[str], tokenizer: tokenizers.Tokenizer
 ) -> list[np.ndarray]:
@@ -62,7 +75,7 @@ def spans(
     document in bytes.
 
   Raises:
-    UserError: a prompt leaves no place for its completion.
+    DocumentError: a prompt leaves no place for its completion.
   """
   prompts = [getattr(one, 'prompt', 0) for one in documents]
   heads = [one[:n] for one, n in zip(documents, prompts, strict=True)]
@@ -82,16 +95,15 @@ def spans(
       'bytes': np.concatenate([*sizes, np.zeros(1, np.int32)]),
     }
     if isinstance(documents[i], records.Prompted):
-      _require_place(heads[i], len(head), length)
+      _require_place(i, heads[i], len(head), length)
       cut += len(counted) > length
       one = {name: value[:length] for name, value in one.items()}
     found.append(one)
-  if cut:
-    logging.log_first_n(
-      logging.WARNING,
+  # One that is read on access is of a corpus of which a sample was counted.
+  if cut and len(documents) > 1:
+    logging.warning(
       '%d of %d completions are truncated, with their prompts, to '
       'data.length=%d tokens.',
-      5,
       cut,
       len(documents),
       length,
@@ -99,14 +111,15 @@ def spans(
   return found
 
 
-def _require_place(prompt: str, tokens: int, length: int) -> None:
-  """Raises UserError for a prompt that leaves no token for its completion."""
-  errors.require(
-    tokens < length,
-    f'The prompt {prompt[:40]!r}... has {tokens} tokens, and data.length='
-    f'{length} leaves none for its completion. Raise data.length, or leave the '
-    'record out.',
-  )
+def _require_place(index: int, prompt: str, tokens: int, length: int) -> None:
+  """Raises DocumentError for a prompt that leaves its completion no token."""
+  if tokens >= length:
+    raise DocumentError(
+      f'The prompt {prompt[:40]!r}... has {tokens} tokens, and data.length='
+      f'{length} leaves none for its completion. Raise data.length, or leave '
+      'the record out.',
+      index,
+    )
 
 
 def _bytes(text: str, encoding: tokenizers.Encoding) -> np.ndarray:

@@ -70,7 +70,8 @@ def pack(
     A dataset of `Rows`. Its iterators save and restore their state.
 
   Raises:
-    UserError: there are fewer documents than shards.
+    UserError: there are fewer documents than shards, or those of the shard have
+      no token and are to be read without end.
   """
   # Imported here, as it is slow to import.
   import grain
@@ -81,6 +82,16 @@ def pack(
     len(documents) >= number,
     f'{len(documents)} documents cannot be read in data.shards={number} parts. '
     f'Lower it to at most {len(documents)}.',
+  )
+  # It would look for a token without end. Mostly the first document has some.
+  errors.require(
+    seed is None
+    or any(
+      len(_features(documents[i])['tokens'])
+      for i in range(first, len(documents), number)
+    ),
+    f'No training document of part {first + 1} of data.shards={number} has a '
+    'token. Lower data.shards, or take another text.',
   )
   dataset = grain.MapDataset.source(documents)[first::number]
   if seed is not None:
@@ -175,8 +186,7 @@ class _Chunks:
 
   def flat_map(self, element: Any) -> list[dict[str, np.ndarray]]:
     """Chunks of the `[n]` ids, or of the features, of a document."""
-    if not isinstance(element, Mapping):
-      element = {'tokens': element}
+    element = _features(element)
     most = self._length - 1
     starts = range(0, len(element['tokens']), most)
     return [
@@ -188,6 +198,11 @@ class _Chunks:
       }
       for i in starts
     ]
+
+
+def _features(document: Any) -> Mapping[str, np.ndarray]:
+  """The features of a document, which may be its ids alone."""
+  return document if isinstance(document, Mapping) else {'tokens': document}
 
 
 def _rename(packed: dict[str, np.ndarray], features: tuple[str, ...]) -> Rows:

@@ -48,11 +48,16 @@ class Fields:
   completion: str = ''
 
   def __post_init__(self) -> None:
-    """Raises UserError for a prompt without a completion, or the reverse."""
+    """Raises UserError for a prompt without a completion of its own."""
     errors.require(
       bool(self.prompt) == bool(self.completion),
       f'data.prompt_field={self.prompt!r} and data.completion_field='
       f'{self.completion!r}: give both, or neither.',
+    )
+    errors.require(
+      not self.prompt or self.prompt != self.completion,
+      f'data.prompt_field and data.completion_field are both {self.prompt!r}: '
+      'a completion would repeat its prompt. Name two fields.',
     )
     errors.require(
       bool(self.text) or bool(self.prompt),

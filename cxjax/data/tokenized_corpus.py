@@ -1,6 +1,7 @@
 """A corpus split by document into training and held-out part, tokenized."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import pathlib
@@ -13,16 +14,23 @@ import tokenizers
 from cxjax import errors
 from cxjax import files
 from cxjax.data import corpus as corpus_lib
+from cxjax.data import corpus_folder
 from cxjax.data import encoding
 from cxjax.data import records
 from cxjax.data import tokenizer as tokenizer_lib
+from cxjax.parallel import multihost
 
 # Corpora of at most this many documents are tokenized at once, in memory.
 IN_MEMORY = 200_000
+# Of larger ones this many are tokenized at the start too, for their faults.
+SAMPLE = 4_000
 # A tokenizer is trained on about this many characters at most.
 TRAINING_CHARACTERS = 50_000_000
 # Shorter lines do not count as repeated text.
 SHORTEST_LINE = 40
+# Held-out documents that repeat others are left out without a warning up to
+# this share of them.
+MOST_REPEATED = 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,26 +61,37 @@ class TokenizedCorpus:
   def save(self, folder: pathlib.Path) -> None:
     """Writes the tokenizer and the fingerprints, which `load` reads again.
 
-    Docstrings are written too. A folder that holds a corpus is left alone.
+    Docstrings are written too. A folder that holds another corpus is left
+    alone. In a run of several processes the first one writes.
 
     Args:
       folder: the folder; made if it is missing.
+
+    Raises:
+      UserError: the folder has files of somebody else, or cannot be written.
     """
-    if (folder / 'corpus.json').exists():
+    if not multihost.is_first():
       return
-    tokenizer_lib.save(self.tokenizer, folder / 'tokenizer.json')
-    if self.corpus.source == 'docstrings':
-      corpus_lib.save(self.corpus, folder / 'documents.json')
-    files.write_json(
-      folder / 'corpus.json',
-      {
-        'source': self.corpus.source,
-        'versions': self.corpus.versions,
-        'documents': len(self.corpus.documents),
-        'held_out': len(self.held_out),
-        **self.fingerprints,
-      },
-    )
+    record = corpus_folder.read(folder)
+    if record is None:
+      files.write_json(folder / corpus_folder.RECORD, self._record())
+    elif any(record[k] != v for k, v in self.fingerprints.items()):
+      return
+    path = folder / corpus_folder.TOKENIZER
+    if not path.exists():
+      tokenizer_lib.save(self.tokenizer, path)
+    path = folder / corpus_folder.DOCUMENTS
+    if self.corpus.source == 'docstrings' and not path.exists():
+      corpus_lib.save(self.corpus, path)
+
+  def _record(self) -> dict[str, Any]:
+    return {
+      'source': self.corpus.source,
+      'versions': self.corpus.versions,
+      'documents': len(self.corpus.documents),
+      'held_out': len(self.held_out),
+      **self.fingerprints,
+    }
 
 
 def load(
@@ -93,8 +112,8 @@ def load(
   Args:
     source: as for `corpus.load`.
     vocab_size: number of ids of the tokenizer.
-    tokenizer: path of a `tokenizer.json` of that size; '' trains a tokenizer on
-      the training documents.
+    tokenizer: path of a `tokenizer.json` of that size, whose special tokens are
+      characters in a document; '' trains one on the training documents.
     held_out: share of the documents that are held out, in (0, 1).
     whole_files: as for `corpus.load`.
     tfds_folder: as for `corpus.load`.
@@ -109,23 +128,27 @@ def load(
     The corpus.
 
   Raises:
-    UserError: the source or the tokenizer is invalid, or the text is not the
-      one that `folder` records.
+    UserError: the source or the tokenizer is invalid, `folder` has files of
+      somebody else, or the text or the tokenizer is not the one that it
+      records.
   """
   kept = pathlib.Path(folder) if folder else None
+  record = corpus_folder.read(kept) if kept else None
   corpus = corpus_lib.load(
     source,
     whole_files=whole_files,
     tfds_folder=tfds_folder,
-    cached=kept and kept / 'documents.json',
+    cached=kept / corpus_folder.DOCUMENTS if kept and record else None,
     fields=fields,
   )
-  if kept is not None:
-    _require_unchanged(corpus, kept)
+  if kept and record:
+    _require_unchanged(corpus, kept, record)
   parts = split(len(corpus.documents), held_out)
   learn, hold = (Subset(corpus.documents, part) for part in parts)
   if len(corpus.documents) <= IN_MEMORY:
-    hold = unseen(list(learn), list(hold))
+    kept_at = unseen(list(learn), list(hold))
+    _say_dropped(source, len(hold), len(kept_at))
+    hold = Subset(corpus.documents, parts[1][kept_at])
   else:
     logging.warning(
       '%s has %d documents: held-out ones that repeat training documents stay, '
@@ -134,17 +157,22 @@ def load(
       len(corpus.documents),
       IN_MEMORY,
     )
-  chosen = _tokenizer(tokenizer, kept, vocab_size, learn, padded_vocab)
+  own = kept / corpus_folder.TOKENIZER if kept and record else None
+  chosen = _tokenizer(tokenizer, own, vocab_size, learn, padded_vocab)
+  if kept and record:
+    now = tokenizer_lib.fingerprint(chosen)
+    corpus_folder.require_same(kept, record, now)
+  if tokenizer:  # One that is trained here has no tokens that a text may mean.
+    tokenizer_lib.warn_of_special(chosen, learn)
   train, rest = (_tokenize(part, chosen, encode) for part in (learn, hold))
   return TokenizedCorpus(corpus, chosen, train, rest)
 
 
-def _require_unchanged(corpus: corpus_lib.Corpus, kept: pathlib.Path) -> None:
+def _require_unchanged(
+  corpus: corpus_lib.Corpus, kept: pathlib.Path, record: Mapping[str, Any]
+) -> None:
   """Raises UserError if `kept` records another corpus."""
-  record = kept / 'corpus.json'
-  if not record.exists():
-    return
-  before = files.read_json(record)['corpus']
+  before = record['corpus']
   errors.require(
     before == corpus.fingerprint,
     f'The text of data.source={corpus.source} changed since {kept} was made '
@@ -155,15 +183,15 @@ def _require_unchanged(corpus: corpus_lib.Corpus, kept: pathlib.Path) -> None:
 
 def _tokenizer(
   path: str,
-  kept: pathlib.Path | None,
+  own: pathlib.Path | None,
   vocab_size: int,
   documents: Sequence[str],
   padded: bool,
 ) -> tokenizers.Tokenizer:
   """Loads the tokenizer of a path or of an earlier run, or trains one."""
   file = pathlib.Path(path) if path else None
-  if file is None and kept and (kept / 'tokenizer.json').exists():
-    file = kept / 'tokenizer.json'
+  if file is None and own and own.exists():
+    file = own
   if file is None:
     return tokenizer_lib.train(_sample(documents), vocab_size)
   tokenizer = tokenizer_lib.load(file)
@@ -181,8 +209,8 @@ def _tokenizer(
   return tokenizer
 
 
-def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
-  """Held-out documents that do not mostly repeat the training documents.
+def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[int]:
+  """Places of the held-out documents that mostly repeat no training document.
 
   A document that occurs as a whole among the training documents is dropped.
   Docstrings repeat each other's paragraphs: one is dropped too if more than
@@ -195,7 +223,7 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
     hold: held-out documents.
 
   Returns:
-    The held-out documents that remain, in their order.
+    The places of those that remain, in ascending order.
 
   Raises:
     UserError: none remains.
@@ -210,13 +238,31 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[str]:
     old = sum(len(line) for line in lines if line in known)
     return 2 * old <= sum(map(len, lines))
 
-  kept = [document for document in hold if is_new(document)]
+  kept = [place for place, document in enumerate(hold) if is_new(document)]
   errors.require(
     bool(kept),
     'All held-out documents repeat the training documents. Raise '
     'data.held_out, or take a text that does not repeat itself.',
   )
   return kept
+
+
+def _say_dropped(source: str, every: int, kept: int) -> None:
+  """Logs how many held-out documents are left out, as a warning if many.
+
+  Of docstrings many are, and nobody can change them.
+  """
+  many = every - kept > MOST_REPEATED * every and source != 'docstrings'
+  if kept < every:
+    logging.log(
+      logging.WARNING if many else logging.INFO,
+      '%d of %d held-out documents repeat training documents and are left out; '
+      '%d stay. If these are too few, raise data.held_out, or take a text that '
+      'does not repeat itself.',
+      every - kept,
+      every,
+      kept,
+    )
 
 
 def _sample(documents: Sequence[str]) -> Iterator[str]:
@@ -231,14 +277,22 @@ def _sample(documents: Sequence[str]) -> Iterator[str]:
 
 
 def _tokenize(
-  documents: Sequence[str],
+  documents: 'Subset',
   tokenizer: tokenizers.Tokenizer,
   encode: encoding.Encode,
 ) -> Sequence[Any]:
   """Tokenizes documents now if they fit in memory, else on access."""
-  if len(documents) > IN_MEMORY:
-    return Tokens(documents, tokenizer, encode)
-  return encode(list(documents), tokenizer)
+  tokens = Tokens(documents, tokenizer, encode)
+  if len(documents) <= IN_MEMORY:
+    return tokens.first(len(documents))
+  logging.info(
+    'Of %d documents the first %d are checked now, the others as they are '
+    'read.',
+    len(documents),
+    SAMPLE,
+  )
+  tokens.first(SAMPLE)
+  return tokens
 
 
 class Tokens(Sequence):
@@ -260,7 +314,33 @@ class Tokens(Sequence):
 
   def __getitem__(self, index: int) -> Any:  # type: ignore[override]
     """A document as `encode` makes it; by default `[n]` int32 ids."""
-    return self._encode([self._documents[index]], self._tokenizer)[0]
+    return self._encoded([index])[0]
+
+  def first(self, number: int) -> Sequence[Any]:
+    """The first documents, tokenized at once.
+
+    Args:
+      number: how many, or as many as there are.
+
+    Returns:
+      The documents as `encode` makes them.
+
+    Raises:
+      UserError: one of them cannot be encoded; says which.
+    """
+    return self._encoded(range(min(number, len(self))))
+
+  def _encoded(self, places: Sequence[int]) -> Sequence[Any]:
+    some = [self._documents[place] for place in places]
+    try:
+      return self._encode(some, self._tokenizer)
+    except encoding.DocumentError as error:
+      place = places[error.index]
+      if isinstance(self._documents, Subset):
+        place = self._documents.place(place)
+      raise errors.UserError(
+        f'Document {place + 1} of data.source: {error}'
+      ) from error
 
 
 def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -297,6 +377,10 @@ class Subset(Sequence):
     """Number of documents."""
     return len(self._indices)
 
+  def place(self, index: int) -> int:
+    """Place in the whole sequence of the document at `index` of the subset."""
+    return int(self._indices[index])
+
   def __getitem__(self, index: int) -> Any:  # type: ignore[override]
     """The document at `index` of the subset."""
-    return self._documents[int(self._indices[index])]
+    return self._documents[self.place(index)]

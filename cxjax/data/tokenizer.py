@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from collections.abc import Sequence
 import hashlib
+import itertools
 import pathlib
 
+from absl import logging
 import tokenizers
 from tokenizers import decoders
 from tokenizers import models
@@ -25,6 +27,9 @@ SPECIAL = {
 # preferred ones first.
 ENDS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>')
 BEGINS = ('<bos>', '<|begin_of_text|>', '<|endoftext|>')
+
+# Documents, and characters of each, that are searched for special tokens.
+SEARCHED, LONGEST = 1_000, 10_000
 
 
 def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -105,6 +110,32 @@ def _read_literally(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
   """Makes a '[MASK]' in a document six characters, not the special token."""
   tokenizer.encode_special_tokens = True
   return tokenizer
+
+
+def warn_of_special(
+  tokenizer: tokenizers.Tokenizer, documents: Iterable[str]
+) -> None:
+  """Warns once if a document has the characters of a special token.
+
+  Args:
+    tokenizer: the tokenizer.
+    documents: the beginnings of the first `SEARCHED` of them are searched.
+  """
+  added = tokenizer.get_added_tokens_decoder().values()
+  names = [token.content for token in added if token.special and token.content]
+  for document in itertools.islice(documents, SEARCHED):
+    start = document[:LONGEST]
+    if found := next((name for name in names if name in start), None):
+      ids = tokenizer.encode(found, add_special_tokens=False).ids
+      # Unigram takes it for a piece like others.
+      as_token = tokenizer.token_to_id(found) in ids
+      logging.warning(
+        'A document has %r, a special token of the tokenizer. In a text and in '
+        'a prompt it is read as %s: leave it out unless that is meant.',
+        found,
+        'the token' if as_token else 'these characters, not as the token',
+      )
+      return
 
 
 def save(tokenizer: tokenizers.Tokenizer, path: pathlib.Path) -> None:

@@ -106,10 +106,45 @@ class CorpusTest(parameterized.TestCase):
       with self.assertRaisesRegex(errors.UserError, 'a.gz cannot be read'):
         self.load('*')
 
+  @parameterized.parameters('a.TAR', 'a.tar.gz', 'a.tgz', 'a.zip')
+  def test_an_archive(self, name):
+    self.write(name, b'one\n\ntwo')
+    with self.assertRaisesRegex(errors.UserError, f'{name} is an archive'):
+      self.load('*')
+
+  def test_a_character_of_no_text(self):
+    message = 'a.txt is no text in UTF-8: the character 2 is NUL'
+    self.write('a.txt', 'one\n\ntwo'.encode('utf-16-le'))
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.load('*')
+    self.write('a.txt', gzip.compress(b'p\0\n\ntwo'))
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.load('*', whole_files=True)
+
   def test_a_byte_order_mark_and_a_folder_are_skipped(self):
     self.write('a.txt', b'\xef\xbb\xbfone\n\ntwo')
     (self.folder / 'deeper').mkdir()
     self.assertEqual(self.load('*').documents, ('one', 'two'))
+
+  def test_a_file_that_is_found_by_several_names_is_read_once(self):
+    (self.folder / 'a' / 'b').mkdir(parents=True)
+    self.write('a/b/x.txt', b'one\n\ntwo')
+    self.write('z.txt', b'three')
+    want = ('one', 'two', 'three')
+    with self.assertLogs(level='INFO') as logs:
+      self.assertEqual(self.load('**/**/*.txt').documents, want)
+    self.assertRegex(logs.output[0], r'more than once: \d+ of \d+ are left out')
+    (self.folder / 'a' / 'y.txt').symlink_to(self.folder / 'z.txt')
+    (self.folder / 'a' / 'loop').symlink_to(self.folder / 'a')
+    self.assertEqual(self.load('**/*.txt').documents, want)
+    with self.assertNoLogs(level='INFO'):
+      self.assertEqual(self.load('*/b/*.txt').documents, want[:2])
+    (self.folder / '0.txt').symlink_to(self.folder / 'z.txt')
+    self.assertEqual(self.load('**/*.txt').documents, ('three', 'one', 'two'))
+    (self.folder / '0.txt').unlink()
+    # Another file of the same content is one of its own.
+    self.write('y.txt', b'three')
+    self.assertEqual(self.load('*.txt').documents, ('three', 'three'))
 
   def test_docstrings_of_a_file(self):
     long = 'Computes the thing that everybody here has been waiting for, now.'

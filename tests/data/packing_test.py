@@ -1,6 +1,7 @@
 """Tests of sequence packing."""
 
 import collections
+import functools
 import itertools
 
 from absl.testing import absltest
@@ -70,6 +71,18 @@ class PackTest(parameterized.TestCase):
   def test_more_shards_than_documents(self):
     with self.assertRaisesRegex(errors.UserError, r'read in data.shards=300'):
       packing.pack(DOCUMENTS, **IDS, batch_size=2, seed=0, shard=(0, 300))
+
+  def test_a_shard_without_a_token(self):
+    empty, some = np.zeros(0, np.int32), np.arange(3, 9, dtype=np.int32)
+    few = [empty, some, empty, empty, empty]
+    for found in (few, [{'tokens': one} for one in few]):
+      pack = functools.partial(packing.pack, found, **IDS, batch_size=2, seed=0)
+      with self.assertRaisesRegex(
+        errors.UserError, 'part 1 of data.shards=2 has a token'
+      ):
+        pack(shard=(0, 2))
+      self.assertLen(list(itertools.islice(pack(shard=(1, 2)), 3)), 3)
+      self.assertLen(list(itertools.islice(pack(), 3)), 3)
 
   def test_position_ids_count_from_the_start_of_a_chunk(self):
     rows = packing.held_out_rows(DOCUMENTS, 50, **IDS)

@@ -92,6 +92,8 @@ class RecordsTest(parameterized.TestCase):
       corpus_lib.load('docstrings', fields=PAIRS)
     with self.assertRaisesRegex(errors.UserError, 'give both, or neither'):
       records.Fields(prompt='q')
+    with self.assertRaisesRegex(errors.UserError, "are both 'q'"):
+      records.Fields(prompt='q', completion='q')
     with self.assertRaisesRegex(errors.UserError, 'names no field'):
       records.Fields('')
 

@@ -1,6 +1,8 @@
 """Tests of the split and the tokens of a corpus."""
 
+import json
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -10,6 +12,8 @@ from cxjax import errors
 from cxjax.data import records
 from cxjax.data import tokenized_corpus
 from cxjax.data import tokenizer as tokenizer_lib
+from cxjax.parallel import multihost
+from cxjax.tasks import causal_text
 import documents
 
 
@@ -47,6 +51,21 @@ class LoadTest(parameterized.TestCase):
       for index in (0, 7, 179):
         np.testing.assert_array_equal(found.train[index], want.train[index])
 
+  @parameterized.parameters((10, 'INFO'), (100, 'WARNING'))
+  def test_held_out_documents_that_are_dropped(self, repeats, level):
+    texts = [*documents.DOCUMENTS, *documents.DOCUMENTS[:repeats]]
+    self.source.write_text('\n\n'.join(texts))
+    with self.assertLogs(level='INFO') as logs:
+      found = self.load()
+    self.assertEqual(logs.records[0].levelname, level)
+    kept, every = len(found.held_out), len(texts) // 10
+    self.assertIn(f'{every - kept} of {every} held-out', logs.output[0])
+    self.assertIn(f'{kept} stay', logs.output[0])
+
+  def test_no_held_out_document_that_is_dropped(self):
+    with self.assertNoLogs(level='INFO'):
+      self.load()
+
   def test_a_kept_corpus_is_found_again(self):
     kept = self.folder / 'text'
     one = self.load()
@@ -56,6 +75,80 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(again.fingerprints, one.fingerprints)
     again.save(kept)
     self.assertEqual((kept / 'tokenizer.json').stat().st_mtime_ns, stamp)
+
+  def test_what_a_crash_left_out_is_written_later(self):
+    kept = self.folder / 'text'
+    one = self.load()
+    with (
+      mock.patch.object(tokenizer_lib, 'save', side_effect=KeyboardInterrupt),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      one.save(kept)
+    again = self.load(folder=str(kept))
+    self.assertEqual(again.fingerprints, one.fingerprints)
+    again.save(kept)
+    found = tokenizer_lib.load(kept / 'tokenizer.json')
+    self.assertEqual(
+      tokenizer_lib.fingerprint(found), one.fingerprints['tokenizer']
+    )
+
+  def test_another_tokenizer_than_the_kept_one(self):
+    kept = self.folder / 'text'
+    self.load().save(kept)
+    (kept / 'tokenizer.json').unlink()
+    with self.assertRaisesRegex(errors.UserError, 'with another tokenizer'):
+      self.load(folder=str(kept), vocab_size=290)
+    path = self.folder / 'tokenizer.json'
+    tokenizer_lib.save(tokenizer_lib.train(documents.DOCUMENTS[:9], 300), path)
+    with self.assertRaisesRegex(errors.UserError, 'with another tokenizer'):
+      self.load(folder=str(kept), tokenizer=str(path))
+    self.load(tokenizer=str(path)).save(kept)
+    self.assertFalse((kept / 'tokenizer.json').exists())
+
+  @parameterized.parameters(
+    'tokenizer.json', 'documents.json', 'config.json', 'vocab.txt'
+  )
+  def test_files_of_somebody_else_stay(self, name):
+    kept = self.folder / 'model'
+    kept.mkdir()
+    tokenizer_lib.save(self.load().tokenizer, kept / name)
+    before = (kept / name).read_bytes()
+    message = f'model has {name} and no corpus.json.*set data.tokenizer'
+    for load in (
+      lambda: self.load(folder=str(kept)),
+      lambda: self.load(folder=str(kept), tokenizer=str(kept / name)),
+      lambda: self.load().save(kept),
+    ):
+      with self.assertRaisesRegex(errors.UserError, message):
+        load()
+    self.assertEqual([path.name for path in kept.iterdir()], [name])
+    self.assertEqual((kept / name).read_bytes(), before)
+
+  def test_a_record_of_somebody_else(self):
+    kept = self.folder / 'model'
+    kept.mkdir()
+    (kept / 'corpus.json').write_text('{"corpus": "wiki"}')
+    with self.assertRaisesRegex(errors.UserError, 'corpus.json is no record'):
+      self.load(folder=str(kept))
+
+  def test_the_first_process_writes(self):
+    kept = self.folder / 'text'
+    with mock.patch.object(multihost, 'is_first', return_value=False):
+      self.load().save(kept)
+    self.assertFalse(kept.exists())
+
+  def test_the_record_is_there_before_the_tokenizer(self):
+    kept, one = self.folder / 'text', self.load()
+
+    def read(*_):
+      # As another process of the run may, in between.
+      self.assertTrue((kept / 'corpus.json').exists())
+      again = self.load(folder=str(kept))
+      self.assertEqual(again.fingerprints, one.fingerprints)
+
+    with mock.patch.object(tokenizer_lib, 'save', side_effect=read) as save:
+      one.save(kept)
+    save.assert_called_once()
 
   def test_a_file_that_changed_is_read_again(self):
     one = self.load()
@@ -74,6 +167,17 @@ class LoadTest(parameterized.TestCase):
     ):
       self.load(folder=str(kept))
 
+  def test_special_tokens_of_a_given_tokenizer_are_warned_of(self):
+    path = self.folder / 'tokenizer.json'
+    tokenizer_lib.save(tokenizer_lib.train(documents.DOCUMENTS, 300), path)
+    texts = [f'[MASK] {one}' for one in documents.DOCUMENTS]
+    self.source.write_text('\n\n'.join(texts))
+    with self.assertLogs(level='WARNING') as logs:
+      self.load(tokenizer=str(path))
+    self.assertIn("A document has '[MASK]'", logs.output[0])
+    with self.assertNoLogs(level='WARNING'):
+      self.load()
+
   def test_a_tokenizer_of_another_size(self):
     path = self.folder / 'tokenizer.json'
     tokenizer_lib.save(tokenizer_lib.train(documents.DOCUMENTS, 280), path)
@@ -81,6 +185,64 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(found.tokenizer.get_vocab_size(), 280)
     with self.assertRaisesRegex(errors.UserError, 'has 280 ids.*=280'):
       self.load(tokenizer=str(path))
+
+
+class PromptsTest(parameterized.TestCase):
+  """Prompts that are too long, of which one is the document 41."""
+
+  def setUp(self):
+    super().setUp()
+    self.path = self.create_tempdir().full_path + '/a.jsonl'
+    self.rows = [{'q': 'of ', 'a': f'layer {i} ' * 4} for i in range(80)]
+    self.rows[40]['q'] = 'match ' * 20
+
+  def load(self, length=12, held_out=0.1):
+    rows = map(json.dumps, self.rows)
+    pathlib.Path(self.path).write_text('\n'.join(rows))
+    return tokenized_corpus.load(
+      f'files:{self.path}',
+      vocab_size=262,
+      held_out=held_out,
+      fields=records.Fields(prompt='q', completion='a'),
+      encode=causal_text.encoder(length),
+    )
+
+  def on_access(self, sample):
+    return mock.patch.multiple(tokenized_corpus, IN_MEMORY=5, SAMPLE=sample)
+
+  @parameterized.parameters(0.1, 0.9)
+  def test_one_is_named(self, held_out):
+    message = "^Document 41 of data.source: The prompt 'match match .*Raise dat"
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.load(held_out=held_out)
+    with (
+      self.on_access(1_000),
+      self.assertRaisesRegex(errors.UserError, message),
+    ):
+      self.load(held_out=held_out)
+
+  def test_one_behind_the_sample_is_named_where_it_is_read(self):
+    with self.on_access(30):
+      found = self.load()
+    place = list(tokenized_corpus.split(80, 0.1)[0]).index(40)
+    found.train[place - 1]
+    with self.assertRaisesRegex(errors.UserError, '^Document 41 of data.sourc'):
+      found.train[place]
+
+  def test_completions_that_are_truncated_are_counted_once_for_each_part(self):
+    self.rows[40]['q'] = ''
+    with self.assertLogs(level='WARNING') as logs:
+      self.load()
+    self.assertLen(logs.output, 2)
+    self.assertIn('72 of 72 completions are trunc', logs.output[0])
+    self.assertIn('8 of 8 completions are trunc', logs.output[1])
+    with self.on_access(6), self.assertLogs(level='WARNING') as logs:
+      found = self.load()
+      for place in range(20):
+        found.train[place]
+    said = [line for line in logs.output if 'are trunc' in line]
+    self.assertLen(said, 2)
+    self.assertIn('6 of 6 completions are trunc', said[0])
 
 
 class SplitTest(parameterized.TestCase):
@@ -105,7 +267,8 @@ class SplitTest(parameterized.TestCase):
     both, new = '\n'.join(long[1:]), '\n'.join(long[2:])
     learn += ['known']
     hold = ['\n'.join([*long[:2], long[2]]), both, 'known', new, 'short']
-    self.assertEqual(tokenized_corpus.unseen(learn, hold), [both, new, 'short'])
+    # Those stay: both, new and the short one.
+    self.assertEqual(tokenized_corpus.unseen(learn, hold), [1, 3, 4])
     with self.assertRaisesRegex(errors.UserError, 'Raise data.held_out'):
       tokenized_corpus.unseen(learn, learn)
 
@@ -115,7 +278,7 @@ class SplitTest(parameterized.TestCase):
       [records.Prompted(f'{prompt}\n{i}\n', 'yes') for i in part]
       for part in ((1, 2, 3), (3, 4))
     )
-    self.assertEqual(tokenized_corpus.unseen(learn, hold), hold[1:])
+    self.assertEqual(tokenized_corpus.unseen(learn, hold), [1])
 
 
 if __name__ == '__main__':

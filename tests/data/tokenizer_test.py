@@ -69,6 +69,34 @@ class TokenizerTest(parameterized.TestCase):
       self.assertGreater(min(ids), 2)
       self.assertEqual(tokenizer.decode(ids), 'see [MASK] [CLS]')
 
+  def test_special_tokens_in_a_text_are_warned_of_once(self):
+    made = tokenizer_lib.train(documents.DOCUMENTS, 300)
+    made.add_special_tokens(['<|im_start|>'])  # Read literally, as by `load`.
+    made.add_tokens(['<think>'])
+    texts = ['a', '<|im_start|>user', '[MASK] <|im_start|>']
+    with self.assertLogs(level='WARNING') as logs:
+      tokenizer_lib.warn_of_special(made, texts)
+    self.assertLen(logs.output, 1)
+    self.assertIn("has '<|im_start|>', a special token", logs.output[0])
+    self.assertIn('read as these characters, not as the token', logs.output[0])
+    late = ['a'] * tokenizer_lib.SEARCHED
+    with self.assertNoLogs(level='WARNING'):
+      tokenizer_lib.warn_of_special(made, ['a', '<|im_start', '<think>'])
+      tokenizer_lib.warn_of_special(made, [*late, '[MASK]'])
+    with self.assertLogs(level='WARNING'):
+      tokenizer_lib.warn_of_special(made, [*late[1:], '[MASK]'])
+
+  def test_a_special_token_that_is_read_as_such_is_warned_of(self):
+    pieces = [('<unk>', 0.0), ('</s>', 0.0), *((c, -1.0) for c in 'ab</s>')]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 0))
+    made.add_special_tokens(['</s>'])
+    path = pathlib.Path(self.create_tempdir().full_path) / 'a.json'
+    made.save(str(path))
+    with self.assertLogs(level='WARNING') as logs:
+      tokenizer_lib.warn_of_special(tokenizer_lib.load(path), ['a</s>b'])
+    self.assertIn("has '</s>', a special token", logs.output[0])
+    self.assertIn('is read as the token: leave', logs.output[0])
+
   def test_a_tokenizer_without_a_mask(self):
     bare = tokenizers.Tokenizer(
       tokenizers.models.WordLevel({'[PAD]': 0, '[CLS]': 1})
