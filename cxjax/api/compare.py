@@ -150,22 +150,10 @@ def compare(
     layers,
     named_plans.Output(loss, temperature, alpha, dtype, vocab),
   )
-  if methods is None:
-    labeled = LABELED if planner.has_classes else ()
-    stored = ('progressive',) if teacher.checkpoints else ()
-    methods = (*labeled, *METHODS, *stored)
-  plans = {
-    name: planner.plan(name, entry, num_steps)
-    for name, entry in named_plans.entries(methods).items()
-  }
+  plans = _plans(planner, methods, num_steps, options.get('trainable'))
   if folder is not None:
     for name in plans:
       folders.check(folder / name, f'Method {name!r} in the workdir')
-  if options.get('trainable'):
-    plans = {
-      name: budgets.trained(plan, options['trainable'])
-      for name, plan in plans.items()
-    }
   fit_on = fit_batches.shared(options.get('fit_on'), batches, *plans.values())
   entrants = contest.Contest(
     plans=plans,
@@ -250,6 +238,25 @@ def _rates(rates: Any) -> tuple[float, ...]:
     len(set(found)) == len(found), f'rates={rates!r} has a rate twice.'
   )
   return tuple(sorted(found))
+
+
+def _plans(
+  planner: named_plans.Planner, methods: Any, num_steps: int, trainable: Any
+) -> dict[str, plan_lib.Plan]:
+  """The plans of the methods, whose costs are those of what is trained."""
+  if methods is None:
+    labeled = LABELED if planner.has_classes else ()
+    stored = ('progressive',) if planner.has_checkpoints else ()
+    methods = (*labeled, *METHODS, *stored)
+  plans = {
+    name: planner.plan(name, entry, num_steps)
+    for name, entry in named_plans.entries(methods).items()
+  }
+  if not trainable:
+    return plans
+  return {
+    name: budgets.trained(plan, trainable) for name, plan in plans.items()
+  }
 
 
 def _placed(

@@ -126,6 +126,11 @@ class Planner:
     """True if the batches have labels, which the outputs are logits of."""
     return self.has_labels and self._output.loss not in FEATURES
 
+  @property
+  def has_checkpoints(self) -> bool:
+    """True if the teacher has earlier checkpoints."""
+    return bool(self._models[0].checkpoints)
+
   @functools.cached_property
   def _compared(self) -> tuple[adapters.ModelAdapter, adapters.ModelAdapter]:
     """The two models with all layers that can be compared."""

@@ -16,8 +16,10 @@ import pytest
 
 import cxjax
 from cxjax import errors
+from cxjax.api import compare as compare_lib
 from cxjax.api import contest
 from cxjax.api import fit_batches
+from cxjax.api import named_plans
 from small_networks import BIG
 from small_networks import PLAN
 from small_networks import SMALL
@@ -225,6 +227,18 @@ class RefusalTest(parameterized.TestCase):
   def test_batches_to_fit_on_that_nothing_reads(self):
     with self.assertRaisesRegex(errors.UserError, 'there is none: leave it'):
       compare(methods='one_shot', fit_on=DATA)
+
+  def test_methods_by_default(self):
+    earlier = cxjax.with_checkpoints(BIG, {5: BIG})
+    output = named_plans.Output('kl', 1.0, 0.0, None, None)
+    for teacher, example, more in (
+      (BIG, INPUTS[0], ()),
+      (BIG, DATA[0], compare_lib.LABELED),
+      (earlier, INPUTS[0], ('progressive',)),
+    ):
+      planner = named_plans.Planner(teacher, SMALL, example, None, output)
+      found = compare_lib._plans(planner, None, 20, None)
+      self.assertCountEqual(found, (*compare_lib.METHODS, *more))
 
   def test_what_is_not_finite_has_no_score(self):
     for score, loss, leaf, known in (
