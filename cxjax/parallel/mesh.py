@@ -189,6 +189,16 @@ def own_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
   return sorted(set(itertools.chain.from_iterable(ranges)))
 
 
+def first_holders(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
+  """Lists for each row of a batch the lowest process that holds it."""
+  found: Any = _rows(mesh).devices_indices_map((batch_size,))
+  holders: list[set[int]] = [set() for _ in range(batch_size)]
+  for device, index in found.items():
+    for row in range(*index[0].indices(batch_size)):
+      holders[row].add(device.process_index)
+  return list(map(min, holders))
+
+
 def abstract_rows(tree: T, mesh: jax.sharding.Mesh) -> T:
   """Shapes of the batches of several steps, with their shardings.
 

@@ -130,6 +130,15 @@ class BatchTest(parameterized.TestCase):
     ):
       self.assertEqual(mesh_lib.own_rows(mesh, 16), list(range(8)))
 
+  def test_the_lowest_process_that_holds_a_row(self):
+    mesh = mock.Mock()
+    place = lambda number: mock.Mock(process_index=number)
+    rows = {place(2): (slice(0, 2),), place(1): (slice(2, 4),)}
+    rows[place(3)] = rows[place(0)] = (slice(1, 3),)
+    with mock.patch.object(mesh_lib, '_rows') as sharding:
+      sharding(mesh).devices_indices_map.return_value = rows
+      self.assertEqual(mesh_lib.first_holders(mesh, 4), [2, 0, 0, 1])
+
   def test_rows_of_several_batches(self):
     shapes = {'x': jax.ShapeDtypeStruct((3, 2, 8, 5), jnp.float32)}
     found = mesh_lib.abstract_rows(shapes, self.mesh)['x']
