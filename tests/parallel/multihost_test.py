@@ -2,8 +2,6 @@
 
 import os
 import signal
-import socket
-import threading
 from unittest import mock
 
 from absl.testing import absltest
@@ -98,42 +96,6 @@ class OneProcessTest(absltest.TestCase):
     self.assertFalse(multihost.any_of(False))
     multihost.barrier()
     self.assertFalse(multihost.leave('wrong'))
-
-
-class AdmitTest(absltest.TestCase):
-  def test_strangers_are_turned_away(self):
-    token = b'k' * 16
-    with (
-      socket.create_server(('127.0.0.1', 0)) as server,
-      mock.patch.object(multihost, '_PENDING', 3),
-    ):
-      address = server.getsockname()
-      # More than may be open, one of which sends what a process does not.
-      strangers = [socket.create_connection(address) for _ in range(5)]
-      strangers[4].sendall(bytes(16) + (1).to_bytes(4))
-
-      def join():
-        with socket.create_connection(address) as peer:
-          peer.sendall(token[:5])
-          peer.sendall(token[5:] + (1).to_bytes(4))
-
-      thread = threading.Thread(target=join)
-      thread.start()
-      peers = multihost._admit(server, token, 1, seconds=10)
-      thread.join()
-    self.assertEqual(list(peers), [1])
-    peers[1].close()
-    for one in strangers:
-      one.settimeout(5)
-      self.assertEqual(one.recv(1), b'')
-      one.close()
-
-  def test_waits_no_longer_than_it_may(self):
-    with (
-      socket.create_server(('127.0.0.1', 0)) as server,
-      self.assertRaisesRegex(OSError, '0 of 1 came'),
-    ):
-      multihost._admit(server, bytes(16), 1, seconds=0.05)
 
 
 # Two processes that agree, and put arrays on the devices of both.
