@@ -21,6 +21,13 @@ from cxjax.parallel import connections
 
 # Environment variables of the clusters that jax.distributed detects.
 _SLURM, _TPU = 'SLURM_NTASKS', 'TPU_WORKER_HOSTNAMES'
+# Those of a process that `srun` started; the script of a job has some of them.
+_SLURM_STEP = (
+  'SLURM_JOB_ID',
+  'SLURM_STEP_NODELIST',
+  'SLURM_PROCID',
+  'SLURM_LOCALID',
+)
 _DONE = b'done'  # Message of a process that ends because the run is done.
 _LONGEST = 10_000  # Bytes of a message of another process that are kept.
 _TOKEN = 16  # Bytes of the secret that a process of the run sends first.
@@ -94,7 +101,8 @@ def _is_number(text: str) -> bool:
 def _cluster() -> bool:
   """Returns whether a SLURM job or a TPU pod started several processes."""
   tasks = os.environ.get(_SLURM, '1')
-  slurm = 'SLURM_PROCID' in os.environ and _is_number(tasks) and int(tasks) > 1
+  step = all(name in os.environ for name in _SLURM_STEP)
+  slurm = step and _is_number(tasks) and int(tasks) > 1
   return slurm or ',' in os.environ.get(_TPU, '')
 
 

@@ -14,6 +14,16 @@ from cxjax.parallel import multihost
 import processes
 
 
+# Of a task that srun started.
+SLURM = {
+  'SLURM_JOB_ID': '7',
+  'SLURM_LOCALID': '0',
+  'SLURM_NTASKS': '4',
+  'SLURM_PROCID': '2',
+  'SLURM_STEP_NODELIST': 'node[1-4]',
+}
+
+
 class JoinTest(parameterized.TestCase):
   @parameterized.parameters(
     (('localhost:1', None, 0), 'num_processes is missing'),
@@ -47,9 +57,10 @@ class JoinTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({}, None),
-    ({'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'}, None),
-    ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '2'}, (None, None, None)),
-    ({'SLURM_NTASKS': '4'}, None),  # In the script of a job, outside srun.
+    ({**SLURM, 'SLURM_NTASKS': '1'}, None),
+    (SLURM, (None, None, None)),
+    # In the script of a job, outside srun.
+    ({**SLURM, 'SLURM_STEP_NODELIST': None}, None),
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
     ({'TPU_WORKER_HOSTNAMES': 'a,b'}, (None, None, None)),
     (
@@ -62,6 +73,7 @@ class JoinTest(parameterized.TestCase):
     ),
   )
   def test_looks_at_the_environment(self, env, expected):
+    env = {name: value for name, value in env.items() if value is not None}
     with (
       mock.patch.dict(os.environ, env),
       mock.patch.object(jax.distributed, 'initialize') as initialize,
