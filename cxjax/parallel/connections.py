@@ -11,24 +11,33 @@ import time
 
 from absl import logging
 
-ANY = '0.0.0.0'  # Address of all interfaces.
+ANY = ('0.0.0.0', '::')  # Addresses of all interfaces.
 PENDING = 64  # Connections that may be open without having sent the token.
 
 
 def address(host: str | None) -> str:
-  """The IPv4 address of a host, by default this one; `ANY` if unknown."""
+  """The numeric address of a host, IPv4 if it has one; `ANY[0]` if unknown.
+
+  Args:
+    host: its name or address, an IPv6 address in brackets or without; None is
+      this host.
+  """
+  name = host.strip('[]') if host else socket.gethostname()
   try:
-    return socket.gethostbyname(host or socket.gethostname())
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
   except OSError:
-    return ANY
+    return ANY[0]
+  found.sort(key=lambda one: one[0] != socket.AF_INET)
+  return str(found[0][4][0])
 
 
 def serve(name: str) -> socket.socket:
   """Opens a server at an address; on all interfaces if that is not local."""
+  family = socket.AF_INET6 if ':' in name else socket.AF_INET
   try:
-    return socket.create_server((name, 0), backlog=PENDING)
+    return socket.create_server((name, 0), family=family, backlog=PENDING)
   except OSError:  # The address belongs to a gateway, for example.
-    return socket.create_server((ANY, 0), backlog=PENDING)
+    return socket.create_server(('', 0), family=family, backlog=PENDING)
 
 
 def warn(why: object) -> None:

@@ -30,6 +30,7 @@ _SLURM_STEP = (
 )
 _DONE = b'done'  # Message of a process that ends because the run is done.
 _LONGEST = 10_000  # Bytes of a message of another process that are kept.
+_ADDRESS = 64  # Bytes of the longest numeric address, and more.
 _TOKEN = 16  # Bytes of the secret that a process of the run sends first.
 # A name, or an IPv6 address in brackets.
 _HOST = re.compile(r'\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\s:/\[\]]+')
@@ -211,21 +212,22 @@ def _watch(host: str | None) -> None:
   Args:
     host: address of the first process; None resolves its host name.
   """
-  # Four numbers of the address, the port, and the token.
-  sent = np.zeros(5 + _TOKEN, np.int32)
+  # The address, a text; the port; and the token.
+  sent = np.zeros(_ADDRESS + 1 + _TOKEN, np.int32)
   if is_first():
     server = connections.serve(connections.address(host))
-    name, port = server.getsockname()
+    name, port = server.getsockname()[:2]
     # A server on all interfaces is reached by the name of the host.
-    name = connections.address(host) if name == connections.ANY else name
-    sent[:] = (*map(int, name.split('.')), port, *os.urandom(_TOKEN))
+    name = connections.address(host) if name in connections.ANY else name
+    text = name.encode().ljust(_ADDRESS, b'\0')
+    sent[:] = (*text, port, *os.urandom(_TOKEN))
   received = multihost_utils.broadcast_one_to_all(sent).tolist()
-  token = bytes(received[5:])
+  text, token = bytes(received[:_ADDRESS]), bytes(received[_ADDRESS + 1 :])
   try:
     if is_first():
       peers = connections.admit(server, token, count() - 1)
     else:
-      address = '.'.join(map(str, received[:4])), received[4]
+      address = text.rstrip(b'\0').decode(), received[_ADDRESS]
       peers = {0: connections.reach(address, token, jax.process_index())}
   except OSError as error:
     connections.warn(error)

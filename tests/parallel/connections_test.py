@@ -5,8 +5,39 @@ import threading
 from unittest import mock
 
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from cxjax.parallel import connections
+import processes
+
+
+class AddressTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('127.0.0.1', '127.0.0.1'),
+    ('[::1]', '::1'),
+    ('[2001:DB8::5]', '2001:db8::5'),
+    ('no.such.host.invalid', '0.0.0.0'),
+  )
+  def test_is_numeric(self, host, expected):
+    self.assertEqual(connections.address(host), expected)
+
+  def test_of_a_host_with_both_is_the_old_one(self):
+    found = [(socket.AF_INET6, 1, 6, '', ('::5', 0, 0, 0))]
+    found.append((socket.AF_INET, 1, 6, '', ('10.0.0.5', 0)))
+    with mock.patch.object(socket, 'getaddrinfo', lambda *_, **__: found):
+      self.assertEqual(connections.address('both'), '10.0.0.5')
+
+  @parameterized.parameters(
+    ('127.0.0.1', '127.0.0.1'),
+    ('192.0.2.1', '0.0.0.0'),  # Of no interface here.
+    ('::1', '::1'),
+    ('2001:db8::5', '::'),
+  )
+  def test_a_server_listens_there_or_everywhere(self, name, expected):
+    if ':' in name and not processes.has_ipv6():
+      self.skipTest('This machine has no IPv6.')
+    with connections.serve(name) as server:
+      self.assertEqual(server.getsockname()[0], expected)
 
 
 class AdmitTest(absltest.TestCase):

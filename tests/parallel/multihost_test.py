@@ -13,7 +13,6 @@ from cxjax import errors
 from cxjax.parallel import multihost
 import processes
 
-
 # Of a task that srun started.
 SLURM = {
   'SLURM_JOB_ID': '7',
@@ -169,8 +168,8 @@ for i in range(10**6):
 
 @pytest.mark.slow
 class TwoProcessesTest(parameterized.TestCase):
-  def start(self, program, *args, devices=1):
-    address = f'127.0.0.1:{processes.free_port()}'
+  def start(self, program, *args, devices=1, host='127.0.0.1'):
+    address = f'{host}:{processes.free_port()}'
     return processes.finished(
       processes.start_two('-c', program, address, *args, devices=devices)
     )
@@ -181,9 +180,11 @@ class TwoProcessesTest(parameterized.TestCase):
     for out, _ in said:
       self.assertIn('agreed', out)
 
-  @parameterized.parameters(0, 1)
-  def test_one_is_killed_and_the_other_stops(self, who):
-    codes, said = self.start(DIE, str(who), '{}')
+  @parameterized.parameters((0, '127.0.0.1'), (1, '127.0.0.1'), (1, '[::1]'))
+  def test_one_is_killed_and_the_other_stops(self, who, host):
+    if ':' in host and not processes.has_ipv6():
+      self.skipTest('This machine has no IPv6.')
+    codes, said = self.start(DIE, str(who), '{}', host=host)
     self.assertEqual(codes[who], -signal.SIGKILL, said)
     self.assertEqual(codes[1 - who], 1, said)
     self.assertIn(
