@@ -315,12 +315,17 @@ def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+def differences(
+  there: dict[str, Any],
+  here: dict[str, Any],
+  at: tuple[str, str] = ('there', 'here'),
+) -> str:
   """Lists the fields in which two configurations differ.
 
   Args:
     there: the configuration that a file holds; any JSON value by name.
     here: the configuration of this run.
+    at: words for where each of the two is.
 
   Returns:
     The fields with both values, at most `MAX_SHOWN` of them, those first whose
@@ -336,7 +341,7 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
   ]
   # A change of a plain value often changes digests as well.
   pairs.sort(key=lambda pair: _is_digest(pair[1]) and _is_digest(pair[2]))
-  differ = [_difference(*pair) for pair in pairs]
+  differ = [_difference(*pair, at) for pair in pairs]
   hidden = len(differ) - MAX_SHOWN
   more = [f'and {hidden} more'] if hidden > 0 else []
   return ', '.join(differ[:MAX_SHOWN] + more)
@@ -346,12 +351,12 @@ def _is_digest(value: Any) -> bool:
   return isinstance(value, str) and bool(re.fullmatch('[0-9a-f]{16}', value))
 
 
-def _difference(name: str, there: Any, here: Any) -> str:
+def _difference(name: str, there: Any, here: Any, at: tuple[str, str]) -> str:
   """A field and its two values; digests tell a reader nothing."""
   if _is_digest(there) and _is_digest(here):
     return f'{name} (another)'
   there, here = ("''" if v == '' else v for v in (there, here))
-  return f'{name} ({there} there, {here} here)'
+  return f'{name} ({there} {at[0]}, {here} {at[1]})'
 
 
 def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:

@@ -80,6 +80,15 @@ def free_port():
     return one.getsockname()[1]
 
 
+def has_ipv6():
+  """Returns whether this machine has an IPv6 loopback."""
+  try:
+    with socket.create_server(('::1', 0), family=socket.AF_INET6):
+      return True
+  except OSError:
+    return False
+
+
 def start_two(*command, devices=1):
   """Starts a command of Python twice; '{}' in it is 0 and 1."""
   return [

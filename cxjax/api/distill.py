@@ -208,15 +208,18 @@ def distill(
     failures.check_start(spec)
     memory.require(spec, plan.planned)
     fitting.check(spec, plan.planned)
+    own = not (optimizer is None or isinstance(optimizer, Mapping))
+    rate = None if own else learning_rate
+    describe = functools.partial(
+      run_identity.describe, plan, spec, seed, rate, last_batch
+    )
+    run_identity.require_same(describe, user)
     run = functools.partial(_train, plan, spec, on_record=on_record)
     if workdir is None:
       with _nothing_kept(), tempfile.TemporaryDirectory() as folder:
         return run(pathlib.Path(folder), 'distill')
     folder = checks.path('workdir', workdir)
-    own = not (optimizer is None or isinstance(optimizer, Mapping))
-    rate = None if own else learning_rate
-    described = run_identity.describe(plan, spec, seed, rate)
-    settings.claim_workdir(folder, {**described, 'last_batch': last_batch})
+    settings.claim_workdir(folder, describe())
     run_identity.claim_batches(folder, batches, user.first())
     return run(folder, folder.name)
 

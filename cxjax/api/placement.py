@@ -20,6 +20,7 @@ from cxjax import errors
 from cxjax.models import adapters
 from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import multihost
 from cxjax.parallel import partition
 from cxjax.parallel import reception
 from cxjax.training import run_spec
@@ -90,7 +91,8 @@ def layout(plan: Any, mesh: Mapping[str, Any] | None) -> run_spec.Layout:
     The layout.
 
   Raises:
-    UserError: an unknown name, or sizes that do not fit the devices.
+    UserError: an unknown name, sizes that do not fit the devices, or several
+      processes that each hold a part of the batch.
   """
   mesh = {} if mesh is None else arguments.mapping('mesh', mesh, "{'data': 8}")
   for name in mesh:
@@ -98,6 +100,7 @@ def layout(plan: Any, mesh: Mapping[str, Any] | None) -> run_spec.Layout:
   sizes = {'data': -1, 'student': 'fsdp', 'teacher': 'fsdp', **mesh}
   batch_size = jax.tree.leaves(plan.batch)[0].shape[0]
   devices = mesh_lib.make(sizes, batch_size)
+  _require_whole_batches(devices, batch_size)
   shardings = {}
   for role, model in (('student', plan.student), ('teacher', plan.teacher)):
     mode = sizes[role]
@@ -116,6 +119,18 @@ def layout(plan: Any, mesh: Mapping[str, Any] | None) -> run_spec.Layout:
         ', '.join(left[:5]) + (', ...' if len(left) > 5 else ''),
       )
   return run_spec.Layout(devices, shardings['student'], shardings['teacher'])
+
+
+def _require_whole_batches(mesh: jax.sharding.Mesh, batch_size: int) -> None:
+  """Raises UserError if a process does not hold all examples of a batch."""
+  processes, sizes = multihost.count(), mesh.shape
+  errors.require(
+    processes == 1 or len(mesh_lib.own_rows(mesh, batch_size)) == batch_size,
+    f'A mesh of data={sizes[mesh_lib.DATA]}, fsdp={sizes[mesh_lib.FSDP]} '
+    f'splits a batch over {processes} processes, but each reads whole batches. '
+    "Use one process, a mesh as {'data': 1, 'model': "
+    f'{jax.device_count()}}}, or launch.py with a text.',
+  )
 
 
 def placed(plan: Plan, layout: run_spec.Layout) -> Plan:

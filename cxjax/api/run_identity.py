@@ -7,6 +7,8 @@ batch is, and another one is warned of. What a callback of the host does is not
 known.
 """
 
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import math
 import pathlib
@@ -24,11 +26,13 @@ from cxjax.api import identity
 from cxjax.api import matching
 from cxjax.api import plan as plan_lib
 from cxjax.data import user_batches
+from cxjax.data import user_loader
 from cxjax.methods import optimizer
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
+from cxjax.parallel import agreement
 from cxjax.training import run_spec
 
 # Bytes of a list of batches that are hashed.
@@ -40,6 +44,7 @@ def describe(
   spec: run_spec.RunSpec,
   seed: int | tuple[int, ...],
   learning_rate: float | tuple[float, ...] | None,
+  last_batch: str,
 ) -> dict[str, Any]:
   """Fields that the result of a run depends on.
 
@@ -49,6 +54,7 @@ def describe(
     seed: of the projections and regressors, of all students or of each.
     learning_rate: of the default optimizer, of all students or of each; None
       if the user gave one.
+    last_batch: what is done with a batch of fewer examples.
 
   Returns:
     JSON values.
@@ -86,7 +92,30 @@ def describe(
     **_fit_on(spec),
     **({'patience': spec.loop.patience} if spec.loop.patience else {}),
     **({'gradient_cosine': True} if spec.loop.gradient_cosine else {}),
+    'last_batch': last_batch,
   }
+
+
+def require_same(
+  describe: Callable[[], Mapping[str, Any]], user: user_loader.UserLoader
+) -> None:
+  """Compares a run over its processes; all of them read the same batches.
+
+  Args:
+    describe: returns what `describe` does; not called in one process.
+    user: the batches.
+
+  Raises:
+    UserError: a process has another run, other settings of JAX or another first
+      batch.
+  """
+  agreement.require_same(
+    lambda: {
+      **describe(),
+      'settings': {**settings.RECORDED, **settings.recorded()},
+      'first batch': _batch_digest(user.first()),
+    }
+  )
 
 
 def _mask(plan: plan_lib.Plan) -> dict[str, str]:

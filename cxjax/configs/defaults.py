@@ -137,7 +137,7 @@ def _set_devices(c: Config) -> None:
   """Adds how the work is divided; it changes a result by rounding at most."""
   c.lookahead = 0  # Batches whose targets are computed at once; 0 chooses.
   c.mesh = ml_collections.ConfigDict()
-  c.mesh.data = -1  # Devices for examples; -1 takes what divides the batch.
+  c.mesh.data = -1  # Devices for examples; -1: most that divide a batch.
   c.mesh.fsdp = (
     1  # Devices for examples and for parameters, gathered when used.
   )

@@ -139,6 +139,7 @@ def run(
     'cache.folder or --cache_targets, or leave it out.',
   )
   experiment = builders.open_experiment(config, workdir)
+  identity.require_same(experiment.config)
   _check(experiment, workdir)
   return _run(experiment, workdir, on_record)
 
@@ -166,7 +167,9 @@ def _run(
     spec = builders.student_spec(experiment, teacher)
     for stage in spec.stages:
       teacher.at(stage.checkpoint)  # An error now, not after hours.
-  settings.claim_workdir(folder, identity.student_config(experiment.config))
+  if config.cache.folder:
+    identity.require_same(config)  # Now with the fingerprint of the targets.
+  settings.claim_workdir(folder, identity.student_config(config))
   if not config.cache.folder:
     teachers.claim_students(
       spec, folder, teachers.teacher_folder(config, workdir)
@@ -198,6 +201,7 @@ def compare(
   for name in names:
     errors.lookup('method', name, registry.METHODS)
   experiment = builders.open_experiment(config, workdir)
+  identity.require_same(experiment.config, compare=list(names))
   experiments = [experiment.with_method(name) for name in names]
   for chosen in experiments:
     _check(chosen, workdir)

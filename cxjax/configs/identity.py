@@ -6,8 +6,10 @@ from typing import TypeAlias
 import ml_collections
 
 from cxjax import errors
+from cxjax import settings
 from cxjax.methods import fitted
 from cxjax.methods import registry
+from cxjax.parallel import agreement
 from cxjax.tasks import base as tasks
 from cxjax.training import run_spec
 
@@ -51,6 +53,35 @@ def student_config(config: Config) -> dict[str, Any]:
   else:
     del block['cache']
   return {name: v for name, v in block.items() if name not in unread}
+
+
+def shared_config(config: Config) -> dict[str, Any]:
+  """Fields in which the processes of a run must agree: all except paths."""
+  block = config.to_dict()
+  block['data'] = tasks.without_paths(config.task, block['data'])
+  block['mesh'].pop('cpu_devices', None)
+  for name in ('teacher', 'cache'):
+    block[name]['folder'] = 'given' if block[name]['folder'] else ''
+  return block
+
+
+def require_same(config: Config, **flags: Any) -> None:
+  """Compares a config over the processes of a run.
+
+  Args:
+    config: with the fingerprints of its data.
+    **flags: what else decides the run, by the name of its flag.
+
+  Raises:
+    UserError: a process has another config, data, flags or settings of JAX.
+  """
+  agreement.require_same(
+    lambda: {
+      **shared_config(config),
+      **{f'--{name}': value for name, value in flags.items()},
+      'settings': {**settings.RECORDED, **settings.recorded()},
+    }
+  )
 
 
 def stored_config(config: Config, spec: run_spec.RunSpec) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def cache_targets(
   identity.check_stored(config)
   folders.check(folder, '--cache_targets', write=True)
   experiment = builders.open_experiment(config, workdir)
+  identity.require_same(experiment.config, cache_targets=True)
   builders.check(experiment)
   _require_own(folder, config, workdir)
   teachers.save_task(experiment)

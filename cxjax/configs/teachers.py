@@ -16,6 +16,7 @@ from cxjax import settings
 from cxjax import types
 from cxjax.configs import builders
 from cxjax.configs import identity
+from cxjax.parallel import agreement
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
 from cxjax.training import checkpoints as checkpoints_lib
@@ -236,13 +237,15 @@ def claim_students(
     teacher: the folder of the teacher.
 
   Raises:
-    UserError: the students began with another teacher.
+    UserError: the students began with another teacher, or the processes of
+      the run have different ones.
   """
   path = folder / 'teacher.json'
   here = {
     'stages': [stage.checkpoint for stage in spec.stages],
     'parameters': target_cache.parameter_digests(spec, also=(None,)),
   }
+  agreement.require_same(lambda: {'teacher': here})
   again = f'or remove {folder} to train again.'
   if not path.exists():
     begun = any((folder / n).exists() for n in ('checkpoints', 'summary.json'))

@@ -83,8 +83,7 @@ class Prefetch(abc.ABC):
       step: a step of the current chunk, or its end.
 
     Returns:
-      JSON values by name; several processes have different names, or equal
-      values.
+      JSON values by name; several processes have different names.
     """
     if self._chunk(step) == self._number:
       return self._before
@@ -173,6 +172,13 @@ class HostLoader(Prefetch):
     )
     numbers = sorted({row // size for row in own})
     read = [row for n in numbers for row in range(n * size, (n + 1) * size)]
+    # Of the processes that read a shard, one alone saves its state.
+    first = mesh_lib.first_holders(mesh, batch_size)
+    self._saved = {
+      n
+      for n in numbers
+      if min(first[n * size : (n + 1) * size]) == jax.process_index()
+    }
     # Where this process needs less than the shards that it reads.
     self._columns = None if read == own else [read.index(row) for row in own]
     self._shapes = shapes
@@ -188,7 +194,8 @@ class HostLoader(Prefetch):
   def _read(self) -> tuple[State, Rows]:
     before, found = {}, {}
     for shard, iterators in self._iterators.items():
-      before[_name(shard)] = [iterator.get_state() for iterator in iterators]
+      if shard in self._saved:
+        before[_name(shard)] = [iterator.get_state() for iterator in iterators]
       found[shard] = self._chunk_of(iterators)
     with settings.fixed():  # Those of the caller hold in its thread alone.
       return before, jax.tree.map(self._place, self._shapes, *found.values())

@@ -41,7 +41,8 @@ def make(
 
   Args:
     sizes: number of devices along each axis, 1 where it is missing. Along
-      'data', -1 takes as many of the remaining devices as divide the batch.
+      'data', -1 takes the largest number that divides the batch, of those that
+      remain; on a TPU it divides what remains as well.
     batch_size: number of examples in the batch of one seed.
     devices: the result of `devices.topology`; None uses the devices of this
       run.
@@ -56,7 +57,7 @@ def make(
   own = devices is None
   if devices is None:
     devices = jax.devices()
-  shape = _shape(sizes, batch_size, len(devices))
+  shape = _shape(sizes, batch_size, devices)
   total = math.prod(shape.values())
   named = ', '.join(f'mesh.{axis}={size}' for axis, size in shape.items())
   place = 'this machine' if own else 'the topology'
@@ -91,7 +92,7 @@ def make(
 
 
 def _shape(
-  sizes: Mapping[str, Any], batch_size: int, available: int
+  sizes: Mapping[str, Any], batch_size: int, devices: Sequence[Any]
 ) -> dict[str, int]:
   """Size of the mesh along each axis, after -1 is resolved."""
   shape = {
@@ -103,10 +104,13 @@ def _shape(
       f'mesh.{axis}={size} must be at least 1; mesh.data may be -1.',
     )
   if shape[DATA] == -1:
-    left = max(available // (shape[SEED] * shape[FSDP] * shape[MODEL]), 1)
-    shape[DATA] = math.gcd(
-      left, batch_size // math.gcd(batch_size, shape[FSDP])
-    )
+    others = shape[SEED] * shape[FSDP] * shape[MODEL]
+    left = max(len(devices) // others, 1)
+    divided = batch_size // math.gcd(batch_size, shape[FSDP])
+    if devices[0].platform == 'tpu':  # Where a mesh is a cuboid of chips.
+      divided = math.gcd(left, divided)
+    fitting = (n for n in range(left, 0, -1) if divided % n == 0)
+    shape[DATA] = next(fitting)
   return shape
 
 
@@ -115,6 +119,12 @@ def describe(mesh: jax.sharding.Mesh) -> str:
   sizes = ', '.join(f'{axis}={n}' for axis, n in mesh.shape.items() if n > 1)
   kind = mesh.devices.flat[0].device_kind
   return f'{mesh.size} devices ({kind}), {sizes or "not sharded"}'
+
+
+def in_use(mesh: jax.sharding.Mesh) -> str:
+  """Describes a mesh of this run, and how many of its devices are idle."""
+  idle = jax.device_count() - mesh.size
+  return describe(mesh) + (f'; {idle} more are idle' if idle else '')
 
 
 def num_batch_shards() -> int:
@@ -187,6 +197,16 @@ def own_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
   found = _rows(mesh).addressable_devices_indices_map((batch_size,)).values()
   ranges = (range(*index[0].indices(batch_size)) for index in found if index)
   return sorted(set(itertools.chain.from_iterable(ranges)))
+
+
+def first_holders(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
+  """Lists for each row of a batch the lowest process that holds it."""
+  found: Any = _rows(mesh).devices_indices_map((batch_size,))
+  holders: list[set[int]] = [set() for _ in range(batch_size)]
+  for device, index in found.items():
+    for row in range(*index[0].indices(batch_size)):
+      holders[row].add(device.process_index)
+  return list(map(min, holders))
 
 
 def abstract_rows(tree: T, mesh: jax.sharding.Mesh) -> T:

@@ -5,14 +5,11 @@ writes the files of a run; all of them write and read the arrays of checkpoints.
 """
 
 from collections.abc import Callable
-import hmac
 import os
 import re
-import selectors
 import socket
 import sys
 import threading
-import time
 
 from absl import logging
 import jax
@@ -20,18 +17,25 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from cxjax import errors
+from cxjax.parallel import connections
 
 # Environment variables of the clusters that jax.distributed detects.
 _SLURM, _TPU = 'SLURM_NTASKS', 'TPU_WORKER_HOSTNAMES'
+# Those of a process that `srun` started; the script of a job has some of them.
+_SLURM_STEP = (
+  'SLURM_JOB_ID',
+  'SLURM_STEP_NODELIST',
+  'SLURM_PROCID',
+  'SLURM_LOCALID',
+)
 _DONE = b'done'  # Message of a process that ends because the run is done.
 _LONGEST = 10_000  # Bytes of a message of another process that are kept.
-_ANY = '0.0.0.0'  # Address of all interfaces.
+_ADDRESS = 64  # Bytes of the longest numeric address, and more.
 _TOKEN = 16  # Bytes of the secret that a process of the run sends first.
 # A name, or an IPv6 address in brackets.
 _HOST = re.compile(r'\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\s:/\[\]]+')
 _LAST_PORT = 65_535
 _MOST = 100_000  # Processes of a run.
-_PENDING = 64  # Connections that may be open without having sent it.
 # Connections for the death watch: to every other process in the first one, to
 # the first process in the others.
 _peers: list[socket.socket] = []
@@ -98,7 +102,8 @@ def _is_number(text: str) -> bool:
 def _cluster() -> bool:
   """Returns whether a SLURM job or a TPU pod started several processes."""
   tasks = os.environ.get(_SLURM, '1')
-  slurm = 'SLURM_PROCID' in os.environ and _is_number(tasks) and int(tasks) > 1
+  step = all(name in os.environ for name in _SLURM_STEP)
+  slurm = step and _is_number(tasks) and int(tasks) > 1
   return slurm or ',' in os.environ.get(_TPU, '')
 
 
@@ -207,29 +212,25 @@ def _watch(host: str | None) -> None:
   Args:
     host: address of the first process; None resolves its host name.
   """
-  # Four numbers of the address, the port, and the token.
-  sent = np.zeros(5 + _TOKEN, np.int32)
+  # The address, a text; the port; and the token.
+  sent = np.zeros(_ADDRESS + 1 + _TOKEN, np.int32)
   if is_first():
-    server = _serve(_address(host))
-    name, port = server.getsockname()
+    server = connections.serve(connections.address(host))
+    name, port = server.getsockname()[:2]
     # A server on all interfaces is reached by the name of the host.
-    name = _address(host) if name == _ANY else name
-    sent[:] = (*map(int, name.split('.')), port, *os.urandom(_TOKEN))
+    name = connections.address(host) if name in connections.ANY else name
+    text = name.encode().ljust(_ADDRESS, b'\0')
+    sent[:] = (*text, port, *os.urandom(_TOKEN))
   received = multihost_utils.broadcast_one_to_all(sent).tolist()
-  token = bytes(received[5:])
+  text, token = bytes(received[:_ADDRESS]), bytes(received[_ADDRESS + 1 :])
   try:
     if is_first():
-      peers = _admit(server, token, count() - 1)
+      peers = connections.admit(server, token, count() - 1)
     else:
-      address = '.'.join(map(str, received[:4])), received[4]
-      peers = {0: socket.create_connection(address, timeout=60)}
-      peers[0].sendall(token + jax.process_index().to_bytes(4))
+      address = text.rstrip(b'\0').decode(), received[_ADDRESS]
+      peers = {0: connections.reach(address, token, jax.process_index())}
   except OSError as error:
-    logging.warning(
-      'The processes cannot connect to watch each other (%s): the death of one '
-      'is noticed after a minute or two.',
-      error,
-    )
+    connections.warn(error)
     return
   finally:
     if is_first():
@@ -239,104 +240,6 @@ def _watch(host: str | None) -> None:
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     threading.Thread(target=_listen, args=(peer, who), daemon=True).start()
-
-
-def _address(host: str | None) -> str:
-  """The IPv4 address of a host, by default this one; `_ANY` if unknown."""
-  try:
-    return socket.gethostbyname(host or socket.gethostname())
-  except OSError:
-    return _ANY
-
-
-def _serve(name: str) -> socket.socket:
-  """Opens a server at an address; on all interfaces if that is not local."""
-  try:
-    return socket.create_server((name, 0), backlog=_PENDING)
-  except OSError:  # The address belongs to a gateway, for example.
-    return socket.create_server((_ANY, 0), backlog=_PENDING)
-
-
-def _admit(
-  server: socket.socket, token: bytes, number: int, seconds: float = 60
-) -> dict[int, socket.socket]:
-  """Accepts the other processes of the run; strangers are turned away.
-
-  Args:
-    server: where they connect.
-    token: what each of them sends first, before its number as four bytes.
-    number: how many there are: their numbers are 1 to `number`.
-    seconds: how long to wait for all of them.
-
-  Returns:
-    The connection to each process, by its number.
-
-  Raises:
-    OSError: not all of them came in time.
-  """
-  until = time.monotonic() + seconds
-  peers: dict[int, socket.socket] = {}
-  heard: dict[socket.socket, bytes] = {}
-  with selectors.DefaultSelector() as ready:
-    server.setblocking(False)
-    ready.register(server, selectors.EVENT_READ)
-    while len(peers) < number and time.monotonic() < until:
-      for key, _ in ready.select(until - time.monotonic()):
-        if key.fileobj is server:
-          _accept(server, heard, ready)
-          continue
-        one = key.fileobj
-        # The oldest are closed to make room for others.
-        if not isinstance(one, socket.socket) or one not in heard:
-          continue
-        part = _receive(one, len(token) + 4 - len(heard[one]))
-        said = heard[one] + part
-        if part and len(said) < len(token) + 4:
-          heard[one] = said
-          continue
-        ready.unregister(one)
-        del heard[one]
-        who = int.from_bytes(said[len(token) :])
-        known = part and hmac.compare_digest(said[: len(token)], token)
-        if known and 1 <= who <= number and who not in peers:
-          peers[who] = one
-        else:
-          one.close()
-  for one in heard:
-    one.close()
-  if len(peers) < number:
-    for one in peers.values():
-      one.close()
-    raise TimeoutError(f'{len(peers)} of {number} came in {seconds:g} s')
-  return peers
-
-
-def _accept(
-  server: socket.socket,
-  heard: dict[socket.socket, bytes],
-  ready: selectors.BaseSelector,
-) -> None:
-  """Accepts a connection; closes the oldest one if too many are open."""
-  try:
-    one, _ = server.accept()
-  except OSError:
-    return  # It was closed meanwhile.
-  one.setblocking(False)
-  if len(heard) == _PENDING:
-    oldest = next(iter(heard))
-    ready.unregister(oldest)
-    del heard[oldest]
-    oldest.close()
-  heard[one] = b''
-  ready.register(one, selectors.EVENT_READ)
-
-
-def _receive(one: socket.socket, size: int) -> bytes:
-  """Reads what a connection has sent; nothing if it broke."""
-  try:
-    return one.recv(size)
-  except OSError:
-    return b''
 
 
 def _listen(peer: socket.socket, who: int) -> None:

@@ -88,7 +88,7 @@ def fit(
     begin = time.perf_counter()
     planned = spec.costed(spec) if spec.costed else spec.costed_plan()
     seconds = time.perf_counter() - begin
-    stage_plan.log(title, planned)
+    stage_plan.log(f'{title} on {mesh_lib.in_use(spec.layout.mesh)}', planned)
     found = checkpoints_lib.latest(folder)
     open_loader: Any = spec.host.loader or contextlib.nullcontext
     log = metric_log.MetricLog(

@@ -15,6 +15,8 @@ import pytest
 import cxjax
 from cxjax import errors
 from cxjax.api import placement
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import multihost
 from small_networks import X
 from small_networks import Y
 from small_networks import parameters
@@ -76,6 +78,21 @@ def run(teacher, student):
 
 
 class PlacementTest(parameterized.TestCase):
+  def test_processes_that_would_split_a_batch_are_refused(self):
+    plan = mock.Mock(batch={'x': np.zeros((8, 2))})
+    with (
+      mock.patch.object(multihost, 'count', lambda: 2),
+      mock.patch.object(mesh_lib, 'make') as make,
+      mock.patch.object(mesh_lib, 'own_rows', lambda *_: [0, 1, 2, 3]),
+      self.assertRaisesRegex(
+        errors.UserError,
+        r"data=4, fsdp=2 splits a batch over 2 processes.*'model': 8}, or",
+      ) as caught,
+    ):
+      make.return_value.shape = {'data': 4, 'fsdp': 2}
+      placement.layout(plan, None)
+    self.assertNotIn('data.shards', str(caught.exception))
+
   @classmethod
   def setUpClass(cls):
     super().setUpClass()

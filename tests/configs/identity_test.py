@@ -1,6 +1,7 @@
 """What of a config decides a run, and what does not."""
 
 import pathlib
+from unittest import mock
 
 from absl.testing import parameterized
 import pytest
@@ -9,6 +10,7 @@ from cxjax import errors
 from cxjax import files
 from cxjax.configs import builders
 from cxjax.configs import identity
+from cxjax.parallel import agreement
 from experiments import parity_mlp
 from experiments import text_bert
 
@@ -50,6 +52,36 @@ class TeacherTest(TestCase):
   def test_does_not_depend_on(self, field, value):
     one, two = config_of(), config_of(**{field: value})
     self.assertEqual(self.differs(identity.teacher_config, one, two), '')
+
+
+class SharedTest(TestCase):
+  @parameterized.parameters(
+    ('optimizer.learning_rate', 0.5, 'optimizer.learning_rate (0.0'),
+    ('progressive.share', 0.1, 'progressive.share ('),
+    ('teacher.folder', 'elsewhere', "teacher.folder ('' in 0, given in 1)"),
+    ('mesh.cpu_devices', 2, ''),
+  )
+  def test_processes_agree_but_for_paths(self, field, value, expected):
+    found = files.differences(
+      *(
+        self.compared(config)
+        for config in (config_of(), config_of(**{field: value}))
+      ),
+      ('in 0', 'in 1'),
+    )
+    self.assertStartsWith(found, expected)
+    self.assertEqual(bool(found), bool(expected))
+
+  def test_processes_agree_on_flags_and_settings(self):
+    found = self.compared(config_of(), compare=['one_shot'])
+    self.assertEqual(found['--compare'], ['one_shot'])
+    self.assertFalse(found['settings']['jax_enable_x64'])
+
+  def compared(self, config, **flags):
+    """The values that the processes of a run compare."""
+    with mock.patch.object(agreement, 'require_same') as require:
+      identity.require_same(config, **flags)
+    return require.call_args.args[0]()
 
 
 class StudentTest(TestCase):

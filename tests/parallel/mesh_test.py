@@ -37,9 +37,22 @@ class MakeTest(parameterized.TestCase):
     self.assertEqual(made.size, data * np.prod(list(sizes.values()), dtype=int))
 
   def test_data_divides_the_batch(self):
-    self.assertEqual(mesh_lib.make({'data': -1}, 6).shape['data'], 2)
+    self.assertEqual(mesh_lib.make({'data': -1}, 6).shape['data'], 6)
     sizes = {'data': -1, 'fsdp': 2}
-    self.assertEqual(mesh_lib.make(sizes, 6).shape['data'], 1)
+    self.assertEqual(mesh_lib.make(sizes, 6).shape['data'], 3)
+
+  @parameterized.parameters(
+    (6, 16, 4, 2), (7, 128, 4, 1), (7, 14, 7, 7), (3, 8, 2, 1), (5, 1, 1, 1)
+  )
+  def test_data_takes_the_most_devices(self, number, batch, most, on_tpu):
+    devices = jax.devices()[:number]
+    made = mesh_lib.make({'data': -1}, batch, devices)
+    self.assertEqual(list(made.devices.flat), devices[:most])
+    # Of a TPU, a part of the chips may leave holes.
+    chips = [mock.Mock(platform='tpu') for _ in devices]
+    with mock.patch.object(jax, 'make_mesh') as make:
+      mesh_lib.make({'data': -1}, batch, chips)
+    self.assertLen(make.call_args.kwargs['devices'], on_tpu)
 
   def test_has_all_four_axes(self):
     made = mesh_lib.make({'student': 'tensor'}, 8)
@@ -79,6 +92,10 @@ class MakeTest(parameterized.TestCase):
     )
     one = mesh_lib.make({}, 8)
     self.assertEqual(mesh_lib.describe(one), '1 devices (cpu), not sharded')
+    self.assertEqual(
+      mesh_lib.in_use(one), '1 devices (cpu), not sharded; 7 more are idle'
+    )
+    self.assertEqual(mesh_lib.in_use(mesh), mesh_lib.describe(mesh))
 
 
 class BatchTest(parameterized.TestCase):
@@ -129,6 +146,15 @@ class BatchTest(parameterized.TestCase):
       },
     ):
       self.assertEqual(mesh_lib.own_rows(mesh, 16), list(range(8)))
+
+  def test_the_lowest_process_that_holds_a_row(self):
+    mesh = mock.Mock()
+    place = lambda number: mock.Mock(process_index=number)
+    rows = {place(2): (slice(0, 2),), place(1): (slice(2, 4),)}
+    rows[place(3)] = rows[place(0)] = (slice(1, 3),)
+    with mock.patch.object(mesh_lib, '_rows') as sharding:
+      sharding(mesh).devices_indices_map.return_value = rows
+      self.assertEqual(mesh_lib.first_holders(mesh, 4), [2, 0, 0, 1])
 
   def test_rows_of_several_batches(self):
     shapes = {'x': jax.ShapeDtypeStruct((3, 2, 8, 5), jnp.float32)}

@@ -122,6 +122,36 @@ class RunTest(absltest.TestCase):
       self.assertRegex(text, 'Error: .*other.txt')
 
 
+class SharedShardTest(absltest.TestCase):
+  def test_is_read_by_both_and_resumed(self):
+    """One process saves the state of the shard, and both continue from it."""
+    root = pathlib.Path(self.create_tempdir().full_path)
+    (root / 'text.txt').write_text('\n\n'.join(documents.DOCUMENTS))
+    start = lambda *command: processes.finished(
+      processes.start_run(
+        *flags(root / 'text.txt', root / 'both'),
+        '--config.data.shards=1',
+        '--config.mesh.seed=2',
+        '--config.mesh.data=1',
+        command=command,
+      )
+    )
+    codes, said = start('-c', DIE)
+    self.assertEqual(codes, [-signal.SIGKILL, 1], said)
+    codes, said = start('launch.py')
+    self.assertEqual(codes, [0, 0], said)
+    config = own_text_config.get_config()
+    config.data.source = f'files:{root}/text.txt'
+    config.mesh.seed, config.mesh.data = 2, 1
+    experiment.run(config, root / 'alone')
+    for name in NAMES:
+      one, two = (
+        [record['loss'] for record in metric_log.read(root / run / name)]
+        for run in ('alone', 'both')
+      )
+      np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
 class StoredTargetsTest(absltest.TestCase):
   def test_are_read_by_both(self):
     root = pathlib.Path(self.create_tempdir().full_path)
