@@ -205,9 +205,7 @@ def distill(
         else spec.costed_plan(flops_lib.COUNTS[plan.costs])
       ),
     )
-    failures.check_start(spec)
-    memory.require(spec, plan.planned)
-    fitting.check(spec, plan.planned)
+    _check_run(spec, plan)
     own = not (optimizer is None or isinstance(optimizer, Mapping))
     rate = None if own else learning_rate
     describe = functools.partial(
@@ -222,6 +220,13 @@ def distill(
     settings.claim_workdir(folder, describe())
     run_identity.claim_batches(folder, batches, user.first())
     return run(folder, folder.name)
+
+
+def _check_run(spec: run_spec.RunSpec, plan: plan_lib.Plan) -> None:
+  """Raises UserError for a run that cannot be trained, or does not fit."""
+  failures.check_start(spec)
+  memory.require(spec, plan.planned)
+  fitting.check(spec, plan.planned)
 
 
 @contextlib.contextmanager
