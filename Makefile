@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# By its path: the folder above a checkout called cxjax would hide the package.
+EDITABLE = --config-settings editable_mode=compat
 
 .PHONY: demo test test-fast notebooks lint types docs package format clean
 
@@ -14,11 +16,11 @@ $(VENV)/run: requirements.txt
 	touch $@
 
 $(VENV)/dev: $(VENV)/run pyproject.toml
-	$(BIN)/pip install --quiet -e '.[test]'
+	$(BIN)/pip install --quiet -e '.[test]' $(EDITABLE)
 	touch $@
 
 $(VENV)/docs: $(VENV)/run pyproject.toml
-	$(BIN)/pip install --quiet -e '.[docs]'
+	$(BIN)/pip install --quiet -e '.[docs]' $(EDITABLE)
 	touch $@
 
 demo: $(VENV)/run

@@ -28,6 +28,7 @@ from cxjax.api import plan as plan_lib
 from cxjax.api import starts as starts_lib
 from cxjax.methods import flops as flops_lib
 from cxjax.models import adapters
+from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
 
 # Compared unless others are asked for; the first without labels.
@@ -278,6 +279,7 @@ def _evaluation(
     plans[name], held_out, 'held_out', metrics
   )
   found = evaluate(first, held_out)
+  metrics_lib.require_direction(*next(iter(found.metrics.items())))
   if hasattr(held_out, '__next__'):  # It is read.
     held_out = found.read
   by = lambda one: 'the labels' if one.by_labels else "the teacher's outputs"

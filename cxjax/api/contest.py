@@ -147,8 +147,11 @@ class Contest:
     rows = [self._cost(name, steps) for name, steps in lengths.items()]
     whole = sum(row['TFLOP in all'] for row in rows)
     same = CHARGED.get(equal, equal)
+    higher = self.evaluation.metrics[self.metric].higher_is_better
+    better = 'higher' if higher else 'lower'
     lines = [
-      f'Comparison by held-out {self.metric}, at equal {same} of '
+      f'Comparison by held-out {self.metric} ({better} is better), at equal '
+      f'{same} of '
       f'{self.reference} in {lengths[self.reference]:,} steps. {search}; then '
       f'the best rate with {seeds} seed{"s" * (seeds > 1)} for the whole '
       f'budget. {self.starts.how}{self._teacher_score()}',

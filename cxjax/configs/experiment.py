@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import ml_collections
 
+from cxjax import checks
 from cxjax import errors
 from cxjax import files
 from cxjax import folders
@@ -58,7 +59,7 @@ def _reopen(
 
 @settings.own()
 def load(
-  config: Config, workdir: pathlib.Path
+  config: Config, workdir: str | pathlib.Path
 ) -> tuple[Config, teacher_lib.Teacher]:
   """The teacher that a workdir holds, and the config it was trained with.
 
@@ -72,6 +73,7 @@ def load(
   Raises:
     UserError: there is no finished teacher, or it is damaged.
   """
+  workdir = checks.path('workdir', workdir)
   folder = workdir / 'teacher'
   experiment, summary = _reopen(config, folder, workdir, 'teacher')
   teacher = teachers.load_teacher(
@@ -82,7 +84,11 @@ def load(
 
 @settings.own()
 def load_students(
-  config: Config, workdir: pathlib.Path, method: str, *, best: bool = False
+  config: Config,
+  workdir: str | pathlib.Path,
+  method: str,
+  *,
+  best: bool = False,
 ) -> tuple[Any, types.Params]:
   """The finished students of a workdir, and their model.
 
@@ -99,6 +105,7 @@ def load_students(
     UserError: there are none, or they are damaged.
   """
   errors.lookup('method', method, registry.METHODS)
+  workdir = checks.path('workdir', workdir)
   folder = workdir / method
   experiment, summary = _reopen(config, folder, workdir, 'students')
   at = summary['best_step'] if best else summary['steps']
@@ -117,7 +124,7 @@ def load_students(
 @settings.own()
 def run(
   config: Config,
-  workdir: pathlib.Path,
+  workdir: str | pathlib.Path,
   on_record: trainer.OnRecord | None = None,
 ) -> summary_lib.Summary:
   """Trains the teacher if need be, then students by `config.method`.
@@ -138,6 +145,7 @@ def run(
     f'cache.batches={config.cache.batches} is for stored targets: give '
     'cache.folder or --cache_targets, or leave it out.',
   )
+  workdir = checks.path('workdir', workdir)
   experiment = builders.open_experiment(config, workdir)
   identity.require_same(experiment.config)
   _check(experiment, workdir)

@@ -79,6 +79,9 @@ def check_keep_best(loop: Loop, metrics: Mapping[str, Any]) -> None:
   )
   if name:
     errors.lookup('keep_best', name, metrics)
+  decides = name or (next(iter(metrics), '') if loop.patience else '')
+  if decides:
+    metrics_lib.require_direction(decides, metrics[decides])
 
 
 def check_patience(stages: stage_lib.Curriculum, loop: Loop) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 from typing import Any
 from typing import TypeAlias
 
@@ -121,6 +122,36 @@ def _known(value: jax.Array, *outputs: jax.Array) -> jax.Array:
   for output in outputs:
     value = jnp.where(jnp.isnan(output).any(axis=-1), jnp.nan, value)
   return value
+
+
+# Words for what should be low, and beginnings of such.
+LOW = re.compile(
+  r'\b(cer|err|kl|mae|mse|nll|rmse|wer)\b|'
+  r'\b(cost|distance|diverg|error|loss|perplex|regret|wrong)'
+)
+
+
+class Plain(Metric):
+  """The mean of a function that nobody said of whether more is better."""
+
+
+def require_direction(name: str, metric: Metric) -> None:
+  """A function that decides must not be named like what should be low.
+
+  Args:
+    name: of the metric that decides.
+    metric: the metric.
+
+  Raises:
+    UserError: it is a plain function of such a name.
+  """
+  words = ' '.join(re.findall('[a-z]+', name.lower()))
+  errors.require(
+    not isinstance(metric, Plain) or not LOW.search(words),
+    f'The metric {name!r} decides, and a function counts as one of which more '
+    'is better. If less is, give cxjax.Metric(function, '
+    'higher_is_better=False); if more is, cxjax.Metric(function).',
+  )
 
 
 def _classes(labels: jax.Array, logits: jax.Array) -> jax.Array:
@@ -238,7 +269,7 @@ def resolve(metrics: Metrics) -> dict[str, Metric]:
       f'The metric {name!r} is {metric!r}: give a function of (output, labels) '
       'that returns a value per example, or a cxjax.Metric.',
     )
-    found[name] = metric if isinstance(metric, Metric) else Metric(metric)
+    found[name] = metric if isinstance(metric, Metric) else Plain(metric)
   return found
 
 

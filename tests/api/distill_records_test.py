@@ -243,6 +243,12 @@ class KeepBestTest(FolderTest):
     ):
       self.train(keep_best='los')
 
+  def test_a_function_that_says_not_if_less_is_better(self):
+    metrics = {'errors': lambda a, b: a[:, 0] > 0}
+    for options in ({'keep_best': 'errors'}, {'patience': 2}):
+      with self.assertRaisesRegex(errors.UserError, "'errors' decides"):
+        self.train(metrics=metrics, **options)
+
 
 class ResumeTest(FolderTest):
   @parameterized.parameters('iterator', 'grain', 'grain_loader')

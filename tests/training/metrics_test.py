@@ -27,6 +27,23 @@ def data(classes=3, shape=(64,)):
   return logits, labels, weights
 
 
+class DirectionTest(parameterized.TestCase):
+  @parameterized.parameters(
+    'error', 'error_rate', 'top5_err', 'MSE', 'val/nll', 'word errors', 'losses'
+  )
+  def test_functions_named_like_what_should_be_low_are_refused(self, name):
+    (plain,) = metrics.resolve({name: max}).values()
+    with self.assertRaisesRegex(errors.UserError, 'higher_is_better=False'):
+      metrics.require_direction(name, plain)
+    for given in (metrics.Metric(max), metrics.METRICS['loss']):
+      metrics.require_direction(name, given)
+
+  @parameterized.parameters('accuracy', 'certainty', 'hit2', 'distilled', 'klm')
+  def test_other_functions_are_not(self, name):
+    (plain,) = metrics.resolve({name: max}).values()
+    metrics.require_direction(name, plain)
+
+
 @pytest.mark.slow
 class ValueTest(parameterized.TestCase):
   @parameterized.parameters((64,), (16, 4))
