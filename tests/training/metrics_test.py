@@ -190,7 +190,7 @@ class ResolveTest(parameterized.TestCase):
     largest = lambda output, labels: output.max(-1)
     own = metrics.Metric(largest, higher_is_better=False)
     found = metrics.resolve({'a': largest, 'b': own})
-    self.assertEqual(found, {'a': metrics.Metric(largest), 'b': own})
+    self.assertEqual(found, {'a': metrics.Plain(largest), 'b': own})
 
   @parameterized.parameters(
     (('accurracy',), "'accurracy'. Did you mean 'accuracy'"),
