@@ -64,6 +64,11 @@ def host_array(leaf: Any, name: str) -> np.ndarray:
         f'{reason(error)}'
       ) from error
   errors.require(
+    found.dtype != object or found.shape != () or not hasattr(leaf, '__iter__'),
+    f'{name} is a {type(leaf).__name__}, which is iterated: give one of its '
+    'batches, as next(iter(loader)).',
+  )
+  errors.require(
     found.dtype.kind != 'm'  # Which NumPy counts as integers.
     and any(jnp.issubdtype(found.dtype, kind) for kind in (bool, jnp.number)),
     f'{name} is {_described(leaf, found)}: give numbers, in an array whose '

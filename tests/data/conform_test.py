@@ -79,6 +79,11 @@ class ConformTest(parameterized.TestCase):
       'numbers that float32',
     ),
     ('objects', {'x': X.astype(object), 'y': Y}, 'ndarray of Python objects'),
+    (
+      'loader',
+      {'x': iter(X), 'y': Y},
+      r'x .*, which is iterated: .*next\(iter',
+    ),
     ('texts', {'x': X.astype(str), 'y': Y}, 'a ndarray of dtype <U32'),
     ('times', {'x': X.astype('M8[s]'), 'y': Y}, r'dtype datetime64\[s\]'),
     ('spans', {'x': X.astype('m8[s]'), 'y': Y}, r'dtype timedelta64\[s\]'),
