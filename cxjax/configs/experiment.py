@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 import ml_collections
 
-from cxjax import checks
 from cxjax import errors
 from cxjax import files
 from cxjax import folders
@@ -73,7 +72,7 @@ def load(
   Raises:
     UserError: there is no finished teacher, or it is damaged.
   """
-  workdir = checks.path('workdir', workdir)
+  workdir = pathlib.Path(workdir)
   folder = workdir / 'teacher'
   experiment, summary = _reopen(config, folder, workdir, 'teacher')
   teacher = teachers.load_teacher(
@@ -105,7 +104,7 @@ def load_students(
     UserError: there are none, or they are damaged.
   """
   errors.lookup('method', method, registry.METHODS)
-  workdir = checks.path('workdir', workdir)
+  workdir = pathlib.Path(workdir)
   folder = workdir / method
   experiment, summary = _reopen(config, folder, workdir, 'students')
   at = summary['best_step'] if best else summary['steps']
@@ -145,7 +144,7 @@ def run(
     f'cache.batches={config.cache.batches} is for stored targets: give '
     'cache.folder or --cache_targets, or leave it out.',
   )
-  workdir = checks.path('workdir', workdir)
+  workdir = pathlib.Path(workdir)
   experiment = builders.open_experiment(config, workdir)
   identity.require_same(experiment.config)
   _check(experiment, workdir)
