@@ -131,7 +131,7 @@ class CorpusTest(parameterized.TestCase):
     self.write('a/b/x.txt', b'one\n\ntwo')
     self.write('z.txt', b'three')
     want = ('one', 'two', 'three')
-    with self.assertLogs(level='INFO') as logs:
+    with self.assertLogs('absl', level='INFO') as logs:
       self.assertEqual(self.load('**/**/*.txt').documents, want)
     self.assertRegex(logs.output[0], r'more than once: \d+ of \d+ are left out')
     (self.folder / 'a' / 'y.txt').symlink_to(self.folder / 'z.txt')

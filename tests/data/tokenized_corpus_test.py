@@ -55,7 +55,7 @@ class LoadTest(parameterized.TestCase):
   def test_held_out_documents_that_are_dropped(self, repeats, level):
     texts = [*documents.DOCUMENTS, *documents.DOCUMENTS[:repeats]]
     self.source.write_text('\n\n'.join(texts))
-    with self.assertLogs(level='INFO') as logs:
+    with self.assertLogs('absl', level='INFO') as logs:
       found = self.load()
     self.assertEqual(logs.records[0].levelname, level)
     kept, every = len(found.held_out), len(texts) // 10
@@ -63,7 +63,7 @@ class LoadTest(parameterized.TestCase):
     self.assertIn(f'{kept} stay', logs.output[0])
 
   def test_no_held_out_document_that_is_dropped(self):
-    with self.assertNoLogs(level='INFO'):
+    with self.assertNoLogs('absl', level='INFO'):
       self.load()
 
   def test_a_kept_corpus_is_found_again(self):
