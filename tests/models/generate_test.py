@@ -69,6 +69,7 @@ class GenerateTest(parameterized.TestCase):
       np.testing.assert_allclose(counts, want / want.sum(), atol=0.03)
       self.assertTrue((counts[want == 0] == 0).all())
 
+  @pytest.mark.slow
   def test_a_low_temperature_takes_the_most_likely(self):
     want = generate(self.model, self.params, TOKENS, 6)
     for temperature in (1e-50, 1e-42, 1e-37, 1e-6):
