@@ -132,11 +132,11 @@ LOW = re.compile(
 
 
 class Plain(Metric):
-  """The mean of a function that nobody said of whether more is better."""
+  """The mean of a function; nobody said if more or less of it is better."""
 
 
 def require_direction(name: str, metric: Metric) -> None:
-  """A function that decides must not be named like what should be low.
+  """Refuses a function that decides and is named like an error or a loss.
 
   Args:
     name: of the metric that decides.
