@@ -67,11 +67,7 @@ def trained(plan: plan_lib.Plan, trainable: Any) -> plan_lib.Plan:
     UserError: it stands for no parameter, or a stage trains none of them.
   """
   chosen = trainable_lib.resolved(trainable, plan.student)
-  theirs, ours, training = plan.traced
-  both = costs_lib.models(
-    dataclasses.replace(plan.teacher, apply=theirs),
-    dataclasses.replace(plan.student, apply=ours),
-  )
+  both, training = costs_lib.traced(plan)
   batch = jax.eval_shape(plan.marked, plan.batch)
   planned = tuple(
     stage_plan.plan_stage(

@@ -312,8 +312,8 @@ class Contest:
       **fit_batches.needed(self.options, plan),
     )
     last = history[-1]
-    scores: list[float] = last[f'eval/{self.metric}']
-    losses: list[float] = last.get('eval/loss', scores)  # type: ignore
+    scores = last[f'eval/{self.metric}']
+    losses = last.get('eval/loss') or scores
     return students, history, list(map(_score, scores, losses, students))
 
 

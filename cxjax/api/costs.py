@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxjax import types
 from cxjax.methods import flops as flops_lib
 from cxjax.methods import masks
 from cxjax.methods import stage_plan
@@ -28,6 +29,23 @@ def models(
     teacher.apply,
     shapes(teacher.params),
   )
+
+
+def traced(plan: Any) -> tuple[tuple[Any, ...], types.Training | None]:
+  """The models of a plan as `models`, of functions whose traces JAX keeps.
+
+  Args:
+    plan: a `Plan`.
+
+  Returns:
+    What `models` returns, and the student in training mode, if it has one.
+  """
+  theirs, ours, training = plan.traced
+  both = models(
+    dataclasses.replace(plan.teacher, apply=theirs),
+    dataclasses.replace(plan.student, apply=ours),
+  )
+  return both, training
 
 
 def costed(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
@@ -58,11 +76,7 @@ def _counted(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
   One leaf is traced in place of hundreds, with the same FLOPs.
   """
   batch = jax.eval_shape(plan.marked, plan.batch)
-  theirs, ours, training = plan.traced
-  both = models(
-    dataclasses.replace(plan.teacher, apply=theirs),
-    dataclasses.replace(plan.student, apply=ours),
-  )
+  both, training = traced(plan)
   adam, found = optax.adam(RATE), []
   for planned in plan.planned:
     one = stage_plan.with_costs(

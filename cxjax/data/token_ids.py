@@ -53,7 +53,7 @@ class Ids:
     whole = batch if self.marked is None else self.marked(batch)
     bad = unknown & _counts(whole, tokens.shape)
     if bad.any():
-      place = tuple(int(index[0]) for index in bad.nonzero())
+      place = _first(bad)
       raise errors.UserError(
         f'{bad.sum()} token ids are not among the 0 to {size - 1} of the '
         f'models: the first is {tokens[place]}, in example {place[0]}. Take '
@@ -91,6 +91,11 @@ def _tokens(x: Any) -> Any:
   return found if real else None
 
 
+def _first(bad: np.ndarray) -> tuple[int, ...]:
+  """Place of the first true entry."""
+  return tuple(int(index[0]) for index in bad.nonzero())
+
+
 def _check_positions(batch: types.Batch) -> None:
   """Raises UserError for target positions that count and are not there."""
   tokens, x = _tokens(batch['x']), batch['x']
@@ -105,7 +110,7 @@ def _check_positions(batch: types.Batch) -> None:
   elif counts.shape == bad.shape[:1]:  # Of examples.
     bad = bad & counts[:, None]
   if bad.any():
-    place = tuple(int(index[0]) for index in bad.nonzero())
+    place = _first(bad)
     raise errors.UserError(
       f'target_positions has {found[place]} in example {place[0]}; the '
       f'positions of its tokens are 0 to {length - 1}. Give those that do not '
