@@ -118,7 +118,8 @@ def describe(mesh: jax.sharding.Mesh) -> str:
   """Describes a mesh: '16 devices (TPU v5 lite), data=4, fsdp=4'."""
   sizes = ', '.join(f'{axis}={n}' for axis, n in mesh.shape.items() if n > 1)
   kind = mesh.devices.flat[0].device_kind
-  return f'{mesh.size} devices ({kind}), {sizes or "not sharded"}'
+  many = 's' if mesh.size > 1 else ''
+  return f'{mesh.size} device{many} ({kind}), {sizes or "not sharded"}'
 
 
 def in_use(mesh: jax.sharding.Mesh) -> str:

@@ -91,9 +91,9 @@ class MakeTest(parameterized.TestCase):
       mesh_lib.describe(mesh), '8 devices (cpu), data=2, model=4'
     )
     one = mesh_lib.make({}, 8)
-    self.assertEqual(mesh_lib.describe(one), '1 devices (cpu), not sharded')
+    self.assertEqual(mesh_lib.describe(one), '1 device (cpu), not sharded')
     self.assertEqual(
-      mesh_lib.in_use(one), '1 devices (cpu), not sharded; 7 more are idle'
+      mesh_lib.in_use(one), '1 device (cpu), not sharded; 7 more are idle'
     )
     self.assertEqual(mesh_lib.in_use(mesh), mesh_lib.describe(mesh))
 
