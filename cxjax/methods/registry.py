@@ -107,7 +107,7 @@ def _build_last(block: Any, context: Context) -> stage_lib.Curriculum:
 
 
 def _build_late_to_early(block: Any, context: Context) -> stage_lib.Curriculum:
-  pairs = context.matched()
+  pairs = layer_matching.check_pairs(block.layers) or context.matched()
   layer = arguments.whole('late_to_early.layer', block.layer, 1)
   errors.require(
     layer <= len(pairs),
@@ -264,7 +264,10 @@ METHODS = {
   # The teacher's last layer for an early layer of the student, then the output.
   'late_to_early': Method(
     _build_late_to_early,
-    dict(layer=1),  # Which of the student's matched layers.
+    dict(
+      layers=(),  # Not those of 'extracted', which may be the last pair alone.
+      layer=1,  # Which of the student's matched layers.
+    ),
     like='extracted',
   ),
   # All hidden terms and the output at once.

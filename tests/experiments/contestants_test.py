@@ -1,13 +1,16 @@
 """Tests of the students that are compared, with tiny models."""
 
+import pathlib
 import types
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cxjax.api import named_plans
 from cxjax.models import sentence
 from cxjax.models import transformer
 import scripts
@@ -57,6 +60,24 @@ class CutTest(absltest.TestCase):
     output, activations = first.apply(first.params, batches[0])
     self.assertEqual(output.shape, (3, 8))
     self.assertIn('block1', activations)
+
+
+class PlansTest(parameterized.TestCase):
+  @pytest.mark.slow
+  @parameterized.parameters('parity_mlp', 'pcfg_bert')
+  def test_every_method_has_a_plan(self, name):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    found = contestants.find(name, 'tiny', folder)
+    planner = named_plans.Planner(
+      found.teacher,
+      found.student(0),
+      named_plans.example_of(found.batches),
+      found.options['layers'],
+      named_plans.Output(),
+    )
+    self.assertContainsSubset(contestants.OTHERS, found.methods)
+    for method, options in found.methods.items():
+      self.assertNotEmpty(planner.plan(method, options, 100).stages)
 
 
 if __name__ == '__main__':

@@ -218,6 +218,10 @@ class BuildTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'layer=4 .* 3 layers'):
       fields = block('late_to_early', layer=4)
       registry.build('late_to_early', fields, context)
+    pairs = ('t0', 's0'), ('t1', 's2')
+    fields = block('late_to_early', layers=pairs)
+    term = registry.build('late_to_early', fields, context)[0].terms[0]
+    self.assertEqual((term.target, term.student), ('t1', 's0'))
 
   def test_pairs_of_the_context_come_before_all_layers(self):
     context = registry.Context(60, pairs=(('a', 'b'),))
