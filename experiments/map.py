@@ -7,8 +7,9 @@ learning rates by successive halving, then several seeds. Four things are equal:
   flops   FLOPs, with the teacher's forward passes charged
   stored  FLOPs of the student alone, as on targets that were stored before
 The budget is that of one-shot distillation in --num_steps. Hidden terms have
-the settings of the experiment's config. --own_optimizer takes the optimizer of
-the config as well, or for digits and MiniLM Adam with a warm-up of 6%.
+the settings of the experiment's config. The optimizer is Adam on a cosine,
+without a warm-up; --own_optimizer takes that of the config, or for digits and
+MiniLM Adam with a warm-up of 6%.
 
 Run (parity_mlp at a quarter of its steps: minutes on two cores):
   python -m experiments.map --experiment=parity_mlp --budget=0.25
@@ -57,7 +58,7 @@ _AXES = flags.DEFINE_list(
 _METHODS = flags.DEFINE_list('methods', [], 'Methods; all that fit by default.')
 _RATES = flags.DEFINE_list('rates', [], 'Learning rates in place of its own.')
 _OWN_OPTIMIZER = flags.DEFINE_bool(
-  'own_optimizer', False, 'As in the docstring; else Adam on a cosine.'
+  'own_optimizer', False, 'As the docstring says; else Adam on a cosine.'
 )
 _VARY = flags.DEFINE_multi_string(
   'vary', [], 'Option of methods, and its values: share=0.05,0.1.'
@@ -213,7 +214,7 @@ def compare(
     seeds=flags.FLAGS.seeds,
     equal=AXES[axis],
     workdir=workdir,
-    optimizer=one.optimizer if _OWN_OPTIMIZER.value else None,
+    optimizer=one.optimizer if _OWN_OPTIMIZER.value else {'warmup': 0.0},
     **one.options,
   )
 

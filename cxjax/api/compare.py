@@ -36,6 +36,9 @@ METHODS = ('one_shot', 'extracted', 'fitnets', 'joint')
 LABELED = ('supervised', 'extracted_labels')
 RATES = (1e-3, 3e-3, 1e-2)
 SHARE = arguments.Range(0, 1, ends=(False, True))
+# Of each stage. Without one transformers may not learn at a rate that they bear
+# with it, and methods would be told apart by that.
+WARMUP = 0.06
 # Arguments of `distill` that a comparison passes on.
 OPTIONS = (
   'last_batch',
@@ -96,8 +99,8 @@ def compare(
       plans for these models, whose stages keep their shares, and of options, as
       `{'short': {'method': 'extracted', 'share': 0.1}}`. Methods with hidden
       stages have their share of `plan`.
-    rates: peak learning rates of Adam on a cosine over each stage, or of
-      `optimizer`, by default 0.001, 0.003 and 0.01.
+    rates: peak learning rates of Adam, which rise for 6% of each stage and fall
+      on a cosine, or of `optimizer`; by default 0.001, 0.003 and 0.01.
     seeds: number of students of each method.
     equal: what all methods have as much of: 'flops' of a student and of the
       teacher for it; 'student_flops', of the student alone, as if the targets
@@ -117,8 +120,8 @@ def compare(
     costs: how FLOPs are found, 'compiled' or 'counted'.
     report: called with lines of text as the comparison goes on.
     **options: of `distill`: `last_batch`, `microbatches`, `mesh`, `trainable`,
-      `fit_on` and `optimizer`, which is a dict here, as
-      `{'name': 'adamw', 'warmup': 0.05}`: the rates are those of the search.
+      `fit_on` and `optimizer`, which is a dict here of what differs, as
+      `{'name': 'adamw', 'warmup': 0.0}`: the rates are those of the search.
 
   Returns:
     The comparison: `str(found)`, `found.rows`, `found.plot(path)`,
@@ -132,7 +135,7 @@ def compare(
   errors.lookup('equal', equal, dict.fromkeys(budgets.EQUAL))
   errors.lookup('costs', costs, flops_lib.COUNTS)
   arguments.function('report', report, 'print')
-  _check_options(options)
+  options['optimizer'] = _optimizer(options)
   errors.require(
     held_out is not None, 'held_out is missing: give examples to evaluate on.'
   )
@@ -199,8 +202,8 @@ def advise(*args: Any, budget: float = 0.1, **kwargs: Any) -> Any:
   return compare(*args, budget=budget, **kwargs)
 
 
-def _check_options(options: dict[str, Any]) -> None:
-  """Raises UserError for options of `distill` that a comparison has not."""
+def _optimizer(options: dict[str, Any]) -> dict[str, Any]:
+  """Fields of the optimizer; raises UserError for options it has not."""
   for name in options:
     errors.lookup('option', name, dict.fromkeys(OPTIONS))
   optimizer = options.get('optimizer')
@@ -209,7 +212,9 @@ def _check_options(options: dict[str, Any]) -> None:
     f'optimizer={str(optimizer)[:60]} must be a dict of its fields, as '
     "{'name': 'adamw', 'warmup': 0.05}: the rates are those of the search.",
   )
-  optimizers.named(optimizer)
+  found = {'warmup': WARMUP, **(optimizer or {})}
+  optimizers.named(found)
+  return found
 
 
 def _folder(workdir: Any) -> pathlib.Path | None:

@@ -191,7 +191,7 @@ class Comparison:
   def notes(self) -> list[str]:
     """Reasons for which the comparison may mislead."""
     edge = [one.method for one in self.contenders if one.at_edge]
-    found = []
+    found = [text for text in map(self._undecided, self.contenders) if text]
     if edge:
       found.append(
         'The best learning rate is the lowest or the highest that was tried '
@@ -203,6 +203,22 @@ class Comparison:
         'slowly may win at the whole.'
       )
     return found
+
+  def _undecided(self, one: Contender) -> str:
+    """Says that the search could not tell the rates of a method apart."""
+    width = spread.sd(one.scores)
+    rows = [row for row in self.tried if row['method'] == one.method]
+    scores = [r[self.metric] for r in rows if r['steps'] == rows[0]['steps']]
+    if len(scores) < 2 or not width:
+      return ''
+    low, high = np.min(scores), np.max(scores)
+    if not high - low <= 2 * width:  # NaN, of a failure, is a difference.
+      return ''
+    return (
+      f'In the search for {one.method} all rates scored alike, from {low:.4g} '
+      f'to {high:.4g}, no further apart than two standard deviations of its '
+      f'seeds: {one.rate:g} is a guess.'
+    )
 
   def __str__(self) -> str:
     """The table, the rule of the spread, notes, and one sentence of advice."""

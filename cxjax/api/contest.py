@@ -27,6 +27,7 @@ from cxjax.api import held_out as held_out_lib
 from cxjax.api import plan as plan_lib
 from cxjax.api import starts as starts_lib
 from cxjax.training import evaluation as evaluation_lib
+from cxjax.training import optimizers
 
 # The method whose cost in `num_steps` is the budget, if it is compared.
 REFERENCE = 'one_shot'
@@ -154,12 +155,17 @@ class Contest:
       f'{same} of '
       f'{self.reference} in {lengths[self.reference]:,} steps. {search}; then '
       f'the best rate with {seeds} seed{"s" * (seeds > 1)} for the whole '
-      f'budget. {self.starts.how}{self._teacher_score()}',
+      f'budget. Optimizer: {self._optimizer()}. '
+      f'{self.starts.how}{self._teacher_score()}',
       tables.markdown(rows).rstrip('\n'),
       f'In all at most {whole:.3g} TFLOP; rates of a round and seeds run side '
       "by side and share the teacher's passes.",
     ]
     return '\n\n'.join(lines)
+
+  def _optimizer(self) -> str:
+    """Name and schedule of the optimizer."""
+    return optimizers.describe(optimizers.named(self.options.get('optimizer')))
 
   def _teacher_score(self) -> str:
     """A sentence with the score of the teacher, if there are labels."""

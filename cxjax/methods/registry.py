@@ -264,10 +264,9 @@ METHODS = {
   # The teacher's last layer for an early layer of the student, then the output.
   'late_to_early': Method(
     _build_late_to_early,
-    dict(
-      layers=(),  # Not those of 'extracted', which may be the last pair alone.
-      layer=1,  # Which of the student's matched layers.
-    ),
+    # `layers` are not those of 'extracted', which may be the last pair alone;
+    # `layer` is which of the student's.
+    dict(layers=(), layer=1),
     like='extracted',
   ),
   # All hidden terms and the output at once.

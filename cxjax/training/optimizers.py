@@ -146,6 +146,13 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
   return config
 
 
+def describe(config: ml_collections.ConfigDict) -> str:
+  """Line on a block, as 'adam with no warm-up, schedule cosine'."""
+  percent = f'{100 * config.warmup:.3g}%'
+  rise = f'a warm-up of {percent}' if config.warmup else 'no warm-up'
+  return f'{config.name} with {rise}, schedule {config.schedule}'
+
+
 def share_at(config: ml_collections.ConfigDict, passed: float) -> float:
   """The learning rate of a step, as a share of the peak.
 

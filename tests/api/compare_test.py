@@ -131,6 +131,13 @@ class RunTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'optimizer'):
       self.compare(optimizer={'warmup': 0.5})
 
+  def test_the_learning_rate_rises_first(self):
+    self.assertIn('adam with a warm-up of 6%, schedule cosine', self.said[0])
+    one_shot = self.found.contenders[1]
+    first = one_shot.history[0]  # Its last update came after 1 of 20 steps.
+    rates = [one_shot.rate * 0.05 / 0.06] * 2
+    self.assertSequenceAlmostEqual(first['learning_rate'], rates)
+
 
 @pytest.mark.slow
 class VocabularyTest(parameterized.TestCase):

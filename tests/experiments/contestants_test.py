@@ -63,8 +63,8 @@ class CutTest(absltest.TestCase):
 
 
 class PlansTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.parameters('parity_mlp', 'pcfg_bert')
+  @pytest.mark.slow
   def test_every_method_has_a_plan(self, name):
     folder = pathlib.Path(self.create_tempdir().full_path)
     found = contestants.find(name, 'tiny', folder)
