@@ -119,13 +119,14 @@ def read(path: pathlib.Path, advice: str = '') -> Summary:
   seal = summary.pop('seal', None) if isinstance(summary, dict) else None
   if not isinstance(seal, dict) or 'sha256' not in seal:
     raise errors.UserError(
-      f'{path} has no seal: it was edited, or written by an earlier version. '
-      f'{again}'
+      f'{path} has no digest of itself: it was edited, or written by an '
+      f'earlier version. {again}'
     )
   said = seal.pop('sha256')
   errors.require(
     said == files.digest({**summary, 'seal': seal}),
-    f'{path} was edited: it is not what its seal says. {again}',
+    f'{path} was edited: it has another digest than the one it was written '
+    f'with. {again}',
   )
   folder = path.parent
   if 'config' in seal:

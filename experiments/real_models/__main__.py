@@ -75,13 +75,13 @@ def main(argv: list[str]) -> None:
       print(json.dumps(measure.measured(name, cases.CASES)))
     return
   rows = []
+  stem = 'real_models_earlier' if _EARLIER.value else 'real_models'
   for name in names or cases.CASES:
     rows.append(separate(name, _EARLIER.value))
     print(tables.markdown(rows[-1:]))
-  if not names:
-    stem = 'real_models_earlier' if _EARLIER.value else 'real_models'
-    (RESULTS / f'{stem}.md').write_text(tables.markdown(rows))
-    tables.write_csv(RESULTS / f'{stem}.csv', rows)
+    if not names:
+      (RESULTS / f'{stem}.md').write_text(tables.markdown(rows))
+      tables.write_csv(RESULTS / f'{stem}.csv', rows)
 
 
 if __name__ == '__main__':

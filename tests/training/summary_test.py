@@ -97,7 +97,7 @@ class SealTest(parameterized.TestCase):
     self.assertGreater(len(found), 100)
     for edited in found:
       self.path.write_text(json.dumps(edited))
-      self.assert_refused('(was edited|has no seal).*Restore it, or remove')
+      self.assert_refused('(was edited|has no digest).*Restore it, or remove')
 
   @parameterized.parameters('[]', '1', 'null', '{}', '', '{"steps": 1}', '\0')
   def test_another_content_is_refused(self, text):
@@ -111,7 +111,7 @@ class SealTest(parameterized.TestCase):
 
   def test_an_earlier_version_had_no_seal(self):
     files.write_json(self.path, made_up())
-    self.assert_refused('has no seal')
+    self.assert_refused('has no digest')
 
   def test_another_config_is_refused(self):
     files.write_json(self.folder / 'config.json', {'seed': 1})
