@@ -22,7 +22,6 @@ from cxjax.configs import builders
 from cxjax.configs import defaults
 from cxjax.configs import student_starts
 from cxjax.configs import teachers
-from cxjax.methods import layer_matching
 from cxjax.methods import registry
 from cxjax.models import sentence
 from cxjax.training import metrics as metrics_lib
@@ -178,8 +177,7 @@ def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
     config.num_steps,
     methods,
     {
-      'layers': student_starts.pairs(experiment)
-      or layer_matching.match_layers(teacher.layers, model.layers),
+      'layers': student_starts.matched(experiment, teacher),
       'metrics': _metrics(experiment.task),
     },
     optimizer={

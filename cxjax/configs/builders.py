@@ -310,11 +310,9 @@ def _stages(
   )
   context = registry.Context(
     num_steps=config.num_steps,
-    teacher_layers=() if teacher is None else teacher.layers,
-    student_layers=experiment.model('student').layers,
     checkpoints=() if teacher is None else teacher.checkpoints,
     output={'loss': loss, 'alpha': config.alpha, 'top_k': config.top_k},
-    pairs=student_starts.pairs(experiment),
+    pairs=lambda: student_starts.matched(experiment, teacher),
   )
   return registry.build(config.method, defaults.method_block(config), context)
 
