@@ -30,8 +30,8 @@ from cxjax.methods import losses
 LABELS = 'labels'
 NOTHING = 'none'  # Target of an activation that is a loss itself.
 LOGITS = 'logits'
-# Activations that exist at the target positions alone.
-TARGET_POSITION_ACTIVATIONS = (LOGITS, 'final')
+# Reserved names: activations that exist at the target positions alone.
+TARGET_POSITION_ACTIVATIONS = (LOGITS, 'head_input')
 ALL, PREDICTED = 'all', 'predicted'
 OUTPUT = 'output:'  # Beginning of the names of several outputs.
 NORMS, POOLS = ('none', 'layer'), ('none', 'mean', 'flatten')

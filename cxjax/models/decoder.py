@@ -235,11 +235,11 @@ class Decoder(base.HeadApart, nn.Module):
         tokens of a segment only their distance matters.
 
     Returns:
-      Logits `[B, P, C]` in float32, or 'final' in float32 if there is no head;
-      and the activations: 'embeddings', 'block0', 'block0/attention',
-      'block0/mlp' and so on are `[B, L, D]`; 'final', the input of the head, is
-      `[B, P, D]`. XLA computes the last block at the target positions only,
-      unless another of its activations is used.
+      Logits `[B, P, C]` in float32, or 'head_input' in float32 if there is no
+      head; and the activations: 'embeddings', 'block0', 'block0/attention',
+      'block0/mlp' and so on are `[B, L, D]`; 'head_input' is `[B, P, D]`. XLA
+      computes the last block at the target positions only, unless another of
+      its activations is used.
 
     Raises:
       UserError: an input is unknown, or a sequence is longer than `max_length`.
@@ -272,7 +272,7 @@ class Decoder(base.HeadApart, nn.Module):
     if positions is not None:
       h, _, _, _ = block(below, seen, turned, keys, positions)
     h = self.last_norm(h)
-    activations['final'] = h
+    activations['head_input'] = h
     return h, activations
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
