@@ -163,9 +163,8 @@ def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
   known = there['list'] and here['list'] and jax.process_count() == 1
   errors.require(
     not known or here['list'] == there['list'],
-    f'{folder} was begun with other batches. What differs: batches '
-    f'({there["list"]} there, {here["list"]} here). Choose another workdir, or '
-    'give the same batches.',
+    f'{folder} was begun with another list of batches. Choose another workdir, '
+    'or give the same batches.',
   )
   if here['first'] != there['first'] and jax.process_index() == 0:
     logging.warning(
