@@ -116,7 +116,7 @@ def variation(text: str) -> tuple[str, list[str]]:
   """The option and the values of --vary.
 
   Args:
-    text: as 'share=0.05,0.1'.
+    text: value of the flag, as 'share=0.05,0.1'.
 
   Returns:
     The name of the option, and its values as they were written.
@@ -141,7 +141,7 @@ def varied(
   Args:
     methods: options of each method, as `compare` takes them.
     option: name of the option, of `curricula` with hidden stages.
-    values: as they are written.
+    values: values of the option, as they are written.
 
   Returns:
     The methods, those with the option by names as 'extracted share=0.1'.
@@ -193,7 +193,7 @@ def compare(
 
   Args:
     one: the experiment.
-    axis: of `AXES`.
+    axis: name of the axis, one of `AXES`.
     workdir: folder of the runs.
 
   Returns:
@@ -314,7 +314,7 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
   """Compares the methods on all axes, and writes the tables and pictures.
 
   Args:
-    name: of the experiment.
+    name: name of the experiment.
     workdir: folder of its runs.
     results: folder of the tables.
   """

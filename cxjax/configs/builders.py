@@ -120,8 +120,8 @@ def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   """Reads the data of a config.
 
   Args:
-    config: of the experiment; a copy is changed.
-    workdir: of its runs.
+    config: config of the experiment; a copy is changed.
+    workdir: folder of its runs.
 
   Returns:
     The experiment; its config knows the paths and the fingerprints of its data.
@@ -373,7 +373,7 @@ def abstract_specs(
   """Runs of a config for devices that need not be here: shapes alone.
 
   Args:
-    config: of the experiment; its `method` is not read, nor a file it names.
+    config: config of the experiment; neither `method` nor a file is read.
     names: methods.
     devices: from `devices.topology`.
 

@@ -70,7 +70,7 @@ def require_same(config: Config, **flags: Any) -> None:
 
   Args:
     config: with the fingerprints of its data.
-    **flags: what else decides the run, by the name of its flag.
+    **flags: values of the other flags that decide the run, by name.
 
   Raises:
     UserError: a process has another config, data, flags or settings of JAX.

@@ -23,7 +23,7 @@ def make(
   """Returns the layout of the run of 'teacher' or 'student'.
 
   Args:
-    config: of the experiment.
+    config: config of the experiment.
     role: whose run.
     model: returns the model of a role.
     devices: from `devices.topology`; None is those of this process.

@@ -38,7 +38,7 @@ def read(
     shapes: shapes of the example batch of a plan.
     needed: entries that must match those of the example.
     convert: from what the user gives to a batch.
-    what: its name, for messages.
+    what: name of the held-out set, for messages.
     thread: where a loader is read; None is one of its own.
 
   Returns:

@@ -110,16 +110,16 @@ def load(
   """Loads, splits and tokenizes the corpus of a source.
 
   Args:
-    source: as for `corpus.load`.
+    source: name of the source, as for `corpus.load`.
     vocab_size: number of ids of the tokenizer.
     tokenizer: path of a `tokenizer.json` of that size, whose special tokens are
       characters in a document; '' trains one on the training documents.
     held_out: share of the documents that are held out, in (0, 1).
-    whole_files: as for `corpus.load`.
-    tfds_folder: as for `corpus.load`.
+    whole_files: whether a text file is one document, as for `corpus.load`.
+    tfds_folder: folder of prepared datasets, as for `corpus.load`.
     folder: folder in which `TokenizedCorpus.save` kept this corpus, or may keep
       it later; '' is none.
-    fields: as for `corpus.load`.
+    fields: fields of the records, as for `corpus.load`.
     padded_vocab: whether a tokenizer of a path may have fewer ids, as those of
       models whose vocabulary is padded.
     encode: tokenizes documents.

@@ -121,7 +121,7 @@ def find(jaxpr: core.Jaxpr, count: int) -> tuple[Any, Head, list[Any]] | None:
   """Finds the head of a model.
 
   Args:
-    jaxpr: of the model, without inner calls; the output comes first.
+    jaxpr: jaxpr of the model, without inner calls; the output comes first.
     count: number of its first inputs, which are the parameters.
 
   Returns:

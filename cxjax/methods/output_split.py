@@ -28,7 +28,7 @@ class Apart:
 
   Attributes:
     features: `[..., D]`, what the head reads.
-    weights: what the head makes of the parameters.
+    weights: arrays that the head computes with, made from the parameters.
     head: the head.
     width: `C`.
     rows: how many rows of the output may be held at once.
@@ -127,8 +127,8 @@ class _Found:
 
   Attributes:
     head: the head.
-    shape: of the output.
-    structure: of what the model returns.
+    shape: shape of the output.
+    structure: tree structure of the model's results.
     trunk: from the leaves of the arguments to the features, and to what the
       model returns beside the output.
     make: from the leaves of the parameters to what the head reads of them.

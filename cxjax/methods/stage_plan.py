@@ -101,7 +101,7 @@ def plan_stage(
     stage: the stage.
     batch: `{'x': [B, ...], 'y': [B]}`.
     student: the student.
-    student_params: of one student.
+    student_params: parameters of one student.
     teacher: the teacher, for a stage that needs one.
     teacher_params: the teacher's.
     trainable: pattern of the paths of the parameters that may be trained, as of

@@ -94,7 +94,7 @@ def rules(
   """Partition rules of parameters whose axes have names.
 
   Args:
-    names: of the axes of every parameter, by its path.
+    names: names of the axes of every parameter, by its path.
     mesh_axes: from each name to 'model', or to 'fsdp' or None: the sharding
       'fsdp' chooses its axes itself. None ignores the names.
     given: rules of the user, which come first.

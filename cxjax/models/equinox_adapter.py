@@ -56,7 +56,7 @@ def from_equinox(
     state: its `equinox.nn.State`, if it has one, or a list of them.
     output: selects the output from what the module returns, without its state;
       by default it is that, or its 'logits'.
-    partition_rules: as for `from_fn`.
+    partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(module, x, **kwargs) -> output`, in place of calling the module on
       `x`; it gets `key` and `state` if it has arguments of these names, and
       then returns `(output, state)`. Without it a tuple is spread over the

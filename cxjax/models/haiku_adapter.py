@@ -53,7 +53,7 @@ def from_haiku(
     state: its state, if it has one, or a list of them.
     output: selects the output from what the function returns; by default it is
       that, or its 'logits'.
-    partition_rules: as for `from_fn`.
+    partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(function, x, **kwargs) -> output`, in place of calling the function
       on `x`. Without it a tuple is spread over the arguments of a function of
       several, and a dict over those of its names.

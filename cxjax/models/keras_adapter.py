@@ -54,7 +54,7 @@ def from_keras(
     model: the model; a list of models trains several students.
     output: selects the output from what the model returns; by default it is
       that, or its 'logits'.
-    partition_rules: as for `from_fn`.
+    partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(model, x, **kwargs) -> output`, in place of calling the model on
       `x`. Without it a tuple is spread over the arguments of a model of
       several, and a dict over those of its names.

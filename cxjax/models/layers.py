@@ -52,7 +52,7 @@ class _Run:
   """Siblings, each of which is computed from the one before.
 
   Attributes:
-    pattern: of their names.
+    pattern: pattern of their names.
     layers: the siblings.
     has_parts: whether there are activations inside of them.
     is_parted: whether there are other siblings, some of which do not need the

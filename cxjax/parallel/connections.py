@@ -79,8 +79,8 @@ def admit(
 
   Args:
     server: where they connect.
-    token: what each of them sends first, before its number as four bytes.
-    number: how many there are: their numbers are 1 to `number`.
+    token: bytes that each of them sends first, before its number as four bytes.
+    number: number of the other processes, which are numbered 1 to `number`.
     seconds: how long to wait for all of them.
 
   Returns:

@@ -100,7 +100,7 @@ class Metric:
     Args:
       statistics: a tree of `[N, ...]`.
       weights: `[N, ...]` how much each counts; None is 1.
-      axis: of the sums; None is all.
+      axis: axis of the sums; None is all.
 
     Returns:
       A scalar; NaN where nothing counts.
@@ -139,7 +139,7 @@ def require_direction(name: str, metric: Metric) -> None:
   """Refuses a function that decides and is named like an error or a loss.
 
   Args:
-    name: of the metric that decides.
+    name: name of the metric that decides.
     metric: the metric.
 
   Raises:

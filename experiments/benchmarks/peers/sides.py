@@ -30,7 +30,7 @@ class Side:
     lookahead: batches that its teacher sees at once.
     limit: longest round.
     cpu: seconds of CPU of the last round.
-    losses: of the first steps.
+    losses: losses of the first steps.
     compile: seconds of compilation.
   """
 
