@@ -245,7 +245,7 @@ def winners(lines: list[Row]) -> list[Row]:
   """Returns a row for each experiment: the best methods on each axis.
 
   Args:
-    lines: from `read`.
+    lines: rows from `read`.
 
   Returns:
     The best mean and the methods within its spread, best first; those whose
@@ -283,8 +283,8 @@ def picture(lines: list[Row], axis: str, path: pathlib.Path) -> None:
   """Draws the mean and the range of every method, a panel for each experiment.
 
   Args:
-    lines: from `read`.
-    axis: which of their comparisons.
+    lines: rows from `read`.
+    axis: name of the axis that is drawn, one of `AXES`.
     path: the PNG file.
   """
   lines = [row for row in lines if row['equal'] == axis]

@@ -240,7 +240,8 @@ def report(title: str, specs: Mapping[str, run_spec.RunSpec]) -> str:
 
   Args:
     title: name of the topology.
-    specs: by what they are called, as from `builders.abstract_specs`.
+    specs: specifications by the name of the run, as from
+      `builders.abstract_specs`.
 
   Returns:
     Markdown.

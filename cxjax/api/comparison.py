@@ -79,7 +79,7 @@ class Comparison:
     reference: the method whose steps are the budget.
     predicted_steps: its number of steps, if the comparison was made at a part
       of the budget; else None.
-    share: that part.
+    share: fraction of the budget at which it was made.
     charged: FLOPs have the teacher's passes in them; else the targets are as if
       stored.
   """

@@ -38,9 +38,9 @@ class Evaluation:
   Attributes:
     held_out: one batch, with the labels or the teacher's output as 'y'; without
       'y' where that output is too large to be kept.
-    metrics: by name; the first decides.
+    metrics: metrics by name; the first decides.
     by_labels: whether 'y' are the labels.
-    convert: from what the user gives to a batch.
+    convert: function that makes a batch of what the user gives.
     read: the held-out set as one batch that the user could have given.
   """
 

@@ -26,7 +26,7 @@ def given(
   Args:
     stages: argument `stages` of `plan`, as the user gave it.
     num_steps: the sum of their steps, or None.
-    beside: the other options, and whether they were given too.
+    beside: whether each of the other options was given too, by its name.
 
   Returns:
     The stages.

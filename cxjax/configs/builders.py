@@ -80,7 +80,7 @@ class Experiment:
   """A config with its task, which is made once for all runs.
 
   Attributes:
-    config: with its paths filled in.
+    config: config of the experiment, with its paths filled in.
     task: makes the batches.
     held_out: the batch of the evaluation; shapes for devices that are not here.
     devices: from `devices.topology`: runs then hold shapes in place of arrays.
@@ -262,7 +262,7 @@ def student_spec(
 
   Args:
     experiment: the experiment.
-    teacher: for methods that need one.
+    teacher: trained teacher, for methods that need one.
 
   Returns:
     The specification of the run.
@@ -375,7 +375,7 @@ def abstract_specs(
   Args:
     config: config of the experiment; neither `method` nor a file is read.
     names: methods.
-    devices: from `devices.topology`.
+    devices: devices from `devices.topology`.
 
   Returns:
     The run of the teacher, unless it comes from elsewhere, and those of the

@@ -69,7 +69,7 @@ def require_same(config: Config, **flags: Any) -> None:
   """Compares a config over the processes of a run.
 
   Args:
-    config: with the fingerprints of its data.
+    config: config with the fingerprints of its data.
     **flags: values of the other flags that decide the run, by name.
 
   Raises:

@@ -24,9 +24,9 @@ def make(
 
   Args:
     config: config of the experiment.
-    role: whose run.
+    role: role of the model that is trained, 'teacher' or 'student'.
     model: returns the model of a role.
-    devices: from `devices.topology`; None is those of this process.
+    devices: devices from `devices.topology`; None is those of this process.
 
   Raises:
     UserError: the mesh does not fit the devices or the batch, or a model cannot

@@ -22,7 +22,7 @@ class DocumentError(errors.UserError):
   """A document that cannot be encoded.
 
   Attributes:
-    index: its place among the documents that were to be encoded.
+    index: index of the document among those that were to be encoded.
   """
 
   def __init__(self, message: str, index: int) -> None:

@@ -365,7 +365,7 @@ def logit_loss(
     temperature: `T > 0` of the divergences; 'mse' has none.
     hard_labels: the limit `T -> 0` on the teacher alone, `hard_kl`, in place of
       'kl'; the temperature is not read.
-    top: how many of the teacher's logits there are, as of `top_k`; 0 is all.
+    top: number of the teacher's logits that are kept, as for `top_k`; 0 is all.
 
   Returns:
     A function of `(student, teacher)`.

@@ -221,7 +221,7 @@ def pruned(tree: Any, mask: Mask) -> Any:
 
   Args:
     tree: tree of the structure of the parameters; None fills gaps.
-    mask: from `trainable_mask`.
+    mask: mask from `trainable_mask`.
 
   Returns:
     The tree without those entries of its dicts all of whose leaves the mask

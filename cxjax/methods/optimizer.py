@@ -118,7 +118,7 @@ def update(
   Args:
     tx: the optimizer.
     grads: gradients at `iterate(state, learned)`.
-    state: from `init`; or of optax, for `learned`.
+    state: state from `init`; or of optax, for `learned`.
     learned: parameters and regressors to evaluate.
     fixed: the parameters that are not trained.
     value: the loss there.
@@ -158,7 +158,7 @@ def learning_rate(state: optax.OptState) -> jax.Array | None:
   """The rate of the last update, as `optax.inject_hyperparams` keeps it.
 
   Args:
-    state: from `update`, of one student or of several.
+    state: state from `update`, of one student or of several.
 
   Returns:
     A number, or one for each student; None if the state keeps none, or several.

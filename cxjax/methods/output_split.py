@@ -31,7 +31,7 @@ class Apart:
     weights: arrays that the head computes with, made from the parameters.
     head: the head.
     width: `C`.
-    rows: how many rows of the output may be held at once.
+    rows: number of rows of the output that may be held at once.
   """
 
   features: jax.Array
@@ -57,8 +57,8 @@ class Split:
 
   Attributes:
     fun: the model, which returns its output whole.
-    rows: how many rows of the output may be held at once.
-    found: its head.
+    rows: number of rows of the output that may be held at once.
+    found: trace of the model, with its head.
   """
 
   fun: Callable[..., Any]
@@ -92,7 +92,7 @@ def split(fun: Callable[..., Any], rows: int, *shapes: Any) -> Split | None:
 
   Args:
     fun: `(params, x, ...) -> (output, ...)`.
-    rows: how many rows of the output may be held at once.
+    rows: number of rows of the output that may be held at once.
     *shapes: its arguments; shapes are enough.
 
   Returns:
@@ -129,9 +129,10 @@ class _Found:
     head: the head.
     shape: shape of the output.
     structure: tree structure of the model's results.
-    trunk: from the leaves of the arguments to the features, and to what the
-      model returns beside the output.
-    make: from the leaves of the parameters to what the head reads of them.
+    trunk: function from the leaves of the arguments to the features, and to
+      what the model returns beside the output.
+    make: function from the leaves of the parameters to what the head reads of
+      them.
   """
 
   head: output_head.Head

@@ -108,10 +108,10 @@ def compared(
   """The activation `name` at the tokens that a term compares, pooled.
 
   Args:
-    activations: from `forward`.
+    activations: activations from `forward`.
     x: the input that they are of.
-    name: which of them.
-    term: its `tokens` and `pool`.
+    name: name of the activation.
+    term: term, of which `tokens` and `pool` are read.
 
   Returns:
     `[B, D]`, or `[B, ..., D]` where nothing is pooled.
@@ -153,7 +153,7 @@ def transform(
   Args:
     want: `[..., d_T]`, an activation of the teacher for one batch.
     weights: `[...]`, of the mean that `term.centered` subtracts.
-    term: its `norm`, `centered` and `scale`.
+    term: term, of which `norm`, `centered` and `scale` are read.
 
   Returns:
     `[..., d_T]`.

@@ -71,7 +71,7 @@ def init_stage(
     stage: the stage that begins.
     shapes: `(d_S, r)` of the regressor of each term that has one.
     tx: the optimizer.
-    mask: from `masks.trainable_mask`.
+    mask: mask from `masks.trainable_mask`.
 
   Returns:
     The state.
@@ -99,7 +99,7 @@ def carry(
 
   Args:
     old: state at the end of the stage before.
-    new: from `init_stage`.
+    new: state from `init_stage`.
     tx: the optimizer.
     mask: mask of the stage that begins.
 
@@ -362,14 +362,14 @@ def train_step(
   Args:
     state: state of one student.
     batch: batch of examples, as in `cxjax.types`.
-    targets: from `make_targets`, by the names of the terms; that of a single
-      term may come by itself.
+    targets: targets from `make_targets`, by the names of the terms; that of a
+      single term may come by itself.
     progress: fraction of the stage that is done, in [0, 1], a scalar; read by
       terms whose weight is a schedule.
     apply: the student.
     stage: the terms: which activations, which losses, which weights.
     tx: the optimizer.
-    mask: from `masks.trainable_mask`.
+    mask: mask from `masks.trainable_mask`.
     microbatches: parts of the batch whose gradients are computed one after the
       other and summed, to save memory.
     training: the student in training mode, in place of `apply`.

@@ -258,7 +258,7 @@ def train_many_steps(
     teacher: the teacher, or None.
     stage: stage that is trained.
     tx: the optimizer.
-    mask: from `masks.trainable_mask`.
+    mask: mask from `masks.trainable_mask`.
     lookahead: `K`.
     microbatches: parts of a batch, as for `train_step`; the teacher goes by
       them as well.

@@ -124,7 +124,7 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
   """The block of an optimizer of `distill`: Adam on a cosine, or as named.
 
   Args:
-    fields: those of `default()` that differ, without the learning rate and
+    fields: fields of `default()` that differ, without the learning rate and
       what is an argument of `distill`.
 
   Returns:

@@ -112,7 +112,7 @@ class RunSpec:
     layout: where the arrays lie.
     loop: when the run logs, evaluates, saves and ends.
     metrics: the held-out metrics, by name.
-    primary: which of them decides when the run saves and ends.
+    primary: name of the metric that decides when the run saves and ends.
     teacher_metrics: metrics of the last evaluation, against the teacher.
     host: rows that the batches are made of, where the host reads them.
     teacher: the teacher, for stages that need one.

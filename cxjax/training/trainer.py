@@ -73,7 +73,7 @@ def fit(
   Args:
     spec: specification of the run.
     folder: folder where the run keeps its files.
-    title: for the plan and the progress bar.
+    title: title of the plan and of the progress bar.
     on_record: called with every record of metrics once it is written; if it
       raises StopIteration, the run ends with the next record.
 

@@ -105,7 +105,7 @@ def started(
   Args:
     module: module of the peer.
     job: folder of the job; the logs go there.
-    variant: which way of the peer.
+    variant: name of the peer's variant.
     python: interpreter of the peer.
 
   Yields:
