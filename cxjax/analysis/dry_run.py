@@ -1,4 +1,4 @@
-"""Dry runs: memory and work of every stage, for devices that are not here.
+"""Dry runs: memory and work of every stage, on devices that are not attached.
 
 The programs that a run dispatches are compiled from shapes alone.
 """
@@ -93,7 +93,7 @@ class Estimate:
 
   @property
   def misfit(self) -> str:
-    """The size that does not fit, for people; empty where all fits."""
+    """Text on the size that does not fit; empty where all fits."""
     need, have = self.refused or ('', '')
     limit = self.chip.memory or math.inf
     if self.memory is not None and self.memory.total > limit:

@@ -82,7 +82,7 @@ class Experiment:
   Attributes:
     config: config of the experiment, with its paths filled in.
     task: makes the batches.
-    held_out: the batch of the evaluation; shapes for devices that are not here.
+    held_out: the batch of the evaluation; shapes for devices not attached.
     devices: from `devices.topology`: runs then hold shapes in place of arrays.
       None is those of this process.
     pretrained: the teacher, if it comes from a folder of Hugging Face.
@@ -370,7 +370,7 @@ def abstract_teacher(
 def abstract_specs(
   config: Config, names: Sequence[str], devices: Sequence[Any]
 ) -> Mapping[str, run_spec.RunSpec]:
-  """Runs of a config for devices that need not be here: shapes alone.
+  """Runs of a config for devices that need not be attached: shapes alone.
 
   Args:
     config: config of the experiment; neither `method` nor a file is read.

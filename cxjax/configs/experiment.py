@@ -138,7 +138,7 @@ def run(
     The summary of the students' run.
 
   Raises:
-    UserError: invalid input; the message is for people.
+    UserError: the config, the data or a folder is invalid.
   """
   errors.require(
     bool(config.cache.folder) or config.cache.batches == 0,
@@ -200,7 +200,7 @@ def compare(
     One summary per method.
 
   Raises:
-    UserError: invalid input; the message is for people.
+    UserError: the config, the data or a folder is invalid.
   """
   errors.require(
     not config.cache.folder,

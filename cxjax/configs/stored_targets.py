@@ -39,7 +39,7 @@ def cache_targets(
     The summary of the stored targets, as in `FOLDER/summary.json`.
 
   Raises:
-    UserError: invalid input; the message is for people.
+    UserError: the config, the data or a folder is invalid.
   """
   errors.require(
     not config.cache.folder,

@@ -75,7 +75,7 @@ def spans(
     document in bytes.
 
   Raises:
-    DocumentError: a prompt leaves no place for its completion.
+    DocumentError: a prompt leaves no room for its completion.
   """
   prompts = [getattr(one, 'prompt', 0) for one in documents]
   heads = [one[:n] for one, n in zip(documents, prompts, strict=True)]

@@ -152,7 +152,7 @@ def load(
   else:
     logging.warning(
       '%s has %d documents: held-out ones that repeat training documents stay, '
-      'as with more than %d of them nobody looks.',
+      'as repeats are searched for among at most %d documents.',
       source,
       len(corpus.documents),
       IN_MEMORY,
@@ -223,7 +223,7 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[int]:
     hold: held-out documents.
 
   Returns:
-    The places of those that remain, in ascending order.
+    The indices of those that remain, in ascending order.
 
   Raises:
     UserError: none remains.

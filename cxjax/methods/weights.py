@@ -18,7 +18,7 @@ from cxjax.methods import stage as stage_lib
 
 
 def cleared(tree: Any, weights: jax.Array | None) -> Any:
-  """Arrays with zeros at the places of weight 0.
+  """Arrays with zeros at the positions of weight 0.
 
   Args:
     tree: arrays whose first axes are those of the weights; others are returned
@@ -26,7 +26,7 @@ def cleared(tree: Any, weights: jax.Array | None) -> Any:
     weights: `[B, ...]`; None is 1 everywhere.
 
   Returns:
-    The tree. Its gradient is 0 at those places, whatever comes back to them.
+    The tree. Its gradient is 0 at those positions, whatever comes back to them.
   """
   if weights is None:
     return tree

@@ -322,7 +322,7 @@ class _Run:
       given = {**kwargs, **self._arguments(module, state, *key)}
       out = self._call(self._signed(module), x, **given)
       if state is not None:
-        out, state = self._parted(out)
+        out, state = self._split(out)
       return calls.to_array(self._output(out), self._title), self._state_dict(
         state
       )
@@ -365,7 +365,7 @@ class _Run:
       given[STATE] = state
     return given
 
-  def _parted(self, out: Any) -> tuple[Any, Any]:
+  def _split(self, out: Any) -> tuple[Any, Any]:
     """Output and state of a call."""
     errors.require(
       isinstance(out, tuple)

@@ -98,14 +98,14 @@ def from_keras(
   if in_training is not None:
     joined = zip(sets, states, strict=True)
     trees = [{**each, STATE: own} if own else each for each, own in joined]
-    parted = lambda params: (params, params.get(STATE, {}))
+    split = lambda params: (params, params.get(STATE, {}))
 
     def train(params: types.Params, x: types.Input, key: jax.Array) -> Any:
-      out, found, new = run(*parted(params), x, in_training, axes, key)
+      out, found, new = run(*split(params), x, in_training, axes, key)
       return out, found, {STATE: new} if new else {}
 
     found = adapters.ModelAdapter(
-      lambda params, x: run(*parted(params), x, kwargs, axes)[:2],
+      lambda params, x: run(*split(params), x, kwargs, axes)[:2],
       trees if isinstance(model, list) else trees[0],
       run.wrap,
       training=train,

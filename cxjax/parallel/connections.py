@@ -75,7 +75,7 @@ def reach(
 def admit(
   server: socket.socket, token: bytes, number: int, seconds: float = 60
 ) -> dict[int, socket.socket]:
-  """Accepts the other processes of the run; strangers are turned away.
+  """Accepts the other processes of the run; it refuses any others.
 
   Args:
     server: where they connect.

@@ -303,7 +303,7 @@ def _counted(
   terms: Mapping[str, stage_lib.Term],
   names: Mapping[str, str],
 ) -> dict[str, jax.Array]:
-  """The activation that each term compares, at the places that count."""
+  """The activation that each term compares, at the counted positions."""
   seen = {}
   for name, term in terms.items():
     shape = found[names[name]].shape
@@ -324,7 +324,7 @@ def _require_teacher(name: str | None, condition: bool) -> None:
 def _teacher_targets(
   spec: run_spec.RunSpec, stage: stage_lib.Stage, batch: types.Batch
 ) -> Iterator[tuple[types.Params, stage_lib.Term, jax.Array]]:
-  """What the terms of a stage compare with, at the places that count."""
+  """Targets of the terms of a stage from the teacher, at counted positions."""
   if not stage.needs_teacher:
     return
   assert spec.teacher is not None

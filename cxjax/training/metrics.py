@@ -131,7 +131,7 @@ LOW = re.compile(
 
 
 class Plain(Metric):
-  """The mean of a function; nobody said if more or less of it is better."""
+  """The mean of a function; it is unknown if more or less of it is better."""
 
 
 def require_direction(name: str, metric: Metric) -> None:

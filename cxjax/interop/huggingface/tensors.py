@@ -46,7 +46,7 @@ class StoredTensor:
   Attributes:
     path: the file.
     name: name of the tensor.
-    offset: place of its first byte in the file.
+    offset: offset of its first byte in the file.
     shape: its shape.
     dtype: its dtype.
   """

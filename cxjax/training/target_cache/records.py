@@ -158,7 +158,7 @@ def unpack(
 
   Returns:
     The arrays and the digest of the batch; None if the record is damaged, or
-    belongs to another place.
+    belongs to another cache, stage or batch.
   """
   if len(record) != _CHECKSUM.size + _DIGEST_SIZE + raw_bytes(arrays):
     return None
