@@ -311,7 +311,7 @@ def find(name: str, size: str, workdir: pathlib.Path) -> Setting:
 
   Args:
     name: a name in `NAMES`.
-    size: of its config, if it has one: 'cpu' or 'tiny'.
+    size: size of its config, if it has one: 'cpu' or 'tiny'.
     workdir: folder of its teacher.
 
   Returns:

@@ -136,7 +136,7 @@ def function(
   Args:
     experiment: a `builders.Experiment`.
     teacher: its teacher.
-    key: as of `cut`.
+    key: PRNG key, as for `cut`.
 
   Returns:
     `cut` with its arguments.

@@ -229,10 +229,11 @@ class Decoder(base.HeadApart, nn.Module):
     """Computes the logits and the activations.
 
     Args:
-      x: as for `cxjax.Transformer`: `[B, L]` token ids, or `{'tokens': [B, L]}`
-        with the optional inputs `'mask'`, `'target_positions'`, `'segments'`,
-        `'position_ids'` and `'dropout'`. Positions count from 0; between the
-        tokens of a segment only their distance matters.
+      x: input of the model, as for `cxjax.Transformer`: `[B, L]` token ids, or
+        `{'tokens': [B, L]}` with the optional inputs `'mask'`,
+        `'target_positions'`, `'segments'`, `'position_ids'` and `'dropout'`.
+        Positions count from 0; between the tokens of a segment only their
+        distance matters.
 
     Returns:
       Logits `[B, P, C]` in float32, or 'head_input' in float32 if there is no
