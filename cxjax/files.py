@@ -161,8 +161,7 @@ def read_text(path: pathlib.Path, on_error: str = 'strict') -> str:
 
   Args:
     path: the file.
-    on_error: what to do about bytes that are not UTF-8, as `bytes.decode` has
-      it.
+    on_error: treatment of bytes that are not UTF-8, as for `bytes.decode`.
 
   Returns:
     Its content.

@@ -40,7 +40,7 @@ class Output:
 
   Attributes:
     loss: by name, or a function.
-    temperature: of the divergences.
+    temperature: temperature of the divergences.
     alpha: weight of the labels beside the teacher.
     dtype: to compute in.
     vocab: number of the first classes that are compared, or None for all.
@@ -97,7 +97,7 @@ class Planner:
     Args:
       teacher: the teacher.
       student: one student.
-      example: of a batch, as of `plan`.
+      example: example of a batch, as for `plan`.
       layers: pairs of activations, as of `plan`.
       output: the loss between the outputs.
     """
@@ -155,9 +155,9 @@ class Planner:
     """The plan of one method.
 
     Args:
-      name: of the method, for messages.
+      name: name of the method, for messages.
       entry: a plan, or 'method' and options of it.
-      num_steps: of a method by name.
+      num_steps: number of steps of a method that is given by name.
 
     Returns:
       The plan, of `num_steps` or of as many steps as it was given with.

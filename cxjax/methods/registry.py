@@ -284,7 +284,7 @@ def options(name: str) -> dict[str, Any]:
   """All options of a method with their defaults.
 
   Args:
-    name: of `METHODS`.
+    name: name in `METHODS`.
 
   Returns:
     Its own, and those of the method that it is like.
@@ -319,9 +319,9 @@ def build(name: str, block: Any, context: Context) -> stage_lib.Curriculum:
   """The curriculum of a method of the configs.
 
   Args:
-    name: of `METHODS`.
+    name: name in `METHODS`.
     block: its options.
-    context: of the run.
+    context: context of the run.
 
   Returns:
     The stages, `context.num_steps` long together.
