@@ -157,6 +157,7 @@ def compare(
     layers,
     named_plans.Output(loss, temperature, alpha, dtype, vocab),
   )
+  begin.require_one_function(planner.one_shot.batch['x'])
   plans = _plans(planner, methods, num_steps, options.get('trainable'))
   if folder is not None:
     for name in plans:
@@ -174,6 +175,7 @@ def compare(
     flops=budgets.Flops(costs, charged=equal != 'student_flops'),
     options={**options, 'fit_on': fit_on},
   )
+  begin.require_untrained(entrants.score())
   lengths = entrants.lengths(max(round(num_steps * share), 1), equal)
   description = entrants.describe(lengths, equal)
   report(description)

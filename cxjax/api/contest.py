@@ -196,6 +196,19 @@ class Contest:
       'TFLOP in all': sum(count * cost(n) for count, n in sizes),
     }
 
+  def score(self) -> Callable[[types.Params], float]:
+    """The held-out score of a student as a function; more is better."""
+    held_out, metrics = self.evaluation.held_out, self.evaluation.metrics
+    if 'y' not in held_out:  # The teacher's outputs are too large to be kept.
+      return lambda params: math.nan
+    evaluate = functools.partial(
+      evaluation_lib.evaluate,
+      apply=self.plans[self.reference].student.apply,
+      metrics={self.metric: metrics[self.metric]},
+    )
+    run = jax.jit(lambda params: evaluate(params, held_out)[self.metric])
+    return lambda params: -self._rank(float(run(params)))
+
   def run(
     self, lengths: dict[str, int], report: Report
   ) -> comparison.Comparison:

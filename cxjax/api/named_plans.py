@@ -20,6 +20,7 @@ from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.api import prepared
 from cxjax.api import stages as stages_lib
+from cxjax.api import starts
 from cxjax.methods import layer_matching
 from cxjax.methods import losses
 from cxjax.methods import registry
@@ -241,17 +242,23 @@ class Planner:
   def _check_same(self, name: str, plan: plan_lib.Plan) -> None:
     """Raises UserError for a plan of other models or batches."""
     own = self.one_shot
+    message = (
+      f'The plan {name!r} has another {{}} than the comparison: all methods '
+      'share the teacher, the form of the student and the batches. Plan with '
+      'the same ones.'
+    )
     pairs = (
       ('teacher', own.teacher.params, plan.teacher.params, True),
       ('student', own.student.one, plan.student.one, False),
       ('batch', own.batch, plan.batch, False),
     )
     for what, ours, theirs, values in pairs:
+      errors.require(same(ours, theirs, values), message.format(what))
+    for what in ('teacher', 'student'):
+      ours, theirs = getattr(own, what), getattr(plan, what)
       errors.require(
-        same(ours, theirs, values),
-        f'The plan {name!r} has another {what} than the comparison: all '
-        'methods share the teacher, the form of the student and the batches. '
-        'Plan with the same ones.',
+        starts.same_outputs(ours.apply, theirs.apply, ours.one, own.batch['x']),
+        message.format(what),
       )
 
 

@@ -1,7 +1,10 @@
 """Starts of several students: as they are given, or drawn from one of them."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
+import itertools
+import math
 from typing import Any
 from typing import TypeAlias
 
@@ -15,13 +18,24 @@ from cxjax import types
 from cxjax.models import adapters
 from cxjax.parallel import partition
 
-# One student, several, or `seed -> student`.
-Student: TypeAlias = adapters.ModelAdapter | Callable[[int], Any]
+# One student, several, a list of single ones, or `seed -> student`.
+Student: TypeAlias = (
+  adapters.ModelAdapter | Sequence[adapters.ModelAdapter] | Callable[[int], Any]
+)
 # Smallest matrix, and rows and columns of a larger one, that are examined.
 SMALLEST, LARGEST = 8, 256
+# Draws that tell if a student was trained, and how many of their standard
+# deviations, or of this part of their mean, it must be better by.
+DRAWS, BETTER, PART = 15, 5, 0.02
 # Norms of a matrix relative to that of its shuffled entries, if these are drawn
 # independently.
 USUAL = arguments.Range(0.6, 1.6)
+
+
+ONE_EACH = (
+  'Give one student for each seed, a function of the seed that makes it, or '
+  'seeds=1.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +46,81 @@ class Starts:
     student: the first student.
     params: parameters of the student of each seed.
     how: where they came from, in one sentence.
+    applies: the function of the student of each seed, if they may differ.
+    drawn: whether all but the first were drawn from it.
   """
 
   student: adapters.ModelAdapter
   params: list[types.Params]
   how: str
+  applies: tuple[types.Apply, ...] = ()
+  drawn: bool = False
+
+  def require_one_function(self, x: Any) -> None:
+    """Raises UserError if the students of two seeds are other functions.
+
+    Args:
+      x: shapes of an input, which is drawn.
+    """
+    for seed, apply in enumerate(self.applies):
+      errors.require(
+        same_outputs(self.applies[0], apply, self.params[0], x),
+        f'student(0) and student({seed}) compute other outputs from the same '
+        'parameters: all seeds must have one network.',
+      )
+
+  def require_untrained(self, score: Callable[[types.Params], float]) -> None:
+    """Raises UserError if starts were drawn from a trained student.
+
+    Args:
+      score: held-out score of a student; more is better.
+    """
+    if not self.drawn:
+      return
+    random = np.random.default_rng(0)
+    others = [score(_rolled(self.params[0], random)) for _ in range(DRAWS)]
+    mean, own = float(np.mean(others)), score(self.params[0])
+    width = max(float(np.std(others, ddof=1)), PART * abs(mean))
+    errors.require(
+      not own > mean + BETTER * width,  # NaN says nothing.
+      f'The student scores {abs(own):.4g} on held_out, and with its entries in '
+      f'another order {abs(mean):.4g}: it was trained. {ONE_EACH}',
+    )
+
+
+def same_outputs(
+  ours: types.Apply, theirs: types.Apply, params: types.Params, x: Any
+) -> bool:
+  """Compares what two functions return for the same parameters and input.
+
+  Args:
+    ours: function `(params, x) -> (output, activations)`.
+    theirs: another one.
+    params: parameters for both.
+    x: shapes of an input, which is drawn.
+
+  Returns:
+    True if the outputs are the same up to a fiftieth of the largest, so that
+    the dtypes to compute in may differ.
+  """
+  if ours == theirs:
+    return True
+  x = jax.tree.map(_drawn, x)
+  run = lambda f: jax.jit(lambda params, x: f(params, x)[0])(params, x)
+  one, other = (jax.tree.leaves(jax.device_get(run(f))) for f in (ours, theirs))
+  return len(one) == len(other) and all(
+    a.shape == b.shape
+    and np.allclose(a, b, rtol=0, atol=0.02 * np.abs(a).max(), equal_nan=True)
+    for a, b in zip(one, other, strict=True)
+  )
+
+
+def _drawn(leaf: Any) -> np.ndarray:
+  """Normal numbers; integers are 0 and 1 in turn, which all ids may be."""
+  if jnp.issubdtype(leaf.dtype, jnp.floating):
+    return np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype)
+  turns = np.arange(math.prod(leaf.shape)).reshape(leaf.shape) % 2
+  return turns.astype(leaf.dtype)
 
 
 def starts(student: Student, seeds: int) -> Starts:
@@ -56,13 +140,17 @@ def starts(student: Student, seeds: int) -> Starts:
     UserError: too few students, students of different forms, or one that does
       not look freshly initialized.
   """
+  if isinstance(student, list | tuple):
+    student = _one_of(student, seeds)
   if not isinstance(student, adapters.ModelAdapter) and callable(student):
     made = [_made(student, seed) for seed in range(seeds)]
     params = [one.one for one in made]
     for other in params[1:]:
       _require_same_form(params[0], other)
+    _require_different(params)
     first = dataclasses.replace(made[0], params=params[0])
-    return Starts(first, params, 'Each seed begins with student(seed).')
+    how = 'Each seed begins with a student of its own.'
+    return Starts(first, params, how, tuple(one.apply for one in made))
   if not isinstance(student, adapters.ModelAdapter):
     raise errors.UserError(
       f'The student is a {type(student).__name__}: give cxjax.from_linen, '
@@ -76,6 +164,7 @@ def starts(student: Student, seeds: int) -> Starts:
       'for each seed, or fewer seeds.',
     )
     how = 'Each seed begins with one of the students.'
+    _require_different(student.params[:seeds])
     return Starts(one, list(student.params[:seeds]), how)
   if seeds == 1:
     return Starts(one, [student.params], 'It begins with the student as it is.')
@@ -87,7 +176,18 @@ def starts(student: Student, seeds: int) -> Starts:
     'The first seed begins with the student as it is, the others with its '
     'arrays shuffled, which is another draw of a fresh network; give several '
     'students, or a function of the seed, for others.',
+    drawn=True,
   )
+
+
+def _one_of(students: Sequence[Any], seeds: int) -> Callable[[int], Any]:
+  """Function that returns the student of a seed from a list of them."""
+  errors.require(
+    len(students) >= seeds,
+    f'seeds={seeds}, and the list has {len(students)} students: give one for '
+    'each seed, or fewer seeds.',
+  )
+  return lambda seed: students[seed]
 
 
 def _made(student: Callable[[int], Any], seed: int) -> adapters.ModelAdapter:
@@ -109,6 +209,30 @@ def _require_same_form(a: types.Params, b: types.Params) -> None:
     'The students have parameters of different forms: all must be the same '
     'network.',
   )
+
+
+def _require_different(several: Sequence[types.Params]) -> None:
+  """Raises UserError if two students begin with the same parameters."""
+  for i, j in itertools.combinations(range(len(several)), 2):
+    leaves = map(jax.tree.leaves, (several[i], several[j]))
+    errors.require(
+      not all(
+        a is b or np.array_equal(a, b) for a, b in zip(*leaves, strict=True)
+      ),
+      f'The students of seeds {i} and {j} begin with the same parameters, so '
+      'that their spread says nothing. Make them differ, or give seeds=1.',
+    )
+
+
+def _rolled(params: types.Params, random: np.random.Generator) -> types.Params:
+  """Parameters whose arrays are rolled, which is cheaper than a shuffle."""
+
+  def one(leaf: Any) -> Any:
+    if not _is_real(leaf) or np.size(leaf) < 2:
+      return leaf
+    return np.roll(np.asarray(leaf), int(random.integers(1, np.size(leaf))))
+
+  return jax.tree.map(one, params)
 
 
 def redraw(params: types.Params, seed: int) -> types.Params:
@@ -137,16 +261,23 @@ def _require_fresh(params: types.Params) -> None:
   for path, leaf in jax.tree.leaves_with_path(params):
     if not _is_real(leaf) or leaf.ndim < 2:
       continue
-    matrix = np.asarray(leaf, np.float32)
-    matrix = matrix.reshape(-1, matrix.shape[-1])[:LARGEST, :LARGEST]
+    whole = np.asarray(leaf, np.float32).reshape(-1, np.shape(leaf)[-1])
+    matrix = whole[:LARGEST, :LARGEST]
     if min(matrix.shape) < SMALLEST or np.ptp(matrix) == 0:
       continue
     shuffled = random.permutation(matrix.ravel()).reshape(matrix.shape)
     norms = [np.linalg.norm(m - m.mean(), 2) for m in (matrix, shuffled)]
     errors.require(
-      float(norms[0] / norms[1]) in USUAL,
+      float(norms[0] / norms[1]) in USUAL and not _is_orthogonal(whole),
       f'{partition.leaf_name(path)!r} of the student is not as if drawn '
       'entry by entry, so that other starts cannot be drawn from this one: the '
-      'student was trained, or has a start of its own. Give one student for '
-      'each seed, a function of the seed that makes it, or seeds=1.',
+      f'student was trained, or has a start of its own. {ONE_EACH}',
     )
+
+
+def _is_orthogonal(matrix: np.ndarray) -> bool:
+  """True if the shorter of rows and columns are orthogonal, of one length."""
+  rows = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+  gram = rows[:LARGEST] @ rows[:LARGEST].T
+  unit = np.mean(np.diag(gram)) * np.eye(len(gram))
+  return bool(np.abs(gram - unit).max() <= 1e-3 * unit.max())

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -64,7 +65,7 @@ def outline(experiment: Any) -> tuple[slicing.Model, shrink.Pairs]:
 
   Raises:
     UserError: the teacher is no transformer, is smaller, or has another value
-      of a field that the student takes from it.
+      of a field that the student takes from it; or all seeds would be one.
   """
   block, teacher = experiment.config.student, experiment.model('teacher')
   errors.require(
@@ -84,11 +85,25 @@ def outline(experiment: Any) -> tuple[slicing.Model, shrink.Pairs]:
       f'has {most}. Give student.mlp_width, at most {most}.',
     )
     module, pairs = shrink.outline(teacher, **found)
+  _check_different(experiment.config, module, teacher)
   return module.clone(
     dtype=transformer.named_dtype(block.get('dtype', 'float32')),
     remat=block.get('remat', False),
     dropout=block.get('dropout', 0.0),
   ), pairs
+
+
+def _check_different(config: Config, module: Any, teacher: Any) -> None:
+  """Raises UserError if all seeds begin alike and read the same batches."""
+  width = lambda model: dataclasses.replace(slicing.sizes(model), depth=0)
+  errors.require(
+    width(module) != width(teacher)
+    or config.num_seeds == 1
+    or not config.share_batches,
+    f'{STUDENT}, keeps whole blocks: its {config.num_seeds} seeds would begin '
+    'as one network and read the same batches. Set num_seeds=1, '
+    'share_batches=False, or a smaller student.width or student.mlp_width.',
+  )
 
 
 def _check_taken(name: str, value: Any, silent: Any, teacher: Any) -> None:

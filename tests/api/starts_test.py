@@ -33,6 +33,56 @@ class StartsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'seeds=4.*3 students'):
       starts.starts(student, 4)
 
+  def test_of_a_list(self):
+    students = [network(Net((4,)), X, seed) for seed in range(3)]
+    found = starts.starts(students, 2)
+    chex.assert_trees_all_equal(found.params, [s.one for s in students[:2]])
+    with self.assertRaisesRegex(errors.UserError, 'seeds=4.*list has 3'):
+      starts.starts(students, 4)
+
+  def test_equal_starts_are_refused(self):
+    one = network(Net((4,)), X, 0)
+    for student in (lambda seed: one, [one, one], network(Net((4,)), X, 0, 0)):
+      with self.assertRaisesRegex(errors.UserError, '0 and 1 begin with the'):
+        starts.starts(student, 2)
+      self.assertLen(starts.starts(student, 1).params, 1)
+
+  def test_other_functions_are_refused(self):
+    def student(sign):
+      return lambda seed: cxjax.from_fn(
+        lambda params, x: (sign(seed) * x @ params['a'], {}),
+        {'a': np.full((3, 2), float(seed + 1))},
+      )
+
+    x = jax.ShapeDtypeStruct((4, 3), np.float32)
+    starts.starts(student(lambda seed: 1), 3).require_one_function(x)
+    found = starts.starts(student(lambda seed: -1 if seed == 2 else 1), 3)
+    message = r'student\(0\) and student\(2\) compute other outputs'
+    with self.assertRaisesRegex(errors.UserError, message):
+      found.require_one_function(x)
+
+  def test_a_trained_student_has_one_start(self):
+    params = {'a': np.random.default_rng(0).normal(size=(4, 9))}
+    student = cxjax.from_fn(lambda params, x: x, params)
+    found = starts.starts(student, 2)
+    own = lambda params: float(
+      np.array_equal(params['a'], found.params[0]['a'])
+    )
+    with self.assertRaisesRegex(
+      errors.UserError, 'scores 1 .* order 0: it was'
+    ):
+      found.require_untrained(own)
+    for score in (lambda params: params['a'][0, 0], lambda params: np.nan):
+      found.require_untrained(score)
+    starts.starts(student, 1).require_untrained(own)
+
+  def test_an_orthogonal_start_is_one_of_its_own(self):
+    draw = np.random.default_rng(0).normal(size=(300, 16))
+    for kernel in (np.linalg.qr(draw)[0], np.linalg.qr(draw)[0].T):
+      student = cxjax.from_fn(lambda params, x: x, {'a': 2 * kernel})
+      with self.assertRaisesRegex(errors.UserError, 'a start of its own'):
+        starts.starts(student, 2)
+
   def test_of_one_student_the_others_are_drawn(self):
     found = starts.starts(STUDENT, 3)
     chex.assert_trees_all_equal(found.params[0], STUDENT.params)

@@ -72,6 +72,21 @@ class OutlineTest(parameterized.TestCase):
     del known.student.start  # A config of one's own may lack it.
     self.assertEqual(outline(known), (module, ()))
 
+  def test_seeds_that_would_be_one(self):
+    known = config_of(causal_text, num_seeds=2, share_batches=True)
+    known.teacher.update(depth=2)
+    known.student.update(
+      depth=1, width=16, heads=2, mlp_width=known.teacher.mlp_width or 64
+    )
+    with self.assertRaisesRegex(errors.UserError, 'its 2 seeds would begin'):
+      outline(known)
+    for fields in ({'num_seeds': 1}, {'share_batches': False}):
+      other = known.copy_and_resolve_references()
+      other.update(fields)
+      outline(other)
+    known.student.mlp_width = 24
+    outline(known)
+
   @parameterized.parameters(
     (parity_mlp, {}, 'out of a transformer, and the teacher is a MLP'),
     (causal_text, {'student.depth': 2}, 'depth=2: the teacher has 1'),
