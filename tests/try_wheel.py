@@ -1,4 +1,4 @@
-"""Installs the wheel in an empty environment and tries it there, then the sdist.
+"""Installs the wheel, then the sdist, in an empty environment and tries them.
 
 Neither has tests.
 
