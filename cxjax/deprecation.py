@@ -316,10 +316,10 @@ def with_new_names(
   """Keyword arguments under their new names, with a warning for each old one.
 
   Args:
-    where: what they were given to.
+    where: name of the function that got them, for messages.
     given: arguments by their old or new names.
-    old_to_new: as of `renamed_arguments`.
-    stacklevel: of the line to warn at, 1 being this function's.
+    old_to_new: new name of each old one, as for `renamed_arguments`.
+    stacklevel: stack level of the line to warn at, 1 being this function's.
 
   Returns:
     The arguments by their new names.
@@ -375,8 +375,9 @@ def warn(message: str, stacklevel: int = 3) -> None:
   """Warns of an old name.
 
   Args:
-    message: what it is now.
-    stacklevel: of the line to warn at; 3 is that of the caller's caller.
+    message: sentence that names the old and the new name.
+    stacklevel: stack level of the line to warn at; 3 is that of the caller's
+      caller.
   """
   warnings.warn(
     f'{message}; the old name goes with the next release.',

@@ -47,7 +47,7 @@ def require(condition: bool, message: str | Callable[[], str]) -> None:
   """Raises `UserError(message)` unless `condition` holds.
 
   Args:
-    condition: what must be.
+    condition: condition that must hold.
     message: the message, or a function that makes it, for values whose repr
       takes long: a corpus, or an array of another device.
   """
@@ -96,8 +96,8 @@ def calling(what: str, do: str = '') -> Iterator[None]:
   """Raises UserError for any exception of code that a user gives.
 
   Args:
-    what: the code, as in 'The model'.
-    do: what to do, one sentence.
+    what: name of the code, as in 'The model'.
+    do: advice to the user, one sentence.
   """
   try:
     yield

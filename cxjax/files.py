@@ -161,8 +161,7 @@ def read_text(path: pathlib.Path, on_error: str = 'strict') -> str:
 
   Args:
     path: the file.
-    on_error: what to do about bytes that are not UTF-8, as `bytes.decode` has
-      it.
+    on_error: treatment of bytes that are not UTF-8, as for `bytes.decode`.
 
   Returns:
     Its content.
@@ -355,7 +354,8 @@ def _difference(name: str, there: Any, here: Any, at: tuple[str, str]) -> str:
   """A field and its two values; digests tell a reader nothing."""
   if _is_digest(there) and _is_digest(here):
     return f'{name} (another)'
-  there, here = ("''" if v == '' else v for v in (there, here))
+  readable = lambda v: 'given' if _is_digest(v) else "''" if v == '' else v
+  there, here = readable(there), readable(here)
   return f'{name} ({there} {at[0]}, {here} {at[1]})'
 
 

@@ -20,7 +20,7 @@ def check(
 
   Args:
     folder: the folder; it need not exist.
-    what: what the folder is, for the message: a flag or a field.
+    what: name of the folder in the message: a flag or a field.
     write: whether something is written to it in any case.
 
   Raises:

@@ -18,7 +18,7 @@ def add(
   of a notebook may run any number of times.
 
   Args:
-    kind: what the registry holds, for the message ('task', 'metric', ...).
+    kind: kind of the entries, for the message ('task', 'metric', ...).
     table: the registry.
     name: name of the entry.
     value: the entry.

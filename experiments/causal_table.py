@@ -35,7 +35,7 @@ def row(summary: summary_lib.Summary) -> Row:
   """Returns the cells of a finished run by column.
 
   Args:
-    summary: of the teacher, which has one seed, or of students.
+    summary: summary of the teacher, which has one seed, or of students.
   """
   final = summary['final']
   found: Row = {'method': summary['method'], 'steps': summary['steps']}

@@ -22,7 +22,6 @@ from cxjax.configs import builders
 from cxjax.configs import defaults
 from cxjax.configs import student_starts
 from cxjax.configs import teachers
-from cxjax.methods import layer_matching
 from cxjax.methods import registry
 from cxjax.models import sentence
 from cxjax.training import metrics as metrics_lib
@@ -178,8 +177,7 @@ def of_config(name: str, size: str, workdir: pathlib.Path) -> Setting:
     config.num_steps,
     methods,
     {
-      'layers': student_starts.pairs(experiment)
-      or layer_matching.match_layers(teacher.layers, model.layers),
+      'layers': student_starts.matched(experiment, teacher),
       'metrics': _metrics(experiment.task),
     },
     optimizer={
@@ -313,7 +311,7 @@ def find(name: str, size: str, workdir: pathlib.Path) -> Setting:
 
   Args:
     name: a name in `NAMES`.
-    size: of its config, if it has one: 'cpu' or 'tiny'.
+    size: size of its config, if it has one: 'cpu' or 'tiny'.
     workdir: folder of its teacher.
 
   Returns:

@@ -116,7 +116,7 @@ def variation(text: str) -> tuple[str, list[str]]:
   """The option and the values of --vary.
 
   Args:
-    text: as 'share=0.05,0.1'.
+    text: value of the flag, as 'share=0.05,0.1'.
 
   Returns:
     The name of the option, and its values as they were written.
@@ -141,7 +141,7 @@ def varied(
   Args:
     methods: options of each method, as `compare` takes them.
     option: name of the option, of `curricula` with hidden stages.
-    values: as they are written.
+    values: values of the option, as they are written.
 
   Returns:
     The methods, those with the option by names as 'extracted share=0.1'.
@@ -193,7 +193,7 @@ def compare(
 
   Args:
     one: the experiment.
-    axis: of `AXES`.
+    axis: name of the axis, one of `AXES`.
     workdir: folder of the runs.
 
   Returns:
@@ -245,7 +245,7 @@ def winners(lines: list[Row]) -> list[Row]:
   """Returns a row for each experiment: the best methods on each axis.
 
   Args:
-    lines: from `read`.
+    lines: rows from `read`.
 
   Returns:
     The best mean and the methods within its spread, best first; those whose
@@ -283,8 +283,8 @@ def picture(lines: list[Row], axis: str, path: pathlib.Path) -> None:
   """Draws the mean and the range of every method, a panel for each experiment.
 
   Args:
-    lines: from `read`.
-    axis: which of their comparisons.
+    lines: rows from `read`.
+    axis: name of the axis that is drawn, one of `AXES`.
     path: the PNG file.
   """
   lines = [row for row in lines if row['equal'] == axis]
@@ -314,7 +314,7 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
   """Compares the methods on all axes, and writes the tables and pictures.
 
   Args:
-    name: of the experiment.
+    name: name of the experiment.
     workdir: folder of its runs.
     results: folder of the tables.
   """

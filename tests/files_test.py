@@ -208,11 +208,12 @@ class ClaimTest(FilesTest):
     self.assertEqual(files.differences(there, there), '')
 
   def test_digests_come_last_and_are_not_shown(self):
-    there = {'optimizer': 16 * '0', 'rate': 1, 'best': ''}
+    there = {'optimizer': 16 * '0', 'rate': 1, 'best': '', 'loss': 16 * '1'}
     here = {'optimizer': 16 * 'f', 'rate': 2, 'best': 'loss'}
     self.assertEqual(
       files.differences(there, here),
-      "rate (1 there, 2 here), best ('' there, loss here), optimizer (another)",
+      "rate (1 there, 2 here), best ('' there, loss here), "
+      'loss (given there, absent here), optimizer (another)',
     )
 
   @parameterized.parameters('checkpoints', 'summary.json')

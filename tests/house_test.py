@@ -24,6 +24,9 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 REASON = re.compile(r'\s*# long: \S')
 # A docstring's first line names the thing: it does not begin with one of these.
 OPENING = re.compile(r'(Of|What|Where|Whether|By|How|As|Else)\b')
+# Nor does an entry of its sections, `name: of the run.`: it names the thing.
+SECTION = re.compile(r'(Args|Attributes|Returns|Yields|Raises):')
+ENTRY = re.compile(r'(?:\*{0,2}\w+: )?(of|what|as) ', re.IGNORECASE)
 # Tests of several modules at once, which mirror none.
 WHOLE = (
   'tests/api/bad_arguments_test.py',
@@ -85,6 +88,19 @@ def length(node):
   """Lines of the body of a function, its docstring apart."""
   body = node.body[1:] if ast.get_docstring(node) is not None else node.body
   return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def entries(docstring):
+  """Yields the first line of each entry of the sections of a docstring."""
+  section, last = '', ''
+  for line in docstring.splitlines():
+    if not line.startswith(' '):
+      section = line if SECTION.fullmatch(line) else ''
+    # The text of `Returns` is a paragraph, of which the first line counts.
+    is_first = last == section or section not in ('Returns:', 'Yields:')
+    if section and is_first and re.match('  [^ ]', line):
+      yield line.strip()
+    last = line
 
 
 def is_public(name):
@@ -149,6 +165,16 @@ class DocstringTest(absltest.TestCase):
       if OPENING.match(line) and ALLOWED.get(name) != line:
         found[name] = line
     self.assertEqual(found, {})
+
+  def test_entries_of_sections_say_the_noun(self):
+    found = [
+      f'{name_of(path)}:{name}: {line}'
+      for path in FILES
+      for name, node in definitions(tree_of(path))
+      for line in entries(ast.get_docstring(node) or '')
+      if ENTRY.match(line)
+    ]
+    self.assertEqual(found, [], 'Say the noun: `steps: number of steps of ...`')
 
   def test_what_is_allowed_is_there(self):
     """An entry whose docstring has changed is taken out."""

@@ -1,4 +1,4 @@
-"""Dry runs: memory and work of every stage, for devices that are not here.
+"""Dry runs: memory and work of every stage, on devices that are not attached.
 
 The programs that a run dispatches are compiled from shapes alone.
 """
@@ -46,10 +46,10 @@ class Memory:
   """Bytes of one device while a stage runs.
 
   Attributes:
-    arguments: what the program is given.
-    temporaries: what it needs on the way.
-    output: what it returns and does not write in place of arguments.
-    beside: what else the run holds.
+    arguments: bytes of the arguments of the program.
+    temporaries: bytes of its temporaries, as XLA estimates them.
+    output: bytes of its outputs that are not written in place of arguments.
+    beside: bytes of the other arrays that the run holds.
   """
 
   arguments: float
@@ -69,14 +69,14 @@ class Estimate:
 
   Attributes:
     run: 'teacher' or the method.
-    stage: its name.
-    steps: its length.
-    devices: in the mesh.
-    chip: one of them.
-    memory: of one device; None where the compiler refused.
-    cost: of one step on one device; None where the compiler refused.
-    written: FLOPs of a step of all students, before it is compiled and parted.
-    teacher_share: of those, what the teacher's forward takes.
+    stage: name of the stage.
+    steps: number of steps of the stage.
+    devices: number of devices in the mesh.
+    chip: kind of the devices.
+    memory: memory of one device; None where the compiler refused.
+    cost: cost of one step on one device; None where the compiler refused.
+    written: FLOPs of a step of all students, before it is compiled and sharded.
+    teacher_share: fraction of `written` that the teacher's forward pass takes.
     refused: bytes that the compiler needed, and those it had, if it refused.
   """
 
@@ -93,7 +93,7 @@ class Estimate:
 
   @property
   def misfit(self) -> str:
-    """The size that does not fit, for people; empty where all fits."""
+    """Text on the size that does not fit; empty where all fits."""
     need, have = self.refused or ('', '')
     limit = self.chip.memory or math.inf
     if self.memory is not None and self.memory.total > limit:
@@ -135,8 +135,8 @@ def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
   """Estimates of every stage of a spec.
 
   Args:
-    run: what it is called.
-    spec: of shapes, as from `builders.abstract_specs`.
+    run: name of the run: 'teacher' or the method.
+    spec: specification with shapes alone, as from `builders.abstract_specs`.
 
   Returns:
     One for each stage. Those that differ in nothing that is compiled, such as
@@ -239,8 +239,9 @@ def report(title: str, specs: Mapping[str, run_spec.RunSpec]) -> str:
   """The tables of several runs, and what their columns mean.
 
   Args:
-    title: of the topology.
-    specs: by what they are called, as from `builders.abstract_specs`.
+    title: name of the topology.
+    specs: specifications by the name of the run, as from
+      `builders.abstract_specs`.
 
   Returns:
     Markdown.

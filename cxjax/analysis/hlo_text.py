@@ -28,7 +28,7 @@ class Instruction:
     root: whether it is the result of its computation.
     name: its name.
     shape: its array, or the tuple of its arrays.
-    op: what it does, as in 'fusion'.
+    op: name of the operation, as in 'fusion'.
     inside: the text between the parentheses.
     attributes: the text after them.
   """

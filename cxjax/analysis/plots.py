@@ -187,7 +187,7 @@ def draw_line(
     x: `[N]`.
     y: `[N]`.
     method: its name; supervised is dashed and lies on top, with a white edge.
-    **style: of the line, as `label` and `color`.
+    **style: style of the line, as `label` and `color`.
   """
   if method == 'supervised':
     edge = patheffects.withStroke(linewidth=4, foreground='white')

@@ -23,8 +23,8 @@ class Tried(Generic[S, F]):
   """A setting and its result.
 
   Attributes:
-    setting: what was run.
-    found: what came of it.
+    setting: setting that was run.
+    found: result of that setting.
   """
 
   setting: S
@@ -84,8 +84,8 @@ class Round:
   """A round of successive halving.
 
   Attributes:
-    settings: how many of them, the best of the round before.
-    share: of the whole budget, for each.
+    settings: number of settings, the best of the round before.
+    share: fraction of the whole budget that each setting gets.
   """
 
   settings: int

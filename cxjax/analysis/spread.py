@@ -92,8 +92,8 @@ def wide(scores: Sequence[float]) -> bool:
   """Decides if the seeds of a method differ widely, by `WIDE`.
 
   Args:
-    scores: of a method, one for each seed; those that are not finite count as
-      seeds that failed.
+    scores: scores of a method, one for each seed; those that are not finite
+      count as seeds that failed.
 
   Returns:
     True if some seeds failed and some did not, or if the finite ones differ by
@@ -135,7 +135,7 @@ def less_reliable(
   Args:
     a: scores of the method, one for each seed.
     b: scores of the other.
-    higher_is_better: of the metric.
+    higher_is_better: whether a higher score of the metric is better.
 
   Returns:
     True if it is. False for less than `FEW` scores, and for methods with a
@@ -176,7 +176,7 @@ def groups(scores: Mapping[str, Sequence[float]]) -> list[list[str]]:
   """Largest sets of methods of which every two are within the spread.
 
   Args:
-    scores: of each method, one for each seed.
+    scores: scores of each method by its name, one for each seed.
 
   Returns:
     The sets of two and more, each in the order of `scores`; a method may be in
@@ -206,8 +206,8 @@ def verdict(
   """The rule, and which methods are within the spread of one another.
 
   Args:
-    scores: of each method, one for each seed.
-    higher_is_better: of the metric.
+    scores: scores of each method by its name, one for each seed.
+    higher_is_better: whether a higher score of the metric is better.
 
   Returns:
     A paragraph; '' for a single method.

@@ -52,7 +52,7 @@ def sums(values: Any, auxiliary: Weights, size: int) -> dict[str, jax.Array]:
   """The auxiliary losses as activations, by pattern.
 
   Args:
-    values: what a model sows and returns, by name.
+    values: arrays that a model sows and returns, by name.
     auxiliary: weights by pattern.
     size: number of examples.
 

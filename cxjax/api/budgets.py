@@ -58,7 +58,7 @@ def trained(plan: plan_lib.Plan, trainable: Any) -> plan_lib.Plan:
 
   Args:
     plan: any plan.
-    trainable: of `distill`.
+    trainable: trainable parameters, as for `distill`.
 
   Returns:
     The plan.
@@ -101,8 +101,8 @@ def steps_for(plan: plan_lib.Plan, budget: float, price: Price) -> int:
 
   Args:
     plan: any plan.
-    budget: in the unit of `price`.
-    price: of a step.
+    budget: size of the budget, in the unit of `price`.
+    price: function that returns the price of a step.
 
   Returns:
     The number; 0 if the budget is too small for one step of each stage.
@@ -179,8 +179,8 @@ class Seconds:
     """Measures nothing yet.
 
     Args:
-      batches: as of `distill`.
-      held_out: as of `distill`.
+      batches: training batches, as for `distill`.
+      held_out: held-out set, as for `distill`.
       options: others of `distill`, as the runs have them.
     """
     self._batches, self._held_out = batches, held_out
@@ -211,7 +211,7 @@ def trusted(times: Sequence[float]) -> float:
   """The median of the intervals between some times.
 
   Args:
-    times: of equal amounts of work, in seconds.
+    times: times in seconds after equal amounts of work, in ascending order.
 
   Returns:
     Seconds.

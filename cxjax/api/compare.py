@@ -88,7 +88,8 @@ def compare(
     teacher: trained.
     student: one, fresh; several, of which each seed has one; or a function that
       makes the student of a seed. Of a single fresh one other starts are drawn.
-    batches: as of `distill`, but iterable again: every method reads the same.
+    batches: training batches, as for `distill`, but iterable again: every
+      method reads the same.
     held_out: examples to evaluate on, as of `distill`.
     num_steps: steps of 'one_shot', or of the first method without it; with
       `equal='steps'` of every method.
@@ -102,26 +103,28 @@ def compare(
     rates: peak learning rates of Adam, which rise for 6% of each stage and fall
       on a cosine, or of `optimizer`; by default 0.001, 0.003 and 0.01.
     seeds: number of students of each method.
-    equal: what all methods have as much of: 'flops' of a student and of the
-      teacher for it; 'student_flops', of the student alone, as if the targets
-      were stored before; 'steps'; 'examples', the same as 'steps', for the
-      batches are; or 'seconds', which is refused where timings do not repeat.
+    equal: quantity that all methods have as much of: 'flops' of a student and
+      of the teacher for it; 'student_flops', of the student alone, as if the
+      targets were stored before; 'steps'; 'examples', the same as 'steps', for
+      the batches are; or 'seconds', which is refused where timings do not
+      repeat.
     budget: part of the budget at which everything is done; below 1 the result
       is a prediction, and says so.
     layers: pairs of activations, as of `plan`.
     loss: between outputs, as of `plan`.
-    temperature: of the loss.
+    temperature: temperature of the loss.
     alpha: weight of the labels beside the teacher's output.
     dtype: to compute in.
     vocab: number of the first classes that are compared, as of `plan`.
-    metrics: as of `distill`; the first decides.
+    metrics: metrics, as for `distill`; the first decides.
     workdir: keeps every run there, so that the same call resumes, and writes
       comparison.{md,csv,png} and search.csv.
     costs: how FLOPs are found, 'compiled' or 'counted'.
     report: called with lines of text as the comparison goes on.
-    **options: of `distill`: `last_batch`, `microbatches`, `mesh`, `trainable`,
-      `fit_on` and `optimizer`, which is a dict here of what differs, as
-      `{'name': 'adamw', 'warmup': 0.0}`: the rates are those of the search.
+    **options: options of `distill`: `last_batch`, `microbatches`, `mesh`,
+      `trainable`, `fit_on` and `optimizer`, which is a dict here of what
+      differs, as `{'name': 'adamw', 'warmup': 0.0}`: the rates are those of the
+      search.
 
   Returns:
     The comparison: `str(found)`, `found.rows`, `found.plot(path)`,
@@ -192,9 +195,9 @@ def advise(*args: Any, budget: float = 0.1, **kwargs: Any) -> Any:
   """A quick comparison, at a tenth of the budget, that predicts the whole.
 
   Args:
-    *args: of `compare`.
+    *args: positional arguments of `compare`.
     budget: part of the budget.
-    **kwargs: of `compare`.
+    **kwargs: keyword arguments of `compare`.
 
   Returns:
     The comparison, which says that it is a prediction.

@@ -24,14 +24,14 @@ class Contender:
 
   Attributes:
     method: its name in the comparison.
-    plan: what was trained.
+    plan: plan that was trained.
     rate: peak learning rate.
-    params: of the student with the best score, in the form it came in.
+    params: parameters of the best student, in the form that it came in.
     students: the parameters of all students.
-    scores: of each student, by the first metric.
+    scores: score of each student by the first metric.
     history: records of the run, as of `distill`.
     steps: number of updates.
-    stage_flops: of a step in each stage, as `Comparison.charged` says.
+    stage_flops: FLOPs of a step in each stage, as `Comparison.charged` says.
     at_edge: the rate is the lowest or the highest of several that were tried.
   """
 
@@ -75,11 +75,11 @@ class Comparison:
     metric: name of the metric that decides.
     kind: the metric.
     batch_size: examples of a step.
-    description: what was compared, and how.
+    description: text on the methods, the search and its cost.
     reference: the method whose steps are the budget.
     predicted_steps: its number of steps, if the comparison was made at a part
       of the budget; else None.
-    share: that part.
+    share: fraction of the budget at which it was made.
     charged: FLOPs have the teacher's passes in them; else the targets are as if
       stored.
   """

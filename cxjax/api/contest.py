@@ -43,14 +43,14 @@ class Contest:
   """All that the methods of a comparison share.
 
   Attributes:
-    plans: of the methods, by name.
-    starts: of the seeds.
-    batches: that every run reads anew.
+    plans: plans of the methods, by name.
+    starts: students at their start, one for each seed.
+    batches: training batches, which every run reads anew.
     evaluation: the held-out set and the metrics.
     rates: learning rates, lowest first.
-    workdir: of all runs, or None.
-    flops: of the steps of a plan.
-    options: of `distill`.
+    workdir: folder of all runs, or None.
+    flops: function that returns the FLOPs of a step of a plan.
+    options: options of `distill`.
   """
 
   plans: dict[str, plan_lib.Plan]
@@ -88,8 +88,8 @@ class Contest:
     """Number of steps of each method.
 
     Args:
-      num_steps: of the reference.
-      equal: of `budgets.EQUAL`.
+      num_steps: number of steps of the reference.
+      equal: quantity that is equal, one of `budgets.EQUAL`.
 
     Returns:
       Steps by method.
@@ -128,7 +128,7 @@ class Contest:
 
     Args:
       lengths: steps by method.
-      equal: what is equal.
+      equal: quantity that is equal, one of `budgets.EQUAL`.
 
     Returns:
       Markdown.
@@ -290,11 +290,11 @@ class Contest:
     """Students of a method side by side.
 
     Args:
-      name: of the method.
-      steps: of each.
+      name: name of the method.
+      steps: number of steps of each student.
       pairs: the learning rate and the seed of each.
-      folder: of the run, in that of the comparison.
-      eval_every: as of `distill`.
+      folder: folder of the run, within that of the comparison.
+      eval_every: steps between evaluations, as for `distill`.
 
     Returns:
       The students, the history, and the score of each, NaN if it diverged.

@@ -38,7 +38,7 @@ def traced(plan: Any) -> tuple[tuple[Any, ...], types.Training | None]:
     plan: a `Plan`.
 
   Returns:
-    What `models` returns, and the student in training mode, if it has one.
+    The result of `models`, and the student in training mode, if it has one.
   """
   theirs, ours, training = plan.traced
   both = models(

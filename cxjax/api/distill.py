@@ -80,7 +80,7 @@ def distill(
   """Trains the student, or several at once, as planned.
 
   Args:
-    plan: of `cxjax.plan`.
+    plan: plan from `cxjax.plan`.
     batches: inputs or `(x, labels)`, as the example of the plan: a list, a data
       loader, anything that can be iterated, again and again if it ends. A
       background thread reads ahead and copies each batch at once. A resumed run
@@ -89,23 +89,24 @@ def distill(
     held_out: such a batch, of any number of examples, to evaluate on; or
       several, in a list or in a loader that ends, all of whose examples count
       alike. Without it the first of `batches`.
-    last_batch: what to do with a batch that has fewer examples than that of the
-      plan: 'error' ends the run; 'drop' leaves it out; 'pad' repeats examples
-      with weight 0, so that each loss is the mean of the real ones.
-    optimizer: of optax. It sees the tree of the student's parameters, with None
-      for those that a stage does not train; regressors have a state of their
-      own. If its `update` accepts `value`, `grad` or `value_fn`, they are
-      passed. Students are evaluated and returned as lookahead, schedule_free
-      and sam evaluate them. Without it Adam, with a cosine schedule over each
-      stage; or a dict of what differs from that, by the fields of `optimizer`
-      in a config, as `{'name': 'adamw', 'warmup': 0.05}`.
-    learning_rate: of that schedule, at its peak; of several students one for
-      all, or a list with one for each; not with an optimizer of optax.
+    last_batch: treatment of a batch with fewer examples than that of the plan:
+      'error' ends the run; 'drop' leaves it out; 'pad' repeats examples with
+      weight 0, so that each loss is the mean of the real ones.
+    optimizer: optax transformation. It sees the tree of the student's
+      parameters, with None for those that a stage does not train; regressors
+      have a state of their own. If its `update` accepts `value`, `grad` or
+      `value_fn`, they are passed. Students are evaluated and returned as
+      lookahead, schedule_free and sam evaluate them. Without it Adam, with a
+      cosine schedule over each stage; or a dict of what differs from that, by
+      the fields of `optimizer` in a config, as `{'name': 'adamw', 'warmup':
+      0.05}`.
+    learning_rate: peak learning rate of that schedule; of several students one
+      for all, or a list with one for each; not with an optimizer of optax.
     restart_schedule: whether each stage begins with a fresh optimizer. If
       False, its state, the count of steps in it, goes on for the parameters
       that a stage and the one before it train: a schedule spans the stages.
-    seed: of the random projections and regressors; of several students a list
-      gives each the draws that it would have alone, with that seed.
+    seed: seed of the random projections and regressors; of several students a
+      list gives each the draws that it would have alone, with that seed.
     workdir: keeps checkpoints, metrics and events for TensorBoard there; the
       same call resumes from the last checkpoint. Without it nothing is kept.
     save_every: steps between checkpoints; a tenth of the steps without it.
@@ -139,9 +140,9 @@ def distill(
     patience: number of evaluations in a row, of the last stage, after which the
       run ends if no student improved in them: by `keep_best`, or else by the
       first of the metrics. It needs `held_out` or `keep_best`.
-    diverged: what to do when the loss of a student is not finite although its
-      batch and its targets are: 'error' ends the run; 'keep' warns and goes on,
-      and the student's parameters come back as NaN.
+    diverged: treatment of a student whose loss is not finite although its batch
+      and its targets are: 'error' ends the run; 'keep' warns and goes on, and
+      the student's parameters come back as NaN.
     fit_on: batches that projections as 'pca' are fitted on; without them the
       first 16 of a list of batches, and of a loader the first one.
     gradient_cosine: report 'eval/gradient_cosine' in hidden stages: the cosine

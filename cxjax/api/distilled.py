@@ -49,10 +49,10 @@ def finish(
   """Gives the parameters of a finished run the form in which they came.
 
   Args:
-    plan: what was trained.
-    spec: of the run.
-    folder: of the run, with the best checkpoint if one was kept.
-    result: of the run.
+    plan: plan that was trained.
+    spec: specification of the run.
+    folder: folder of the run, with the best checkpoint if one was kept.
+    result: result of the run.
 
   Returns:
     The students as they were best, or else as they ended.

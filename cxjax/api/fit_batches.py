@@ -37,9 +37,9 @@ def shared(fit_on: Any, batches: Any, *plans: plan_lib.Plan) -> Any:
   """The batches that all methods of a comparison fit on.
 
   Args:
-    fit_on: as the user gives it.
-    batches: what is iterated anew for every method.
-    *plans: of the methods.
+    fit_on: batches to fit on, as the user gives them, or None.
+    batches: training batches, iterated anew for every method.
+    *plans: plans of the methods.
 
   Returns:
     `fit_on`, or the first batches if it is None; None if nothing is fitted.
@@ -71,7 +71,7 @@ def read(
   """The batches that the projections of a plan are fitted on.
 
   Args:
-    plan: what is trained.
+    plan: plan that is trained.
     fit_on: a list of batches; None takes the first of the training batches.
     batches: those, as the user gives them.
     user: their loader.

@@ -38,9 +38,9 @@ class Evaluation:
   Attributes:
     held_out: one batch, with the labels or the teacher's output as 'y'; without
       'y' where that output is too large to be kept.
-    metrics: by name; the first decides.
+    metrics: metrics by name; the first decides.
     by_labels: whether 'y' are the labels.
-    convert: from what the user gives to a batch.
+    convert: function that makes a batch of what the user gives.
     read: the held-out set as one batch that the user could have given.
   """
 
@@ -68,10 +68,10 @@ def evaluation(
   """Decides how the students of a plan are evaluated.
 
   Args:
-    plan: what is trained.
+    plan: plan that is trained.
     held_out: a batch as the user gives it, or several (`held_out_batches`).
-    what: its name in error messages.
-    metrics: names or functions, as of `metrics.resolve`; None chooses.
+    what: name of the held-out set in error messages.
+    metrics: names or functions, as for `metrics.resolve`; None chooses.
     thread: where a loader is read; None is one of its own.
 
   Returns:
@@ -202,7 +202,7 @@ def _other_outputs(
   """The losses of the other outputs of a plan, as 'loss/boxes'.
 
   Args:
-    plan: what is trained.
+    plan: plan that is trained.
     x: shapes of the held-out set.
     by_labels: whether the teacher is not run at an evaluation.
 
@@ -248,9 +248,9 @@ def _with_teacher(
   be kept nor, beside labels, be computed again are an error.
 
   Args:
-    plan: what is trained.
+    plan: plan that is trained.
     held_out: the batch.
-    metrics: of the evaluation.
+    metrics: metrics of the evaluation, by name.
     by_labels: whether 'y' are the labels.
 
   Returns:

@@ -34,7 +34,7 @@ def of_plan(
   """Decides when a run logs, evaluates, saves and ends.
 
   Args:
-    plan: what is trained.
+    plan: plan that is trained.
     workdir: where checkpoints are kept, or None.
     log_every: steps to a record; None chooses.
     save_every: steps between checkpoints; None chooses.
@@ -70,8 +70,9 @@ def patience_of(patience: Any, held_out: Any, keep_best: str) -> int | None:
   """Checks `patience`, and that there is something to decide by.
 
   Args:
-    patience: as the user gives it; None is no early stopping.
-    held_out: what students are evaluated on, or None.
+    patience: number of evaluations, as the user gives it; None is no early
+      stopping.
+    held_out: held-out set that students are evaluated on, or None.
     keep_best: name of a metric, or ''.
 
   Returns:

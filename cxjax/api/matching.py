@@ -294,7 +294,7 @@ def shape_of(
   """Shape of an activation.
 
   Args:
-    name: of the activation.
+    name: name of the activation.
     found: all of them, from `shapes`.
     role: 'teacher' or 'student', for messages.
     model: the model.

@@ -29,6 +29,7 @@ from cxjax.models import adapters
 # Names of registered methods; or, by names of the user's choice, plans and
 # options of registered methods, as {'method': 'extracted', 'share': 0.1}.
 Methods: TypeAlias = str | Sequence[str] | Mapping[str, Any]
+EXTRACTED = 'extracted'  # The method of `plan`.
 # Losses between outputs that are no logits of classes.
 FEATURES = ('mse', *losses.HIDDEN_LOSSES)
 
@@ -39,7 +40,7 @@ class Output:
 
   Attributes:
     loss: by name, or a function.
-    temperature: of the divergences.
+    temperature: temperature of the divergences.
     alpha: weight of the labels beside the teacher.
     dtype: to compute in.
     vocab: number of the first classes that are compared, or None for all.
@@ -96,7 +97,7 @@ class Planner:
     Args:
       teacher: the teacher.
       student: one student.
-      example: of a batch, as of `plan`.
+      example: example of a batch, as for `plan`.
       layers: pairs of activations, as of `plan`.
       output: the loss between the outputs.
     """
@@ -154,9 +155,9 @@ class Planner:
     """The plan of one method.
 
     Args:
-      name: of the method, for messages.
+      name: name of the method, for messages.
       entry: a plan, or 'method' and options of it.
-      num_steps: of a method by name.
+      num_steps: number of steps of a method that is given by name.
 
     Returns:
       The plan, of `num_steps` or of as many steps as it was given with.
@@ -195,18 +196,11 @@ class Planner:
     options = registry.options(name)
     for option in entry:
       errors.lookup(f'option of {name}', option, options)
-    pairs: tuple[layer_matching.Pair, ...] = ()
-    if 'ending' in options:  # It has hidden terms.
-      method = registry.METHODS[name]
-      if not (method.like and 'share' in method.options):
-        options['share'] = plan_lib.SHARE  # As `plan`; joint does not read it.
-      if not entry.get('layers'):
-        pairs = self.pairs
-        errors.require(
-          bool(pairs),
-          'it compares hidden layers, and layers=() leaves none. Leave it out, '
-          'or name layers.',
-        )
+    method = registry.METHODS[name]
+    if name == EXTRACTED or (
+      method.like == EXTRACTED and 'share' not in method.options
+    ):
+      options['share'] = plan_lib.SHARE  # As of `plan`.
     steps = tuple(self._models[0].checkpoints)
     if 'rule' in options:
       _check_rule(entry)
@@ -222,7 +216,7 @@ class Planner:
       num_steps,
       # The last is the final teacher, whose step nothing reads.
       checkpoints=tuple((step, math.nan) for step in (*steps, stage_lib.MOST)),
-      pairs=pairs,
+      pairs=lambda: self.pairs,
       output=output,
     )
     block = ml_collections.ConfigDict({**options, **entry})

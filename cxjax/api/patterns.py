@@ -87,7 +87,8 @@ def matches(
   """The names that a pattern matches.
 
   Args:
-    pattern: as 'blocks/*', or 'blocks/*:2' for every second, up to the last.
+    pattern: pattern of names, as 'blocks/*', or 'blocks/*:2' for every second,
+      up to the last.
     names: all activations, in the order of computation.
     role: 'teacher' or 'student', for messages.
     blocks: layers that stand for the blocks that return them.
@@ -144,7 +145,7 @@ def resolved(name: str, names: Sequence[str], role: str, blocks: Blocks) -> str:
   """An activation by its name, by its number from the end, or by its block.
 
   Args:
-    name: of an activation, as 'blocks/3', or 'blocks/-1' for the last.
+    name: name of an activation, as 'blocks/3', or 'blocks/-1' for the last.
     names: all activations.
     role: 'teacher' or 'student', for messages.
     blocks: layers that stand for the blocks that return them.

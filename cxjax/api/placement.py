@@ -84,7 +84,7 @@ def layout(plan: Any, mesh: Mapping[str, Any] | None) -> run_spec.Layout:
   """Mesh and shardings of a run; nothing is left unsharded silently.
 
   Args:
-    plan: of `cxjax.plan`.
+    plan: plan from `cxjax.plan`.
     mesh: the argument of `distill`.
 
   Returns:
@@ -140,8 +140,8 @@ def placed(plan: Plan, layout: run_spec.Layout) -> Plan:
   default device, go where the run computes.
 
   Args:
-    plan: of `cxjax.plan`.
-    layout: of the run.
+    plan: plan from `cxjax.plan`.
+    layout: layout of the run.
 
   Returns:
     The plan.
@@ -185,7 +185,7 @@ def _require_dtype(leaf: Any, what: str) -> None:
 
   Args:
     leaf: a parameter.
-    what: its name, for messages.
+    what: name of the parameter, for messages.
   """
   dtype = getattr(leaf, 'dtype', None)
   if not isinstance(dtype, np.dtype):

@@ -136,7 +136,7 @@ def plan(
       arrays is the one that the next block reads.
     share: fraction of all steps that the hidden stages take together.
     steps: lengths of all stages in place of `share`.
-    loss: of the last stage, between outputs: 'kl', 'reverse_kl',
+    loss: loss of the last stage, between outputs: 'kl', 'reverse_kl',
       'jensen_shannon' or 'mse' of logits, 'mse' of regressions, 'cosine' or
       'l2' of embeddings, or any `(student, teacher) -> [...]` that reduces the
       last axis. Of a tree of outputs a tree of losses, as `{'logits': 'kl',
@@ -147,11 +147,11 @@ def plan(
       0.01}`: scalars that the student sows (linen, into that collection; nnx,
       as `nnx.Intermediate`) or returns, by their names, whose stars match
       slashes too. The losses of a pattern are added.
-    temperature: of 'kl', 'reverse_kl' and 'jensen_shannon'.
-    pool: what to do with the tokens of a sequence or the grid of an image:
-      'none' compares position by position, 'mean' their mean, 'flatten' all of
-      them as one vector. By default images whose grids differ are pooled to
-      their mean, as is an image that is compared with a vector.
+    temperature: temperature of 'kl', 'reverse_kl' and 'jensen_shannon'.
+    pool: reduction of the tokens of a sequence or the grid of an image: 'none'
+      compares position by position, 'mean' their mean, 'flatten' all of them as
+      one vector. By default images whose grids differ are pooled to their mean,
+      as is an image that is compared with a vector.
     mask: `batch -> [B, tokens]` or `[B]`, True for what counts in the losses of
       all stages, in pooled means and in the evaluation, as in `lambda batch:
       batch['x'] != 0`; the models do not see it. Without it the entry 'mask' of
@@ -168,8 +168,8 @@ def plan(
       'auxiliary:losses/*'.
     costs: how the FLOPs that it prints are found: 'counted' from the jaxpr, in
       an instant, or 'compiled' by XLA, once for the plan and its run.
-    **options: of `cxjax.extracted`: `projection`, `regressor`, `width`, `norm`,
-      `hidden_loss`, `ending`, `alpha` and so on.
+    **options: options of `cxjax.extracted`: `projection`, `regressor`, `width`,
+      `norm`, `hidden_loss`, `ending`, `alpha` and so on.
 
   Returns:
     The plan. Nothing was computed yet.
@@ -296,11 +296,11 @@ def pooled(
   """The stages, with a rule for hidden activations that are no vectors.
 
   Args:
-    stages: of any method.
+    stages: stages of any method.
     teacher: the teacher.
     student: the student.
     x: shapes of a batch.
-    pool: of all hidden terms, as of `plan`; None chooses for each.
+    pool: reduction in all hidden terms, as for `plan`; None chooses for each.
 
   Returns:
     The stages.

@@ -49,12 +49,12 @@ def describe(
   """Fields that the result of a run depends on.
 
   Args:
-    plan: what is trained.
-    spec: of the run.
-    seed: of the projections and regressors, of all students or of each.
-    learning_rate: of the default optimizer, of all students or of each; None
-      if the user gave one.
-    last_batch: what is done with a batch of fewer examples.
+    plan: plan that is trained.
+    spec: specification of the run.
+    seed: seed of the projections and regressors, of all students or of each.
+    learning_rate: learning rate of the default optimizer, of all students or of
+      each; None if the user gave an optimizer.
+    last_batch: treatment of a batch with fewer examples.
 
   Returns:
     JSON values.
@@ -140,9 +140,9 @@ def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
   """Compares the batches with those that the run of a folder began with.
 
   Args:
-    folder: of the run, which keeps the digests as `batches.json`.
-    batches: as the user gives them. A list or tuple is known: all of it, or
-      batches evenly spaced in one of more than `KNOWN` bytes.
+    folder: folder of the run, which keeps the digests as `batches.json`.
+    batches: training batches, as the user gives them. A list or tuple is known:
+      all of it, or batches evenly spaced in one of more than `KNOWN` bytes.
     first: the first batch. Of an iterator it is all that is known, and it may
       differ by right, as that of a loader that shuffles.
 
@@ -163,9 +163,8 @@ def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
   known = there['list'] and here['list'] and jax.process_count() == 1
   errors.require(
     not known or here['list'] == there['list'],
-    f'{folder} was begun with other batches. What differs: batches '
-    f'({there["list"]} there, {here["list"]} here). Choose another workdir, or '
-    'give the same batches.',
+    f'{folder} was begun with another list of batches. Choose another workdir, '
+    'or give the same batches.',
   )
   if here['first'] != there['first'] and jax.process_index() == 0:
     logging.warning(

@@ -32,8 +32,8 @@ class Outputs:
   Attributes:
     teacher: the teacher.
     student: the student.
-    loss: of the output that is evaluated.
-    weight: of that loss.
+    loss: loss of the output that is evaluated.
+    weight: weight of that loss.
     others: losses and weights of the other outputs, by path.
     auxiliary: weights of the auxiliary losses, by pattern.
     name: path of the output that is evaluated.
@@ -89,8 +89,8 @@ class OverTree:
 
   Attributes:
     loss: `(student, teacher) -> [B]`, of trees.
-    structure: of the trees.
-    shapes: of their leaves, without the examples.
+    structure: tree structure of the outputs.
+    shapes: shapes of their leaves, without the axis of the examples.
   """
 
   loss: types.Loss
@@ -181,7 +181,7 @@ def shared(outputs: Outputs, vocab: Any, x: types.Input) -> Outputs:
   """The outputs with the first classes of both models alone.
 
   Args:
-    outputs: of both models.
+    outputs: both models, with the losses of their outputs.
     vocab: number of these classes; None for all.
     x: shapes of a batch.
 

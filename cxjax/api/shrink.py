@@ -125,11 +125,11 @@ def outline(
 
   Args:
     module: the teacher.
-    depth: as of `shrink`; the blocks are chosen evenly.
-    width: as of `shrink`.
-    heads: as of `shrink`.
-    kv_heads: as of `shrink`.
-    mlp: as of `shrink`.
+    depth: number of blocks, as for `shrink`; they are chosen evenly.
+    width: number of channels, as for `shrink`.
+    heads: number of query heads, as for `shrink`.
+    kv_heads: number of key and value heads, as for `shrink`.
+    mlp: hidden width of the MLPs, as for `shrink`.
 
   Returns:
     The student and the pairs.

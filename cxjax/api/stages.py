@@ -24,9 +24,9 @@ def given(
   """The curriculum that the user gave as stages.
 
   Args:
-    stages: what was given.
+    stages: argument `stages` of `plan`, as the user gave it.
     num_steps: the sum of their steps, or None.
-    beside: the other options, and whether they were given too.
+    beside: whether each of the other options was given too, by its name.
 
   Returns:
     The stages.
@@ -85,7 +85,7 @@ def check(
   """Raises UserError for stages that the models and the batch do not allow.
 
   Args:
-    stages: of a plan.
+    stages: stages of a plan.
     teacher: the teacher.
     student: the student.
     batch: shapes of a batch.

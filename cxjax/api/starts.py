@@ -29,8 +29,8 @@ class Starts:
   """A student, and where each seed begins.
 
   Attributes:
-    student: one of them, the first.
-    params: of each seed.
+    student: the first student.
+    params: parameters of the student of each seed.
     how: where they came from, in one sentence.
   """
 

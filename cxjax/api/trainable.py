@@ -26,7 +26,7 @@ class Chosen:
   """The parameters of some paths, as of `masks.path_mask`.
 
   Attributes:
-    paths: of the parameters that are trained, in order.
+    paths: paths of the parameters that are trained, in order.
   """
 
   paths: tuple[str, ...]
@@ -42,7 +42,7 @@ def resolved(
   """The argument of `distill` as `RunSpec` takes it.
 
   Args:
-    trainable: what is trained.
+    trainable: argument `trainable` of `distill`, as the user gave it.
     student: the student.
 
   Returns:

@@ -80,9 +80,9 @@ class Experiment:
   """A config with its task, which is made once for all runs.
 
   Attributes:
-    config: with its paths filled in.
+    config: config of the experiment, with its paths filled in.
     task: makes the batches.
-    held_out: the batch of the evaluation; shapes for devices that are not here.
+    held_out: the batch of the evaluation; shapes for devices not attached.
     devices: from `devices.topology`: runs then hold shapes in place of arrays.
       None is those of this process.
     pretrained: the teacher, if it comes from a folder of Hugging Face.
@@ -120,8 +120,8 @@ def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   """Reads the data of a config.
 
   Args:
-    config: of the experiment; a copy is changed.
-    workdir: of its runs.
+    config: config of the experiment; a copy is changed.
+    workdir: folder of its runs.
 
   Returns:
     The experiment; its config knows the paths and the fingerprints of its data.
@@ -262,7 +262,7 @@ def student_spec(
 
   Args:
     experiment: the experiment.
-    teacher: for methods that need one.
+    teacher: trained teacher, for methods that need one.
 
   Returns:
     The specification of the run.
@@ -310,11 +310,9 @@ def _stages(
   )
   context = registry.Context(
     num_steps=config.num_steps,
-    teacher_layers=() if teacher is None else teacher.layers,
-    student_layers=experiment.model('student').layers,
     checkpoints=() if teacher is None else teacher.checkpoints,
     output={'loss': loss, 'alpha': config.alpha, 'top_k': config.top_k},
-    pairs=student_starts.pairs(experiment),
+    pairs=lambda: student_starts.matched(experiment, teacher),
   )
   return registry.build(config.method, defaults.method_block(config), context)
 
@@ -372,12 +370,12 @@ def abstract_teacher(
 def abstract_specs(
   config: Config, names: Sequence[str], devices: Sequence[Any]
 ) -> Mapping[str, run_spec.RunSpec]:
-  """Runs of a config for devices that need not be here: shapes alone.
+  """Runs of a config for devices that need not be attached: shapes alone.
 
   Args:
-    config: of the experiment; its `method` is not read, nor a file it names.
+    config: config of the experiment; neither `method` nor a file is read.
     names: methods.
-    devices: from `devices.topology`.
+    devices: devices from `devices.topology`.
 
   Returns:
     The run of the teacher, unless it comes from elsewhere, and those of the

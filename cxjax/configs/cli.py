@@ -131,8 +131,8 @@ def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
   """The whole numbers that a flag lists.
 
   Args:
-    flag: its name, for the message.
-    words: what it lists.
+    flag: name of the flag, for the message.
+    words: words of its list.
 
   Returns:
     Numbers from 1 on.
@@ -230,7 +230,7 @@ def is_shown(record: std_logging.LogRecord) -> bool:
   """Returns whether the log shows a record.
 
   Args:
-    record: of any package.
+    record: log record of any package.
 
   Returns:
     True for records of cxjax, and for warnings of packages other than orbax,

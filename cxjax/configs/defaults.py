@@ -50,7 +50,7 @@ def method_block(config: Config) -> Config:
   """The options of `config.method`, with those of the method it is like.
 
   Args:
-    config: of an experiment.
+    config: config of an experiment.
 
   Returns:
     The block of a method that is like no other; else a copy of both.

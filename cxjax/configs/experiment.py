@@ -63,8 +63,9 @@ def load(
   """The teacher that a workdir holds, and the config it was trained with.
 
   Args:
-    config: of the same experiment; the fields of the teacher are replaced.
-    workdir: of any run.
+    config: config of the same experiment; the fields of the teacher are
+      replaced.
+    workdir: workdir of any run.
 
   Returns:
     The config and the teacher.
@@ -92,9 +93,9 @@ def load_students(
   """The finished students of a workdir, and their model.
 
   Args:
-    config: of the same experiment; its fields are replaced.
-    workdir: of the run.
-    method: which.
+    config: config of the same experiment; its fields are replaced.
+    workdir: workdir of the run.
+    method: name of the method.
     best: the best checkpoint, of a run with `keep_best`, instead of the last.
 
   Returns:
@@ -129,7 +130,7 @@ def run(
   """Trains the teacher if need be, then students by `config.method`.
 
   Args:
-    config: of the experiment.
+    config: config of the experiment.
     workdir: where the files go.
     on_record: called with every record of the students' metrics.
 
@@ -137,7 +138,7 @@ def run(
     The summary of the students' run.
 
   Raises:
-    UserError: invalid input; the message is for people.
+    UserError: the config, the data or a folder is invalid.
   """
   errors.require(
     bool(config.cache.folder) or config.cache.batches == 0,
@@ -191,7 +192,7 @@ def compare(
   """Runs several methods on one teacher, and writes `comparison.*`.
 
   Args:
-    config: of the experiment; its `method` is not read.
+    config: config of the experiment; its `method` is not read.
     names: methods.
     workdir: where the files go.
 
@@ -199,7 +200,7 @@ def compare(
     One summary per method.
 
   Raises:
-    UserError: invalid input; the message is for people.
+    UserError: the config, the data or a folder is invalid.
   """
   errors.require(
     not config.cache.folder,

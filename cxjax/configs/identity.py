@@ -69,8 +69,8 @@ def require_same(config: Config, **flags: Any) -> None:
   """Compares a config over the processes of a run.
 
   Args:
-    config: with the fingerprints of its data.
-    **flags: what else decides the run, by the name of its flag.
+    config: config with the fingerprints of its data.
+    **flags: values of the other flags that decide the run, by name.
 
   Raises:
     UserError: a process has another config, data, flags or settings of JAX.

@@ -23,10 +23,10 @@ def make(
   """Returns the layout of the run of 'teacher' or 'student'.
 
   Args:
-    config: of the experiment.
-    role: whose run.
+    config: config of the experiment.
+    role: role of the model that is trained, 'teacher' or 'student'.
     model: returns the model of a role.
-    devices: from `devices.topology`; None is those of this process.
+    devices: devices from `devices.topology`; None is those of this process.
 
   Raises:
     UserError: the mesh does not fit the devices or the batch, or a model cannot

@@ -126,9 +126,9 @@ def open_teacher(config: Config) -> Pretrained | None:
   """Reads what a config has to know of its pretrained teacher.
 
   Args:
-    config: of an experiment; if `teacher.folder` is one of Hugging Face, the
-      vocabulary of its data becomes that of the model, and its tokenizer that
-      of the folder, with the tokens that begin and end a document.
+    config: config of an experiment; if `teacher.folder` is one of Hugging Face,
+      the vocabulary of its data becomes that of the model, and its tokenizer
+      that of the folder, with the tokens that begin and end a document.
 
   Returns:
     The teacher; None if it is trained.

@@ -31,15 +31,15 @@ def cache_targets(
   """Stores the targets of `config.method`, for runs with `cache.folder`.
 
   Args:
-    config: of the experiment.
+    config: config of the experiment.
     workdir: where the teacher is, or goes.
     folder: where the targets go.
 
   Returns:
-    What was stored, and what it took.
+    The summary of the stored targets, as in `FOLDER/summary.json`.
 
   Raises:
-    UserError: invalid input; the message is for people.
+    UserError: the config, the data or a folder is invalid.
   """
   errors.require(
     not config.cache.folder,

@@ -19,6 +19,7 @@ from cxjax import errors
 from cxjax import types
 from cxjax.api import shrink
 from cxjax.configs import ranges
+from cxjax.methods import layer_matching
 from cxjax.models import slicing
 from cxjax.models import transformer
 from cxjax.training import teacher as teacher_lib
@@ -106,6 +107,27 @@ def pairs(experiment: Any) -> shrink.Pairs:
   return outline(experiment)[1] if is_cut(experiment.config) else ()
 
 
+def matched(
+  experiment: Any, teacher: teacher_lib.Teacher | None
+) -> Sequence[layer_matching.Pair]:
+  """Layers that are matched by default, by depth if the start is random.
+
+  Args:
+    experiment: a `builders.Experiment`.
+    teacher: its teacher.
+
+  Returns:
+    Pairs of names, the teacher's first.
+
+  Raises:
+    UserError: one of the two has no layers.
+  """
+  layers = () if teacher is None else teacher.layers
+  return pairs(experiment) or layer_matching.match_layers(
+    layers, experiment.model('student').layers
+  )
+
+
 def function(
   experiment: Any, teacher: teacher_lib.Teacher | None, key: jax.Array
 ) -> Callable[[], tuple[types.Params, ...]] | None:
@@ -114,7 +136,7 @@ def function(
   Args:
     experiment: a `builders.Experiment`.
     teacher: its teacher.
-    key: as of `cut`.
+    key: PRNG key, as for `cut`.
 
   Returns:
     `cut` with its arguments.

@@ -188,7 +188,7 @@ def load_teacher(
 
   Args:
     experiment: the experiment.
-    folder: of the teacher.
+    folder: folder of the teacher.
     last: step of the final checkpoint.
     kept: steps of all its checkpoints, as its summary has them; None reads them
       from the newest record.

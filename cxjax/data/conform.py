@@ -111,14 +111,14 @@ def fit(batch: Any, shapes: Any, what: str, last_batch: str = 'error') -> Any:
     batch: a tree of arrays; with 'pad' from `checked`.
     shapes: shapes of the example, a tree; with 'pad' it has weights.
     what: name of the batch, for messages.
-    last_batch: what to do if there are fewer examples: 'error' refuses the
-      batch; 'drop' leaves it out; 'pad' repeats examples with weight 0.
+    last_batch: treatment of a batch with fewer examples: 'error' refuses it;
+      'drop' leaves it out; 'pad' repeats examples with weight 0.
 
   Returns:
     The batch, as NumPy arrays; None if it is left out.
 
   Raises:
-    UserError: as `conform`.
+    UserError: the batch does not fit, as for `conform`.
   """
   if last_batch == 'error':
     return conform(batch, shapes, what)

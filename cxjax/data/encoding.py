@@ -22,7 +22,7 @@ class DocumentError(errors.UserError):
   """A document that cannot be encoded.
 
   Attributes:
-    index: its place among the documents that were to be encoded.
+    index: index of the document among those that were to be encoded.
   """
 
   def __init__(self, message: str, index: int) -> None:
@@ -75,7 +75,7 @@ def spans(
     document in bytes.
 
   Raises:
-    DocumentError: a prompt leaves no place for its completion.
+    DocumentError: a prompt leaves no room for its completion.
   """
   prompts = [getattr(one, 'prompt', 0) for one in documents]
   heads = [one[:n] for one, n in zip(documents, prompts, strict=True)]

@@ -37,8 +37,8 @@ def read(
       that can be iterated and ends.
     shapes: shapes of the example batch of a plan.
     needed: entries that must match those of the example.
-    convert: from what the user gives to a batch.
-    what: its name, for messages.
+    convert: function that makes a batch of what the user gives.
+    what: name of the held-out set, for messages.
     thread: where a loader is read; None is one of its own.
 
   Returns:

@@ -156,7 +156,7 @@ class HostLoader(Prefetch):
       steps: `T`.
       mesh: the devices.
       shapes: shapes of the batch of one stream, a tree of `[B, ...]`.
-      thread: as for `Prefetch`.
+      thread: thread that reads, as for `Prefetch`.
 
     Raises:
       UserError: several processes would have to share a shard.
@@ -254,7 +254,7 @@ class BatchStream:
       shapes: shapes and dtypes of a batch, a tree.
       convert: makes a batch of an item.
       limit: number of batches to serve; prefetching beyond it yields zeros.
-      last_batch: what to do with a batch of fewer examples, one of
+      last_batch: treatment of a batch with fewer examples, one of
         `conform.LAST_BATCH`.
     """
     if not isinstance(batches, user_loader.UserLoader):

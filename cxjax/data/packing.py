@@ -136,7 +136,7 @@ def held_out_rows(
     length: `L`, tokens of a row.
     pad_id: id that fills a row.
     cls_id: id that begins a chunk.
-    features: as for `pack`.
+    features: keys of a document, as for `pack`.
 
   Returns:
     The first `N` rows.

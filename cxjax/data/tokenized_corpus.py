@@ -110,16 +110,16 @@ def load(
   """Loads, splits and tokenizes the corpus of a source.
 
   Args:
-    source: as for `corpus.load`.
+    source: name of the source, as for `corpus.load`.
     vocab_size: number of ids of the tokenizer.
     tokenizer: path of a `tokenizer.json` of that size, whose special tokens are
       characters in a document; '' trains one on the training documents.
     held_out: share of the documents that are held out, in (0, 1).
-    whole_files: as for `corpus.load`.
-    tfds_folder: as for `corpus.load`.
+    whole_files: whether a text file is one document, as for `corpus.load`.
+    tfds_folder: folder of prepared datasets, as for `corpus.load`.
     folder: folder in which `TokenizedCorpus.save` kept this corpus, or may keep
       it later; '' is none.
-    fields: as for `corpus.load`.
+    fields: fields of the records, as for `corpus.load`.
     padded_vocab: whether a tokenizer of a path may have fewer ids, as those of
       models whose vocabulary is padded.
     encode: tokenizes documents.
@@ -152,7 +152,7 @@ def load(
   else:
     logging.warning(
       '%s has %d documents: held-out ones that repeat training documents stay, '
-      'as with more than %d of them nobody looks.',
+      'as repeats are searched for among at most %d documents.',
       source,
       len(corpus.documents),
       IN_MEMORY,
@@ -223,7 +223,7 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[int]:
     hold: held-out documents.
 
   Returns:
-    The places of those that remain, in ascending order.
+    The indices of those that remain, in ascending order.
 
   Raises:
     UserError: none remains.

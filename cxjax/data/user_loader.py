@@ -43,7 +43,7 @@ class UserLoader:
     Args:
       batches: a list, or anything that can be iterated, once or again.
       what: name of the argument, for messages; '' is the training batches.
-      thread: of another loader, to share; None is one of its own.
+      thread: thread of another loader, to share; None starts one of its own.
 
     Raises:
       UserError: it cannot be iterated, or is one text or dict.

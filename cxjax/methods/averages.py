@@ -19,7 +19,7 @@ def evaluation_params(state: Any, params: types.Params) -> types.Params:
   """The parameters to evaluate, from those where the gradients are taken.
 
   Args:
-    state: of optax, however its parts are nested.
+    state: state of optax, however its parts are nested.
     params: where the gradients are taken.
 
   Returns:

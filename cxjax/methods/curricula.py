@@ -54,7 +54,7 @@ def one_shot(
 
   Args:
     num_steps: total number of updates.
-    loss: of `(student, teacher)` logits; None is the KL divergence.
+    loss: loss of `(student, teacher)` logits; None is the KL divergence.
     alpha: weight of the labels beside the teacher, in [0, 1].
     top_k: only so many of the teacher's logits, the largest; 0 is all.
 
@@ -79,7 +79,7 @@ def one_shot_labels(
 
   Args:
     steps: number of updates for the logits, and for the labels.
-    loss: of `(student, teacher)` logits; None is the KL divergence.
+    loss: loss of `(student, teacher)` logits; None is the KL divergence.
     alpha: weight of the labels beside the teacher, in the first stage.
     top_k: only so many of the teacher's logits, the largest; 0 is all.
 
@@ -105,7 +105,7 @@ def progressive(
   Args:
     checkpoints: the step of each checkpoint; None is the final teacher.
     steps: number of updates for each.
-    loss: of `(student, teacher)` logits; None is the KL divergence.
+    loss: loss of `(student, teacher)` logits; None is the KL divergence.
     alpha: weight of the labels beside the teacher, in [0, 1].
     top_k: only so many of the teacher's logits, the largest; 0 is all.
 
@@ -148,17 +148,18 @@ def extracted(
   Args:
     layers: pairs `(teacher's activation, student's activation)`, lowest first.
     steps: number of updates for each pair, and last for the output.
-    loss: of `(student, teacher)` logits, for the last stage; None is the KL
-      divergence.
-    hidden_loss: of `(student, target)` features, for the stages before it; None
-      is the squared error.
+    loss: loss of `(student, teacher)` logits, for the last stage; None is the
+      KL divergence.
+    hidden_loss: loss of `(student, target)` features, for the stages before it;
+      None is the squared error.
     ending: target of the last stage: 'output' is the teacher's; 'labels' are
       the labels, and the teacher is not run again; 'mixed' is both.
     alpha: weight of the labels beside the teacher in the last stage; in 'mixed'
       one half without it.
     top_k: only so many of the teacher's logits in the last stage; 0 is all.
     freeze: leave the layers of a stage as they are once it is over.
-    checkpoint: of the hidden activations; None is the final teacher.
+    checkpoint: step of the checkpoint whose hidden activations are the targets;
+      None is the final teacher.
     **options: fields of the hidden terms: `projection`, by default 'gaussian',
       `regressor`, `width`, `shared_projection`, `norm`, `centered`, `scale`,
       `tokens` and `pool`, as for `Term`. The projection 'identity' with
@@ -218,17 +219,18 @@ def joint(
   Args:
     layers: pairs `(teacher's activation, student's activation)`.
     num_steps: total number of updates.
-    loss: of `(student, teacher)` logits; None is the KL divergence.
-    hidden_loss: of `(student, target)` features; None is the squared error,
-      meaned over the width.
-    weight: of each hidden term; that of the outputs is 1.
+    loss: loss of `(student, teacher)` logits; None is the KL divergence.
+    hidden_loss: loss of `(student, target)` features; None is the squared
+      error, averaged over the width.
+    weight: weight of each hidden term; that of the outputs is 1.
     fade: fraction of the steps after which the weight is 0, to which it falls
       linearly; 0 keeps it constant.
     ending: target of the outputs, 'output', 'labels' or 'mixed', as of
       `extracted`.
     alpha: weight of the labels beside the teacher.
     top_k: only so many of the teacher's logits, the largest; 0 is all.
-    checkpoint: of the teacher's activations and outputs; None is the final one.
+    checkpoint: step of the teacher's checkpoint, for all targets; None is the
+      final teacher.
     **options: fields of the hidden terms, as of `extracted`; by default a
       learned projection, `projection='identity'` and `regressor=True`.
 

@@ -132,8 +132,8 @@ def check_width(
   """Checks the width of a fitted projection.
 
   Args:
-    what: the stage, for messages.
-    projection: its name.
+    what: name of the stage, for messages.
+    projection: name of the projection.
     shape: `(d_T, r)`.
     outputs: width of the teacher's output.
     regressor: whether the student has a regressor.
@@ -168,9 +168,9 @@ def check_examples(what: str, projection: str, width: int, count: int) -> None:
   """Raises UserError for a PCA of higher rank than its examples have.
 
   Args:
-    what: the stage, for messages.
-    projection: its name.
-    width: of the projection.
+    what: name of the stage, for messages.
+    projection: name of the projection.
+    width: width of the projection.
     count: number of examples, or of tokens, that it is fitted on.
   """
   errors.require(
@@ -193,10 +193,10 @@ def fit(
   """Fits a projection.
 
   Args:
-    what: the stage, for messages.
+    what: name of the stage, for messages.
     projection: a name in `FITTED`.
-    key: typed PRNG key, of 'centered'.
-    facts: of the batches.
+    key: typed PRNG key, read by 'centered' alone.
+    facts: moments over the batches.
     width: `r`.
     scale: factor of the projected target.
 

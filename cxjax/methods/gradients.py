@@ -33,7 +33,7 @@ def check(
     apply: the student.
     params: its parameters; shapes are enough.
     batch: shapes of a batch.
-    mask: of the parameters that the stage trains.
+    mask: mask of the parameters that the stage trains.
     regressors: shape of the regressor of each term that has one.
 
   Raises:

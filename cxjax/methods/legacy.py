@@ -36,7 +36,7 @@ def stage_of_one_term(make_terms: Callable[[dict[str, Any]], Any]) -> Callable:
   """Decorator of `Stage`: accepts the fields of its single term as well.
 
   Args:
-    make_terms: from the fields of a term to the terms.
+    make_terms: function from the fields of a term to the terms.
 
   Returns:
     The decorator.

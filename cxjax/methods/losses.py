@@ -343,8 +343,8 @@ def hidden_loss(field: str, name: str) -> types.Loss:
 
   Args:
     field: the argument or the field of a config that has it, for the message.
-    name: of `HIDDEN_LOSSES`, or a relation, which outputs do not have by name:
-      'gram', 'cka' or 'attention'.
+    name: name in `HIDDEN_LOSSES`, or a relation, which outputs do not have by
+      name: 'gram', 'cka' or 'attention'.
 
   Returns:
     The loss.
@@ -361,11 +361,11 @@ def logit_loss(
   """The loss between logits that a config asks for.
 
   Args:
-    name: of `LOGIT_LOSSES`.
+    name: name in `LOGIT_LOSSES`.
     temperature: `T > 0` of the divergences; 'mse' has none.
     hard_labels: the limit `T -> 0` on the teacher alone, `hard_kl`, in place of
       'kl'; the temperature is not read.
-    top: how many of the teacher's logits there are, as of `top_k`; 0 is all.
+    top: number of the teacher's logits that are kept, as for `top_k`; 0 is all.
 
   Returns:
     A function of `(student, teacher)`.

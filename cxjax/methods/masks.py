@@ -160,7 +160,7 @@ def trainable_mask(
     params: its parameters; shapes are enough.
     x: an input; its shape is enough.
     stage: its terms, and the activations whose parameters are frozen.
-    pattern: of the paths of the parameters that may be trained, as of
+    pattern: pattern of the paths of the parameters that may be trained, as for
       `path_mask`; '' is all.
     training: the student in training mode, if it has one.
 
@@ -220,8 +220,8 @@ def pruned(tree: Any, mask: Mask) -> Any:
   """A tree like the parameters without entries that are no parameters.
 
   Args:
-    tree: of the structure of the parameters; None fills gaps.
-    mask: from `trainable_mask`.
+    tree: tree of the structure of the parameters; None fills gaps.
+    mask: mask from `trainable_mask`.
 
   Returns:
     The tree without those entries of its dicts all of whose leaves the mask

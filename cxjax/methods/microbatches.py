@@ -30,7 +30,8 @@ def apply(fun: Callable[[Any], Any], tree: Any, parts: int) -> Any:
   """Computes `fun(tree)` one part of the leading axis after the other.
 
   Args:
-    fun: of a tree of `[B, ...]` leaves to another; each row by itself.
+    fun: function of a tree of `[B, ...]` leaves that returns another; it treats
+      each row by itself.
     tree: its argument.
     parts: number of parts, at most `B`. If they do not divide it, rows are
       repeated to fill them up, and what `fun` makes of those is dropped.

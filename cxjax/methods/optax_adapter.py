@@ -42,9 +42,9 @@ class Adapter:
     pairs: it takes `optax.LookaheadParams`.
     whole: it takes the whole tree, with gradients of 0 where nothing is
       trained, because it cannot do with gaps.
-    mask: of the stage, if the tree comes without what is no parameter
+    mask: mask of the stage, if the tree comes without what is no parameter
       (`masks.pruned`); None if it comes with it.
-    dtypes: of the leaves of the state, if an update changes them.
+    dtypes: dtypes of the leaves of the state, if an update changes them.
   """
 
   tx: Any
@@ -78,7 +78,7 @@ class Adapter:
 
     Args:
       grads: gradients at `iterate`.
-      state: of optax.
+      state: state of optax.
       free: the parameters to evaluate.
       fixed: parameters that are not trained.
       iterate: where the gradients are taken; `free`, or of its structure.
@@ -197,7 +197,7 @@ def adapt(
     tx: an optax transformation.
     free: the parameters, or their shapes; None for those that are not trained.
     fixed: those; None elsewhere.
-    mask: of the stage, which says what is no parameter; None if all are.
+    mask: mask of the stage, which says what is no parameter; None if all are.
 
   Returns:
     The adapter.

@@ -32,8 +32,8 @@ class OptimizerState(NamedTuple):
   """The state of the optimizer of one student.
 
   Attributes:
-    params: of optax, for the parameters that the stage trains.
-    regressors: of optax, for the regressors; None without any.
+    params: state of optax for the parameters that the stage trains.
+    regressors: state of optax for the regressors; None without any.
     iterates: where the gradients are taken, by 'params' and 'regressors'; empty
       if that is at the parameters of the student.
   """
@@ -63,7 +63,7 @@ def init(
     learned: the parameters that are trained, None for the others; and the
       regressors.
     fixed: the parameters that are not trained.
-    mask: of the stage, if some leaves are no parameters.
+    mask: mask of the stage, if some leaves are no parameters.
 
   Returns:
     An `OptimizerState`; of an `Elementwise` optimizer the state of optax, for
@@ -118,12 +118,12 @@ def update(
   Args:
     tx: the optimizer.
     grads: gradients at `iterate(state, learned)`.
-    state: from `init`; or of optax, for `learned`.
+    state: state from `init`; or of optax, for `learned`.
     learned: parameters and regressors to evaluate.
     fixed: the parameters that are not trained.
     value: the loss there.
     loss: the loss of the batch, as a function of a tree like `learned`.
-    mask: as for `init`.
+    mask: mask of the stage, as for `init`.
 
   Returns:
     The new `learned`, and the new state.
@@ -158,7 +158,7 @@ def learning_rate(state: optax.OptState) -> jax.Array | None:
   """The rate of the last update, as `optax.inject_hyperparams` keeps it.
 
   Args:
-    state: from `update`, of one student or of several.
+    state: state from `update`, of one student or of several.
 
   Returns:
     A number, or one for each student; None if the state keeps none, or several.

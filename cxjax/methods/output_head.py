@@ -10,7 +10,7 @@ from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
-# Operations whose result at a place needs their operands at that place alone.
+# Elementwise operations: a result needs its operands at the same index alone.
 _ELEMENTWISE = frozenset(
   (
     'abs',
@@ -121,7 +121,7 @@ def find(jaxpr: core.Jaxpr, count: int) -> tuple[Any, Head, list[Any]] | None:
   """Finds the head of a model.
 
   Args:
-    jaxpr: of the model, without inner calls; the output comes first.
+    jaxpr: jaxpr of the model, without inner calls; the output comes first.
     count: number of its first inputs, which are the parameters.
 
   Returns:
@@ -276,7 +276,7 @@ def _columns(equation: core.JaxprEqn, axis: int) -> _Columns | None:
 
 
 def _is_row(shape: Sequence[int], axes: Sequence[int], axis: int) -> bool:
-  """Whether an array has one value, or one for each place of one axis."""
+  """Whether an array has one value, or one for each index of one axis."""
   return all(
     size == 1 or at == axis for size, at in zip(shape, axes, strict=True)
   )

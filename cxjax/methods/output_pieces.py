@@ -50,7 +50,7 @@ def is_large(
   """True for an output that takes too much to be held whole.
 
   Args:
-    shape: of the output, `[..., C]`.
+    shape: shape `[..., C]` of the output.
     copies: number of students, each of which has one.
     parts: number of parts of a batch, on devices or one after the other.
     whole: bytes that one device may hold, `WHOLE` by default.
@@ -68,10 +68,10 @@ def rows_at_once(
   """Number of rows of an output that are computed at once; None is all.
 
   Args:
-    shape: of the output, `[..., C]`.
+    shape: shape `[..., C]` of the output.
     copies: number of students, each of which has one.
     parts: number of parts of a batch, on devices or one after the other.
-    platform: of the devices.
+    platform: platform of the devices, as 'cpu'.
 
   Returns:
     Rows of one student on one device.
@@ -119,13 +119,13 @@ def each(
   """Computes `fun(rows [..., C], *others) -> tree of [..., k]` piece by piece.
 
   Args:
-    fun: what to compute of some rows.
+    fun: function of some rows of each argument.
     output: `[..., C]`.
     *others: outputs like it, and trees of arrays whose first axes are those of
       the output.
 
   Returns:
-    What `fun` makes of the whole output.
+    The result of `fun` for the whole output.
   """
   grid = _grid(output)
   given = (output, *others)

@@ -28,10 +28,10 @@ class Apart:
 
   Attributes:
     features: `[..., D]`, what the head reads.
-    weights: what the head makes of the parameters.
+    weights: arrays that the head computes with, made from the parameters.
     head: the head.
     width: `C`.
-    rows: how many rows of the output may be held at once.
+    rows: number of rows of the output that may be held at once.
   """
 
   features: jax.Array
@@ -57,8 +57,8 @@ class Split:
 
   Attributes:
     fun: the model, which returns its output whole.
-    rows: how many rows of the output may be held at once.
-    found: its head.
+    rows: number of rows of the output that may be held at once.
+    found: trace of the model, with its head.
   """
 
   fun: Callable[..., Any]
@@ -92,7 +92,7 @@ def split(fun: Callable[..., Any], rows: int, *shapes: Any) -> Split | None:
 
   Args:
     fun: `(params, x, ...) -> (output, ...)`.
-    rows: how many rows of the output may be held at once.
+    rows: number of rows of the output that may be held at once.
     *shapes: its arguments; shapes are enough.
 
   Returns:
@@ -127,11 +127,12 @@ class _Found:
 
   Attributes:
     head: the head.
-    shape: of the output.
-    structure: of what the model returns.
-    trunk: from the leaves of the arguments to the features, and to what the
-      model returns beside the output.
-    make: from the leaves of the parameters to what the head reads of them.
+    shape: shape of the output.
+    structure: tree structure of the model's results.
+    trunk: function from the leaves of the arguments to the features, and to
+      what the model returns beside the output.
+    make: function from the leaves of the parameters to what the head reads of
+      them.
   """
 
   head: output_head.Head

@@ -17,7 +17,7 @@ def refuse(what: str, fun: Callable[..., Any], *shapes: Any) -> None:
   """Checks that a function is the same whenever it is traced.
 
   Args:
-    what: its name for the message.
+    what: name of the function, for the message.
     fun: a function of trees of arrays that JAX can trace.
     *shapes: its arguments, or their shapes.
 

@@ -28,27 +28,27 @@ class Context:
 
   Attributes:
     num_steps: total number of updates.
-    teacher_layers: names of the teacher's hidden activations, lowest first.
-    student_layers: the same of the student.
     checkpoints: `(step, score)` of each of the teacher's checkpoints, oldest
       first; the score is its task's primary metric.
     output: arguments of `stage_lib.output_terms`.
-    pairs: `(teacher's, student's)` activations that are matched unless a block
-      names some; without them all layers are, by depth.
+    pairs: function that returns the `(teacher's, student's)` activations to
+      match unless a block names some; called by methods that need them alone.
   """
 
   num_steps: int
-  teacher_layers: tuple[str, ...] = ()
-  student_layers: tuple[str, ...] = ()
   checkpoints: tuple[tuple[int, float], ...] = ()
   output: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  pairs: tuple[layer_matching.Pair, ...] = ()
+  pairs: Callable[[], Sequence[layer_matching.Pair]] = tuple
 
   def matched(self) -> tuple[layer_matching.Pair, ...]:
-    """The pairs of activations of a method whose block names none."""
-    return self.pairs or layer_matching.match_layers(
-      self.teacher_layers, self.student_layers
+    """The pairs of a method whose block names none; UserError without any."""
+    found = tuple(self.pairs())
+    errors.require(
+      bool(found),
+      'Hidden layers are compared, and layers=() leaves none. Name layers, or '
+      'leave the method out.',
     )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +284,7 @@ def options(name: str) -> dict[str, Any]:
   """All options of a method with their defaults.
 
   Args:
-    name: of `METHODS`.
+    name: name in `METHODS`.
 
   Returns:
     Its own, and those of the method that it is like.
@@ -319,9 +319,9 @@ def build(name: str, block: Any, context: Context) -> stage_lib.Curriculum:
   """The curriculum of a method of the configs.
 
   Args:
-    name: of `METHODS`.
+    name: name in `METHODS`.
     block: its options.
-    context: of the run.
+    context: context of the run.
 
   Returns:
     The stages, `context.num_steps` long together.

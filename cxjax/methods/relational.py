@@ -116,8 +116,8 @@ def compares_examples(loss: Any, values: jax.Array) -> bool:
   """True for a loss of ours that compares examples with each other.
 
   Args:
-    loss: of a term.
-    values: that it compares, `[B, D]` or with more axes.
+    loss: loss of a term.
+    values: arrays that it compares, `[B, D]` or with more axes.
   """
   fun = getattr(loss, 'func', loss)
   return values.ndim == 2 and (fun is gram or fun is cka)

@@ -30,8 +30,8 @@ from cxjax.methods import losses
 LABELS = 'labels'
 NOTHING = 'none'  # Target of an activation that is a loss itself.
 LOGITS = 'logits'
-# Activations that exist at the target positions alone.
-TARGET_POSITION_ACTIVATIONS = (LOGITS, 'final')
+# Reserved names: activations that exist at the target positions alone.
+TARGET_POSITION_ACTIVATIONS = (LOGITS, 'head_input')
 ALL, PREDICTED = 'all', 'predicted'
 OUTPUT = 'output:'  # Beginning of the names of several outputs.
 NORMS, POOLS = ('none', 'layer'), ('none', 'mean', 'flatten')
@@ -57,8 +57,8 @@ class Term:
       between logits, the squared error between features.
     weight: factor of the term's mean loss, a number that is not negative, or an
       optax schedule of the fraction of the stage that is done.
-    projection: of the target, drawn (`projections.PROJECTIONS`) or fitted on
-      batches (`fitted.FITTED`); None compares the two as they are.
+    projection: projection of the target, drawn (`projections.PROJECTIONS`) or
+      fitted on batches (`fitted.FITTED`); None compares the two as they are.
     regressor: compare a linear map of the student's activation, which is
       trained with the stage and discarded after it, instead of the activation
       itself (FitNets).
@@ -250,7 +250,7 @@ def output_terms(
   """Terms of an output stage: the teacher's logits, and the labels beside them.
 
   Args:
-    loss: of `(student, teacher)` logits; None is the KL divergence.
+    loss: loss of `(student, teacher)` logits; None is the KL divergence.
     alpha: weight of the cross entropy with the labels, in [0, 1]; the teacher's
       term has `1 - alpha`.
     top_k: the target is the teacher's `top_k` largest logits; 0 is all.

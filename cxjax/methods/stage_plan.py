@@ -39,7 +39,7 @@ class StagePlan:
 
   Attributes:
     stage: the stage.
-    mask: which of the student's parameters it trains.
+    mask: mask of the student's parameters that it trains.
     terms: the shapes of each term, by its name.
     student_flops: FLOPs of one update of one student, None if unknown.
     teacher_flops: FLOPs of the targets of one batch, None if unknown.
@@ -101,7 +101,7 @@ def plan_stage(
     stage: the stage.
     batch: `{'x': [B, ...], 'y': [B]}`.
     student: the student.
-    student_params: of one student.
+    student_params: parameters of one student.
     teacher: the teacher, for a stage that needs one.
     teacher_params: the teacher's.
     trainable: pattern of the paths of the parameters that may be trained, as of
@@ -164,7 +164,7 @@ def with_costs(
   """The plan of a stage with its FLOPs per step.
 
   Args:
-    planned: from `plan_stage`, with the same models.
+    planned: plan from `plan_stage`, with the same models.
     batch: shapes of a batch.
     tx: the optimizer.
     student: the student.

@@ -89,8 +89,8 @@ def with_dropout(batch: types.Batch, key: jax.Array | None) -> types.Batch:
   """A batch of one student, whose dropout keys are drawn from its own key.
 
   Args:
-    batch: as in `cxjax.types`.
-    key: of the student and the step, or None.
+    batch: batch of examples, as in `cxjax.types`.
+    key: PRNG key of the student and the step, or None.
 
   Returns:
     The batch; as it is without a key, or without dropout keys.
@@ -108,10 +108,10 @@ def compared(
   """The activation `name` at the tokens that a term compares, pooled.
 
   Args:
-    activations: from `forward`.
+    activations: activations from `forward`.
     x: the input that they are of.
-    name: which of them.
-    term: its `tokens` and `pool`.
+    name: name of the activation.
+    term: term, of which `tokens` and `pool` are read.
 
   Returns:
     `[B, D]`, or `[B, ..., D]` where nothing is pooled.
@@ -153,7 +153,7 @@ def transform(
   Args:
     want: `[..., d_T]`, an activation of the teacher for one batch.
     weights: `[...]`, of the mean that `term.centered` subtracts.
-    term: its `norm`, `centered` and `scale`.
+    term: term, of which `norm`, `centered` and `scale` are read.
 
   Returns:
     `[..., d_T]`.
@@ -202,8 +202,8 @@ def make_targets(
     apply: the teacher; not read by a stage that needs none.
     params: the teacher's parameters.
     matrices: the `[d_T, r]` projection matrix of each term that has one.
-    batch: as in `cxjax.types`.
-    stage: what the student imitates.
+    batch: batch of examples, as in `cxjax.types`.
+    stage: stage that the student trains in.
 
   Returns:
     A target for each term, by its name: `[B]` labels, `[B, C]` logits or `[B,

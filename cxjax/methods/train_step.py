@@ -37,8 +37,8 @@ class State(struct.PyTreeNode):
     params: all of the student's parameters.
     regressors: the `{'kernel': [d_S, r]}` of each term with a regressor, by the
       term's name.
-    opt_state: of the parameters that the stage trains, and of no others; from
-      `optimizer.init`.
+    opt_state: optimizer state of the parameters that the stage trains, and of
+      no others; from `optimizer.init`.
   """
 
   params: types.Params
@@ -66,12 +66,12 @@ def init_stage(
   """State at the start of a stage: fresh regressors, fresh optimizer state.
 
   Args:
-    key: of the regressors; consumed.
-    params: the student's.
+    key: PRNG key of the regressors; consumed.
+    params: parameters of the student.
     stage: the stage that begins.
     shapes: `(d_S, r)` of the regressor of each term that has one.
     tx: the optimizer.
-    mask: from `masks.trainable_mask`.
+    mask: mask from `masks.trainable_mask`.
 
   Returns:
     The state.
@@ -99,9 +99,9 @@ def carry(
 
   Args:
     old: state at the end of the stage before.
-    new: from `init_stage`.
+    new: state from `init_stage`.
     tx: the optimizer.
-    mask: of the stage that begins.
+    mask: mask of the stage that begins.
 
   Returns:
     `new`, with what the optimizer knows of parameters that both stages train.
@@ -360,20 +360,20 @@ def train_step(
   the highest tap, and their cost.
 
   Args:
-    state: of one student.
-    batch: as in `cxjax.types`.
-    targets: from `make_targets`, by the names of the terms; that of a single
-      term may come by itself.
+    state: state of one student.
+    batch: batch of examples, as in `cxjax.types`.
+    targets: targets from `make_targets`, by the names of the terms; that of a
+      single term may come by itself.
     progress: fraction of the stage that is done, in [0, 1], a scalar; read by
       terms whose weight is a schedule.
     apply: the student.
     stage: the terms: which activations, which losses, which weights.
     tx: the optimizer.
-    mask: from `masks.trainable_mask`.
+    mask: mask from `masks.trainable_mask`.
     microbatches: parts of the batch whose gradients are computed one after the
       other and summed, to save memory.
     training: the student in training mode, in place of `apply`.
-    key: of its dropout in this step; needed with `training` alone.
+    key: PRNG key of the dropout in this step; needed with `training` alone.
 
   Returns:
     The new state, and the weighted loss before the update, a scalar.

@@ -106,7 +106,7 @@ def updated_names(
     training: the model in training mode.
     params: its parameters; shapes are enough.
     x: an input; its shape is enough.
-    activations: those that the stage compares.
+    activations: activations that the stage compares.
 
   Returns:
     Names of the leaves whose new values depend on no parameter that these

@@ -18,7 +18,7 @@ from cxjax.methods import stage as stage_lib
 
 
 def cleared(tree: Any, weights: jax.Array | None) -> Any:
-  """Arrays with zeros at the places of weight 0.
+  """Arrays with zeros at the positions of weight 0.
 
   Args:
     tree: arrays whose first axes are those of the weights; others are returned
@@ -26,7 +26,7 @@ def cleared(tree: Any, weights: jax.Array | None) -> Any:
     weights: `[B, ...]`; None is 1 everywhere.
 
   Returns:
-    The tree. Its gradient is 0 at those places, whatever comes back to them.
+    The tree. Its gradient is 0 at those positions, whatever comes back to them.
   """
   if weights is None:
     return tree
@@ -78,7 +78,7 @@ def cleared_input(batch: types.Batch) -> types.Batch:
   from the loss; a NaN times 0 would be a NaN.
 
   Args:
-    batch: as in `cxjax.types`, of JAX or of NumPy.
+    batch: batch of JAX or NumPy arrays, as in `cxjax.types`.
 
   Returns:
     The batch, with zeros for what is not finite in examples of weight 0, and
@@ -147,7 +147,7 @@ def loss_weights(
   those of the examples.
 
   Args:
-    batch: as in `cxjax.types`.
+    batch: batch of examples, as in `cxjax.types`.
     term: one term of a stage.
     name: the activation that is compared, of the student or of the teacher.
     shape: its shape, `[B, ..., D]`, before it is pooled.
@@ -231,9 +231,9 @@ def output_weights(
   """Weights of the outputs of a batch; None if all are 1.
 
   Args:
-    batch: as in `cxjax.types`.
-    shape: of the outputs, `[B, ..., C]`.
-    name: of the outputs among the activations.
+    batch: batch of examples, as in `cxjax.types`.
+    shape: shape `[B, ..., C]` of the outputs.
+    name: name of the outputs among the activations.
 
   Returns:
     `[B, ...]`, or None.
@@ -251,7 +251,7 @@ def weighted_mean(
   Args:
     values: any shape; those of weight 0 may be NaN.
     weights: the same shape, or one that broadcasts to it; None is the mean.
-    axis: of `values`.
+    axis: axis or axes of `values`; None is all.
 
   Returns:
     The mean.

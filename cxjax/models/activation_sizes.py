@@ -75,7 +75,7 @@ def norm_ratios(
   Args:
     model: the model.
     params: its variables.
-    batches: as of `measure`.
+    batches: inputs of the model, as for `measure`.
     channels: numbers of the channels.
 
   Returns:

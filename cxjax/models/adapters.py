@@ -47,8 +47,8 @@ class ModelAdapter:
       that it changes, which are not trained otherwise. None trains it as it is
       at inference.
     kinds: types of the variables of an nnx module, by the paths of `params`.
-    checkpoints: of a teacher, parameters like `params` by earlier steps, oldest
-      first; see `teacher_checkpoints`.
+    checkpoints: earlier parameters of a teacher, trees like `params` by step,
+      oldest first; see `teacher_checkpoints`.
   """
 
   apply: types.Apply

@@ -94,8 +94,8 @@ def rules(
   """Partition rules of parameters whose axes have names.
 
   Args:
-    names: of the axes of every parameter, by its path.
-    mesh_axes: from each name to 'model', or to 'fsdp' or None: the sharding
+    names: names of the axes of every parameter, by its path.
+    mesh_axes: mesh axis of each name: 'model', or 'fsdp' or None: the sharding
       'fsdp' chooses its axes itself. None ignores the names.
     given: rules of the user, which come first.
 

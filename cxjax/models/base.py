@@ -117,7 +117,7 @@ class HeadApart:
 
     Args:
       params: the variables, as for `apply`.
-      x: as for `__call__`.
+      x: input of the model, as for `__call__`.
 
     Returns:
       The input of the head, `[B, P, D]`, and the activations.
@@ -249,7 +249,7 @@ def require(model: Any, ability: str, purpose: str) -> Any:
   Args:
     model: the model.
     ability: name of a field of `Abilities`.
-    purpose: what needs the ability; begins the error message, as in
+    purpose: feature that needs the ability; begins the error message, as in
       'mesh.student=tensor'.
 
   Returns:
@@ -286,7 +286,7 @@ def require_inputs(model: Any, inputs: Iterable[str], purpose: str) -> None:
   Args:
     model: the model.
     inputs: the keys.
-    purpose: what gives these inputs; begins the error message.
+    purpose: setting that gives these inputs; begins the error message.
 
   Raises:
     UserError: the model does not read one of them, or does not declare what it

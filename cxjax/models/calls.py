@@ -137,7 +137,7 @@ def to_array(output: Any, name: str) -> Any:
   """The array that is the output of a module.
 
   Args:
-    output: what the module returns: an array, or an object or a dict whose
+    output: result of the module: an array, or an object or a dict whose
       'logits' are one.
     name: name of the module, for the message.
 

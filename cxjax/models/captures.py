@@ -94,8 +94,8 @@ def captured(
 
   Returns:
     The result of `fun`, and the activations by name: 'layer' is the one that a
-    module returns, or the first of them; 'layer/1' the second; 'layer#2' that
-    of the second call.
+    module returns, or the first of them; 'layer/1' is the second; 'layer#2'
+    comes from the second call.
   """
   # JAX keeps traces by function; a new one is traced with its tags.
   fresh = lambda *args: fun(*args)

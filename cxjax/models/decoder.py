@@ -229,17 +229,18 @@ class Decoder(base.HeadApart, nn.Module):
     """Computes the logits and the activations.
 
     Args:
-      x: as for `cxjax.Transformer`: `[B, L]` token ids, or `{'tokens': [B, L]}`
-        with the optional inputs `'mask'`, `'target_positions'`, `'segments'`,
-        `'position_ids'` and `'dropout'`. Positions count from 0; between the
-        tokens of a segment only their distance matters.
+      x: input of the model, as for `cxjax.Transformer`: `[B, L]` token ids, or
+        `{'tokens': [B, L]}` with the optional inputs `'mask'`,
+        `'target_positions'`, `'segments'`, `'position_ids'` and `'dropout'`.
+        Positions count from 0; between the tokens of a segment only their
+        distance matters.
 
     Returns:
-      Logits `[B, P, C]` in float32, or 'final' in float32 if there is no head;
-      and the activations: 'embeddings', 'block0', 'block0/attention',
-      'block0/mlp' and so on are `[B, L, D]`; 'final', the input of the head, is
-      `[B, P, D]`. XLA computes the last block at the target positions only,
-      unless another of its activations is used.
+      Logits `[B, P, C]` in float32, or 'head_input' in float32 if there is no
+      head; and the activations: 'embeddings', 'block0', 'block0/attention',
+      'block0/mlp' and so on are `[B, L, D]`; 'head_input' is `[B, P, D]`. XLA
+      computes the last block at the target positions only, unless another of
+      its activations is used.
 
     Raises:
       UserError: an input is unknown, or a sequence is longer than `max_length`.
@@ -272,7 +273,7 @@ class Decoder(base.HeadApart, nn.Module):
     if positions is not None:
       h, _, _, _ = block(below, seen, turned, keys, positions)
     h = self.last_norm(h)
-    activations['final'] = h
+    activations['head_input'] = h
     return h, activations
 
   def _embed(self, tokens: jax.Array) -> jax.Array:

@@ -56,7 +56,7 @@ def from_equinox(
     state: its `equinox.nn.State`, if it has one, or a list of them.
     output: selects the output from what the module returns, without its state;
       by default it is that, or its 'logits'.
-    partition_rules: as for `from_fn`.
+    partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(module, x, **kwargs) -> output`, in place of calling the module on
       `x`; it gets `key` and `state` if it has arguments of these names, and
       then returns `(output, state)`. Without it a tuple is spread over the
@@ -322,7 +322,7 @@ class _Run:
       given = {**kwargs, **self._arguments(module, state, *key)}
       out = self._call(self._signed(module), x, **given)
       if state is not None:
-        out, state = self._parted(out)
+        out, state = self._split(out)
       return calls.to_array(self._output(out), self._title), self._state_dict(
         state
       )
@@ -365,7 +365,7 @@ class _Run:
       given[STATE] = state
     return given
 
-  def _parted(self, out: Any) -> tuple[Any, Any]:
+  def _split(self, out: Any) -> tuple[Any, Any]:
     """Output and state of a call."""
     errors.require(
       isinstance(out, tuple)

@@ -295,7 +295,7 @@ def _forward(
     tokens: `[B, Q]` ids.
     mask: `[B, M]` bool, the real tokens.
     positions: `[B, Q]` positions of the tokens.
-    index: place of the first of them among the `M`.
+    index: index of the first of them among the `M`.
     caches: keys and values of each block, `[B, M, G, d]`.
 
   Returns:

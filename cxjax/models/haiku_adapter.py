@@ -53,7 +53,7 @@ def from_haiku(
     state: its state, if it has one, or a list of them.
     output: selects the output from what the function returns; by default it is
       that, or its 'logits'.
-    partition_rules: as for `from_fn`.
+    partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(function, x, **kwargs) -> output`, in place of calling the function
       on `x`. Without it a tuple is spread over the arguments of a function of
       several, and a dict over those of its names.
@@ -98,13 +98,13 @@ def from_haiku(
     ]
 
     def train(params: types.Params, x: types.Input, key: jax.Array) -> Any:
-      out, found, new = run(*_parted(params, state), x, in_training, axes, key)
+      out, found, new = run(*_split(params, state), x, in_training, axes, key)
       return out, found, {STATE: new} if new else {}
 
     model = adapters.ModelAdapter(
-      lambda params, x: run(*_parted(params, state), x, kwargs, axes)[:2],
+      lambda params, x: run(*_split(params, state), x, kwargs, axes)[:2],
       trees if isinstance(params, list) else trees[0],
-      lambda params: _form(*_parted(params, state), state),
+      lambda params: _form(*_split(params, state), state),
       training=train,
       **declared,
     )
@@ -154,7 +154,7 @@ def _check_params(params: Any, state: Any) -> None:
   )
 
 
-def _parted(params: types.Params, state: Any) -> tuple[Any, Any]:
+def _split(params: types.Params, state: Any) -> tuple[Any, Any]:
   """Parameters and state of one tree."""
   if not state:
     return params, {}

@@ -54,7 +54,7 @@ def from_keras(
     model: the model; a list of models trains several students.
     output: selects the output from what the model returns; by default it is
       that, or its 'logits'.
-    partition_rules: as for `from_fn`.
+    partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(model, x, **kwargs) -> output`, in place of calling the model on
       `x`. Without it a tuple is spread over the arguments of a model of
       several, and a dict over those of its names.
@@ -98,14 +98,14 @@ def from_keras(
   if in_training is not None:
     joined = zip(sets, states, strict=True)
     trees = [{**each, STATE: own} if own else each for each, own in joined]
-    parted = lambda params: (params, params.get(STATE, {}))
+    split = lambda params: (params, params.get(STATE, {}))
 
     def train(params: types.Params, x: types.Input, key: jax.Array) -> Any:
-      out, found, new = run(*parted(params), x, in_training, axes, key)
+      out, found, new = run(*split(params), x, in_training, axes, key)
       return out, found, {STATE: new} if new else {}
 
     found = adapters.ModelAdapter(
-      lambda params, x: run(*parted(params), x, kwargs, axes)[:2],
+      lambda params, x: run(*split(params), x, kwargs, axes)[:2],
       trees if isinstance(model, list) else trees[0],
       run.wrap,
       training=train,

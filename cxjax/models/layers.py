@@ -52,17 +52,17 @@ class _Run:
   """Siblings, each of which is computed from the one before.
 
   Attributes:
-    pattern: of their names.
+    pattern: pattern of their names.
     layers: the siblings.
     has_parts: whether there are activations inside of them.
-    is_parted: whether there are other siblings, some of which do not need the
+    is_forked: whether there are other siblings, some of which do not need the
       one before, as both directions of a recurrent layer.
   """
 
   pattern: str
   layers: tuple[Activation, ...]
   has_parts: bool = False
-  is_parted: bool = False
+  is_forked: bool = False
 
   @property
   def length(self) -> int:
@@ -138,7 +138,7 @@ def _positions(name: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
 
 
 def _groups(activations: Iterable[Activation]) -> Iterator[_Run]:
-  """Yields siblings, parted where one is not computed from the one before."""
+  """Yields siblings, split where one is not computed from the one before."""
   found: dict[str, dict[tuple[int, ...], dict[str, Activation]]] = {}
   for a in activations:
     for pattern, numbers, suffix in _positions(a.name):
@@ -284,13 +284,13 @@ def _without_parallel(
 ) -> list[_Run]:
   """The runs without those of parallel parts of the layers of another run."""
   whole = [
-    run for run in runs if not run.is_parted and _has_products(run, activations)
+    run for run in runs if not run.is_forked and _has_products(run, activations)
   ]
   meet = lambda a, b: a.span[0] < b.span[1] and b.span[0] < a.span[1]
   return [
     run
     for run in runs
-    if not run.is_parted or not any(meet(run, other) for other in whole)
+    if not run.is_forked or not any(meet(run, other) for other in whole)
   ]
 
 

@@ -64,7 +64,7 @@ def from_linen(
       trains several students.
     output: selects the output from what the module returns; by default it is
       that, or its 'logits'.
-    partition_rules: as for `from_fn`.
+    partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(module, x, **kwargs) -> output`, in place of calling the module on
       `x`. Without it a tuple is spread over the arguments of a module of
       several, and a dict over those of its names.
@@ -122,11 +122,11 @@ def from_linen(
   if in_training is not None:
     trees = [_joined(*each) for each in split]
     model = adapters.ModelAdapter(
-      lambda params, x: run.at_inference(*_parted(params, constant), x, kwargs),
+      lambda params, x: run.at_inference(*_unjoin(params, constant), x, kwargs),
       trees if isinstance(variables, list) else trees[0],
       lambda params: form(_variables(params, constant, collections)),
       training=lambda params, x, key: run.in_training(
-        *_parted(params, constant), x, in_training, _keys(key, streams)
+        *_unjoin(params, constant), x, in_training, _keys(key, streams)
       ),
       **declared,
     )
@@ -175,7 +175,7 @@ def _joined(params: Any, rest: Mapping[str, Any]) -> Any:
   return {**params, **rest}
 
 
-def _parted(tree: Any, rest: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _unjoin(tree: Any, rest: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
   """Undoes `_joined`."""
   if not rest:
     return tree, {}
@@ -185,7 +185,7 @@ def _parted(tree: Any, rest: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def _variables(tree: Any, rest: Mapping[str, Any], collections: bool) -> Any:
   """The variables in the form in which the user gave them."""
-  params, rest = _parted(tree, rest)
+  params, rest = _unjoin(tree, rest)
   return {**rest, 'params': params} if collections else params
 
 

@@ -32,7 +32,7 @@ def check(dtype: Any, what: str) -> None:
 
   Args:
     dtype: dtype of the computation.
-    what: what has it, for the message.
+    what: name of the field or the model with this dtype, for the message.
   """
   errors.require(
     dtype != jnp.float16,

@@ -53,7 +53,7 @@ def from_nnx(
     model: the module; a list of modules trains several students.
     output: selects the output from what the module returns; by default it is
       that, or its 'logits'.
-    partition_rules: as for `from_fn`.
+    partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(module, x, **kwargs) -> output`, in place of calling the module on
       `x`. Without it a tuple is spread over the arguments of a module of
       several, and a dict over those of its names.

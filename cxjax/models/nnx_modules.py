@@ -67,7 +67,7 @@ def rebuilt(
   """A new module with other values of some variables.
 
   Args:
-    graph: of the module that was given.
+    graph: graph of the module that was given.
     state: its variables.
     params: new values, from `_tree`.
     other: a graph in its place.

@@ -12,7 +12,7 @@ def imported(name: str, package: str, purpose: str) -> Any:
   Args:
     name: name of the module, as 'haiku'.
     package: name of its package, as 'dm-haiku'.
-    purpose: what needs it, for the message.
+    purpose: name of the function that needs it, for the message.
 
   Returns:
     The module.

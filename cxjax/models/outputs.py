@@ -61,8 +61,8 @@ def survey(
   Args:
     model: the model.
     x: shapes of a batch.
-    collections: of linen, that are kept.
-    role: of the model in messages.
+    collections: names of the linen collections that are kept.
+    role: role of the model, for messages.
 
   Returns:
     The shapes.
@@ -111,7 +111,7 @@ def exposed(
 
   Args:
     model: the model.
-    collections: of linen, that are kept.
+    collections: names of the linen collections that are kept.
     choose: finds the two in what the model returns.
 
   Returns:
@@ -164,7 +164,7 @@ def auxiliary(values: Found, pattern: str, size: int) -> jax.Array:
 
   Args:
     values: scalars by name; sown in a scan, `[steps]`.
-    pattern: of names.
+    pattern: pattern of their names.
     size: number of examples.
 
   Returns:

@@ -131,7 +131,7 @@ class Rotary:
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Turns pairs of features by their angles.
 
-  A pair is a feature of the first half of a head and the one at the same place
+  A pair is a feature of the first half of a head and the one at the same index
   in the second half.
 
   Args:

@@ -39,7 +39,7 @@ def with_layers(
 
   Args:
     model: the model.
-    names: those that are wanted; None is all of them.
+    names: names that are wanted; None is all of them.
 
   Returns:
     A model that splits its scans after these layers.

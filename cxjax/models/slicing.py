@@ -109,10 +109,11 @@ def choose(
     model: the larger model.
     blocks: numbers of the blocks that are kept.
     want: sizes of the smaller model.
-    scores: of `activation_sizes`; those that nothing is removed of may lack.
+    scores: scores from `activation_sizes`; those that nothing is removed of may
+      lack.
 
   Returns:
-    What is kept.
+    The blocks, channels, heads and neurons that are kept.
   """
   have, kept = sizes(model), everything(model, blocks)
   if want.width < have.width:
@@ -187,7 +188,7 @@ def sliced(model: Model, params: types.Params, kept: Kept) -> types.Params:
   Args:
     model: the larger model.
     params: its variables.
-    kept: what is kept.
+    kept: blocks, channels, heads and neurons that are kept.
 
   Returns:
     The variables of `smaller(model, kept)`; leaves of which nothing is removed
@@ -234,8 +235,8 @@ def rescaled(
   Args:
     model: the larger model.
     params: its variables.
-    factors: of the results of norms, by their paths.
-    width: of the smaller model.
+    factors: factors of the results of norms, by the paths of the norms.
+    width: width of the smaller model.
 
   Returns:
     Variables of the larger model, in their dtypes.

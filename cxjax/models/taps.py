@@ -221,7 +221,7 @@ def _candidates(
     flow: the dataflow of the model.
     values: the activations in the order of computation.
     output: the output of the model.
-    shapes: of the activations; that of the output has the name ''.
+    shapes: shapes of the activations; that of the output has the name ''.
 
   Returns:
     Those that the output needs, if it needs any, without those that are the

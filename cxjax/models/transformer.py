@@ -213,11 +213,11 @@ class Transformer(base.HeadApart, nn.Module):
         without which there is no dropout.
 
     Returns:
-      Logits `[B, P, C]` in float32, or 'final' in float32 if there is no head;
-      and the activations: 'embeddings', 'block0', 'block0/attention',
-      'block0/mlp' and so on are `[B, L, D]`; 'final', the input of the head, is
-      `[B, P, D]`. XLA computes the last block at the target positions only,
-      unless another of its activations is used.
+      Logits `[B, P, C]` in float32, or 'head_input' in float32 if there is no
+      head; and the activations: 'embeddings', 'block0', 'block0/attention',
+      'block0/mlp' and so on are `[B, L, D]`; 'head_input' is `[B, P, D]`. XLA
+      computes the last block at the target positions only, unless another of
+      its activations is used.
 
     Raises:
       UserError: an input is unknown, or a sequence is longer than `max_length`.
@@ -248,7 +248,7 @@ class Transformer(base.HeadApart, nn.Module):
       h, _, _ = block(below, visible, keys, positions, bias)
     if self.causal:
       h = self.final_norm(h)
-    activations['final'] = h
+    activations['head_input'] = h
     return h, activations
 
   def _embed(self, x: Mapping[str, jax.Array]) -> jax.Array:

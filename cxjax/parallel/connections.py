@@ -75,12 +75,12 @@ def reach(
 def admit(
   server: socket.socket, token: bytes, number: int, seconds: float = 60
 ) -> dict[int, socket.socket]:
-  """Accepts the other processes of the run; strangers are turned away.
+  """Accepts the other processes of the run; it refuses any others.
 
   Args:
     server: where they connect.
-    token: what each of them sends first, before its number as four bytes.
-    number: how many there are: their numbers are 1 to `number`.
+    token: bytes that each of them sends first, before its number as four bytes.
+    number: number of the other processes, which are numbered 1 to `number`.
     seconds: how long to wait for all of them.
 
   Returns:

@@ -72,8 +72,8 @@ def topology(name: str) -> Sequence[Any]:
     return jax.devices()
   errors.require(
     re.match(r'v\d', name) is not None,
-    f'--dry_run={name} is no machine that is known here: give cpu, or a TPU as '
-    'v5e:4x4. For a GPU run it on that machine.',
+    f'--dry_run={name} is not a known topology: give cpu, or a TPU as v5e:4x4. '
+    'For a GPU run it on a machine that has one.',
   )
   errors.require(
     importlib.util.find_spec('libtpu') is not None,

@@ -79,7 +79,7 @@ def require_values(leaf: Any, what: str) -> None:
 
   Args:
     leaf: an array, most often.
-    what: its name, for messages.
+    what: name of the array, for messages.
   """
   errors.require(
     not isinstance(leaf, jax.ShapeDtypeStruct),
@@ -99,7 +99,7 @@ def require_same_mesh(what: str, made: Any) -> None:
   explicit axes.
 
   Args:
-    what: the function, for messages, as in 'The teacher'.
+    what: name of the function, for messages, as in 'The teacher'.
     made: shapes of what it makes.
   """
   here = jax.sharding.get_abstract_mesh()

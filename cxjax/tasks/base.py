@@ -252,7 +252,7 @@ def make_abstract(name: str, data: Any, key: jax.Array) -> Task:
   Args:
     name: name of a registered task.
     data: data block of a config.
-    key: as for `make`.
+    key: typed PRNG key, as for `make`.
 
   Returns:
     The task.

@@ -18,7 +18,7 @@ def arguments(
   """Arguments of `CompiledSteps.compile_advance`.
 
   Args:
-    spec: of the run.
+    spec: specification of the run.
     planned: one of its stages.
 
   Returns:

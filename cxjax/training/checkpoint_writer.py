@@ -278,7 +278,7 @@ class CheckpointWriter:
 
     Args:
       step: the step of the run.
-      record: that of a new checkpoint at `step`.
+      record: record of a new checkpoint at `step`.
     """
     if self._keep:
       return []

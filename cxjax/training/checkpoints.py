@@ -95,7 +95,7 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
     step: the step of the checkpoint.
 
   Returns:
-    What is wrong with the checkpoint, or None if all is as it was saved.
+    The difference that was found, as text, or None if all is as it was saved.
   """
   path = step_folder(folder, step)
   try:

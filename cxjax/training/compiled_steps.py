@@ -176,7 +176,7 @@ class CompiledSteps:
       at: the step.
       rows: `[streams, ...]`, what the batches are made of, or None.
       params: the teacher's; not read where it is not available.
-      matrices: from `matrices`.
+      matrices: projection matrices from `matrices`.
 
     Returns:
       `[streams, B, ...]` batches, and for each term that needs the teacher

@@ -38,9 +38,9 @@ def evaluate(
   """Held-out metrics of one student.
 
   Args:
-    params: the student's.
-    batch: as in `cxjax.types`, of `N` examples; positions of weight 0 do not
-      count, nor, without weights, outputs of tokens that the mask excludes.
+    params: parameters of the student.
+    batch: batch of `N` examples, as in `cxjax.types`; positions of weight 0 do
+      not count, nor, without weights, outputs of tokens that the mask excludes.
     apply: the student.
     metrics: names of registered metrics, or a mapping as for
       `metrics.resolve`.
@@ -80,13 +80,13 @@ def agreement(
   """Held-out agreement of one student with its teacher.
 
   Args:
-    params: the student's.
-    teacher_params: the teacher's.
-    batch: as for `evaluate`.
+    params: parameters of the student.
+    teacher_params: parameters of the teacher.
+    batch: batch of `N` examples, as for `evaluate`.
     apply: the student.
     teacher: the teacher.
-    metrics: as for `evaluate`, of the two outputs.
-    parts: as for `evaluate`.
+    metrics: metrics of the two outputs, as for `evaluate`.
+    parts: number of parts of the batch, as for `evaluate`.
 
   Returns:
     A scalar for each; by default `{'agreement': share of equal top-1,

@@ -38,7 +38,7 @@ def check_start(spec: run_spec.RunSpec) -> None:
   """Checks the models, the optimizer and the parameters at the start of a run.
 
   Args:
-    spec: of the run; a student that is not given is not checked.
+    spec: specification of the run; a student that is not given is not checked.
 
   Raises:
     UserError: a model or the optimizer keeps a state in Python; or a parameter
@@ -88,11 +88,11 @@ def explain(
   With `keep_diverged` it warns of a student that diverged, and returns.
 
   Args:
-    spec: of the run.
-    stage: that was trained.
-    folder: of the run; its checkpoints are written.
+    spec: specification of the run.
+    stage: stage that was trained.
+    folder: folder of the run; its checkpoints are written.
     bad: `[S]` first step at which the loss of each seed is not finite.
-    rows: `[T, streams, B, ...]`, what the batches were made of, or None.
+    rows: rows that the batches were made of, `[T, streams, B, ...]`, or None.
 
   Raises:
     UserError: it names the batch in which nothing counts or something
@@ -274,7 +274,7 @@ def _schedule(spec: run_spec.RunSpec, at: int) -> str:
   """Advice on a schedule that is not finite; '' if it is.
 
   Args:
-    spec: of the run.
+    spec: specification of the run.
     at: the first step whose loss is not finite.
   """
   ends = spec.ends if spec.restart_schedule else ()
@@ -303,7 +303,7 @@ def _counted(
   terms: Mapping[str, stage_lib.Term],
   names: Mapping[str, str],
 ) -> dict[str, jax.Array]:
-  """The activation that each term compares, at the places that count."""
+  """The activation that each term compares, at the counted positions."""
   seen = {}
   for name, term in terms.items():
     shape = found[names[name]].shape
@@ -324,7 +324,7 @@ def _require_teacher(name: str | None, condition: bool) -> None:
 def _teacher_targets(
   spec: run_spec.RunSpec, stage: stage_lib.Stage, batch: types.Batch
 ) -> Iterator[tuple[types.Params, stage_lib.Term, jax.Array]]:
-  """What the terms of a stage compare with, at the places that count."""
+  """Targets of the terms of a stage from the teacher, at counted positions."""
   if not stage.needs_teacher:
     return
   assert spec.teacher is not None

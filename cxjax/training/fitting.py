@@ -128,8 +128,8 @@ def fit(
   Args:
     spec: the run.
     planned: the stage.
-    name: of the term.
-    keys: `[S]`.
+    name: name of the term.
+    keys: PRNG keys `[S]` of the students.
     teacher: the teacher of the stage.
     students: where they start.
 

@@ -58,8 +58,8 @@ def require_drawn(what: str, shapes: Any) -> None:
   """Raises UserError if a set of examples cannot be drawn on this machine.
 
   Args:
-    what: the field that says how many there are, for the message.
-    shapes: of the set.
+    what: name of the field that sets the number of examples, for the message.
+    shapes: shapes of the set.
   """
   needed, have = size(shapes), _host_memory()
   errors.require(

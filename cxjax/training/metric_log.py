@@ -94,7 +94,7 @@ def fault(
     sealed: JSON values with those of `seal`; without 'records' all is well.
 
   Returns:
-    What is wrong with metrics.jsonl, or None.
+    The fault of metrics.jsonl, as text, or None.
   """
   if 'records' not in sealed:
     return None

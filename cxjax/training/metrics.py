@@ -38,16 +38,15 @@ class Metric:
   Attributes:
     statistics: `(output, reference, *others) -> tree of [...]`, one value per
       example, or per predicted token of a sequence.
-    finish: from the weighted sums of the statistics and the sum of the weights
-      to the metric, a scalar; None is the weighted mean.
+    finish: function from the weighted sums of the statistics and the sum of the
+      weights to the metric, a scalar; None is the weighted mean.
     reference: 'labels', or 'teacher', whose output is the reference.
     higher_is_better: whether more of it is better.
     limit: the best value that is possible; None if there is none, or if it is
       unknown. A threshold beyond it is never reached.
     others: more entries of the held-out batch that the statistics take.
-    output: which of several outputs it reads, by its path, as 'heads/boxes',
-      and the teacher's beside it; '' is the one that the last stage learns
-      first.
+    output: path of the output that it reads, as 'heads/boxes', and the
+      teacher's beside it; '' is the one that the last stage learns first.
     rowwise: whether each value follows from its row of the output and of the
       reference alone. Outputs that are too large need not be whole then.
   """
@@ -100,7 +99,7 @@ class Metric:
     Args:
       statistics: a tree of `[N, ...]`.
       weights: `[N, ...]` how much each counts; None is 1.
-      axis: of the sums; None is all.
+      axis: axis of the sums; None is all.
 
     Returns:
       A scalar; NaN where nothing counts.
@@ -132,14 +131,14 @@ LOW = re.compile(
 
 
 class Plain(Metric):
-  """The mean of a function; nobody said if more or less of it is better."""
+  """The mean of a function; it is unknown if more or less of it is better."""
 
 
 def require_direction(name: str, metric: Metric) -> None:
   """Refuses a function that decides and is named like an error or a loss.
 
   Args:
-    name: of the metric that decides.
+    name: name of the metric that decides.
     metric: the metric.
 
   Raises:
@@ -292,7 +291,7 @@ def check(
   """Checks that each metric makes one value per example, and then a number.
 
   Args:
-    metrics: from `resolve`.
+    metrics: metrics from `resolve`, by name.
     output: shape of the model's output for a batch.
     reference: shape of the labels, or of the teacher's output.
     counted: the shape that the statistics of a batch must have.
@@ -344,7 +343,7 @@ def require_reference(metrics: Mapping[str, Metric], reference: str) -> None:
   """Checks that each metric reads the reference of the held-out set.
 
   Args:
-    metrics: from `resolve`.
+    metrics: metrics from `resolve`, by name.
     reference: 'labels' or 'teacher'.
 
   Raises:

@@ -80,7 +80,7 @@ class Milestones:
     """True if the metrics of a step may decide what comes right after it.
 
     Args:
-      step: that was evaluated.
+      step: step that was evaluated.
       final: whether the last stage is under way.
 
     Returns:
@@ -100,7 +100,7 @@ class Milestones:
 
     Args:
       metrics: values of each metric over the seeds.
-      step: at which they were taken.
+      step: step at which they were taken.
       final: whether the last stage was under way.
 
     Returns:

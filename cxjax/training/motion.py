@@ -49,9 +49,9 @@ class Motion:
     """Warns of students that are what they were.
 
     Args:
-      params: of the end of the stage.
-      stage: its name.
-      steps: its length.
+      params: parameters of the students at the end of the stage.
+      stage: name of the stage.
+      steps: number of steps of the stage.
     """
     if self._before is None:
       return

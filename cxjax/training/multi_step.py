@@ -69,7 +69,7 @@ def many_targets(
     params: its parameters.
     matrices: `[S, d_T, r]` projections of the terms that have one.
     batches: `[streams, K, B, ...]`; one stream is shared by the seeds.
-    stage: what to imitate.
+    stage: stage whose targets are computed.
     microbatches: parts that the teacher sees one after the other.
 
   Returns:
@@ -256,11 +256,12 @@ def train_many_steps(
     student: the students. If they and the teacher are `output_split.Split`,
       outputs are compared piece by piece.
     teacher: the teacher, or None.
-    stage: what to imitate.
+    stage: stage that is trained.
     tx: the optimizer.
-    mask: from `masks.trainable_mask`.
+    mask: mask from `masks.trainable_mask`.
     lookahead: `K`.
-    microbatches: as for `train_step`; the teacher goes by them as well.
+    microbatches: parts of a batch, as for `train_step`; the teacher goes by
+      them as well.
     training: the students in training mode, if they have one.
 
   Returns:

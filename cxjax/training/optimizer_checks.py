@@ -44,7 +44,7 @@ def check(spec: run_spec.RunSpec) -> None:
   """Checks the optimizer of a run; warns if it raises the loss.
 
   Args:
-    spec: of the run.
+    spec: specification of the run.
 
   Raises:
     UserError: the optimizer keeps a state in Python.
@@ -115,7 +115,7 @@ def ascents(
 
   Args:
     adapter: the optimizer.
-    shapes: of the parameters that it trains.
+    shapes: shapes of the parameters that it trains.
     last: the last step of its schedule.
 
   Returns:
@@ -146,8 +146,8 @@ def breaks_at(spec: run_spec.RunSpec, step: int) -> bool:
   """True if an update of finite gradients is not finite.
 
   Args:
-    spec: of the run.
-    step: of the schedule of the optimizer.
+    spec: specification of the run.
+    step: step of the schedule of the optimizer.
 
   Returns:
     True if a trial shows it.

@@ -99,7 +99,8 @@ def make(
   """The optimizer that a config names.
 
   Args:
-    config: as `default()`; its numbers are in the ranges of the configs.
+    config: config of the optimizer, as from `default()`; its numbers are in the
+      ranges of the configs.
     length: steps that the schedule spans; may be traced.
     offset: steps of the schedule that have passed; may be traced.
 
@@ -123,7 +124,7 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
   """The block of an optimizer of `distill`: Adam on a cosine, or as named.
 
   Args:
-    fields: those of `default()` that differ, without the learning rate and
+    fields: fields of `default()` that differ, without the learning rate and
       what is an argument of `distill`.
 
   Returns:
@@ -157,7 +158,7 @@ def share_at(config: ml_collections.ConfigDict, passed: float) -> float:
   """The learning rate of a step, as a share of the peak.
 
   Args:
-    config: as of `make`.
+    config: config of the optimizer, as for `make`.
     passed: steps before it, as a fraction of the length of the schedule.
 
   Returns:
@@ -206,7 +207,7 @@ class RatedState(NamedTuple):
   """State of the optimizer of a student with a learning rate of its own.
 
   Attributes:
-    inner: of optax.
+    inner: state of optax.
     rate: the peak of the student's schedule.
   """
 
@@ -224,7 +225,7 @@ class PerStudent:
 
   Attributes:
     rates: the peak of each student's schedule.
-    config: of the optimizer; its learning rate is not read.
+    config: config of the optimizer; its learning rate is not read.
   """
 
   rates: tuple[float, ...]
@@ -303,7 +304,7 @@ def check(tx: Any, learning_rate: float | tuple[float, ...]) -> None:
 
   Args:
     tx: the optimizer, or fields of the default one.
-    learning_rate: of the default optimizer.
+    learning_rate: learning rate of the default optimizer.
 
   Raises:
     UserError: `tx` is no optimizer of optax, or one that was not called yet;

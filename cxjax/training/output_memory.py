@@ -51,9 +51,9 @@ def split(
   by row, and if every model that it calls ends in a matrix product.
 
   Args:
-    models: as `CompiledSteps` calls them.
+    models: models, as `CompiledSteps` calls them.
     spec: the run.
-    stage: what is trained.
+    stage: stage that is trained.
     stored: whether the targets come from a cache.
 
   Returns:
@@ -128,10 +128,10 @@ def eval_models(
   all metrics are row by row, and if the models end in a matrix product.
 
   Args:
-    student: as it is called.
-    teacher: whose output is the reference; None if that is stored.
+    student: student, as it is called.
+    teacher: teacher whose output is the reference; None if that is stored.
     spec: the run.
-    metrics: of the evaluation.
+    metrics: metrics of the evaluation, by name.
 
   Returns:
     Models that return `output_split.Apart`; or these as they are.

@@ -32,7 +32,7 @@ class Programs:
     """Compiles nothing yet.
 
     Args:
-      options: of XLA's compiler, by name.
+      options: options of XLA's compiler, by name.
     """
     self._options = None if options is None else dict(options)
     self.compiled: dict[Any, Fun] = {}
@@ -47,10 +47,10 @@ class Programs:
     """The program `name`, compiled if it is not yet.
 
     Args:
-      name: what decides the program, shapes apart.
+      name: key of the program: everything that decides it, apart from shapes.
       fun: a function of arrays.
       *args: its arguments, or their shapes.
-      **kwargs: of `jax.jit`.
+      **kwargs: keyword arguments of `jax.jit`.
 
     Returns:
       The compiled program.
@@ -76,10 +76,10 @@ class Programs:
     one that changes results is set, the program is compiled when called.
 
     Args:
-      name: what decides the program, shapes apart.
+      name: key of the program: everything that decides it, apart from shapes.
       fun: a function of arrays.
       *args: shapes of its arguments, with shardings.
-      **kwargs: of `jax.jit`.
+      **kwargs: keyword arguments of `jax.jit`.
     """
     begin = time.perf_counter()
     lowered = self._lowered(fun, *args, **kwargs)

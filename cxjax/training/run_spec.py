@@ -112,17 +112,17 @@ class RunSpec:
     layout: where the arrays lie.
     loop: when the run logs, evaluates, saves and ends.
     metrics: the held-out metrics, by name.
-    primary: which of them decides when the run saves and ends.
+    primary: name of the metric that decides when the run saves and ends.
     teacher_metrics: metrics of the last evaluation, against the teacher.
-    host: what the batches are made of, where the host reads it.
-    teacher: for stages that need one.
+    host: rows that the batches are made of, where the host reads them.
+    teacher: the teacher, for stages that need one.
     start: the students in place of fresh ones, a tree for each, or a function
       that makes trees like those of `init`, called when the run begins. Their
       parameters are kept in float32 where they have less.
     lookahead: batches whose targets are computed at once; 0 chooses.
     microbatches: parts of a batch, computed one after the other.
-    restart_schedule: at each stage; else one schedule for the run.
-    carry_state: of the optimizer into the next stage.
+    restart_schedule: restart the schedule at each stage; else it spans the run.
+    carry_state: carry the state of the optimizer into the next stage.
     trainable: which parameters are trained, as of `masks.path_mask`; '' is all.
     costed: gives the stages with their FLOPs; None compiles them.
   """
@@ -210,8 +210,8 @@ class RunSpec:
     Args:
       stage: number of its stage.
       step: number of updates so far, with this one.
-      out: of the program that ends with it, with 'learning_rate' `[S]` if the
-        state of a user's optimizer tells.
+      out: output of the program that ends with it, with 'learning_rate' `[S]`
+        if the state of a user's optimizer tells.
 
     Returns:
       'learning_rate', a number or one for each student; empty if nothing tells.

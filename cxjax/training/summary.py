@@ -96,8 +96,8 @@ def read(path: pathlib.Path, advice: str = '') -> Summary:
 
   Args:
     path: the file.
-    advice: what to do about a file that is not as it was written, if it is not
-      to remove it and to run the same command.
+    advice: advice for a file that is not as it was written; '' is to restore
+      it, or to remove it and to run the same command.
 
   Returns:
     The summary, without the seal.
@@ -191,8 +191,8 @@ def flops(summary: Summary, steps: int | None = None) -> float:
   As if it were trained alone: students that share batches share those passes.
 
   Args:
-    summary: of the run.
-    steps: of the first so many steps; None for the whole run.
+    summary: summary of the run.
+    steps: number of first steps to count; None for the whole run.
 
   Returns:
     FLOPs, as compiled, without the evaluations.

@@ -13,7 +13,8 @@ class Teacher:
 
   Attributes:
     apply: `(params, x) -> (logits, activations)`.
-    params: of the final teacher; shapes alone where it is not available.
+    params: parameters of the final teacher; shapes alone where it is not
+      available.
     layers: names of its hidden activations, lowest first.
     checkpoints: `(step, score)` of each checkpoint, oldest first; the score is
       the primary metric of its task.

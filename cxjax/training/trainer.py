@@ -71,9 +71,9 @@ def fit(
   """Trains the stages of a run, from the newest good checkpoint on.
 
   Args:
-    spec: what to do.
-    folder: where the run keeps its files.
-    title: for the plan and the progress bar.
+    spec: specification of the run.
+    folder: folder where the run keeps its files.
+    title: title of the plan and of the progress bar.
     on_record: called with every record of metrics once it is written; if it
       raises StopIteration, the run ends with the next record.
 
@@ -122,7 +122,7 @@ class _Pending:
     start: first step.
     stop: one past the last step.
     stage: number of the stage.
-    rows: what the batches were made of, or None.
+    rows: rows that the batches were made of, or None.
     out: sums of the losses, on the device.
     metrics: held-out metrics, on the device, where they were evaluated.
   """
@@ -151,12 +151,12 @@ class Trainer:
     """Computes nothing yet.
 
     Args:
-      spec: what to do.
+      spec: specification of the run.
       planned: its stages, with their costs.
-      folder: of the run.
+      folder: folder of the run.
       log: where the records go.
       writer: where the checkpoints go.
-      loader: what the rows come from, or None.
+      loader: loader of the rows, or None.
       signals: names of the signals that ask to stop, as they arrive.
     """
     self._spec, self._planned, self._folder = spec, planned, folder

@@ -143,7 +143,7 @@ def render(rows: Sequence[Row], turns: int, busy: float) -> str:
   """Renders the page: an axis a line, with its exponent.
 
   Args:
-    rows: from `measure`.
+    rows: rows from `measure`.
     turns: number of rounds.
     busy: the most cores that others kept busy, seen between two axes.
 

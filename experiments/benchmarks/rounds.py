@@ -128,7 +128,7 @@ class OneStage:
     Args:
       start: first step.
       stop: one past the last step.
-      rows: what the batches are made of, where the host reads it.
+      rows: rows that the batches are made of, where the host reads them.
       targets: stored targets, in place of the teacher's.
 
     Returns:

@@ -90,9 +90,9 @@ def measure(
   """Runs a command once.
 
   Args:
-    words: of the command line, after that of Python.
+    words: words of the command line, after that of Python.
     root: the checkout.
-    workdir: of the run; it is new.
+    workdir: workdir of the run; it is new.
     cache: folder of the programs that JAX keeps.
 
   Returns:

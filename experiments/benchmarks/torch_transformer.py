@@ -98,7 +98,7 @@ class Transformer(nn.Module):
     Args:
       like: the module; its head is not tied.
       params: its variables, nested or with slashes between names.
-      sdpa: as for `Attention`.
+      sdpa: whether attention is `scaled_dot_product_attention`.
     """
     super().__init__()
     width, length = like.width, like.max_length

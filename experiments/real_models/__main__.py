@@ -39,7 +39,7 @@ def separate(name: str, earlier: str = '') -> dict[str, Any]:
   """The row of one model, from a process of its own.
 
   Args:
-    name: of the model.
+    name: name of the model.
     earlier: checkout of the first version; '' for this one.
   """
   module = 'experiments.real_models'

@@ -21,7 +21,7 @@ def of_tunix(library: str, kind: str, pattern: str, **more: Any) -> base.Case:
   Args:
     library: name of its module.
     kind: name of its class.
-    pattern: of its layers.
+    pattern: pattern of its layers.
     **more: fields of its config.
   """
   name = f'tunix.models.{library}.model'

@@ -274,7 +274,7 @@ def graph_network(
 
   Args:
     network: module of a depth and a width.
-    pattern: of its layers.
+    pattern: pattern of its layers.
   """
   edges = base.tokens(base.BATCH, 2, 8) % 5
   x = {

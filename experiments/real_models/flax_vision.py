@@ -66,7 +66,7 @@ class Convolutional(nn.Module):
 
 
 class Detector(nn.Module):
-  """Classes and boxes of every place of an image."""
+  """Classes and boxes of every position of an image."""
 
   depth: int
   width: int

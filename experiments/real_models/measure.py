@@ -17,7 +17,7 @@ def measured(name: str, cases: base.Cases) -> dict[str, Any]:
   """Distills one model.
 
   Args:
-    name: of the model.
+    name: name of the model.
     cases: all models.
 
   Returns:

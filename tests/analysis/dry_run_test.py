@@ -220,8 +220,8 @@ class TopologyTest(parameterized.TestCase):
   @unittest.skipUnless(HAS_LIBTPU, 'Needs libtpu.')
   @parameterized.parameters(
     ('v5e:3x3', 'is no topology'),
-    ('gpu', 'is no machine that is known here'),
-    ('h100:2x2', 'is no machine that is known here'),
+    ('gpu', 'is not a known topology'),
+    ('h100:2x2', 'is not a known topology'),
   )
   def test_no_such_topology(self, name, message):
     with self.assertRaisesRegex(errors.UserError, f'{name}.* {message}'):

@@ -1,10 +1,16 @@
 """Tests of the methods of a comparison, by their names."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from cxjax import errors
 from cxjax.api import named_plans
+from cxjax.methods import curricula
+from cxjax.methods import layer_matching
+from cxjax.methods import registry
 from small_networks import BIG
 from small_networks import SMALL
 from small_networks import X
@@ -27,6 +33,22 @@ class PlannerTest(parameterized.TestCase):
     )
     first, last = planner.plan('some', entry, 100).stages
     self.assertEqual((first.steps, last.steps), (hidden, 100 - hidden))
+
+  def test_a_method_of_the_users(self):
+    def build(block, context):
+      steps = layer_matching.split_steps(context.num_steps, 1, block.share)
+      return curricula.extracted(context.matched(), steps, **context.output)
+
+    method = registry.Method(build, {'share': 0.2})
+    self.enter_context(mock.patch.dict(registry.METHODS, mine=method))
+    of = lambda layers: named_plans.Planner(
+      BIG, SMALL, X, layers, named_plans.Output()
+    ).plan('mine', {'method': 'mine'}, 100)
+    first, last = of([('high', 'low')]).stages
+    self.assertEqual((first.steps, last.steps), (20, 80))
+    self.assertEqual(first.terms[0].target, 'high')
+    with self.assertRaisesRegex(errors.UserError, "'mine': .*leaves none"):
+      of(())
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """Tests of the registry of methods."""
 
+import dataclasses
+
 from absl.testing import parameterized
 import ml_collections
 
@@ -12,8 +14,7 @@ from cxjax.methods import registry
 AVAILABLE = ((10, 0.5), (20, 0.6), (30, 0.8), (40, 0.95), (50, 1.0))
 CONTEXT = registry.Context(
   num_steps=60,
-  teacher_layers=('t0', 't1'),
-  student_layers=('s0',),
+  pairs=lambda: (('t1', 's0'),),
   checkpoints=AVAILABLE,
   output={'loss': losses.mse, 'alpha': 0.0, 'top_k': 0},
 )
@@ -101,9 +102,7 @@ class BuildTest(parameterized.TestCase):
   @parameterized.parameters('one_shot', 'progressive', 'extracted')
   def test_output_stage_is_that_of_the_context(self, name):
     output = {'loss': losses.hard_kl, 'alpha': 0.5, 'top_k': 0}
-    context = registry.Context(
-      60, CONTEXT.teacher_layers, ('s0',), AVAILABLE, output
-    )
+    context = dataclasses.replace(CONTEXT, output=output)
     teacher, labels = registry.build(name, block(name), context)[-1].terms
     self.assertIs(teacher.loss, losses.hard_kl)
     self.assertEqual((teacher.weight, labels.weight), (0.5, 0.5))
@@ -180,7 +179,9 @@ class BuildTest(parameterized.TestCase):
     self.assertEqual((last.name, last.needs_teacher), ('labels', False))
 
   def test_an_ending_by_labels_does_not_read_alpha(self):
-    context = registry.Context(60, pairs=(('a', 'b'),), output={'alpha': 0.3})
+    context = registry.Context(
+      60, pairs=lambda: [('a', 'b')], output={'alpha': 0.3}
+    )
     for name in ('extracted_labels', 'joint'):
       fields = block(name, ending='labels')
       *_, term = registry.build(name, fields, context)[-1].terms
@@ -208,7 +209,8 @@ class BuildTest(parameterized.TestCase):
     self.assertCountEqual({*fields, *unused}, registry.METHODS['joint'].options)
 
   def test_late_to_early_teaches_the_last_layer_to_an_early_one(self):
-    context = registry.Context(60, ('t0', 't1', 't2'), ('s0', 's1', 's2'))
+    three = lambda: [(f't{i}', f's{i}') for i in range(3)]
+    context = registry.Context(60, pairs=three)
     for layer in (1, 2):
       fields = block('late_to_early', layer=layer, share=0.5)
       hidden, output = registry.build('late_to_early', fields, context)
@@ -224,7 +226,7 @@ class BuildTest(parameterized.TestCase):
     self.assertEqual((term.target, term.student), ('t1', 's0'))
 
   def test_pairs_of_the_context_come_before_all_layers(self):
-    context = registry.Context(60, pairs=(('a', 'b'),))
+    context = registry.Context(60, pairs=lambda: [('a', 'b')])
     for name in ('extracted', 'joint', 'late_to_early'):
       term = registry.build(name, block(name), context)[0].terms[0]
       self.assertEqual((term.target, term.student), ('a', 'b'))

@@ -50,7 +50,7 @@ class TermTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('logits', 'logits', 'all', False),
-    ('final', 'final', 'all', False),
+    ('head_input', 'head_input', 'all', False),
     ('block0', 'block1', 'all', True),
     ('block0', 'block1', 'predicted', False),
     ('block0', 'labels', 'all', False),  # There are labels where it predicts.

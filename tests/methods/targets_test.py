@@ -80,7 +80,7 @@ class ComparedTest(parameterized.TestCase):
 
   def test_logits_are_there_already(self):
     logits = random(1, networks.B, networks.POSITIONS, 7)
-    for name in ('logits', 'final'):
+    for name in ('logits', 'head_input'):
       found = self.compared(logits, name, student=name, target=name)
       np.testing.assert_array_equal(found, logits)
 

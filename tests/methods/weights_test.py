@@ -52,7 +52,7 @@ class SequenceTest(parameterized.TestCase):
     (dict(), 'mask'),
     (dict(tokens='predicted'), 'weights'),
     (dict(student='logits', target='logits'), 'weights'),
-    (dict(student='final', target='final'), 'weights'),
+    (dict(student='head_input', target='head_input'), 'weights'),
     (dict(student='logits', target='labels'), 'weights'),
     (dict(target='labels'), 'weights'),
   )

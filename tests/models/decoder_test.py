@@ -48,7 +48,7 @@ class DecoderTest(parameterized.TestCase):
     want = np.take_along_axis(np.asarray(logits), at[..., None], axis=1)
     np.testing.assert_allclose(some, want, atol=1e-5)
     parts = [f'block1{part}' for part in ('', '/attention', '/mlp')]
-    self.assertContainsSubset([*parts, 'embeddings', 'final'], activations)
+    self.assertContainsSubset([*parts, 'embeddings', 'head_input'], activations)
     self.assertIsInstance(module, base.ModelWithHead)
 
   @parameterized.parameters(True, False)

@@ -79,15 +79,17 @@ class TapsTest(parameterized.TestCase):
 
     self.assertEqual(traces(2), traces(8))
 
-  def test_final_is_not_a_layer(self):
-    def apply(params, x):
-      hidden = jnp.tanh(x @ params)
-      final = jnp.tanh(hidden @ params)
-      return final @ params, {'hidden': hidden, 'final': final}
+  def test_the_input_of_a_head_of_ours_is_not_a_layer(self):
+    for name, layers in {'head_input': (), 'final': ('final',)}.items():
 
-    found = taps.taps(adapters.from_fn(apply, jnp.eye(5)), jnp.ones((B, 5)))
-    self.assertEqual([tap.name for tap in found], ['hidden', 'final', 'logits'])
-    self.assertEqual(found.layers, ('hidden',))
+      def apply(params, x, name=name):
+        hidden = jnp.tanh(x @ params)
+        last = jnp.tanh(hidden @ params)
+        return last @ params, {'hidden': hidden, name: last}
+
+      found = taps.taps(adapters.from_fn(apply, jnp.eye(5)), jnp.ones((B, 5)))
+      self.assertEqual([tap.name for tap in found], ['hidden', name, 'logits'])
+      self.assertEqual(found.layers, ('hidden', *layers))
 
   @pytest.mark.slow
   def test_layers_above_a_tap_are_not_computed(self):

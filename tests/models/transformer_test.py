@@ -46,7 +46,7 @@ class ForwardTest(parameterized.TestCase):
     inside = (
       f'block{i}{part}' for i in (0, 1) for part in ('/attention', '/mlp', '')
     )
-    self.assertSameElements(found, ('embeddings', 'final', *inside))
+    self.assertSameElements(found, ('embeddings', 'head_input', *inside))
     self.assertEqual(make(causal).layers, ('block0', 'block1'))
     for value in found.values():
       self.assertEqual(value.shape, (B, LENGTH, WIDTH))
@@ -60,7 +60,7 @@ class ForwardTest(parameterized.TestCase):
     )
     rows = np.arange(B)[:, None]
     assert_close(some, everywhere[rows, POSITIONS])
-    assert_close(there['final'], found['final'][rows, POSITIONS])
+    assert_close(there['head_input'], found['head_input'][rows, POSITIONS])
     assert_close(there['block1'], found['block1'])  # Everywhere, if asked for.
 
   def test_decoder_does_not_see_later_tokens(self):
@@ -173,7 +173,7 @@ class ForwardTest(parameterized.TestCase):
     out, found = jax.jit(model.apply)(params(causal), x)
     self.assertEqual(out.shape, (B, 2, WIDTH))
     self.assertEqual(out.dtype, jnp.float32)
-    np.testing.assert_array_equal(out, found['final'].astype(jnp.float32))
+    np.testing.assert_array_equal(out, found['head_input'].astype(jnp.float32))
 
   @parameterized.named_parameters(*KINDS)
   def test_norm_epsilon(self, causal):
@@ -183,7 +183,7 @@ class ForwardTest(parameterized.TestCase):
     np.testing.assert_array_equal(plain, same)
     _, found = apply(causal, norm_eps=1.0)(params(causal), TOKENS)
     last = 'final_norm' if causal else 'embeddings_norm'
-    at = 'final' if causal else 'embeddings'
+    at = 'head_input' if causal else 'embeddings'
     p = jax.tree.map(np.asarray, params(causal)['params'])
     if causal:
       h = np.asarray(found['block1'])
@@ -230,7 +230,7 @@ class HeadTest(parameterized.TestCase):
     want, activations = jax.jit(model.apply)(variables, x)
     h, found = jax.jit(model.trunk)(variables, x)
     logits = jax.jit(model.head)(variables, h)
-    np.testing.assert_array_equal(h, activations['final'])
+    np.testing.assert_array_equal(h, activations['head_input'])
     self.assertSameElements(found, activations)
     self.assertEqual(logits.dtype, jnp.float32)
     # The parts are compiled apart, so that XLA rounds elsewhere.
@@ -291,7 +291,7 @@ class CostTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*KINDS)
   def test_last_block_is_computed_at_target_positions(self, causal):
-    one = self.flops(causal, 'final', positions=1)
+    one = self.flops(causal, 'head_input', positions=1)
     below = self.flops(causal, 'block1')
     self.assertBetween((one - below) / self.block(1), 1, 1.25)
     # Where the whole of it is tapped it is the whole.

@@ -58,7 +58,7 @@ class TopologyTest(parameterized.TestCase):
     self.assertEqual(devices_lib.topology('cpu'), jax.devices())
 
   def test_a_gpu_is_not_planned_for(self):
-    with self.assertRaisesRegex(errors.UserError, '=h100 is no machine.*v5e'):
+    with self.assertRaisesRegex(errors.UserError, '=h100 is not a known.*v5e'):
       devices_lib.topology('h100')
 
   def test_a_tpu_needs_libtpu(self):

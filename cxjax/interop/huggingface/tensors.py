@@ -46,7 +46,7 @@ class StoredTensor:
   Attributes:
     path: the file.
     name: name of the tensor.
-    offset: place of its first byte in the file.
+    offset: offset of its first byte in the file.
     shape: its shape.
     dtype: its dtype.
   """
@@ -216,8 +216,8 @@ def require_sizes(
   """Compares a config with tensors, before memory is taken for its sizes.
 
   Args:
-    folder: of the model.
-    family: of the model.
+    folder: folder of the model.
+    family: family of the model.
     config: checked by `config.read`.
     found: tensors by name.
 
@@ -284,8 +284,8 @@ def write_folder(
   Those of an earlier model are removed first.
 
   Args:
-    folder: of the model.
-    tensors: as for `write`.
+    folder: folder of the model.
+    tensors: tensors by name, as for `write`.
     max_shard_bytes: bytes of the tensors of one file, unless it has only one.
 
   Raises:
@@ -354,7 +354,7 @@ def require_same(
     found: shapes that are there.
     want: shapes that must be there.
     sides: names of `found` and `want` in the message.
-    remedy: what to do about a difference.
+    remedy: advice to the user, which ends the message.
 
   Raises:
     UserError: they differ; lists the first three differences.

@@ -22,7 +22,7 @@ def shared_vocabulary(teacher: Source, student: Source) -> int:
 
   Args:
     teacher: the folder of the teacher, or its tokenizer.
-    student: the same of the student.
+    student: the folder of the student, or its tokenizer.
 
   Returns:
     The number of ids, one more than the last one that both have.

@@ -154,11 +154,11 @@ def unpack(
   Args:
     record: returned by `pack`.
     arrays: returned by `describe_arrays` for the same arrays.
-    place: as for `pack`.
+    place: cache, stage and number of the batch, as for `pack`.
 
   Returns:
     The arrays and the digest of the batch; None if the record is damaged, or
-    belongs to another place.
+    belongs to another cache, stage or batch.
   """
   if len(record) != _CHECKSUM.size + _DIGEST_SIZE + raw_bytes(arrays):
     return None

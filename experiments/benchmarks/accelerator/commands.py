@@ -79,7 +79,7 @@ def make(name: str, folder: pathlib.Path, tiny: bool) -> Together:
   Args:
     name: one of `cases.TOGETHER`.
     folder: folder of its files.
-    tiny: what a CPU does in seconds.
+    tiny: whether the case is small enough to take a CPU seconds.
 
   Returns:
     The case.
@@ -147,11 +147,11 @@ def run(
     names: the cases.
     seconds: time limit of all.
     folder: folder of their files.
-    tiny: what a CPU does in seconds.
+    tiny: whether the cases are small enough to take a CPU seconds.
 
   Yields:
     Name, rows, result ('done', or an error in one line) and seconds of each,
-    as it ends.
+    when it ends.
   """
   begin = time.monotonic()
   with contextlib.ExitStack() as stack:

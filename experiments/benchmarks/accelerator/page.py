@@ -144,9 +144,9 @@ def write(folder: pathlib.Path, rows: Rows, cases: Rows) -> str:
   """Writes `accelerator.md` and `accelerator.csv`.
 
   Args:
-    folder: where they go.
-    rows: as for `page`.
-    cases: as for `page`.
+    folder: folder of both files.
+    rows: rows of all cases, as for `page`.
+    cases: name, result and seconds of each case, as for `page`.
 
   Returns:
     The page.

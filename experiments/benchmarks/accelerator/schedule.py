@@ -123,7 +123,7 @@ def run(
     tiny: sizes for a CPU.
 
   Returns:
-    What was found.
+    The board with the results.
   """
   deadline = time.monotonic() + seconds
   board = Board(folder)

@@ -53,7 +53,7 @@ def compare(case: cases_lib.Case, options: Options) -> list[Row]:
 
   Args:
     case: the case.
-    options: what was asked for.
+    options: options of the benchmark.
 
   Returns:
     A row for each side, timed or left out.

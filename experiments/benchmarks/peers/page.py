@@ -58,7 +58,7 @@ def render(rows: Sequence[Row], options: compare.Options, steps: int) -> str:
 
   Args:
     rows: rows of `compare.compare`.
-    options: what the benchmark was asked for.
+    options: options of the benchmark.
     steps: number of steps whose losses were compared.
 
   Returns:

@@ -27,7 +27,7 @@ class Job:
   Attributes:
     folder: holds job.json, arrays.npz and, for stored targets, targets.npy.
     case: the case.
-    variant: which way of the peer.
+    variant: name of the peer's variant.
   """
 
   folder: pathlib.Path

@@ -98,7 +98,7 @@ def main(module: str, folder: str, variant: str) -> None:
   Args:
     module: name of the module.
     folder: folder of the job.
-    variant: which way of the peer.
+    variant: name of the peer's variant.
   """
   signal.alarm(LONGEST_LIFE)
   server = pipe.Server()

@@ -30,7 +30,7 @@ class Side:
     lookahead: batches that its teacher sees at once.
     limit: longest round.
     cpu: seconds of CPU of the last round.
-    losses: of the first steps.
+    losses: losses of the first steps.
     compile: seconds of compilation.
   """
 
@@ -105,7 +105,7 @@ def started(
   Args:
     module: module of the peer.
     job: folder of the job; the logs go there.
-    variant: which way of the peer.
+    variant: name of the peer's variant.
     python: interpreter of the peer.
 
   Yields:

@@ -174,7 +174,7 @@ class FamilyTest(fixtures.TestCase):
     apply = jax.jit(module.apply)
     # Where there is a last norm, it is in the last hidden state.
     post = isinstance(module, transformer.Transformer) and not module.causal
-    last = module.layers[-1] if post else 'final'
+    last = module.layers[-1] if post else 'head_input'
     names = ['embeddings', *module.layers[:-1], last]
 
     def ours(mask=EVERY, segments=EVERY, **positions):

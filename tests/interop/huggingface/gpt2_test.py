@@ -35,7 +35,7 @@ class Gpt2Test(fixtures.TestCase):
     logits, activations = jax.jit(module.apply)(variables, fixtures.X)
     want = torch_models.run(self.model)
     # The last hidden state of transformers is after the final norm.
-    names = ['embeddings', *module.layers[:-1], 'final']
+    names = ['embeddings', *module.layers[:-1], 'head_input']
     for name, theirs in zip(names, want.hidden, strict=True):
       fixtures.assert_real_close(activations[name], theirs, name)
     fixtures.assert_real_close(logits, want.output)
