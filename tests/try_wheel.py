@@ -1,4 +1,6 @@
-"""Installs the wheel in an empty environment and tries it there; no tests.
+"""Installs the wheel, then the sdist, in an empty environment and tries them.
+
+Neither has tests.
 
 Run:
   python tests/try_wheel.py dist
@@ -14,19 +16,23 @@ README = pathlib.Path(__file__).parent.parent / 'README.md'
 
 
 def main(folder):
-  """Installs the one wheel of a folder and runs the program of the README."""
-  (wheel,) = pathlib.Path(folder).resolve().glob('*.whl')
+  """Installs the wheel and the sdist, and runs the README's program on each."""
+  dist = pathlib.Path(folder).resolve()
+  (wheel,), (sdist,) = dist.glob('*.whl'), dist.glob('*.tar.gz')
   program = re.findall(
     r'^```python\n(.*?)^```', README.read_text(), re.S | re.M
   )
   with tempfile.TemporaryDirectory() as place:
     subprocess.run([sys.executable, '-m', 'venv', place], check=True)
     python = f'{place}/bin/python'
-    install = [python, '-m', 'pip', 'install', '--quiet', wheel]
-    subprocess.run(install, check=True)
-    # Elsewhere, where no checkout can be imported in its place.
-    subprocess.run([python, '-c', program[0]], cwd=place, check=True)
-  print(f'{wheel.name} works in an empty environment.')
+    pip = [python, '-m', 'pip', '--quiet']
+    # The sdist finds the dependencies of the wheel there, and replaces it.
+    again = ['--force-reinstall', '--no-deps', '--no-cache-dir']
+    for package, flags in ((wheel, []), (sdist, again)):
+      subprocess.run([*pip, 'install', *flags, package], check=True)
+      # Elsewhere, where no checkout can be imported in its place.
+      subprocess.run([python, '-c', program[0]], cwd=place, check=True)
+      print(f'{package.name} works in an empty environment.', flush=True)
 
 
 if __name__ == '__main__':

@@ -82,10 +82,10 @@ def distill(
   Args:
     plan: plan from `cxjax.plan`.
     batches: inputs or `(x, labels)`, as the example of the plan: a list, a data
-      loader, anything that can be iterated, again and again if it ends. It is
-      read ahead in one thread, which is not that of the caller, and copied at
-      once. A resumed run passes over the batches it has seen; an iterator with
-      `get_state` and `set_state` (grain's) is set there at once.
+      loader, anything that can be iterated, again and again if it ends. A
+      background thread reads ahead and copies each batch at once. A resumed run
+      passes over the batches it has seen; an iterator with `get_state` and
+      `set_state` (grain's) is set there at once.
     held_out: such a batch, of any number of examples, to evaluate on; or
       several, in a list or in a loader that ends, all of whose examples count
       alike. Without it the first of `batches`.
@@ -94,11 +94,12 @@ def distill(
       weight 0, so that each loss is the mean of the real ones.
     optimizer: optax transformation. It sees the tree of the student's
       parameters, with None for those that a stage does not train; regressors
-      have a state of their own. Its update gets `value`, `grad` and `value_fn`
-      if it asks. Students are evaluated and returned as lookahead,
-      schedule_free and sam evaluate them. Without it Adam, with a cosine
-      schedule over each stage; or a dict of what differs from that, by the
-      fields of `optimizer` in a config, as `{'name': 'adamw', 'warmup': 0.05}`.
+      have a state of their own. If its `update` accepts `value`, `grad` or
+      `value_fn`, they are passed. Students are evaluated and returned as
+      lookahead, schedule_free and sam evaluate them. Without it Adam, with a
+      cosine schedule over each stage; or a dict of what differs from that, by
+      the fields of `optimizer` in a config, as `{'name': 'adamw', 'warmup':
+      0.05}`.
     learning_rate: peak learning rate of that schedule; of several students one
       for all, or a list with one for each; not with an optimizer of optax.
     restart_schedule: whether each stage begins with a fresh optimizer. If

@@ -52,7 +52,7 @@ class Plan:
     stages: the curriculum.
     planned: the same with shapes.
     loss: name of the loss between the outputs, if it has one.
-    dtype: that it is computed in, if that was given.
+    dtype: compute dtype, or None.
     matched: how the layers were chosen, in one line; '' if they were given.
     costs: how FLOPs are found, 'counted' or 'compiled'.
     padding: which tokens or examples of a batch count; None is all of them.
@@ -120,7 +120,7 @@ def plan(
   that they read.
 
   Args:
-    teacher: trained.
+    teacher: the trained model.
     student: fresh, or trained before.
     x: an example of a batch: the input, `(x, labels)` or `[x, labels]`, or
       `{'x': ..., 'y': ..., 'weights': ...}` without one or both of the last.
@@ -134,7 +134,7 @@ def plan(
       `cxjax.every(2)` that of the layers that are found. Numbers may count from
       the end, as in `{'blocks/-1': 'h/-1'}`. A block that returns several
       arrays is the one that the next block reads.
-    share: fraction of the steps for the hidden stages together, by default 0.4.
+    share: fraction of all steps that the hidden stages take together.
     steps: lengths of all stages in place of `share`.
     loss: loss of the last stage, between outputs: 'kl', 'reverse_kl',
       'jensen_shannon' or 'mse' of logits, 'mse' of regressions, 'cosine' or
