@@ -72,6 +72,7 @@ AXES = {
 }
 TITLES = {
   'parity_mlp': 'parity',
+  'pcfg_bert': 'grammar',
   'causal_text': 'decoders, random start',
   'causal_text_shrunk': 'decoders, cut out of the teacher',
   'minilm': 'MiniLM, random start',
