@@ -41,7 +41,7 @@ html_css_files = ['tables.css']
 html_copy_source = False
 
 autodoc_member_order = 'bysource'
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 72
 napoleon_numpy_docstring = False
@@ -128,9 +128,29 @@ def write_for_sphinx(
   lines[:] = ''.join(parts).split('\n')
 
 
+def shorten_signature(
+  app: Any,
+  what: str,
+  name: str,
+  obj: Any,
+  options: Any,
+  signature: str | None,
+  returns: str | None,
+) -> tuple[str | None, str | None]:
+  """Leaves linen's own arguments out, and writes classes by their names."""
+  del app, what, name, obj, options
+  for pattern, new in {
+    r', parent:.*_Sentinel object[^>]*>, name:.*? = None': '',
+    r"<class '[\w.]*?(\w+)'>": r'\1',
+  }.items():
+    signature = signature and re.sub(pattern, new, signature)
+  return signature, returns
+
+
 def setup(app: Any) -> None:
   """Registers the extension that this file is."""
   copy_notebooks()
   app.connect('source-read', rewrite_links)
+  app.connect('autodoc-process-signature', shorten_signature)
   # Before napoleon, which reads the sections.
   app.connect('autodoc-process-docstring', write_for_sphinx, priority=400)
