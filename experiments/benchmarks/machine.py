@@ -34,6 +34,14 @@ def peak(process: int | str = 'self') -> float:
   return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
+def free() -> float:
+  """Bytes of memory that are free, or kept as a cache of files, on Linux."""
+  text = pathlib.Path('/proc/meminfo').read_text('utf-8')
+  found = re.search(r'MemAvailable:\s+(\d+) kB', text)
+  assert found is not None
+  return int(found[1]) * 1024.0
+
+
 def busy_cores(seconds: float = 1.0) -> float:
   """Returns the number of cores that other processes keep busy.
 

@@ -48,6 +48,18 @@ def resident(field: str) -> int:
   return int(found.group(1)) * 1024
 
 
+def program(compiled: jax.stages.Compiled) -> int:
+  """Bytes of the arguments, the temporaries and the output of a program."""
+  found = compiled.memory_analysis()
+  assert found is not None
+  return (
+    found.argument_size_in_bytes
+    + found.temp_size_in_bytes
+    + found.output_size_in_bytes
+    - found.alias_size_in_bytes
+  )
+
+
 def measure(
   name: str, config: ml_collections.ConfigDict
 ) -> Iterator[dict[str, Any]]:

@@ -61,18 +61,6 @@ def texts(rows: int, seed: int) -> np.ndarray:
   return random.integers(0, VOCABULARY, (rows, LENGTH), np.int32)
 
 
-def size(compiled: jax.stages.Compiled) -> int:
-  """Bytes of the arguments, the temporaries and the output of a program."""
-  found = compiled.memory_analysis()
-  assert found is not None
-  return (
-    found.argument_size_in_bytes
-    + found.temp_size_in_bytes
-    + found.output_size_in_bytes
-    - found.alias_size_in_bytes
-  )
-
-
 def by_hand(teacher: Any, student: Any, steps: int) -> int:
   """Trains in plain JAX; returns the bytes of its program."""
   (theirs, frozen), (ours, params) = teacher, student
@@ -95,7 +83,7 @@ def by_hand(teacher: Any, student: Any, steps: int) -> int:
   for i in range(steps):
     *args, value = compiled(*args, frozen, jnp.asarray(texts(BATCH, i)))
   jax.block_until_ready(value)
-  return size(compiled)
+  return memory.program(compiled)
 
 
 def by_distill(teacher: Any, student: Any, steps: int, held_out: int) -> int:
@@ -113,7 +101,7 @@ def by_distill(teacher: Any, student: Any, steps: int, held_out: int) -> int:
 
   def compile_advance(*args: Any) -> jax.stages.Compiled:
     compiled = original(*args)
-    sizes.append(size(compiled))
+    sizes.append(memory.program(compiled))
     return compiled
 
   compiled_steps.CompiledSteps.compile_advance = compile_advance  # type: ignore[method-assign]

@@ -228,5 +228,18 @@ class MemoryTest(absltest.TestCase):
       self.assertAlmostEqual(row['the process grew, MB'], 0.02048)
 
 
+@pytest.mark.slow
+class PiecesTest(absltest.TestCase):
+  def test_both_ways_have_one_loss_and_pieces_take_less(self):
+    module = scripts.load(f'{FOLDER}.pieces')
+    with flagsaver.flagsaver(ids=20_000, student=8, teacher=16, rounds=1):
+      whole, pieces = (
+        module.measure(way, 1_024) for way in (module.WHOLE, module.PIECES)
+      )
+    self.assertAlmostEqual(whole['loss'], pieces['loss'], delta=1e-6)
+    self.assertLess(pieces['program, MB'], whole['program, MB'] / 4)
+    self.assertGreater(pieces['seconds'], 0)
+
+
 if __name__ == '__main__':
   absltest.main()
