@@ -1,6 +1,7 @@
 """Documents as token ids, and as spans that know what they stand for."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import TypeAlias
@@ -109,6 +110,38 @@ def spans(
       length,
     )
   return found
+
+
+def below(size: int, encode: Encode) -> Encode:
+  """Wraps a function that encodes documents to refuse ids from `size` on.
+
+  Args:
+    size: number of ids of the models.
+    encode: the function.
+
+  Returns:
+    The function, which raises a DocumentError for such a document.
+  """
+
+  def checked(
+    documents: Sequence[str], tokenizer: tokenizers.Tokenizer
+  ) -> Sequence[Any]:
+    found = encode(documents, tokenizer)
+    for i, one in enumerate(found):
+      tokens = np.asarray(
+        one.get('tokens', ()) if isinstance(one, Mapping) else one
+      )
+      if tokens.dtype.kind in 'iu' and tokens.max(initial=-1) >= size:
+        most = int(tokens.max())
+        raise DocumentError(
+          f'It has the token {tokenizer.id_to_token(most)!r}, whose id is '
+          f'{most}, and the models have the ids 0 to {size - 1}. Leave it out '
+          'of the text, and take no such token for data.end_token.',
+          i,
+        )
+    return found
+
+  return checked
 
 
 def _require_place(index: int, prompt: str, tokens: int, length: int) -> None:

@@ -51,11 +51,22 @@ class PackedText:
   held_out_features = packing.TOKENS
 
   def __post_init__(self) -> None:
-    """Raises UserError for an invalid length."""
+    """Raises UserError for an invalid length, or a token of no row."""
     errors.require(
       self.length >= 2,
       f'data.length={self.length} must be at least 2: CLS and a token.',
     )
+    for name in ('pad_id', 'cls_id', 'mask_id', 'end_id'):
+      token = getattr(self, name, 0)
+      errors.require(
+        self.corpus is None or token < self.vocab_size,
+        lambda token=token: (
+          f'The special token {self._opened().tokenizer.id_to_token(token)!r} '
+          f'has the id {token}, and the models the ids 0 to '
+          f'{self.vocab_size - 1}: take another for data.begin_token and '
+          'data.end_token, or the tokenizer that the models were trained with.'
+        ),
+      )
 
   @property
   def row_length(self) -> int:
