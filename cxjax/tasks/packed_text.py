@@ -56,16 +56,15 @@ class PackedText:
       self.length >= 2,
       f'data.length={self.length} must be at least 2: CLS and a token.',
     )
-    for name in ('pad_id', 'cls_id', 'mask_id', 'end_id'):
-      token = getattr(self, name, 0)
+    if self.corpus is not None:
+      names = ('pad_id', 'cls_id', 'mask_id', 'end_id')
+      most = max(getattr(self, name, 0) for name in names)
       errors.require(
-        self.corpus is None or token < self.vocab_size,
-        lambda token=token: (
-          f'The special token {self._opened().tokenizer.id_to_token(token)!r} '
-          f'has the id {token}, and the models the ids 0 to '
-          f'{self.vocab_size - 1}: take another for data.begin_token and '
-          'data.end_token, or the tokenizer that the models were trained with.'
-        ),
+        most < self.vocab_size,
+        f'The special token {self.corpus.tokenizer.id_to_token(most)!r} has '
+        f'the id {most}, and the models the ids 0 to {self.vocab_size - 1}: '
+        'take another for data.begin_token and data.end_token, or the '
+        'tokenizer that the models were trained with.',
       )
 
   @property
