@@ -29,6 +29,7 @@ from cxjax.configs import cli
 from cxjax.configs import experiment
 from cxjax.configs import teachers
 from cxjax.data import encoding
+from cxjax.data import tokenizer as tokenizer_lib
 from cxjax.methods import registry
 from cxjax.tasks import causal_text
 from experiments import base
@@ -163,6 +164,7 @@ def answers(
   """Returns what a network says to the ids of some prompts."""
   _, model, params = network
   tokens, mask = padded(task, prompts)
+  assert task.corpus is not None
   found = cxjax.generate(
     model,
     params,
@@ -173,8 +175,9 @@ def answers(
     temperature=_TEMPERATURE.value,
     top_p=_TOP_P.value,
     end=task.end_id,
+    # Further rows of the models are padding, which no text has trained.
+    vocab=tokenizer_lib.num_ids(task.corpus.tokenizer, task.vocab_size),
   )
-  assert task.corpus is not None
   texts = []
   for row in np.asarray(found).tolist():
     end = row.index(task.end_id) if task.end_id in row else len(row)

@@ -74,8 +74,9 @@ def shrink(
       blocks, ascending.
 
   Returns:
-    The student, its variables in the dtypes of the teacher's, and pairs of the
-    teacher's and the student's layers, for `layers` of `plan`.
+    The student, its variables in the dtypes of the teacher's, float32 in place
+    of float16, and pairs of the teacher's and the student's layers, for
+    `layers` of `plan`.
 
   Raises:
     UserError: there is more of something than the teacher has; sizes that do
@@ -109,7 +110,7 @@ def shrink(
   if want.width < have.width:
     ratios = activation_sizes.norm_ratios(module, params, found, kept.width)
     params = slicing.rescaled(module, params, ratios, want.width)
-  return student, slicing.sliced(module, params, kept), _pairs(blocks)
+  return student, slicing.start(module, params, kept), _pairs(blocks)
 
 
 def outline(

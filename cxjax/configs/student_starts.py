@@ -179,7 +179,7 @@ def cut(
     seeds: numbers of the students, ascending.
 
   Returns:
-    The parameters of each student, in the dtypes of the teacher's.
+    The parameters of each student, in the dtypes of `shrink`.
 
   Raises:
     UserError: activations of the teacher are not finite.

@@ -121,7 +121,7 @@ def load(
       it later; '' is none.
     fields: fields of the records, as for `corpus.load`.
     padded_vocab: whether a tokenizer of a path may have fewer ids, as those of
-      models whose vocabulary is padded.
+      models whose vocabulary is padded, and special tokens above them.
     encode: tokenizes documents.
 
   Returns:
@@ -164,6 +164,7 @@ def load(
     corpus_folder.require_same(kept, record, now)
   if tokenizer:  # One that is trained here has no tokens that a text may mean.
     tokenizer_lib.warn_of_special(chosen, learn)
+  encode = encoding.below(vocab_size, encode)
   train, rest = (_tokenize(part, chosen, encode) for part in (learn, hold))
   return TokenizedCorpus(corpus, chosen, train, rest)
 
@@ -195,7 +196,7 @@ def _tokenizer(
   if file is None:
     return tokenizer_lib.train(_sample(documents), vocab_size)
   tokenizer = tokenizer_lib.load(file)
-  size = max(tokenizer.get_vocab().values(), default=-1) + 1
+  size = tokenizer_lib.num_ids(tokenizer, vocab_size if padded else None)
   errors.require(
     not padded or size <= vocab_size,
     f'The tokenizer {file} has {size} ids and the model {vocab_size}. Take the '

@@ -148,6 +148,25 @@ def fingerprint(tokenizer: tokenizers.Tokenizer) -> str:
   return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
 
 
+def num_ids(tokenizer: tokenizers.Tokenizer, rows: int | None = None) -> int:
+  """Number of ids of a tokenizer, one more than the largest.
+
+  Args:
+    tokenizer: the tokenizer.
+    rows: number of ids of a model, above which added special tokens do not
+      count. Gemma 3 has one for images, and no row for it in models of text. A
+      text that spells it out is read as characters by a tokenizer of `load`.
+
+  Returns:
+    The number.
+  """
+  ids = set(tokenizer.get_vocab().values())
+  if rows is not None:
+    added = tokenizer.get_added_tokens_decoder()
+    ids -= {i for i, token in added.items() if token.special and i >= rows}
+  return max(ids, default=-1) + 1
+
+
 def token_id(
   tokenizer: tokenizers.Tokenizer, name: str, field: str, known: Sequence[str]
 ) -> int:

@@ -47,12 +47,14 @@ class Draw(NamedTuple):
     temperature: divisor of the logits.
     top_p: probability of the tokens that are drawn from.
     end: id after which a row repeats it.
+    vocab: number of the first ids, which alone are drawn.
   """
 
   key: jax.Array
   temperature: jax.Array
   top_p: jax.Array
   end: jax.Array
+  vocab: jax.Array
 
 
 TOP_P = arguments.Range(0, 1, ends=(False, True))
@@ -69,6 +71,7 @@ def generate(
   temperature: float = 0.0,
   top_p: float = 1.0,
   end: int = -1,
+  vocab: int | None = None,
 ) -> jax.Array:
   """Continues prompts by a causal language model.
 
@@ -88,6 +91,8 @@ def generate(
     top_p: tokens are drawn from the most likely ones that have this probability
       together.
     end: id after which a row repeats it; -1 for none.
+    vocab: number of the first ids, which alone are drawn; None for all. Give
+      that of `plan`, which leaves the further rows of the student untrained.
 
   Returns:
     `[B, N]` token ids.
@@ -109,7 +114,10 @@ def generate(
   if key is not None:
     checks.key('key', key)
   tokens, mask = _checked(model, tokens, mask, num_tokens)
-  arguments.whole('end', end, -1, model.vocab_size - 1)
+  if vocab is None:
+    vocab = model.vocab_size
+  vocab = arguments.whole('vocab', vocab, 1, model.vocab_size)
+  arguments.whole('end', end, -1, vocab - 1)
   params = reception.received('params', params)
   _check_params(model, params, tokens)
   run = _cached if isinstance(model, decoder.Decoder) else _recomputed
@@ -118,6 +126,7 @@ def generate(
     jnp.float32(1 if greedy else temperature),
     jnp.float32(top_p),
     jnp.int32(end),
+    jnp.int32(vocab),
   )
   how = Static(model, num_tokens, greedy)
   return run(how, params, tokens, mask, draw)
@@ -189,6 +198,8 @@ def _choose(
   logits: jax.Array, key: jax.Array, greedy: bool, draw: Draw
 ) -> jax.Array:
   """`[B]` ids of the next tokens, of logits `[B, V]`."""
+  there = jnp.arange(logits.shape[-1]) < draw.vocab
+  logits = jnp.where(there, logits, -jnp.inf)
   if greedy:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   # Without the highest first, so that a low temperature gives no infinity.

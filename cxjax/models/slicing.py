@@ -14,6 +14,7 @@ from typing import Any
 from typing import TypeAlias
 
 from flax import traverse_util
+import jax
 import numpy as np
 
 from cxjax import types
@@ -221,6 +222,25 @@ def sliced(model: Model, params: types.Params, kept: Kept) -> types.Params:
     name = path if block is None else '/'.join([f'block{at}', *rest])
     found[name] = leaf
   return {**params, 'params': traverse_util.unflatten_dict(found, sep='/')}
+
+
+def start(model: Model, params: types.Params, kept: Kept) -> types.Params:
+  """The variables of `sliced`, in float32 where they are float16.
+
+  `distill` refuses students in float16, whose gradients would vanish.
+
+  Args:
+    model: the larger model.
+    params: its variables.
+    kept: blocks, channels, heads and neurons that are kept.
+
+  Returns:
+    The variables.
+  """
+  return jax.tree.map(
+    lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float16 else leaf,
+    sliced(model, params, kept),
+  )
 
 
 def rescaled(

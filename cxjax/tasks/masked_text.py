@@ -111,7 +111,7 @@ def make(
     UserError: the tokenizer lacks a special token, or a number is invalid.
   """
   ids = tokenizer_lib.special_ids(corpus.tokenizer)
-  size = corpus.tokenizer.get_vocab_size()
+  size = tokenizer_lib.num_ids(corpus.tokenizer, vocab_size or None)
   return MaskedText(
     vocab_size=vocab_size or size,
     random_ids=size,

@@ -51,11 +51,21 @@ class PackedText:
   held_out_features = packing.TOKENS
 
   def __post_init__(self) -> None:
-    """Raises UserError for an invalid length."""
+    """Raises UserError for an invalid length, or a token of no row."""
     errors.require(
       self.length >= 2,
       f'data.length={self.length} must be at least 2: CLS and a token.',
     )
+    if self.corpus is not None:
+      names = ('pad_id', 'cls_id', 'mask_id', 'end_id')
+      most = max(getattr(self, name, 0) for name in names)
+      errors.require(
+        most < self.vocab_size,
+        f'The special token {self.corpus.tokenizer.id_to_token(most)!r} has '
+        f'the id {most}, and the models the ids 0 to {self.vocab_size - 1}: '
+        'take another for data.begin_token and data.end_token, or the '
+        'tokenizer that the models were trained with.',
+      )
 
   @property
   def row_length(self) -> int:

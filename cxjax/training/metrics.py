@@ -4,6 +4,9 @@ A metric is computed from statistics of every example, or of every predicted
 token, which are added up over the whole held-out set before the metric is made
 of them. Hence a corpus metric such as perplexity or F1 is exact, however the
 set is split. To add one, call `register`.
+
+F1 is 0 if class 1 is neither among the labels nor among the outputs, as in
+scikit-learn. Every metric is NaN where an output is, or where nothing counts.
 """
 
 from collections.abc import Callable
@@ -178,9 +181,10 @@ def _confusion(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
 
 def _f1(sums: dict[str, jax.Array], count: jax.Array) -> jax.Array:
-  del count
+  """F1 of class 1; 0, as in scikit-learn, if it is neither said nor true."""
   hits = 2 * sums['hit']
-  return hits / (hits + sums['false alarm'] + sums['miss'])
+  whole = hits + sums['false alarm'] + sums['miss']
+  return hits / jnp.where((whole == 0) & (count > 0), 1.0, whole)
 
 
 def _code_length(
@@ -214,7 +218,7 @@ METRICS: dict[str, Metric] = {
     limit=0.0,
     others=('bytes',),
   ),
-  # F1 of class 1, of two classes or more.
+  # F1 of class 1, of two classes or more; 0 if none is said or true.
   'f1': _Rowwise(_confusion, _f1, limit=1.0),
   'agreement': _Rowwise(_same_top, reference='teacher', limit=1.0),
   'teacher_kl': _Rowwise(

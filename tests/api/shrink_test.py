@@ -13,6 +13,7 @@ import pytest
 import cxjax
 from cxjax import errors
 from cxjax.api import shrink
+from cxjax.models import master_weights
 from cxjax.models import mlp
 from cxjax.models import sentence
 from cxjax.models import slicing
@@ -151,6 +152,18 @@ class SlicesTest(parameterized.TestCase):
     self.assertEqual(
       {x.dtype for x in jax.tree.leaves(starts)}, {jnp.dtype(jnp.bfloat16)}
     )
+
+  @pytest.mark.slow
+  def test_a_float16_teacher_gives_a_start_that_distill_trains(self):
+    module = cxjax.Decoder(**DECODER)
+    half = jax.tree.map(lambda x: x.astype(jnp.float16), draw(module))
+    for how in (dict(), dict(width=8, batches=[TOKENS])):
+      student, start, _ = cxjax.shrink((module, half), **how)
+      self.assertEqual(
+        {x.dtype for x in jax.tree.leaves(start)}, {jnp.dtype(jnp.float32)}
+      )
+    network = cxjax.from_fn(student.apply, start)
+    self.assertIs(master_weights.with_master_weights(network), network)
 
   @parameterized.parameters((0, 8, 2, 0), (0, 8, 4, 4), (4, 8, 2, 4))
   def test_the_width_of_a_head_is_named_if_it_must_be(

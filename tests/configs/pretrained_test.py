@@ -117,6 +117,20 @@ class OpenTest(TestCase):
     with self.assertRaisesRegex(errors.UserError, 'holds a list'):
       pretrained.open_teacher(known)
 
+  def test_a_special_token_above_the_rows(self):
+    tokenizer = huggingface.tokenizer(self.model)
+    padding = [f'<unused{i}>' for i in range(PADDED - VOCAB)]
+    tokenizer.add_special_tokens([*padding, '<image_soft_token>'])
+    folder, (module, variables) = self.folder(), huggingface.read(self.model)
+    huggingface.write(folder / 'model', module, variables, tokenizer)
+    known = self.config('one_shot')
+    known.teacher.folder = str(folder / 'model')
+    opened = builders.open_experiment(known, folder)
+    self.assertEqual(opened.config.data.vocab_size, PADDED)
+    self.assertEqual(opened.task.num_classes, PADDED)
+    ids = opened.task.corpus.tokenizer.get_vocab()
+    self.assertEqual(ids['<image_soft_token>'], PADDED)
+
   def test_a_tokenizer_of_another_model(self):
     small = tokenizer_lib.train(documents.DOCUMENTS, 270)
     with (

@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import tokenizers
 
 from cxjax import errors
 from cxjax.data import records
@@ -185,6 +186,34 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(found.tokenizer.get_vocab_size(), 280)
     with self.assertRaisesRegex(errors.UserError, 'has 280 ids.*=280'):
       self.load(tokenizer=str(path))
+
+  def test_special_tokens_above_the_rows_of_a_model(self):
+    path = self.folder / 'tokenizer.json'
+    made = tokenizer_lib.train(documents.DOCUMENTS, 280)
+    made.add_special_tokens(['<image>'])
+    tokenizer_lib.save(made, path)
+    texts = [f'{one} <image>' for one in documents.DOCUMENTS]
+    self.source.write_text('\n\n'.join(texts))
+    how = dict(tokenizer=str(path), vocab_size=280)
+    found = self.load(**how, padded_vocab=True)
+    self.assertLess(max(map(max, found.train)), 280)
+    with self.assertRaisesRegex(errors.UserError, 'has 281 ids.*=280'):
+      self.load(**how)
+
+  def test_documents_with_an_id_that_the_model_does_not_have(self):
+    # A word of the model, which a text spells out.
+    words = {'b': 0, '<image>': 1}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, 'b'))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(['<image>'])
+    path = self.folder / 'tokenizer.json'
+    tokenizer_lib.save(made, path)
+    texts = [f'b {i} ' for i in range(9)]
+    texts[4] += '<image>'
+    self.source.write_text('\n\n'.join(texts))
+    message = "^Document 5 of .*'<image>', whose id is 1, .* the ids 0 to 0"
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.load(tokenizer=str(path), vocab_size=1, padded_vocab=True)
 
 
 class PromptsTest(parameterized.TestCase):

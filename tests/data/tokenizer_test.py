@@ -97,6 +97,17 @@ class TokenizerTest(parameterized.TestCase):
     self.assertIn("has '</s>', a special token", logs.output[0])
     self.assertIn('is read as the token: leave', logs.output[0])
 
+  def test_special_tokens_above_the_rows_are_no_ids_of_texts(self):
+    made = tokenizer_lib.train(documents.DOCUMENTS, 300)
+    self.assertEqual(tokenizer_lib.num_ids(made), 300)
+    made.add_special_tokens(['<image>'])
+    self.assertEqual(tokenizer_lib.num_ids(made), 301)
+    self.assertEqual(tokenizer_lib.num_ids(made, 301), 301)
+    self.assertEqual(tokenizer_lib.num_ids(made, 300), 300)
+    self.assertEqual(tokenizer_lib.num_ids(made, 299), 300)
+    made.add_tokens(['<word>'])
+    self.assertEqual(tokenizer_lib.num_ids(made, 300), 302)
+
   def test_a_tokenizer_without_a_mask(self):
     bare = tokenizers.Tokenizer(
       tokenizers.models.WordLevel({'[PAD]': 0, '[CLS]': 1})

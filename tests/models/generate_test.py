@@ -36,7 +36,11 @@ class GenerateTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_a_model_without_a_cache_gives_the_same(self):
     draw = generate_lib.Draw(
-      jax.random.key(3), np.float32(0.7), np.float32(0.9), np.int32(-1)
+      jax.random.key(3),
+      np.float32(0.7),
+      np.float32(0.9),
+      np.int32(-1),
+      np.int32(13),
     )
     for greedy in (True, False):
       args = generate_lib.Static(self.model, 6, greedy), self.params
@@ -79,6 +83,23 @@ class GenerateTest(parameterized.TestCase):
       )
       np.testing.assert_array_equal(found, want)
 
+  @pytest.mark.slow
+  def test_ids_from_vocab_on_are_not_drawn(self):
+    free = np.asarray(generate(self.model, self.params, TOKENS, 6))
+    vocab = int(free[0, 0])  # The likeliest is the first that is left out.
+    for how in (
+      dict(),
+      dict(temperature=2.0),
+      dict(temperature=2.0, top_p=0.9),
+    ):
+      how |= dict(key=jax.random.key(0), vocab=vocab)
+      rows = np.repeat(TOKENS, 40, axis=0)
+      found = np.asarray(generate(self.model, self.params, rows, 6, **how))
+      self.assertLess(found.max(), vocab)
+    for vocab in (None, 20):
+      found = generate(self.model, self.params, TOKENS, 6, vocab=vocab)
+      np.testing.assert_array_equal(found, free)
+
   def test_windows_may_be_a_list(self):
     model = self.model.clone(windows=[3, 0])
     np.testing.assert_array_equal(
@@ -113,6 +134,10 @@ class GenerateTest(parameterized.TestCase):
     (dict(temperature=-1.0), 'temperature=-1.0 must be'),
     (dict(top_p=0.0), 'top_p=0.0 must be'),
     (dict(end=20), 'end=20 must be .*at most 19'),
+    (dict(end=7, vocab=7), 'end=7 must be .*at most 6'),
+    (dict(vocab=0), 'vocab=0 must be .*least 1'),
+    (dict(vocab=21), 'vocab=21 must be .*at most 20'),
+    (dict(vocab=1.5), 'vocab=1.5 must be a whole'),
   )
   def test_what_cannot_be_continued(self, kwargs, message):
     kwargs = {**dict(tokens=TOKENS, num_tokens=2), **kwargs}

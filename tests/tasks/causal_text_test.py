@@ -128,6 +128,17 @@ class CausalTextTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       self.make(**fields)
 
+  def test_refuses_tokens_that_the_models_do_not_have(self):
+    made = tokenizer_lib.train(documents.DOCUMENTS, 300)
+    made.add_special_tokens(['<begin>'])
+    path = self.root / 'more.json'
+    tokenizer_lib.save(made, path)
+    fields = dict(tokenizer=str(path), padded_vocab=True)
+    self.make(**fields)
+    message = "'<begin>' has the id 300, and the models the ids 0 to 299: .*beg"
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.make(**fields, begin_token='<begin>')
+
   def test_the_loss_is_on_the_completion_alone(self):
     path = self.root / 'pairs.jsonl'
     pairs = [

@@ -73,6 +73,14 @@ class ValueTest(parameterized.TestCase):
       got = values('f1', jnp.asarray(logits), jnp.asarray(labels), w)
       self.assertAlmostEqual(got, expected, places=6)
 
+  def test_f1_without_class_1_is_0(self):
+    """Neither an example nor an output is of class 1."""
+    logits = jnp.asarray([[1.0, 0.0], [2.0, 0.0]])
+    for weights in (None, np.array([1.0, 0.0], np.float32)):
+      self.assertEqual(values('f1', logits, jnp.zeros(2, int), weights), 0.0)
+    bad = logits.at[0, 0].set(NAN)
+    self.assertTrue(math.isnan(values('f1', bad, jnp.zeros(2, int))))
+
   def test_against_the_teacher(self):
     ours, _, weights = data()
     theirs = ours[::-1]

@@ -100,8 +100,8 @@ def tokenizer(folder: pathlib.Path | str) -> tokenizers.Tokenizer:
     The tokenizer.
 
   Raises:
-    UserError: the folder has neither file, or a damaged one; it has
-      more tokens than the model.
+    UserError: the folder has neither file, or a damaged one; it has more
+      tokens than the model, apart from added special tokens.
   """
   folder = checks.path('folder', folder)
   _, config = config_lib.read(folder)

@@ -47,21 +47,41 @@ def require_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
   """Raises a UserError unless every id is below `vocab_size`, by some padding.
 
   Models often have more rows than their tokenizer has tokens, as padding. Those
-  that are known have up to 2,385 of 102,400.
+  that are known have up to 2,385 of 102,400. Added special tokens may be above
+  the rows: Gemma 3 has one for images.
   """
-  ids = tokenizer.get_vocab()
-  word = max(ids, key=lambda word: ids[word], default='')
+  found = len(tokenizer.get_vocab())
+  last = tokenizer_lib.num_ids(tokenizer, vocab_size) - 1
+  word = tokenizer.id_to_token(last) if last >= 0 else None
   errors.require(
-    bool(ids) and ids[word] < vocab_size,
-    f'The tokenizer has {len(ids)} tokens and the model {vocab_size}'
-    + (f': the id of {word!r} is {ids[word]}' if ids else '')
+    0 <= last < vocab_size,
+    f'The tokenizer has {found} tokens and the model {vocab_size}'
+    + (f': the id of {word!r} is {last}' if last >= 0 else '')
     + '. Take the tokenizer that the model was trained with.',
   )
   errors.require(
-    vocab_size - ids[word] <= max(PADDING * vocab_size, FEW),
-    f'The tokenizer has {len(ids)} tokens and the model {vocab_size}, far more '
+    vocab_size - last <= max(PADDING * vocab_size, FEW),
+    f'The tokenizer has {found} tokens and the model {vocab_size}, far more '
     'than padding. Take the tokenizer that the model was trained with.',
   )
+
+
+def require_rows(
+  tokenizer: tokenizers.Tokenizer, vocab_size: int, causal: bool
+) -> None:
+  """Raises a UserError for a special token of a role that has no row.
+
+  Args:
+    tokenizer: the tokenizer.
+    vocab_size: number of ids of the model.
+    causal: whether the model predicts the next token.
+  """
+  for role, (name, at) in _special(tokenizer, causal).items():
+    errors.require(
+      at < vocab_size,
+      f'The {role} token {name!r} has the id {at}, and the model the ids 0 to '
+      f'{vocab_size - 1}. Take the tokenizer that the model was trained with.',
+    )
 
 
 def _wordpiece(path: pathlib.Path) -> tokenizers.Tokenizer:

@@ -5,7 +5,9 @@ from typing import TypeAlias
 
 import tokenizers
 
+from cxjax import checks
 from cxjax import errors
+from cxjax.interop.huggingface import config as config_lib
 from cxjax.interop.huggingface import reader
 
 # A folder of a model, or its tokenizer.
@@ -19,6 +21,7 @@ def shared_vocabulary(teacher: Source, student: Source) -> int:
   Models often have more rows than their tokenizer has tokens, as padding to a
   round number: GPT-2 has 50,257 tokens and models of 50,304 rows. Give the
   number to `cxjax.plan(vocab=...)`, which compares the outputs on these ids.
+  Special tokens above the rows of a folder's model do not count.
 
   Args:
     teacher: the folder of the teacher, or its tokenizer.
@@ -30,7 +33,7 @@ def shared_vocabulary(teacher: Source, student: Source) -> int:
   Raises:
     UserError: an id up to there stands for different tokens, or for none in one
       of the two (the message names the first three); a folder has no tokenizer,
-      or one with more tokens than its model.
+      or one with more tokens than its model, apart from special tokens.
   """
   theirs, ours = _tokens(teacher, 'teacher'), _tokens(student, 'student')
   count = min(max(theirs, default=-1), max(ours, default=-1)) + 1
@@ -60,9 +63,12 @@ def _tokens(source: Source, role: str) -> dict[int, str]:
     f'The {role} is a {type(source).__name__}; it must be the folder of a '
     'model, or a tokenizers.Tokenizer.',
   )
-  if not isinstance(source, tokenizers.Tokenizer):
-    source = reader.tokenizer(source)
-  return {i: token for token, i in source.get_vocab().items()}
+  if isinstance(source, tokenizers.Tokenizer):
+    return {i: token for token, i in source.get_vocab().items()}
+  found = reader.tokenizer(source).get_vocab()
+  _, config = config_lib.read(checks.path('folder', source))
+  # Special tokens above the rows have no output to compare.
+  return {i: token for token, i in found.items() if i < config['vocab_size']}
 
 
 def _shown(token: str | None) -> str:

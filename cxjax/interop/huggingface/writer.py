@@ -83,6 +83,7 @@ def write(
   )
   if tokenizer is not None:
     tokenizer_files.require_size(tokenizer, encoder.vocab_size)
+    tokenizer_files.require_rows(tokenizer, encoder.vocab_size, encoder.causal)
     pad = getattr(encoder, 'pad_token', -1)
     tokenizer_files.require_padding(tokenizer, pad)
   if not multihost.is_first():

@@ -55,6 +55,42 @@ class TokenizerTest(fixtures.TestCase):
       with self.assertRaisesRegex(errors.UserError, f'50257 tok.*{rows}, far'):
         tokenizer_files.require_size(tokenizer, rows)
 
+  def test_special_tokens_above_the_rows(self):
+    folder, rows = self.folder(), len(fixtures.WORDS)
+    tokenizer = huggingface.tokenizer(fixtures.wordpiece(folder))
+    tokenizer.add_special_tokens(['<image_soft_token>'])
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    found = huggingface.tokenizer(folder)
+    self.assertEqual(found.token_to_id('<image_soft_token>'), rows)
+    ids = found.encode('hello <image_soft_token>').ids
+    self.assertLess(max(ids), rows)
+    self.assertEqual(huggingface.shared_vocabulary(folder, folder), rows)
+    self.assertEqual(huggingface.shared_vocabulary(folder, found), rows)
+    found.add_tokens(['<word>'])
+    with self.assertRaisesRegex(errors.UserError, f"'<word>' is {rows + 1}"):
+      tokenizer_files.require_size(found, rows)
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE())
+    for special in ([], ['<image_soft_token>']):
+      bare.add_special_tokens(special)
+      with self.assertRaisesRegex(errors.UserError, 'tokens and the model 0.'):
+        tokenizer_files.require_size(bare, 0)
+
+  def test_special_tokens_above_the_rows_that_a_model_is_told(self):
+    module, variables = fixtures.make(vocab_size=5, num_classes=5, causal=True)
+    words = {word: i for i, word in enumerate('abcde')}
+    model = tokenizers.models.WordLevel(words, unk_token='a')
+    for name, refused in (('<image_soft_token>', False), ('<pad>', True)):
+      tokenizer = tokenizers.Tokenizer(model)
+      tokenizer.add_special_tokens([name])
+      folder = self.folder() / 'model'
+      if not refused:
+        huggingface.write(folder, module, variables, tokenizer)
+        self.assertEqual(huggingface.tokenizer(folder).get_vocab_size(), 6)
+        continue
+      message = "pad token '<pad>' has the id 5, and the model the ids 0 to 4"
+      with self.assertRaisesRegex(errors.UserError, message):
+        huggingface.write(folder, module, variables, tokenizer)
+
 
 @pytest.mark.slow
 class TransformersTest(fixtures.TestCase):
