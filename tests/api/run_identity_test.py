@@ -168,7 +168,7 @@ class BatchesTest(parameterized.TestCase):
   )
   def test_another_list_is_refused(self, change):
     batches = change(self.batches)
-    with self.assertRaisesRegex(errors.UserError, 'differs: batches'):
+    with self.assertRaisesRegex(errors.UserError, 'another list of b'):
       run_identity.claim_batches(self.folder, batches, batches[0])
 
   @parameterized.parameters(tuple, iter, list)
