@@ -83,6 +83,17 @@ def check_example(batch: types.Batch) -> None:
   )
 
 
+def is_pair(x: Any) -> bool:
+  """True for a pair that is read as `(x, labels)` by the order alone."""
+  return isinstance(x, tuple | list) and len(x) == 2 and not _is_named(x)
+
+
+def _is_named(x: Any) -> bool:
+  """True for a named tuple whose fields are entries of a batch."""
+  fields = getattr(x, '_fields', ())
+  return isinstance(x, tuple) and 'x' in fields and {*fields} <= {*BATCH}
+
+
 def to_batch(x: Any) -> types.Batch:
   """Converts `x`, `(x, y)`, `[x, y]` or a dict to the dict of a batch.
 
@@ -95,10 +106,9 @@ def to_batch(x: Any) -> types.Batch:
   Raises:
     UserError: it is None, or a dict with 'x' has an unknown entry.
   """
-  fields = getattr(x, '_fields', ())  # Of a named tuple.
-  if isinstance(x, tuple) and 'x' in fields and {*fields} <= {*BATCH}:
-    x = dict(zip(fields, x, strict=True))
-  elif isinstance(x, tuple | list) and len(x) == 2:
+  if _is_named(x):
+    x = x._asdict()
+  elif is_pair(x):
     x = {'x': x[0], 'y': x[1]}
   if not isinstance(x, Mapping) or 'x' not in x:
     x = {'x': x}
