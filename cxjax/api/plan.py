@@ -193,7 +193,7 @@ def plan(
   outputs = several.shared(outputs, vocab, batch['x'])
   example, models = batch, (outputs.teacher, outputs.student)
   padding, batch, given = padding_lib.applied(mask, batch, models)
-  teacher, student = prepared.checked(given, batch['x'], dtype)
+  teacher, student = prepared.checked(given, batch['x'], dtype, layers != ())
   how = ''
   if stages is not None:
     beside = {

@@ -61,8 +61,8 @@ def check(
 
 def _read(model: adapters.ModelAdapter, x: Any) -> set[str]:
   """Names of the parameters that the output of a model depends on."""
-  shapes = jax.eval_shape(lambda tree: tree, (model.one, x))
-  mask = masks.dependency_mask(model.apply, *shapes, 'logits')
+  params, x = jax.eval_shape(lambda tree: tree, (model.one, x))
+  mask = masks.dependency_mask(model.apply, params, x, 'logits')
   return {
     partition.leaf_name(path)
     for path, used in jax.tree.leaves_with_path(mask)
