@@ -98,7 +98,8 @@ def to_batch(x: Any) -> types.Batch:
   """Converts `x`, `(x, y)`, `[x, y]` or a dict to the dict of a batch.
 
   Args:
-    x: a batch; entries of a dict that are None are dropped.
+    x: a batch; entries of a dict that are None are dropped. Any mapping is a
+      dict, as a `BatchEncoding` of transformers.
 
   Returns:
     `{'x', 'y', 'weights'}`, of which the last two are optional.
@@ -120,7 +121,17 @@ def to_batch(x: Any) -> types.Batch:
     "weights. Drop what is not read; inputs of the model go into x, as {'x': "
     '{...}}.',
   )
-  return {name: leaf for name, leaf in x.items() if leaf is not None}
+  return {name: _plain(leaf) for name, leaf in x.items() if leaf is not None}
+
+
+def _plain(node: Any) -> Any:
+  """A tree with a dict for each mapping that JAX does not know."""
+  unknown = isinstance(node, Mapping) and jax.tree_util.all_leaves([node])
+  if unknown or type(node) is dict:
+    return {name: _plain(leaf) for name, leaf in node.items()}
+  if type(node) in (list, tuple):
+    return type(node)(map(_plain, node))
+  return node
 
 
 def checked(
