@@ -335,6 +335,7 @@ def check_batch_axis(
       continue
     found = shapes(model, x)
     stacked = taps_lib.stacked(model, x)
+    others = _without_batch(model, x, found)
     for name in names:
       shape = shape_of(name, found, role, model, x)
       errors.require(
@@ -344,8 +345,42 @@ def check_batch_axis(
         'outside of the scan, or one of its layers if `taps` lists them.',
       )
       errors.require(
-        len(sizes) != 1 or shape[0] in sizes,
+        len(sizes) != 1 or (shape[0] in sizes and name not in others),
         f'{name!r} of the {role} is {list(shape)}: its first axis is not the '
         f'batch of {min(sizes, default=0)}. Compare an activation of the form '
         '[batch, ..., width].',
       )
+
+
+def _without_batch(
+  model: adapters.ModelAdapter, x: types.Input, found: Any
+) -> set[str]:
+  """Activations whose first axis is only by chance as long as the batch.
+
+  They have the same first axis for a batch of another size, as time-major ones
+  of as many tokens as there are examples.
+
+  Args:
+    model: the model.
+    x: shapes of a batch.
+    found: shapes of its activations.
+
+  Returns:
+    Their names; none if the model runs on batches of this size alone.
+  """
+  size = jax.tree.leaves(x)[0].shape[0]
+  if not any(size in leaf.shape[1:] for leaf in jax.tree.leaves((x, found))):
+    return set()
+  more = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((size + 1, *leaf.shape[1:]), leaf.dtype),
+    x,
+  )
+  try:
+    again = shapes(model, more)
+  except Exception:  # A model of the user may raise anything.
+    return set()
+  return {
+    name
+    for name, leaf in found.items()
+    if name in again and leaf.shape[0] == again[name].shape[0] == size
+  }

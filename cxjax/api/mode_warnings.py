@@ -9,7 +9,7 @@ from cxjax.models import adapters
 def warn(
   teacher: adapters.ModelAdapter, student: adapters.ModelAdapter, x: types.Input
 ) -> None:
-  """Warns of dropout that does not act, and of constant statistics.
+  """Warns of dropout that does not act, constant statistics and the like.
 
   Args:
     teacher: the teacher, which always runs at inference.
@@ -35,6 +35,13 @@ def warn(
       '%s.',
       listed(statistics),
       mode,
+    )
+  if student.ignored:
+    logging.warning(
+      'The student trains without the constraints and regularizers of Keras: '
+      '%s. Give the like in the optimizer, as optax.chain(optax.adamw(1e-3), '
+      'optax.keep_params_nonnegative()).',
+      listed(student.ignored),
     )
   for role, model in (('teacher', teacher), ('student', student)):
     if model.draws_constants(x):

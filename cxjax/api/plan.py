@@ -17,6 +17,7 @@ from cxjax.api import placement
 from cxjax.api import prepared
 from cxjax.api import several
 from cxjax.api import stages as stages_lib
+from cxjax.api import two_inputs
 from cxjax.data import user_batches
 from cxjax.methods import curricula
 from cxjax.methods import flops as flops_lib
@@ -192,7 +193,7 @@ def plan(
   outputs = several.shared(outputs, vocab, batch['x'])
   example, models = batch, (outputs.teacher, outputs.student)
   padding, batch, given = padding_lib.applied(mask, batch, models)
-  teacher, student = prepared.checked(given, batch['x'], dtype)
+  teacher, student = prepared.checked(given, batch['x'], dtype, layers != ())
   how = ''
   if stages is not None:
     beside = {
@@ -216,6 +217,7 @@ def plan(
     )
     stages = pooled(stages, teacher, student, batch['x'], pool)
     stages = outputs.with_terms(stages, lambda one: _loss(one, temperature, 0))
+  two_inputs.check(x, stages, models, example)
   stages_lib.check(stages, teacher, student, batch)
   both, training = costs_lib.models(teacher, student), student.training
   planned = tuple(

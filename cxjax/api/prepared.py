@@ -33,6 +33,7 @@ def checked(
   given: tuple[adapters.ModelAdapter, adapters.ModelAdapter],
   x: types.Input,
   dtype: Any,
+  hidden: bool = True,
 ) -> tuple[adapters.ModelAdapter, adapters.ModelAdapter]:
   """Teacher and student with all their layers, as a plan reads them.
 
@@ -40,6 +41,7 @@ def checked(
     given: teacher and student.
     x: shapes of a batch.
     dtype: to compute in; None is that of the models.
+    hidden: whether the plan may compare hidden layers.
 
   Returns:
     The two, traced once.
@@ -51,6 +53,8 @@ def checked(
   for role, model in (('teacher', teacher), ('student', student)):
     made = adapters.outputs(model, x, role)
     reception.require_same_mesh(f'The {role}', made)
+    if hidden:
+      _warn_of_nested(role, model, x)
   errors.require(
     not teacher.several, 'A plan has one teacher: give it one set of params.'
   )
@@ -58,6 +62,21 @@ def checked(
   mode_warnings.warn(teacher, student, x)
   _warn_of_order(teacher, student)
   return with_layers(teacher, dtype), with_layers(student, dtype)
+
+
+def _warn_of_nested(
+  role: str, model: adapters.ModelAdapter, x: types.Input
+) -> None:
+  """Warns of steps of a scan that are several layers each."""
+  for stack, size in scanned.nested(model, x).items():
+    logging.warning(
+      'Each of %r of the %s is %d layers, a scan inside of a scan, as in '
+      'nn.remat_scan: those between cannot be matched. In one scan over all '
+      'layers they can.',
+      f'{stack}/*',
+      role,
+      size,
+    )
 
 
 def _warn_of_order(

@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
-import numbers
 from typing import Any
 from typing import TypeAlias
 
+from absl import logging
 import jax
 
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.api import auxiliary as auxiliary_lib
+from cxjax.api import loss_trees
 from cxjax.methods import stage as stage_lib
 from cxjax.models import adapters
 from cxjax.models import outputs as outputs_lib
@@ -151,21 +152,27 @@ def chosen(
   if not patterns:
     auxiliary_lib.warn(ours.scalars)
   whole_tree = callable(loss) and 'logits' not in ours.leaves
+  if not tree and 'logits' in ours.leaves:
+    _warn_of_left_out(student, x, ('logits',))
   if not (tree or whole_tree or patterns):
     return Outputs(teacher, student, loss)
   size = jax.tree.leaves(x)[0].shape[0]
   auxiliary_lib.check(patterns, ours.scalars, size)
   theirs = outputs_lib.survey(teacher, x, (), 'teacher')
-  flat = _flat(loss) if tree else {'*' if whole_tree else 'logits': loss}
+  flat = (
+    loss_trees.flat(loss) if tree else {'*' if whole_tree else 'logits': loss}
+  )
   if list(flat) == ['*']:
-    fun, weight = _pair(flat['*'])
+    fun, weight = loss_trees.pair(flat['*'])
     return _over_tree(models, ours, theirs, (fun, weight), patterns)
   if not tree:
     flat = {**dict.fromkeys(ours.leaves), **flat}
   used = _used(flat, ours, theirs, patterns)
   main = 'logits' if 'logits' in used else next(iter(used))
-  others = {path: _pair(one) for path, one in used.items() if path != main}
-  fun, weight = _pair(used[main])
+  others = {
+    path: loss_trees.pair(one) for path, one in used.items() if path != main
+  }
+  fun, weight = loss_trees.pair(used[main])
   return Outputs(
     _exposed(teacher, (), main, others, {}),
     _exposed(student, collections, main, others, patterns),
@@ -229,6 +236,8 @@ def _of_stages(
   )
   paths = starting(outputs_lib.OUTPUT)
   patterns = dict.fromkeys(starting(outputs_lib.AUXILIARY))
+  if 'logits' in names:
+    _warn_of_left_out(models[1], x, ('logits', *paths))
   if not paths and not patterns:
     return Outputs(models[0], models[1], 'kl')
   kept, exposed = auxiliary_lib.collections(patterns), []
@@ -246,6 +255,22 @@ def _of_stages(
     main = 'logits' if 'logits' in found.leaves else (paths or [''])[0]
     exposed.append(_exposed(model, kept, main, dict.fromkeys(paths), own))
   return Outputs(exposed[0], exposed[1], 'kl')
+
+
+def _warn_of_left_out(
+  student: adapters.ModelAdapter, x: types.Input, used: Sequence[str]
+) -> None:
+  """Warns of outputs whose own parameters no loss would train."""
+  if lost := outputs_lib.apart(student, x, used):
+    losses = {'logits': 'kl', **dict.fromkeys(lost[:1], 'mse')}
+    logging.warning(
+      'Outputs of the student are left out, and their own parameters are not '
+      'trained: %s. Give each a loss, as loss=%r, or None; or in stages a '
+      'term, as %r.',
+      ', '.join(lost[:8]),
+      losses,
+      f'output:{lost[0]}',
+    )
 
 
 def _exposed(
@@ -325,38 +350,6 @@ def _over_tree(
     loss[1],
     auxiliary=auxiliary,
   )
-
-
-def _flat(loss: Any) -> dict[str, Any]:
-  """Losses by the paths of their outputs."""
-  stop = lambda node: node is None or isinstance(node, str) or callable(node)
-  leaf = lambda node: stop(node) or _is_pair(node)
-  found = {
-    jax.tree_util.keystr(path, simple=True, separator='/'): one
-    for path, one in jax.tree.leaves_with_path(loss, is_leaf=leaf)
-  }
-  for path, one in found.items():
-    errors.require(
-      leaf(one),
-      f'loss: {one!r} for the output {path!r} must be the name of a loss, a '
-      "function, a pair with its weight, as ('mse', 0.5), or None.",
-    )
-  return found
-
-
-def _is_pair(node: Any) -> bool:
-  """True for a loss and its weight."""
-  return (
-    isinstance(node, tuple | list)
-    and len(node) == 2
-    and (isinstance(node[0], str) or callable(node[0]))
-    and isinstance(node[1], numbers.Real)
-  )
-
-
-def _pair(loss: Any) -> tuple[Any, float]:
-  """A loss and its weight, by default 1."""
-  return (loss[0], loss[1]) if _is_pair(loss) else (loss, 1.0)
 
 
 def _used(

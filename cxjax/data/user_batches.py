@@ -83,11 +83,23 @@ def check_example(batch: types.Batch) -> None:
   )
 
 
+def is_pair(x: Any) -> bool:
+  """True for a pair that is read as `(x, labels)` by the order alone."""
+  return isinstance(x, tuple | list) and len(x) == 2 and not _is_named(x)
+
+
+def _is_named(x: Any) -> bool:
+  """True for a named tuple whose fields are entries of a batch."""
+  fields = getattr(x, '_fields', ())
+  return isinstance(x, tuple) and 'x' in fields and {*fields} <= {*BATCH}
+
+
 def to_batch(x: Any) -> types.Batch:
   """Converts `x`, `(x, y)`, `[x, y]` or a dict to the dict of a batch.
 
   Args:
-    x: a batch; entries of a dict that are None are dropped.
+    x: a batch; entries of a dict that are None are dropped. Any mapping is a
+      dict, as a `BatchEncoding` of transformers.
 
   Returns:
     `{'x', 'y', 'weights'}`, of which the last two are optional.
@@ -95,10 +107,9 @@ def to_batch(x: Any) -> types.Batch:
   Raises:
     UserError: it is None, or a dict with 'x' has an unknown entry.
   """
-  fields = getattr(x, '_fields', ())  # Of a named tuple.
-  if isinstance(x, tuple) and 'x' in fields and {*fields} <= {*BATCH}:
-    x = dict(zip(fields, x, strict=True))
-  elif isinstance(x, tuple | list) and len(x) == 2:
+  if _is_named(x):
+    x = x._asdict()
+  elif is_pair(x):
     x = {'x': x[0], 'y': x[1]}
   if not isinstance(x, Mapping) or 'x' not in x:
     x = {'x': x}
@@ -110,7 +121,17 @@ def to_batch(x: Any) -> types.Batch:
     "weights. Drop what is not read; inputs of the model go into x, as {'x': "
     '{...}}.',
   )
-  return {name: leaf for name, leaf in x.items() if leaf is not None}
+  return {name: _plain(leaf) for name, leaf in x.items() if leaf is not None}
+
+
+def _plain(node: Any) -> Any:
+  """A tree with a dict for each mapping that JAX does not know."""
+  unknown = isinstance(node, Mapping) and jax.tree_util.all_leaves([node])
+  if unknown or type(node) is dict:
+    return {name: _plain(leaf) for name, leaf in node.items()}
+  if type(node) in (list, tuple):
+    return type(node)(map(_plain, node))
+  return node
 
 
 def checked(

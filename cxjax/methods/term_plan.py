@@ -175,7 +175,7 @@ def _check_positions(
   batch: types.Batch,
   ours: targets_lib.Activations,
 ) -> None:
-  """Raises UserError for pooled target positions, or weights of other axes."""
+  """Raises UserError for pooled positions, masks or weights of other axes."""
   x = batch['x']
   errors.require(
     term.pool == 'none'
@@ -183,6 +183,16 @@ def _check_positions(
     or not (isinstance(x, Mapping) and 'target_positions' in x),
     f'Stage {stage.name!r} pools {term.student!r} with pool={term.pool!r}, '
     'which is for all tokens: leave it out of terms at the target positions.',
+  )
+  mask = weights_lib.token_mask(x)
+  unread = term.pool != 'none' or not term.all_tokens
+  shape = axes if mask is None or unread else list(mask.shape)
+  errors.require(
+    shape == axes,
+    f'Stage {stage.name!r} compares {axes} values of {term.student!r}, and the '
+    f"'mask' is {shape}: it must be {axes}, True for what counts. For a mask "
+    'of attention give plan mask=lambda batch: ..., which makes that shape; '
+    "the model then reads its own 'mask' as before.",
   )
   whole = ours[term.student].shape
   weights = jax.eval_shape(

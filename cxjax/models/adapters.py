@@ -42,6 +42,7 @@ class ModelAdapter:
     name: name of the model in messages.
     dropout_layers: dropout layers of an nnx module, with their rates.
     statistics: names of batch statistics that stay constant.
+    ignored: variables with the constraints and regularizers of Keras, not kept.
     training: `(params, x, key) -> (output, activations, changed)`, the model in
       training mode; `changed` holds the new values of the leaves of `params`
       that it changes, which are not trained otherwise. None trains it as it is
@@ -58,6 +59,7 @@ class ModelAdapter:
   name: str = ''
   dropout_layers: tuple[str, ...] = ()
   statistics: tuple[str, ...] = ()
+  ignored: tuple[str, ...] = ()
   training: types.Training | None = None
   kinds: Mapping[str, type[Any]] = dataclasses.field(default_factory=dict)
   checkpoints: Mapping[int, types.Params] = dataclasses.field(

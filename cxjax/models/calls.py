@@ -8,6 +8,7 @@ import functools
 import inspect
 import types as types_lib
 from typing import Any
+from typing import NamedTuple
 from typing import TypeAlias
 
 from flax import traverse_util
@@ -24,6 +25,13 @@ from cxjax.models import whole
 Call: TypeAlias = Callable[..., Any]
 
 
+class Arguments(NamedTuple):
+  """An input that is two positional arguments, whatever the signature."""
+
+  first: Any
+  second: Any
+
+
 def chosen(own: Call | None) -> Call:
   """The call of the user, or else the usual one."""
   if own is None:
@@ -35,8 +43,8 @@ def call(module: Any, x: types.Input, **kwargs: Any) -> Any:
   """Calls a module on an input.
 
   A tuple is spread over the positional arguments if the module does not take
-  one argument; a dict is spread over the keyword arguments if the module has
-  arguments of these names.
+  one argument, and `Arguments` always; a dict is spread over the keyword
+  arguments if the module has arguments of these names.
 
   Args:
     module: a module of linen or nnx.
@@ -46,6 +54,8 @@ def call(module: Any, x: types.Input, **kwargs: Any) -> Any:
   Returns:
     The output of the module.
   """
+  if isinstance(x, Arguments):
+    return module(*x, **kwargs)
   found = signature(module)
   if found is None:
     return module(x, **kwargs)

@@ -48,7 +48,8 @@ def from_keras(
   every step, and variables that are not trainable, such as moving averages, are
   updated at every step, saved and returned. Evaluation runs it at inference,
   with the averages that it then has. A teacher always runs at inference. Losses
-  of `add_loss` and regularizers of layers are not added.
+  of `add_loss` are not added; nor are regularizers, and constraints are not
+  applied: `plan` warns of them.
 
   Args:
     model: the model; a list of models trains several students.
@@ -94,6 +95,7 @@ def from_keras(
   declared: dict[str, Any] = {
     'abilities': base.declare(None, partition_rules),
     'name': type(first).__name__ if first.name == '' else first.name,
+    'ignored': _ignored(first),
   }
   if in_training is not None:
     joined = zip(sets, states, strict=True)
@@ -167,6 +169,23 @@ def _values(variables: Any) -> dict[str, jax.Array]:
   """Values of variables by their paths."""
   values = (jnp.asarray(variable.value) for variable in variables)
   return dict(zip(_names(variables), values, strict=True))
+
+
+def _ignored(model: Any) -> tuple[str, ...]:
+  """Trainable variables with constraints or regularizers, and layers."""
+  named = zip(
+    _names(model.trainable_variables), model.trainable_variables, strict=True
+  )
+  found = [
+    f'{name} ({type(own).__name__})'
+    for name, variable in named
+    for kind in ('constraint', 'regularizer')
+    if (own := getattr(variable, kind, None)) is not None
+  ]
+  for layer in model._flatten_layers():
+    if (own := getattr(layer, 'activity_regularizer', None)) is not None:
+      found.append(f'{layer.name} ({type(own).__name__} of its output)')
+  return tuple(dict.fromkeys(found))
 
 
 class _Run:

@@ -6,6 +6,7 @@ them: 'output:boxes', 'auxiliary:losses/*'.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 import dataclasses
 import fnmatch
@@ -14,7 +15,9 @@ from typing import Any
 from typing import TypeAlias
 
 import jax
+from jax.interpreters import partial_eval
 import jax.numpy as jnp
+import numpy as np
 
 from cxjax import arguments
 from cxjax import errors
@@ -70,14 +73,7 @@ def survey(
   Raises:
     UserError: the model does not run on the batch.
   """
-  fun, args = model.apply, arguments.shapes('x', (model.one, x))
-  if model.training is not None:
-    fun, args = model.training, (*args, jax.random.key(0))
-
-  def run(*args: Any) -> Any:
-    with whole.kept(collections):
-      return fun(*args)
-
+  run, args = _call(model, x, collections)
   try:
     tree, found, *_ = jax.eval_shape(run, *args)
   except errors.UserError:
@@ -94,6 +90,61 @@ def survey(
     if whole.is_real(value) and not targets_lib.is_activation(value)
   }
   return Survey(tree, flat, scalars)
+
+
+def _call(
+  model: adapters.ModelAdapter, x: types.Input, collections: tuple[str, ...]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+  """A model that keeps all, in its training mode if any, and its arguments."""
+  fun, args = model.apply, arguments.shapes('x', (model.one, x))
+  if model.training is not None:
+    fun, args = model.training, (*args, jax.random.key(0))
+
+  def run(*args: Any) -> Any:
+    with whole.kept(collections):
+      return fun(*args)
+
+  return run, args
+
+
+def apart(
+  model: adapters.ModelAdapter, x: types.Input, used: Collection[str]
+) -> list[str]:
+  """Outputs with parameters that the outputs in use do not read.
+
+  Args:
+    model: the model.
+    x: shapes of a batch.
+    used: paths of the outputs in use.
+
+  Returns:
+    Paths of the others, without those that are no floating-point arrays of the
+    examples; empty if the model does not run.
+  """
+  run, args = _call(model, x, ())
+  try:
+    closed, shapes = jax.make_jaxpr(
+      lambda *args: leaves(run(*args)[0]), return_shape=True
+    )(*args)
+  except Exception:  # A model of the user may raise anything.
+    return []
+  names = sorted(shapes)  # As JAX sorts the keys of a dict.
+  count = len(jax.tree.leaves(args[0]))
+
+  def read(wanted: Collection[str]) -> Any:
+    chosen = [name in wanted for name in names]
+    _, found = partial_eval.dce_jaxpr(closed.jaxpr, chosen)
+    return np.array(found[:count])
+
+  known = read(used)
+  others = [
+    name
+    for name in names
+    if name not in used and targets_lib.is_activation(shapes[name], 1)
+  ]
+  if not np.any(read(others) & ~known):
+    return []
+  return [name for name in others if np.any(read((name,)) & ~known)]
 
 
 def leaves(output: Any) -> dict[str, Any]:

@@ -5,14 +5,17 @@ layer. The scan is split after the layers that are compared, so that those above
 cost nothing.
 """
 
+import collections
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
 from typing import Any
+from typing import TypeAlias
 
 import jax
 from jax.extend import core
@@ -29,6 +32,8 @@ _KINDS = {
   'while': 'a loop whose length is known only when it runs',
   'scan': 'a scan that cannot be split, as one in reverse',
 }
+# From an equation to the jaxpr that is walked with its caller, or None.
+Body: TypeAlias = Callable[[core.JaxprEqn], core.ClosedJaxpr | None]
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
 
 
@@ -65,32 +70,93 @@ def loops(model: adapters.ModelAdapter, x: types.Input) -> dict[str, str]:
   """
   shapes = jax.eval_shape(lambda tree: tree, (model.one, x))
   closed, shape = jax.make_jaxpr(model.apply, return_shape=True)(*shapes)
+  paths = _paths(model.one, len(closed.jaxpr.invars))
+  return dict(_loops(closed.jaxpr, paths, set(shape[1])))
+
+
+def nested(model: adapters.ModelAdapter, x: types.Input) -> dict[str, int]:
+  """Stacks whose steps are several layers, in a scan within a scan.
+
+  Args:
+    model: a model that runs on the batch.
+    x: a batch, or its shapes.
+
+  Returns:
+    The number of layers of a step, by the name of the stack.
+  """
+  shapes = jax.eval_shape(lambda tree: tree, (model.one, x))
+  closed, shape = jax.make_jaxpr(model.apply, return_shape=True)(*shapes)
+  paths = _paths(model.one, len(closed.jaxpr.invars))
+  scans = list(_scans(closed.jaxpr, paths, _split_body))
+  names = _stack_names([known for _, known in scans], shape[1])
+  sizes = {}
+  for (equation, known), name in zip(scans, names, strict=True):
+    if name and (size := _steps_inside(equation, known)) > 1:
+      sizes[name] = size
+  return sizes
+
+
+def _steps_inside(equation: core.JaxprEqn, paths: Sequence[str]) -> int:
+  """Steps of the scans over the same parameters in the body of a scan."""
+  body = equation.params['jaxpr'].jaxpr
+  known = [*[''] * (len(body.invars) - len(paths)), *paths]
+  return max(
+    (
+      inner.params['length'] * _steps_inside(inner, own)
+      for inner, own in _scans(body, known, dataflow.call_body)
+      if any(own)
+    ),
+    default=1,
+  )
+
+
+def _paths(params: types.Params, count: int) -> list[str]:
+  """Paths of the parameters, then '' for each of the other inputs."""
   paths = [
-    partition.leaf_name(path)
-    for path, _ in jax.tree.leaves_with_path(model.one)
+    partition.leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)
   ]
-  known = [*paths, *[''] * (len(closed.jaxpr.invars) - len(paths))]
-  return dict(_loops(closed.jaxpr, known, set(shape[1])))
+  return [*paths, *[''] * (count - len(paths))]
 
 
-def _loops(
-  jaxpr: core.Jaxpr, paths: Sequence[str], taken: Collection[str]
-) -> Iterator[tuple[str, str]]:
-  """Yields the loops of a jaxpr that are not split, by their parameters."""
+def _walk(
+  jaxpr: core.Jaxpr, paths: Sequence[str], body_of: Body
+) -> Iterator[tuple[core.JaxprEqn, list[str]]]:
+  """Yields equations in order, also of calls, with the paths of operands."""
   names: dict[core.Var, str] = dict(zip(jaxpr.invars, paths, strict=True))
   for equation in jaxpr.eqns:
     known = [
       names.get(atom, '') if isinstance(atom, core.Var) else ''
       for atom in equation.invars
     ]
-    body = dataflow.call_body(equation)
-    kind = _KINDS.get(equation.primitive.name)
-    if kind and (stack := _stack_name([p for p in known if p], taken)):
-      yield stack, kind
-    elif body is not None:
-      yield from _loops(body.jaxpr, known, taken)
+    yield equation, known
+    if (body := body_of(equation)) is not None:
+      yield from _walk(body.jaxpr, known, body_of)
     if equation.primitive.name in dataflow.COPIES:
       names.update(zip(equation.outvars, known, strict=False))
+
+
+def _scans(
+  jaxpr: core.Jaxpr, paths: Sequence[str], body_of: Body
+) -> Iterator[tuple[core.JaxprEqn, list[str]]]:
+  """Yields the scans of a jaxpr, with the paths of what they scan over."""
+  for equation, known in _walk(jaxpr, paths, body_of):
+    if equation.primitive.name == 'scan':
+      yield equation, known[_first(equation) :]
+
+
+def _first(equation: core.JaxprEqn) -> int:
+  """Number of the operands of a scan that it does not scan over."""
+  return equation.params['num_consts'] + equation.params['num_carry']
+
+
+def _loops(
+  jaxpr: core.Jaxpr, paths: Sequence[str], taken: Collection[str]
+) -> Iterator[tuple[str, str]]:
+  """Yields the loops of a jaxpr that are not split, by their parameters."""
+  for equation, known in _walk(jaxpr, paths, dataflow.call_body):
+    kind = _KINDS.get(equation.primitive.name)
+    if kind and (stack := _stack_names([known], taken)[0]):
+      yield stack, kind
 
 
 def _extended(
@@ -102,16 +168,14 @@ def _extended(
     closed, shape = jax.make_jaxpr(fun, return_shape=True)(params, x, *key)
     if not any(_has_stack(eqn) for eqn in closed.jaxpr.eqns):
       return fun(params, x, *key)
-    paths = [
-      partition.leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)
-    ]
     taken = {
       name for name in shape[1] if targets_lib.is_activation(shape[1][name])
     }
-    splitter = _Splitter(names, taken)
     args = jax.tree.leaves((params, x, *key))
-    known = [*paths, *[''] * (len(args) - len(paths))]
-    outputs = splitter.evaluate(closed, args, known)
+    paths = _paths(params, len(args))
+    scans = [known for _, known in _scans(closed.jaxpr, paths, _split_body)]
+    splitter = _Splitter(names, _stack_names(scans, taken))
+    outputs = splitter.evaluate(closed, args, paths)
     out = jax.tree.unflatten(jax.tree.structure(shape), outputs)
     return out[0], {**splitter.layers, **out[1]}, *out[2:]
 
@@ -126,6 +190,11 @@ def _has_stack(equation: core.JaxprEqn) -> bool:
   return equation.primitive.name == 'scan'
 
 
+def _split_body(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
+  """The jaxpr of a call with a scan inside that is split."""
+  return dataflow.call_body(equation) if _has_stack(equation) else None
+
+
 class _Splitter:
   """Evaluates a jaxpr with its scans over parameters split.
 
@@ -134,11 +203,11 @@ class _Splitter:
   """
 
   def __init__(
-    self, names: Collection[str] | None, taken: Collection[str]
+    self, names: Collection[str] | None, stacks: Iterable[str]
   ) -> None:
-    """Takes the names that are wanted, and those that are activations."""
+    """Takes the names that are wanted, and that of each scan in order."""
     self.layers: dict[str, jax.Array] = {}
-    self._names, self._taken = names, taken
+    self._names, self._stacks = names, iter(stacks)
 
   def evaluate(
     self,
@@ -190,10 +259,9 @@ class _Splitter:
     constants, carried = (
       equation.params[key] for key in ('num_consts', 'num_carry')
     )
-    first = constants + carried
-    stack = _stack_name([path for path in paths[first:] if path], self._taken)
+    first, stack = constants + carried, next(self._stacks)
     length = equation.params['length']
-    stream = _stream(operands[constants:first])
+    stream = _stream(equation, paths)
     wanted = [
       k
       for k in range(length)
@@ -222,24 +290,63 @@ class _Splitter:
     return [*carry, *stacked]
 
 
-def _stack_name(paths: Sequence[str], taken: Collection[str]) -> str:
-  """Name of a stack: what the paths of its parameters share.
+def _stack_names(
+  scans: Sequence[Sequence[str]], taken: Collection[str]
+) -> list[str]:
+  """Names of stacks, each another one where the parameters are others.
 
-  It is shorter if an activation is: 'blocks', for 'blocks/dense/kernel' alone.
+  Args:
+    scans: for each of the stacks the paths of its parameters; '' for others.
+    taken: names of activations.
+
+  Returns:
+    The shortest name of each that no other stack could have; '' for a scan over
+    no parameters.
+  """
+  sets = [tuple(path for path in paths if path) for paths in scans]
+  known = {paths: _possible_names(paths, taken) for paths in sets}
+  count = collections.Counter(n for each in known.values() for n in set(each))
+  own = lambda names: [name for name in names if count[name] == 1] or names
+  return [own(known[paths])[0] for paths in sets]
+
+
+def _possible_names(paths: Sequence[str], taken: Collection[str]) -> list[str]:
+  """Names of a stack, the best first.
+
+  It is what the paths of its parameters share. It is shorter if an activation
+  is: 'blocks', for 'blocks/dense/kernel' alone; and longer if another stack is
+  beside it: 'net/a', for an array alone.
   """
   if not paths:
-    return ''
-  shared = os.path.commonpath(
-    [path.rpartition('/')[0] or path for path in paths]
-  )
-  parts = shared.removeprefix('params/').split('/')
-  outer = ('/'.join(parts[:size]) for size in range(1, len(parts)))
-  return next((name for name in outer if name in taken), '/'.join(parts))
+    return ['']
+  paths = [path.removeprefix('params/') for path in paths]
+  parents = [path.rpartition('/')[0] or path for path in paths]
+  shared = os.path.commonpath(parents)
+  if not shared:
+    return ['']
+  parts = shared.split('/')
+  outer = ['/'.join(parts[:size]) for size in range(1, len(parts))]
+  inner = [os.path.commonpath(paths), *paths]
+  return [*(name for name in outer if name in taken), shared, *inner]
 
 
-def _stream(carries: Sequence[Any]) -> int | None:
-  """Index of the largest carry that is an activation."""
-  found = [
-    i for i, each in enumerate(carries) if targets_lib.is_activation(each)
-  ]
-  return max(found, key=lambda i: carries[i].size, default=None)
+def _stream(equation: core.JaxprEqn, paths: Sequence[str]) -> int | None:
+  """Index of the carry of a scan that goes from layer to layer.
+
+  The products of the layers read it, which do not read a sum of what the layers
+  add to the output; and the layers change it, unlike a condition. Of several it
+  is the largest.
+  """
+  start, first = equation.params['num_consts'], _first(equation)
+  flow = dataflow.Dataflow(equation.params['jaxpr'])
+  weights = sum(1 << i for i, path in enumerate(paths) if path and i >= first)
+  above = 0
+  for i, needed in enumerate(flow.ancestors):
+    if flow.products >> i & 1 and needed & weights:
+      above |= needed
+  carries = equation.params['jaxpr'].in_avals[start:first]
+  found = [i for i, a in enumerate(carries) if targets_lib.is_activation(a)]
+  changed = [i for i in found if flow.source(flow.outputs[i]) != (start + i, 0)]
+  read = [i for i in changed if above >> (start + i) & 1]
+  best = read or changed or found
+  return max(best, key=lambda i: carries[i].size, default=None)

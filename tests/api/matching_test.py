@@ -260,7 +260,7 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(found, [('after', 'blocks/2')])
 
 
-class BatchAxisTest(absltest.TestCase):
+class BatchAxisTest(parameterized.TestCase):
   def scanned(self, count):
     def apply(params, x):
       def step(h, w):
@@ -280,6 +280,30 @@ class BatchAxisTest(absltest.TestCase):
   def test_rows_of_other_things_are_no_batch(self):
     with self.assertRaisesRegex(errors.UserError, "'rows'.*not the batch of 4"):
       pairs(self.scanned(3), chain(h=1), layers={'rows': 'h/0'})
+
+  def sequence(self, major, size=None):
+    """A model of `[B, T, 8]` whose layer is `[T, B, 8]` if it is `major`."""
+
+    def apply(params, x):
+      assert size is None or len(x) == size
+      h = jnp.tanh(x @ params)
+      return h.mean(1), {'h': h.swapaxes(0, 1) if major else h}
+
+    return cxjax.from_fn(apply, EYE)
+
+  @parameterized.parameters((True, False, 'teacher'), (False, True, 'student'))
+  def test_as_many_tokens_as_examples_are_no_batch(self, a, b, role):
+    x = jnp.zeros((4, 4, 8))
+    with self.assertRaisesRegex(
+      errors.UserError, f"'h' of the {role} .* not the batch of 4"
+    ):
+      pairs(self.sequence(a), self.sequence(b), x, layers={'h': 'h'})
+
+  def test_square_batches_and_fixed_sizes_go_on(self):
+    x = jnp.zeros((4, 4, 8))
+    for size in (None, 4):
+      model = self.sequence(False, size)
+      pairs(model, model, x, layers={'h': 'h'})
 
 
 if __name__ == '__main__':

@@ -221,7 +221,7 @@ class MaskTest(parameterized.TestCase):
     (lambda b: np.asarray(b['x']) != 0, 'TracerArrayConversion.*jax.numpy'),
     (lambda b: b['x'].sum(), r'mask makes int32\[\] of a batch of 4'),
     (lambda b: b['x'][:2] != 0, r'bool\[2, 6\] of a batch of 4: it must make'),
-    (lambda b: b['x'][:, :3] != 0, 'values of .* and the weights are .4, 3.'),
+    (lambda b: b['x'][:, :3] != 0, "values of .* and the 'mask' is .4, 3."),
   )
   def test_refuses(self, mask, message):
     with self.assertRaisesRegex(errors.UserError, message):

@@ -1,7 +1,9 @@
 """Several outputs with a loss each, one over their tree, auxiliary losses."""
 
+import contextlib
 import functools
 
+from absl import logging
 from absl.testing import parameterized
 from flax import linen as nn
 from flax import nnx
@@ -180,6 +182,40 @@ class OutputsTest(parameterized.TestCase):
     for models in ((broken, pair()[1]), (pair()[0], broken)):
       with self.assertRaisesRegex(errors.UserError, "does not run .*'lo'"):
         cxjax.plan(*models, X, num_steps=9, loss=ALL)
+
+  @pytest.mark.slow
+  def test_an_output_that_is_left_out_is_warned_of(self):
+    def apply(params, x):
+      low = jnp.tanh(x @ params['low'])
+      boxes = low @ params['high'] @ params['out']
+      output = {'logits': low @ params['low'].T, 'boxes': boxes, 'low': low}
+      return {**output, 'kind': boxes.argmax(-1)}, {'low': low}
+
+    def warned(output=lambda out: out, **options):
+      fun = lambda p, x: (output(apply(p, x)[0]), apply(p, x)[1])
+      model = cxjax.from_fn(fun, parameters(0))
+      with self.assertLogs(level='INFO') as logged:
+        logging.info('A line that is always there.')
+        with contextlib.suppress(errors.UserError):  # It has no one output.
+          cxjax.plan(model, model, X, **options)
+      return [line for line in logged.output if 'left out' in line]
+
+    for options in (
+      {'num_steps': 2, 'layers': ()},
+      {'num_steps': 2, 'layers': (), 'loss': lambda a, b: (a - b).mean(-1)},
+      {'stages': cxjax.one_shot(2)},
+    ):
+      (line,) = warned(**options)
+      self.assertIn("not trained: boxes. Give each a loss, as loss={'log", line)
+    tree = {'logits': 'kl', 'boxes': None, 'low': None, 'kind': None}
+    self.assertEqual(warned(num_steps=2, layers=(), loss=tree), [])
+    of = lambda out: out['logits']
+    self.assertEqual(warned(of, num_steps=2, layers=()), [])
+    term = cxjax.Term('output:boxes', 'output:boxes', 'mse')
+    stage = cxjax.Stage('both', 2, (cxjax.Term(), term))
+    self.assertEqual(warned(stages=stage), [])
+    hidden = cxjax.Stage('hidden', 2, (cxjax.Term('low', 'low'),))
+    self.assertEqual(warned(stages=hidden), [])
 
   def test_outputs_of_the_teacher(self):
     _, student = pair()

@@ -1,5 +1,6 @@
 """Tests of held-out sets: one batch, a list of batches, a loader."""
 
+import collections
 import functools
 import itertools
 import threading
@@ -54,6 +55,8 @@ class FormTest(parameterized.TestCase):
     ('pair', lambda: (X, Y)),
     ('list', lambda: [X, Y]),
     ('dict', lambda: {'x': X, 'y': Y}),
+    ('mapping', lambda: collections.UserDict(x=X, y=Y)),
+    ('mappings', lambda: [collections.UserDict(x=X, y=Y)]),
     ('pairs', lambda: [(A, Y[:5]), (B, Y[5:])]),
     ('tuple_of_pairs', lambda: ((A, Y[:5]), (B, Y[5:]))),
     ('lists', lambda: [[A, Y[:5]], [B, Y[5:]]]),

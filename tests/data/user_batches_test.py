@@ -1,6 +1,7 @@
 """Tests of batches that users give."""
 
 import collections
+import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -42,6 +43,22 @@ class ToBatchTest(parameterized.TestCase):
     self.assertIs(user_batches.to_batch(swapped)['x'], X)
     others = collections.namedtuple('Others', 'labels inputs')(Y, X)
     self.assertIs(user_batches.to_batch(others)['x'], Y)
+
+  @parameterized.parameters(collections.UserDict, types.MappingProxyType)
+  def test_any_mapping_is_a_dict(self, kind):
+    """JAX knows neither; a `BatchEncoding` of transformers is a UserDict."""
+    tokens = kind({'ids': X, 'more': kind({'mask': Y})})
+    want = {'ids': X, 'more': {'mask': Y}}
+    for given in (
+      tokens,
+      {'x': tokens},
+      kind({'x': tokens, 'y': Y}),
+      (tokens, Y),
+    ):
+      found = user_batches.to_batch(given)
+      self.assertIs(type(found['x']), dict)
+      self.assertEqual(jax.tree.structure(found['x']), jax.tree.structure(want))
+      self.assertIs(found['x']['more']['mask'], Y)
 
   def test_an_unknown_entry(self):
     with self.assertRaisesRegex(errors.UserError, 'A batch has mask beside x'):

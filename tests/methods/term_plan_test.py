@@ -1,10 +1,12 @@
 """Tests of the shapes of a term, and of what does not fit."""
 
 import functools
+import re
 
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cxjax import errors
@@ -282,8 +284,15 @@ class SequenceTest(parameterized.TestCase):
         self.plan(term, batch=batch)
     self.plan(Term('low', 'high', projection='sparse'), batch=batch)
 
-  def test_a_mask_of_another_length(self):
-    batch = networks.sequence_batch()
-    batch['x']['mask'] = batch['x']['mask'][:, :-1]
-    with self.assertRaisesRegex(errors.UserError, r'weights are \[4, 5\]'):
-      self.plan(Term('low', 'high', projection='sparse'), batch=batch)
+  @parameterized.parameters(
+    ((4, 5),), ((4, 6, 6),), ((4, 1, 6, 6),), ((4, 1, 1, 6),)
+  )
+  def test_a_mask_of_another_shape(self, shape):
+    plain = networks.sequence_batch()
+    plain['x']['mask'] = np.ones(shape, bool)
+    of_examples = {**plain, 'weights': np.ones(4, np.float32)}
+    for batch in (plain, of_examples):
+      with self.assertRaisesRegex(
+        errors.UserError, rf"the 'mask' is {re.escape(str(list(shape)))}: it mu"
+      ):
+        self.plan(Term('low', 'high', projection='sparse'), batch=batch)

@@ -13,6 +13,7 @@ import keras  # noqa: E402
 
 import bad_values  # noqa: E402
 from cxjax import errors  # noqa: E402
+from cxjax.api import mode_warnings  # noqa: E402
 from cxjax.models import adapters  # noqa: E402
 from cxjax.models import keras_adapter  # noqa: E402
 
@@ -114,6 +115,30 @@ class KerasTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(errors.UserError, 'cannot be copied.*get_conf'):
       keras_adapter.from_keras([model] * 2)
+
+  def test_constraints_and_regularizers_are_named(self):
+    keras.utils.clear_session()
+    inner = keras.Sequential([keras.Input((5,))])
+    inner.add(keras.layers.Dense(3, kernel_constraint='non_neg'))
+    inner.add(keras.layers.Dense(3, bias_regularizer='l2'))
+    inner.add(keras.layers.ActivityRegularization(l1=0.1))
+    x = keras.Input((5,))
+    model = keras_adapter.from_keras(keras.Model(x, inner(x)))
+    self.assertEqual(
+      model.ignored,
+      (
+        'sequential/dense/kernel (NonNeg)',
+        'sequential/dense_1/bias (L2)',
+        'activity_regularization (L1L2 of its output)',
+      ),
+    )
+    with self.assertLogs(level='WARNING') as logged:
+      mode_warnings.warn(MODEL, model, X)
+    self.assertRegex(
+      logged.output[0], 'constraints .*: seq.*/dense/kernel .NonNeg'
+    )
+    with self.assertNoLogs():  # A teacher is not trained.
+      mode_warnings.warn(model, MODEL, X)
 
   def test_what_is_no_built_model_is_an_error(self):
     with self.assertRaisesRegex(errors.UserError, 'a dict is no Keras model'):

@@ -1,6 +1,7 @@
 """Layers of scans: their values, their costs, and a student that learns."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 from flax import linen as nn
 from flax import nnx
 import jax
@@ -62,7 +63,7 @@ def adapt(width):
   return cxjax.from_linen(module, module.init(jax.random.key(width), X))
 
 
-class ScannedTest(absltest.TestCase):
+class ScannedTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_values_and_costs(self):
     for model in (adapt(6), cxjax.from_nnx(NnxStack(nnx.Rngs(0)))):
@@ -115,6 +116,75 @@ class ScannedTest(absltest.TestCase):
 
     model = cxjax.from_fn(apply, jnp.eye(6))
     self.assertEqual([tap.name for tap in cxjax.taps(model, X)], ['logits'])
+
+  def test_the_layers_read_the_carry(self):
+    """Neither what they add to the output nor a condition, though larger."""
+
+    def apply(params, x):
+      def step(carry, layer):
+        h, sums, given = carry
+        new = jnp.tanh(h @ layer['w'] + given @ layer['v'])
+        return (h + new, sums + new @ layer['s'], given), None
+
+      carry = (x, jnp.zeros((3, 20)), jnp.ones((3, 9)))
+      return jax.lax.scan(step, carry, params['blocks'])[0][1], {}
+
+    shapes = {'w': (4, 6, 6), 'v': (4, 9, 6), 's': (4, 6, 20)}
+    blocks = {n: jax.ShapeDtypeStruct(s, 'float32') for n, s in shapes.items()}
+    taps = cxjax.taps(cxjax.from_fn(apply, {'blocks': blocks}), X)
+    found = {tap.name: tap.shape for tap in taps if tap.name != 'logits'}
+    self.assertEqual(found, {f'blocks/{k}': (3, 6) for k in range(4)})
+
+  @parameterized.parameters(
+    ({'a': {'w': 2}, 'b': {'w': 2}}, ['net/a', 'net/b']),
+    ({'a': 2, 'b': 2}, ['net/a', 'net/b']),
+    ({'a': 2, 'b': {'w': 2}}, ['net', 'net/b']),
+    ({'a': 2}, ['net']),
+  )
+  def test_stacks_side_by_side_have_names_of_their_own(self, stacks, names):
+    def apply(params, x):
+      step = lambda h, w: (jnp.tanh(h @ w), None)
+      for leaf in jax.tree.leaves(params):
+        x = jax.lax.scan(step, x, leaf)[0]
+      return x, {}
+
+    shape = lambda steps: jax.ShapeDtypeStruct((steps, 6, 6), 'float32')
+    model = cxjax.from_fn(apply, {'net': jax.tree.map(shape, stacks)})
+    _, found = jax.eval_shape(scanned.with_layers(model).apply, model.one, X)
+    self.assertEqual(list(found), [f'{n}/{k}' for n in names for k in (0, 1)])
+
+  def test_stacks_inside_of_an_activation(self):
+    def apply(params, x):
+      step = lambda h, w: (jnp.tanh(h @ w), None)
+      for name in ('a', 'b'):
+        x = jax.lax.scan(step, x, params['net'][name]['w'])[0]
+      return x, {'net': x}
+
+    shape = {'w': jax.ShapeDtypeStruct((1, 6, 6), 'float32')}
+    model = cxjax.from_fn(apply, {'net': {'a': shape, 'b': shape}})
+    _, found = jax.eval_shape(scanned.with_layers(model).apply, model.one, X)
+    self.assertEqual(list(found), ['net', 'net/a/0', 'net/b/0'])
+
+  @pytest.mark.slow
+  def test_scans_inside_of_scans_are_counted(self):
+    class Nested(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        blocks = nn.remat_scan(Inner, lengths=(2, 3))
+        return nn.Dense(3)(blocks(name='blocks')(x))
+
+    class Inner(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        return x + jnp.tanh(nn.Dense(x.shape[-1], name='dense')(x))
+
+    module = Nested()
+    nested = cxjax.from_linen(module, module.init(jax.random.key(0), X))
+    self.assertEqual(scanned.nested(nested, X), {'blocks': 3})
+    self.assertEqual(scanned.nested(adapt(4), X), {})
+    with self.assertLogs(level='WARNING') as logged:
+      cxjax.plan(nested, adapt(4), X, num_steps=9)
+    self.assertRegex('\n'.join(logged.output), "'blocks/.' of the teacher is 3")
 
 
 if __name__ == '__main__':
