@@ -9,15 +9,12 @@ known.
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import dataclasses
 import math
 import pathlib
 from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from cxjax import errors
 from cxjax import files
@@ -25,12 +22,11 @@ from cxjax import settings
 from cxjax.api import identity
 from cxjax.api import matching
 from cxjax.api import plan as plan_lib
+from cxjax.api import stage_identity
 from cxjax.data import user_batches
 from cxjax.data import user_loader
 from cxjax.methods import optimizer
-from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
-from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.parallel import agreement
 from cxjax.training import run_spec
@@ -235,49 +231,10 @@ def _stage(
     'steps': stage.steps,
     'frozen': list(stage.frozen),
     **learned,
-    'terms': [
-      _term(plan, term, planned.regressors.get(name))
-      for name, term in stage.named_terms.items()
-    ],
+    'terms': stage_identity.terms(
+      planned, plan.student.apply, plan.student.one, plan.batch
+    ),
   }
-
-
-def _term(
-  plan: plan_lib.Plan, term: stage_lib.Term, regressor: tuple[int, int] | None
-) -> dict[str, Any]:
-  """Fields of a term; functions by their digests."""
-  fields = {
-    field.name: getattr(term, field.name) for field in dataclasses.fields(term)
-  }
-  for name, value in fields.items():
-    if isinstance(value, np.generic):  # JSON does not know it.
-      fields[name] = value.item()
-  fields['loss'] = _loss(plan, term, regressor)
-  if term.scheduled:
-    fraction = jax.ShapeDtypeStruct((), jnp.float32)
-    fields['weight'] = identity.function_digest(term.weight_at, fraction)
-  return fields
-
-
-def _loss(
-  plan: plan_lib.Plan, term: stage_lib.Term, regressor: tuple[int, int] | None
-) -> str:
-  """Digest of a loss, on the shapes that it compares."""
-  student, x = plan.student, plan.batch['x']
-
-  def compared(params: Any, x: Any) -> jax.Array:
-    found = targets_lib.forward(student.apply, params, x)
-    return targets_lib.compared(found, x, term.student, term)
-
-  got = jax.eval_shape(compared, student.one, x)
-  if regressor is not None:
-    got = jax.ShapeDtypeStruct((*got.shape[:-1], regressor[1]), got.dtype)
-  want: Any = jax.ShapeDtypeStruct(got.shape, jnp.float32)
-  if term.target == stage_lib.LABELS:
-    want = plan.batch['y']
-  elif term.top_k:
-    want = jax.eval_shape(lambda want: targets_lib.top(want, term), want)
-  return identity.function_digest(term.loss, got, want)  # type: ignore[arg-type]
 
 
 def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, Any]:
@@ -286,21 +243,4 @@ def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, Any]:
   student, teacher = (
     matching.shapes(model, batch['x']) for model in (plan.student, plan.teacher)
   )
-  found = {}
-  for name, metric in spec.metrics.items():
-    path = metric.output
-    output = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
-    kept = batch.get(output if path else 'y')
-    args = (
-      student[output],
-      teacher[output] if kept is None else kept,
-      *(batch[other] for other in metric.others),
-    )
-    statistics = jax.eval_shape(metric.statistics, *args)
-    total = lambda statistics, metric=metric: metric.total(statistics, None)
-    found[name] = {
-      'statistics': identity.function_digest(metric.statistics, *args),
-      'finish': identity.function_digest(total, statistics),
-      'higher_is_better': metric.higher_is_better,
-    }
-  return found
+  return stage_identity.metrics(spec.metrics, student, teacher, batch)

@@ -19,6 +19,7 @@ import pytest
 import cxjax
 from cxjax import errors
 from cxjax.api import run_identity
+from cxjax.methods import projections
 from small_networks import X
 from small_networks import Y
 from small_networks import parameters
@@ -168,7 +169,7 @@ class BatchesTest(parameterized.TestCase):
   )
   def test_another_list_is_refused(self, change):
     batches = change(self.batches)
-    with self.assertRaisesRegex(errors.UserError, 'another list of b'):
+    with self.assertRaisesRegex(errors.UserError, 'another list of batches'):
       run_identity.claim_batches(self.folder, batches, batches[0])
 
   @parameterized.parameters(tuple, iter, list)
@@ -226,6 +227,12 @@ class ChangeTest(parameterized.TestCase):
     run(self.workdir, loss=of_global)
     with mock.patch.dict(globals(), SCALE=3.0):
       self.refused('stages.0.terms.1.loss', loss=of_global)
+
+  def test_a_registered_projection(self):
+    """Its name stays; the function that is registered by it is another."""
+    other = lambda key, i, o: 3.0 * jax.random.normal(key, (i, o))
+    with mock.patch.dict(projections.PROJECTIONS, gaussian=other):
+      self.refused('stages.0.terms.1.draw')
 
   def test_the_same_call_comes_back(self):
     params, history = run(self.workdir)
