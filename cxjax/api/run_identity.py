@@ -86,7 +86,7 @@ def describe(
     'dtype': plan.dtype,
     **_mask(plan),
     **_fit_on(spec),
-    **({'patience': spec.loop.patience} if spec.loop.patience else {}),
+    **_patience(spec),
     **({'gradient_cosine': True} if spec.loop.gradient_cosine else {}),
     'last_batch': last_batch,
   }
@@ -119,6 +119,17 @@ def _mask(plan: plan_lib.Plan) -> dict[str, str]:
   if plan.padding is None:
     return {}
   return {'mask': identity.function_digest(plan.padding.mask, plan.batch)}
+
+
+def _patience(spec: run_spec.RunSpec) -> dict[str, Any]:
+  """Patience of a run that has one, and the metric that it waits for."""
+  loop = spec.loop
+  if not loop.patience:
+    return {}
+  return {
+    'patience': loop.patience,
+    'decisive_metric': loop.keep_best or spec.primary,
+  }
 
 
 def _fit_on(spec: run_spec.RunSpec) -> dict[str, str]:

@@ -81,6 +81,7 @@ def digests(
   return {
     'task': _task(experiment, spec),
     'model': _model(spec, held_out['x']),
+    'primary_metric': spec.primary,
     'metrics': stage_identity.metrics(spec.metrics, outputs, {}, held_out),
     'stages': [_stage(spec, planned) for planned in spec.plan()],
   }

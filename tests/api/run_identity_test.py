@@ -228,6 +228,21 @@ class ChangeTest(parameterized.TestCase):
     with mock.patch.dict(globals(), SCALE=3.0):
       self.refused('stages.0.terms.1.loss', loss=of_global)
 
+  def test_patience_waits_for_the_first_of_the_metrics(self):
+    one, two = (metrics_of(1.0, 1.0, higher) for higher in (True, False))
+    metrics = {'one': one['right'], 'two': two['right']}
+    swapped = {name: metrics[name] for name in ('two', 'one')}
+    options = {'patience': 1, 'eval_every': 2, 'steps': 8}
+    workdir = self.create_tempdir().full_path
+    run(workdir, metrics=metrics, **options)
+    run(workdir, metrics=metrics, **options)
+    self.refused(
+      r'decisive_metric \(one there, two here\)',
+      workdir,
+      metrics=swapped,
+      **options,
+    )
+
   def test_a_registered_projection(self):
     """Its name stays; the function that is registered by it is another."""
     other = lambda key, i, o: 3.0 * jax.random.normal(key, (i, o))

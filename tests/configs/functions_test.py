@@ -51,6 +51,12 @@ def build(block, context):
   return curricula.one_shot(context.num_steps - 10, **context.output)
 
 
+class Loss(own_config.Majority):
+  """The task with another metric that decides."""
+
+  primary_metric = 'loss'
+
+
 # What a name stands for after a change: its registry, the name, the new entry,
 # and the field that the message names.
 CHANGES = {
@@ -58,6 +64,11 @@ CHANGES = {
     (tasks.TASKS, 'own_majority'),
     dataclasses.replace(TASK, make=lambda data, key: Majority(data.d)),
     'functions.task.batch',
+  ),
+  'primary metric': (
+    (tasks.TASKS, 'own_majority'),
+    dataclasses.replace(TASK, make=lambda data, key: Loss(data.d)),
+    'functions.primary_metric (error there, loss here)',
   ),
   'model': (
     (models.MODELS, 'own_plain'),
