@@ -31,8 +31,8 @@ from cxjax.models import adapters
 from cxjax.parallel import agreement
 from cxjax.training import run_spec
 
-# Bytes of a list of batches that are hashed.
-KNOWN = 2**28
+# Bytes of the longest list of which every batch is hashed: 16 GiB.
+KNOWN = 2**34
 
 
 def describe(
@@ -149,7 +149,8 @@ def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
   Args:
     folder: folder of the run, which keeps the digests as `batches.json`.
     batches: training batches, as the user gives them. A list or tuple is known:
-      all of it, or batches evenly spaced in one of more than `KNOWN` bytes.
+      all of it, or, after a warning, batches evenly spaced in one of more than
+      `KNOWN` bytes.
     first: the first batch. Of an iterator it is all that is known, and it may
       differ by right, as that of a loader that shuffles.
 
@@ -186,8 +187,16 @@ def _listed(batches: Any) -> str | None:
   """Digest of a list of batches; None if it is none, or has a bad batch."""
   if not isinstance(batches, list | tuple) or not batches:
     return None
-  sizes = (getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(batches))
-  every = max(math.ceil(sum(sizes) / KNOWN), 1)
+  size = sum(getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(batches))
+  every = max(math.ceil(size / KNOWN), 1)
+  if every > 1 and jax.process_index() == 0:
+    logging.warning(
+      'The list of batches has %.1f GB, and every %d. of its batches is '
+      'compared when the run resumes. If you change another, choose another '
+      'workdir.',
+      size / 1e9,
+      every,
+    )
   chosen = [*batches[::every], batches[-1]]
   try:
     return files.digest([len(batches), *map(_batch_digest, chosen)])
@@ -199,7 +208,7 @@ def _batch_digest(batch: Any) -> str:
   kind = jax.dtypes.canonicalize_dtype  # What the devices get.
   return identity.tree_digest(
     jax.tree.map(
-      lambda leaf: leaf.astype(kind(leaf.dtype)),
+      lambda leaf: leaf.astype(kind(leaf.dtype), copy=False),
       user_batches.checked(batch, None),
     )
   )
