@@ -48,8 +48,7 @@ def claim_workdir(
   Raises:
     UserError: the folder belongs to another run, or cannot be written.
   """
-  found = {'functions': digests(experiment, spec)}
-  settings.claim_workdir(folder, fields, found)
+  settings.claim_workdir(folder, fields, digests(experiment, spec))
 
 
 def saved_config(folder: pathlib.Path) -> dict[str, Any]:

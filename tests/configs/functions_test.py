@@ -179,6 +179,6 @@ class RunTest(TestCase):
     for name in ('projection', 'loss', 'model', 'task'):
       with (
         changed(name),
-        self.assertRaisesRegex(errors.UserError, CHANGES[name][-1]),
+        self.assertRaisesRegex(errors.UserError, rf'[, ]{CHANGES[name][-1]}'),
       ):
         experiment.run(config, workdir)
