@@ -35,6 +35,7 @@ RECORDED = {
   'jax_softmax_custom_jvp': False,
 }
 ENVIRONMENT = 'environment.json'
+TRACED = ('jax', 'jaxlib', 'device')  # May change the program of a function.
 
 
 def key(seed: int) -> jax.Array:
@@ -127,7 +128,11 @@ def environment() -> dict[str, str]:
   }
 
 
-def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
+def claim_workdir(
+  folder: pathlib.Path,
+  config: dict[str, Any],
+  functions: dict[str, Any] | None = None,
+) -> None:
   """Reserves a folder for a run with the settings in force.
 
   Another version, device or compiler flag than the run began with is warned of.
@@ -135,6 +140,9 @@ def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
   Args:
     folder: the folder of the run; made if it is missing.
     config: everything else that the result of the run depends on.
+    functions: digests of functions that it depends on too. They are compared in
+      the version of JAX and on the kind of device that the run began with:
+      others may trace the same function to another program.
 
   Raises:
     UserError: the folder belongs to another run, or cannot be written.
@@ -152,8 +160,24 @@ def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
       f'{folder} was begun with other settings of JAX. What differs: {differ}. '
       'Choose another workdir, or the settings of this one.',
     )
+  if functions is not None:
+    config = {**config, 'functions': _comparable(folder, functions)}
   files.claim_workdir(folder, {**config, 'settings': here} if here else config)
   _compare_environment(folder)
+
+
+def _comparable(
+  folder: pathlib.Path, functions: dict[str, Any]
+) -> dict[str, Any]:
+  """Digests of functions; in another environment, those of the folder."""
+  paths = [folder / name for name in (ENVIRONMENT, 'config.json')]
+  if not all(path.exists() for path in paths):
+    return functions
+  there, config = map(files.read_json, paths)
+  here = environment()
+  if all(there.get(name) == here[name] for name in TRACED):
+    return functions
+  return config.get('functions', functions)
 
 
 def _compare_environment(folder: pathlib.Path) -> None:

@@ -22,11 +22,11 @@ import numpy as np
 
 import cxjax
 from cxjax import errors
-from cxjax import files
 from cxjax import types
 from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.configs import experiment
+from cxjax.configs import functions
 from cxjax.configs import teachers
 from cxjax.data import encoding
 from cxjax.data import tokenizer as tokenizer_lib
@@ -76,9 +76,7 @@ def opened(
   )
   config = start_config()
   if found:
-    saved = files.read_json(workdir / found[-1] / 'config.json')
-    saved.pop('settings', None)  # Those of JAX.
-    config.update(saved)
+    config.update(functions.saved_config(workdir / found[-1]))
   else:
     config, _ = experiment.load(config, workdir)
   known = builders.open_experiment(config, workdir)

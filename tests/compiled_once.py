@@ -161,6 +161,16 @@ def _remembered(function):
   return remembered
 
 
+@contextlib.contextmanager
+def afresh():
+  """Makes plans and programs again, as another function has a name."""
+  empty = (mock.patch.dict(kept, clear=True) for kept in (_plans, _programs))
+  with contextlib.ExitStack() as stack:
+    for one in empty:
+      stack.enter_context(one)
+    yield
+
+
 def install():
   """Shares programs and plans from here on, in this process."""
   begin = compiled_steps.CompiledSteps.__init__

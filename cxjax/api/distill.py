@@ -119,7 +119,8 @@ def distill(
       are logits, else the teacher's output. The first is shown while it trains,
       and `patience` waits for it. Without them 'accuracy' with the labels or
       'agreement' with the teacher, of logits; 'cosine' of embeddings; and then
-      the loss.
+      the loss. Whatever decides, by `keep_best` or `patience`, must say if more
+      is better, and cannot be a plain function.
     microbatches: parts of a batch, one after the other, to save memory.
     mesh: devices along 'data', 'fsdp' and 'model', and how 'student' and
       'teacher' are sharded, as in `c.mesh` of a config; all devices along

@@ -25,6 +25,7 @@ from cxjax.parallel import partition
 from cxjax.parallel import reception
 from cxjax.training import run_spec
 
+ROUNDED = {'float64': 'float32', 'complex128': 'complex64'}
 MESH = (*mesh_lib.AXES, 'student', 'teacher')
 Plan = TypeVar('Plan', bound=Any)
 
@@ -33,8 +34,10 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
   """The model with parameters that any program of JAX takes.
 
   Numbers of Python become arrays, and arrays of numpy get the byte order of the
-  machine. Explicit axes of a mesh become automatic, which moves nothing. What
-  lies in the memory of the host comes to that of its devices.
+  machine. Numbers of 64 bits are rounded if the settings of JAX do not allow
+  them, which is warned of. Explicit axes of a mesh become automatic, which
+  moves nothing. What lies in the memory of the host comes to that of its
+  devices.
 
   Args:
     model: the teacher or the student.
@@ -59,8 +62,9 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
       leaf = np.asarray(leaf, kind if type(leaf) is float else None)
     _require_dtype(leaf, f'The parameter {name!r} of the {role}')
     leaf = reception.native(leaf)
-    if str(getattr(leaf, 'dtype', '')) in ('float64', 'complex128'):
-      double.append(name)
+    dtype = str(getattr(leaf, 'dtype', ''))
+    if dtype in ROUNDED:
+      double.append((name, dtype))
     return reception.computable(leaf)
 
   params = jax.tree.map_with_path(one, model.params)
@@ -70,12 +74,16 @@ def received(model: adapters.ModelAdapter, role: str) -> adapters.ModelAdapter:
     for step, tree in model.checkpoints.items()
   }
   if double and not getattr(jax.config, 'jax_enable_x64', False):
+    name, dtype = double[0]
     logging.warning(
-      'The %s has %d float64 parameters, as %s, which are rounded to float32. '
-      "For float64 set jax.config.update('jax_enable_x64', True).",
+      'The %s has %d %s parameters, as %s, which are rounded to %s. '
+      "For %s set jax.config.update('jax_enable_x64', True).",
       role,
       doubles,
-      double[0],
+      dtype,
+      name,
+      ROUNDED[dtype],
+      dtype,
     )
   return dataclasses.replace(model, params=params, checkpoints=checkpoints)
 
@@ -199,12 +207,5 @@ def _require_dtype(leaf: Any, what: str) -> None:
     f'{what} is {dtype}, and numbers of less than 8 bits cannot be placed on '
     'the devices of a run. Give int8, which the model converts.',
   )
-  kept = jax.dtypes.canonicalize_dtype(dtype)
-  host = isinstance(leaf, np.ndarray | np.generic) and leaf.size > 0
-  if integer and host and kept != dtype:
-    info = np.iinfo(kept)
-    errors.require(
-      info.min <= int(leaf.min()) and int(leaf.max()) <= info.max,
-      f'{what} has integers that {kept} does not hold. Make them smaller, or '
-      "set jax.config.update('jax_enable_x64', True).",
-    )
+  if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+    reception.require_integers(leaf, what)

@@ -9,15 +9,12 @@ known.
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import dataclasses
 import math
 import pathlib
 from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from cxjax import errors
 from cxjax import files
@@ -25,18 +22,17 @@ from cxjax import settings
 from cxjax.api import identity
 from cxjax.api import matching
 from cxjax.api import plan as plan_lib
+from cxjax.api import stage_identity
 from cxjax.data import user_batches
 from cxjax.data import user_loader
 from cxjax.methods import optimizer
-from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
-from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.parallel import agreement
 from cxjax.training import run_spec
 
-# Bytes of a list of batches that are hashed.
-KNOWN = 2**28
+# Bytes of the longest list of which every batch is hashed: 16 GiB.
+KNOWN = 2**34
 
 
 def describe(
@@ -90,7 +86,7 @@ def describe(
     'dtype': plan.dtype,
     **_mask(plan),
     **_fit_on(spec),
-    **({'patience': spec.loop.patience} if spec.loop.patience else {}),
+    **_patience(spec),
     **({'gradient_cosine': True} if spec.loop.gradient_cosine else {}),
     'last_batch': last_batch,
   }
@@ -125,6 +121,17 @@ def _mask(plan: plan_lib.Plan) -> dict[str, str]:
   return {'mask': identity.function_digest(plan.padding.mask, plan.batch)}
 
 
+def _patience(spec: run_spec.RunSpec) -> dict[str, Any]:
+  """Patience of a run that has one, and the metric that it waits for."""
+  loop = spec.loop
+  if not loop.patience:
+    return {}
+  return {
+    'patience': loop.patience,
+    'decisive_metric': loop.keep_best or spec.primary,
+  }
+
+
 def _fit_on(spec: run_spec.RunSpec) -> dict[str, str]:
   """Digest of the batches that projections are fitted on, if any are."""
   found = spec.host.fit_on
@@ -142,7 +149,8 @@ def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
   Args:
     folder: folder of the run, which keeps the digests as `batches.json`.
     batches: training batches, as the user gives them. A list or tuple is known:
-      all of it, or batches evenly spaced in one of more than `KNOWN` bytes.
+      all of it, or, after a warning, batches evenly spaced in one of more than
+      `KNOWN` bytes.
     first: the first batch. Of an iterator it is all that is known, and it may
       differ by right, as that of a loader that shuffles.
 
@@ -179,8 +187,16 @@ def _listed(batches: Any) -> str | None:
   """Digest of a list of batches; None if it is none, or has a bad batch."""
   if not isinstance(batches, list | tuple) or not batches:
     return None
-  sizes = (getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(batches))
-  every = max(math.ceil(sum(sizes) / KNOWN), 1)
+  size = sum(getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(batches))
+  every = max(math.ceil(size / KNOWN), 1)
+  if every > 1 and jax.process_index() == 0:
+    logging.warning(
+      'The list of batches has %.1f GB, and every %d. of its batches is '
+      'compared when the run resumes. If you change another, choose another '
+      'workdir.',
+      size / 1e9,
+      every,
+    )
   chosen = [*batches[::every], batches[-1]]
   try:
     return files.digest([len(batches), *map(_batch_digest, chosen)])
@@ -192,7 +208,7 @@ def _batch_digest(batch: Any) -> str:
   kind = jax.dtypes.canonicalize_dtype  # What the devices get.
   return identity.tree_digest(
     jax.tree.map(
-      lambda leaf: leaf.astype(kind(leaf.dtype)),
+      lambda leaf: leaf.astype(kind(leaf.dtype), copy=False),
       user_batches.checked(batch, None),
     )
   )
@@ -235,49 +251,10 @@ def _stage(
     'steps': stage.steps,
     'frozen': list(stage.frozen),
     **learned,
-    'terms': [
-      _term(plan, term, planned.regressors.get(name))
-      for name, term in stage.named_terms.items()
-    ],
+    'terms': stage_identity.terms(
+      planned, plan.student.apply, plan.student.one, plan.batch
+    ),
   }
-
-
-def _term(
-  plan: plan_lib.Plan, term: stage_lib.Term, regressor: tuple[int, int] | None
-) -> dict[str, Any]:
-  """Fields of a term; functions by their digests."""
-  fields = {
-    field.name: getattr(term, field.name) for field in dataclasses.fields(term)
-  }
-  for name, value in fields.items():
-    if isinstance(value, np.generic):  # JSON does not know it.
-      fields[name] = value.item()
-  fields['loss'] = _loss(plan, term, regressor)
-  if term.scheduled:
-    fraction = jax.ShapeDtypeStruct((), jnp.float32)
-    fields['weight'] = identity.function_digest(term.weight_at, fraction)
-  return fields
-
-
-def _loss(
-  plan: plan_lib.Plan, term: stage_lib.Term, regressor: tuple[int, int] | None
-) -> str:
-  """Digest of a loss, on the shapes that it compares."""
-  student, x = plan.student, plan.batch['x']
-
-  def compared(params: Any, x: Any) -> jax.Array:
-    found = targets_lib.forward(student.apply, params, x)
-    return targets_lib.compared(found, x, term.student, term)
-
-  got = jax.eval_shape(compared, student.one, x)
-  if regressor is not None:
-    got = jax.ShapeDtypeStruct((*got.shape[:-1], regressor[1]), got.dtype)
-  want: Any = jax.ShapeDtypeStruct(got.shape, jnp.float32)
-  if term.target == stage_lib.LABELS:
-    want = plan.batch['y']
-  elif term.top_k:
-    want = jax.eval_shape(lambda want: targets_lib.top(want, term), want)
-  return identity.function_digest(term.loss, got, want)  # type: ignore[arg-type]
 
 
 def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, Any]:
@@ -286,21 +263,4 @@ def _metrics(plan: plan_lib.Plan, spec: run_spec.RunSpec) -> dict[str, Any]:
   student, teacher = (
     matching.shapes(model, batch['x']) for model in (plan.student, plan.teacher)
   )
-  found = {}
-  for name, metric in spec.metrics.items():
-    path = metric.output
-    output = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
-    kept = batch.get(output if path else 'y')
-    args = (
-      student[output],
-      teacher[output] if kept is None else kept,
-      *(batch[other] for other in metric.others),
-    )
-    statistics = jax.eval_shape(metric.statistics, *args)
-    total = lambda statistics, metric=metric: metric.total(statistics, None)
-    found[name] = {
-      'statistics': identity.function_digest(metric.statistics, *args),
-      'finish': identity.function_digest(total, statistics),
-      'higher_is_better': metric.higher_is_better,
-    }
-  return found
+  return stage_identity.metrics(spec.metrics, student, teacher, batch)

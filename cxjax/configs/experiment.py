@@ -22,6 +22,7 @@ from cxjax import tables
 from cxjax import types
 from cxjax.analysis import spread
 from cxjax.configs import builders
+from cxjax.configs import functions
 from cxjax.configs import identity
 from cxjax.configs import stored_targets
 from cxjax.configs import teachers
@@ -47,9 +48,7 @@ def _reopen(
   )
   summary = summary_lib.read(folder / 'summary.json')
   config = copy.deepcopy(config)
-  saved = files.read_json(folder / 'config.json')
-  saved.pop('settings', None)  # Those of JAX, no field of a config.
-  config.update(saved)
+  config.update(functions.saved_config(folder))
   if 'pretrained' in summary:
     config.teacher.folder = summary['pretrained']
   experiment = builders.open_experiment(config, workdir)
@@ -177,7 +176,8 @@ def _run(
       teacher.at(stage.checkpoint)  # An error now, not after hours.
   if config.cache.folder:
     identity.require_same(config)  # Now with the fingerprint of the targets.
-  settings.claim_workdir(folder, identity.student_config(config))
+  fields = identity.student_config(config)
+  functions.claim_workdir(folder, fields, experiment, spec)
   if not config.cache.folder:
     teachers.claim_students(
       spec, folder, teachers.teacher_folder(config, workdir)

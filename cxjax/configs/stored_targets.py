@@ -138,7 +138,7 @@ def _found_teacher(
       folder,
     )
     return None
-  settings.claim_workdir(folder, identity.teacher_config(experiment.config))
+  teachers.claim_teacher(experiment, builders.teacher_spec(experiment), folder)
   finished = summary_lib.read(folder / 'summary.json')
   return teachers.load_teacher(
     experiment, folder, finished['steps'], finished['checkpoints']

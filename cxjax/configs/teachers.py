@@ -12,9 +12,9 @@ import ml_collections
 
 from cxjax import errors
 from cxjax import files
-from cxjax import settings
 from cxjax import types
 from cxjax.configs import builders
+from cxjax.configs import functions
 from cxjax.configs import identity
 from cxjax.parallel import agreement
 from cxjax.parallel import mesh as mesh_lib
@@ -91,7 +91,7 @@ def train_teacher(
     return _pretrained_teacher(experiment, workdir / 'teacher')
   folder = teacher_folder(config, workdir)
   spec = builders.teacher_spec(experiment)
-  settings.claim_workdir(folder, identity.teacher_config(config))
+  claim_teacher(experiment, spec, folder)
   was_finished = (folder / 'summary.json').exists()
   finished = finish('teacher', spec, folder)
   if not was_finished:
@@ -119,7 +119,7 @@ def _pretrained_teacher(
   assert given is not None
   spec = builders.teacher_spec(experiment)
   teacher = given.teacher(given.load(spec.layout))
-  settings.claim_workdir(folder, identity.teacher_config(experiment.config))
+  claim_teacher(experiment, spec, folder)
   path, source = folder / 'summary.json', str(given.folder.absolute())
   if multihost.from_first(path.exists):
     before = summary_lib.read(path).get('pretrained')
@@ -223,6 +223,14 @@ def load_teacher(
     checkpoints=tuple((r['step'], r['score'][0]) for r in records),
     load=load,
   )
+
+
+def claim_teacher(
+  experiment: builders.Experiment, spec: run_spec.RunSpec, folder: pathlib.Path
+) -> None:
+  """Reserves a folder for the teacher of an experiment, as `spec` trains it."""
+  fields = identity.teacher_config(experiment.config)
+  functions.claim_workdir(folder, fields, experiment, spec)
 
 
 def claim_students(

@@ -117,12 +117,18 @@ def require_same_mesh(what: str, made: Any) -> None:
 def computable(leaf: Any) -> Any:
   """An array in its devices' memory, on a mesh with automatic axes alone.
 
+  Numbers of 64 bits, which `jax.enable_x64` makes, are rounded to those of the
+  settings in force.
+
   Args:
     leaf: any leaf.
 
   Returns:
     The leaf itself if it is so already: an array that stays where it is must
     not become committed to it.
+
+  Raises:
+    UserError: the leaf has integers that are too large.
   """
   if not isinstance(leaf, jax.Array):
     return leaf
@@ -134,7 +140,41 @@ def computable(leaf: Any) -> Any:
       sharding = sharding.with_memory_kind(kind)
   if isinstance(sharding, NamedSharding):
     sharding = _automatic(sharding)
-  return leaf if sharding is leaf.sharding else jax.device_put(leaf, sharding)
+  if sharding is not leaf.sharding:
+    leaf = jax.device_put(leaf, sharding)
+  return _rounded(leaf)
+
+
+def require_integers(leaf: Any, what: str) -> None:
+  """Raises UserError for integers that the settings in force would change.
+
+  Args:
+    leaf: an array of JAX or numpy.
+    what: name of the array, for messages.
+  """
+  kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
+  whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+  integer = np.issubdtype(leaf.dtype, np.integer)
+  if kept == leaf.dtype or not integer or not leaf.size or not whole:
+    return
+  host, info = np.asarray(leaf), np.iinfo(kept)
+  errors.require(
+    info.min <= int(host.min()) and int(host.max()) <= info.max,
+    f'{what} has integers that {kept} does not hold. Make them smaller, or '
+    "set jax.config.update('jax_enable_x64', True).",
+  )
+
+
+def _rounded(leaf: jax.Array) -> jax.Array:
+  """An array in a dtype of the settings in force, where it lies."""
+  if not isinstance(leaf.dtype, np.dtype):
+    return leaf  # Keys.
+  kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
+  if kept == leaf.dtype:
+    return leaf
+  require_integers(leaf, f'An array of shape {list(leaf.shape)}')
+  with jax.enable_x64(True):  # Else JAX takes 64 bits for 32.
+    return leaf.astype(kept)
 
 
 def _automatic(sharding: NamedSharding) -> NamedSharding:

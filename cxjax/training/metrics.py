@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import re
 from typing import Any
 from typing import TypeAlias
 
@@ -126,33 +125,25 @@ def _known(value: jax.Array, *outputs: jax.Array) -> jax.Array:
   return value
 
 
-# Words for what should be low, and beginnings of such.
-LOW = re.compile(
-  r'\b(cer|err|kl|mae|mse|nll|rmse|wer)\b|'
-  r'\b(cost|distance|diverg|error|loss|perplex|regret|wrong)'
-)
-
-
 class Plain(Metric):
   """The mean of a function; it is unknown if more or less of it is better."""
 
 
 def require_direction(name: str, metric: Metric) -> None:
-  """Refuses a function that decides and is named like an error or a loss.
+  """Refuses a plain function as the metric that decides.
 
   Args:
     name: name of the metric that decides.
     metric: the metric.
 
   Raises:
-    UserError: it is a plain function of such a name.
+    UserError: it is a plain function.
   """
-  words = ' '.join(re.findall('[a-z]+', name.lower()))
   errors.require(
-    not isinstance(metric, Plain) or not LOW.search(words),
-    f'The metric {name!r} decides, and a function counts as one of which more '
-    'is better. If less is, give cxjax.Metric(function, '
-    'higher_is_better=False); if more is, cxjax.Metric(function).',
+    not isinstance(metric, Plain),
+    f'The metric {name!r} decides, and a function does not say if more or less '
+    'of it is better. Give cxjax.Metric(function, higher_is_better=True), or '
+    'higher_is_better=False if less is.',
   )
 
 
@@ -248,7 +239,8 @@ def resolve(metrics: Metrics) -> dict[str, Metric]:
 
   Args:
     metrics: names of registered metrics, or a mapping from names to `Metric`s
-      or to functions `(output, reference) -> [...]`, whose mean is the metric.
+      or to functions `(output, reference) -> [...]`, whose mean is the metric;
+      such a function cannot be the metric that decides.
 
   Returns:
     A `Metric` for each name.

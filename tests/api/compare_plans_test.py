@@ -88,7 +88,8 @@ class ComparePlansTest(absltest.TestCase):
     example, first = (TOKENS, LABELS), ('one_shot',)
     found = compare(tagger, example, first, loss='mse')
     self.assertGreater(found.rows[0]['loss: mean'], 0.01)
-    right = {'right': lambda got, labels: got.argmax(-1) == labels}
+    see = lambda got, labels: got.argmax(-1) == labels
+    right = {'right': cxjax.Metric(see)}
     found = compare(tagger, example, first, loss='mse', metrics=right)
     output, _ = tagger(found.best.params, TOKENS)
     score = np.mean(np.argmax(output, -1) == LABELS)

@@ -247,10 +247,10 @@ class RefusalTest(parameterized.TestCase):
       found = compare_lib._plans(planner, None, 20, None)
       self.assertCountEqual(found, (*compare_lib.METHODS, *more))
 
-  def test_a_metric_that_says_not_if_less_is_better(self):
-    error = lambda output, labels: output.argmax(-1) != labels
+  def test_a_metric_that_does_not_say_if_less_is_better(self):
+    brier = lambda output, labels: (output**2).sum(-1)
     with self.assertRaisesRegex(errors.UserError, 'higher_is_better=False'):
-      compare(metrics={'error': error}, methods=('one_shot',))
+      compare(metrics={'brier': brier}, methods=('one_shot',))
 
   def test_what_is_not_finite_has_no_score(self):
     for score, loss, leaf, known in (

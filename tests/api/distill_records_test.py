@@ -243,10 +243,10 @@ class KeepBestTest(FolderTest):
     ):
       self.train(keep_best='los')
 
-  def test_a_function_that_says_not_if_less_is_better(self):
-    metrics = {'errors': lambda a, b: a[:, 0] > 0}
-    for options in ({'keep_best': 'errors'}, {'patience': 2}):
-      with self.assertRaisesRegex(errors.UserError, "'errors' decides"):
+  def test_a_function_that_does_not_say_if_less_is_better(self):
+    metrics = {'brier': lambda a, b: ((a - b) ** 2).sum(-1)}
+    for options in ({'keep_best': 'brier'}, {'patience': 2}):
+      with self.assertRaisesRegex(errors.UserError, "'brier' decides"):
         self.train(metrics=metrics, **options)
 
 

@@ -47,6 +47,21 @@ def on_host(params):
   return jax.tree.map(lambda leaf: jax.device_put(leaf, there), params)
 
 
+def doubled(params, only=''):
+  """In float64, as `jax.enable_x64` makes them."""
+
+  def double(path, leaf):
+    chosen = only in jax.tree_util.keystr(path)
+    return jnp.asarray(leaf, jnp.float64) if chosen else leaf
+
+  with jax.enable_x64(True):
+    return jax.tree.map_with_path(double, params)
+
+
+def some_doubled(params):
+  return doubled(params, 'low')
+
+
 def over_my_mesh(p, x):
   mesh = jax.sharding.Mesh(jax.devices()[:1], ('mine',))
   first = PartitionSpec('mine')
@@ -99,7 +114,7 @@ class PlacementTest(parameterized.TestCase):
     cls.params = [jax.tree.map(np.asarray, parameters(seed)) for seed in (0, 1)]
     cls.want = run(*cls.params)
 
-  @parameterized.parameters(on_mesh, mixed, on_host)
+  @parameterized.parameters(on_mesh, mixed, on_host, doubled, some_doubled)
   @pytest.mark.slow
   def test_parameters_on_devices_of_the_user(self, put):
     got = run(*map(put, self.params))

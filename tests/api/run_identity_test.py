@@ -8,7 +8,6 @@ import subprocess
 import sys
 from unittest import mock
 
-from absl import logging
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
-from cxjax.api import run_identity
+from cxjax.methods import projections
 from small_networks import X
 from small_networks import Y
 from small_networks import parameters
@@ -151,48 +150,6 @@ CHANGES = {
 }
 
 
-class BatchesTest(parameterized.TestCase):
-  """A folder remembers its batches, as far as they can be known."""
-
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(self.create_tempdir().full_path)
-    self.batches = [(X, Y), (X + 1, Y), (X + 2, Y)]
-    run_identity.claim_batches(self.folder, self.batches, (X, Y))
-
-  @parameterized.parameters(
-    lambda batches: [*batches[:2], batches[0]],
-    lambda batches: batches[:2],
-    lambda batches: [batches[0], batches[2], batches[1]],
-    lambda batches: [(x, y + 1) for x, y in batches],
-  )
-  def test_another_list_is_refused(self, change):
-    batches = change(self.batches)
-    with self.assertRaisesRegex(errors.UserError, 'another list of b'):
-      run_identity.claim_batches(self.folder, batches, batches[0])
-
-  @parameterized.parameters(tuple, iter, list)
-  def test_the_same_go_on(self, kind):
-    with mock.patch.object(logging, 'warning') as warning:
-      run_identity.claim_batches(
-        self.folder, kind(self.batches), [jnp.asarray(X), jnp.asarray(Y)]
-      )
-    warning.assert_not_called()
-
-  def test_another_first_batch_of_a_loader_is_warned_of(self):
-    with mock.patch.object(logging, 'warning') as warning:
-      run_identity.claim_batches(self.folder, iter(()), (X + 1, Y))
-    self.assertIn('The first batch is not', str(warning.call_args))
-
-  def test_a_long_list_is_known_by_some_batches(self):
-    folder = pathlib.Path(self.create_tempdir().full_path)
-    with mock.patch.object(run_identity, 'KNOWN', X.nbytes + Y.nbytes):
-      run_identity.claim_batches(folder, self.batches, (X, Y))
-      other = [*self.batches[:2], (X + 3, Y)]
-      with self.assertRaises(errors.UserError):
-        run_identity.claim_batches(folder, other, (X, Y))
-
-
 @pytest.mark.slow
 class ChangeTest(parameterized.TestCase):
   @classmethod
@@ -226,6 +183,27 @@ class ChangeTest(parameterized.TestCase):
     run(self.workdir, loss=of_global)
     with mock.patch.dict(globals(), SCALE=3.0):
       self.refused('stages.0.terms.1.loss', loss=of_global)
+
+  def test_patience_waits_for_the_first_of_the_metrics(self):
+    one, two = (metrics_of(1.0, 1.0, higher) for higher in (True, False))
+    metrics = {'one': one['right'], 'two': two['right']}
+    swapped = {name: metrics[name] for name in ('two', 'one')}
+    options = {'patience': 1, 'eval_every': 2, 'steps': 8}
+    workdir = self.create_tempdir().full_path
+    run(workdir, metrics=metrics, **options)
+    run(workdir, metrics=metrics, **options)
+    self.refused(
+      r'decisive_metric \(one there, two here\)',
+      workdir,
+      metrics=swapped,
+      **options,
+    )
+
+  def test_a_registered_projection(self):
+    """Its name stays; the function that is registered by it is another."""
+    other = lambda key, i, o: 3.0 * jax.random.normal(key, (i, o))
+    with mock.patch.dict(projections.PROJECTIONS, gaussian=other):
+      self.refused('stages.0.terms.1.draw')
 
   def test_the_same_call_comes_back(self):
     params, history = run(self.workdir)

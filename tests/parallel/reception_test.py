@@ -53,6 +53,29 @@ class ReceivedTest(parameterized.TestCase):
     for name, leaf in {**tree, 'c': TREE['a']}.items():
       self.assertIs(found[name], leaf)
 
+  @parameterized.parameters(
+    ('float64', 'float32'),
+    ('complex128', 'complex64'),
+    ('int64', 'int32'),
+    ('uint64', 'uint32'),
+  )
+  def test_numbers_of_64_bits_are_rounded(self, given, want):
+    with jax.enable_x64(True):
+      tree = jax.device_put({'a': jnp.arange(3, dtype=given)}, explicit())
+      kept = reception.received('params', tree)['a']
+    found = reception.received('params', tree)['a']
+    self.assertEqual((str(kept.dtype), str(found.dtype)), (given, want))
+    np.testing.assert_array_equal(found, np.arange(3))
+    self.assertEqual(found.sharding.device_set, kept.sharding.device_set)
+
+  def test_integers_that_would_change_are_refused(self):
+    with jax.enable_x64(True):
+      tree = {'a': jnp.full((2, 3), 2**40)}
+    with self.assertRaisesRegex(
+      errors.UserError, r'\[2, 3\] has integers that'
+    ):
+      reception.received('params', tree)
+
   def test_what_has_no_values_is_named(self):
     shapes = jax.eval_shape(lambda: TREE)
     with self.assertRaisesRegex(errors.UserError, "'a' of params has a shape"):
