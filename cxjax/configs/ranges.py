@@ -24,6 +24,7 @@ from cxjax.api import shrink
 from cxjax.configs import defaults
 from cxjax.methods import curricula
 from cxjax.methods import registry
+from cxjax.models import rotary
 from cxjax.training import optimizers
 
 COUNT = arguments.Range(1, 2**31 - 1, whole=True)
@@ -83,7 +84,7 @@ RANGES = {
   'heads': FEW,
   'kv_heads': COUNT_OR_0,
   'mlp_width': COUNT_OR_0,
-  'theta': arguments.Range(1, ends=(False, False)),
+  'theta': rotary.THETA,
   'max_length': COUNT_OR_0,
   'init_std': POSITIVE,
   'dropout': RATE,

@@ -15,6 +15,7 @@ from cxjax import arguments
 from cxjax import errors
 
 SCALINGS = ('none', 'linear', 'llama3', 'yarn')
+THETA = arguments.Range(1, 1e30, ends=(False, True))  # As float32 holds.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,8 @@ class Rotary:
   def __post_init__(self) -> None:
     """Raises UserError for values that give no frequencies."""
     errors.lookup('scaling', self.scaling, dict.fromkeys(SCALINGS))
-    above_1 = arguments.Range(1, ends=(False, False))
-    positive = arguments.Range(0, ends=(False, False))
-    arguments.number('theta', self.theta, above_1)
+    positive = arguments.Range(0, 1e30, ends=(False, True))
+    arguments.number('theta', self.theta, THETA)
     names = ('factor', 'beta_fast', 'beta_slow', 'attention_factor')
     for name in (*names, 'low_factor', 'high_factor'):
       arguments.number(name, getattr(self, name), positive)
