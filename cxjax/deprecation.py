@@ -79,7 +79,7 @@ DATA_MODULES = {
 METHODS_NAMES = {
   'METHODS': 'methods.registry.METHODS',
   'Teacher': 'training.teacher.Teacher',
-  'choose_checkpoints': 'methods.registry.choose_checkpoints',
+  'choose_checkpoints': 'methods.checkpoint_rules.choose_checkpoints',
 }
 # Names inside the modules above that have changed or moved, too.
 ATTRIBUTES: dict[str, dict[str, str]] = {

@@ -22,6 +22,7 @@ from cxjax.configs import builders
 from cxjax.configs import defaults
 from cxjax.configs import student_starts
 from cxjax.configs import teachers
+from cxjax.methods import checkpoint_rules
 from cxjax.methods import registry
 from cxjax.models import sentence
 from cxjax.training import metrics as metrics_lib
@@ -55,6 +56,7 @@ METHODS = (
   'extracted_centered_labels',
   'extracted_pca',
   'extracted_pca_rotated',
+  'extracted_pca_rotated_labels',
   'extracted_directions',
   'fitnets',
   'late_to_early',
@@ -68,6 +70,7 @@ NEEDING_LABELS = (
   'one_shot_labels',
   'extracted_labels',
   'extracted_centered_labels',
+  'extracted_pca_rotated_labels',
 )
 # Without checkpoints of the teacher.
 OTHERS = tuple(name for name in METHODS if name != 'progressive')
@@ -197,7 +200,7 @@ def _checkpoints(
   listed = options.pop('checkpoints')
   if not teacher.checkpoints[:-1]:
     return {}, options
-  steps = registry.choose_checkpoints(
+  steps = checkpoint_rules.choose_checkpoints(
     teacher.checkpoints, rule[0], scores=rule[1], count=rule[2], listed=listed
   )
   assert teacher.load is not None

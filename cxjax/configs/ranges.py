@@ -22,6 +22,7 @@ from cxjax import errors
 from cxjax import folders
 from cxjax.api import shrink
 from cxjax.configs import defaults
+from cxjax.methods import checkpoint_rules
 from cxjax.methods import curricula
 from cxjax.methods import registry
 from cxjax.models import rotary
@@ -116,7 +117,7 @@ FREE = frozenset(
 
 CHOICES = {
   'student.start': ('random', 'teacher'),
-  'progressive.rule': registry.RULES,
+  'progressive.rule': checkpoint_rules.RULES,
   **{f'{name}.ending': curricula.ENDINGS for name in registry.having('ending')},
 }
 MISSING = (
