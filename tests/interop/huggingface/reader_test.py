@@ -50,7 +50,7 @@ class ReadTest(fixtures.TestCase):
     logits, activations = jax.jit(module.apply)(variables, fixtures.X)
     theirs = torch_models.run(model)
     fixtures.assert_real_close(logits, theirs.output)
-    fixtures.assert_real_close(activations['final'], theirs.hidden[-1])
+    fixtures.assert_real_close(activations['head_input'], theirs.hidden[-1])
 
   @parameterized.parameters('float16', 'bfloat16')
   def test_half_precision_is_read(self, dtype):
