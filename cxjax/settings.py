@@ -175,6 +175,8 @@ def _comparable(
     return functions
   there, config = map(files.read_json, paths)
   here = environment()
+  if not isinstance(there, dict) or not isinstance(config, dict):
+    return functions  # What reads them next says which is damaged.
   if all(there.get(name) == here[name] for name in TRACED):
     return functions
   return config.get('functions', functions)

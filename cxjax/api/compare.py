@@ -175,7 +175,7 @@ def compare(
     flops=budgets.Flops(costs, charged=equal != 'student_flops'),
     options={**options, 'fit_on': fit_on},
   )
-  begin.require_untrained(entrants.score())
+  begin.require_untrained(entrants.score(), entrants.num_examples)
   lengths = entrants.lengths(max(round(num_steps * share), 1), equal)
   description = entrants.describe(lengths, equal)
   report(description)

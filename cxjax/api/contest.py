@@ -196,6 +196,12 @@ class Contest:
       'TFLOP in all': sum(count * cost(n) for count, n in sizes),
     }
 
+  @property
+  def num_examples(self) -> int:
+    """Number of held-out examples."""
+    leaf = jax.tree.leaves(self.evaluation.held_out['x'])[0]
+    return int(leaf.shape[0])
+
   def score(self) -> Callable[[types.Params], float]:
     """The held-out score of a student as a function; more is better."""
     held_out, metrics = self.evaluation.held_out, self.evaluation.metrics
@@ -206,8 +212,9 @@ class Contest:
       apply=self.plans[self.reference].student.apply,
       metrics={self.metric: metrics[self.metric]},
     )
-    run = jax.jit(lambda params: evaluate(params, held_out)[self.metric])
-    return lambda params: -self._rank(float(run(params)))
+    run = jax.jit(evaluate)
+    score = lambda params: float(run(params, held_out)[self.metric])
+    return lambda params: -self._rank(score(params))
 
   def run(
     self, lengths: dict[str, int], report: Report
@@ -277,6 +284,8 @@ class Contest:
     """A method at a learning rate, with every seed."""
     pairs = [(rate, seed) for seed in range(len(self.starts.params))]
     students, history, scores = self._train(name, steps, pairs, name, None)
+    kept = starts_lib.distinct(students)  # Equal ones are no two seeds.
+    students, scores = ([each[i] for i in kept] for each in (students, scores))
     best = min(range(len(scores)), key=lambda i: self._rank(scores[i]))
     plan = budgets.scaled(self.plans[name], steps)
     return comparison.Contender(

@@ -19,8 +19,8 @@ from cxjax.api import matching
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.api import prepared
+from cxjax.api import same_function
 from cxjax.api import stages as stages_lib
-from cxjax.api import starts
 from cxjax.methods import layer_matching
 from cxjax.methods import losses
 from cxjax.methods import registry
@@ -257,7 +257,9 @@ class Planner:
     for what in ('teacher', 'student'):
       ours, theirs = getattr(own, what), getattr(plan, what)
       errors.require(
-        starts.same_outputs(ours.apply, theirs.apply, ours.one, own.batch['x']),
+        not same_function.is_other(
+          ours.apply, theirs.apply, ours.one, own.batch['x']
+        ),
         message.format(what),
       )
 

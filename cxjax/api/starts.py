@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
-import itertools
 import math
 from typing import Any
 from typing import TypeAlias
@@ -15,6 +14,7 @@ import numpy as np
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.api import same_function
 from cxjax.models import adapters
 from cxjax.parallel import partition
 
@@ -62,65 +62,35 @@ class Starts:
     Args:
       x: shapes of an input, which is drawn.
     """
-    for seed, apply in enumerate(self.applies):
-      errors.require(
-        same_outputs(self.applies[0], apply, self.params[0], x),
-        f'student(0) and student({seed}) compute other outputs from the same '
-        'parameters: all seeds must have one network.',
-      )
+    seed = same_function.first_other(self.applies, self.params[0], x)
+    errors.require(
+      seed is None,
+      f'student(0) and student({seed}) compute other outputs from the same '
+      'parameters: all seeds must have one network.',
+    )
 
-  def require_untrained(self, score: Callable[[types.Params], float]) -> None:
+  def require_untrained(
+    self, score: Callable[[types.Params], float], examples: int
+  ) -> None:
     """Raises UserError if starts were drawn from a trained student.
 
     Args:
       score: held-out score of a student; more is better.
+      examples: number of held-out examples.
     """
     if not self.drawn:
       return
     random = np.random.default_rng(0)
     others = [score(_rolled(self.params[0], random)) for _ in range(DRAWS)]
     mean, own = float(np.mean(others)), score(self.params[0])
-    width = max(float(np.std(others, ddof=1)), PART * abs(mean))
+    # That of an accuracy of one half: few draws may have no spread at all.
+    chance = 0.5 / math.sqrt(examples)
+    width = max(float(np.std(others, ddof=1)), PART * abs(mean), chance)
     errors.require(
       not own > mean + BETTER * width,  # NaN says nothing.
       f'The student scores {abs(own):.4g} on held_out, and with its entries in '
       f'another order {abs(mean):.4g}: it was trained. {ONE_EACH}',
     )
-
-
-def same_outputs(
-  ours: types.Apply, theirs: types.Apply, params: types.Params, x: Any
-) -> bool:
-  """Compares what two functions return for the same parameters and input.
-
-  Args:
-    ours: function `(params, x) -> (output, activations)`.
-    theirs: another one.
-    params: parameters for both.
-    x: shapes of an input, which is drawn.
-
-  Returns:
-    True if the outputs are the same up to a fiftieth of the largest, so that
-    the dtypes to compute in may differ.
-  """
-  if ours == theirs:
-    return True
-  x = jax.tree.map(_drawn, x)
-  run = lambda f: jax.jit(lambda params, x: f(params, x)[0])(params, x)
-  one, other = (jax.tree.leaves(jax.device_get(run(f))) for f in (ours, theirs))
-  return len(one) == len(other) and all(
-    a.shape == b.shape
-    and np.allclose(a, b, rtol=0, atol=0.02 * np.abs(a).max(), equal_nan=True)
-    for a, b in zip(one, other, strict=True)
-  )
-
-
-def _drawn(leaf: Any) -> np.ndarray:
-  """Normal numbers; integers are 0 and 1 in turn, which all ids may be."""
-  if jnp.issubdtype(leaf.dtype, jnp.floating):
-    return np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype)
-  turns = np.arange(math.prod(leaf.shape)).reshape(leaf.shape) % 2
-  return turns.astype(leaf.dtype)
 
 
 def starts(student: Student, seeds: int) -> Starts:
@@ -147,9 +117,8 @@ def starts(student: Student, seeds: int) -> Starts:
     params = [one.one for one in made]
     for other in params[1:]:
       _require_same_form(params[0], other)
-    _require_different(params)
     first = dataclasses.replace(made[0], params=params[0])
-    how = 'Each seed begins with a student of its own.'
+    how = f'Each seed begins with a student of its own.{_alike(params)}'
     return Starts(first, params, how, tuple(one.apply for one in made))
   if not isinstance(student, adapters.ModelAdapter):
     raise errors.UserError(
@@ -163,9 +132,9 @@ def starts(student: Student, seeds: int) -> Starts:
       f'seeds={seeds}, and there are {len(student.params)} students: give one '
       'for each seed, or fewer seeds.',
     )
-    how = 'Each seed begins with one of the students.'
-    _require_different(student.params[:seeds])
-    return Starts(one, list(student.params[:seeds]), how)
+    params = list(student.params[:seeds])
+    how = f'Each seed begins with one of the students.{_alike(params)}'
+    return Starts(one, params, how)
   if seeds == 1:
     return Starts(one, [student.params], 'It begins with the student as it is.')
   _require_fresh(student.params)
@@ -211,17 +180,28 @@ def _require_same_form(a: types.Params, b: types.Params) -> None:
   )
 
 
-def _require_different(several: Sequence[types.Params]) -> None:
-  """Raises UserError if two students begin with the same parameters."""
-  for i, j in itertools.combinations(range(len(several)), 2):
-    leaves = map(jax.tree.leaves, (several[i], several[j]))
-    errors.require(
-      not all(
-        a is b or np.array_equal(a, b) for a, b in zip(*leaves, strict=True)
-      ),
-      f'The students of seeds {i} and {j} begin with the same parameters, so '
-      'that their spread says nothing. Make them differ, or give seeds=1.',
-    )
+def distinct(several: Sequence[types.Params]) -> list[int]:
+  """Indices of the students whose parameters no student before them has."""
+  found: list[int] = []
+  for i, one in enumerate(several):
+    if not any(_equal(several[j], one) for j in found):
+      found.append(i)
+  return found
+
+
+def _equal(one: types.Params, other: types.Params) -> bool:
+  leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  return all(a is b or np.array_equal(a, b) for a, b in leaves)
+
+
+def _alike(several: Sequence[types.Params]) -> str:
+  """A sentence on students that begin with the same parameters, if any do."""
+  if len(distinct(several)) == len(several):
+    return ''
+  return (
+    ' Some begin alike: they differ by what training draws, as projections '
+    'and dropout, and those that end alike count as one seed.'
+  )
 
 
 def _rolled(params: types.Params, random: np.random.Generator) -> types.Params:
@@ -280,4 +260,6 @@ def _is_orthogonal(matrix: np.ndarray) -> bool:
   rows = matrix if len(matrix) <= matrix.shape[1] else matrix.T
   gram = rows[:LARGEST] @ rows[:LARGEST].T
   unit = np.mean(np.diag(gram)) * np.eye(len(gram))
-  return bool(np.abs(gram - unit).max() <= 1e-3 * unit.max())
+  # Independent entries are as orthogonal as a matrix is long.
+  near = min(1e-3, 0.1 / math.sqrt(max(rows.shape[1], 1)))
+  return bool(np.abs(gram - unit).max() <= near * unit.max())

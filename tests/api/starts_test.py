@@ -40,12 +40,15 @@ class StartsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'seeds=4.*list has 3'):
       starts.starts(students, 4)
 
-  def test_equal_starts_are_refused(self):
+  def test_equal_starts_are_told(self):
     one = network(Net((4,)), X, 0)
     for student in (lambda seed: one, [one, one], network(Net((4,)), X, 0, 0)):
-      with self.assertRaisesRegex(errors.UserError, '0 and 1 begin with the'):
-        starts.starts(student, 2)
-      self.assertLen(starts.starts(student, 1).params, 1)
+      found = starts.starts(student, 2)
+      self.assertIn('Some begin alike', found.how)
+      self.assertEqual(starts.distinct(found.params), [0])
+    found = starts.starts(network(Net((4,)), X, 0, 1), 2)
+    self.assertNotIn('alike', found.how)
+    self.assertEqual(starts.distinct([*found.params, found.params[1]]), [0, 1])
 
   def test_other_functions_are_refused(self):
     def student(sign):
@@ -71,13 +74,18 @@ class StartsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       errors.UserError, 'scores 1 .* order 0: it was'
     ):
-      found.require_untrained(own)
+      found.require_untrained(own, 100)
     for score in (lambda params: params['a'][0, 0], lambda params: np.nan):
-      found.require_untrained(score)
-    starts.starts(student, 1).require_untrained(own)
+      found.require_untrained(score, 100)
+    starts.starts(student, 1).require_untrained(own, 100)
+    # All draws at 0, and one of 64 examples right by chance.
+    chance = lambda params: own(params) / 64
+    found.require_untrained(chance, 64)
 
   def test_an_orthogonal_start_is_one_of_its_own(self):
     draw = np.random.default_rng(0).normal(size=(300, 16))
+    long = np.random.default_rng(0).normal(size=(2**20, 8)).astype(np.float32)
+    self.assertFalse(starts._is_orthogonal(long))
     for kernel in (np.linalg.qr(draw)[0], np.linalg.qr(draw)[0].T):
       student = cxjax.from_fn(lambda params, x: x, {'a': 2 * kernel})
       with self.assertRaisesRegex(errors.UserError, 'a start of its own'):
