@@ -87,7 +87,7 @@ RANGES = {
   'mlp_width': COUNT_OR_0,
   'theta': rotary.THETA,
   'max_length': COUNT_OR_0,
-  'init_std': POSITIVE,
+  'init_std': arguments.Range(0, 1e30, ends=(False, True)),
   'dropout': RATE,
   'd': arguments.Range(1, 10**6, whole=True),
   'k': COUNT,
@@ -95,7 +95,7 @@ RANGES = {
   'held_out': SHARE,
   # Larger ones, beyond any tokenizer, end in an abort of its library.
   'vocab_size': arguments.Range(1, 10**7, whole=True),
-  'length': COUNT,
+  'length': arguments.Range(1, 2**22, whole=True),
   'shards': FEW,
 }
 # Fields that the code which reads them checks, because it also serves callers

@@ -204,7 +204,10 @@ def present(
   """
   added = tokenizer.get_added_tokens_decoder().values()
   special = {token.content for token in added if token.special}
-  ids = {name: tokenizer.token_to_id(name) for name in names}
+  # Half of a surrogate pair is no UTF-8, hence in no token.
+  is_half = lambda character: '\ud800' <= character <= '\udfff'
+  known = [name for name in names if not any(map(is_half, name))]
+  ids = {name: tokenizer.token_to_id(name) for name in known}
   order = sorted(ids, key=lambda name: name not in special)
   return {name: at for name in order if (at := ids[name]) is not None}
 

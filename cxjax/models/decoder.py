@@ -35,7 +35,7 @@ FLAGS = ('tied', 'causal', 'embeddings_norm', 'post_norms', 'qk_norm')
 FLAGS += ('qkv_bias', 'out_bias', 'mlp_bias', 'scaled_embeddings', 'remat')
 RANGES = {
   'norm_eps': arguments.Range(0, 1, ends=(False, True)),
-  'init_std': arguments.Range(0, ends=(False, False)),
+  'init_std': arguments.Range(0, 1e30, ends=(False, True)),
   'dropout': arguments.Range(0, 1, ends=(True, False)),
   'score_cap': arguments.Range(0, 1e9),
   'logit_cap': arguments.Range(0, 1e9),

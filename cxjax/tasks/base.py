@@ -274,7 +274,7 @@ def _check_data(data: Any) -> None:
     f'data={data!r} must be a block of a config, as of '
     'ml_collections.ConfigDict.',
   )
-  asked = data.get('fingerprints') or {}
+  asked = data.get('fingerprints', {})
   errors.require(
     isinstance(asked, Mapping) or hasattr(asked, 'unlocked'),
     f'data.fingerprints={asked!r} must be a block of fields.',
