@@ -276,7 +276,7 @@ def _columns(equation: core.JaxprEqn, axis: int) -> _Columns | None:
 
 
 def _is_row(shape: Sequence[int], axes: Sequence[int], axis: int) -> bool:
-  """Whether an array has one value, or one for each index of one axis."""
+  """True if an array has one value, or one for each index of one axis."""
   return all(
     size == 1 or at == axis for size, at in zip(shape, axes, strict=True)
   )

@@ -1,6 +1,6 @@
 r"""Loss over a large vocabulary: outputs in pieces against whole ones.
 
-Run, on Linux, a quarter of an hour with 20 GB free:
+Run, on Linux, with 20 GB free for the whole outputs of 8,192 tokens:
   python -m experiments.benchmarks.pieces
 
 The KL divergence between a teacher's and a student's logits, and its gradient
