@@ -239,13 +239,13 @@ def digest(record: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_sealed(path: pathlib.Path, record: Any) -> None:
+def write_with_digest(path: pathlib.Path, record: Any) -> None:
   """Writes a JSON value with its digest, atomically."""
   write_json(path, {'record': record, 'sha256': digest(record)})
 
 
-def read_sealed(path: pathlib.Path) -> Any:
-  """Reads a JSON value that `write_sealed` wrote.
+def read_with_digest(path: pathlib.Path) -> Any:
+  """Reads a JSON value that `write_with_digest` wrote.
 
   Args:
     path: the file.

@@ -1,4 +1,4 @@
-"""Small files of a run: atomic, sealed, locked, claimed."""
+"""Small files of a run: atomic, checked, locked, claimed."""
 
 import json
 import os
@@ -119,21 +119,21 @@ class WriteTest(FilesTest):
       raise OSError(24, os.strerror(24))
 
 
-class SealTest(FilesTest):
+class DigestTest(FilesTest):
   def test_reads_what_was_written(self):
     path = self.folder / 'record.json'
-    files.write_sealed(path, CONFIG)
-    self.assertEqual(files.read_sealed(path), CONFIG)
+    files.write_with_digest(path, CONFIG)
+    self.assertEqual(files.read_with_digest(path), CONFIG)
 
   @parameterized.parameters(
     ('"width": 8', '"width": 9'), ('"record"', '"recrod"'), ('sha256', 'sha')
   )
   def test_a_change_is_damage(self, old, new):
     path = self.folder / 'record.json'
-    files.write_sealed(path, CONFIG)
+    files.write_with_digest(path, CONFIG)
     path.write_text(path.read_text().replace(old, new))
     with self.assertRaisesRegex(errors.UserError, 'record.json is damaged'):
-      files.read_sealed(path)
+      files.read_with_digest(path)
 
   def test_digest_does_not_depend_on_the_order(self):
     one, two = {'a': 1, 'b': 2}, {'b': 2, 'a': 1}

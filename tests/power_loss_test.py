@@ -37,7 +37,7 @@ def key(tree):
   without a record are not read; of folders, those of checkpoints are, once
   orbax has given them their name.
   """
-  sealed = {
+  finished = {
     name.removesuffix('/record.json')
     for name, content in tree.items()
     if name.endswith('/record.json') and content
@@ -47,7 +47,7 @@ def key(tree):
     if '/tensorboard' in name or name.endswith(UNREAD):
       continue
     parts = re.fullmatch(r'(.*/checkpoints/[^/]+)/.+', name)
-    if parts and parts[1] not in sealed:
+    if parts and parts[1] not in finished:
       continue
     if content is not None or re.search('/checkpoints/[0-9]+$', name):
       found.append((name, content))
@@ -89,7 +89,7 @@ class StoredTargetsTest(absltest.TestCase):
     (root / 'whole').mkdir()
     spec = fixtures.live_spec(period=PERIOD)
     write = lambda folder: target_cache.write(
-      folder, spec, fixtures.PROVENANCE, 'float32'
+      folder, spec, fixtures.CONFIG, 'float32'
     )
     read = lambda tree: [
       one for one in tree.items() if not one[0].endswith(UNREAD)

@@ -57,8 +57,8 @@ def cache_targets(
     experiment, teachers.train_teacher(experiment, workdir)
   )
   spec = _with_period(spec, experiment)
-  provenance = identity.stored_config(experiment.config, spec)
-  return target_cache.write(folder, spec, provenance, config.cache.dtype)
+  stored = identity.stored_config(experiment.config, spec)
+  return target_cache.write(folder, spec, stored, config.cache.dtype)
 
 
 def _require_own(

@@ -49,7 +49,7 @@ MOST = 2**30  # Bytes of a compressed file when unpacked.
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents and their provenance.
+  """Documents, and the source that they were read from.
 
   Attributes:
     documents: text, in a stable order, read by index.

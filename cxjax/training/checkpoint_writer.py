@@ -1,8 +1,8 @@
 """Writes the checkpoints of a run in the background.
 
-Orbax writes the arrays in a thread of ours, and a record seals them; the layout
-is that of `checkpoints`. At any moment the newest sealed checkpoint stays on
-the disk until the next one is sealed.
+Orbax writes the arrays in a thread of ours, and a record with the hash of every
+file completes the checkpoint; the layout is that of `checkpoints`. The newest
+complete checkpoint stays on the disk until the next one is complete.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class CheckpointWriter:
   """Saves checkpoints while training goes on, and removes old ones.
 
   A context manager; leaving it waits for the last checkpoint. In a run of
-  several processes, `save` returns only once the checkpoint is sealed.
+  several processes, `save` returns only once the checkpoint is complete.
   """
 
   def __init__(self, folder: pathlib.Path, keep: int) -> None:
@@ -118,8 +118,8 @@ class CheckpointWriter:
         `RESERVED`; 'records' is the number of lines of metrics.jsonl.
       local: JSON values of this process, by name; each process has its own
         names.
-      temporary: whether to remove the checkpoint once a later one is sealed.
-      best: whether to keep the checkpoint until a later best one is sealed.
+      temporary: whether to remove the checkpoint once a later one is complete.
+      best: whether to keep the checkpoint until a later best one is complete.
 
     Raises:
       UserError: this checkpoint or the previous one cannot be written.
@@ -143,7 +143,7 @@ class CheckpointWriter:
     self._thread.start()
 
   def wait(self) -> None:
-    """Blocks until the last checkpoint is sealed.
+    """Blocks until the last checkpoint is complete.
 
     Raises:
       UserError: the checkpoint could not be written.
@@ -207,7 +207,7 @@ class CheckpointWriter:
         }
         if (self._folder / 'metrics.jsonl').exists():
           files.sync(self._folder / 'metrics.jsonl')
-        files.write_sealed(path / 'record.json', record)
+        files.write_with_digest(path / 'record.json', record)
         self._known()[step] = record
         self._prune(step)
     multihost.barrier()
@@ -237,8 +237,8 @@ class CheckpointWriter:
         # the writes; here all of it runs in a thread, after one copy.
         enable_async_checkpointing=False,
         # Orbax applies its policy when the arrays are written, and counts every
-        # folder as a checkpoint. So that a good checkpoint outlives the seal of
-        # the next, orbax keeps all, and `_prune` removes them after the seal.
+        # folder as a checkpoint. So that a good checkpoint stays until the next
+        # has its record, orbax keeps all, and `_prune` removes them after that.
         preservation_policy=ocp.checkpoint_managers.LatestN(None),
       )
       folder = checkpoints.step_folder(self._folder, step).absolute().parent

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: arrays by orbax, and a record that seals them.
+"""Checkpoints of a run: arrays by orbax, and a record with their hashes.
 
 `FOLDER/checkpoints/STEP/` holds a folder of arrays per item ('params' apart
 from the rest of the state, so that a teacher's parameters can be read alone),
@@ -8,8 +8,8 @@ written last, once everything else is on the disk. A folder without a valid
 record is no checkpoint. Nothing is pickled.
 
 In a run of several processes, each process writes its part of the arrays and
-its own JSON values; the first process seals and removes the folders. They are
-written by `checkpoint_writer`.
+its own JSON values; the first process writes the record and removes folders.
+`checkpoint_writer` writes checkpoints.
 """
 
 import hashlib
@@ -103,7 +103,7 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
       return f'{path} is no folder'
     if not (path / 'record.json').exists():
       return f'{path} has no record.json'
-    sealed = files.read_sealed(path / 'record.json')['files']
+    expected = files.read_with_digest(path / 'record.json')['files']
   except OSError as error:
     return f'{path} cannot be read ({error.strerror})'
   except (errors.UserError, TypeError, KeyError):
@@ -112,10 +112,10 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
     found = file_digests(path)
   except OSError as error:
     return f'{error.filename or path} cannot be read ({error.strerror})'
-  for name in sorted(sealed.keys() | found.keys()):
+  for name in sorted(expected.keys() | found.keys()):
     if name not in found:
       return f'{path}/{name} is missing'
-    if sealed.get(name) != found[name]:
+    if expected.get(name) != found[name]:
       return f'{path}/{name} is damaged'
   return None
 
@@ -176,7 +176,7 @@ def read_record(folder: pathlib.Path, step: int) -> Record:
   Raises:
     UserError: the record is missing or damaged.
   """
-  return files.read_sealed(step_folder(folder, step) / 'record.json')
+  return files.read_with_digest(step_folder(folder, step) / 'record.json')
 
 
 def valid_record(folder: pathlib.Path, step: int) -> Record | None:

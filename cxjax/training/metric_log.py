@@ -72,7 +72,7 @@ def read(folder: pathlib.Path) -> list[types.Record]:
   return records
 
 
-def seal(records: Sequence[types.Record]) -> dict[str, Any]:
+def digest_records(records: Sequence[types.Record]) -> dict[str, Any]:
   """Returns the number of records, and the SHA-256 of their lines in order."""
   text = ''.join(map(_line, records))
   return {
@@ -84,29 +84,30 @@ def seal(records: Sequence[types.Record]) -> dict[str, Any]:
 def fault(
   folder: pathlib.Path,
   records: Sequence[types.Record],
-  sealed: Mapping[str, Any],
+  expected: Mapping[str, Any],
 ) -> str | None:
-  """Compares the records of a run with what `seal` returned of them.
+  """Compares the records of a run with the digest that was saved of them.
 
   Args:
     folder: the folder of the run.
-    records: its records, up to the time of the seal.
-    sealed: JSON values with those of `seal`; without 'records' all is well.
+    records: its records, up to the time of the digest.
+    expected: JSON values with those of `digest_records`; without 'records'
+      there is nothing to compare.
 
   Returns:
     The fault of metrics.jsonl, as text, or None.
   """
-  if 'records' not in sealed:
+  if 'records' not in expected:
     return None
-  path, number = folder / 'metrics.jsonl', sealed['records']
-  if 'records_sha256' not in sealed:
+  path, number = folder / 'metrics.jsonl', expected['records']
+  if 'records_sha256' not in expected:
     return f'it has no digest of the records in {path}'
-  found = seal(records)
+  found = digest_records(records)
   if found['records'] < number:
     return f'{path} lacks some of its {number} records'
   if found['records'] > number:
     return f'{path} has more than its {number} records'
-  if found['records_sha256'] != sealed['records_sha256']:
+  if found['records_sha256'] != expected['records_sha256']:
     return f'{path} was edited: its records are not those that were written'
   return None
 
@@ -204,8 +205,8 @@ class MetricLog:
         file.close()
     self._progress.close()
 
-  def seal(self) -> dict[str, Any]:
-    """Returns what `seal` returns of the records so far."""
+  def digest_records(self) -> dict[str, Any]:
+    """Returns the result of `digest_records` for the records so far."""
     digest = self._digest.hexdigest()
     return {'records': len(self.records), 'records_sha256': digest}
 

@@ -1,6 +1,6 @@
 """Summaries of finished runs: `summary.json`, and comparisons.
 
-Beside the summary, the file has a seal under 'seal': digests of its other keys,
+Beside the summary, the file has 'checksums': SHA-256 digests of its other keys,
 of the records in metrics.jsonl and of config.json. A file that was edited is
 refused.
 """
@@ -73,26 +73,28 @@ def write(
   summary: Summary,
   records: Sequence[types.Record] | None = None,
 ) -> None:
-  """Writes a summary with its seal, atomically.
+  """Writes a summary with its checksums, atomically.
 
   Args:
-    path: the file; config.json beside it, if there is one, is sealed as well.
+    path: the file; config.json beside it, if there is one, gets a checksum too.
     summary: JSON values.
     records: the lines of metrics.jsonl beside it, if there is one.
 
   Raises:
     UserError: the folder cannot be written.
   """
-  seal: Summary = {} if records is None else metric_log.seal(records)
+  checksums: Summary = (
+    {} if records is None else metric_log.digest_records(records)
+  )
   config = path.with_name('config.json')
   if config.exists():
-    seal['config'] = files.digest(files.read_json(config))
-  seal['sha256'] = files.digest({**summary, 'seal': seal})
-  files.write_json(path, {**summary, 'seal': seal})
+    checksums['config'] = files.digest(files.read_json(config))
+  checksums['sha256'] = files.digest({**summary, 'checksums': checksums})
+  files.write_json(path, {**summary, 'checksums': checksums})
 
 
 def read(path: pathlib.Path, advice: str = '') -> Summary:
-  """Reads a summary that `write` wrote, and compares it with its seal.
+  """Reads a summary that `write` wrote, and compares it with its checksums.
 
   Args:
     path: the file.
@@ -100,7 +102,7 @@ def read(path: pathlib.Path, advice: str = '') -> Summary:
       it, or to remove it and to run the same command.
 
   Returns:
-    The summary, without the seal.
+    The summary, without the checksums.
 
   Raises:
     UserError: the summary, metrics.jsonl or config.json is not as it was when
@@ -116,28 +118,30 @@ def read(path: pathlib.Path, advice: str = '') -> Summary:
     raise errors.UserError(f'{path} cannot be read ({error}). {again}') from (
       error
     )
-  seal = summary.pop('seal', None) if isinstance(summary, dict) else None
-  if not isinstance(seal, dict) or 'sha256' not in seal:
+  checksums = (
+    summary.pop('checksums', None) if isinstance(summary, dict) else None
+  )
+  if not isinstance(checksums, dict) or 'sha256' not in checksums:
     raise errors.UserError(
       f'{path} has no digest of itself: it was edited, or written by an '
       f'earlier version. {again}'
     )
-  said = seal.pop('sha256')
+  said = checksums.pop('sha256')
   errors.require(
-    said == files.digest({**summary, 'seal': seal}),
+    said == files.digest({**summary, 'checksums': checksums}),
     f'{path} was edited: it has another digest than the one it was written '
     f'with. {again}',
   )
   folder = path.parent
-  if 'config' in seal:
+  if 'config' in checksums:
     config = folder / 'config.json'
     errors.require(
-      files.digest(files.read_json(config)) == seal['config'],
+      files.digest(files.read_json(config)) == checksums['config'],
       f'{config} was edited: it is not that of the finished run. Restore it, '
       f'or remove {folder} to train again.',
     )
-  if 'records' in seal:
-    problem = metric_log.fault(folder, metric_log.read(folder), seal)
+  if 'records' in checksums:
+    problem = metric_log.fault(folder, metric_log.read(folder), checksums)
     errors.require(
       problem is None,
       f'{problem}, though the run is finished. Restore it, or remove {folder} '

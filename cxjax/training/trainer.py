@@ -372,7 +372,7 @@ class Trainer:
     record = {
       'stage': self._planned[self._stage].stage.name,
       'score': metrics[self._spec.primary],
-      **self._log.seal(),
+      **self._log.digest_records(),
       'seconds': self.stopwatch.seconds,
       **self._milestones.state(),
     }

@@ -39,7 +39,7 @@ class DamageTest(FinishedTest):
     else:
       record = checkpoints_lib.read_record(folder, 20)
       record |= {'step': 30, 'temporary': True}
-      files.write_sealed(path / '000000030/record.json', record)
+      files.write_with_digest(path / '000000030/record.json', record)
     opened = open_(config_of(), workdir)
     teacher = teachers.train_teacher(opened, workdir)
     whole = teachers.train_teacher(opened, self.workdir)
@@ -138,7 +138,7 @@ class DamageTest(FinishedTest):
     shutil.copytree(path / '000000040/params', path / '000000060/params')
     record = checkpoints_lib.read_record(workdir / 'teacher', 60)
     record['files'] = checkpoints_lib.file_digests(path / '000000060')
-    files.write_sealed(path / '000000060/record.json', record)
+    files.write_with_digest(path / '000000060/record.json', record)
     with self.assertRaisesRegex(
       errors.UserError, 'not the one.*began with.*parameters.final.* remove'
     ):

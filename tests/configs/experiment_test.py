@@ -31,7 +31,7 @@ class RunTest(FinishedTest):
   def test_leaves_what_the_readme_lists(self, method):
     folder, config = self.workdir / method, config_of(method)
     summary = json.loads((folder / 'summary.json').read_text())
-    self.assertIn('sha256', summary.pop('seal'))
+    self.assertIn('sha256', summary.pop('checksums'))
     self.assertEqual(summary, self.summaries[method])
     self.assertEqual(summary['method'], method)
     self.assertEqual(summary['steps'], 60)

@@ -15,7 +15,7 @@ from tests.training.written import items
 
 class FailureTest(WriterTest):
   def broken(self, error=None):
-    """Every seal fails, as on a full disk."""
+    """Every record fails, as on a full disk."""
     error = error or OSError(28, os.strerror(28))
     return mock.patch.object(
       checkpoint_writer.checkpoints, 'file_digests', side_effect=error
@@ -117,7 +117,9 @@ class FailureTest(WriterTest):
     held.set()
     thread.join()
     self.assertTrue(done.is_set())
-    with self.assertLogs(level='WARNING'):  # It is not sealed behind the back.
+    with self.assertLogs(
+      level='WARNING'
+    ):  # It is not completed behind the back.
       self.assertIsNone(checkpoints.latest(self.folder))
 
   def test_a_disk_without_room(self):

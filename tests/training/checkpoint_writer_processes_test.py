@@ -54,7 +54,7 @@ die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 target = {
   'arrays': (checkpoint_writer.CheckpointWriter, '_save_arrays'),
   'commit': (os, 'rename'),
-  'seal': (files, 'write_sealed'),
+  'record': (files, 'write_with_digest'),
   'prune': (checkpoint_writer.CheckpointWriter, '_prune'),
 }[case]
 values = np.arange(6, dtype='f4').reshape(2, 3)
@@ -165,7 +165,7 @@ class ProcessTest(WriterTest):
 
   def test_a_killed_process_leaves_a_good_checkpoint(self):
     self.folder.mkdir()
-    moments = ('arrays', 'commit', 'seal', 'prune')
+    moments = ('arrays', 'commit', 'record', 'prune')
     found = self.statuses(KILLED, *moments)
     self.assertEqual(found, [-signal.SIGKILL] * 4)
     root = self.folder
@@ -176,9 +176,9 @@ class ProcessTest(WriterTest):
 
   def assert_goes_on(self, moment):
     """A run that was killed at this moment has a checkpoint, and saves more."""
-    expected = {'seal': [10, 20, 30], 'prune': [10, 20, 30]}
+    expected = {'record': [10, 20, 30], 'prune': [10, 20, 30]}
     self.assertEqual(self.steps(), expected.get(moment, [10, 20]))
-    if moment == 'seal':
+    if moment == 'record':
       with self.assertLogs(level='WARNING') as log:
         self.assertEqual(checkpoints.latest(self.folder), 20)
       self.assertRegex(log.output[0], '000000030 has no record.json')

@@ -96,15 +96,15 @@ class SaveTest(WriterTest):
 
   def test_returns_before_the_checkpoint_is_written(self):
     started, held = threading.Event(), threading.Event()
-    seal = files.write_sealed
+    write = files.write_with_digest
 
     def late(*args):
       started.set()
       held.wait()
-      seal(*args)
+      write(*args)
 
     with (
-      mock.patch.object(files, 'write_sealed', late),
+      mock.patch.object(files, 'write_with_digest', late),
       self.writer() as writer,
     ):
       writer.save(1, items(1), {})
@@ -117,21 +117,21 @@ class SaveTest(WriterTest):
     self.assert_good(1)
 
   def test_a_second_save_waits_for_the_first(self):
-    sealed, seal = [], files.write_sealed
+    complete, write = [], files.write_with_digest
 
     def late(path, record):
       time.sleep(0.2)
-      seal(path, record)
-      sealed.append(record['step'])
+      write(path, record)
+      complete.append(record['step'])
 
     with (
-      mock.patch.object(files, 'write_sealed', late),
+      mock.patch.object(files, 'write_with_digest', late),
       self.writer() as writer,
     ):
       writer.save(1, items(1), {})
       writer.save(2, items(2), {})
-      self.assertEqual(sealed, [1])
-    self.assertEqual(sealed, [1, 2])
+      self.assertEqual(complete, [1])
+    self.assertEqual(complete, [1, 2])
     self.assert_good(1, 2)
 
   def test_values_may_be_changed_once_it_returns(self):
@@ -162,7 +162,7 @@ class SaveTest(WriterTest):
           writer.save(1, items(), {key: 1})
     self.assertEqual(self.steps(), [])
 
-  def test_everything_is_on_the_disk_before_the_seal(self):
+  def test_everything_is_on_the_disk_before_the_record(self):
     synced, sync = [], os.fsync
 
     def note(descriptor):
@@ -191,7 +191,7 @@ class RemovalTest(WriterTest):
     self.save(0, 10, 20, 30, keep=0)
     self.assert_good(0, 10, 20, 30)
 
-  def test_a_temporary_one_goes_when_a_later_one_is_sealed(self):
+  def test_a_temporary_one_goes_when_a_later_one_is_complete(self):
     with self.writer(keep=3) as writer:
       for step in (10, 15, 20, 30):
         writer.save(step, items(step), {}, temporary=step == 15)
@@ -212,7 +212,7 @@ class RemovalTest(WriterTest):
     self.save(20, 30)
     self.assert_good(20, 30)
 
-  def test_the_best_is_kept_until_a_later_best_is_sealed(self):
+  def test_the_best_is_kept_until_a_later_best_is_complete(self):
     with self.writer(keep=2) as writer:
       for step in range(10, 60, 10):
         writer.save(step, items(step), {}, best=step in (10, 20))
@@ -241,7 +241,7 @@ class RemovalTest(WriterTest):
     self.save(20)
     self.assert_good(10, 20)
 
-  def test_later_ones_go_when_an_earlier_one_is_sealed(self):
+  def test_later_ones_go_when_an_earlier_one_is_complete(self):
     self.save(10, 20, 30, keep=0)
     self.save(15, keep=0)
     self.assert_good(10, 15)
@@ -265,14 +265,14 @@ class RemovalTest(WriterTest):
       writer.clear_later(20)
       self.assert_good(20)
 
-  def test_what_has_no_seal_goes_when_a_later_one_is_sealed(self):
+  def test_what_has_no_record_goes_when_a_later_one_is_complete(self):
     self.save(10, 20, keep=0)
     (self.folder / 'checkpoints/000000020/record.json').unlink()
     self.save(40, keep=0)
     self.assert_good(10, 40)
     self.assertEqual(checkpoints.scheduled(self.folder), [10, 40])
 
-  def test_what_lost_its_seal_stays_where_a_later_record_names_it(self):
+  def test_what_lost_its_record_stays_where_a_later_record_names_it(self):
     self.save(10, 20, keep=0)
     (self.folder / 'checkpoints/000000010/record.json').unlink()
     self.save(30, keep=0)
@@ -286,17 +286,17 @@ class RemovalTest(WriterTest):
     self.save(30, keep=0)
     self.assertEqual(self.steps(), [10, 20, 30])
 
-  def test_what_has_no_seal_takes_no_place_of_a_good_one(self):
-    """Killed between commit and seal at 25: 10 has to last until 40 is good."""
+  def test_what_has_no_record_takes_no_place_of_a_good_one(self):
+    """Killed before the record of 25: 10 has to last until 40 is good."""
     self.save(10, 25, keep=0)
     (self.folder / 'checkpoints/000000025/record.json').unlink()
-    seen, seal = [], files.write_sealed
+    seen, write = [], files.write_with_digest
 
     def note(path, record):
       seen.append(self.steps())
-      seal(path, record)
+      write(path, record)
 
-    with mock.patch.object(files, 'write_sealed', note):
+    with mock.patch.object(files, 'write_with_digest', note):
       self.save(40, keep=2)
     self.assertEqual(seen, [[10, 25, 40]])
     self.assert_good(10, 40)

@@ -36,8 +36,8 @@ def templates(tree):
   )
 
 
-def sealed(*steps):
-  return metric_log.seal([{'step': step} for step in steps])
+def digested(*steps):
+  return metric_log.digest_records([{'step': step} for step in steps])
 
 
 def write_metrics(folder, *steps):
@@ -45,7 +45,7 @@ def write_metrics(folder, *steps):
   (folder / 'metrics.jsonl').write_text(''.join(lines))
 
 
-SEALED = sealed(10, 20, 30, 40)
+DIGESTED = digested(10, 20, 30, 40)
 
 
 class SavedTest(parameterized.TestCase):
@@ -57,9 +57,9 @@ class SavedTest(parameterized.TestCase):
     root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
     cls.original = root / 'run'
     with checkpoint_writer.CheckpointWriter(cls.original, keep=0) as writer:
-      writer.save(20, items(1.0), {**RECORD, **sealed(10, 20)})
+      writer.save(20, items(1.0), {**RECORD, **digested(10, 20)})
       local = {'loader-00000': {'taken': 3}}
-      record = {**RECORD, **sealed(10, 20, 30, 40)}
+      record = {**RECORD, **digested(10, 20, 30, 40)}
       writer.save(40, items(2.0), record, local, best=True)
     write_metrics(cls.original, 10, 20, 30, 40)
 
@@ -266,7 +266,7 @@ class RestoreTest(SavedTest):
 
   def test_values_beside_the_arrays(self):
     record = checkpoints.read_record(self.folder, 40)
-    self.assertEqual(record, record | RECORD | {'step': 40, **SEALED})
+    self.assertEqual(record, record | RECORD | {'step': 40, **DIGESTED})
     self.assertEqual((record['temporary'], record['best']), (False, True))
     self.assertEqual(
       checkpoints.read_local(self.folder, 40, 'loader-00000'), {'taken': 3}

@@ -98,15 +98,15 @@ class WriteTest(MetricLogTest):
       ):
         function()
 
-  def test_the_seal_of_a_log_is_that_of_its_file(self):
+  def test_the_digest_of_a_log_is_that_of_its_file(self):
     with self.open() as log:
       for step in (10, 20):
         log.write(evaluated(step, 0.1, float('nan')))
     with self.open(step=20) as log:
       log.write(record(30))
       found = metric_log.read(self.folder)
-      self.assertEqual(log.seal(), metric_log.seal(found))
-      self.assertEqual(log.seal()['records'], 3)
+      self.assertEqual(log.digest_records(), metric_log.digest_records(found))
+      self.assertEqual(log.digest_records()['records'], 3)
 
   def test_a_folder_that_cannot_be_written(self):
     (self.folder / 'tensorboard').write_text('')

@@ -65,7 +65,7 @@ def edits(value):
     yield from (None, [value], f'{value}.', float('nan'))
 
 
-class SealTest(parameterized.TestCase):
+class ChecksumsTest(parameterized.TestCase):
   RECORDS = (
     {'step': 50, 'loss': 0.5, 'eval/accuracy': [0.5]},
     {'step': 100, 'loss': 0.25, 'eval/accuracy': [0.9]},
@@ -109,7 +109,7 @@ class SealTest(parameterized.TestCase):
     self.path.mkdir()
     self.assert_refused('not a regular file.*Restore it, or remove')
 
-  def test_an_earlier_version_had_no_seal(self):
+  def test_an_earlier_version_had_no_checksums(self):
     files.write_json(self.path, made_up())
     self.assert_refused('has no digest')
 

@@ -3,8 +3,8 @@
 `FOLDER/stageN.array_record` holds a record for each batch that stage N reads:
 what the batch is made of, where the host reads that, and the targets of every
 term, so that a target cannot meet another batch than its own. `index.json` is
-written last; it has the provenance of the targets and the size of every file. A
-folder without it is no cache. Nothing is pickled.
+written last; it has the config that determines the targets, and the size of
+every file. A folder without it is no cache. Nothing is pickled.
 """
 
 from cxjax.training.target_cache.checks import check

@@ -96,7 +96,7 @@ def check(
   """
   if spec.teacher is not None and spec.teacher.available:
     digests = parameter_digests(spec)
-    cache.require_same({**cache.record['provenance'], 'parameters': digests})
+    cache.require_same({**cache.record['config'], 'parameters': digests})
   if steps is None:
     steps = compiled_steps.CompiledSteps(spec)
   # All processes compute the same batches, each its part of them.

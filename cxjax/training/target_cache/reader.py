@@ -17,8 +17,8 @@ class CachedTargets:
 
   Attributes:
     folder: the folder of the cache.
-    record: the provenance of the targets, and what their files hold; JSON
-      values.
+    record: the content of index.json: the config that determines the targets,
+      and the arrays of their files; JSON values.
   """
 
   def __init__(self, folder: pathlib.Path, record: records.Index) -> None:
@@ -35,7 +35,7 @@ class CachedTargets:
     import grain
 
     self.folder, self.record = folder, record
-    self._provenance = files.digest(record['provenance'])
+    self._config_digest = files.digest(record['config'])
     self._numbers, self._datasets = [], []
     begin, period = 0, record['cache']['batches']
     for i, stage in enumerate(record['stages']):
@@ -65,7 +65,7 @@ class CachedTargets:
 
   @property
   def fingerprint(self) -> str:
-    """Hash of the targets' provenance and bytes."""
+    """Hash of the targets' config and bytes."""
     return files.digest(self.record)[:16]
 
   @property
@@ -77,11 +77,11 @@ class CachedTargets:
     """Raises UserError unless the targets are those of a run.
 
     Args:
-      here: the provenance of the run's targets; with 'cache', how they are
-        stored, or 'parameters', digests of the teacher's parameters, to compare
-        these as well.
+      here: the config that determines the run's targets; with 'cache', how
+        they are stored, or 'parameters', digests of the teacher's parameters,
+        to compare these as well.
     """
-    there = dict(self.record['provenance'])
+    there = dict(self.record['config'])
     there |= {n: self.record[n] for n in ('cache', 'parameters') if n in here}
     differ = files.differences(there, here)
     errors.require(
@@ -124,7 +124,7 @@ class CachedTargets:
     found = records.unpack(
       content,
       self.record['stages'][stage]['arrays'],
-      records.place(self._provenance, stage, number),
+      records.place(self._config_digest, stage, number),
     )
     if found is None:
       raise self._damaged(what)
@@ -148,7 +148,7 @@ def load(folder: pathlib.Path) -> CachedTargets:
     f'{folder} holds no finished cache of targets. Make it with launch.py '
     f'--cache_targets={folder}.',
   )
-  record = files.read_sealed(folder / 'index.json')
+  record = files.read_with_digest(folder / 'index.json')
   errors.require(
     records.is_index(record),
     f'{folder}/index.json was not written by this version of cxjax. Remove '

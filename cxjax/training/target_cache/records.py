@@ -40,7 +40,7 @@ _DIGEST_SIZE = 16
 
 # The types of the index and its lists of entries.
 _INDEX: dict[str, Any] = {
-  'provenance': dict,
+  'config': dict,
   'cache': {'batches': int, 'dtype': str, 'steps': [int]},
   'parameters': dict,
   'checkpoints': [[int | float]],
@@ -180,6 +180,6 @@ def _checksum(content: bytes, place: str) -> int:
   return zlib.crc32(content, zlib.crc32(place.encode()))
 
 
-def place(provenance: str, stage: int, number: int) -> str:
+def place(config_digest: str, stage: int, number: int) -> str:
   """Returns the text that identifies a record, for `pack` and `unpack`."""
-  return f'{provenance} {stage} {number}'
+  return f'{config_digest} {stage} {number}'

@@ -33,7 +33,7 @@ OPTIONS = 'group_size:1,zstd:1'
 def write(
   folder: pathlib.Path,
   spec: run_spec.RunSpec,
-  provenance: records.Index,
+  config: records.Index,
   dtype: str,
 ) -> summary_lib.Summary:
   """Stores the targets of a run.
@@ -42,8 +42,8 @@ def write(
     folder: the folder of the cache.
     spec: the run, with a teacher that is available; `host.period` is the number
       of batches.
-    provenance: all that another run must have in common with this one to be
-      served; JSON values.
+    config: all settings that another run must share with this one to read the
+      targets; JSON values.
     dtype: dtype of the stored floats, one of `TOLERANCES`.
 
   Returns:
@@ -65,17 +65,17 @@ def write(
   with files.lock(folder), jax.set_mesh(spec.layout.mesh):
     if (folder / 'index.json').exists():
       reader.load(folder).require_same(
-        {**provenance, 'cache': made, 'parameters': parameters}
+        {**config, 'cache': made, 'parameters': parameters}
       )
       logging.info('%s is finished.', folder)
       again = f'Restore it, or remove {folder} to write the targets again.'
       return run_summary.read(folder / 'summary.json', again)
     begin = time.perf_counter()
-    writer = _Writer(folder, spec, files.digest(provenance), dtype)
+    writer = _Writer(folder, spec, files.digest(config), dtype)
     stages = [writer.stage(*one) for one in records.planned_stages(spec)]
     seconds = time.perf_counter() - begin
     index = {
-      'provenance': provenance,
+      'config': config,
       'cache': made,
       'parameters': parameters,
       'checkpoints': spec.teacher.checkpoints,
@@ -84,7 +84,7 @@ def write(
     checks.check(reader.CachedTargets(folder, index), spec, writer.steps)
     summary = summary_lib.summarize(spec, index, seconds)
     run_summary.write(folder / 'summary.json', summary)
-    files.write_sealed(folder / 'index.json', index)
+    files.write_with_digest(folder / 'index.json', index)
   return summary
 
 
@@ -103,11 +103,11 @@ class _Writer:
     self,
     folder: pathlib.Path,
     spec: run_spec.RunSpec,
-    provenance: str,
+    config_digest: str,
     dtype: str,
   ) -> None:
     self._folder, self._spec = folder, spec
-    self._provenance, self._dtype = provenance, dtype
+    self._config_digest, self._dtype = config_digest, dtype
     self.steps = compiled_steps.CompiledSteps(spec)
 
   def stage(
@@ -129,7 +129,7 @@ class _Writer:
       }
       stored = jax.device_get(stored)
       arrays = records.describe_arrays(stored)
-      place = records.place(self._provenance, index, number)
+      place = records.place(self._config_digest, index, number)
       record = records.pack(stored, checkpoints.fingerprint(batches), place)
       total = zlib.crc32(record, total)
       with _written(path):

@@ -23,7 +23,7 @@ class CheckTest(parameterized.TestCase):
     root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
     cls.spec = fixtures.live_spec()
     folder = root / 'cache'
-    target_cache.write(folder, cls.spec, fixtures.PROVENANCE, 'float32')
+    target_cache.write(folder, cls.spec, fixtures.CONFIG, 'float32')
     cls.cache = target_cache.load(folder)
 
   def assert_refused(self, message, spec):

@@ -17,7 +17,7 @@ from experiments import text_bert
 # Stages end inside a chunk of 10 steps.
 STEPS = (25, 35)
 PERIOD = 60
-PROVENANCE = {'seed': 0, 'data': {'k': 2}}
+CONFIG = {'seed': 0, 'data': {'k': 2}}
 
 
 def random_teacher(opened):

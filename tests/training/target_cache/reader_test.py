@@ -22,7 +22,7 @@ class ReaderTest(parameterized.TestCase):
     root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
     cls.spec = fixtures.live_spec()
     cls.original = root / 'cache'
-    target_cache.write(cls.original, cls.spec, fixtures.PROVENANCE, 'float32')
+    target_cache.write(cls.original, cls.spec, fixtures.CONFIG, 'float32')
 
   def setUp(self):
     super().setUp()
@@ -77,7 +77,7 @@ class ReaderTest(parameterized.TestCase):
 
   @parameterized.parameters(
     *(((), value) for value in ({}, [], None, 3)),
-    (('provenance',), None),
+    (('config',), None),
     (('cache', 'batches'), 'x'),
     (('cache', 'batches'), 0),
     (('cache', 'dtype'), 'int8'),
@@ -91,14 +91,14 @@ class ReaderTest(parameterized.TestCase):
   def test_an_index_of_another_form(self, place, value):
     """With a digest that fits it."""
     path = self.folder / 'index.json'
-    record = files.read_sealed(path)
+    record = files.read_with_digest(path)
     if place:
       *outer, last = place
       block = functools.reduce(lambda found, name: found[name], outer, record)
       block[last] = value
     else:
       record = value
-    files.write_sealed(path, record)
+    files.write_with_digest(path, record)
     with self.assertRaisesRegex(errors.UserError, 'Remove .*, and make it'):
       target_cache.load(self.folder)
 
@@ -106,15 +106,15 @@ class ReaderTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, '/none holds no finished'):
       target_cache.load(pathlib.Path('/none'))
 
-  def test_another_provenance(self):
+  def test_another_config(self):
     cache = target_cache.load(self.folder)
-    cache.require_same(fixtures.PROVENANCE)
+    cache.require_same(fixtures.CONFIG)
     with self.assertRaisesRegex(
       errors.UserError, r'of another run. .*data.k \(2 there, 3 here\)'
     ):
-      cache.require_same({**fixtures.PROVENANCE, 'data': {'k': 3}})
+      cache.require_same({**fixtures.CONFIG, 'data': {'k': 3}})
     with self.assertRaisesRegex(errors.UserError, r'final \(.* there, x here'):
-      cache.require_same({**fixtures.PROVENANCE, 'parameters': {'final': 'x'}})
+      cache.require_same({**fixtures.CONFIG, 'parameters': {'final': 'x'}})
 
   def test_the_fingerprint_is_that_of_the_bytes(self):
     cache = target_cache.load(self.folder)
@@ -123,10 +123,10 @@ class ReaderTest(parameterized.TestCase):
     other = fixtures.with_teacher(
       self.spec, params=fixtures.live_spec().teacher.params
     )
-    target_cache.write(again, other, fixtures.PROVENANCE, 'float32')
+    target_cache.write(again, other, fixtures.CONFIG, 'float32')
     self.assertEqual(target_cache.load(again).fingerprint, cache.fingerprint)
     target_cache.write(
-      again.with_name('bfloat16'), self.spec, fixtures.PROVENANCE, 'bfloat16'
+      again.with_name('bfloat16'), self.spec, fixtures.CONFIG, 'bfloat16'
     )
     other = target_cache.load(again.with_name('bfloat16'))
     self.assertNotEqual(other.fingerprint, cache.fingerprint)

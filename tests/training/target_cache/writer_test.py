@@ -29,7 +29,7 @@ class WriterTest(parameterized.TestCase):
 
   @classmethod
   def write(cls, folder, dtype='bfloat16'):
-    return target_cache.write(folder, cls.spec, fixtures.PROVENANCE, dtype)
+    return target_cache.write(folder, cls.spec, fixtures.CONFIG, dtype)
 
   def fresh(self):
     return pathlib.Path(self.create_tempdir().full_path) / 'cache'
