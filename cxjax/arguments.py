@@ -30,7 +30,7 @@ class Range:
     low: the lower bound.
     high: the upper bound.
     ends: whether the range includes `low` and `high`.
-    whole: whether only integers are allowed.
+    integer: whether only integers are allowed.
     infinite: whether infinity is allowed.
     optional: whether None is allowed.
   """
@@ -38,7 +38,7 @@ class Range:
   low: float
   high: float = math.inf
   ends: tuple[bool, bool] = (True, True)
-  whole: bool = False
+  integer: bool = False
   infinite: bool = False
   optional: bool = False
 
@@ -46,7 +46,7 @@ class Range:
     """True if a value is a number of the range."""
     if value is None:
       return self.optional
-    kind = numbers.Integral if self.whole else numbers.Real
+    kind = numbers.Integral if self.integer else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):
       return False
     value = typing.cast(float, value)
@@ -58,7 +58,7 @@ class Range:
 
   def __str__(self) -> str:
     """The range in words, for messages."""
-    if self.whole:
+    if self.integer:
       return f'a whole number from {self.low} to {self.high}'
     if math.isinf(self.high):
       kind = 'a number' if self.infinite else 'a finite number'
@@ -103,7 +103,7 @@ def number(name: str, value: Any, allowed: Range) -> float:
   return found
 
 
-def whole(
+def integer(
   name: str, value: Any, low: int | None = None, high: int = 2**63 - 1
 ) -> int:
   """Checks a whole number.

@@ -77,7 +77,7 @@ def instance(kind: type, example: str) -> Check:
 
 def positive(name: str, value: Any) -> int:
   """Checks a whole number of at least 1 that fits 32 bits."""
-  return arguments.whole(name, value, 1, 2**31 - 1)
+  return arguments.integer(name, value, 1, 2**31 - 1)
 
 
 def key(name: str, value: Any) -> None:

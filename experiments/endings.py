@@ -49,7 +49,7 @@ class Budget:
     config = sweeps.variant(self._config, {'extracted.ending': ending})
     devices = devices_lib.topology('cpu')
     spec = builders.abstract_specs(config, (method,), devices)[method]
-    return [p.student_flops + p.teacher_flops for p in spec.costed_plan()]
+    return [p.student_flops + p.teacher_flops for p in spec.plan_with_costs()]
 
   def supervised(self) -> int:
     """Returns the steps of the labels alone, a multiple of 25."""

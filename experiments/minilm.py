@@ -286,7 +286,7 @@ def flops(plan: cxjax.Plan) -> float:
   """Returns the FLOPs of one student and of its teacher's forward passes."""
   return sum(
     one.stage.steps * ((one.student_flops or 0) + (one.teacher_flops or 0))
-    for one in plan.costed
+    for one in plan.stage_plans_with_costs
   )
 
 

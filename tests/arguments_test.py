@@ -27,22 +27,22 @@ class WholeTest(parameterized.TestCase):
     (3,), (np.int32(3),), (np.array(3),), (jnp.array(3),)
   )
   def test_converts_whole_numbers(self, value):
-    self.assertIs(type(arguments.whole('steps', value)), int)
-    self.assertEqual(arguments.whole('steps', value), 3)
+    self.assertIs(type(arguments.integer('steps', value)), int)
+    self.assertEqual(arguments.integer('steps', value), 3)
 
   @parameterized.parameters((3.0,), ('3',), (None,), (True,), ([3],))
   def test_refuses_others(self, value):
     with self.assertRaises(errors.UserError) as caught:
-      arguments.whole('steps', value)
+      arguments.integer('steps', value)
     self.assertEqual(
       str(caught.exception), f'steps={value!r} must be a whole number.'
     )
 
   def test_has_bounds(self):
-    self.assertEqual(arguments.whole('steps', 0, 0), 0)
+    self.assertEqual(arguments.integer('steps', 0, 0), 0)
     for value in (-1, 11, 2**70):
       with self.assertRaisesRegex(errors.UserError, 'at least 0 and at most'):
-        arguments.whole('steps', value, 0, 10)
+        arguments.integer('steps', value, 0, 10)
 
 
 class NumberTest(parameterized.TestCase):

@@ -178,7 +178,7 @@ def install():
     (builders, 'teacher_spec', _tagged('teacher_spec')),
     (builders, 'student_spec', _tagged('student_spec')),
     (run_spec.RunSpec, 'plan', _of_config('plan')),
-    (run_spec.RunSpec, 'costed_plan', _of_config('costed_plan')),
+    (run_spec.RunSpec, 'plan_with_costs', _of_config('plan_with_costs')),
     (compiled_steps.CompiledSteps, '__init__', _shared_programs(begin)),
     (stage_plan, 'plan_stage', _remembered(stage_plan.plan_stage)),
     (stage_plan, 'with_costs', _remembered(stage_plan.with_costs)),

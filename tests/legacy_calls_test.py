@@ -68,6 +68,16 @@ class StepTest(TestCase):
     with self.warns('cxjax.show is now cxjax.format_plan'):
       self.assertIn('gaussian 4 x 5', cxjax.show([plain]))
 
+  def test_the_stages_of_a_plan(self):
+    teacher, student = (
+      cxjax.from_fn(two_layers, model.params) for model in (BIG, SMALL)
+    )
+    plan = cxjax.plan(teacher, student, self.batch, num_steps=4, layers=())
+    with self.warns('planned of a Plan is now stage_plans'):
+      self.assertIs(plan.planned, plan.stage_plans)
+    with self.warns('costed of a Plan is now stage_plans_with_costs'):
+      self.assertIs(plan.costed, plan.stage_plans_with_costs)
+
   def test_the_target_is_an_array(self):
     with self.warns('cxjax.target is now cxjax.make_targets'):
       want = cxjax.target(

@@ -151,7 +151,7 @@ def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
   chip = devices_lib.chip(mesh)
   analyzed: dict[Any, Any] = {}
   found = []
-  for planned in spec.costed_plan(flops_lib.written):
+  for planned in spec.plan_with_costs(flops_lib.written):
     stage = planned.stage
     if stage.objective not in analyzed:
       analyzed[stage.objective] = _analyze(spec, planned, programs)
@@ -186,7 +186,7 @@ def _analyze(
   try:
     # Not `set_mesh`: what is computed on the way has no device to be on.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      compiled = programs.compile_advance(planned, *args)
+      compiled = programs.compile_train_many_steps(planned, *args)
   except jax.errors.JaxRuntimeError as error:
     # 'Used 20.01G of 15.75G hbm', or '(20.01G) exceeds available HBM (15.75G)'.
     sizes = re.findall(r'\b(\d[\d.]*[KMGT])\b', str(error))
@@ -204,7 +204,7 @@ def _analyze(
     beside=_beside(spec, planned),
   )
   steps = spec.loop.log_every
-  turns = (steps / spec.blocks, spec.blocks)
+  turns = (steps / spec.lookahead_steps, spec.lookahead_steps)
   cost = hlo_cost.cost(compiled.as_text() or '', turns)
   return memory, hlo_cost.Cost().plus(cost, 1 / steps), None
 

@@ -158,10 +158,10 @@ def ngram_distance(
     f'tokens are {tokens.dtype}{list(tokens.shape)} and mask is '
     f'{mask.dtype}{list(mask.shape)}: both must be [N, L], ids and bool.',
   )
-  n = arguments.whole('n', n, 1)
+  n = arguments.integer('n', n, 1)
   errors.require(n % 2 == 1, f'n={n} must be odd, for as many on either side.')
   if not isinstance(position, jax.core.Tracer):
-    arguments.whole('position', int(position), 0, tokens.shape[1] - 1)
+    arguments.integer('position', int(position), 0, tokens.shape[1] - 1)
   index = jnp.arange(tokens.shape[1])[None]
   near = jnp.abs(index - position) <= n // 2
   # The first token marks the begin of the sentence and is never masked.
@@ -204,7 +204,7 @@ def linear_probe(
   """
   arguments.arrays(features=features, labels=labels)
   ridge = arguments.number('ridge', ridge, arguments.Range(0))
-  num_classes = arguments.whole('num_classes', num_classes, 1, 10**6)
+  num_classes = arguments.integer('num_classes', num_classes, 1, 10**6)
   features, labels = np.asarray(features), np.asarray(labels)
   errors.require(
     features.ndim == 2

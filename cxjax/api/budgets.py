@@ -46,10 +46,10 @@ def scaled(plan: plan_lib.Plan, num_steps: int) -> plan_lib.Plan:
   )
   planned = tuple(
     dataclasses.replace(one, stage=stage)
-    for one, stage in zip(plan.planned, stages, strict=True)
+    for one, stage in zip(plan.stage_plans, stages, strict=True)
   )
   return dataclasses.replace(
-    plan, stages=stages, planned=planned, costs='counted'
+    plan, stages=stages, stage_plans=planned, costs='counted'
   )
 
 
@@ -67,15 +67,15 @@ def trained(plan: plan_lib.Plan, trainable: Any) -> plan_lib.Plan:
     UserError: it stands for no parameter, or a stage trains none of them.
   """
   chosen = trainable_lib.resolved(trainable, plan.student)
-  both, training = costs_lib.traced(plan)
-  batch = jax.eval_shape(plan.marked, plan.batch)
+  both, training = costs_lib.traced_models(plan)
+  batch = jax.eval_shape(plan.with_mask, plan.batch)
   planned = tuple(
     stage_plan.plan_stage(
       stage, batch, *both, trainable=chosen, training=training
     )
     for stage in plan.stages
   )
-  return dataclasses.replace(plan, planned=planned)
+  return dataclasses.replace(plan, stage_plans=planned)
 
 
 def split(total: int, parts: Sequence[int]) -> tuple[int, ...]:
@@ -136,9 +136,9 @@ def _alone(plan: plan_lib.Plan, index: int, **fields: Any) -> plan_lib.Plan:
   stage = dataclasses.replace(
     plan.stages[index], steps=fields.pop('steps', plan.stages[index].steps)
   )
-  planned = dataclasses.replace(plan.planned[index], stage=stage)
+  planned = dataclasses.replace(plan.stage_plans[index], stage=stage)
   return dataclasses.replace(
-    plan, stages=(stage,), planned=(planned,), **fields
+    plan, stages=(stage,), stage_plans=(planned,), **fields
   )
 
 
@@ -162,7 +162,7 @@ class Flops:
     """FLOPs of a step in the stage `index` of a plan, compiled once."""
     key = plan.stages[index].objective
     if key not in self._known:
-      (one,) = _alone(plan, index, costs=self._costs).costed
+      (one,) = _alone(plan, index, costs=self._costs).stage_plans_with_costs
       teacher = one.teacher_flops if self._charged else 0
       self._known[key] = (one.student_flops or 0) + (teacher or 0)
     return self._known[key]

@@ -134,7 +134,7 @@ def compare(
     UserError: methods that do not fit the models or the batches, a budget that
       is too small for the search, or a clock that cannot be trusted.
   """
-  num_steps = arguments.whole('num_steps', num_steps, 1, 2**31 - 1)
+  num_steps = arguments.integer('num_steps', num_steps, 1, 2**31 - 1)
   errors.lookup('equal', equal, dict.fromkeys(budgets.EQUAL))
   errors.lookup('costs', costs, flops_lib.COUNTS)
   arguments.function('report', report, 'print')
@@ -149,7 +149,7 @@ def compare(
   )
   share = arguments.number('budget', budget, SHARE)
   folder = _folder(workdir)
-  begin = starts_lib.starts(student, arguments.whole('seeds', seeds, 1))
+  begin = starts_lib.starts(student, arguments.integer('seeds', seeds, 1))
   planner = named_plans.Planner(
     teacher,
     begin.student,

@@ -31,7 +31,7 @@ def models(
   )
 
 
-def traced(plan: Any) -> tuple[tuple[Any, ...], types.Training | None]:
+def traced_models(plan: Any) -> tuple[tuple[Any, ...], types.Training | None]:
   """The models of a plan as `models`, of functions whose traces JAX keeps.
 
   Args:
@@ -40,7 +40,7 @@ def traced(plan: Any) -> tuple[tuple[Any, ...], types.Training | None]:
   Returns:
     The result of `models`, and the student in training mode, if it has one.
   """
-  theirs, ours, training = plan.traced
+  theirs, ours, training = plan.traced_functions
   both = models(
     dataclasses.replace(plan.teacher, apply=theirs),
     dataclasses.replace(plan.student, apply=ours),
@@ -48,7 +48,7 @@ def traced(plan: Any) -> tuple[tuple[Any, ...], types.Training | None]:
   return both, training
 
 
-def costed(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
+def with_costs(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
   """The stages of a plan with the FLOPs of their steps for Adam.
 
   Args:
@@ -59,14 +59,14 @@ def costed(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
   """
   if plan.costs == 'counted':
     return _counted(plan)
-  batch = jax.eval_shape(plan.marked, plan.batch)
+  batch = jax.eval_shape(plan.with_mask, plan.batch)
   both, training = models(plan.teacher, plan.student), plan.student.training
   adam, flops = optax.adam(RATE), flops_lib.COUNTS[plan.costs]
   return tuple(
     stage_plan.with_costs(
       one, batch, adam, *both, training=training, flops=flops
     )
-    for one in plan.planned
+    for one in plan.stage_plans
   )
 
 
@@ -75,10 +75,10 @@ def _counted(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
 
   One leaf is traced in place of hundreds, with the same FLOPs.
   """
-  batch = jax.eval_shape(plan.marked, plan.batch)
-  both, training = traced(plan)
+  batch = jax.eval_shape(plan.with_mask, plan.batch)
+  both, training = traced_models(plan)
   adam, found = optax.adam(RATE), []
-  for planned in plan.planned:
+  for planned in plan.stage_plans:
     one = stage_plan.with_costs(
       planned,
       batch,

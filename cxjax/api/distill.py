@@ -199,12 +199,12 @@ def distill(
       optimizer=optimizers.of_distill(optimizer, learning_rate),
       restart_schedule=restart,
       carry_state=not restart,
-      microbatches=arguments.whole('microbatches', microbatches, 1),
+      microbatches=arguments.integer('microbatches', microbatches, 1),
       trainable=trainable,
-      costed=lambda spec: (
-        list(unplaced.costed)
+      plan_costs=lambda spec: (
+        list(unplaced.stage_plans_with_costs)
         if optimizer is None and not trainable and not spec.dropout
-        else spec.costed_plan(flops_lib.COUNTS[plan.costs])
+        else spec.plan_with_costs(flops_lib.COUNTS[plan.costs])
       ),
     )
     _check_run(spec, plan)
@@ -227,8 +227,8 @@ def distill(
 def _check_run(spec: run_spec.RunSpec, plan: plan_lib.Plan) -> None:
   """Raises UserError for a run that cannot be trained, or does not fit."""
   failures.check_start(spec)
-  memory.require(spec, plan.planned)
-  fitting.check(spec, plan.planned)
+  memory.require(spec, plan.stage_plans)
+  fitting.check(spec, plan.stage_plans)
 
 
 @contextlib.contextmanager
@@ -311,7 +311,7 @@ def _check(
 
 def _seeds(seed: Any, plan: plan_lib.Plan) -> int | tuple[int, ...]:
   """The seed of all students, or one for each."""
-  whole = lambda seed: arguments.whole('seed', seed, 0, 2**32 - 1)
+  whole = lambda seed: arguments.integer('seed', seed, 0, 2**32 - 1)
   if not isinstance(seed, Sequence) or isinstance(seed, str):
     return whole(seed)
   return optimizers.for_each('seed', tuple(map(whole, seed)), _count(plan))
@@ -352,7 +352,7 @@ def _spec(
     user, shapes, evaluation.convert, num_steps, last_batch
   )
   more = lambda rows: {} if 'y' in shapes else {'y': labels.placeholders(rows)}
-  draw = lambda key, at, rows: {**plan.marked(rows), **more(rows)}
+  draw = lambda key, at, rows: {**plan.with_mask(rows), **more(rows)}
   teacher_metrics = metrics_lib.TEACHER_METRICS if evaluation.by_labels else ()
   return run_spec.RunSpec(
     student=plan.student,

@@ -96,7 +96,7 @@ def evaluation(
     user_batches.checked, classes=classes, soft=soft, ids=_ids(plan)
   )
   read = held_out_batches.read(held_out, shapes, needed, convert, what, thread)
-  batch = plan.marked(jax.tree.map(jnp.array, read))
+  batch = plan.with_mask(jax.tree.map(jnp.array, read))
   _check_not_nan(plan, jax.device_get(batch), needed, what)
   if by_labels and not metrics:
     labels_lib.check(plan.student, shapes)
@@ -153,8 +153,8 @@ def _check_not_nan(
 
 def _ids(plan: plan_lib.Plan) -> token_ids.Ids:
   """The token ids that both models read."""
-  marked = None if plan.padding is None else plan.marked
-  return token_ids.Ids(token_ids.size_of(plan.teacher, plan.student), marked)
+  with_mask = None if plan.padding is None else plan.with_mask
+  return token_ids.Ids(token_ids.size_of(plan.teacher, plan.student), with_mask)
 
 
 def _is_kl(plan: plan_lib.Plan) -> bool:

@@ -17,7 +17,7 @@ AHEAD = 64e6
 def lengths(**steps: Any) -> dict[str, int | None]:
   """Checks numbers of steps by name; None chooses."""
   return {
-    name: None if value is None else arguments.whole(name, value, 1)
+    name: None if value is None else arguments.integer(name, value, 1)
     for name, value in steps.items()
   }
 
@@ -83,7 +83,7 @@ def patience_of(patience: Any, held_out: Any, keep_best: str) -> int | None:
   """
   if patience is None:
     return None
-  patience = arguments.whole('patience', patience, 1)
+  patience = arguments.integer('patience', patience, 1)
   errors.require(
     held_out is not None or keep_best != '',
     f'patience={patience} needs held_out, examples that the students are not '

@@ -47,12 +47,12 @@ class Padding:
 
     Inputs that do not count are numbers in it, and ids that the models know.
     """
-    marked = self._marked(batch)
+    marked = self._with_mask(batch)
     # Of those that count all are known (`token_ids`).
     known = token_ids.known(marked['x'], self.size)
     return weights_lib.cleared_input({**marked, 'x': known})
 
-  def _marked(self, batch: types.Batch) -> types.Batch:
+  def _with_mask(self, batch: types.Batch) -> types.Batch:
     mask = jnp.asarray(self.mask(batch)).astype(jnp.float32)
     weights = batch.get('weights')
     size = len(mask)
@@ -62,14 +62,14 @@ class Padding:
       if weights is not None:
         whole, each = weights, mask.reshape(size, *[1] * (weights.ndim - 1))
       return {**batch, 'weights': whole * each}
-    found = {**batch, 'x': _marked(batch['x'], mask)}
+    found = {**batch, 'x': _input_with_mask(batch['x'], mask)}
     if weights is not None and mask.shape[1:] == self.axes[1:]:
       each = weights.reshape(*weights.shape, *[1] * (mask.ndim - weights.ndim))
       found['weights'] = each * mask
     return found
 
 
-def _marked(x: types.Input, mask: jax.Array) -> dict[str, Any]:
+def _input_with_mask(x: types.Input, mask: jax.Array) -> dict[str, Any]:
   """An input with a mask beside it."""
   if not isinstance(x, Mapping):
     return {'tokens': x, 'mask': mask}

@@ -32,7 +32,7 @@ class Every:
 
   def __post_init__(self) -> None:
     """Raises UserError for a step that is no whole number from 1."""
-    object.__setattr__(self, 'step', arguments.whole('every', self.step, 1))
+    object.__setattr__(self, 'step', arguments.integer('every', self.step, 1))
 
 
 def every(step: int) -> Every:

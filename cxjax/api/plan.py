@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from cxjax import arguments
+from cxjax import deprecation
 from cxjax import errors
 from cxjax import settings
 from cxjax import types
@@ -42,6 +43,10 @@ OPTIONS = (
 )
 
 
+@deprecation.old_attributes(
+  planned=('stage_plans', lambda plan: plan.stage_plans),
+  costed=('stage_plans_with_costs', lambda plan: plan.stage_plans_with_costs),
+)
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """The stages that `distill` will train; prints as a table.
@@ -51,41 +56,41 @@ class Plan:
     student: the student, or several.
     batch: shapes of a batch, as in `cxjax.types`.
     stages: the curriculum.
-    planned: the same with shapes.
+    stage_plans: the same with shapes.
     loss: name of the loss between the outputs, if it has one.
     dtype: compute dtype, or None.
     matched: how the layers were chosen, in one line; '' if they were given.
     costs: how FLOPs are found, 'counted' or 'compiled'.
     padding: which tokens or examples of a batch count; None is all of them.
-    traced: `apply` of the teacher and of the student, and the student's
-      `training`, of which JAX keeps the traces.
+    traced_functions: `apply` of the teacher and of the student, and the
+      student's `training`, of which JAX keeps the traces.
   """
 
   teacher: adapters.ModelAdapter
   student: adapters.ModelAdapter
   batch: types.Batch
   stages: stage_lib.Curriculum
-  planned: tuple[stage_plan.StagePlan, ...]
+  stage_plans: tuple[stage_plan.StagePlan, ...]
   loss: str | None
   dtype: str | None = None
   matched: str = ''
   costs: str = 'counted'
   padding: padding_lib.Padding | None = None
-  traced: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
+  traced_functions: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
 
-  def marked(self, batch: types.Batch) -> types.Batch:
+  def with_mask(self, batch: types.Batch) -> types.Batch:
     """A batch with the mask of its padding, if the plan has one."""
     return batch if self.padding is None else self.padding(batch)
 
   @functools.cached_property
   @settings.own()  # As `plan`, or JAX would not find its traces.
-  def costed(self) -> tuple[stage_plan.StagePlan, ...]:
+  def stage_plans_with_costs(self) -> tuple[stage_plan.StagePlan, ...]:
     """The stages with their FLOPs for Adam, found once."""
-    return costs_lib.costed(self)
+    return costs_lib.with_costs(self)
 
   def __str__(self) -> str:
     """A table with a row for each term, and how layers were chosen."""
-    table = stage_plan.format_plan(self.costed)
+    table = stage_plan.format_plan(self.stage_plans_with_costs)
     return f'{table}\n\n{self.matched}' if self.matched else table
 
   _repr_markdown_ = __str__
@@ -246,7 +251,7 @@ def _loss(loss: Any, temperature: Any, top_k: int) -> types.Loss:
     return loss
   temperature = arguments.number('temperature', temperature, TEMPERATURE)
   fun = errors.lookup('loss', loss, stages_lib.LOSSES)
-  top_k = arguments.whole('top_k', top_k, 0)
+  top_k = arguments.integer('top_k', top_k, 0)
   if loss in losses.HIDDEN_LOSSES or (temperature == 1 and not top_k):
     return fun
   return losses.logit_loss(loss, temperature, hard_labels=False, top=top_k)
@@ -267,7 +272,7 @@ def _stages(
     num_steps is not None,
     'num_steps is missing: give the number of updates, or stages.',
   )
-  num_steps = arguments.whole('num_steps', num_steps)
+  num_steps = arguments.integer('num_steps', num_steps)
   layers, how = matching.pairs(layers, teacher, student, batch['x'], STAGES)
   options = legacy.term_fields(options, 'plan', stacklevel=5)
   for option in options:

@@ -57,14 +57,14 @@ def describe(
   """
   return {
     'seed': _listed_values(seed),
-    'stages': [_stage(plan, planned) for planned in plan.planned],
+    'stages': [_stage(plan, planned) for planned in plan.stage_plans],
     'batch': jax.tree.map(str, plan.batch),
     'teacher': _model(plan.teacher, plan.batch['x']),
     'student': _model(plan.student, plan.batch['x']),
     'dropout': _dropout(plan, spec),
     'optimizer': identity.optimizer_digest(
       spec.optimizer(),
-      optimizer.visible(spec.student_shapes, plan.planned[-1].mask),
+      optimizer.visible(spec.student_shapes, plan.stage_plans[-1].mask),
     ),
     'learning_rate': _listed_values(learning_rate),
     'restart_schedule': spec.restart_schedule,

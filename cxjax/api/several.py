@@ -200,7 +200,7 @@ def shared(outputs: Outputs, vocab: Any, x: types.Input) -> Outputs:
   """
   if vocab is None:
     return outputs
-  vocab = arguments.whole('vocab', vocab, 1)
+  vocab = arguments.integer('vocab', vocab, 1)
   errors.require(
     not outputs.others and not isinstance(outputs.loss, OverTree),
     f'vocab={vocab} is of models with one output, their logits: leave the '

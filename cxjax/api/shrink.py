@@ -232,7 +232,7 @@ def _blocks(
     places = np.linspace(0, count - 1, depth)
     return tuple(int(at) for at in np.floor(places + 0.5))
   try:
-    numbers = tuple(arguments.whole('choose', i, 0, count - 1) for i in choose)
+    numbers = [arguments.integer('choose', i, 0, count - 1) for i in choose]
   except (TypeError, errors.UserError) as error:
     raise errors.UserError(
       f'choose={choose!r} must be {" or ".join(map(repr, CHOICES))}, or '
@@ -252,12 +252,12 @@ def _blocks(
     f'choose={choose!r} must begin with block 0: it alone has no norm before '
     'its attention, because the embeddings are normalized.',
   )
-  return numbers
+  return tuple(numbers)
 
 
 def _size(name: str, value: Any, most: int) -> int:
   """A size of the student; raises UserError if the teacher has less."""
-  size = arguments.whole(name, value, 1)
+  size = arguments.integer(name, value, 1)
   errors.require(
     size <= most,
     f'{name}={size}: the teacher has {most}, and the student is cut out of it. '

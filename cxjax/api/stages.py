@@ -50,7 +50,7 @@ def given(
   )
   total = sum(stage.steps for stage in stages)
   errors.require(
-    num_steps is None or arguments.whole('num_steps', num_steps) == total,
+    num_steps is None or arguments.integer('num_steps', num_steps) == total,
     f'num_steps={num_steps}, and the stages have {total} steps together. Leave '
     'num_steps out, or give that number.',
   )

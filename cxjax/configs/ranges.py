@@ -28,10 +28,10 @@ from cxjax.methods import registry
 from cxjax.models import rotary
 from cxjax.training import optimizers
 
-COUNT = arguments.Range(1, 2**31 - 1, whole=True)
+COUNT = arguments.Range(1, 2**31 - 1, integer=True)
 # What is made one by one, in Python.
-FEW = arguments.Range(1, 10_000, whole=True)
-COUNT_OR_0 = arguments.Range(0, 2**31 - 1, whole=True)
+FEW = arguments.Range(1, 10_000, integer=True)
+COUNT_OR_0 = arguments.Range(0, 2**31 - 1, integer=True)
 POSITIVE = arguments.Range(0, ends=(False, False))
 NOT_NEGATIVE = arguments.Range(0)
 SHARE = arguments.Range(0, 1, ends=(False, False))
@@ -41,13 +41,13 @@ FINITE = arguments.Range(-math.inf)  # A value of any metric.
 # By the full name of a field, or else by its last word. The elements of a
 # sequence have the range of its field.
 RANGES = {
-  'seed': arguments.Range(0, 2**32 - 1, whole=True),
+  'seed': arguments.Range(0, 2**32 - 1, integer=True),
   'cpu_devices': FEW,
   'num_seeds': FEW,
   'batch_size': COUNT,
   'microbatches': COUNT,
   'num_steps': COUNT,
-  'eval_size': arguments.Range(1, 10**7, whole=True),
+  'eval_size': arguments.Range(1, 10**7, integer=True),
   'log_every': COUNT,
   'eval_every': COUNT,
   'save_every': COUNT,
@@ -72,14 +72,14 @@ RANGES = {
   **{f'{name}.width': COUNT_OR_0 for name in registry.having('width')},
   **{f'{name}.scale': POSITIVE for name in registry.having('scale')},
   **{
-    f'{name}.checkpoint': arguments.Range(-1, 2**31 - 1, whole=True)
+    f'{name}.checkpoint': arguments.Range(-1, 2**31 - 1, integer=True)
     for name in registry.having('checkpoint')
   },
   'layer': COUNT,
   'joint.weight': POSITIVE,
   'fade': FRACTION,
   'cache.batches': COUNT_OR_0,
-  'student.calibration': arguments.Range(1, shrink.MOST_BATCHES, whole=True),
+  'student.calibration': arguments.Range(1, shrink.MOST_BATCHES, integer=True),
   'width': COUNT,
   'depth': FEW,
   'heads': FEW,
@@ -89,13 +89,13 @@ RANGES = {
   'max_length': COUNT_OR_0,
   'init_std': arguments.Range(0, 1e30, ends=(False, True)),
   'dropout': RATE,
-  'd': arguments.Range(1, 10**6, whole=True),
+  'd': arguments.Range(1, 10**6, integer=True),
   'k': COUNT,
   'mask_rate': SHARE,
   'held_out': SHARE,
   # Larger ones, beyond any tokenizer, end in an abort of its library.
-  'vocab_size': arguments.Range(1, 10**7, whole=True),
-  'length': arguments.Range(1, 2**22, whole=True),
+  'vocab_size': arguments.Range(1, 10**7, integer=True),
+  'length': arguments.Range(1, 2**22, integer=True),
   'shards': FEW,
 }
 # Fields that the code which reads them checks, because it also serves callers

@@ -22,11 +22,11 @@ class Ids:
 
   Attributes:
     size: number of ids; None checks nothing.
-    marked: adds the mask of a plan to a batch; None if the batch has its own.
+    with_mask: adds the mask of a plan to a batch; None if the batch has one.
   """
 
   size: int | None = None
-  marked: Callable[[types.Batch], types.Batch] | None = None
+  with_mask: Callable[[types.Batch], types.Batch] | None = None
 
   def checked(self, batch: types.Batch) -> types.Batch:
     """Checks the token ids of a batch.
@@ -50,7 +50,7 @@ class Ids:
     unknown = (tokens < 0) | (tokens >= size)
     if not unknown.any():
       return batch
-    whole = batch if self.marked is None else self.marked(batch)
+    whole = batch if self.with_mask is None else self.with_mask(batch)
     bad = unknown & _counts(whole, tokens.shape)
     if bad.any():
       place = _first(bad)
@@ -59,7 +59,7 @@ class Ids:
         f'models: the first is {tokens[place]}, in example {place[0]}. Take '
         'the tokenizer of the models; leave padding out by a mask.'
       )
-    if self.marked is not None:  # The mask may read the ids.
+    if self.with_mask is not None:  # The mask may read the ids.
       return batch
     return {**batch, 'x': known(x, size)}
 

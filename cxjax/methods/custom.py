@@ -85,7 +85,7 @@ def _fill_steps(blocks: list[dict[str, Any]], num_steps: int) -> None:
     if 'steps' in stage:
       name = f'custom.stages[{i}].steps'
       errors.require(
-        arguments.whole(name, stage['steps']) >= 1,
+        arguments.integer(name, stage['steps']) >= 1,
         f'{name}={stage["steps"]} must be at least 1.',
       )
   given = sum(stage.get('steps', 0) for stage in blocks)

@@ -259,7 +259,7 @@ def fit_projection(
       that is missing.
   """
   errors.lookup('projection', projection, FITTED)
-  width = arguments.whole('width', width, 1)
+  width = arguments.integer('width', width, 1)
   needed = {
     'key': (key, projection == 'centered'),
     'start': (start, projection in ROTATED),

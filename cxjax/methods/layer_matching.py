@@ -96,7 +96,7 @@ def whole_steps(steps: Any) -> tuple[int, ...]:
     f'steps={steps!r} must be the lengths of the stages, as (100, 200).',
   )
   assert found is not None
-  return tuple(arguments.whole('steps', n) for n in found)
+  return tuple(arguments.integer('steps', n) for n in found)
 
 
 def split_steps(
@@ -117,8 +117,8 @@ def split_steps(
   Raises:
     UserError: explicit lengths that do not add up, or a share outside (0, 1).
   """
-  num_steps = arguments.whole('num_steps', num_steps, 1, 2**31 - 1)
-  parts = arguments.whole('parts', parts, 1)
+  num_steps = arguments.integer('num_steps', num_steps, 1, 2**31 - 1)
+  parts = arguments.integer('parts', parts, 1)
   steps = whole_steps(steps)
   if steps:
     errors.require(

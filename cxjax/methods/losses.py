@@ -247,7 +247,7 @@ def top_k(logits: jax.Array, k: int) -> dict[str, jax.Array]:
     `{'values': [..., k], 'classes': [..., k] int32}`, largest first.
   """
   arguments.arrays(logits=logits)
-  k = arguments.whole('k', k, 1, (0, *logits.shape)[-1])
+  k = arguments.integer('k', k, 1, (0, *logits.shape)[-1])
   values, classes = jax.lax.top_k(logits, k)
   return {'values': values, 'classes': classes}
 

@@ -128,7 +128,7 @@ def random_projection(
     isinstance(shape, tuple | list) and len(shape) == 2,
     f'shape={shape!r} of a projection must be two widths, as (768, 128).',
   )
-  d_in, d_out = (arguments.whole('shape', width, 1, MOST) for width in shape)
+  d_in, d_out = (arguments.integer('shape', width, 1, MOST) for width in shape)
   size = jnp.dtype(F32).itemsize * d_in * d_out
   errors.require(
     size <= LARGEST,

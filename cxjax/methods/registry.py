@@ -109,7 +109,7 @@ def _build_last(block: Any, context: Context) -> stage_lib.Curriculum:
 
 def _build_late_to_early(block: Any, context: Context) -> stage_lib.Curriculum:
   pairs = layer_matching.check_pairs(block.layers) or context.matched()
-  layer = arguments.whole('late_to_early.layer', block.layer, 1)
+  layer = arguments.integer('late_to_early.layer', block.layer, 1)
   errors.require(
     layer <= len(pairs),
     f'late_to_early.layer={layer} must be one of the {len(pairs)} '

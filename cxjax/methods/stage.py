@@ -110,7 +110,7 @@ class Term:
     for field in ('regressor', 'shared_projection', 'centered'):
       value = arguments.flag(field, getattr(self, field))
       object.__setattr__(self, field, value)
-    object.__setattr__(self, 'top_k', arguments.whole('top_k', self.top_k, 0))
+    object.__setattr__(self, 'top_k', arguments.integer('top_k', self.top_k, 0))
     for field in ('weight', 'width', 'scale'):  # As JSON knows them.
       value = arguments.plain(getattr(self, field))
       object.__setattr__(self, field, value)
@@ -216,7 +216,7 @@ def _check_projection(term: Term) -> None:
     fitted.check_name(term.projection)
   if term.width is None:
     return
-  arguments.whole('width', term.width, 1)
+  arguments.integer('width', term.width, 1)
   errors.require(
     term.regressor,
     f'{term} projects to width {term.width}: without a regressor the width is '
@@ -307,7 +307,7 @@ class Stage:
       f'name={self.name!r} of a stage must be a string.',
     )
     with errors.about(f'Stage {self.name!r}'):
-      steps = arguments.whole('steps', self.steps, 1, MOST)
+      steps = arguments.integer('steps', self.steps, 1, MOST)
     object.__setattr__(self, 'steps', steps)
     self._make_tuples()
     errors.require(
@@ -327,7 +327,7 @@ class Stage:
     )
     if self.checkpoint is not None:
       with errors.about(f'Stage {self.name!r}'):
-        step = arguments.whole('checkpoint', self.checkpoint, 0, MOST)
+        step = arguments.integer('checkpoint', self.checkpoint, 0, MOST)
       object.__setattr__(self, 'checkpoint', step)
 
   def _make_tuples(self) -> None:

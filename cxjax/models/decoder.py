@@ -130,9 +130,9 @@ class Decoder(base.HeadApart, nn.Module):
   def __post_init__(self) -> None:
     """Raises UserError for sizes that do not fit."""
     for name in SIZES:
-      arguments.whole(name, getattr(self, name), 1, MOST)
+      arguments.integer(name, getattr(self, name), 1, MOST)
     for name in ('num_classes', 'kv_heads', 'head_width'):
-      arguments.whole(name, getattr(self, name), 0, MOST)
+      arguments.integer(name, getattr(self, name), 0, MOST)
     for name in FLAGS:
       arguments.flag(name, getattr(self, name))
     for name, allowed in RANGES.items():
@@ -343,7 +343,7 @@ def _check_heads(model: Decoder) -> None:
     'give one for each, 0 for no limit.',
   )
   for window in model.windows:
-    arguments.whole('windows', window, 0)
+    arguments.integer('windows', window, 0)
   errors.require(
     not model.tied or model.num_classes == model.vocab_size,
     f'tied=True needs as many classes ({model.num_classes}) as token ids '

@@ -104,7 +104,7 @@ def generate(
   """
   arguments.number('temperature', temperature, arguments.Range(0))
   arguments.number('top_p', top_p, TOP_P)
-  arguments.whole('num_tokens', num_tokens, 1, decoder.MOST)
+  arguments.integer('num_tokens', num_tokens, 1, decoder.MOST)
   greedy = temperature < float(np.finfo(np.float32).tiny)
   errors.require(
     greedy or key is not None,
@@ -116,8 +116,8 @@ def generate(
   tokens, mask = _checked(model, tokens, mask, num_tokens)
   if vocab is None:
     vocab = model.vocab_size
-  vocab = arguments.whole('vocab', vocab, 1, model.vocab_size)
-  arguments.whole('end', end, -1, vocab - 1)
+  vocab = arguments.integer('vocab', vocab, 1, model.vocab_size)
+  arguments.integer('end', end, -1, vocab - 1)
   params = reception.received('params', params)
   _check_params(model, params, tokens)
   run = _cached if isinstance(model, decoder.Decoder) else _recomputed

@@ -39,7 +39,7 @@ class MLP(nn.Module):
       '(100, 100).',
     )
     for width in (*self.widths, self.num_classes):
-      arguments.whole('width', width, 1, 2**31 - 1)
+      arguments.integer('width', width, 1, 2**31 - 1)
     super().__post_init__()
 
   @property

@@ -61,7 +61,7 @@ class Rotary:
     names = ('factor', 'beta_fast', 'beta_slow', 'attention_factor')
     for name in (*names, 'low_factor', 'high_factor'):
       arguments.number(name, getattr(self, name), positive)
-    arguments.whole('original_length', self.original_length, 0, 2**31 - 1)
+    arguments.integer('original_length', self.original_length, 0, 2**31 - 1)
     arguments.flag('truncate', self.truncate)
     errors.require(
       self.scaling not in ('llama3', 'yarn') or self.original_length > 0,

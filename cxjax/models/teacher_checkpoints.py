@@ -51,7 +51,7 @@ def with_checkpoints(
   )
   found = {}
   for given, model in checkpoints.items():
-    step = arguments.whole('The step of a checkpoint', given, 0, 2**31 - 1)
+    step = arguments.integer('The step of a checkpoint', given, 0, 2**31 - 1)
     _check(model, f'The checkpoint {step}')
     errors.require(
       form(model.params) == form(teacher.params),

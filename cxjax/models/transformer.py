@@ -94,10 +94,10 @@ class Transformer(base.HeadApart, nn.Module):
   def __post_init__(self) -> None:
     """Raises UserError for sizes that do not fit."""
     for name in ('vocab_size', 'max_length', 'width', 'heads', 'depth'):
-      arguments.whole(name, getattr(self, name), 1, MOST)
+      arguments.integer(name, getattr(self, name), 1, MOST)
     for name in ('num_classes', 'mlp_width', 'relative_buckets'):
-      arguments.whole(name, getattr(self, name), 0, MOST)
-    arguments.whole('pad_token', self.pad_token, -1, MOST)
+      arguments.integer(name, getattr(self, name), 0, MOST)
+    arguments.integer('pad_token', self.pad_token, -1, MOST)
     for name in ('causal', 'tied', 'remat'):
       arguments.flag(name, getattr(self, name))
     arguments.dtype('dtype', self.dtype)

@@ -96,7 +96,7 @@ def _shape(
 ) -> dict[str, int]:
   """Size of the mesh along each axis, after -1 is resolved."""
   shape = {
-    axis: arguments.whole(f'mesh.{axis}', sizes.get(axis, 1)) for axis in AXES
+    axis: arguments.integer(f'mesh.{axis}', sizes.get(axis, 1)) for axis in AXES
   }
   for axis, size in shape.items():
     errors.require(

@@ -15,7 +15,7 @@ from cxjax.training import run_spec
 def arguments(
   spec: run_spec.RunSpec, planned: stage_plan.StagePlan
 ) -> tuple[Any, ...]:
-  """Arguments of `CompiledSteps.compile_advance`.
+  """Arguments of `CompiledSteps.compile_train_many_steps`.
 
   Args:
     spec: specification of the run.

@@ -221,7 +221,7 @@ class CompiledSteps:
     name = ('init_stage', planned.stage.objective)
     return self._call(name, fun, keys, params, donate_argnums=1)
 
-  def advance(
+  def train_many_steps(
     self,
     planned: stage_plan.StagePlan,
     schedule: tuple[int, int],
@@ -249,7 +249,7 @@ class CompiledSteps:
     """
     args = (states, *numbers(schedule, span, start, stop), *args)
     args += self._training_keys()
-    return self.compile_advance(planned, *args)(*args)
+    return self.compile_train_many_steps(planned, *args)(*args)
 
   def _training_keys(self) -> tuple[jax.Array, ...]:
     """The `[S]` keys of the students' dropout; empty if they have none."""
@@ -257,29 +257,29 @@ class CompiledSteps:
       return ()
     return (self.keys(self._spec.keys.stage, run_spec.DROPOUT),)
 
-  def compile_advance(
+  def compile_train_many_steps(
     self, planned: stage_plan.StagePlan, *args: Any
   ) -> jax.stages.Compiled:
-    """The program of `advance`, not run; shapes are enough as arguments."""
-    name, fun = self._advance(planned)
+    """Compiles the program of `train_many_steps`, for arrays or shapes."""
+    name, fun = self._many_steps(planned)
     return self._programs.compile(  # type: ignore[return-value]
       name, fun, *args, donate_argnums=0
     )
 
   def prepare(self, planned: stage_plan.StagePlan) -> None:
-    """Begins to compile the program of `advance` for a later stage."""
+    """Begins to compile the program of `train_many_steps` for a later stage."""
     spec = self._spec
     if spec.stored_targets:
       return  # The shapes of stored targets are known once they are read.
-    name, fun = self._advance(planned)
+    name, fun = self._many_steps(planned)
     if name not in self._programs:
       args = abstract.arguments(spec, planned)
       self._programs.prepare(name, fun, *args, donate_argnums=0)
 
-  def _advance(
+  def _many_steps(
     self, planned: stage_plan.StagePlan
   ) -> tuple[Any, Callable[..., Any]]:
-    """Name and function of the program of `advance`."""
+    """Name and function of the program of `train_many_steps`."""
     spec, stage = self._spec, planned.stage
 
     def fun(
@@ -309,13 +309,13 @@ class CompiledSteps:
         stage=stage,
         tx=spec.optimizer(*schedule),
         mask=planned.mask,
-        lookahead=spec.blocks,
+        lookahead=spec.lookahead_steps,
         microbatches=spec.microbatches,
         training=models.training,
       )
       return self._sharded(states), mesh_lib.constrain_replicated(out)
 
-    return ('advance', stage.objective), fun
+    return ('train_many_steps', stage.objective), fun
 
   def evaluate(self, params: types.Params) -> dict[str, jax.Array]:
     """Held-out metrics of `[S]` students, `[S]` each; not waited for."""

@@ -40,7 +40,7 @@ def require(
   )
   teacher = 0 if spec.teacher is None else size(spec.teacher.params)
   batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
-  batches = size(batch) * spec.blocks
+  batches = size(batch) * spec.lookahead_steps
   needed = states + teacher + matrices + batches
   have = available(spec.layout.mesh)
   errors.require(

@@ -155,7 +155,7 @@ def _finished(
 def numbers(
   schedule: tuple[int, int], span: tuple[int, int], start: int, stop: int
 ) -> tuple[Any, ...]:
-  """The arguments of `advance` that are numbers, as its program takes them."""
+  """The numbers among the arguments of `train_many_steps`, as int32."""
   pair = lambda values: tuple(map(np.int32, values))
   return pair(schedule), pair(span), np.int32(start), np.int32(stop)
 
@@ -274,7 +274,9 @@ def train_many_steps(
   names, with_teacher = list(stage.named_terms), stage.teacher_terms
   teacher_output = _teacher_output(teacher, teacher_params, targets)
 
-  def look(block: jax.Array) -> tuple[types.Batch, dict[str, types.Target]]:
+  def batches_and_targets(
+    block: jax.Array,
+  ) -> tuple[types.Batch, dict[str, types.Target]]:
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
     steps = block * lookahead + jnp.arange(lookahead)
     at = lambda leaf: jnp.asarray(leaf)[steps % len(leaf)]
@@ -290,7 +292,7 @@ def train_many_steps(
     return batches, {**labels, **stored}
 
   def one_block(block: jax.Array, carried: Any) -> Any:
-    seen = look(block)
+    seen = batches_and_targets(block)
     first = block * lookahead
 
     def one_step(i: jax.Array, carried: Any) -> Any:

@@ -124,7 +124,7 @@ class RunSpec:
     restart_schedule: restart the schedule at each stage; else it spans the run.
     carry_state: carry the state of the optimizer into the next stage.
     trainable: which parameters are trained, as of `masks.path_mask`; '' is all.
-    costed: gives the stages with their FLOPs; None compiles them.
+    plan_costs: gives the stages with their FLOPs; None compiles them.
   """
 
   student: Any
@@ -149,7 +149,7 @@ class RunSpec:
   restart_schedule: bool = True
   carry_state: bool = False
   trainable: Any = ''
-  costed: Callable[['RunSpec'], list[stage_plan.StagePlan]] | None = None
+  plan_costs: Callable[['RunSpec'], list[stage_plan.StagePlan]] | None = None
 
   def __post_init__(self) -> None:
     """Raises UserError for settings that do not fit each other."""
@@ -281,7 +281,7 @@ class RunSpec:
     return jax.tree.leaves(y)[0].shape[0]
 
   @property
-  def blocks(self) -> int:
+  def lookahead_steps(self) -> int:
     """Batches whose targets are computed in one product, `K`."""
     total = self.batch_size * self.keys.data.shape[0] * self.length
     most = max(int(LOOKAHEAD_ROWS // total), 1)
@@ -329,10 +329,10 @@ class RunSpec:
 
   def plan(self) -> list[stage_plan.StagePlan]:
     """The stages with their shapes; raises UserError where they do not fit."""
-    return list(self._planned)
+    return list(self._stage_plans)
 
   @functools.cached_property
-  def _planned(self) -> list[stage_plan.StagePlan]:
+  def _stage_plans(self) -> list[stage_plan.StagePlan]:
     batch, models, training = self._traced
     self._check_metrics()
     return [
@@ -342,16 +342,16 @@ class RunSpec:
       for stage in self.stages
     ]
 
-  def costed_plan(
+  def plan_with_costs(
     self, flops: Callable[..., float] = flops_lib.compiled
   ) -> list[stage_plan.StagePlan]:
     """The stages with their shapes and their costs, by default as compiled."""
     batch, models, training = self._traced
-    costed: dict[stage_lib.Stage, stage_plan.StagePlan] = {}
+    found: dict[stage_lib.Stage, stage_plan.StagePlan] = {}
     plans = self.plan()
     for planned in plans:
-      if planned.stage.objective not in costed:
-        costed[planned.stage.objective] = stage_plan.with_costs(
+      if planned.stage.objective not in found:
+        found[planned.stage.objective] = stage_plan.with_costs(
           planned,
           batch,
           self.optimizer(),
@@ -361,7 +361,7 @@ class RunSpec:
           training=training,
         )
     return [
-      dataclasses.replace(costed[one.stage.objective], stage=one.stage)
+      dataclasses.replace(found[one.stage.objective], stage=one.stage)
       for one in plans
     ]
 

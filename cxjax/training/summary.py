@@ -54,11 +54,11 @@ def summarize(
     'stages': [
       # A run that ends early may not reach its last stages.
       _stage_summary(planned, max(min(planned.stage.steps, steps - begin), 0))
-      for planned, begin in zip(result.planned, begins, strict=False)
+      for planned, begin in zip(result.stage_plans, begins, strict=False)
     ],
     'seconds': {k: round(v, 3) for k, v in result.seconds.items()},
     'steps_per_second': round(steps / train_seconds, 1),
-    'lookahead': spec.blocks,
+    'lookahead': spec.lookahead_steps,
     'stored_targets': spec.stored_targets,
     'packages': {
       'cxjax': version.__version__,

@@ -49,14 +49,14 @@ class Result:
   Attributes:
     params: `[S, ...]` in every leaf.
     records: the lines of metrics.jsonl.
-    planned: the stages with their costs.
+    stage_plans: the stages with their costs.
     seconds: time by purpose, over all restarts, as of `stopwatch.PURPOSES`.
     best: step of the best checkpoint, where one is kept.
   """
 
   params: types.Params
   records: list[types.Record]
-  planned: list[stage_plan.StagePlan]
+  stage_plans: list[stage_plan.StagePlan]
   seconds: dict[str, float]
   best: int | None = None
 
@@ -86,9 +86,9 @@ def fit(
   """
   with files.lock(folder), signals_lib.catch() as signals:
     begin = time.perf_counter()
-    planned = spec.costed(spec) if spec.costed else spec.costed_plan()
+    plans = (spec.plan_costs or run_spec.RunSpec.plan_with_costs)(spec)
     seconds = time.perf_counter() - begin
-    stage_plan.log(f'{title} on {mesh_lib.in_use(spec.layout.mesh)}', planned)
+    stage_plan.log(f'{title} on {mesh_lib.in_use(spec.layout.mesh)}', plans)
     found = checkpoints_lib.latest(folder)
     open_loader: Any = spec.host.loader or contextlib.nullcontext
     log = metric_log.MetricLog(
@@ -100,7 +100,7 @@ def fit(
       checkpoint_writer.CheckpointWriter(folder, spec.loop.keep) as writer,
       open_loader() as loader,
     ):
-      trainer = Trainer(spec, planned, folder, log, writer, loader, signals)
+      trainer = Trainer(spec, plans, folder, log, writer, loader, signals)
       trainer.stopwatch.add({'compile': seconds})
       if found is None:
         trainer.begin()
@@ -141,7 +141,7 @@ class Trainer:
   def __init__(
     self,
     spec: run_spec.RunSpec,
-    planned: list[stage_plan.StagePlan],
+    plans: list[stage_plan.StagePlan],
     folder: pathlib.Path,
     log: metric_log.MetricLog,
     writer: checkpoint_writer.CheckpointWriter,
@@ -152,19 +152,19 @@ class Trainer:
 
     Args:
       spec: specification of the run.
-      planned: its stages, with their costs.
+      plans: its stages, with their costs.
       folder: folder of the run.
       log: where the records go.
       writer: where the checkpoints go.
       loader: loader of the rows, or None.
       signals: names of the signals that ask to stop, as they arrive.
     """
-    self._spec, self._planned, self._folder = spec, planned, folder
+    self._spec, self._plans, self._folder = spec, plans, folder
     self._log, self._writer, self._loader = log, writer, loader
     self._signals = signals
     self._steps = compiled_steps.CompiledSteps(spec)
     self._milestones = milestones_lib.Milestones(spec)
-    self._cosine = cosine_lib.GradientCosine(spec, planned, self._steps)
+    self._cosine = cosine_lib.GradientCosine(spec, plans, self._steps)
     self.stopwatch = stopwatch_lib.Stopwatch(lambda: self._steps.seconds)
     self._step = self._stage = 0
     self._states: Any = None
@@ -176,13 +176,8 @@ class Trainer:
     """The result of the finished run."""
     kept = self._spec.loop.keep_best
     best = checkpoints_lib.best_step(self._folder) if kept else None
-    return Result(
-      self._states.params,
-      self._log.records,
-      self._planned,
-      self.stopwatch.seconds,
-      best,
-    )
+    params, seconds = self._states.params, self.stopwatch.seconds
+    return Result(params, self._log.records, self._plans, seconds, best)
 
   def begin(self) -> None:
     """Starts with fresh students."""
@@ -203,7 +198,7 @@ class Trainer:
       self._loader.restore(found, read)
     # At the end of a stage its own state was saved, not that of the next.
     self._stage = sum(found > end for end in spec.ends[:-1])
-    shapes = spec.state_shapes(self._planned[self._stage])
+    shapes = spec.state_shapes(self._plans[self._stage])
     template = mesh_lib.abstract(
       shapes, spec.layout.mesh, spec.layout.student, seeds=True
     )
@@ -216,7 +211,7 @@ class Trainer:
     self._log.expect(self._milestones.end)
     self.stopwatch.restart()
     self._train_stage()
-    last = len(self._planned) - 1
+    last = len(self._plans) - 1
     while self._stage < last and self._step < self._milestones.end:
       self._enter(self._stage + 1, self._states.params)
       self._train_stage()
@@ -226,10 +221,10 @@ class Trainer:
   def _enter(self, index: int, params: types.Params) -> None:
     """Begins the stage `index`."""
     keys = self._steps.keys(self._spec.keys.stage, 2 * index + 1)
-    fresh = self._steps.init_stage(self._planned[index], keys, params)
+    fresh = self._steps.init_stage(self._plans[index], keys, params)
     if self._spec.carry_state and self._states is not None:
       fresh = train_step.carry(
-        self._states, fresh, self._spec.optimizer(), self._planned[index].mask
+        self._states, fresh, self._spec.optimizer(), self._plans[index].mask
       )
     self._stage, self._states = index, fresh
 
@@ -239,7 +234,7 @@ class Trainer:
 
   def _train_stage(self) -> None:
     """Dispatches the steps of a stage, up to log_every at a time."""
-    spec, planned = self._spec, self._planned[self._stage]
+    spec, planned = self._spec, self._plans[self._stage]
     begin, end = (0, *spec.ends)[self._stage], spec.ends[self._stage]
     length, passed = spec.schedule(self._stage)
     # The optimizer's own count of steps, where it is carried over, is `begin`.
@@ -247,13 +242,15 @@ class Trainer:
     matrices = self._steps.matrices(planned, self._stage)
     constant = (self._steps.stage_teacher(planned), matrices, spec.keys.data)
     span = begin, end - begin
-    advance = functools.partial(self._steps.advance, planned, schedule, span)
+    train = functools.partial(
+      self._steps.train_many_steps, planned, schedule, span
+    )
     log_every, whole = spec.loop.log_every, self._step == begin
     motion = motion_lib.Motion(self._states.params)
     while self._step < self._stage_end:
       next_record = self._step - self._step % log_every + log_every
-      self._dispatch(advance, min(next_record, self._stage_end), constant)
-      for following in self._planned[self._stage + 1 : self._stage + 2]:
+      self._dispatch(train, min(next_record, self._stage_end), constant)
+      for following in self._plans[self._stage + 1 : self._stage + 2]:
         self._steps.prepare(following)  # While the device trains this one.
       if multihost.any_of(bool(self._signals)):
         self._stop()
@@ -261,7 +258,7 @@ class Trainer:
       motion.check(self._states.params, planned.stage.name, self._step - begin)
 
   def _dispatch(
-    self, advance: Callable[..., Any], stop: int, constant: tuple[Any, ...]
+    self, train: Callable[..., Any], stop: int, constant: tuple[Any, ...]
   ) -> None:
     """Dispatches the steps up to `stop`, then reads those before them."""
     start = self._step
@@ -269,7 +266,7 @@ class Trainer:
     if self._loader is not None:
       rows, targets = self._loader.rows(start), self._loader.targets(start)
     args = start, stop, *constant, rows, targets
-    self._states, out = advance(self._states, *args)
+    self._states, out = train(self._states, *args)
     self._step = stop
     metrics = None
     if self._milestones.is_evaluated(stop, self._stage_end):
@@ -289,7 +286,7 @@ class Trainer:
       return True
     assert self._pending is not None
     return self._pending.metrics is not None and self._milestones.depend_on(
-      self._step, self._stage + 1 == len(self._planned)
+      self._step, self._stage + 1 == len(self._plans)
     )
 
   def _read(self) -> None:
@@ -301,7 +298,7 @@ class Trainer:
   def _record(self, pending: _Pending) -> None:
     """Logs the steps of one dispatch, and saves where it is time."""
     out = self.stopwatch.wait('train', pending.out)
-    stage = self._planned[pending.stage].stage
+    stage = self._plans[pending.stage].stage
     failed = int((out['bad'] < pending.stop).sum())
     if failed > self._diverged:
       self._diverged = failed
@@ -319,7 +316,7 @@ class Trainer:
     if pending.metrics is not None or pending.stop == self._milestones.end:
       # At an end that nobody expected nothing was evaluated.
       metrics = self._values(pending.metrics or self._evaluate())
-      final = pending.stage + 1 == len(self._planned)
+      final = pending.stage + 1 == len(self._plans)
       crossed = self._milestones.observe(metrics, pending.stop, final)
       best = self._milestones.is_best(metrics)
       self._log.expect(self._milestones.end)
@@ -370,7 +367,7 @@ class Trainer:
     if metrics is None:
       metrics = self._values(self._evaluate())
     record = {
-      'stage': self._planned[self._stage].stage.name,
+      'stage': self._plans[self._stage].stage.name,
       'score': metrics[self._spec.primary],
       **self._log.digest_records(),
       'seconds': self.stopwatch.seconds,

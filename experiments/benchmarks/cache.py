@@ -87,7 +87,7 @@ class Side:
 
   def __init__(self, spec: run_spec.RunSpec) -> None:
     """Initializes the students."""
-    self.seeds, self.block = spec.num_seeds, spec.blocks
+    self.seeds, self.block = spec.num_seeds, spec.lookahead_steps
     self.unit = spec.loop.log_every
     self._loader = spec.host.loader
     self._stage = rounds.OneStage(spec)
@@ -99,7 +99,7 @@ class Side:
     with self._loader() as loader:
       for start in range(0, num_steps, self.unit):
         rows, targets = loader.rows(start), loader.targets(start)
-        out = self._stage.advance(start, start + self.unit, rows, targets)
+        out = self._stage.train(start, start + self.unit, rows, targets)
         found.append(out['loss'])
     return np.array(jax.device_get(found))[:, 0]
 

@@ -83,15 +83,15 @@ def measure(
   for i, one in enumerate(estimates):
     stage = rounds.OneStage(spec, i, params)
     with jax.set_mesh(spec.layout.mesh):
-      # The same program that `advance` finds compiled.
-      stage.steps.compile_advance(
-        stage.planned, *abstract.arguments(spec, stage.planned)
+      # The same program that `train` finds compiled.
+      stage.steps.compile_train_many_steps(
+        stage.stage_plan, *abstract.arguments(spec, stage.stage_plan)
       )
     jax.block_until_ready(stage.states)
     before = resident('VmRSS')
     (PROCESS / 'clear_refs').write_text('5', 'utf-8')  # Resets the peak.
     begin = (0, *spec.ends)[i]
-    jax.block_until_ready(stage.advance(begin, begin + STEPS))
+    jax.block_until_ready(stage.train(begin, begin + STEPS))
     jax.block_until_ready(stage.states)
     grown = resident('VmHWM') - before
     assert one.memory is not None

@@ -97,14 +97,16 @@ def by_distill(teacher: Any, student: Any, steps: int, held_out: int) -> int:
     layers=(),
   )
   sizes = []
-  original = compiled_steps.CompiledSteps.compile_advance
+  original = compiled_steps.CompiledSteps.compile_train_many_steps
 
-  def compile_advance(*args: Any) -> jax.stages.Compiled:
+  def compile_train_many_steps(*args: Any) -> jax.stages.Compiled:
     compiled = original(*args)
     sizes.append(memory.program(compiled))
     return compiled
 
-  compiled_steps.CompiledSteps.compile_advance = compile_advance  # type: ignore[method-assign]
+  compiled_steps.CompiledSteps.compile_train_many_steps = (
+    compile_train_many_steps  # type: ignore[method-assign]
+  )
   del params, student  # As they are in the plan.
   cxjax.distill(
     plan,

@@ -183,8 +183,8 @@ def make_sides(case: Case) -> dict[str, rounds.Side]:
   x = np.array(draw(spec.keys.data[0], np.arange(BATCHES))['x'])
   models = spec.teacher.params, ours['ours 1'].first
   sides: dict[str, rounds.Side] = {**ours, 'plain': Torch(*models, x, block=1)}
-  if spec.blocks > 1:
-    sides['look-ahead'] = Torch(*models, x, spec.blocks)
+  if spec.lookahead_steps > 1:
+    sides['look-ahead'] = Torch(*models, x, spec.lookahead_steps)
   return sides
 
 

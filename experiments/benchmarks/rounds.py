@@ -86,7 +86,7 @@ class OneStage:
   """Students in one stage, trained by the programs of the training loop.
 
   Attributes:
-    planned: the stage with its shapes.
+    stage_plan: the stage with its shapes.
     first: parameters of the first student before its first step.
     matrices: projections of the first student, by term.
     states: states of all students.
@@ -102,25 +102,25 @@ class OneStage:
       index: number of the stage.
       params: students to begin with, which are donated; None for fresh ones.
     """
-    self.planned = spec.plan()[index]
+    self.stage_plan = spec.plan()[index]
     self.steps = compiled_steps.CompiledSteps(spec)
     self._spec, self._index = spec, index
-    stage = self.planned.stage
+    stage = self.stage_plan.stage
     with jax.set_mesh(spec.layout.mesh):
-      matrices = self.steps.matrices(self.planned, index)
+      matrices = self.steps.matrices(self.stage_plan, index)
       if params is None:
         params = self.steps.init(spec.keys.init)
       self.first, self.matrices = jax.device_get(
         jax.tree.map(lambda leaf: leaf[0], (params, matrices or {}))
       )
       keys = self.steps.keys(spec.keys.stage, 2 * index + 1)
-      self.states = self.steps.init_stage(self.planned, keys, params)
+      self.states = self.steps.init_stage(self.stage_plan, keys, params)
     teacher = None
     if stage.needs_teacher and spec.teacher and spec.teacher.available:
       teacher = self.steps.place_teacher(spec.teacher.at(stage.checkpoint))
     self._constant = (teacher, matrices, spec.keys.data)
 
-  def advance(
+  def train(
     self, start: int, stop: int, rows: Any = None, targets: Any = None
   ) -> dict[str, Any]:
     """Trains from step `start` to `stop`.
@@ -134,10 +134,13 @@ class OneStage:
     Returns:
       Sums of the losses, not waited for.
     """
-    begin, length = (0, *self._spec.ends)[self._index], self.planned.stage.steps
+    begin, length = (
+      (0, *self._spec.ends)[self._index],
+      self.stage_plan.stage.steps,
+    )
     with jax.set_mesh(self._spec.layout.mesh):
-      self.states, out = self.steps.advance(
-        self.planned,
+      self.states, out = self.steps.train_many_steps(
+        self.stage_plan,
         (length, 0),
         (begin, length),
         self.states,
@@ -162,25 +165,25 @@ class Ours:
 
   def __init__(self, spec: run_spec.RunSpec) -> None:
     """Initializes the students."""
-    self.seeds, self.block = spec.num_seeds, spec.blocks
+    self.seeds, self.block = spec.num_seeds, spec.lookahead_steps
     self.unit = spec.loop.log_every
     self._stage = OneStage(spec)
     self.first = self._stage.first
     self.matrix = next(iter(self._stage.matrices.values()), None)
     self._step = 0
 
-  def _advance(self, num_steps: int) -> np.ndarray:
+  def _train(self, num_steps: int) -> np.ndarray:
     begin, self._step = self._step, self._step + num_steps
-    return jax.device_get(self._stage.advance(begin, self._step)['loss'])
+    return jax.device_get(self._stage.train(begin, self._step)['loss'])
 
   def losses(self, num_steps: int) -> list[float]:
     """Trains one step at a time; returns the losses of the first student."""
-    return [self._advance(1)[0] for _ in range(num_steps)]
+    return [self._train(1)[0] for _ in range(num_steps)]
 
   def run(self, num_steps: int) -> None:
     """Trains `unit` steps at a time."""
     for _ in range(num_steps // self.unit):
-      self._advance(self.unit)
+      self._train(self.unit)
 
 
 def one_stage_spec(

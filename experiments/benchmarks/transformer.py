@@ -324,7 +324,7 @@ def main(argv: list[str]) -> None:
     for stage in stages:
       key = case, stage.name
       sides[key] = make_sides(config, stage, batches)
-      (costs[key],) = make_spec(config, stage, 1).costed_plan()
+      (costs[key],) = make_spec(config, stage, 1).plan_with_costs()
       # Adam enlarges rounding where a gradient is near 0.
       rounds.check(f'{case}, {stage.name}', sides[key], rtol=1e-4, atol=1e-6)
   rows: list[rounds.Row] = []

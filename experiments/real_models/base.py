@@ -87,7 +87,7 @@ def weights(shapes: Any) -> Any:
   return jax.tree.map(one, shapes)
 
 
-def planned(case: Case, num_steps: int) -> cxjax.Plan:
+def make_plan(case: Case, num_steps: int) -> cxjax.Plan:
   """The plan of a case."""
   return cxjax.plan(
     case.teacher, case.student, case.x, num_steps=num_steps, **case.plan

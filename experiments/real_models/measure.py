@@ -38,7 +38,7 @@ def measured(name: str, cases: base.Cases) -> dict[str, Any]:
 
 def _measure(row: dict[str, Any], case: base.Case) -> None:
   start = time.process_time()
-  plan = base.planned(case, STEPS)
+  plan = base.make_plan(case, STEPS)
   row['plan CPU s'] = round(time.process_time() - start, 1)
   row['layers'] = ', '.join(f'{a} > {b}' for a, b in base.matched(plan))
   start = time.process_time()

@@ -163,13 +163,17 @@ class RunTest(parameterized.TestCase):
         scalars = 4 * 4
         self.assertEqual(expected.arguments, held((states, *args)) + scalars)
         numbers = compiled_steps.numbers((1, 0), (0, 1), 0, 10)
-        program = steps.compile_advance(planned, states, *numbers, *args)
+        program = steps.compile_train_many_steps(
+          planned, states, *numbers, *args
+        )
         used = program.memory_analysis()
         self.assertEqual(
           (expected.arguments, expected.temporaries),
           (used.argument_size_in_bytes, used.temp_size_in_bytes),
         )
-        states, _ = steps.advance(planned, (1, 0), (0, 1), states, 0, 10, *args)
+        states, _ = steps.train_many_steps(
+          planned, (1, 0), (0, 1), states, 0, 10, *args
+        )
         params = states.params
         rest = expected.output - held(states) + used.alias_size_in_bytes
         self.assertBetween(rest, 0, 1_000)  # Losses, pointers of the tuple.

@@ -25,7 +25,7 @@ class BudgetsTest(parameterized.TestCase):
     plan = budgets.scaled(PLAN, 10)
     self.assertEqual([stage.steps for stage in plan.stages], [4, 6])
     for one, stage, old in zip(
-      plan.planned, plan.stages, PLAN.planned, strict=True
+      plan.stage_plans, plan.stages, PLAN.stage_plans, strict=True
     ):
       self.assertIs(one.stage, stage)
       self.assertEqual(stage.objective, old.stage.objective)
@@ -43,14 +43,17 @@ class BudgetsTest(parameterized.TestCase):
 
   def test_flops_are_found_once_for_an_objective(self):
     flops = budgets.Flops('counted')
-    expected = [one.student_flops + one.teacher_flops for one in PLAN.costed]
+    expected = [
+      one.student_flops + one.teacher_flops
+      for one in PLAN.stage_plans_with_costs
+    ]
     self.assertEqual([flops(PLAN, i) for i in range(2)], expected)
     with mock.patch.object(budgets, '_alone', side_effect=AssertionError):
       flops(budgets.scaled(PLAN, 10), 1)
 
   def test_stored_targets_cost_the_teacher_nothing(self):
     flops = budgets.Flops('counted', charged=False)
-    expected = [one.student_flops for one in PLAN.costed]
+    expected = [one.student_flops for one in PLAN.stage_plans_with_costs]
     self.assertEqual([flops(PLAN, i) for i in range(2)], expected)
 
   def test_what_is_frozen_is_not_charged(self):

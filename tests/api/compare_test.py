@@ -75,7 +75,10 @@ class RunTest(parameterized.TestCase):
     steps = [stage.steps for stage in short.plan.stages]
     self.assertAlmostEqual(steps[0] / short.steps, 0.25, delta=0.05)
     # The teacher is charged where it runs: not in the last stage of `short`.
-    labels, output = short.plan.costed[-1], one_shot.plan.costed[0]
+    labels, output = (
+      short.plan.stage_plans_with_costs[-1],
+      one_shot.plan.stage_plans_with_costs[0],
+    )
     self.assertEqual(labels.teacher_flops, 0)
     self.assertEqual(short.stage_flops[-1], labels.student_flops)
     self.assertEqual(

@@ -175,7 +175,9 @@ class PlacementTest(parameterized.TestCase):
   @parameterized.parameters(jax.jit, jax.vmap, jax.grad)
   def test_under_a_transformation_of_jax(self, transform):
     scaled = lambda scale: jax.tree.map(lambda p: p * scale, self.params[1])
-    fun = transform(lambda scale: make(self.params[0], scaled(scale)).planned)
+    fun = transform(
+      lambda scale: make(self.params[0], scaled(scale)).stage_plans
+    )
     with self.assertRaisesRegex(errors.UserError, 'Called under jax.jit'):
       fun(jnp.ones(1) if transform is jax.vmap else 1.0)
 

@@ -44,7 +44,7 @@ class MatchTest(parameterized.TestCase):
       [('Dense_1', 'Dense_0'), ('Dense_3', 'Dense_1'), ('logits', 'logits')],
     )
     self.assertEqual([stage.steps for stage in plan.stages], [20, 20, 60])
-    self.assertEqual(plan.planned[0].projections, {'Dense_0': (8, 4)})
+    self.assertEqual(plan.stage_plans[0].projections, {'Dense_0': (8, 4)})
     self.assertRegex(str(plan), r'Dense_1 +\| +8 \| Dense_0 .*gaussian 8 x 4')
 
   def test_four_layers_at_most_unless_they_are_named(self):
@@ -100,13 +100,13 @@ class PoolTest(parameterized.TestCase):
     )
     self.assertEqual(plan.stages[0].terms[0].pool, pool)
     widths = {'none': (4, 2), 'mean': (4, 2), 'flatten': (64, 32)}
-    self.assertEqual(plan.planned[0].projections['Conv_0'], widths[pool])
+    self.assertEqual(plan.stage_plans[0].projections['Conv_0'], widths[pool])
 
   def test_an_image_with_a_vector(self):
     x = jnp.ones((2, 4, 4, 1))
     net = network(Image(1), x)
     plan = cxjax.plan(net, net, x, num_steps=9, layers=[('Conv_0', 'Dense_0')])
-    self.assertEqual(plan.planned[0].projections, {'Dense_0': (4, 5)})
+    self.assertEqual(plan.stage_plans[0].projections, {'Dense_0': (4, 5)})
 
   def test_sequences_of_other_lengths(self):
     x = jnp.ones((2, 6, 3))
@@ -123,7 +123,7 @@ class PoolTest(parameterized.TestCase):
     ):
       plan()
     self.assertEqual(
-      plan(pool='mean').planned[0].projections, {'second': (5, 5)}
+      plan(pool='mean').stage_plans[0].projections, {'second': (5, 5)}
     )
 
 
@@ -163,7 +163,11 @@ class StagesTest(parameterized.TestCase):
     self.assertIn('student counted FLOPs a step', str(counted))
     compiled = make(costs='compiled')
     self.assertIn('student FLOPs a step', str(compiled))
-    for a, b in zip(counted.costed, compiled.costed, strict=True):
+    for a, b in zip(
+      counted.stage_plans_with_costs,
+      compiled.stage_plans_with_costs,
+      strict=True,
+    ):
       self.assertBetween(a.student_flops / b.student_flops, 0.9, 1.1)
       self.assertBetween(a.teacher_flops / b.teacher_flops, 0.9, 1.1)
     with self.assertRaisesRegex(errors.UserError, "costs 'xla'.*counted, comp"):

@@ -96,7 +96,11 @@ class OutputsTest(parameterized.TestCase):
     plain = lambda p, x: (detector(p, x)[0]['logits'], detector(p, x)[1])
     bare = cxjax.plan(*pair(plain), X, num_steps=9)
     self.assertEqual(plan.stages[:-1], bare.stages[:-1])
-    for a, b in zip(plan.costed[:-1], bare.costed[:-1], strict=True):
+    for a, b in zip(
+      plan.stage_plans_with_costs[:-1],
+      bare.stage_plans_with_costs[:-1],
+      strict=True,
+    ):
       self.assertEqual(a.student_flops, b.student_flops)
 
   @pytest.mark.slow

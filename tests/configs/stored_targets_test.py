@@ -110,14 +110,16 @@ class StoredTargetsTest(parameterized.TestCase):
     config.teacher.folder = str(self.live / 'teacher')
     before = {id(array) for array in jax.live_arrays()}
     held, args = [], []
-    advance = compiled_steps.CompiledSteps.advance
+    train = compiled_steps.CompiledSteps.train_many_steps
 
     def note(self, planned, schedule, span, states, start, stop, *rest):
       held.extend(a.shape for a in jax.live_arrays() if id(a) not in before)
       args.append((self._spec.teacher.available, self._teacher, *rest[:2]))
-      return advance(self, planned, schedule, span, states, start, stop, *rest)
+      return train(self, planned, schedule, span, states, start, stop, *rest)
 
-    with mock.patch.object(compiled_steps.CompiledSteps, 'advance', note):
+    with mock.patch.object(
+      compiled_steps.CompiledSteps, 'train_many_steps', note
+    ):
       experiment.run(config, workdir)
     self.assertEqual(set(args), {(False, None, None, None)})
     self.assertIn((2, 8, 8), held)  # The students' kernels,

@@ -108,7 +108,7 @@ class OneStageTest(parameterized.TestCase):
     for i, end in enumerate(spec.ends):
       stage = rounds.OneStage(spec, i, params)
       for step in range((0, *spec.ends)[i], end, 10):
-        out = jax.device_get(stage.advance(step, step + 10))
+        out = jax.device_get(stage.train(step, step + 10))
         losses.append(float(out['loss'].mean()) / 10)
       params = stage.states.params
     self.assertEqual(losses, [record['loss'] for record in records])

@@ -107,7 +107,9 @@ class PlanTest(parameterized.TestCase):
 
   @parameterized.parameters(*CURRICULA)
   def test_table_has_a_row_for_each_term(self, name):
-    lines = stage_plan.format_plan(self.spec(name).costed_plan()).splitlines()
+    lines = stage_plan.format_plan(
+      self.spec(name).plan_with_costs()
+    ).splitlines()
     cells = [[c.strip() for c in line.split('|')[1:-1]] for line in lines]
     header, rows = cells[0], cells[2:]
     self.assertLen(rows, sum(map(len, TERMS[name])))
@@ -126,8 +128,8 @@ class PlanTest(parameterized.TestCase):
       self.assertGreater(one.memory.total, 0)
 
   def test_one_forward_pass_of_the_student_serves_all_terms(self):
-    (joint,) = self.spec('joint').costed_plan()
-    _, output = self.spec('layers').costed_plan()
+    (joint,) = self.spec('joint').plan_with_costs()
+    _, output = self.spec('layers').plan_with_costs()
     # The hidden term adds a difference, its square and their gradients.
     self.assertLess(joint.student_flops, 1.25 * output.student_flops)
     self.assertGreater(joint.student_flops, output.student_flops)

@@ -56,7 +56,7 @@ class RealModelsTest(parameterized.TestCase):
       self.skipTest(f'{package} is not installed')
     with jax.numpy_rank_promotion('allow'):
       case = cases.CASES[name]()
-      plan = base.planned(case, STEPS)
+      plan = base.make_plan(case, STEPS)
       self.assertEqual(base.matched(plan), case.pairs)
       if name not in TRAINED:
         return

@@ -80,7 +80,7 @@ def train(model, method, mesh):
       seen = None
       if planned.stage.needs_teacher:
         seen = steps.place_teacher(teacher.params)
-      states, out = steps.advance(
+      states, out = steps.train_many_steps(
         planned,
         (10, 0),
         (0, STEPS),

@@ -38,8 +38,8 @@ def states(index, seed=0):
   return steps.init_stage(planned[index], keys, steps.init(spec().keys.init))
 
 
-def advance_args(index, start, stop, params=None, span=(0, 6), schedule=(6, 0)):
-  """Arguments of `CompiledSteps.advance`."""
+def train_args(index, start, stop, params=None, span=(0, 6), schedule=(6, 0)):
+  """Arguments of `CompiledSteps.train_many_steps`."""
   steps, planned = made()
   params = runs.teacher_params() if params is None else params
   matrices = steps.matrices(planned[index], index)
@@ -64,7 +64,7 @@ class CompiledTest(parameterized.TestCase):
     before = len(steps)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-      jax.block_until_ready(steps.advance(*args))
+      jax.block_until_ready(steps.train_many_steps(*args))
     finally:
       jax.monitoring.unregister_event_duration_listener(listen)
     inside = [e for e in events if 'backend_compile' in e]
@@ -72,7 +72,7 @@ class CompiledTest(parameterized.TestCase):
 
   def test_nothing_differs_enough_to_compile_again(self):
     steps, _ = made()
-    steps.advance(*advance_args(0, 0, 4))
+    steps.train_many_steps(*train_args(0, 0, 4))
     for change in (
       dict(start=4, stop=6),  # Another place.
       dict(start=0, stop=4, params=runs.teacher_params(1)),
@@ -80,7 +80,7 @@ class CompiledTest(parameterized.TestCase):
       dict(start=0, stop=4, span=(7, 90)),
       dict(index=1, start=6, stop=8),  # Another stage of the same objective.
     ):
-      args = advance_args(**{'index': 0, **change})
+      args = train_args(**{'index': 0, **change})
       self.assertEqual(self.compiled(args), (0, 0), change)
 
   def test_seconds_are_those_of_compiling(self):
@@ -209,8 +209,8 @@ class ProgramTest(parameterized.TestCase):
 
   def test_advance_is_many_steps(self):
     steps, planned = made()
-    got = steps.advance(*advance_args(2, 12, 16, span=(11, 9)))
-    advance = functools.partial(
+    got = steps.train_many_steps(*train_args(2, 12, 16, span=(11, 9)))
+    train = functools.partial(
       multi_step.train_many_steps,
       draw=spec().batch,
       student=runs.STUDENT.apply,
@@ -218,9 +218,9 @@ class ProgramTest(parameterized.TestCase):
       stage=planned[2].stage,
       tx=spec().optimizer(6, 0),
       mask=planned[2].mask,
-      lookahead=spec().blocks,
+      lookahead=spec().lookahead_steps,
     )
-    want = jax.jit(advance)(
+    want = jax.jit(train)(
       states(2),
       12,
       16,

@@ -313,17 +313,19 @@ class FailureTest(runs.TestCase):
 
   def test_a_loss_that_is_not_finite_is_named_though_steps_go_on(self):
     """Step 9 is read when the steps from 12 on were dispatched."""
-    folder, advance, stops = (
+    folder, train, stops = (
       self.folder(),
-      compiled_steps.CompiledSteps.advance,
+      compiled_steps.CompiledSteps.train_many_steps,
       [],
     )
 
     def note(steps, planned, *args):
       stops.append(args[4])
-      return advance(steps, planned, *args)
+      return train(steps, planned, *args)
 
-    with mock.patch.object(compiled_steps.CompiledSteps, 'advance', note):
+    with mock.patch.object(
+      compiled_steps.CompiledSteps, 'train_many_steps', note
+    ):
       self.failed(
         "seed 0 is not finite at step 9, in stage 'labels': 'x' of the batch "
         'of step 9 is NaN',

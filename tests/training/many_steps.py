@@ -145,7 +145,7 @@ def args_of(stage, start, stop, seeds=SEEDS, keys=None):
   return (*args, None, None, SPAN)
 
 
-def advance(stage, start, stop, *, seeds=SEEDS, keys=None, **kwargs):
+def train(stage, start, stop, *, seeds=SEEDS, keys=None, **kwargs):
   args = args_of(stage, start, stop, seeds, keys)
   return program(stage, **kwargs)(*args)
 

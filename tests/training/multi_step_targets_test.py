@@ -23,7 +23,6 @@ from tests.training.many_steps import B
 from tests.training.many_steps import D
 from tests.training.many_steps import Stage
 from tests.training.many_steps import Term
-from tests.training.many_steps import advance
 from tests.training.many_steps import args_of
 from tests.training.many_steps import assert_close
 from tests.training.many_steps import draw
@@ -31,6 +30,7 @@ from tests.training.many_steps import options
 from tests.training.many_steps import pick
 from tests.training.many_steps import stack
 from tests.training.many_steps import teacher_params
+from tests.training.many_steps import train
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +106,7 @@ class StoredTargetsTest(parameterized.TestCase):
   def test_are_as_good_as_the_teacher(self, stage, shared, lookahead):
     start, stop = 4, 8
     keys = stack(2)[:1] if shared else stack(2)
-    want = advance(stage, start, stop, keys=keys)
+    want = train(stage, start, stop, keys=keys)
     states, _, _, _, matrices, *_ = args_of(stage, start, stop)
     steps = start + jnp.arange(4)
     make = lambda steps: multi_step.many_targets(

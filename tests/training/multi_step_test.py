@@ -27,7 +27,6 @@ from tests.training.many_steps import TEACHER
 from tests.training.many_steps import B
 from tests.training.many_steps import Stage
 from tests.training.many_steps import Term
-from tests.training.many_steps import advance
 from tests.training.many_steps import args_of
 from tests.training.many_steps import assert_close
 from tests.training.many_steps import begin
@@ -38,6 +37,7 @@ from tests.training.many_steps import planned
 from tests.training.many_steps import program
 from tests.training.many_steps import stack
 from tests.training.many_steps import teacher_params
+from tests.training.many_steps import train
 from tests.training.many_steps import tx
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ class ManyStepsTest(parameterized.TestCase):
     ('hidden', HIDDEN), ('joint', JOINT), ('labels', LABELS)
   )
   def test_one_dispatch_is_so_many_steps(self, stage):
-    got, out = advance(stage, 0, 7)
+    got, out = train(stage, 0, 7)
     states, matrices, keys = begin(stage)
 
     @jax.jit
@@ -83,24 +83,24 @@ class ManyStepsTest(parameterized.TestCase):
     self.assertEqual('terms' in out, stage is JOINT)
 
   def test_lookahead_changes_nothing(self):
-    one = advance(JOINT, 1, 8)
-    four = advance(JOINT, 1, 8, lookahead=4)  # From and to inside a block.
+    one = train(JOINT, 1, 8)
+    four = train(JOINT, 1, 8, lookahead=4)  # From and to inside a block.
     assert_close(one, four)
 
   def test_microbatches_change_nothing(self):
-    one = advance(JOINT, 0, 5)
-    assert_close(one, advance(JOINT, 0, 5, microbatches=2))
+    one = train(JOINT, 0, 5)
+    assert_close(one, train(JOINT, 0, 5, microbatches=2))
 
   def test_where_it_pauses_changes_no_bit(self):
-    whole, _ = advance(JOINT, 0, 8, lookahead=4)
+    whole, _ = train(JOINT, 0, 8, lookahead=4)
     states, _, _, *rest = args_of(JOINT, 0, 8)
     for start, stop in ((0, 2), (2, 3), (3, 8)):
       states, _ = program(JOINT, lookahead=4)(states, start, stop, *rest)
     chex.assert_trees_all_equal(whole, states)
 
   def test_a_seed_does_not_feel_the_others(self):
-    all_seeds, _ = advance(JOINT, 0, 5)
-    alone, _ = advance(JOINT, 0, 5, seeds=1)
+    all_seeds, _ = train(JOINT, 0, 5)
+    alone, _ = train(JOINT, 0, 5, seeds=1)
     assert_close(jax.tree.map(lambda leaf: leaf[:1], all_seeds), alone)
 
   @parameterized.parameters(1, 3)
@@ -118,12 +118,12 @@ class ManyStepsTest(parameterized.TestCase):
 
   def test_sharing_batches_is_giving_all_the_same(self):
     stream = jax.random.key(5)
-    given, _ = advance(JOINT, 0, 5, keys=jnp.stack([stream] * SEEDS))
-    shared, _ = advance(JOINT, 0, 5, keys=stream[None], lookahead=2)
+    given, _ = train(JOINT, 0, 5, keys=jnp.stack([stream] * SEEDS))
+    shared, _ = train(JOINT, 0, 5, keys=stream[None], lookahead=2)
     assert_close(given, shared)
 
   def test_four_devices_are_one(self):
-    one, _ = advance(JOINT, 0, 5)
+    one, _ = train(JOINT, 0, 5)
     with jax.set_mesh(mesh_lib.make({'data': 4}, B)):
       fun = program(JOINT, devices=4)
       compiled = fun.lower(*args_of(JOINT, 0, 5)).compile()
@@ -167,7 +167,7 @@ class ManyStepsTest(parameterized.TestCase):
     """The loss may be finite where its gradient is not."""
     rooted = lambda got, want: jnp.sqrt(jnp.abs(got - got).sum(-1))
     stage = Stage('s', 5, Term(loss=rooted))
-    _, out = advance(stage, 0, 1)
+    _, out = train(stage, 0, 1)
     np.testing.assert_array_equal(out['loss'], 0)
     np.testing.assert_array_equal(out['bad'], 0)
 

@@ -86,5 +86,5 @@ class NextStageTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     with mock.patch.object(programs.Programs, '_from_ahead', from_ahead):
       trainer.fit(spec, folder, 'run')
-    found = [ahead['advance', stage.objective] for stage in stages]
+    found = [ahead['train_many_steps', stage.objective] for stage in stages]
     self.assertEqual(found, [False, True, True])

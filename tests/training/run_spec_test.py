@@ -95,10 +95,10 @@ class LookaheadTest(parameterized.TestCase):
       log_every=log_every, eval_every=log_every * 2, save_every=log_every
     )
     spec = runs.spec(batch_size=size, keys=runs.keys(2, streams), loop=loop)
-    self.assertEqual(spec.blocks, k)
+    self.assertEqual(spec.lookahead_steps, k)
 
   def test_may_be_given(self):
-    self.assertEqual(runs.spec(lookahead=3).blocks, 3)
+    self.assertEqual(runs.spec(lookahead=3).lookahead_steps, 3)
 
 
 class LengthTest(parameterized.TestCase):
@@ -171,7 +171,7 @@ class PlanTest(parameterized.TestCase):
       counted.append(fun)
       return len(counted)
 
-    early, late, joint = runs.spec().costed_plan(count)
+    early, late, joint = runs.spec().plan_with_costs(count)
     self.assertLen(counted, 4)  # Targets and an update, of two objectives.
     self.assertEqual(
       (early.student_flops, early.teacher_flops),
@@ -190,13 +190,13 @@ class PlanTest(parameterized.TestCase):
 
     student = types.SimpleNamespace(init=runs.STUDENT.init, apply=apply)
     spec = runs.spec(runs.STAGES[:count], student=student)
-    spec.costed_plan(flops.counted)
+    spec.plan_with_costs(flops.counted)
     self.assertLen(calls, 2)  # The other is of the held-out set.
 
   @pytest.mark.slow
   def test_stored_targets_cost_nothing(self):
     spec = runs.spec(teacher=runs.teacher(available=False))
-    costed = spec.costed_plan(flops.written)
+    costed = spec.plan_with_costs(flops.written)
     self.assertEqual({one.teacher_flops for one in costed}, {0})
     with mock.patch.object(flops, 'compiled', flops.written):
       self.assertGreater(spec.target_flops(costed[0]), 0)

@@ -114,7 +114,7 @@ def programs(of):
   """The programs and the costed plan of a specification, compiled once."""
   if id(of) not in _compiled:
     steps = compiled_steps.CompiledSteps(of)
-    _compiled[id(of)] = of, steps, run_spec.RunSpec.costed_plan(of)
+    _compiled[id(of)] = of, steps, run_spec.RunSpec.plan_with_costs(of)
   return _compiled[id(of)]
 
 
@@ -134,7 +134,7 @@ def shared_programs():
       trainer.compiled_steps, 'CompiledSteps', lambda of: programs(of)[1]
     ),
     mock.patch.object(
-      run_spec.RunSpec, 'costed_plan', lambda of: programs(of)[2]
+      run_spec.RunSpec, 'plan_with_costs', lambda of: programs(of)[2]
     ),
   ):
     yield

@@ -19,14 +19,14 @@ class DispatchTest(runs.TestCase):
   def events(self, spec):
     """What the loop does, in order, and the result."""
     found = []
-    advance = compiled_steps.CompiledSteps.advance
+    train = compiled_steps.CompiledSteps.train_many_steps
     wait = stopwatch.Stopwatch.wait
     save = trainer.checkpoint_writer.CheckpointWriter.save
 
-    def note_advance(steps, planned, *args):
+    def note_train(steps, planned, *args):
       start, stop = args[3:5]
-      found.append(('advance', start, stop))
-      return advance(steps, planned, *args)
+      found.append(('train', start, stop))
+      return train(steps, planned, *args)
 
     def note_wait(watch, purpose, tree=()):
       found.append(('wait', purpose))
@@ -39,7 +39,9 @@ class DispatchTest(runs.TestCase):
     folder = self.folder()
     writer = trainer.checkpoint_writer.CheckpointWriter
     with (
-      mock.patch.object(compiled_steps.CompiledSteps, 'advance', note_advance),
+      mock.patch.object(
+        compiled_steps.CompiledSteps, 'train_many_steps', note_train
+      ),
       mock.patch.object(stopwatch.Stopwatch, 'wait', note_wait),
       mock.patch.object(writer, 'save', note_save),
     ):
@@ -50,7 +52,7 @@ class DispatchTest(runs.TestCase):
     """Number of dispatches that are not read yet, before each dispatch."""
     counts, unread = {}, 0
     for kind, *what in events:
-      if kind == 'advance':
+      if kind == 'train':
         counts[what[0]] = unread
         unread += 1
       elif kind == 'wait' and what == ['train']:
@@ -66,13 +68,13 @@ class DispatchTest(runs.TestCase):
     self.assertEqual(
       events[:8],
       [
-        ('advance', 0, 4),
-        ('advance', 4, 8),
+        ('train', 0, 4),
+        ('train', 4, 8),
         ('wait', 'train'),
-        ('advance', 8, 12),
+        ('train', 8, 12),
         ('wait', 'train'),
         ('wait', 'evaluate'),
-        ('advance', 12, 16),
+        ('train', 12, 16),
         ('wait', 'train'),
       ],
     )
@@ -90,7 +92,7 @@ class DispatchTest(runs.TestCase):
     # And what it saves was found to be finite.
     for i, (kind, *_) in enumerate(events):
       if kind == 'save':
-        self.assertEqual(self.unread([*events[:i], ('advance', -1, 0)])[-1], 0)
+        self.assertEqual(self.unread([*events[:i], ('train', -1, 0)])[-1], 0)
 
   @parameterized.parameters(
     ({'keep_best': 'loss'}, {8, 16, 24, 32}),

@@ -115,7 +115,9 @@ class WholeRunTest(runs.TestCase):
 
   def test_a_finished_run_is_not_trained_again(self):
     with mock.patch.object(
-      compiled_steps.CompiledSteps, 'advance', side_effect=AssertionError
+      compiled_steps.CompiledSteps,
+      'train_many_steps',
+      side_effect=AssertionError,
     ):
       again = runs.fit(runs.main(), self.root)
     self.assertEqual(again.records, self.result.records)

@@ -46,7 +46,7 @@ def from_bert(tensors: base.Tensors, depth: int) -> dict[str, Any]:
     UserError: a tensor is missing; names it.
   """
   tensors = arguments.mapping('tensors', tensors, 'model.state_dict()')
-  depth = arguments.whole('depth', depth, 1, base.MOST_BLOCKS)
+  depth = arguments.integer('depth', depth, 1, base.MOST_BLOCKS)
   selected = encoders.select(SPEC, _renamed(tensors), {})
   head = encoders.has_head(NAMES, selected)
   if head and NAMES.kernel not in selected:

@@ -67,7 +67,7 @@ def from_gpt2(tensors: base.Tensors, depth: int) -> dict[str, Any]:
     UserError: a tensor is missing; names it.
   """
   tensors = arguments.mapping('tensors', tensors, 'model.state_dict()')
-  depth = arguments.whole('depth', depth, 1, base.MOST_BLOCKS)
+  depth = arguments.integer('depth', depth, 1, base.MOST_BLOCKS)
   return base.to_variables(_table(depth, PREFIX, head=True), tensors)
 
 

@@ -71,7 +71,7 @@ def write(
     )
   variables = arguments.mapping('variables', variables, "{'params': ...}")
   variables = reception.with_values('variables', variables)
-  most = arguments.whole('max_shard_bytes', max_shard_bytes, 1)
+  most = arguments.integer('max_shard_bytes', max_shard_bytes, 1)
   encoder = _encoder(module)
   family = base.family_of(encoder, model_type)
   tensors_lib.require_same(

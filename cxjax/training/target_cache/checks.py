@@ -103,7 +103,7 @@ def check(
   seed = multihost.from_first(lambda: secrets.randbits(30))
   random = np.random.default_rng(seed)
   with jax.set_mesh(spec.layout.mesh):
-    for index, planned, numbers in records.planned_stages(spec):
+    for index, planned, numbers in records.stages_with_batches(spec):
       compute = live_targets(spec, steps, index, planned)
       for number in random.choice(numbers, NUM_CHECKS):
         what = f'Batch {number} of {planned.stage.name!r} in {cache.folder}'

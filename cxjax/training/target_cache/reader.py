@@ -93,7 +93,7 @@ class CachedTargets:
 
   def require_all(self, spec: run_spec.RunSpec) -> None:
     """Raises UserError unless the cache holds all batches that a run reads."""
-    for index, planned, needed in records.planned_stages(spec):
+    for index, planned, needed in records.stages_with_batches(spec):
       lacking = np.setdiff1d(needed, self._numbers[index])
       errors.require(
         not lacking.size,

@@ -99,7 +99,7 @@ def batch_numbers(begin: int, steps: int, period: int) -> np.ndarray:
   return np.sort((begin + np.arange(min(steps, period))) % period)
 
 
-def planned_stages(
+def stages_with_batches(
   spec: run_spec.RunSpec,
 ) -> Iterator[tuple[int, stage_plan.StagePlan, np.ndarray]]:
   """Yields the stages of a run: index, plan, and numbers of their batches."""

@@ -27,7 +27,7 @@ def summarize(
   batch = streams * spec.batch_size * spec.length
   flops: dict[Any, float] = {}
   stages = []
-  for i, planned, numbers in records.planned_stages(spec):
+  for i, planned, numbers in records.stages_with_batches(spec):
     objective, stored = planned.stage.objective, index['stages'][i]
     if objective not in flops:
       flops[objective] = spec.target_flops(planned)

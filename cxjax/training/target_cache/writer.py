@@ -72,7 +72,7 @@ def write(
       return run_summary.read(folder / 'summary.json', again)
     begin = time.perf_counter()
     writer = _Writer(folder, spec, files.digest(config), dtype)
-    stages = [writer.stage(*one) for one in records.planned_stages(spec)]
+    stages = [writer.stage(*one) for one in records.stages_with_batches(spec)]
     seconds = time.perf_counter() - begin
     index = {
       'config': config,

@@ -76,19 +76,19 @@ class Ours:
     self.seeds, self.unit = spec.num_seeds, spec.loop.log_every
     self._step = 0
 
-  def _advance(self, num_steps: int) -> np.ndarray:
+  def _train(self, num_steps: int) -> np.ndarray:
     begin, self._step = self._step, self._step + num_steps
-    return jax.device_get(self.stage.advance(begin, self._step)['loss'])
+    return jax.device_get(self.stage.train(begin, self._step)['loss'])
 
   def losses(self, num_steps: int) -> list[float]:
     """Trains one step at a time; returns the losses of the first student."""
-    return [float(self._advance(1)[0]) for _ in range(num_steps)]
+    return [float(self._train(1)[0]) for _ in range(num_steps)]
 
   def seconds(self, num_steps: int) -> float:
     """Trains `unit` steps at a time; returns the seconds that it took."""
     begin = time.perf_counter()
     for _ in range(num_steps // self.unit):
-      self._advance(self.unit)
+      self._train(self.unit)
     return time.perf_counter() - begin
 
   @property
@@ -172,7 +172,7 @@ class Comparison:
     assert spec.teacher is not None
     draw = jax.jit(jax.vmap(spec.batch, in_axes=(None, 0)))
     batch = draw(spec.keys.data[0], np.arange(self.size.drawn))
-    (term,) = stage.planned.stage.terms
+    (term,) = stage.stage_plan.stage.terms
     blocks = {'teacher': self.config.teacher, 'student': self.config.student}
     matrix = next(iter(stage.matrices.values()), None)
     return {
@@ -180,7 +180,7 @@ class Comparison:
       'device': 'cpu' if jax.default_backend() == 'cpu' else 'cuda',
       'compute': self.compute,
       'learning_rate': self.config.optimizer.learning_rate,
-      'ahead': spec.blocks,
+      'ahead': spec.lookahead_steps,
       'blocks': {role: block.to_dict() for role, block in blocks.items()},
       'data': self.config.data.to_dict(),
       'params': {
@@ -200,7 +200,7 @@ class Comparison:
     if self.config.model == 'mlp':
       return None
     with jax.default_device(jax.devices('cpu')[0]):
-      (planned,) = spec.costed_plan()
+      (planned,) = spec.plan_with_costs()
     return (planned.student_flops or 0.0) + (planned.teacher_flops or 0.0)
 
   def _check(

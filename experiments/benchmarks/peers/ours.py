@@ -156,7 +156,7 @@ class Ours:
     stored = job.case.stage == 'stored'
     self._spec = make_spec(job.case, self.seeds, live=not stored)
     self._stage = rounds.OneStage(self._spec)
-    self.unit, self.lookahead = job.case.unit, self._spec.blocks
+    self.unit, self.lookahead = job.case.unit, self._spec.lookahead_steps
     self._targets = job.targets if stored else None
     self._step = 0
 
@@ -166,27 +166,26 @@ class Ours:
       return None
     begin = self._step % self._job.case.drawn // self.unit * self.unit
     found = np.array(self._targets[begin : begin + self.unit])
-    (name,) = self._stage.planned.stage.teacher_terms
+    (name,) = self._stage.stage_plan.stage.teacher_terms
     return {name: found[:, None]}
 
-  def _advance(self, num_steps: int) -> dict[str, Any]:
+  def _train(self, num_steps: int) -> dict[str, Any]:
     begin, end = self._step, self._step + num_steps
-    out = self._stage.advance(begin, end, None, self._chunk())
+    out = self._stage.train(begin, end, None, self._chunk())
     self._step = end
     return out
 
   def losses(self, num_steps: int) -> list[float]:
     """Trains one step at a time; returns the losses of the first student."""
     return [
-      float(jax.device_get(self._advance(1)['loss'])[0])
-      for _ in range(num_steps)
+      float(jax.device_get(self._train(1)['loss'])[0]) for _ in range(num_steps)
     ]
 
   def run(self, num_steps: int) -> None:
     """Trains `unit` steps at a time; reads each loss behind the next one."""
     waiting = None
     for _ in range(num_steps // self.unit):
-      out = self._advance(self.unit)
+      out = self._train(self.unit)
       if waiting is not None:
         jax.device_get(waiting)
       waiting = out['loss']
