@@ -59,7 +59,7 @@ class Space:
 
 
 # The overrides of a run and its summary.
-Tried: TypeAlias = tuple[sweeps.Overrides, summary_lib.Summary]
+Trial: TypeAlias = tuple[sweeps.Overrides, summary_lib.Summary]
 
 STAGED = ('progressive', 'extracted')
 SPACES = {
@@ -122,7 +122,7 @@ def rank(summary: summary_lib.Summary) -> tuple[float, ...]:
   )
 
 
-def search(method: str, space: Space, workdir: pathlib.Path) -> list[Tried]:
+def search(method: str, space: Space, workdir: pathlib.Path) -> list[Trial]:
   """Runs the search of a method.
 
   Args:
@@ -162,7 +162,7 @@ def search(method: str, space: Space, workdir: pathlib.Path) -> list[Tried]:
   return [(one.setting, one.found) for one in found]
 
 
-def row(method: str, space: Space, tried: Tried, best: bool) -> dict[str, Any]:
+def row(method: str, space: Space, tried: Trial, best: bool) -> dict[str, Any]:
   """Returns one row of the table.
 
   Args:

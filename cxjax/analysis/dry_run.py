@@ -151,7 +151,7 @@ def estimate(run: str, spec: run_spec.RunSpec) -> list[Estimate]:
   chip = devices_lib.chip(mesh)
   analyzed: dict[Any, Any] = {}
   found = []
-  for planned in spec.plan_with_costs(flops_lib.written):
+  for planned in spec.plan_with_costs(flops_lib.lowered):
     stage = planned.stage
     if stage.objective not in analyzed:
       analyzed[stage.objective] = _analyze(spec, planned, programs)

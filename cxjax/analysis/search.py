@@ -19,7 +19,7 @@ F = TypeVar('F')
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried(Generic[S, F]):
+class Trial(Generic[S, F]):
   """A setting and its result.
 
   Attributes:
@@ -32,14 +32,14 @@ class Tried(Generic[S, F]):
 
 
 # From what was tried so far, best first, to the settings of a round.
-Propose = Callable[[list[Tried[S, F]]], Iterable[S]]
+Propose = Callable[[list[Trial[S, F]]], Iterable[S]]
 
 
 def search(
   rounds: Iterable[Propose],
   run: Callable[[list[S]], Iterable[F]],
   rank: Callable[[F], Any],
-) -> list[Tried[S, F]]:
+) -> list[Trial[S, F]]:
   """Runs the settings of all rounds.
 
   Args:
@@ -52,9 +52,9 @@ def search(
   Returns:
     All that was tried, best first.
   """
-  tried: dict[Any, Tried[S, F]] = {}
+  tried: dict[Any, Trial[S, F]] = {}
 
-  def place(one: Tried[S, F]) -> tuple[bool, Any]:
+  def place(one: Trial[S, F]) -> tuple[bool, Any]:
     key = rank(one.found)
     failed = isinstance(key, float) and math.isnan(key)
     return failed, 0 if failed else key
@@ -66,7 +66,7 @@ def search(
     if new:
       results = run(list(new.values()))
       for (key, setting), found in zip(new.items(), results, strict=True):
-        tried[key] = Tried(setting, found)
+        tried[key] = Trial(setting, found)
   return ranked()
 
 
@@ -109,7 +109,7 @@ def halving(
   settings: Sequence[S],
   run: Callable[[list[S], Round], Iterable[F]],
   rank: Callable[[F], Any],
-) -> list[tuple[Round, list[Tried[S, F]]]]:
+) -> list[tuple[Round, list[Trial[S, F]]]]:
   """Successive halving: many settings for a short time, the best for longer.
 
   Args:
@@ -124,7 +124,7 @@ def halving(
   References:
     Jamieson, Talwalkar, 2015. https://arxiv.org/abs/1502.07943.
   """
-  found: list[tuple[Round, list[Tried[S, F]]]] = []
+  found: list[tuple[Round, list[Trial[S, F]]]] = []
   left = list(settings)
   for one in rounds_of(len(left)):
     chosen = left[: one.settings]
@@ -134,5 +134,5 @@ def halving(
       rank,
     )
     found.append((one, results))
-    left = [tried.setting for tried in results]
+    left = [trial.setting for trial in results]
   return found

@@ -71,7 +71,7 @@ class Comparison:
 
   Attributes:
     contenders: the methods, in the order in which they were given.
-    tried: rows of the search, one for each method, round and learning rate.
+    trials: rows of the search, one for each method, round and learning rate.
     metric: name of the metric that decides.
     kind: the metric.
     batch_size: examples of a step.
@@ -85,7 +85,7 @@ class Comparison:
   """
 
   contenders: tuple[Contender, ...]
-  tried: tuple[Row, ...]
+  trials: tuple[Row, ...]
   metric: str
   kind: metrics_lib.Metric = dataclasses.field(repr=False)
   batch_size: int
@@ -207,7 +207,7 @@ class Comparison:
   def _undecided(self, one: Contender) -> str:
     """Says that the search could not tell the rates of a method apart."""
     width = spread.sd(one.scores)
-    rows = [row for row in self.tried if row['method'] == one.method]
+    rows = [row for row in self.trials if row['method'] == one.method]
     scores = [r[self.metric] for r in rows if r['steps'] == rows[0]['steps']]
     if len(scores) < 2 or not width:
       return ''
@@ -265,6 +265,6 @@ class Comparison:
     """Writes comparison.{md,csv,png} and search.csv into a folder."""
     files.write_text(folder / 'comparison.md', f'{self}\n')
     tables.write_csv(folder / 'comparison.csv', self.rows)
-    if self.tried:
-      tables.write_csv(folder / 'search.csv', self.tried)
+    if self.trials:
+      tables.write_csv(folder / 'search.csv', self.trials)
     self.plot(folder / 'comparison.png')

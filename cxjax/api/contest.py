@@ -228,10 +228,10 @@ class Contest:
     Returns:
       The comparison.
     """
-    contenders, tried = [], []
+    contenders, trials = [], []
     for name, steps in lengths.items():
       rate, rows = self._search(name, steps)
-      tried += rows
+      trials += rows
       contenders.append(self._final(name, steps, rate))
       found = contenders[-1]
       width = spread.sd(found.scores)
@@ -242,7 +242,7 @@ class Contest:
       )
     return comparison.Comparison(
       tuple(contenders),
-      tuple(tried),
+      tuple(trials),
       self.metric,
       self.evaluation.metrics[self.metric],
       jax.tree.leaves(self.plans[self.reference].batch)[0].shape[0],
@@ -265,11 +265,11 @@ class Contest:
         'method': name,
         'share of the budget': one.share,
         'steps': int(steps * one.share),
-        'learning rate': tried.setting,
-        self.metric: tried.found,
+        'learning rate': trial.setting,
+        self.metric: trial.found,
       }
       for one, results in found
-      for tried in results
+      for trial in results
     ]
     return (found[-1][1][0].setting if found else self.rates[0]), rows
 

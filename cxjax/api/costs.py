@@ -87,8 +87,8 @@ def _counted(plan: Any) -> tuple[stage_plan.StagePlan, ...]:
       training=training,
       flops=flops_lib.counted,
     )
-    free, _ = masks.split(plan.student.one, planned.mask)
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(free))
+    trainable, _ = masks.split(plan.student.one, planned.mask)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable))
     size += sum(map(math.prod, planned.regressors.values()))
     vector = jax.ShapeDtypeStruct((size,), jnp.float32)
     state = jax.eval_shape(adam.init, vector)

@@ -27,7 +27,7 @@ BATCHES = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Facts:
+class Moments:
   """Moments over the batches that a projection is fitted on.
 
   Attributes:
@@ -44,32 +44,34 @@ class Facts:
   output: np.ndarray | None = None
 
 
-# `(key, facts, r) -> [d_T, r]`; one factor for all of it does not matter.
-Fit: TypeAlias = Callable[[jax.Array, Facts, int], np.ndarray]
+# `(key, moments, r) -> [d_T, r]`; one factor for all of it does not matter.
+Fit: TypeAlias = Callable[[jax.Array, Moments, int], np.ndarray]
 
 
-def _centered(key: jax.Array, facts: Facts, width: int) -> np.ndarray:
-  shape = len(facts.mean), width
+def _centered(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
+  shape = len(moments.mean), width
   return np.asarray(projections.random_projection(key, 'gaussian', shape))
 
 
-def _pca(key: jax.Array, facts: Facts, width: int) -> np.ndarray:
+def _pca(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
   del key
-  _, vectors = np.linalg.eigh(facts.covariance)
+  _, vectors = np.linalg.eigh(moments.covariance)
   return _signed(vectors[:, ::-1][:, :width])
 
 
-def _pca_rotated(key: jax.Array, facts: Facts, width: int) -> np.ndarray:
-  matrix = _pca(key, facts, width)
-  assert facts.cross is not None
-  left, _, right = np.linalg.svd(matrix.T @ facts.cross)
+def _pca_rotated(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
+  matrix = _pca(key, moments, width)
+  assert moments.cross is not None
+  left, _, right = np.linalg.svd(matrix.T @ moments.cross)
   return matrix @ (left @ right)
 
 
-def _output_directions(key: jax.Array, facts: Facts, width: int) -> np.ndarray:
+def _output_directions(
+  key: jax.Array, moments: Moments, width: int
+) -> np.ndarray:
   del key
-  assert facts.output is not None
-  vectors, *_ = np.linalg.svd(facts.output, full_matrices=False)
+  assert moments.output is not None
+  vectors, *_ = np.linalg.svd(moments.output, full_matrices=False)
   return _signed(vectors[:, :width])
 
 
@@ -186,7 +188,7 @@ def fit(
   what: str,
   projection: str,
   key: jax.Array,
-  facts: Facts,
+  moments: Moments,
   width: int,
   scale: float = 1.0,
 ) -> np.ndarray:
@@ -196,7 +198,7 @@ def fit(
     what: name of the stage, for messages.
     projection: a name in `FITTED`.
     key: typed PRNG key, read by 'centered' alone.
-    facts: moments over the batches.
+    moments: moments over the batches.
     width: `r`.
     scale: factor of the projected target.
 
@@ -207,16 +209,16 @@ def fit(
   Raises:
     UserError: the target is constant along the directions, or not finite.
   """
-  known = (facts.mean, facts.covariance, facts.cross, facts.output)
+  known = (moments.mean, moments.covariance, moments.cross, moments.output)
   errors.require(
     all(np.isfinite(value).all() for value in known if value is not None),
     f'{what} fits a projection {projection!r} on values that are not finite: '
     "look for NaN in the batches, in the teacher and in the student's start.",
   )
-  matrix = np.asarray(FITTED[projection](key, facts, width), np.float64)
-  power = np.einsum('dr,de,er->', matrix, facts.covariance, matrix) / width
-  whole = np.trace(facts.covariance) / len(facts.mean)
-  size = whole + np.mean(facts.mean**2)
+  matrix = np.asarray(FITTED[projection](key, moments, width), np.float64)
+  power = np.einsum('dr,de,er->', matrix, moments.covariance, matrix) / width
+  whole = np.trace(moments.covariance) / len(moments.mean)
+  size = whole + np.mean(moments.mean**2)
   errors.require(
     power > 1e-12 * max(size, 1e-30),
     f'{what} fits a projection {projection!r} on a target that is constant '
@@ -224,7 +226,7 @@ def fit(
     'batches.',
   )
   matrix = matrix / np.sqrt(power)
-  last = -facts.mean @ matrix * scale
+  last = -moments.mean @ matrix * scale
   return np.concatenate([matrix, last[None]]).astype(np.float32)
 
 
@@ -298,9 +300,9 @@ def fit_projection(
       f'{rows.shape[1]} units of the target.',
     )
   covariance = centered.T @ centered / len(rows)
-  facts = Facts(rows.mean(axis=0), covariance, cross, output)
+  moments = Moments(rows.mean(axis=0), covariance, cross, output)
   unused = jax.random.key(0) if key is None else key
-  return fit(what, projection, unused, facts, width)
+  return fit(what, projection, unused, moments, width)
 
 
 def project(x: jax.Array, matrix: jax.Array) -> jax.Array:

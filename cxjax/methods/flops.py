@@ -91,7 +91,7 @@ def compiled(fun: Callable[..., Any], *args: Any) -> float:
   return float((analysis or {}).get('flops', 0.0)) + _later(_needed(traced))
 
 
-def written(fun: Callable[..., Any], *args: Any) -> float:
+def lowered(fun: Callable[..., Any], *args: Any) -> float:
   """FLOPs of `fun(*args)` before XLA optimizes it; compiles nothing.
 
   Scans are as in `compiled`.

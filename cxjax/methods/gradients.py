@@ -46,9 +46,9 @@ def check(
   def pull(
     params: types.Params, batch: types.Batch, back: list[jax.Array]
   ) -> Any:
-    free, fixed = masks.split(params, mask)
-    whole = lambda free: values(masks.merge(free, fixed), batch)
-    return jax.vjp(whole, free)[1](back)
+    trainable, frozen = masks.split(params, mask)
+    whole = lambda trainable: values(masks.merge(trainable, frozen), batch)
+    return jax.vjp(whole, trainable)[1](back)
 
   back = [jax.ShapeDtypeStruct((), jnp.float32) for _ in stage.terms]
   try:

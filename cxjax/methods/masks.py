@@ -172,18 +172,18 @@ def trainable_mask(
       terms.
   """
   both = lambda a, b: a and b
-  free = _learnable(params, x, training)
+  learnable = _learnable(params, x, training)
   if not isinstance(pattern, str) or pattern:
-    free = jax.tree.map(both, free, path_mask(params, pattern))
+    learnable = jax.tree.map(both, learnable, path_mask(params, pattern))
   if training is not None:
     apply = training_mode.without_key(training)
   if stage.frozen:
     below = dependency_mask(apply, params, x, stage.frozen)
-    free = jax.tree.map(lambda a, b: a and not b, free, below)
-  mask = jax.tree.map(lambda _: False, free)
+    learnable = jax.tree.map(lambda a, b: a and not b, learnable, below)
+  mask = jax.tree.map(lambda _: False, learnable)
   for term in stage.terms:
     needed = dependency_mask(apply, params, x, term.student)
-    needed = jax.tree.map(both, needed, free)
+    needed = jax.tree.map(both, needed, learnable)
     errors.require(
       any(jax.tree.leaves(needed)),
       f'Stage {stage.name!r} trains no parameter with {term.student!r}: it '
@@ -289,16 +289,16 @@ def _learnable(
 
 def split(params: types.Params, mask: Mask) -> tuple[types.Params, ...]:
   """Leaves where `mask` holds, and the other leaves; None fills the gaps."""
-  free = jax.tree.map(lambda p, m: p if m else None, params, mask)
-  fixed = jax.tree.map(lambda p, m: None if m else p, params, mask)
-  return free, fixed
+  trainable = jax.tree.map(lambda p, m: p if m else None, params, mask)
+  frozen = jax.tree.map(lambda p, m: None if m else p, params, mask)
+  return trainable, frozen
 
 
-def merge(free: types.Params, fixed: types.Params) -> types.Params:
+def merge(trainable: types.Params, frozen: types.Params) -> types.Params:
   """Undoes `split`."""
   return jax.tree.map(
     lambda a, b: b if a is None else a,
-    free,
-    fixed,
+    trainable,
+    frozen,
     is_leaf=lambda leaf: leaf is None,
   )

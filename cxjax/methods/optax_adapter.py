@@ -54,9 +54,9 @@ class Adapter:
   mask: masks.Mask = None
   dtypes: tuple[Any, ...] = ()
 
-  def init(self, free: Any, fixed: Any = None) -> Any:
-    """State of optax for the parameters `free`; `fixed` are the others."""
-    state = self._init(free, fixed)
+  def init(self, trainable: Any, frozen: Any = None) -> Any:
+    """State of optax for the trainable parameters."""
+    state = self._init(trainable, frozen)
     if not self.dtypes:
       return state
     leaves, structure = jax.tree.flatten(state)
@@ -68,8 +68,8 @@ class Adapter:
     self,
     grads: Any,
     state: Any,
-    free: Any,
-    fixed: Any,
+    trainable: Any,
+    frozen: Any,
     iterate: Any,
     value: jax.Array,
     loss: Loss,
@@ -79,43 +79,47 @@ class Adapter:
     Args:
       grads: gradients at `iterate`.
       state: state of optax.
-      free: the parameters to evaluate.
-      fixed: parameters that are not trained.
-      iterate: where the gradients are taken; `free`, or of its structure.
+      trainable: the parameters to evaluate.
+      frozen: parameters that are not trained.
+      iterate: where the gradients are taken; `trainable`, or of its structure.
       value: the loss at `iterate`.
-      loss: the loss as a function of a tree like `free`.
+      loss: the loss as a function of a tree like `trainable`.
 
     Returns:
       The parameters to evaluate, where to take the next gradients, and the
       state.
     """
-    updates, state = self._call(grads, state, free, fixed, iterate, value, loss)
+    updates, state = self._call(
+      grads, state, trainable, frozen, iterate, value, loss
+    )
     if self.pairs:
-      free = optax.apply_updates(free, self._own(free, updates.slow))
+      trainable = optax.apply_updates(
+        trainable, self._own(trainable, updates.slow)
+      )
       updates = updates.fast
     iterate = optax.apply_updates(iterate, self._own(iterate, updates))
     if not self.pairs:
-      seen = self._seen(iterate, fixed)
-      free = self._own(iterate, averages.evaluation_params(state, seen))
-    return free, iterate, state
+      seen = self._seen(iterate, frozen)
+      trainable = self._own(iterate, averages.evaluation_params(state, seen))
+    return trainable, iterate, state
 
-  def _init(self, free: Any, fixed: Any) -> Any:
+  def _init(self, trainable: Any, frozen: Any) -> Any:
     with _quiet():
-      return self.tx.init(self._seen(free, fixed))
+      return self.tx.init(self._seen(trainable, frozen))
 
   def _call(
     self,
     grads: Any,
     state: Any,
-    free: Any,
-    fixed: Any,
+    trainable: Any,
+    frozen: Any,
     iterate: Any,
     value: jax.Array,
     loss: Loss,
   ) -> tuple[Any, Any]:
     """The update of optax."""
-    seen = self._seen(iterate, fixed)
-    zeros = jax.tree.map(jnp.zeros_like, _floating(fixed))
+    seen = self._seen(iterate, frozen)
+    zeros = jax.tree.map(jnp.zeros_like, _floating(frozen))
     grads = self._seen(grads, zeros)
     fun = lambda params: loss(self._own(iterate, params))
     known = {
@@ -126,39 +130,43 @@ class Adapter:
       'grad_fn': lambda params, *_: jax.grad(fun)(params),
     }
     if self.pairs:
-      seen = optax.LookaheadParams(seen, self._seen(free, fixed))
+      seen = optax.LookaheadParams(seen, self._seen(trainable, frozen))
     extra = {name: known[name] for name in self.extra}
     updates, state = self.tx.update(grads, state, seen, **extra)
     return updates, jax.tree.map(jnp.asarray, state)  # Numbers of Python.
 
-  def _seen(self, free: Any, fixed: Any) -> Any:
+  def _seen(self, trainable: Any, frozen: Any) -> Any:
     """The tree that the optimizer sees."""
-    tree = masks.merge(free, _floating(fixed)) if self.whole else free
+    tree = (
+      masks.merge(trainable, _floating(frozen)) if self.whole else trainable
+    )
     return tree if self.mask is None else masks.pruned(tree, self.mask)
 
   def _own(self, like: Any, seen: Any) -> Any:
-    """A tree like the one that the optimizer sees as one like `free`."""
+    """A tree like the one that the optimizer sees as one like `trainable`."""
     if self.mask is not None:
       seen = masks.restored(seen, self.mask)
     return _only(like, seen)
 
-  def _try(self, free: Any, fixed: Any, state: Any = None) -> tuple[Any, ...]:
+  def _try(
+    self, trainable: Any, frozen: Any, state: Any = None
+  ) -> tuple[Any, ...]:
     """The state before and after an update of some loss, and the updates."""
     square = lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32)))
     loss = lambda tree: sum(map(square, jax.tree.leaves(tree)), jnp.zeros(()))
     if state is None:
-      state = self._init(free, fixed)
+      state = self._init(trainable, frozen)
     updates, after = self._call(
-      free, state, free, fixed, free, jnp.ones(()), loss
+      trainable, state, trainable, frozen, trainable, jnp.ones(()), loss
     )
     return state, after, updates
 
-  def tried(self, free: Any, fixed: Any) -> 'Adapter':
+  def tried(self, trainable: Any, frozen: Any) -> 'Adapter':
     """This adapter, if the optimizer trains a tree in this way.
 
     Args:
-      free: shapes of the parameters.
-      fixed: shapes of those that are not trained.
+      trainable: shapes of the parameters.
+      frozen: shapes of those that are not trained.
 
     Returns:
       The adapter, with `pairs` as the state asks for.
@@ -167,21 +175,21 @@ class Adapter:
       Exception: whatever the optimizer raises.
       UserError: its state or its updates are of another form than they must.
     """
-    state = jax.eval_shape(self._init, free, fixed)
+    state = jax.eval_shape(self._init, trainable, frozen)
     pairs = bool(averages.parts(state, optax.LookaheadState))
     _refuse(state, pairs)
     adapter = dataclasses.replace(self, pairs=pairs)
-    state, after, updates = jax.eval_shape(adapter._try, free, fixed)
+    state, after, updates = jax.eval_shape(adapter._try, trainable, frozen)
     _require_same('state', state, after)
     if _dtypes(state) != _dtypes(after):
       # As in a loop of Python, where the second update sees these dtypes.
       adapter = dataclasses.replace(adapter, dtypes=_dtypes(after))
-      again = jax.eval_shape(adapter._try, free, fixed, after)[1]
+      again = jax.eval_shape(adapter._try, trainable, frozen, after)[1]
       errors.require(
         _dtypes(after) == _dtypes(again),
         'The optimizer changes the dtypes of its state with every update.',
       )
-    seen = jax.eval_shape(adapter._seen, free, fixed)
+    seen = jax.eval_shape(adapter._seen, trainable, frozen)
     wanted = optax.LookaheadParams(seen, seen) if adapter.pairs else seen
     _require_same('updates', wanted, updates)
     jax.eval_shape(averages.evaluation_params, state, seen)
@@ -189,14 +197,14 @@ class Adapter:
 
 
 def adapt(
-  tx: Any, free: Any, fixed: Any = None, mask: masks.Mask = None
+  tx: Any, trainable: Any, frozen: Any = None, mask: masks.Mask = None
 ) -> Adapter:
   """Finds out how an optimizer trains a tree of parameters.
 
   Args:
     tx: an optax transformation.
-    free: the parameters, or their shapes; None for those that are not trained.
-    fixed: those; None elsewhere.
+    trainable: the trainable parameters, or their shapes; None elsewhere.
+    frozen: the other parameters; None elsewhere.
     mask: mask of the stage, which says what is no parameter; None if all are.
 
   Returns:
@@ -205,15 +213,15 @@ def adapt(
   Raises:
     UserError: it cannot train them; the message has its own error.
   """
-  free, fixed = jax.eval_shape(lambda tree: tree, (free, fixed))
+  trainable, frozen = jax.eval_shape(lambda tree: tree, (trainable, frozen))
   raised: list[Exception] = []
-  gaps = bool(jax.tree.leaves(_floating(fixed)))
+  gaps = bool(jax.tree.leaves(_floating(frozen)))
   trees = (mask, None) if masks.has_state(mask) else (None,)
   wholes = (False, True) if gaps else (False,)
   for own, whole, extra in itertools.product(trees, wholes, _candidates(tx)):
     try:
       adapter = Adapter(tx, extra, whole=whole, mask=own)
-      return adapter.tried(free, fixed)
+      return adapter.tried(trainable, frozen)
     # Whatever code of a user raises.
     except Exception as error:
       raised.append(error)

@@ -54,7 +54,7 @@ def check(name: str, value: Any) -> None:
 
 
 def init(
-  tx: Any, learned: tuple[Any, Any], fixed: Any, mask: masks.Mask = None
+  tx: Any, learned: tuple[Any, Any], frozen: Any, mask: masks.Mask = None
 ) -> optax.OptState:
   """State of an optimizer at the start of a stage.
 
@@ -62,7 +62,7 @@ def init(
     tx: an optax transformation.
     learned: the parameters that are trained, None for the others; and the
       regressors.
-    fixed: the parameters that are not trained.
+    frozen: the parameters that are not trained.
     mask: mask of the stage, if some leaves are no parameters.
 
   Returns:
@@ -76,7 +76,7 @@ def init(
     return tx.init(learned)
   states: dict[str, Any] = {}
   iterates = {}
-  for name, tree, *others in _groups(learned, fixed, mask):
+  for name, tree, *others in _groups(learned, frozen, mask):
     adapter = optax_adapter.adapt(tx, tree, *others)
     states[name] = adapter.init(tree, others[0])
     if adapter.pairs or averages.averages(states[name]):
@@ -108,7 +108,7 @@ def update(
   grads: tuple[Any, Any],
   state: optax.OptState,
   learned: tuple[Any, Any],
-  fixed: Any,
+  frozen: Any,
   value: jax.Array,
   loss: optax_adapter.Loss,
   mask: masks.Mask = None,
@@ -120,7 +120,7 @@ def update(
     grads: gradients at `iterate(state, learned)`.
     state: state from `init`; or of optax, for `learned`.
     learned: parameters and regressors to evaluate.
-    fixed: the parameters that are not trained.
+    frozen: the parameters that are not trained.
     value: the loss there.
     loss: the loss of the batch, as a function of a tree like `learned`.
     mask: mask of the stage, as for `init`.
@@ -136,7 +136,7 @@ def update(
   new = dict(zip(at, learned, strict=True))
   states = {'params': state.params, 'regressors': state.regressors}
   iterates = dict(state.iterates)
-  for name, tree, *others in _groups(learned, fixed, mask):
+  for name, tree, *others in _groups(learned, frozen, mask):
     adapter = optax_adapter.adapt(tx, tree, *others)
 
     def alone(tree: Any, name: str = name) -> jax.Array:
@@ -175,10 +175,10 @@ def learning_rate(state: optax.OptState) -> jax.Array | None:
 
 
 def _groups(
-  learned: tuple[Any, Any], fixed: Any, mask: masks.Mask
+  learned: tuple[Any, Any], frozen: Any, mask: masks.Mask
 ) -> Iterator[tuple[str, Any, Any, masks.Mask]]:
   """The trees with a state of their own: name, leaves, other leaves, mask."""
   params, regressors = learned
-  yield 'params', params, fixed, mask
+  yield 'params', params, frozen, mask
   if regressors:
     yield 'regressors', regressors, None, None

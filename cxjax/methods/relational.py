@@ -102,14 +102,14 @@ def attention(student: jax.Array, target: jax.Array) -> jax.Array:
     f"{list(student.shape)}: give [batch, positions, width], pool='none'.",
   )
 
-  def heat(x: jax.Array) -> jax.Array:
+  def attention_map(x: jax.Array) -> jax.Array:
     squares = jnp.sum(jnp.square(_precise(x)), axis=-1)
     return _scaled(squares, tuple(range(1, squares.ndim)))
 
-  theirs = heat(target)
+  theirs = attention_map(target)
   axes = tuple(range(1, theirs.ndim))
   count = jnp.sum(theirs > 0, axis=axes, keepdims=True)
-  return jnp.square(heat(student) - theirs) * count
+  return jnp.square(attention_map(student) - theirs) * count
 
 
 def compares_examples(loss: Any, values: jax.Array) -> bool:

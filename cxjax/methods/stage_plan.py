@@ -172,7 +172,7 @@ def with_costs(
     teacher: the teacher, for a stage that needs one.
     teacher_params: shapes of its parameters.
     flops: counts those of a function and its arguments, `flops.compiled`,
-      `flops.counted` or `flops.written`.
+      `flops.counted` or `flops.lowered`.
     stored: the targets were computed before: they cost nothing now.
     training: the student in training mode, if it has one.
 

@@ -87,8 +87,8 @@ def init_stage(
       draw = jax.nn.initializers.lecun_normal(dtype=jnp.float32)
       kernel = draw(own, errors.lookup('regressor', name, shapes))
       regressors[name] = {'kernel': kernel}
-  free, fixed = masks.split(params, mask)
-  opt_state = optimizer.init(tx, (free, regressors), fixed, mask)
+  trainable, frozen = masks.split(params, mask)
+  opt_state = optimizer.init(tx, (trainable, regressors), frozen, mask)
   return State(params, regressors, opt_state)
 
 
@@ -109,11 +109,11 @@ def carry(
   """
   carried = carry_optimizer_state(old.opt_state, new.opt_state)
   if isinstance(tx, optimizer.Elementwise) and new.regressors:
-    free, _ = masks.split(new.params, mask)
+    trainable, _ = masks.split(new.params, mask)
     wider = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 1), leaf.dtype)
     # Only what is of the regressors changes its shape with theirs.
     usual, other = (
-      jax.eval_shape(tx.init, (free, regressors))
+      jax.eval_shape(tx.init, (trainable, regressors))
       for regressors in (new.regressors, jax.tree.map(wider, new.regressors))
     )
     carried = jax.tree.map(
@@ -210,7 +210,7 @@ def _total_weight(
 def objective(
   forward: training_mode.Forward,
   stage: stage_lib.Stage,
-  fixed: types.Params,
+  frozen: types.Params,
   batch: types.Batch,
   progress: jax.Array | float,
   microbatches: int,
@@ -231,7 +231,7 @@ def objective(
     targets: dict[str, types.Target],
   ) -> tuple[jax.Array, Any]:
     params, regressors = learned
-    params = training_mode.overlay(masks.merge(params, fixed), changed)
+    params = training_mode.overlay(masks.merge(params, frozen), changed)
     found, changed = forward(params, batch['x'], key)
     if teacher_output is not None:
       targets = {
@@ -284,32 +284,32 @@ def update(
   `teacher_output` completes; without it they are whole.
   """
   batch = weights_lib.cleared_input(batch)
-  free, fixed = masks.split(state.params, mask)
+  trainable, frozen = masks.split(state.params, mask)
   targets = stage_lib.as_dict(stage, targets)
   whole = training.fun if isinstance(training, output_split.Split) else training
   names = _updated_names(whole, state.params, batch, stage)
   before = training_mode.select(state.params, names)
   forward = training_mode.forward(apply, training, names)
   loss_of = objective(
-    forward, stage, fixed, batch, progress, microbatches, teacher_output
+    forward, stage, frozen, batch, progress, microbatches, teacher_output
   )
-  learned = free, state.regressors
+  learned = trainable, state.regressors
   args = before, key, batch, targets
   grad = microbatches_lib.value_and_grad(loss_of, microbatches)
   at = optimizer.iterate(state.opt_state, learned)
   (loss, (terms, changed)), grads = grad(at, *args)
   value = microbatches_lib.value(loss_of, microbatches)
-  (free, regressors), opt_state = optimizer.update(
+  (trainable, regressors), opt_state = optimizer.update(
     tx,
     grads,
     state.opt_state,
     learned,
-    fixed,
+    frozen,
     loss,
     lambda learned: value(learned, *args),
     mask,
   )
-  params = training_mode.overlay(masks.merge(free, fixed), changed)
+  params = training_mode.overlay(masks.merge(trainable, frozen), changed)
   state = State(params, regressors, opt_state)
   return state, loss, terms
 

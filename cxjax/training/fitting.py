@@ -153,8 +153,8 @@ def fit(
   matrices = []
   for seed, key in enumerate(keys):
     own = None if cross is None else cross[seed]
-    facts = fitted.Facts(mean, covariance, own, output)
-    matrices.append(fitted.fit(what, projection, key, facts, width, term.scale))
+    found = fitted.Moments(mean, covariance, own, output)
+    matrices.append(fitted.fit(what, projection, key, found, width, term.scale))
   return jnp.stack(matrices)
 
 

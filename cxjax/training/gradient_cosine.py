@@ -127,7 +127,7 @@ def _cosine(
   student, teacher = models
   both = lambda a, b: a and b
   mask = jax.tree.map(both, hidden.mask, last.mask)
-  free, fixed = masks.split(params, mask)
+  trainable, frozen = masks.split(params, mask)
   found = []
   for one, trained, drawn, weights in zip(
     (hidden, last), (regressors, {}), matrices, teachers, strict=True
@@ -138,16 +138,16 @@ def _cosine(
     objective = train_step.objective(
       training_mode.forward(student, None),
       one.stage,
-      fixed,
+      frozen,
       batch,
       0.0,
       1,
       None,
     )
-    value = lambda free, run=objective, trained=trained, targets=targets: run(
-      (free, trained), {}, None, batch, targets
-    )[0]
-    grads = jax.grad(value)(free)
+    value = lambda trainable, run=objective, trained=trained, targets=targets: (
+      run((trainable, trained), {}, None, batch, targets)[0]
+    )
+    grads = jax.grad(value)(trainable)
     flat = [jnp.ravel(g).astype(jnp.float32) for g in jax.tree.leaves(grads)]
     found.append(jnp.concatenate(flat) if flat else jnp.zeros(1))
   a, b = found

@@ -274,9 +274,7 @@ def train_many_steps(
   names, with_teacher = list(stage.named_terms), stage.teacher_terms
   teacher_output = _teacher_output(teacher, teacher_params, targets)
 
-  def batches_and_targets(
-    block: jax.Array,
-  ) -> tuple[types.Batch, dict[str, types.Target]]:
+  def block_inputs(block: jax.Array) -> tuple[types.Batch, Any]:
     """Batches and targets of `K` steps, `[streams, K, B, ...]`."""
     steps = block * lookahead + jnp.arange(lookahead)
     at = lambda leaf: jnp.asarray(leaf)[steps % len(leaf)]
@@ -292,7 +290,7 @@ def train_many_steps(
     return batches, {**labels, **stored}
 
   def one_block(block: jax.Array, carried: Any) -> Any:
-    seen = batches_and_targets(block)
+    seen = block_inputs(block)
     first = block * lookahead
 
     def one_step(i: jax.Array, carried: Any) -> Any:

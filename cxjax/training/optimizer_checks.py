@@ -186,7 +186,7 @@ def _update(
   params: Any,
   along: Any,
   sign: jax.Array,
-  free: Any,
+  trainable: Any,
   iterate: Any,
   state: Any,
 ) -> tuple[Any, Any, Any]:
@@ -204,7 +204,7 @@ def _update(
     return jax.nn.softplus(sign.astype(total.dtype) * total)
 
   value, grads = jax.value_and_grad(loss)(iterate)
-  return adapter.update(grads, state, free, None, iterate, value, loss)
+  return adapter.update(grads, state, trainable, None, iterate, value, loss)
 
 
 def _at(state: Any, step: int) -> Any:

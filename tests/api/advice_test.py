@@ -178,21 +178,21 @@ class ConclusionTest(parameterized.TestCase):
     self.assertIn('tried for bad', str(conclude(self.GOOD, edge)))
 
   def test_a_search_that_could_not_decide_is_noted(self):
-    tried = [
+    trials = [
       {'method': one.method, 'steps': steps, 'accuracy': score}
       for one, scores in ((self.GOOD, (0.2, 0.6)), (self.BAD, (0.5, 0.52)))
       for steps, some in ((5, scores), (10, scores[:1]))
       for score in some
     ]
     found = dataclasses.replace(
-      conclude(self.GOOD, self.BAD), tried=tuple(tried)
+      conclude(self.GOOD, self.BAD), trials=tuple(trials)
     )
     (note,) = found.notes
     self.assertIn('In the search for bad all rates scored alike, from', note)
     self.assertEndsWith(note, 'its seeds: 0.01 is a guess.')
     self.assertIn(note, str(found))
     for scores in ((0.5, math.nan), (0.5, 0.53)):
-      for row, score in zip(tried[3:5], scores, strict=True):
+      for row, score in zip(trials[3:5], scores, strict=True):
         row['accuracy'] = score
       self.assertEqual(found.notes, [])
 

@@ -88,14 +88,14 @@ class RunTest(parameterized.TestCase):
   def test_every_method_is_searched_alike(self):
     settings = [
       (row['method'], row['share of the budget'], row['learning rate'])
-      for row in self.found.tried
+      for row in self.found.trials
     ]
     expected = itertools.product(('short', 'one_shot'), [0.5], (1e-2, 3e-2))
     self.assertCountEqual(settings, expected)
     for one in self.found.contenders:
       scores = {
         row['learning rate']: row['accuracy']
-        for row in self.found.tried
+        for row in self.found.trials
         if row['method'] == one.method
       }
       self.assertEqual(scores[one.rate], max(scores.values()))

@@ -16,9 +16,9 @@ S = RANDOM.normal(size=(200, 3)) + X[:, :3]
 W = RANDOM.normal(size=(6, 4)) * [9, 3, 1, 0.1]
 
 
-def facts(x=X, start=S):
+def moments(x=X, start=S):
   center = x - x.mean(0)
-  return fitted.Facts(
+  return fitted.Moments(
     x.mean(0),
     center.T @ center / len(x),
     center.T @ (start - start.mean(0)) / len(x),
@@ -28,7 +28,7 @@ def facts(x=X, start=S):
 
 def fit(name, width=3, scale=1.0, **kwargs):
   key = jax.random.key(0)
-  return fitted.fit('It', name, key, facts(**kwargs), width, scale)
+  return fitted.fit('It', name, key, moments(**kwargs), width, scale)
 
 
 class FittedTest(parameterized.TestCase):

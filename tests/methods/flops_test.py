@@ -16,7 +16,7 @@ PRODUCT = 2 * 8 * 16 * 4
 
 class FlopsTest(absltest.TestCase):
   def test_a_product(self):
-    for count in flops.compiled, flops.written, flops.counted:
+    for count in flops.compiled, flops.lowered, flops.counted:
       self.assertEqual(count(jnp.matmul, A, B), PRODUCT)
 
   def test_what_is_not_used_costs_nothing_once_compiled(self):
@@ -26,7 +26,7 @@ class FlopsTest(absltest.TestCase):
   def test_what_is_computed_twice_is_counted_once_compiled(self):
     """What is written is counted as it is written."""
     twice = lambda a, b: a @ b + (a + 0) @ b
-    self.assertGreater(flops.written(twice, A, B), 2 * PRODUCT)
+    self.assertGreater(flops.lowered(twice, A, B), 2 * PRODUCT)
     self.assertLess(flops.compiled(twice, A, B), 1.2 * PRODUCT)
 
   @pytest.mark.slow
@@ -61,7 +61,7 @@ class FlopsTest(absltest.TestCase):
       )
       both = jax.grad(lambda *args, conv=conv: jnp.sum(conv(*args)), (0, 1))
       for fun in (conv, both):
-        want = flops.written(fun, image, kernel)
+        want = flops.lowered(fun, image, kernel)
         self.assertBetween(
           flops.counted(fun, image, kernel) / want, 0.99, 1.01, padding
         )
@@ -97,7 +97,7 @@ class FlopsTest(absltest.TestCase):
 
     w = jax.ShapeDtypeStruct((5, 16, 16), jnp.float32)
     x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
-    for count in (flops.compiled, flops.written):
+    for count in (flops.compiled, flops.lowered):
       for make in (lambda fun: fun, jax.value_and_grad):
         want = count(make(unrolled), w, x)
         self.assertBetween(count(make(scanned), w, x) / want, 0.95, 1.1)

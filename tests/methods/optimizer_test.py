@@ -25,11 +25,11 @@ def half_square(learned):
   return sum(jnp.sum(jnp.square(x)) / 2 for x in jax.tree.leaves(learned))
 
 
-def step(tx, learned=(FREE, REGRESSORS), state=None, fixed=FIXED):
-  state = optimizer.init(tx, learned, fixed) if state is None else state
+def step(tx, learned=(FREE, REGRESSORS), state=None, frozen=FIXED):
+  state = optimizer.init(tx, learned, frozen) if state is None else state
   at = optimizer.iterate(state, learned)
   value, grads = jax.value_and_grad(half_square)(at)
-  return optimizer.update(tx, grads, state, learned, fixed, value, half_square)
+  return optimizer.update(tx, grads, state, learned, frozen, value, half_square)
 
 
 class OptimizerTest(parameterized.TestCase):
@@ -112,11 +112,11 @@ class OptimizerTest(parameterized.TestCase):
     mask = {'a': True, 'b': True, 'stats': masks.NO_PARAMETER}
     for trained in (PARAMS, FREE):
       free = {**trained, 'stats': None}
-      fixed = {'a': None, 'b': None, 'stats': jnp.ones(2)}
-      fixed['b'] = PARAMS['b'] if free['b'] is None else None
-      state = optimizer.init(tx, (free, {}), fixed, mask)
+      frozen = {'a': None, 'b': None, 'stats': jnp.ones(2)}
+      frozen['b'] = PARAMS['b'] if free['b'] is None else None
+      state = optimizer.init(tx, (free, {}), frozen, mask)
       (params, _), _ = optimizer.update(
-        tx, (free, {}), state, (free, {}), fixed, 1.0, half_square, mask
+        tx, (free, {}), state, (free, {}), frozen, 1.0, half_square, mask
       )
       np.testing.assert_allclose(params['a'], 0.5)
       self.assertIsNone(params['stats'])

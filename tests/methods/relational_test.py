@@ -91,13 +91,13 @@ class AttentionTest(parameterized.TestCase):
   def test_by_position(self):
     s, t = RANDOM.normal(size=(2, 2, 2, 4, 3)).astype(np.float32)
 
-    def heat(x):
+    def attention_map(x):
       found = np.square(x).sum(-1).reshape(2, -1)
       return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     found = relational.attention(s, t)
     self.assertEqual(found.shape, (2, 2, 4))
-    expected = np.square(heat(s) - heat(t)).sum(1)
+    expected = np.square(attention_map(s) - attention_map(t)).sum(1)
     np.testing.assert_allclose(found.mean((1, 2)), expected, rtol=1e-5)
     # Where it is large matters, not along which coordinates, nor how large.
     np.testing.assert_allclose(

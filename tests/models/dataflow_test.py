@@ -25,7 +25,7 @@ class DataflowTest(absltest.TestCase):
       return jax.jit(lambda h: block(h) ** 3 / h.std())(gate)
 
     found = flow(fun, W, X)
-    want = flops.written(fun, W, X)
+    want = flops.lowered(fun, W, X)
     np.testing.assert_allclose(found.flops(found.outputs[0]), want, rtol=0.01)
 
   def test_a_value_costs_what_it_needs(self):

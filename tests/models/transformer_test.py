@@ -248,9 +248,9 @@ class HeadTest(parameterized.TestCase):
   def test_parts_add_up_in_flops(self, causal):
     model = make(causal)
     h = jnp.zeros((B, LENGTH, WIDTH))
-    trunk = flops.written(model.trunk, params(causal), TOKENS)
-    head = flops.written(model.head, params(causal), h)
-    whole = flops.written(model.apply, params(causal), TOKENS)
+    trunk = flops.lowered(model.trunk, params(causal), TOKENS)
+    head = flops.lowered(model.head, params(causal), h)
+    whole = flops.lowered(model.apply, params(causal), TOKENS)
     self.assertEqual(trunk + head, whole)
 
   def test_no_head_without_classes(self):

@@ -196,9 +196,9 @@ class PlanTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_stored_targets_cost_nothing(self):
     spec = runs.spec(teacher=runs.teacher(available=False))
-    costed = spec.plan_with_costs(flops.written)
+    costed = spec.plan_with_costs(flops.lowered)
     self.assertEqual({one.teacher_flops for one in costed}, {0})
-    with mock.patch.object(flops, 'compiled', flops.written):
+    with mock.patch.object(flops, 'compiled', flops.lowered):
       self.assertGreater(spec.target_flops(costed[0]), 0)
 
   def test_trainable_is_in_every_mask(self):
