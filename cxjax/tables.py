@@ -7,9 +7,13 @@ import csv
 import io
 import os
 import pathlib
+import textwrap
 from typing import Any
 
 from cxjax import files
+
+# Columns of text that goes to no terminal.
+COLUMNS = 80
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -47,27 +51,39 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def fit(text: str, stream: Any) -> str:
-  """Splits Markdown tables that are wider than a terminal.
+def width(stream: Any) -> int:
+  """Number of columns of a stream.
+
+  Args:
+    stream: stream that text is written to, as `sys.stdout`.
+
+  Returns:
+    COLUMNS of the environment, or the columns of the terminal, or 80 where
+    there is none, as in a file.
+  """
+  said = os.environ.get('COLUMNS', '')
+  if said.isdecimal() and int(said):
+    return int(said)
+  try:
+    return os.get_terminal_size(stream.fileno()).columns or COLUMNS
+  except (OSError, ValueError, AttributeError):
+    return COLUMNS
+
+
+def fit(text: str, stream: Any, indent: str = '') -> str:
+  """Splits wide Markdown tables and wraps long lines.
 
   Args:
     text: lines, some of them of tables.
-    stream: stream that the text is written to, as `sys.stdout`. If it is no
-      terminal, the text stays as it is.
+    stream: stream that the text is written to, as `sys.stdout`.
+    indent: beginning of the lines after the first of a wrapped line.
 
   Returns:
-    The text. In place of a wide table there are several, one below the other,
-    each with the first column and as many others as fit.
+    The text, no wider than the stream. In place of a wide table there are
+    several, one below the other, each with the first column and some of the
+    others. Words that are longer than a line stay whole.
   """
-  try:
-    columns = os.get_terminal_size(stream.fileno()).columns
-  except (OSError, ValueError, AttributeError):
-    return text
-  # Some terminals, as of a notebook's process, have no width.
-  return _fit(text, columns) if columns else text
-
-
-def _fit(text: str, columns: int) -> str:
+  columns = width(stream)
   lines: list[str] = []
   table: list[str] = []
   for row in [*text.split('\n'), None]:
@@ -77,8 +93,21 @@ def _fit(text: str, columns: int) -> str:
     lines += _split(table, columns)
     table = []
     if row is not None:
-      lines.append(row)
+      lines += _wrapped(row, columns, indent)
   return '\n'.join(lines)
+
+
+def _wrapped(line: str, columns: int, indent: str) -> list[str]:
+  """The lines of a long line."""
+  if len(line) <= columns:
+    return [line]
+  return textwrap.wrap(
+    line,
+    columns,
+    subsequent_indent=indent,
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
 
 
 def _split(table: Sequence[str], columns: int) -> list[str]:
@@ -88,14 +117,12 @@ def _split(table: Sequence[str], columns: int) -> list[str]:
   # The cells keep their spaces: a column is as wide as in the whole table.
   rows = [row[1:-1].split('|') for row in table]
   widths = [len(cell) + 1 for cell in rows[0]]
-  groups: list[list[int]] = [[]]
-  used = first = widths[0] + 1
-  for i, width in enumerate(widths[1:], 1):
-    if groups[-1] and used + width > columns:
-      groups.append([])
-      used = first
-    groups[-1].append(i)
-    used += width
+  groups = _grouped(widths, columns)
+  # As many tables, but of about the same width.
+  for fewer in range(columns - 1, 0, -1):
+    if len(narrower := _grouped(widths, fewer)) > len(groups):
+      break
+    groups = narrower
   lines: list[str] = []
   for group in groups:
     if lines:
@@ -103,6 +130,24 @@ def _split(table: Sequence[str], columns: int) -> list[str]:
     for row in rows:
       lines.append(f'|{"|".join(row[i] for i in [0, *group])}|')
   return lines
+
+
+def _grouped(widths: Sequence[int], columns: int) -> list[list[int]]:
+  """Columns of a table, beside the first, that fit side by side."""
+  groups: list[list[int]] = [[]]
+  used = first = widths[0] + 1
+  for i, size in enumerate(widths[1:], 1):
+    if groups[-1] and used + size > columns:
+      groups.append([])
+      used = first
+    groups[-1].append(i)
+    used += size
+  return groups
+
+
+def rounded(value: float) -> float:
+  """Rounds to one decimal, and numbers below 1 to two significant digits."""
+  return round(value, 1) if abs(value) >= 1 else float(f'{value:.2g}')
 
 
 def write_csv(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -234,7 +234,7 @@ def main(argv: list[str]) -> None:
   train, held_out = digits()
   batches = Batches(*train)
   teacher = trained_teacher(batches, held_out)
-  print(cxjax.taps(teacher, next(iter(batches))[0]))
+  cli.show(str(cxjax.taps(teacher, next(iter(batches))[0])))
   tried: list[Row] = []
   rows: list[Row] = []
   histories = {}
@@ -245,7 +245,7 @@ def main(argv: list[str]) -> None:
     cli.write(results / 'digits_tune', tables.markdown(tried), tried)
     plan, history = run(teacher, method, best, range(SEEDS), batches, held_out)
     if method == 'extracted':
-      print(plan)
+      cli.show(str(plan))
     rows.append(line(method, best, history))
     histories[method] = history
   cli.write(results / 'digits', tables.markdown(rows), rows)

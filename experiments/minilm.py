@@ -376,7 +376,7 @@ def main(argv: list[str]) -> None:
   workdir, results = paths.workdir('minilm'), paths.results()
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
   comparison = Comparison(workdir)
-  print(comparison.plan('extracted', _STEPS.value))
+  cli.show(str(comparison.plan('extracted', _STEPS.value)))
   best = search(comparison, results)
   found, students, _ = compare(comparison, best, results)
   student = students[int(np.argmax(found['cosine']))]

@@ -10,11 +10,15 @@ from absl.testing import parameterized
 from cxjax import tables
 
 
-class FitTest(absltest.TestCase):
+class FitTest(parameterized.TestCase):
   def fit(self, text, columns):
     size = os.terminal_size((columns, 24))
     with mock.patch.object(os, 'get_terminal_size', return_value=size):
       return tables.fit(text, mock.Mock())
+
+  def setUp(self):
+    super().setUp()
+    self.enter_context(mock.patch.dict(os.environ, clear=True))
 
   def test_a_wide_table_becomes_several(self):
     rows = [
@@ -37,15 +41,53 @@ class FitTest(absltest.TestCase):
     self.assertEqual(self.fit(text, 34), expected)
     self.assertEqual(self.fit(text, 45), expected)
     self.assertEqual(self.fit(text, 46), text)
-    self.assertEqual(self.fit(text, 0), text)
     # A column that is wider than the terminal has a table of its own.
-    self.assertLen(self.fit(text, 5).split('\n\n'), 4)
+    self.assertLen(self.fit(text, 8).split('\n\n'), 4)
 
-  def test_a_file_is_no_terminal(self):
-    text = tables.markdown([{'a' * 300: 1}])
-    with self.create_tempfile().open_text('w') as f:
-      self.assertEqual(tables.fit(text, f), text)
-    self.assertEqual(tables.fit(text, None), text)
+  def test_its_parts_are_of_like_width(self):
+    """Four columns are two and two, although three would fit."""
+    four = {'m': 1} | {letter * 9: 1 for letter in 'abcd'}
+    text = tables.markdown([four])
+    self.assertLen(text.splitlines()[0], 55)
+    heads = [part.splitlines()[0] for part in self.fit(text, 45).split('\n\n')]
+    self.assertEqual(
+      heads,
+      ['|   m | aaaaaaaaa | bbbbbbbbb |', '|   m | ccccccccc | ddddddddd |'],
+    )
+
+  def test_words_are_wrapped(self):
+    text = 'one two three/four-five\n\nsix\n' + 'x' * 12 + '\n'
+    expected = 'one two\nthree/four-five\n\nsix\n' + 'x' * 12 + '\n'
+    self.assertEqual(self.fit(text, 10), expected)
+    self.assertEqual(self.fit(text, 80), text)
+
+  def test_later_lines_may_be_indented(self):
+    found = tables.fit('word ' * 20, None, indent='  ').splitlines()
+    self.assertEqual(
+      found, ['word ' * 15 + 'word', '  ' + 'word ' * 3 + 'word']
+    )
+
+  @parameterized.parameters(
+    ({}, 100, 100),
+    ({}, 0, 80),  # Some terminals have no width, as that of a notebook.
+    ({}, None, 80),
+    ({'COLUMNS': '200'}, None, 200),
+    ({'COLUMNS': '200'}, 100, 200),
+    ({'COLUMNS': 'wide'}, None, 80),
+    ({'COLUMNS': '0'}, 100, 100),
+  )
+  def test_width(self, environment, terminal, expected):
+    """The terminal's, or 80, as in a file."""
+    size = os.terminal_size((terminal or 0, 24))
+    error = OSError if terminal is None else None
+    with (
+      mock.patch.dict(os.environ, environment),
+      mock.patch.object(
+        os, 'get_terminal_size', return_value=size, side_effect=error
+      ),
+    ):
+      self.assertEqual(tables.width(mock.Mock()), expected)
+    self.assertEqual(tables.width(None), 80)
 
 
 class MarkdownTest(parameterized.TestCase):
@@ -87,6 +129,19 @@ class MarkdownTest(parameterized.TestCase):
   def test_rows_may_be_an_iterator(self):
     rows = [{'a': 'x', 'b': 1}, {'a': 'y', 'b': 2}]
     self.assertEqual(tables.markdown(iter(rows)), tables.markdown(rows))
+
+
+class RoundedTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (12_345.67, 12_345.7),
+    (1.26, 1.3),
+    (0.999, 1.0),
+    (0.04567, 0.046),
+    (4.587e-4, 4.6e-4),
+    (0.0, 0.0),
+  )
+  def test_small_numbers_keep_two_digits(self, value, expected):
+    self.assertEqual(tables.rounded(value), expected)
 
 
 class CsvTest(parameterized.TestCase):

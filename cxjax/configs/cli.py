@@ -25,6 +25,11 @@ from cxjax.parallel import multihost
 from cxjax.training import signals
 
 BACKEND = 'Unable to initialize backend'
+# A letter for the level, month and day, time: 'I1129 19:22:03] text'.
+LOG_FORMAT, LOG_DATE = (
+  '%(levelname).1s%(asctime)s] %(message)s',
+  '%m%d %H:%M:%S',
+)
 PACKAGE = pathlib.Path(__file__).parent.parent
 
 
@@ -223,7 +228,17 @@ def quiet() -> None:
   verbosity = flags.FLAGS['verbosity']
   if verbosity.using_default_value:
     logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(is_shown)
+  handler = logging.get_absl_handler()
+  handler.addFilter(is_shown)
+  handler.setFormatter(_LogFormatter(LOG_FORMAT, LOG_DATE))
+
+
+class _LogFormatter(std_logging.Formatter):
+  """Wraps records that are wider than the terminal, or than 80 columns."""
+
+  def formatMessage(self, record: std_logging.LogRecord) -> str:  # noqa: N802
+    """Returns the prefix and the message; a traceback stays as it is."""
+    return tables.fit(super().formatMessage(record), sys.stderr, indent='  ')
 
 
 def is_shown(record: std_logging.LogRecord) -> bool:

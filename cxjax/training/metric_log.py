@@ -21,6 +21,7 @@ import tqdm
 
 from cxjax import errors
 from cxjax import files
+from cxjax import tables
 from cxjax import types
 from cxjax.parallel import multihost
 
@@ -28,13 +29,19 @@ OnRecord = Callable[[types.Record], Any]
 
 # Seconds between two updates of a progress bar, and between two lines of a log.
 BAR_INTERVAL, LINE_INTERVAL = 0.2, 10.0
-# A terminal of 80 columns cuts off the end of the postfix: the stage.
-BAR_FORMAT = (
-  '{desc} {bar} {n_fmt}/{total_fmt} {elapsed}<{remaining} {rate_fmt}{postfix}'
+# Forms of a progress bar and of a line of a log, from the longest: the first
+# that fits is used, with the whole title or with its last part.
+BAR_FORMATS = (
+  '{desc} {bar} {n_fmt}/{total_fmt} {elapsed}<{remaining} {rate_fmt}{postfix}',
+  '{desc} {bar} {n_fmt}/{total_fmt} {remaining} left{postfix}',
+  '{desc} {n_fmt}/{total_fmt}{postfix}',
 )
-LINE_FORMAT = (
+LINE_FORMATS = (
   '{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} '
-  '[{elapsed}<{remaining}, {rate_fmt}{postfix}]'
+  '[{elapsed}<{remaining}, {rate_fmt}{postfix}]',
+  '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]',
+  '{desc}: {n_fmt}/{total_fmt} [{remaining} left{postfix}]',
+  '{desc}: {n_fmt}/{total_fmt}{postfix}',
 )
 
 
@@ -262,7 +269,7 @@ class _Progress:
       initial=step,
       unit='',
       unit_scale=True,
-      bar_format=BAR_FORMAT,
+      bar_format=BAR_FORMATS[0],
       dynamic_ncols=True,
       mininterval=BAR_INTERVAL,
       disable=not self._terminal,
@@ -279,6 +286,8 @@ class _Progress:
 
   def update(self, step: int, postfix: str) -> None:
     self._bar.set_postfix_str(postfix, refresh=False)
+    if self._terminal:
+      self._fit_bar()
     self._bar.update(step - self._step)
     self._step, self._postfix = step, postfix
     if time.monotonic() - self._printed >= LINE_INTERVAL:
@@ -292,18 +301,39 @@ class _Progress:
     """Prints a line with the last record, unless a bar shows it."""
     if self._terminal or not self._shown or not self._postfix:
       return
-    line = tqdm.tqdm.format_meter(
-      self._step,
-      self._total,
-      time.monotonic() - self._started,
-      prefix=self._title,
+    elapsed = time.monotonic() - self._started
+    _, _, line = self._first_that_fits(
+      LINE_FORMATS,
+      n=self._step,
+      total=self._total,
+      elapsed=elapsed,
       unit='step',
-      bar_format=LINE_FORMAT,
       postfix=self._postfix,
       initial=self._begin,
     )
     print(line, file=sys.stderr, flush=True)
     self._printed, self._postfix = time.monotonic(), ''
+
+  def _fit_bar(self) -> None:
+    """Shortens the bar until its numbers fit the terminal."""
+    state = {k: v for k, v in self._bar.format_dict.items() if k != 'ncols'}
+    state['bar_format'] = state['prefix'] = None
+    form, title, _ = self._first_that_fits(BAR_FORMATS, **state)
+    self._bar.bar_format = form
+    self._bar.set_description_str(title, refresh=False)
+
+  def _first_that_fits(
+    self, forms: Sequence[str], **state: Any
+  ) -> tuple[str, str, str]:
+    """The first format and title that fit, or the shortest, and the text."""
+    columns, found = tables.width(sys.stderr), ('', '', '')
+    for form in forms:
+      for title in (self._title, self._title.rpartition('/')[2]):
+        now = {**state, 'bar_format': form, 'prefix': title}
+        found = form, title, tqdm.tqdm.format_meter(**now)
+        if len(found[2]) <= columns:
+          return found
+    return found
 
 
 class _Events:

@@ -233,12 +233,12 @@ def compare_row(summary: Summary) -> dict[str, Any]:
     'steps to 99%: median': median,
     'worst': worst,
     'examples': median and median * batch_size,
-    'GFLOP': round(total / 1e9, 1),
+    'GFLOP': tables.rounded(total / 1e9),
     f'final {primary}: mean': round(float(score.mean()), 4),
     'sd': round(float(score.std(ddof=1)), 4) if len(score) > 1 else None,
     'cross entropy': mean('loss'),
     'agreement': mean('agreement'),
-    'seconds': round(seconds, 1),
+    'seconds': tables.rounded(seconds),
   }
   if 'bits_per_byte' in final:
     row['bits per byte'] = mean('bits_per_byte')

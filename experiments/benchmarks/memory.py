@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
   del argv
   devices_lib.topology('cpu')
   rows = [row for name, c in configs() for row in measure(name, c)]
-  print(tables.markdown(rows))
+  cli.show(tables.markdown(rows))
 
 
 if __name__ == '__main__':

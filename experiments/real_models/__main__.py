@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
   stem = 'real_models_earlier' if _EARLIER.value else 'real_models'
   for name in names or cases.CASES:
     rows.append(separate(name, _EARLIER.value))
-    print(tables.markdown(rows[-1:]))
+    print(tables.fit(tables.markdown(rows[-1:]), sys.stdout))
     if not names:
       (RESULTS / f'{stem}.md').write_text(tables.markdown(rows))
       tables.write_csv(RESULTS / f'{stem}.csv', rows)

@@ -238,6 +238,14 @@ class LogTest(parameterized.TestCase):
       cli.quiet()
       self.assertEqual(logging.get_verbosity(), logging.WARNING)
     handler.addFilter.assert_called_with(cli.is_shown)
+    formatter = handler.setFormatter.call_args[0][0]
+    record = std_logging.LogRecord(
+      '', std_logging.WARNING, 'x.py', 1, 'word ' * 20, (), None
+    )
+    with mock.patch.dict(os.environ, {'COLUMNS': '80'}):
+      first, second = formatter.format(record).splitlines()
+    self.assertRegex(first, r'^W\d{4} \d\d:\d\d:\d\d\] (word ){12}word$')
+    self.assertEqual(second, '  ' + 'word ' * 6 + 'word')
 
 
 class WriteTest(parameterized.TestCase):

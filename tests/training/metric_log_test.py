@@ -226,8 +226,8 @@ class ProgressTest(MetricLogTest):
     lines = ''.join(written).replace('\n', '\r').split('\r')
     self.assertLessEqual(max(map(len, lines)), 80)
     last = [line for line in lines if line.strip()][-1]
-    self.assertRegex(last, r'^progressive .* 1.23M/2.00M .*/s, ')
-    self.assertIn('loss 0.125, perplexity 0.5', last)
+    self.assertRegex(last, r'^progressive .* 1.23M/2.00M .* left, ')
+    self.assertIn('loss 0.125, perplexity 0.5, output', last)
 
   def test_a_log_file_gets_lines(self):
     """One for 10 seconds, and one for the end."""
@@ -251,8 +251,48 @@ class ProgressTest(MetricLogTest):
       'teacher:  33% 40/120 [00:12<00:24,  3.33step/s, loss 0.125, hidden0]',
     )
     self.assertRegex(
-      lines[1], r'^teacher:  50% 60/120 .* loss 0.125, accuracy 0.75, output\]$'
+      lines[1],
+      r'^teacher: 60/120 .*step/s, loss 0.125, accuracy 0.75, output\]$',
     )
+
+  @parameterized.parameters(
+    ('a/fitnets', 'a/fitnets: 10/20 [00:12<00:12,  1.20s/step, {}]'),
+    ('text_bert/one_shot', 'one_shot: 10/20 [00:12<00:12,  1.20s/step, {}]'),
+    ('text/late_to_early', 'text/late_to_early: 10/20 [00:12 left, {}]'),
+    ('wikipedia_bert/late_to_early', 'late_to_early: 10/20 [00:12 left, {}]'),
+    (
+      'text_bert/extracted_pca_rotated_labels',
+      'extracted_pca_rotated_labels: 10/20, {}',
+    ),
+  )
+  def test_a_line_of_a_log_fits_80_columns(self, title, expected):
+    stream, one = io.StringIO(), evaluated(10, 0.5, 1.0, metric='perplexity')
+    with mock.patch.object(metric_log.time, 'monotonic') as now:
+      now.return_value = 0.0
+      wait = lambda _: setattr(now, 'return_value', 12.0)
+      with mock.patch.object(metric_log, 'LINE_INTERVAL', 100.0):
+        self.show(
+          stream,
+          one,
+          total=20,
+          title=title,
+          primary='perplexity',
+          on_record=wait,
+        )
+    expected = expected.format('loss 0.125, perplexity 0.75, output')
+    self.assertEqual(stream.getvalue(), expected + '\n')
+    self.assertLessEqual(len(expected), 80)
+
+  def test_a_bar_with_a_long_title_shows_the_metric_and_the_stage(self):
+    one = evaluated(1_234_567, 0.25, 0.75, metric='perplexity')
+    with terminal(columns=80) as (stream, written):
+      title = 'text_bert/extracted_labels'
+      self.show(stream, one, title=title, primary='perplexity')
+    lines = ''.join(written).replace('\n', '\r').split('\r')
+    self.assertLessEqual(max(map(len, lines)), 80)
+    last = [line for line in lines if line.strip()][-1].strip()
+    self.assertStartsWith(last, 'text_bert/extracted_labels ')
+    self.assertEndsWith(last, ', loss 0.125, perplexity 0.5, output')
 
   @parameterized.parameters(None, types.SimpleNamespace(write=len, flush=list))
   def test_a_program_without_a_console(self, stream):

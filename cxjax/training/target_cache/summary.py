@@ -63,10 +63,10 @@ def format_summary(summary: Summary) -> str:
       'stage': row['name'],
       'batches': row['batches'],
       'tokens': row['tokens'],
-      'MB': round(row['bytes'] / 1e6, 1),
+      'MB': tables.rounded(row['bytes'] / 1e6),
       'bytes a token': round(row['bytes'] / row['tokens'], 1),
       'before zstd': round(row['raw_bytes'] / row['tokens'], 1),
-      'teacher GFLOP': round(row['teacher_flops'] / 1e9, 1),
+      'teacher GFLOP': tables.rounded(row['teacher_flops'] / 1e9),
       'seconds': row.get('seconds'),
     }
     for row in rows
