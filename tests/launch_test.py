@@ -152,7 +152,7 @@ class LaunchTest(parameterized.TestCase):
     self.assertEqual(code, 0, said)
     self.assertIn('The plan of', said)
     self.assertNotIn('orbax', said)
-    self.assertLess(len(said.splitlines()), 30, said)
+    self.assertLess(len(said.splitlines()), 40, said)
     code, _, said = processes.forked(*args, '--verbosity=-1')
     # Without the flag it would say that the run is finished.
     self.assertEqual((code, said), (0, ''))
@@ -165,6 +165,7 @@ class LaunchTest(parameterized.TestCase):
       '--dry_run=cpu',
       # Refused where there is one device.
       *(['--config.mesh.cpu_devices=2', '--config.mesh.data=2'] if two else ()),
+      COLUMNS='200',  # Its tables stay whole.
     )
     self.assertEqual(code, 0, said)
     rows = [line.split()[1] for line in table.splitlines() if line]
