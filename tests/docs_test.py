@@ -142,6 +142,15 @@ class PagesTest(absltest.TestCase):
           with self.subTest(path=path, test=test):
             self.assertRegex(text, rf'(def|class) {test}\(')
 
+  def test_what_is_cited_is_this_version(self):
+    version = re.escape(cxjax.__version__)
+    for path, line in (
+      (ROOT / 'CITATION.cff', f'version: {version}'),
+      (DOCS / 'citing.md', f'version = {{{version}}},'),
+    ):
+      with self.subTest(path=path.name):
+        self.assertRegex(path.read_text(), rf'(?m)^ *{line}$')
+
   def test_every_old_name_is_in_the_changelog(self):
     text = (ROOT / 'CHANGELOG.md').read_text()
     old = [*deprecation.NAMES, *deprecation.MODULES]
