@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import pathlib
 import sys
@@ -279,6 +280,7 @@ class _Progress:
     self._shown = shown
     self._started = self._printed = time.monotonic()
     self._postfix = ''  # Of the record that no line has shown yet.
+    self._choice = 0  # Number of the format and title.
 
   def expect(self, total: int) -> None:
     self._total = self._bar.total = total
@@ -325,15 +327,20 @@ class _Progress:
   def _first_that_fits(
     self, forms: Sequence[str], **state: Any
   ) -> tuple[str, str, str]:
-    """The first format and title that fit, or the shortest, and the text."""
-    columns, found = tables.width(sys.stderr), ('', '', '')
-    for form in forms:
-      for title in (self._title, self._title.rpartition('/')[2]):
-        now = {**state, 'bar_format': form, 'prefix': title}
-        found = form, title, tqdm.tqdm.format_meter(**now)
-        if len(found[2]) <= columns:
-          return found
-    return found
+    """The first format and title that fit, or the shortest, and the text.
+
+    Once a run has used a short one, it goes on with it.
+    """
+    columns, text = tables.width(sys.stderr), ''
+    titles = self._title, self._title.rpartition('/')[2]
+    choices = list(itertools.product(forms, titles))
+    for i in range(self._choice, len(choices)):
+      self._choice, (form, title) = i, choices[i]
+      now = {**state, 'bar_format': form, 'prefix': title}
+      text = tqdm.tqdm.format_meter(**now)
+      if len(text) <= columns:
+        break
+    return (*choices[self._choice], text)
 
 
 class _Events:

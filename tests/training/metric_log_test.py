@@ -283,6 +283,26 @@ class ProgressTest(MetricLogTest):
     self.assertEqual(stream.getvalue(), expected + '\n')
     self.assertLessEqual(len(expected), 80)
 
+  def test_a_short_form_stays(self):
+    clock = mock.patch.object(metric_log.time, 'monotonic')
+    with clock as now:
+      now.return_value = 0.0
+      wait = lambda _: setattr(now, 'return_value', now() + 12.0)
+      records = (
+        record(10),
+        record(20, stage='a long name'),
+        record(30, stage='a stage with a longer name'),
+        record(40),
+        record(50),
+      )
+      stream = io.StringIO()
+      self.show(stream, *records, title='text/a', total=90, on_record=wait)
+    later = (33, 30), (44, 40), (56, 50)
+    forms = [line.split(' [')[0] for line in stream.getvalue().splitlines()]
+    self.assertEqual(
+      forms, ['text/a:  22% 20/90', *(f'a:  {p}% {n}/90' for p, n in later)]
+    )
+
   def test_a_bar_with_a_long_title_shows_the_metric_and_the_stage(self):
     one = evaluated(1_234_567, 0.25, 0.75, metric='perplexity')
     with terminal(columns=80) as (stream, written):
