@@ -1,19 +1,22 @@
-"""Trains a teacher and then its students, by one method or by several.
+r"""Trains a teacher and then its students, by one method or by several.
 
 One method:
 python launch.py --config=experiments/parity_mlp.py:extracted --workdir=DIR
 
 A comparison of methods:
-python launch.py --config=experiments/parity_mlp.py --workdir=DIR --compare=supervised,one_shot,progressive,extracted
+python launch.py --config=experiments/parity_mlp.py --workdir=DIR \
+  --compare=supervised,one_shot,progressive,extracted
 
 Students that are cut out of the teacher, in place of a random start:
-python launch.py --config=experiments/causal_text.py --workdir=DIR --config.student.start=teacher
+python launch.py --config=experiments/causal_text.py --workdir=DIR \
+  --config.student.start=teacher
 
 The cost of a run, without running it:
 python launch.py --config=experiments/parity_mlp.py:extracted --dry_run=cpu
 
 The teacher's targets, stored for later runs:
-python launch.py --config=experiments/text_bert.py --workdir=DIR --cache_targets=CACHE
+python launch.py --config=experiments/text_bert.py --workdir=DIR \
+  --cache_targets=CACHE
 
 The same command, started again, resumes from the last checkpoint.
 
@@ -22,8 +25,8 @@ pcfg_bert, text_bert, causal_text, wikipedia_bert.
 
 Methods: supervised, one_shot, one_shot_labels, progressive, extracted,
 extracted_labels, extracted_centered, extracted_centered_labels, extracted_pca,
-extracted_pca_rotated, extracted_directions, fitnets, late_to_early, joint,
-joint_fading, custom.
+extracted_pca_rotated, extracted_pca_rotated_labels, extracted_directions,
+fitnets, late_to_early, joint, joint_fading, custom.
 docs/concepts.md explains them.
 
 Sizes: cpu (the default), paper, tiny; causal_text also has llama_1b. Text has
@@ -36,7 +39,7 @@ and the file of the experiment.
 Several processes, each with its own devices, can train one run: start the same
 command in each, with --coordinator, --num_processes and --process_id. SLURM
 jobs and TPU pods need none of these flags.
-"""  # noqa: E501  Commands to copy.
+"""
 
 import experiments  # noqa: F401, I001  Hears signals during the slow imports.
 

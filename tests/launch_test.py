@@ -2,12 +2,14 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 from absl.testing import parameterized
 import pytest
 
+from cxjax.methods import registry
 import processes
 
 pytestmark = pytest.mark.slow
@@ -132,6 +134,9 @@ class LaunchTest(parameterized.TestCase):
     lines = done.stdout.splitlines()
     commands = [line for line in lines if line.startswith('python launch.py')]
     self.assertLen(commands, 5)
+    self.assertLessEqual(max(map(len, lines)), 80)
+    methods = done.stdout.split('Methods: ')[1].split('.')[0]
+    self.assertCountEqual(re.findall(r'\w+', methods), registry.METHODS)
     for flag in (
       'config',
       'workdir',
