@@ -99,20 +99,6 @@ def setting(name: str, workdir: pathlib.Path) -> contestants.Setting:
   return dataclasses.replace(found, methods=chosen)
 
 
-def rates() -> list[float]:
-  """The numbers of --rates; raises UserError unless all are in (0, 1)."""
-  try:
-    found = list(map(float, _RATES.value))
-  except ValueError:
-    found = []
-  errors.require(
-    bool(found) and all(0 < number < 1 for number in found),
-    f'--rates={",".join(_RATES.value)} must be numbers between 0 and 1, as '
-    '0.001,0.01.',
-  )
-  return found
-
-
 def variation(text: str) -> tuple[str, list[str]]:
   """The option and the values of --vary.
 
@@ -211,7 +197,7 @@ def compare(
     held_out=one.held_out,
     num_steps=num_steps,
     methods=one.methods,
-    rates=rates() if _RATES.value else one.rates,
+    rates=paths.fractions(_RATES) if _RATES.value else one.rates,
     seeds=flags.FLAGS.seeds,
     equal=AXES[axis],
     workdir=workdir,

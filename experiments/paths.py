@@ -48,6 +48,20 @@ def results() -> pathlib.Path:
   return pathlib.Path(_RESULTS.value).absolute()
 
 
+def fractions(flag: flags.FlagHolder[list[str]]) -> list[float]:
+  """The numbers of a flag; raises UserError unless all are in (0, 1)."""
+  try:
+    found = list(map(float, flag.value))
+  except ValueError:
+    found = []
+  errors.require(
+    bool(found) and all(0 < number < 1 for number in found),
+    f'--{flag.name}={",".join(flag.value)} must be numbers between 0 and 1, as '
+    '0.001,0.01.',
+  )
+  return found
+
+
 def command(script: str) -> str:
   """The command of a script as it was given, without its folders.
 

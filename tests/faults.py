@@ -95,7 +95,7 @@ def kills(folder, number):
   Leaves the run that was not killed in `whole`, the others in `run0`, `run1`.
   """
   # Once, before every fork: it is slow to import.
-  import tensorboardX.event_file_writer  # noqa: F401, PLC0415
+  import tensorboard.summary.writer.record_writer  # noqa: F401, PLC0415
 
   assert ended(begin(folder / 'whole'), 300)
   start = time.monotonic()

@@ -21,7 +21,7 @@ import grain  # noqa: F401
 import jax
 import matplotlib.figure  # noqa: F401
 import orbax.checkpoint  # noqa: F401
-import tensorboardX.event_file_writer  # noqa: F401
+import tensorboard.summary.writer.record_writer  # noqa: F401
 
 from cxjax.configs import cli  # noqa: F401
 from cxjax.configs import stored_targets  # noqa: F401

@@ -52,7 +52,7 @@ LATER = (
   'matplotlib',
   'orbax',
   'sklearn',
-  'tensorboardX',
+  'tensorboard',
   'tensorflow',
   'tensorflow_datasets',
   'torch',

@@ -16,9 +16,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def environment(**variables):
-  """The variables of a process that starts sooner: PyTorch is hidden."""
-  path = f'{ROOT}{os.pathsep}{ROOT}/tests/without_torch'
-  return {**os.environ, 'PYTHONPATH': path, **variables}
+  """The variables of a process that finds the package."""
+  return {**os.environ, 'PYTHONPATH': str(ROOT), **variables}
 
 
 @functools.cache

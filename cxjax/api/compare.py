@@ -34,6 +34,9 @@ from cxjax.training import optimizers
 # Compared unless others are asked for; the first without labels.
 METHODS = ('one_shot', 'extracted', 'fitnets', 'joint')
 LABELED = ('supervised', 'extracted_labels')
+# Where it can be fitted: not to layers that are wider than the teacher's, or
+# than the batches have examples.
+FITTED = 'extracted_pca_rotated_labels'
 RATES = (1e-3, 3e-3, 1e-2)
 SHARE = arguments.Range(0, 1, ends=(False, True))
 # Of each stage. Without one transformers may not learn at a rate that they bear
@@ -94,8 +97,9 @@ def compare(
     num_steps: steps of 'one_shot', or of the first method without it; with
       `equal='steps'` of every method.
     methods: names of registered methods, by default 'one_shot', 'extracted',
-      'fitnets' and 'joint', if the batches have labels of classes 'supervised'
-      and 'extracted_labels', and of a teacher with earlier checkpoints
+      'fitnets' and 'joint', if the batches have labels of classes 'supervised',
+      'extracted_labels' and, where there are examples enough to fit it,
+      'extracted_pca_rotated_labels', and of a teacher with earlier checkpoints
       'progressive'; or a dict by names of your choice, of
       plans for these models, whose stages keep their shares, and of options, as
       `{'short': {'method': 'extracted', 'share': 0.1}}`. Methods with hidden
@@ -158,7 +162,10 @@ def compare(
     named_plans.Output(loss, temperature, alpha, dtype, vocab),
   )
   begin.require_one_function(planner.one_shot.batch['x'])
-  plans = _plans(planner, methods, num_steps, options.get('trainable'))
+  chosen = _default_methods(planner) if methods is None else methods
+  plans = _plans(planner, chosen, num_steps, options.get('trainable'))
+  if methods is None and planner.has_classes:
+    plans |= _fitted(planner, num_steps, options, batches, report)
   if folder is not None:
     for name in plans:
       folders.check(folder / name, f'Method {name!r} in the workdir')
@@ -251,14 +258,38 @@ def _rates(rates: Any) -> tuple[float, ...]:
   return tuple(sorted(found))
 
 
+def _default_methods(planner: named_plans.Planner) -> tuple[str, ...]:
+  """The methods that can always be planned for the models and the batches."""
+  labeled = LABELED if planner.has_classes else ()
+  stored = ('progressive',) if planner.has_checkpoints else ()
+  return (*labeled, *METHODS, *stored)
+
+
+def _fitted(
+  planner: named_plans.Planner,
+  num_steps: int,
+  options: Mapping[str, Any],
+  batches: Any,
+  report: contest.Report,
+) -> dict[str, plan_lib.Plan]:
+  """The plan of `FITTED`, if it can be fitted; else what is missing is said."""
+  try:
+    found = _plans(planner, [FITTED], num_steps, options.get('trainable'))
+  except errors.UserError as error:
+    reason = str(error)
+  else:
+    fit_on = fit_batches.shared(options.get('fit_on'), batches, *found.values())
+    reason = fit_batches.lacking(found[FITTED], fit_on)
+  if not reason:
+    return found
+  report(f'{FITTED} is left out. {reason}')
+  return {}
+
+
 def _plans(
   planner: named_plans.Planner, methods: Any, num_steps: int, trainable: Any
 ) -> dict[str, plan_lib.Plan]:
   """The plans of the methods, whose costs are those of what is trained."""
-  if methods is None:
-    labeled = LABELED if planner.has_classes else ()
-    stored = ('progressive',) if planner.has_checkpoints else ()
-    methods = (*labeled, *METHODS, *stored)
   plans = {
     name: planner.plan(name, entry, num_steps)
     for name, entry in named_plans.entries(methods).items()

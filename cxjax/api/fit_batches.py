@@ -54,6 +54,19 @@ def shared(fit_on: Any, batches: Any, *plans: plan_lib.Plan) -> Any:
     return [jax.tree.map(np.array, batch) for batch in first]
 
 
+def lacking(plan: plan_lib.Plan, fit_on: Any) -> str:
+  """The reason why a plan cannot be fitted on a list of batches, or ''."""
+  if not fitting.is_needed(plan.stages):
+    return ''
+  apply, params = plan.teacher.apply, plan.teacher.params
+  x, number = plan.batch['x'], len(fit_on)
+  try:
+    fitting.check_examples(plan.stage_plans, apply, params, x, number)
+  except errors.UserError as error:
+    return str(error)
+  return ''
+
+
 def needed(options: Mapping[str, Any], plan: plan_lib.Plan) -> dict[str, Any]:
   """Options of `distill` for a plan: without `fit_on` if it fits nothing."""
   fits = fitting.is_needed(plan.stages)

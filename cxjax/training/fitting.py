@@ -83,20 +83,46 @@ def check(
   """
   if not is_needed(spec.stages):
     return
+  batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
+  assert spec.teacher is not None
+  check_examples(
+    planned,
+    spec.teacher_apply,
+    spec.teacher.params,
+    batch['x'],
+    len(spec.host.fit_on) or fitted.BATCHES,
+  )
+
+
+def check_examples(
+  planned: Iterable[stage_plan.StagePlan],
+  apply: types.Apply,
+  params: types.Params,
+  x: Any,
+  number: int,
+) -> None:
+  """Checks that fitted projections have as many examples as their rank.
+
+  Args:
+    planned: stages that may have them.
+    apply: function of the teacher.
+    params: its parameters; shapes are enough.
+    x: inputs of a batch; shapes are enough.
+    number: number of batches.
+
+  Raises:
+    UserError: a projection of higher rank than its examples, or a run of
+      several processes.
+  """
   errors.require(
     jax.process_count() == 1,
     'Projections that are fitted on batches are for one process: the others '
     'read batches of their own. Give a random one, as projection='
     "'orthogonal'.",
   )
-  batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
-  number = len(spec.host.fit_on) or fitted.BATCHES
-  assert spec.teacher is not None
-  x = targets_lib.without_dropout(batch['x'])
+  x = targets_lib.without_dropout(x)
   shapes = jax.eval_shape(
-    lambda params, x: targets_lib.forward(spec.teacher_apply, params, x),
-    spec.teacher.params,
-    x,
+    lambda params, x: targets_lib.forward(apply, params, x), params, x
   )
   for one in planned:
     for name, term in one.stage.teacher_terms.items():

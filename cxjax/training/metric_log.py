@@ -25,6 +25,7 @@ from cxjax import files
 from cxjax import tables
 from cxjax import types
 from cxjax.parallel import multihost
+from cxjax.training import event_file
 
 OnRecord = Callable[[types.Record], Any]
 
@@ -174,6 +175,7 @@ class MetricLog:
     title: str,
     primary: str,
     on_record: OnRecord | None = None,
+    temporary: bool = False,
   ) -> None:
     """Opens the log of a run that starts or resumes at `step`.
 
@@ -185,6 +187,8 @@ class MetricLog:
       primary: name of the held-out metric that the progress bar shows.
       on_record: called in the first process with a copy of every new record,
         once it is written.
+      temporary: whether the folder is removed after the run; nobody looks at
+        its curves in TensorBoard, which are not written.
 
     Raises:
       UserError: the folder cannot be written.
@@ -194,12 +198,14 @@ class MetricLog:
     self._digest = hashlib.sha256(''.join(map(_line, self.records)).encode())
     path = folder / 'metrics.jsonl'
     files.write_text(path, ''.join(map(_line, self.records)))
-    self._files: Any = None
+    self._files: list[Any] = []
     if multihost.is_first():
       with files.written(folder):
-        events = _Events(folder / 'tensorboard', step)
-        self._files = path.open('a', encoding='utf-8'), events
-    self._progress = _Progress(title, step, shown=self._files is not None)
+        if not temporary:
+          opened = event_file.EventFile(folder / 'tensorboard', step)
+          self._files.append(opened)
+        self._files.append(path.open('a', encoding='utf-8'))
+    self._progress = _Progress(title, step, shown=bool(self._files))
 
   def __enter__(self) -> 'MetricLog':
     """Returns the log."""
@@ -207,7 +213,7 @@ class MetricLog:
 
   def __exit__(self, *error: Any) -> None:
     """Closes the files and the progress bar."""
-    for file in self._files or ():
+    for file in self._files:
       # Every line was flushed, and a disk that is full was reported then.
       with contextlib.suppress(OSError):
         file.close()
@@ -235,11 +241,12 @@ class MetricLog:
     self.records.append(record)
     self._digest.update(_line(record).encode())
     if self._files:
-      lines, events = self._files
+      *events, lines = self._files
       with files.written(lines.name):
         lines.write(_line(record))
         lines.flush()
-        events.write(record)
+        for file in events:
+          file.write(record)
     self._progress.update(record['step'], self._summary(record))
     if self._files and self._on_record is not None:
       self._on_record(copy.deepcopy(record))
@@ -341,49 +348,3 @@ class _Progress:
       if len(text) <= columns:
         break
     return (*choices[self._choice], text)
-
-
-class _Events:
-  """A TensorBoard event file.
-
-  It replaces tensorboardX's SummaryWriter, whose thread dies of a full disk
-  with a traceback while the run goes on.
-  """
-
-  def __init__(self, folder: pathlib.Path, step: int) -> None:
-    # These import torch if it is installed, which takes two seconds.
-    from tensorboardX import event_file_writer
-    from tensorboardX import summary
-    from tensorboardX.proto import event_pb2
-
-    folder.mkdir(parents=True, exist_ok=True)
-    self._file = event_file_writer.EventsWriter(str(folder / 'events'))
-    self._event, self._scalar = event_pb2.Event, summary.scalar
-    # TensorBoard drops the later steps that another process wrote.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add(step + 1, session_log=start)
-    self._flushed = time.monotonic()
-
-  def _add(self, step: int, **content: Any) -> None:
-    event = self._event(step=step, wall_time=time.time(), **content)
-    self._file.write_event(event)
-
-  def write(self, record: types.Record) -> None:
-    """Adds the numbers of a record, lists as their means."""
-    for name, value in record.items():
-      if name in ('step', 'stage'):
-        continue
-      scope, _, term = name.partition('/')
-      if scope == 'loss':  # The losses of two stages have different units.
-        name = '/'.join(filter(None, (scope, record['stage'], term)))
-      mean = np.mean(value)
-      if np.isfinite(mean):  # Of a student that diverged there is no curve.
-        self._add(record['step'], summary=self._scalar(name, mean))
-    # Flushing waits for the disk, so that it is not done for every record.
-    if time.monotonic() - self._flushed > 10:  # Seconds.
-      self._file.flush()
-      self._flushed = time.monotonic()
-
-  def close(self) -> None:
-    """Flushes and closes the file."""
-    self._file.close()

@@ -92,7 +92,7 @@ def fit(
     found = checkpoints_lib.latest(folder)
     open_loader: Any = spec.host.loader or contextlib.nullcontext
     log = metric_log.MetricLog(
-      folder, found or 0, title, primary=spec.primary, on_record=on_record
+      folder, found or 0, title, spec.primary, on_record, spec.loop.temporary
     )
     with (
       jax.set_mesh(spec.layout.mesh),

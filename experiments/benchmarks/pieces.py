@@ -1,6 +1,6 @@
 r"""Loss over a large vocabulary: outputs in pieces against whole ones.
 
-Run, on Linux, with 20 GB free for the whole outputs of 8,192 tokens:
+Run, on Linux, with 30 GB free for the whole outputs of 8,192 tokens:
   python -m experiments.benchmarks.pieces
 
 The KL divergence between a teacher's and a student's logits, and its gradient
@@ -40,7 +40,9 @@ from experiments.benchmarks import rounds
 
 WHOLE, PIECES = 'whole', 'in pieces'
 _WAY = flags.DEFINE_enum('way', '', ['', WHOLE, PIECES], 'A row; all without.')
-_TOKENS = flags.DEFINE_list('tokens', ['2048', '8192'], 'Numbers of tokens.')
+_TOKENS = flags.DEFINE_list(
+  'tokens', ['2048', '4096', '8192'], 'Numbers of tokens.'
+)
 _IDS = flags.DEFINE_integer('ids', 151_936, 'Number of ids.', 2)
 _STUDENT = flags.DEFINE_integer('student', 256, 'Width of the student.', 1)
 _TEACHER = flags.DEFINE_integer('teacher', 512, 'Width of the teacher.', 1)
@@ -125,6 +127,8 @@ def main(argv: list[str]) -> None:
     print(json.dumps(measure(_WAY.value, int(_TOKENS.value[0]))))
     return
   found = list(rows())
+  columns = dict.fromkeys(name for row in found for name in row)
+  found = [{name: row.get(name) for name in columns} for row in found]
   busy = machine.busy_cores()
   about = f'jax {jax.__version__}, {os.cpu_count()} CPUs, {busy:.1f} cores busy'
   sizes = f'{_IDS.value:,} ids; widths {_TEACHER.value} and {_STUDENT.value}'

@@ -247,8 +247,32 @@ class RefusalTest(parameterized.TestCase):
       (earlier, INPUTS[0], ('progressive',)),
     ):
       planner = named_plans.Planner(teacher, SMALL, example, None, output)
-      found = compare_lib._plans(planner, None, 20, None)
+      found = compare_lib._default_methods(planner)
       self.assertCountEqual(found, (*compare_lib.METHODS, *more))
+
+  def test_a_fitted_method_by_default_where_there_are_examples_enough(self):
+    output = named_plans.Output('kl', 1.0, 0.0, None, None)
+    few = [tuple(leaf[:1] for leaf in DATA[0])]
+    thin = dataclasses.replace(BIG, params=parameters(0, high=2))
+    for teacher, data, reason in (
+      (BIG, DATA, ''),
+      (BIG, few, 'examples'),
+      (thin, DATA, 'directions'),
+    ):
+      with self.subTest(reason):
+        said = []
+        planner = named_plans.Planner(teacher, SMALL, data[0], None, output)
+        found = compare_lib._fitted(planner, 20, {}, data, said.append)
+        self.assertCountEqual(found, [] if reason else [compare_lib.FITTED])
+        self.assertLen(said, bool(reason))
+        self.assertIn(reason, ''.join(said))
+
+  @pytest.mark.slow
+  def test_the_default_with_labels_has_it(self):
+    found = compare(num_steps=40, seeds=1)
+    names = [one.method for one in found.contenders]
+    default = (*compare_lib.LABELED, *compare_lib.METHODS, compare_lib.FITTED)
+    self.assertCountEqual(names, default)
 
   def test_a_metric_that_does_not_say_if_less_is_better(self):
     brier = lambda output, labels: (output**2).sum(-1)

@@ -320,8 +320,7 @@ print(run_identity_test.changing(sys.argv[1]))
 class ProcessTest(parameterized.TestCase):
   def other_process(self, folder):
     tests = pathlib.Path(__file__).parent
-    # It starts sooner where it finds no PyTorch.
-    paths = [str(tests), str(tests.parent), str(tests.parent / 'without_torch')]
+    paths = [str(tests), str(tests.parent)]
     paths += filter(None, sys.path)
     seed = '1' if os.environ.get('PYTHONHASHSEED') == '2' else '2'
     done = subprocess.run(

@@ -11,6 +11,7 @@ from cxjax import errors
 from cxjax import tables
 from cxjax.methods import registry
 from experiments import contestants
+from experiments import paths
 import scripts
 
 map_lib = scripts.load('experiments.map')
@@ -124,12 +125,12 @@ class MapTest(absltest.TestCase):
 
   def test_rates(self):
     with flagsaver.flagsaver(rates=['0.03', '3e-3']):
-      self.assertEqual(map_lib.rates(), [0.03, 0.003])
+      self.assertEqual(paths.fractions(map_lib._RATES), [0.03, 0.003])
     with (
       flagsaver.flagsaver(rates=['0.5', '1']),
       self.assertRaisesRegex(errors.UserError, '--rates=0.5,1 must'),
     ):
-      map_lib.rates()
+      paths.fractions(map_lib._RATES)
 
   def test_the_first_batches_come_again(self):
     few = contestants.First(range(9), 3)

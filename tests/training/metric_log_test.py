@@ -119,8 +119,8 @@ class WriteTest(MetricLogTest):
         name='lines', **{'flush.side_effect': OSError(28, 'Full')}
       )
       lines.name = 'metrics.jsonl'
-      log._files[0].close()
-      log._files = lines, log._files[1]
+      log._files.pop().close()
+      log._files.append(lines)
       with self.assertRaisesRegex(
         errors.UserError, r'Cannot write metrics.jsonl: Full\. Make room'
       ):
@@ -167,49 +167,6 @@ class OnRecordTest(MetricLogTest):
       self.assertLen(log.records, 1)
     on_record.assert_not_called()
     self.assertEmpty(list(self.folder.iterdir()))
-
-
-class TensorBoardTest(MetricLogTest):
-  def scalars(self):
-    """`(step, tag, value)` of every scalar; tag 'start' for a new session."""
-    from tensorboardX.proto import event_pb2  # It may import torch.
-
-    found = []
-    for path in sorted((self.folder / 'tensorboard').iterdir()):
-      content, at = path.read_bytes(), 0
-      while at < len(content):  # Length, checksum, event, checksum.
-        (length,) = struct.unpack_from('<Q', content, at)
-        event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
-        at += 16 + length
-        if event.HasField('session_log'):
-          found.append((event.step, 'start', None))
-        for value in event.summary.value:
-          found.append((event.step, value.tag, value.simple_value))
-    return found
-
-  def test_tags(self):
-    with self.open() as log:
-      log.write(record(10, **{'loss/labels': 0.25, 'loss/hidden0': 0.5}))
-      log.write(evaluated(20, 0.5, 1.0))
-    self.assertEqual(
-      self.scalars(),
-      [
-        (1, 'start', None),
-        (10, 'loss/hidden0', 0.125),
-        (10, 'loss/hidden0/labels', 0.25),
-        (10, 'loss/hidden0/hidden0', 0.5),
-        (20, 'loss/output', 0.125),
-        (20, 'eval/accuracy', 0.75),
-      ],
-    )
-
-  def test_a_resumed_run_says_from_where(self):
-    """TensorBoard drops what is later."""
-    with self.open() as log:
-      log.write(record(20))
-    with self.open(step=10):
-      pass
-    self.assertIn((11, 'start', None), self.scalars())
 
 
 class ProgressTest(MetricLogTest):

@@ -111,7 +111,7 @@ _compiled: dict = {}
 
 
 def programs(of):
-  """The programs and the costed plan of a specification, compiled once."""
+  """The programs of a specification and its plan with costs, compiled once."""
   if id(of) not in _compiled:
     steps = compiled_steps.CompiledSteps(of)
     _compiled[id(of)] = of, steps, run_spec.RunSpec.plan_with_costs(of)

@@ -1,7 +1,0 @@
-"""Stands for PyTorch that is not installed. Not a test.
-
-tensorboardX imports it if it is there, which takes two seconds in every
-process.
-"""
-
-raise ImportError
