@@ -130,8 +130,8 @@ def write() -> None:
       continue
     errors.require(
       found.memory is not None,
-      f'{stage} of {name} on {topology} does not fit: {found.misfit}. Change '
-      f'its case, and remove {_path(point)}.',
+      f'{stage} of {name} on {topology} does not fit: {found.memory_problem}. '
+      f'Change its case, and remove {_path(point)}.',
     )
     by_stage = rows.setdefault((name, topology), {})
     by_stage[stage] = report.row(point, found)

@@ -92,7 +92,7 @@ class Estimate:
   refused: tuple[str, str] | None = None
 
   @property
-  def misfit(self) -> str:
+  def memory_problem(self) -> str:
     """Text on the size that does not fit; empty where all fits."""
     need, have = self.refused or ('', '')
     limit = self.chip.memory or math.inf
@@ -265,7 +265,7 @@ def _memory_cells(one: Estimate) -> dict[str, Any]:
     'stage': one.stage,
     **cells,
     'of': human(one.chip.memory, 'B'),
-    'fits': one.misfit or (one.chip.memory and 'yes'),
+    'fits': one.memory_problem or (one.chip.memory and 'yes'),
   }
 
 

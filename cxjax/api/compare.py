@@ -250,7 +250,9 @@ def _rates(rates: Any) -> tuple[float, ...]:
     f'rates={rates!r} must be learning rates, as (1e-3, 1e-2).',
   )
   errors.require(len(rates) > 0, 'rates is empty: give one at least.')
-  found = optimizers.peaks([arguments.plain(r) for r in rates], len(rates))
+  found = optimizers.peak_learning_rates(
+    [arguments.plain(r) for r in rates], len(rates)
+  )
   assert isinstance(found, tuple)
   errors.require(
     len(set(found)) == len(found), f'rates={rates!r} has a rate twice.'

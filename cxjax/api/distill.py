@@ -170,7 +170,7 @@ def distill(
   keep_best = arguments.text('keep_best', keep_best, "'accuracy'")
   patience = loop_lib.patience_of(patience, held_out, keep_best)
   seed = _seeds(seed, plan)
-  learning_rate = optimizers.peaks(learning_rate, _count(plan))
+  learning_rate = optimizers.peak_learning_rates(learning_rate, _count(plan))
   errors.lookup('diverged', diverged, dict.fromkeys(('error', 'keep')))
   optimizers.check(optimizer, learning_rate)
   restart = arguments.flag('restart_schedule', restart_schedule)

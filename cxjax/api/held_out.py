@@ -276,7 +276,7 @@ def _with_teacher(
 
   parts = -(-run_spec.num_rows(x) // output_memory.EVAL_ROWS)
 
-  def see(params: types.Params, x: types.Input) -> dict[str, jax.Array]:
+  def forward(params: types.Params, x: types.Input) -> dict[str, jax.Array]:
     """The outputs by their keys in the batch."""
 
     def one(x: types.Input) -> dict[str, jax.Array]:
@@ -285,4 +285,4 @@ def _with_teacher(
 
     return microbatches.apply(one, targets_lib.without_dropout(x), parts)
 
-  return {**held_out, **jax.jit(see)(plan.teacher.params, x)}, found
+  return {**held_out, **jax.jit(forward)(plan.teacher.params, x)}, found

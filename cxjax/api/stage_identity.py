@@ -46,8 +46,8 @@ def terms(
 
   found = []
   for name, term in planned.stage.named_terms.items():
-    see = lambda params, x, term=term: compared(params, x, term)
-    got = jax.eval_shape(see, params, batch['x'])
+    forward = lambda params, x, term=term: compared(params, x, term)
+    got = jax.eval_shape(forward, params, batch['x'])
     regressor = planned.regressors.get(name)
     if regressor is not None:
       got = jax.ShapeDtypeStruct((*got.shape[:-1], regressor[1]), got.dtype)

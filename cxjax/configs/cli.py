@@ -55,7 +55,7 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except errors.UserError as error:
       fail(error)
     except signals.Interrupted as interrupted:
-      _say_stopped(interrupted)
+      _print_stopped(interrupted)
       multihost.leave()
       if interrupted.code:
         sys.exit(interrupted.code)
@@ -114,7 +114,7 @@ def parse(
         )
       check()
   except signals.Interrupted as interrupted:
-    _say_stopped(interrupted)
+    _print_stopped(interrupted)
     sys.exit(interrupted.code)
   # ml_collections answers a mistake in an override with any of these.
   except (
@@ -172,7 +172,7 @@ def _flag_error(error: Exception) -> Exception | str:
   return error
 
 
-def _say_stopped(interrupted: signals.Interrupted) -> None:
+def _print_stopped(interrupted: signals.Interrupted) -> None:
   print(
     f'Stopped by {interrupted}. Saved files stay; the same command resumes.',
     file=sys.stderr,

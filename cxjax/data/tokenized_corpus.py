@@ -147,7 +147,7 @@ def load(
   learn, hold = (Subset(corpus.documents, part) for part in parts)
   if len(corpus.documents) <= IN_MEMORY:
     kept_at = unseen(list(learn), list(hold))
-    _say_dropped(source, len(hold), len(kept_at))
+    _log_dropped(source, len(hold), len(kept_at))
     hold = Subset(corpus.documents, parts[1][kept_at])
   else:
     logging.warning(
@@ -248,7 +248,7 @@ def unseen(learn: Sequence[str], hold: Sequence[str]) -> list[int]:
   return kept
 
 
-def _say_dropped(source: str, every: int, kept: int) -> None:
+def _log_dropped(source: str, every: int, kept: int) -> None:
   """Logs how many held-out documents are left out, as a warning if many.
 
   Of docstrings many are, and nobody can change them.

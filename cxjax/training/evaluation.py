@@ -117,16 +117,16 @@ def _references(batch: types.Batch) -> dict[str, Any]:
 
 
 def _measure(
-  see: Callable[[types.Batch], tuple[dict[str, Any], dict[str, Any]]],
+  forward: Callable[[types.Batch], tuple[dict[str, Any], dict[str, Any]]],
   batch: types.Batch,
   metrics: Mapping[str, metrics_lib.Metric],
   parts: int,
 ) -> dict[str, jax.Array]:
-  """Metrics of the outputs and references that `see` makes of a batch."""
+  """Metrics of the outputs and references that `forward` makes of a batch."""
   outputs = dict.fromkeys(metric.output for metric in metrics.values())
 
   def statistics(batch: types.Batch) -> dict[str, Any]:
-    seen = see(mesh_lib.constrain_batch(batch, axis=0))
+    seen = forward(mesh_lib.constrain_batch(batch, axis=0))
     return {
       path: _statistics(
         {n: m for n, m in metrics.items() if m.output == path},

@@ -239,13 +239,13 @@ def _check_outputs(
     return
   terms = {name: term.student for name, term in stage.named_terms.items()}
 
-  def see(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
+  def forward(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
     x = targets.without_dropout(batch['x'])
     found = targets.forward(spec.student.apply, params, x)
     return _counted(found, batch, stage.named_terms, terms)
 
   for params in students:
-    for name, value in jax.jit(see)(params, batch).items():
+    for name, value in jax.jit(forward)(params, batch).items():
       if not bool(jnp.isfinite(value).all()):
         x = targets.without_dropout(batch['x'])
         half = _half(spec.student.apply, params, x, 'student')
@@ -330,13 +330,13 @@ def _teacher_targets(
   assert spec.teacher is not None
   params = spec.teacher.at(stage.checkpoint)
 
-  def see(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
+  def forward(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
     x = targets.without_dropout(batch['x'])
     found = targets.forward(spec.teacher_apply, params, x)
     names = {name: term.target for name, term in stage.teacher_terms.items()}
     return _counted(found, batch, stage.teacher_terms, names)
 
-  for name, value in jax.jit(see)(params, batch).items():
+  for name, value in jax.jit(forward)(params, batch).items():
     yield params, stage.named_terms[name], value
 
 

@@ -114,7 +114,7 @@ def _raw_targets(
     lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), read
   )
 
-  def see(batch: types.Batch) -> dict[str, tuple[types.Target, Any]]:
+  def forward(batch: types.Batch) -> dict[str, tuple[types.Target, Any]]:
     found = targets_lib.forward(teacher, params, batch['x'])
     seen = {}
     for name, term in stage.teacher_terms.items():
@@ -126,7 +126,7 @@ def _raw_targets(
       seen[name] = targets_lib.top(want, term), weights
     return seen
 
-  found = microbatches_lib.apply(see, examples, microbatches)
+  found = microbatches_lib.apply(forward, examples, microbatches)
   part = lambda leaf: leaf.reshape(*axes, *leaf.shape[1:])
   return jax.tree.map(lambda leaf: jnp.moveaxis(part(leaf), 0, first), found)
 

@@ -259,7 +259,9 @@ class PerStudent:
     return state._replace(rate=jnp.asarray(self.rates, state.rate.dtype))
 
 
-def peaks(learning_rate: Any, count: int) -> float | tuple[float, ...]:
+def peak_learning_rates(
+  learning_rate: Any, count: int
+) -> float | tuple[float, ...]:
   """The peak learning rate of the default optimizer.
 
   Args:

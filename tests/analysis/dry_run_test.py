@@ -249,7 +249,9 @@ class TopologyTest(parameterized.TestCase):
     config = parity_mlp.tiny('one_shot')
     config.teacher.width = 100_000_000
     found = dry(config, 'v5e:2x2')['teacher/labels']
-    self.assertRegex(found.misfit, r'^does not fit: \d+\.\d+G of 15\.75G$')
+    self.assertRegex(
+      found.memory_problem, r'^does not fit: \d+\.\d+G of 15\.75G$'
+    )
 
   @unittest.skipUnless(HAS_LIBTPU, 'Needs libtpu.')
   @parameterized.parameters('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2')

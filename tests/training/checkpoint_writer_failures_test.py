@@ -117,9 +117,7 @@ class FailureTest(WriterTest):
     held.set()
     thread.join()
     self.assertTrue(done.is_set())
-    with self.assertLogs(
-      level='WARNING'
-    ):  # It is not completed behind the back.
+    with self.assertLogs(level='WARNING'):  # It is not completed afterwards.
       self.assertIsNone(checkpoints.latest(self.folder))
 
   def test_a_disk_without_room(self):

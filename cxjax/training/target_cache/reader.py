@@ -124,7 +124,7 @@ class CachedTargets:
     found = records.unpack(
       content,
       self.record['stages'][stage]['arrays'],
-      records.place(self._config_digest, stage, number),
+      records.record_id(self._config_digest, stage, number),
     )
     if found is None:
       raise self._damaged(what)

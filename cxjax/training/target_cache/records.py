@@ -130,31 +130,31 @@ def raw_bytes(arrays: Sequence[dict[str, Any]]) -> int:
   )
 
 
-def pack(stored: Stored, digest: str, place: str) -> bytes:
+def pack(stored: Stored, digest: str, record_id: str) -> bytes:
   """Packs the arrays of a batch.
 
   Args:
     stored: NumPy arrays.
     digest: the fingerprint of the batch.
-    place: the cache, the stage and the number of the batch, as text.
+    record_id: the cache, the stage and the number of the batch, as text.
 
   Returns:
     The record.
   """
   leaves = traverse_util.flatten_dict(stored).values()
   content = digest.encode() + b''.join(leaf.tobytes() for leaf in leaves)
-  return _CHECKSUM.pack(_checksum(content, place)) + content
+  return _CHECKSUM.pack(_checksum(content, record_id)) + content
 
 
 def unpack(
-  record: bytes, arrays: Sequence[dict[str, Any]], place: str
+  record: bytes, arrays: Sequence[dict[str, Any]], record_id: str
 ) -> tuple[Stored, str] | None:
   """Unpacks a record.
 
   Args:
     record: returned by `pack`.
     arrays: returned by `describe_arrays` for the same arrays.
-    place: cache, stage and number of the batch, as for `pack`.
+    record_id: cache, stage and number of the batch, as for `pack`.
 
   Returns:
     The arrays and the digest of the batch; None if the record is damaged, or
@@ -164,7 +164,7 @@ def unpack(
     return None
   (checksum,) = _CHECKSUM.unpack_from(record)
   at = _CHECKSUM.size
-  if checksum != _checksum(record[at:], place):
+  if checksum != _checksum(record[at:], record_id):
     return None
   digest, at = record[at : at + _DIGEST_SIZE].decode(), at + _DIGEST_SIZE
   found = {}
@@ -176,10 +176,10 @@ def unpack(
   return traverse_util.unflatten_dict(found), digest
 
 
-def _checksum(content: bytes, place: str) -> int:
-  return zlib.crc32(content, zlib.crc32(place.encode()))
+def _checksum(content: bytes, record_id: str) -> int:
+  return zlib.crc32(content, zlib.crc32(record_id.encode()))
 
 
-def place(config_digest: str, stage: int, number: int) -> str:
+def record_id(config_digest: str, stage: int, number: int) -> str:
   """Returns the text that identifies a record, for `pack` and `unpack`."""
   return f'{config_digest} {stage} {number}'

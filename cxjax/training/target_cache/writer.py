@@ -129,8 +129,8 @@ class _Writer:
       }
       stored = jax.device_get(stored)
       arrays = records.describe_arrays(stored)
-      place = records.place(self._config_digest, index, number)
-      record = records.pack(stored, checkpoints.fingerprint(batches), place)
+      record_id = records.record_id(self._config_digest, index, number)
+      record = records.pack(stored, checkpoints.fingerprint(batches), record_id)
       total = zlib.crc32(record, total)
       with _written(path):
         writer.write(record)
