@@ -102,7 +102,7 @@ def compare(
       stages have their share of `plan`.
     rates: peak learning rates of Adam, which rise for 6% of each stage and fall
       on a cosine, or of `optimizer`; by default 0.001, 0.003 and 0.01.
-    seeds: number of students of each method.
+    seeds: number of students of each method, at most 10,000.
     equal: quantity that all methods have as much of: 'flops' of a student and
       of the teacher for it; 'student_flops', of the student alone, as if the
       targets were stored before; 'steps'; 'examples', the same as 'steps', for
@@ -149,7 +149,8 @@ def compare(
   )
   share = arguments.number('budget', budget, SHARE)
   folder = _folder(workdir)
-  begin = starts_lib.starts(student, arguments.whole('seeds', seeds, 1))
+  seeds = arguments.whole('seeds', seeds, 1, starts_lib.MOST_SEEDS)
+  begin = starts_lib.starts(student, seeds)
   planner = named_plans.Planner(
     teacher,
     begin.student,
@@ -158,7 +159,7 @@ def compare(
     named_plans.Output(loss, temperature, alpha, dtype, vocab),
   )
   begin.require_one_function(planner.one_shot.batch['x'])
-  plans = _plans(planner, methods, num_steps, options.get('trainable'))
+  plans = _plans(planner, methods, num_steps, options.get('trainable', ''))
   if folder is not None:
     for name in plans:
       folders.check(folder / name, f'Method {name!r} in the workdir')
@@ -263,7 +264,7 @@ def _plans(
     name: planner.plan(name, entry, num_steps)
     for name, entry in named_plans.entries(methods).items()
   }
-  if not trainable:
+  if isinstance(trainable, str) and not trainable:
     return plans
   return {
     name: budgets.trained(plan, trainable) for name, plan in plans.items()

@@ -174,6 +174,10 @@ class RefusalTest(parameterized.TestCase):
     (dict(equal='flop'), "mean 'flops'"),
     (dict(budget=0.0), 'budget=0.0'),
     (dict(seeds=0), 'seeds=0'),
+    (dict(seeds=2**31), 'seeds=2147483648 must be .*at most 10000'),
+    (dict(trainable=np.ones(3)), 'trainable=array.* must be a pattern'),
+    (dict(trainable=()), r'trainable=\(\) must not be empty'),
+    (dict(trainable=None), 'trainable=None must be a pattern'),
     (dict(held_out=None), 'held_out is missing'),
     (dict(data=iter(DATA)), 'an iterator, which can be read once'),
     (dict(data=[]), 'batches is empty'),
@@ -244,7 +248,7 @@ class RefusalTest(parameterized.TestCase):
       (earlier, INPUTS[0], ('progressive',)),
     ):
       planner = named_plans.Planner(teacher, SMALL, example, None, output)
-      found = compare_lib._plans(planner, None, 20, None)
+      found = compare_lib._plans(planner, None, 20, '')
       self.assertCountEqual(found, (*compare_lib.METHODS, *more))
 
   def test_a_metric_that_does_not_say_if_less_is_better(self):
