@@ -106,7 +106,7 @@ def compare(
       stages have their share of `plan`.
     rates: peak learning rates of Adam, which rise for 6% of each stage and fall
       on a cosine, or of `optimizer`; by default 0.001, 0.003 and 0.01.
-    seeds: number of students of each method.
+    seeds: number of students of each method, at most 10,000.
     equal: quantity that all methods have as much of: 'flops' of a student and
       of the teacher for it; 'student_flops', of the student alone, as if the
       targets were stored before; 'steps'; 'examples', the same as 'steps', for
@@ -151,9 +151,9 @@ def compare(
     f"metrics={metrics!r} must be names, as ('accuracy',), or a dict of "
     'functions by name.',
   )
-  share = arguments.number('budget', budget, SHARE)
-  folder = _folder(workdir)
-  begin = starts_lib.starts(student, arguments.integer('seeds', seeds, 1))
+  share, folder = arguments.number('budget', budget, SHARE), _folder(workdir)
+  seeds = arguments.integer('seeds', seeds, 1, starts_lib.MOST_SEEDS)
+  begin = starts_lib.starts(student, seeds)
   planner = named_plans.Planner(
     teacher,
     begin.student,
@@ -163,7 +163,7 @@ def compare(
   )
   begin.require_one_function(planner.one_shot.batch['x'])
   chosen = _default_methods(planner) if methods is None else methods
-  plans = _plans(planner, chosen, num_steps, options.get('trainable'))
+  plans = _plans(planner, chosen, num_steps, options.get('trainable', ''))
   if methods is None and planner.has_classes:
     plans |= _fitted(planner, num_steps, options, batches, report)
   if folder is not None:
@@ -276,7 +276,7 @@ def _fitted(
 ) -> dict[str, plan_lib.Plan]:
   """The plan of `FITTED`, if it can be fitted; else what is missing is said."""
   try:
-    found = _plans(planner, [FITTED], num_steps, options.get('trainable'))
+    found = _plans(planner, [FITTED], num_steps, options.get('trainable', ''))
   except errors.UserError as error:
     reason = str(error)
   else:
@@ -296,7 +296,7 @@ def _plans(
     name: planner.plan(name, entry, num_steps)
     for name, entry in named_plans.entries(methods).items()
   }
-  if not trainable:
+  if isinstance(trainable, str) and not trainable:
     return plans
   return {
     name: budgets.trained(plan, trainable) for name, plan in plans.items()

@@ -28,6 +28,7 @@ from cxjax.api import distilled
 from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import loop as loop_lib
+from cxjax.api import mode_warnings
 from cxjax.api import padding
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
@@ -174,14 +175,9 @@ def distill(
   errors.lookup('diverged', diverged, dict.fromkeys(('error', 'keep')))
   optimizers.check(optimizer, learning_rate)
   restart = arguments.flag('restart_schedule', restart_schedule)
-  errors.lookup('last_batch', last_batch, dict.fromkeys(conform.LAST_BATCH))
-  if last_batch == 'pad':
-    plan = padding.weighted(plan)
+  plan = _weighted(plan, last_batch)
   layout, unplaced = placement.layout(plan, mesh), plan
-  plan = placement.placed(plan, layout)
-  master_weights.check(jnp.dtype(plan.dtype or jnp.float32), 'dtype')
-  student = master_weights.with_master_weights(plan.student)
-  plan = dataclasses.replace(plan, student=student)
+  plan = _with_master_weights(placement.placed(plan, layout))
   with user_loader.UserLoader(batches) as user:
     evaluation = _evaluation(plan, batches, user, held_out, metrics)
     loop = dataclasses.replace(
@@ -222,6 +218,25 @@ def distill(
     settings.claim_workdir(folder, describe())
     run_identity.claim_batches(folder, batches, user.first())
     return run(folder, folder.name)
+
+
+def _weighted(plan: plan_lib.Plan, last_batch: Any) -> plan_lib.Plan:
+  """The plan, with weights in its batches if the last one may be padded."""
+  errors.lookup('last_batch', last_batch, dict.fromkeys(conform.LAST_BATCH))
+  if last_batch == 'pad':
+    plan = padding.weighted(plan)
+  if plan.padding is not None or 'weights' in plan.batch:
+    mode_warnings.warn_of_weights(plan.student, plan.batch['x'])
+  return plan
+
+
+def _with_master_weights(plan: plan_lib.Plan) -> plan_lib.Plan:
+  """The plan with a student that takes float32; refuses one in float16."""
+  master_weights.check(jnp.dtype(plan.dtype or jnp.float32), 'dtype')
+  student = master_weights.with_master_weights(plan.student)
+  names = {term.student for stage in plan.stages for term in stage.terms}
+  master_weights.check_computation(student, plan.batch['x'], names)
+  return dataclasses.replace(plan, student=student)
 
 
 def _check_run(spec: run_spec.RunSpec, plan: plan_lib.Plan) -> None:

@@ -1,9 +1,16 @@
-"""Warnings of layers that training runs at inference."""
+"""Warnings of layers that training runs otherwise than is meant."""
+
+from collections.abc import Sequence
+import itertools
 
 from absl import logging
 
+from cxjax import arguments
 from cxjax import types
 from cxjax.models import adapters
+from cxjax.models import modes
+
+SHOWN = 4
 
 
 def warn(
@@ -20,20 +27,17 @@ def warn(
     "give the arguments of its training mode, as training={'train': True}, or "
     'a module of nnx in training mode'
   )
-  listed = lambda names: (
-    ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
-  )
   if layers := student.unused_dropout(x):
     logging.warning(
       'The student trains without dropout: %s. For dropout %s.',
-      listed(layers),
+      _listed(layers),
       mode,
     )
   if statistics := student.constant_statistics(x):
     logging.warning(
       'The batch statistics of the student are not updated: %s. To update them '
       '%s.',
-      listed(statistics),
+      _listed(statistics),
       mode,
     )
   if student.ignored:
@@ -41,7 +45,7 @@ def warn(
       'The student trains without the constraints and regularizers of Keras: '
       '%s. Give the like in the optimizer, as optax.chain(optax.adamw(1e-3), '
       'optax.keep_params_nonnegative()).',
-      listed(student.ignored),
+      _listed(student.ignored),
     )
   for role, model in (('teacher', teacher), ('student', student)):
     if model.draws_constants(x):
@@ -50,3 +54,29 @@ def warn(
         'it without dropout; a student gets keys in its training mode.',
         role,
       )
+
+
+def warn_of_weights(student: adapters.ModelAdapter, x: types.Input) -> None:
+  """Warns of batch statistics, which examples of weight 0 are part of.
+
+  Args:
+    student: the student of a run whose batches have weights, or a mask that it
+      does not see.
+    x: shapes of a batch.
+  """
+  if student.training is None:
+    return
+  shapes = arguments.shapes('params', student.one), arguments.shapes('x', x)
+  found = modes.batch_statistics(student.training, *shapes)
+  if names := list(itertools.islice(found, SHOWN + 1)):
+    logging.warning(
+      'Examples and tokens of weight 0 count in the batch statistics of the '
+      "student: %s. Leave them out of the batches, as last_batch='drop' does, "
+      'or give the student a norm of single examples, as nn.LayerNorm.',
+      _listed(names),
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+  """The first of some names."""
+  return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')

@@ -22,6 +22,8 @@ from cxjax.parallel import partition
 Student: TypeAlias = (
   adapters.ModelAdapter | Sequence[adapters.ModelAdapter] | Callable[[int], Any]
 )
+# Students are made one by one, in Python.
+MOST_SEEDS = 10_000
 # Smallest matrix, and rows and columns of a larger one, that are examined.
 SMALLEST, LARGEST = 8, 256
 # Draws that tell if a student was trained, and how many of their standard

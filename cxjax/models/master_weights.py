@@ -13,10 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import targets
 from cxjax.methods import training_mode
 from cxjax.models import adapters
+from cxjax.models import modes
 from cxjax.parallel import partition
 
 
@@ -40,6 +43,29 @@ def check(dtype: Any, what: str) -> None:
     'which it is not here. Train in bfloat16 or in float32; the parameters of '
     'a teacher may be float16.',
   )
+
+
+def check_computation(
+  model: adapters.ModelAdapter, x: types.Input, names: Collection[str]
+) -> None:
+  """Raises UserError for a student that computes in float16.
+
+  Args:
+    model: the student.
+    x: shapes of a batch.
+    names: activations that are compared.
+  """
+
+  def compared(params: types.Params, x: types.Input, key: jax.Array) -> Any:
+    run = model.training or (lambda params, x, _: model.apply(params, x))
+    found = targets.by_name(*run(params, x, key)[:2])
+    return [value for name, value in found.items() if name in names]
+
+  shapes = arguments.shapes('params', model.one), arguments.shapes('x', x)
+  scope = modes.in_dtype(compared, jnp.float16, *shapes, jax.random.key(0))
+  if scope is not None:
+    layer = f'layer {scope!r}' if scope else 'computation'
+    check(jnp.float16, f"the student's {layer}")
 
 
 def with_master_weights(model: adapters.ModelAdapter) -> adapters.ModelAdapter:

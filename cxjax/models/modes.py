@@ -1,6 +1,7 @@
 """Modes of a model: what of it does not act in training, by tracing it."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,9 +114,7 @@ def _draws_constants(jaxpr: core.Jaxpr, varying: list[bool]) -> bool:
     if eqn.primitive.name in DRAWS and not any(given):
       return True
     for inner in core.jaxprs_in_params(eqn.params):
-      size = len(inner.invars)
-      inside = given if size == len(given) else [any(given)] * size
-      if _draws_constants(inner, inside):
+      if _draws_constants(inner, _inside(inner, given)):
         return True
     if any(given):
       varies.update(eqn.outvars)
@@ -134,6 +133,83 @@ def reads_key(training: types.Training, *shapes: Any) -> bool:
   wanted = [True] * len(closed.jaxpr.outvars)
   _, used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
   return bool(used[-1])
+
+
+def batch_statistics(training: types.Training, *shapes: Any) -> Iterator[str]:
+  """Yields the names of leaves that training mode updates by the batch.
+
+  Such are running means; a count of calls or the vectors of a spectral norm
+  change too, and whatever the batch is.
+
+  Args:
+    training: the model in training mode.
+    *shapes: parameters and input.
+  """
+
+  def updated(params: Any, x: Any, key: jax.Array) -> dict[str, Any]:
+    *_, changed = training(params, x, key)
+    return training_mode.by_name(changed)
+
+  params, x = shapes
+  closed, found = jax.make_jaxpr(updated, return_shape=True)(
+    params, x, jax.random.key(0)
+  )
+  first = len(jax.tree.leaves(params))
+  last = first + len(jax.tree.leaves(x))
+  names = sorted(found)  # The order of the leaves of a dict.
+  for name in names:
+    wanted = [name == one for one in names]
+    _, used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
+    if any(used[first:last]):
+      yield name
+
+
+def in_dtype(fun: Callable[..., Any], dtype: Any, *shapes: Any) -> str | None:
+  """Scope of the first value in a dtype that depends on parameters.
+
+  Args:
+    fun: a function of parameters and others; only its results count.
+    dtype: the dtype.
+    *shapes: its arguments, as shapes; parameters are the floating-point leaves
+      of the first.
+
+  Returns:
+    The scope, as 'block0/Dense_0' of linen, or '' where the values have none;
+    None if there is no such value.
+  """
+  closed = jax.make_jaxpr(lambda *args: fun(*args))(*shapes)
+  wanted = [True] * len(closed.jaxpr.outvars)
+  jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
+  real = [
+    jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+    for leaf in jax.tree.leaves(shapes[0])
+  ]
+  real += [False] * (len(used) - len(real))
+  varying = [varies for varies, use in zip(real, used, strict=True) if use]
+  return _in_dtype(jaxpr, dtype, varying)
+
+
+def _in_dtype(jaxpr: core.Jaxpr, dtype: Any, varying: list[bool]) -> str | None:
+  """Scope of the first value in a dtype that depends on a varying input."""
+  varies = {v for v, yes in zip(jaxpr.invars, varying, strict=True) if yes}
+  for eqn in jaxpr.eqns:
+    given = [isinstance(v, core.Var) and v in varies for v in eqn.invars]
+    if not any(given):
+      continue
+    for inner in core.jaxprs_in_params(eqn.params):
+      found = _in_dtype(inner, dtype, _inside(inner, given))
+      if found is not None:
+        return found
+    if any(getattr(v.aval, 'dtype', None) == dtype for v in eqn.outvars):
+      return str(eqn.source_info.name_stack)
+    varies.update(eqn.outvars)
+  return None
+
+
+def _inside(inner: core.Jaxpr, given: list[bool]) -> list[bool]:
+  """Which inputs of a jaxpr inside of an equation vary."""
+  size = len(inner.invars)
+  return given if size == len(given) else [any(given)] * size
 
 
 def check_training(

@@ -1,11 +1,15 @@
 """Warnings of layers that training runs at inference."""
 
+from absl import logging
 from absl.testing import parameterized
 from flax import linen as nn
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
+import cxjax
 from cxjax.api import mode_warnings
 from cxjax.models import adapters
 from cxjax.models import linen_adapter
@@ -49,6 +53,68 @@ def module(evaluated, **kwargs):
   if evaluated:
     made.eval()
   return nnx_adapter.from_nnx(made, **kwargs)
+
+
+COUNTED = 'weight 0 count in the batch .*: %s. Leave .*drop.*LayerNorm'
+
+
+class Spectral(nn.Module):
+  """Vectors that are updated by the kernel alone."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    return nn.SpectralNorm(nn.Dense(3))(x, update_stats=train)
+
+
+def training(module):
+  variables = jax.jit(module.init)(KEY, X)
+  return linen_adapter.from_linen(module, variables, training={'train': True})
+
+
+class WeightsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (lambda: training(Linen()), r'batch_stats/BatchNorm_0/mean, .*0/var'),
+    (lambda: module(False), r'norm/mean, norm/var'),
+    (lambda: training(Spectral()), None),
+    (lambda: linen(), None),
+    (lambda: module(True), None),
+    (lambda: PLAIN, None),
+  )
+  @pytest.mark.slow
+  def test_statistics_of_the_batch_are_named(self, model, names):
+    with self.assertLogs(level='WARNING') as caught:
+      logging.warning('first')
+      mode_warnings.warn_of_weights(model(), X)
+    self.assertLen(caught.output, 1 + (names is not None))
+    if names is not None:
+      self.assertRegex(caught.output[1], COUNTED % names)
+      self.assertNotIn('\n', caught.output[1])
+
+  @parameterized.parameters(
+    (X, {}, {}, 0),
+    (X, {}, dict(last_batch='drop'), 0),
+    (X, {}, dict(last_batch='pad'), 1),
+    ({'x': X, 'weights': np.ones(4, np.float32)}, {}, {}, 1),
+    (X, dict(mask=lambda batch: batch['x'][:, 0] != 0), {}, 1),
+  )
+  @pytest.mark.slow
+  def test_a_run_of_two_stages_warns_once(self, batch, planned, options, count):
+    student = training(Linen())
+    plan = cxjax.plan(
+      training(Linen()),
+      student,
+      batch,
+      num_steps=2,
+      layers=(('BatchNorm_0', 'BatchNorm_0'),),
+      loss='mse',
+      **planned,
+    )
+    self.assertLen(plan.stages, 2)
+    with self.assertLogs(level='WARNING') as caught:
+      logging.warning('first')
+      cxjax.distill(plan, [batch], **options)
+    found = [line for line in caught.output if 'of weight 0' in line]
+    self.assertLen(found, count)
 
 
 class WarnTest(parameterized.TestCase):

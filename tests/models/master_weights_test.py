@@ -111,6 +111,67 @@ class MasterWeightsTest(parameterized.TestCase):
     )
 
 
+class _Float16(nn.Module):
+  """Layers of which some compute in float16, or only read or show it."""
+
+  where: str = ''
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    half = lambda name: jnp.float16 if name == self.where else None
+    if self.where == 'input':
+      x = x.astype(jnp.float16)
+    h = nn.Dense(4, dtype=jnp.float32)(x)
+    if self.where == 'shown':
+      self.sow('intermediates', 'shown', h.astype(jnp.float16))
+    inner = nn.remat(nn.Dense)(6, dtype=half('inner'), name='inner')(h)
+    if train:
+      inner = inner.astype(half('training') or inner.dtype)
+    return nn.Dense(3, dtype=half('output'))(inner)
+
+
+def computing(where='', **kwargs):
+  module = _Float16(where)
+  return cxjax.from_linen(module, module.init(jax.random.key(0), X), **kwargs)
+
+
+class ComputationTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('inner', 'output', "layer '.*inner'"),
+    ('output', 'output', "layer '.*Dense_1'"),
+    ('output', 'inner', None),
+    ('training', 'output', 'layer'),
+    ('input', 'output', None),
+    ('shown', 'output', None),
+    ('shown', 'shown', ''),
+    ('', 'output', None),
+  )
+  def test_float16_is_refused_where_a_gradient_passes(self, where, name, at):
+    model = computing(where, training={'train': True})
+    names = {'logits' if name == 'output' else name}
+    check = lambda: master_weights.check_computation(model, X, names)
+    if at is None:
+      check()
+      return
+    with self.assertRaisesRegex(errors.UserError, f"^float16 of .*'s {at}.*: "):
+      check()
+
+  def test_a_function_has_no_layers(self):
+    apply = lambda w, x: (jax.jit(jnp.dot)(x.astype(w.dtype), w), {})
+    half = lambda w, x: apply(w.astype(jnp.float16), x)
+    model = cxjax.from_fn(half, jnp.ones((5, 3)))
+    with self.assertRaisesRegex(errors.UserError, "student's computation: "):
+      master_weights.check_computation(model, X, {'logits'})
+
+  @pytest.mark.slow
+  def test_a_run_of_a_teacher_in_float16_and_not_of_a_student(self):
+    plan = lambda *models: cxjax.plan(*models, X, num_steps=2, layers=())
+    cxjax.distill(plan(computing('inner'), computing()), [X])
+    refused = plan(computing(), computing('inner'))
+    with self.assertRaisesRegex(errors.UserError, "layer '.*inner'.*bfloat16"):
+      cxjax.distill(refused, [X])
+
+
 class HeldOnceTest(absltest.TestCase):
   @pytest.mark.slow
   def test_the_teacher_and_the_students_are(self):

@@ -28,9 +28,18 @@ YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=8)
 MSCALE = dict(mscale=0.7, mscale_all_dim=1.3, beta_fast=16, truncate=False)
 WINDOW = dict(sliding_window=4)
 KINDS = ['sliding_attention', 'full_attention']
+LINEAR = dict(
+  **WINDOW,
+  layer_types=KINDS,
+  rope_parameters=dict(
+    full_attention=dict(rope_type='linear', factor=8.0, rope_theta=1e6),
+    sliding_attention=dict(rope_type='linear', factor=2.0, rope_theta=1e3),
+  ),
+)
 CAPS = dict(attn_logit_softcapping=3.0, final_logit_softcapping=2.0)
 GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=DEPTH, n_head=4)
 GPT2 |= dict(n_positions=16)
+CAUSAL = 'AutoModelForCausalLM'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +48,10 @@ class Case:
 
   config: str
   fields: dict
-  kind: str = 'AutoModelForCausalLM'
+  kind: str = CAUSAL
 
 
-def decoder(name, kind='AutoModelForCausalLM', **fields):
+def decoder(name, kind=CAUSAL, **fields):
   return Case(name, {**SIZES, **GROUPED, **fields}, kind)
 
 
@@ -61,20 +70,23 @@ CASES = {
   'qwen2, windows': decoder(
     'Qwen2Config', **WINDOW, use_sliding_window=True, max_window_layers=1
   ),
+  'qwen2.5, yarn': decoder('Qwen2Config', rope_scaling=YARN),
   'qwen3': decoder('Qwen3Config', tie_word_embeddings=True),
+  'qwen3, windows, yarn': decoder(
+    'Qwen3Config',
+    **WINDOW,
+    use_sliding_window=True,
+    max_window_layers=1,
+    attention_bias=True,
+    rope_scaling=YARN,
+  ),
   'gemma2': decoder('Gemma2Config', **WINDOW, **CAPS),
   'gemma3': decoder(
     'Gemma3TextConfig', **WINDOW, layer_types=KINDS, query_pre_attn_scalar=7
   ),
+  'gemma3, linear': decoder('Gemma3TextConfig', **LINEAR),
   'gemma3, linear, no head': decoder(
-    'Gemma3TextConfig',
-    kind='AutoModel',
-    **WINDOW,
-    layer_types=KINDS,
-    rope_parameters=dict(
-      full_attention=dict(rope_type='linear', factor=8.0, rope_theta=1e6),
-      sliding_attention=dict(rope_type='linear', factor=2.0, rope_theta=1e3),
-    ),
+    'Gemma3TextConfig', kind='AutoModel', **LINEAR
   ),
 }
 
@@ -85,7 +97,13 @@ DISTIL |= dict(hidden_dim=40, max_position_embeddings=16)
 MODERN = {**SIZES, 'local_attention': 6, 'cls_token_id': None}
 MODERN |= dict(bos_token_id=None, eos_token_id=None, sep_token_id=None)
 CASES |= {
+  'bert': Case('BertConfig', SIZES, LM),
+  'bert, untied': Case(
+    'BertConfig', {**SIZES, 'tie_word_embeddings': False}, LM
+  ),
+  'bert, no head': Case('BertConfig', SIZES, BARE),
   'distilbert': Case('DistilBertConfig', DISTIL, LM),
+  'distilbert, no head': Case('DistilBertConfig', DISTIL, BARE),
   'roberta': Case('RobertaConfig', PAD, LM),
   'roberta, untied': Case(
     'RobertaConfig', {**PAD, 'tie_word_embeddings': False}, LM
@@ -208,21 +226,27 @@ class FamilyTest(fixtures.TestCase):
     self.assertEqual(module, want[0])
     self.assert_same_tree(variables, want[1])
 
-  @parameterized.parameters('gpt2', 'mistral', 'gemma2', 'gemma3')
-  def test_generates_the_same_tokens(self, name):
-    model, folder = build(CASES[name]), self.folder()
+  @parameterized.named_parameters(
+    (k, v) for k, v in CASES.items() if v.kind == CAUSAL
+  )
+  def test_generates_the_same_tokens(self, case):
+    model, folder = build(case), self.folder()
+    with torch_models.libraries():
+      # Otherwise a tied head repeats the last token, whatever came before it.
+      model.get_input_embeddings().weight.mul_(0.1)
     torch_models.save(model, folder)
-    left = fixtures.REAL[:, ::-1].copy()
+    # A prompt of each length, padded on the left.
+    shape = (LENGTH, LENGTH)
+    tokens = np.random.default_rng(1).integers(0, VOCAB, shape)
+    mask = np.tri(LENGTH, dtype=bool)[:, ::-1].copy()
     with torch_models.libraries() as (torch, _):
       want = model.generate(
-        torch.tensor(fixtures.TOKENS),
-        attention_mask=torch.tensor(left * 1),
+        torch.tensor(tokens),
+        attention_mask=torch.tensor(mask * 1),
         max_new_tokens=4,
         do_sample=False,
         pad_token_id=0,
         eos_token_id=None,
       )
-    found = generate.generate(
-      *huggingface.read(folder), fixtures.TOKENS, 4, mask=left
-    )
+    found = generate.generate(*huggingface.read(folder), tokens, 4, mask=mask)
     np.testing.assert_array_equal(found, want[:, LENGTH:].numpy())
