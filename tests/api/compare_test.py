@@ -254,6 +254,7 @@ class RefusalTest(parameterized.TestCase):
       found = compare_lib._default_methods(planner)
       self.assertCountEqual(found, (*compare_lib.METHODS, *more))
 
+  @pytest.mark.slow
   def test_a_fitted_method_by_default_where_there_are_examples_enough(self):
     output = named_plans.Output('kl', 1.0, 0.0, None, None)
     few = [tuple(leaf[:1] for leaf in DATA[0])]
