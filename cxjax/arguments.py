@@ -7,6 +7,7 @@ raises a `UserError` that names the argument, its value and what is allowed.
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import math
@@ -67,6 +68,9 @@ class Range:
       return f'{kind} {"not below" if self.ends[0] else "above"} {self.low}'
     low, high = '(['[self.ends[0]], ')]'[self.ends[1]]
     return f'a number in {low}{self.low}, {self.high}{high}'
+
+
+SHOWN = 6  # Parts of a long list that a message shows.
 
 
 def plain(value: Any) -> Any:
@@ -266,3 +270,32 @@ def described(leaf: Any) -> str:
   except Exception:  # A deleted array, or a class of the user.
     return f'a {kind}'
   return f'a {kind}' if len(text) > 40 else f'the {kind} {text}'
+
+
+def listed(parts: Sequence[str]) -> str:
+  """Texts behind each other; of many the first ones and how many follow."""
+  more = len(parts) - SHOWN
+  shown = ', '.join(parts[:SHOWN] if more > 1 else parts)
+  return f'{shown} and {more} more' if more > 1 else shown
+
+
+def list_advice(tree: Any) -> str:
+  """Advice for a tree with a list of many arrays of one shape; else ''.
+
+  Args:
+    tree: arrays or shapes, as a batch of a user.
+
+  Returns:
+    A sentence with a blank before it.
+  """
+  if isinstance(tree, Mapping):
+    return next(filter(None, map(list_advice, tree.values())), '')
+  if not isinstance(tree, list | tuple):
+    return ''
+  shapes = {getattr(leaf, 'shape', None) for leaf in tree}
+  if len(tree) <= SHOWN or len(shapes) != 1 or None in shapes:
+    return next(filter(None, map(list_advice, tree)), '')
+  return (
+    f' A list of {len(tree)} arrays is as many inputs: if they are examples, '
+    'give one array, as np.array(rows).'
+  )

@@ -100,8 +100,8 @@ def text() -> Config:
   """Returns the `data` block of a text, with every field that it has."""
   data = ml_collections.ConfigDict()
   data.source = 'docstrings'  # files:GLOB, tfds:NAME/CONFIG[:FIELD]
-  # Of each record of .jsonl and .parquet files: the text, or a prompt and what
-  # follows it.
+  # Of each record, as of .jsonl and .parquet files: the text, or a prompt and
+  # what follows it.
   data.field = 'text'
   data.prompt_field = data.completion_field = ''
   # False: a blank line ends a document; True: a file is one document.

@@ -153,5 +153,24 @@ class ShapesTest(parameterized.TestCase):
       arguments.shapes('x', {'a': {'b': leaf}})
 
 
+class ListedTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('a', 'a'),
+    ('abcdefg', 'a, b, c, d, e, f, g'),
+    ('', ''),
+    ('abcdefgh', 'a, b, c, d, e, f and 2 more'),
+  )
+  def test_many_are_counted(self, parts, text):
+    self.assertEqual(arguments.listed(parts), text)
+
+  def test_advice_is_for_long_lists_of_one_shape(self):
+    rows = [np.ones(3)] * 7
+    advice = ' A list of 7 arrays '
+    self.assertStartsWith(arguments.list_advice(rows), advice)
+    self.assertStartsWith(arguments.list_advice({'x': ({'a': rows},)}), advice)
+    for other in (rows[:6], [*rows, np.ones(2)], np.ones((7, 3)), {'x': None}):
+      self.assertEqual(arguments.list_advice(other), '')
+
+
 if __name__ == '__main__':
   absltest.main()

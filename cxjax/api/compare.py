@@ -91,8 +91,9 @@ def compare(
     teacher: trained.
     student: one, fresh; several, of which each seed has one; or a function that
       makes the student of a seed. Of a single fresh one other starts are drawn.
-    batches: training batches, as for `distill`, but iterable again: every
-      method reads the same.
+    batches: training batches, as for `distill`, but every method reads the
+      same: a list, or a loader that gives the same batches in the same order
+      each time it is iterated. One that shuffles anew is refused.
     held_out: examples to evaluate on, as of `distill`.
     num_steps: steps of 'one_shot', or of the first method without it; with
       `equal='steps'` of every method.
@@ -135,8 +136,9 @@ def compare(
     `found.best.params`, `found.best.plan`.
 
   Raises:
-    UserError: methods that do not fit the models or the batches, a budget that
-      is too small for the search, or a clock that cannot be trusted.
+    UserError: methods that do not fit the models or the batches, batches that
+      differ each time, a budget that is too small for the search, or a clock
+      that cannot be trusted.
   """
   num_steps = arguments.integer('num_steps', num_steps, 1, 2**31 - 1)
   errors.lookup('equal', equal, dict.fromkeys(budgets.EQUAL))

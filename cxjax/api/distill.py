@@ -4,6 +4,7 @@ What `launch.py` runs from a config runs here from arguments: the same stages,
 the same step, the same loop.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from cxjax import checks
 from cxjax import errors
 from cxjax import settings
 from cxjax.api import distilled
+from cxjax.api import first_batch
 from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import loop as loop_lib
@@ -178,8 +180,10 @@ def distill(
   plan = _weighted(plan, last_batch)
   layout, unplaced = placement.layout(plan, mesh), plan
   plan = _with_master_weights(placement.placed(plan, layout))
+  folder = checks.optional(checks.path)('workdir', workdir)
   with user_loader.UserLoader(batches) as user:
-    evaluation = _evaluation(plan, batches, user, held_out, metrics)
+    first = functools.partial(first_batch.read, folder, user, plan.batch)
+    evaluation = _evaluation(plan, batches, user, first, held_out, metrics)
     loop = dataclasses.replace(
       loop_lib.of_plan(
         plan, workdir, **lengths, keep_best=keep_best, patience=patience
@@ -188,10 +192,10 @@ def distill(
       gradient_cosine=arguments.flag('gradient_cosine', gradient_cosine),
     )
     spec = _spec(plan, (user, last_batch), evaluation, loop, layout, seed)
-    read = fit_batches.read(plan, fit_on, batches, user, evaluation, last_batch)
+    fit = fit_batches.read(plan, fit_on, batches, first, evaluation, last_batch)
     spec = dataclasses.replace(
       spec,
-      host=dataclasses.replace(spec.host, fit_on=read),
+      host=dataclasses.replace(spec.host, fit_on=fit),
       optimizer=optimizers.of_distill(optimizer, learning_rate),
       restart_schedule=restart,
       carry_state=not restart,
@@ -204,19 +208,17 @@ def distill(
       ),
     )
     _check_run(spec, plan)
-    own = not (optimizer is None or isinstance(optimizer, Mapping))
-    rate = None if own else learning_rate
+    rate = learning_rate if isinstance(optimizer, Mapping | None) else None
     describe = functools.partial(
       run_identity.describe, plan, spec, seed, rate, last_batch
     )
     run_identity.require_same(describe, user)
     run = functools.partial(_train, plan, spec, on_record=on_record)
-    if workdir is None:
-      with _nothing_kept(), tempfile.TemporaryDirectory() as folder:
-        return run(pathlib.Path(folder), 'distill')
-    folder = checks.path('workdir', workdir)
-    settings.claim_workdir(folder, describe())
-    run_identity.claim_batches(folder, batches, user.first())
+    if folder is None:
+      with _nothing_kept(), tempfile.TemporaryDirectory() as temporary:
+        return run(pathlib.Path(temporary), 'distill')
+    again = held_out is None or (bool(fit) and fit_on is None)
+    _claim(folder, describe(), batches, user.first(), again)
     return run(folder, folder.name)
 
 
@@ -265,6 +267,7 @@ def _evaluation(
   plan: plan_lib.Plan,
   batches: Any,
   user: user_loader.UserLoader,
+  first: Callable[[], Any],
   held_out: Any,
   metrics: Any,
 ) -> held_out_lib.Evaluation:
@@ -278,10 +281,24 @@ def _evaluation(
   )
   what = 'held_out'
   if held_out is None:
-    what, first = 'the first batch', user.first()
+    what, held_out = 'the first batch', first()
     with conform.reported(what):
-      held_out = user_batches.to_batch(first)
+      held_out = user_batches.to_batch(held_out)
   return held_out_lib.evaluation(plan, held_out, what, metrics, user.thread)
+
+
+def _claim(
+  folder: pathlib.Path,
+  identity: dict[str, Any],
+  batches: Any,
+  first: Any,
+  again: bool,
+) -> None:
+  """Reserves a workdir; keeps the first batch of a loader if needed `again`."""
+  if again and not isinstance(batches, list | tuple):  # A list is known.
+    first_batch.keep(folder, first)
+  settings.claim_workdir(folder, identity)
+  run_identity.claim_batches(folder, batches, first)
 
 
 def _train(

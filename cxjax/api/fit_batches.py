@@ -1,5 +1,6 @@
 """Batches of a user that projections are fitted on."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import itertools
 from typing import Any
@@ -12,7 +13,6 @@ from cxjax import types
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import plan as plan_lib
 from cxjax.data import conform
-from cxjax.data import user_loader
 from cxjax.methods import fitted
 from cxjax.training import fitting
 
@@ -77,7 +77,7 @@ def read(
   plan: plan_lib.Plan,
   fit_on: Any,
   batches: Any,
-  user: user_loader.UserLoader,
+  first: Callable[[], Any],
   evaluation: held_out_lib.Evaluation,
   last_batch: str,
 ) -> tuple[types.Batch, ...]:
@@ -87,7 +87,7 @@ def read(
     plan: plan that is trained.
     fit_on: a list of batches; None takes the first of the training batches.
     batches: those, as the user gives them.
-    user: their loader.
+    first: function that returns the first of them.
     evaluation: how batches are converted.
     last_batch: 'pad' fills up a batch with fewer examples; else it is left out.
 
@@ -103,7 +103,7 @@ def read(
   if fit_on is None:
     known = isinstance(batches, list | tuple) and bool(batches)
     # Of a loader another iteration might change what the run reads.
-    fit_on = batches[: fitted.BATCHES] if known else [user.first()]
+    fit_on = batches[: fitted.BATCHES] if known else [first()]
   found, short = [], 'pad' if last_batch == 'pad' else 'drop'
   for number, item in enumerate(fit_on, 1):
     what = f'batch {number} to fit on'

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from cxjax.api import matching
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.api import prepared
+from cxjax.api import run_identity
 from cxjax.api import same_function
 from cxjax.api import stages as stages_lib
 from cxjax.methods import layer_matching
@@ -31,6 +33,7 @@ from cxjax.models import adapters
 # options of registered methods, as {'method': 'extracted', 'share': 0.1}.
 Methods: TypeAlias = str | Sequence[str] | Mapping[str, Any]
 EXTRACTED = 'extracted'  # The method of `plan`.
+LOOKED_AT = 2  # Batches of a loader that are read again.
 # Losses between outputs that are no logits of classes.
 FEATURES = ('mse', *losses.HIDDEN_LOSSES)
 
@@ -291,7 +294,8 @@ def example_of(batches: Any) -> Any:
   """The first batch, as the example of plans.
 
   Raises:
-    UserError: batches that can be read once only, or none.
+    UserError: batches that can be read once only, that differ each time, or
+      none.
   """
   errors.require(
     not hasattr(batches, '__next__'),
@@ -303,7 +307,33 @@ def example_of(batches: Any) -> Any:
     f'batches is a {type(batches).__name__}: give a list of batches, or a '
     'loader.',
   )
+  _require_repeated(batches)
   with errors.calling('batches', 'Mend the loader.'):
     found = next(iter(batches), None)
   errors.require(found is not None, 'batches is empty.')
   return found
+
+
+def _require_repeated(batches: Any) -> None:
+  """Checks that a loader begins with the same batches whenever it is iterated.
+
+  Args:
+    batches: training batches.
+
+  Raises:
+    UserError: they begin with others, as those of a loader that shuffles anew.
+  """
+  if isinstance(batches, list | tuple):
+    return
+  with errors.calling('batches', 'Mend the loader.'):
+    first, again = (
+      list(map(run_identity.batch_digest, itertools.islice(batches, LOOKED_AT)))
+      for _ in range(2)
+    )
+  errors.require(
+    first == again,
+    f'batches is a {type(batches).__name__} that begins with other batches '
+    'each time it is iterated, and every method and learning rate is to read '
+    'the same ones. Give a list, as list(loader), or a loader whose __iter__ '
+    'seeds its shuffling (and its augmentation) anew.',
+  )

@@ -109,7 +109,7 @@ def require_same(
     lambda: {
       **describe(),
       'settings': {**settings.RECORDED, **settings.recorded()},
-      'first batch': _batch_digest(user.first()),
+      'first batch': batch_digest(user.first()),
     }
   )
 
@@ -158,7 +158,7 @@ def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
     UserError: the run began with another list.
   """
   path = folder / 'batches.json'
-  here = {'list': _listed(batches), 'first': _batch_digest(first)}
+  here = {'list': _listed(batches), 'first': batch_digest(first)}
   if not path.exists():
     files.write_json(path, here)
     return
@@ -199,12 +199,13 @@ def _listed(batches: Any) -> str | None:
     )
   chosen = [*batches[::every], batches[-1]]
   try:
-    return files.digest([len(batches), *map(_batch_digest, chosen)])
+    return files.digest([len(batches), *map(batch_digest, chosen)])
   except errors.UserError:
     return None  # The run ends at that batch, and says which it is.
 
 
-def _batch_digest(batch: Any) -> str:
+def batch_digest(batch: Any) -> str:
+  """Digest of a batch as the user gives it."""
   kind = jax.dtypes.canonicalize_dtype  # What the devices get.
   return identity.tree_digest(
     jax.tree.map(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import weights as weights_lib
@@ -169,10 +170,12 @@ def conform(batch: Any, shapes: Any, what: str, *, sized: bool = True) -> Any:
       kind, or that the dtype of the example cannot hold.
   """
   leaves, wanted = jax.tree.leaves_with_path(batch), jax.tree.leaves(shapes)
+  here, there = _names(batch), _names(shapes)
   errors.require(
-    _names(batch) == _names(shapes),
-    f'{what} has {_names(batch)}, the example of the plan {_names(shapes)}: '
-    'they must be alike.',
+    here == there,
+    f'{what} has {arguments.listed(here) or "nothing"}, the example of the '
+    f'plan {arguments.listed(there) or "nothing"}: they must be alike.'
+    f'{arguments.list_advice(batch)}',
   )
   cast = []
   for (path, leaf), like in zip(leaves, wanted, strict=True):
@@ -213,10 +216,20 @@ def _cast(leaf: np.ndarray, dtype: Any, name: str) -> np.ndarray:
       same = True
     else:  # Rounded, but not to infinity.
       same = not np.any(np.isinf(cast) & ~np.isinf(leaf))
+  # An example of 64 bits has lost them.
+  narrowed = (
+    given.itemsize == 8 and jax.dtypes.canonicalize_dtype(given) == dtype
+  )
   errors.require(
     bool(same),
     f'{name} has numbers that {dtype}, the dtype of the example, does not '
-    'hold. Give an example of another dtype.',
+    'hold. '
+    + (
+      "Make them smaller, or set jax.config.update('jax_enable_x64', True) and "
+      'plan again.'
+      if narrowed
+      else 'Give an example of another dtype.'
+    ),
   )
   return cast
 
@@ -247,6 +260,5 @@ def path_name(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
-def _names(tree: Any) -> str:
-  names = (path_name(path) for path, _ in jax.tree.leaves_with_path(tree))
-  return ', '.join(names) or 'nothing'
+def _names(tree: Any) -> list[str]:
+  return [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]

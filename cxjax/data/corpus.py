@@ -1,7 +1,7 @@
 """Corpora of text documents, by their source.
 
 A source is `docstrings`, `files:GLOB` or `tfds:NAME/CONFIG[:FIELD]`. Files are
-text, .jsonl or .parquet, plain or compressed.
+text or of records (`records.KINDS`), plain or compressed.
 """
 
 import ast
@@ -11,12 +11,11 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
-import glob
 import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
-import os
+import itertools
 import pathlib
 import platform
 import re
@@ -27,8 +26,8 @@ from absl import logging
 
 from cxjax import errors
 from cxjax import files
-from cxjax.data import compression
 from cxjax.data import records
+from cxjax.data import text_files
 from cxjax.data import tfds_documents
 
 # Packages whose docstrings are read, besides the standard library. Each is a
@@ -43,8 +42,6 @@ PACKAGES = (
   'matplotlib',
 )
 SHORTEST = 80  # Characters of a docstring.
-ARCHIVES = ('.tar', '.tgz', '.tbz', '.tbz2', '.txz', '.tzst', '.zip')
-MOST = 2**30  # Bytes of a compressed file when unpacked.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +92,8 @@ def load(
     tfds_folder: folder of prepared datasets; '' is the default of tfds.
     cached: file written by `save`. If the versions of the packages are still
       the same, docstrings are read from it.
-    fields: fields of the records of .jsonl and .parquet files, each of which is
-      a document; None is the field 'text'.
+    fields: fields of the records of files that have some, as .jsonl, each of
+      which is a document; None is the field 'text'.
 
   Returns:
     The corpus, of at least two documents.
@@ -116,7 +113,7 @@ def load(
   errors.require(
     kind == 'files' or fields.default,
     f'data.source={source} has no records: data.field, data.prompt_field and '
-    'data.completion_field are for files:GLOB of .jsonl or .parquet files.',
+    f'data.completion_field are for files:GLOB of {text_files.listed()} files.',
   )
   corpus = read(
     _Request(source, rest, whole_files, tfds_folder, cached, fields)
@@ -253,105 +250,20 @@ def clean(text: str) -> str:
 
 def _read_files(request: _Request) -> Corpus:
   """Reads the text files that match a pattern."""
-  source, pattern = request.source, request.rest
-  paths = _paths(pattern)
-  errors.require(
-    bool(paths),
-    f'data.source={source}: no file matches {pattern!r}. Quote the pattern, so '
-    'that the shell does not expand it.',
-  )
+  source, paths = request.source, text_files.find(request.rest)
   if not request.fields.default:
-    _require_records(source, paths, bool(request.fields.prompt))
-  documents = tuple(
-    document
+    text_files.require_records(source, paths, bool(request.fields.prompt))
+  found = {
+    path: text_files.read(path, request.whole_files, request.fields)
     for path in paths
-    for document in read_documents(path, request.whole_files, request.fields)
-  )
+  }
+  documents = tuple(itertools.chain.from_iterable(found.values()))
+  text_files.warn_of_records(found)
   errors.require(
     bool(documents),
     f'data.source={source}: the files have no text. Choose others.',
   )
   return Corpus(documents, source, _fingerprint(documents))
-
-
-def _paths(pattern: str) -> list[str]:
-  """The files that match a pattern, each once, in the order of their names.
-
-  `**/**` finds a file once for each folder above it, and links find it by other
-  names.
-  """
-  found = glob.glob(os.path.expanduser(pattern), recursive=True)
-  paths = sorted(filter(os.path.isfile, found))
-  # Of the names of a file the first stays.
-  once = {os.path.realpath(path): path for path in reversed(paths)}
-  if len(once) < len(paths):
-    logging.info(
-      'data.source=files:%s finds some files more than once: %d of %d are left '
-      'out.',
-      pattern,
-      len(paths) - len(once),
-      len(paths),
-    )
-  return sorted(once.values())
-
-
-def _require_records(source: str, paths: Sequence[str], every: bool) -> None:
-  """Raises UserError unless some file, or every file, has records."""
-  kinds = (*records.JSONL, *records.PARQUET)
-  rest = [p for p in paths if not compression.bare_name(p).endswith(kinds)]
-  errors.require(
-    len(rest) < (1 if every else len(paths)),
-    f'data.source={source}: {rest[0] if rest else ""} is text, without fields. '
-    'Leave data.field, data.prompt_field and data.completion_field out, or '
-    'give .jsonl or .parquet files alone.',
-  )
-
-
-def read_documents(
-  path: str, whole: bool = False, fields: records.Fields | None = None
-) -> list[str]:
-  """Documents of a file of text, or of .jsonl or .parquet records.
-
-  Args:
-    path: the file, plain or compressed; text is UTF-8.
-    whole: a text file is one document; otherwise blank lines separate
-      documents.
-    fields: fields of the records, each of which is a document; None is 'text'.
-
-  Returns:
-    The documents; none of them is blank. Those of text and of one field are
-    without surrounding whitespace.
-
-  Raises:
-    UserError: the file is an archive, cannot be read, is not UTF-8, or has a
-      record that is no document; says where.
-  """
-  fields, name = fields or records.Fields(), compression.bare_name(path)
-  errors.require(
-    not name.endswith(ARCHIVES),
-    f'{path} is an archive. Unpack it, or leave it out of the pattern.',
-  )
-  content, compressed = compression.read(path, MOST)
-  if name.endswith(records.PARQUET):
-    return list(records.read_parquet(path, content, fields))
-  try:
-    text = content.decode().removeprefix('\ufeff')
-  except UnicodeDecodeError as error:
-    unpacked = ' of the unpacked content' if compressed else ''
-    raise errors.UserError(
-      f'{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset '
-      f'{error.start}{unpacked}. Convert it, or leave it out of the pattern.'
-    ) from error
-  # UTF-16 and most files that are no text have some.
-  errors.require(
-    '\0' not in text,
-    f'{path} is no text in UTF-8: the character {text.find(chr(0)) + 1} is '
-    'NUL. Convert it, or leave it out of the pattern.',
-  )
-  if name.endswith(records.JSONL):
-    return list(records.read_jsonl(path, text, fields))
-  parts = [text] if whole else re.split(r'\n\s*\n', text)
-  return [stripped for part in parts if (stripped := part.strip())]
 
 
 def _read_tfds(request: _Request) -> Corpus:

@@ -1,7 +1,9 @@
-"""Documents in records: the lines of a .jsonl file, the rows of a .parquet."""
+"""Documents in records: objects of JSON, rows of .csv, .tsv and .parquet."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+import csv
 import dataclasses
 import importlib
 import io
@@ -11,7 +13,6 @@ from typing import Self
 
 from cxjax import errors
 
-JSONL = ('.jsonl', '.ndjson')
 PARQUET = ('.parquet',)
 TEXT = 'text'
 ROWS = 1_024  # Rows of a .parquet file that are read at a time.
@@ -108,6 +109,126 @@ def _parsed(line: str, where: str) -> Any:
     ) from error
 
 
+def is_object(line: str) -> bool:
+  """True if a line is an object of JSON, as in a file of JSON lines."""
+  line = line.strip()
+  if not (line.startswith('{') and line.endswith('}')):
+    return False
+  try:
+    return isinstance(json.loads(line), dict)
+  except (ValueError, RecursionError):
+    return False
+
+
+def read_json(path: str, text: str, fields: Fields) -> Iterator[str]:
+  """Documents of a .json file: lines of objects, a list of them, or one.
+
+  Args:
+    path: the file, for messages.
+    text: its content.
+    fields: the fields to read.
+
+  Yields:
+    The documents that are not blank.
+
+  Raises:
+    UserError: it is none of these, or as for `read_jsonl`.
+  """
+  try:
+    value = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    errors.require(
+      not text.lstrip().startswith('['),
+      f'{path} is no list in JSON: {getattr(error, "msg", None) or error}. '
+      'Restore it, or give one object in each line.',
+    )
+    yield from read_jsonl(path, text, fields)
+    return
+  if not isinstance(value, list):
+    yield from _document(value, fields, path)
+    return
+  for number, record in enumerate(value, 1):
+    yield from _document(record, fields, f'{path}, item {number}')
+
+
+def read_csv(path: str, text: str, fields: Fields) -> Iterator[str]:
+  """Documents of the rows of a .csv file, whose first row names the columns.
+
+  Args:
+    path: the file, for messages.
+    text: its content; fields with commas or lines in them are quoted.
+    fields: the columns to read.
+
+  Yields:
+    The documents that are not blank.
+
+  Raises:
+    UserError: a column is missing or comes twice, a row has another length, or
+      a quotation has no end; names the row.
+  """
+  # The limit is one of the process: 131,072 characters unless it is set.
+  limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+  try:
+    lines = io.StringIO(text, newline='')
+    rows = list(filter(None, csv.reader(lines, strict=True)))
+  except csv.Error as error:
+    raise errors.UserError(
+      f'{path} is no CSV file: {error}. Quote fields that have commas, lines '
+      'or quotes in them, and double those quotes.'
+    ) from error
+  finally:
+    csv.field_size_limit(limit)
+  yield from _rows(path, rows, fields)
+
+
+def read_tsv(path: str, text: str, fields: Fields) -> Iterator[str]:
+  """Documents of the rows of a .tsv file, as `read_csv`, without quotations.
+
+  Args:
+    path: the file, for messages.
+    text: its content.
+    fields: the columns to read.
+
+  Yields:
+    The documents that are not blank.
+
+  Raises:
+    UserError: a column is missing or comes twice, a row has another length, or
+      a field begins with a quote, which some programs read as a part of it.
+  """
+  rows = [
+    line.removesuffix('\r').split('\t') for line in text.split('\n') if line
+  ]
+  for number, row in enumerate(rows):
+    errors.require(
+      not any(field.startswith('"') for field in row),
+      f'{path}, row {number}: a field begins with ", which may be a part of it '
+      'or not. Save the file as .csv or .jsonl.',
+    )
+  yield from _rows(path, [row for row in rows if row != ['']], fields)
+
+
+def _rows(path: str, rows: list[list[str]], fields: Fields) -> Iterator[str]:
+  """Yields the documents of the rows of a table, of which the first names."""
+  if not rows:
+    return
+  header, *rows = rows
+  for name in fields.names:
+    require_field(name, header, path)
+    errors.require(
+      header.count(name) == 1,
+      f'{path} has {header.count(name)} columns {name!r}. Rename the others.',
+    )
+  for number, row in enumerate(rows, 1):
+    where = f'{path}, row {number}'
+    errors.require(
+      len(row) == len(header),
+      f'{where} has {len(row)} fields, and the first row names {len(header)} '
+      'columns. Correct the file.',
+    )
+    yield from _document(dict(zip(header, row, strict=True)), fields, where)
+
+
 def read_parquet(path: str, content: bytes, fields: Fields) -> Iterator[str]:
   """Documents of the rows of a Parquet file, in their order.
 
@@ -155,7 +276,7 @@ def require_field(name: str, fields: Any, where: str) -> None:
   errors.require(
     name in fields,
     f'{where} has no field {name!r}; it has {there}. Set data.field, or '
-    'data.prompt_field and data.completion_field.',
+    'data.prompt_field and data.completion_field, or leave it out.',
   )
 
 
@@ -189,3 +310,14 @@ def _text(record: Mapping[str, Any], name: str, where: str) -> str:
       f'{error.start + 1} is half of a pair. Correct it.'
     ) from error
   return str(value)
+
+
+# By the end of a file's name; the readers of a text.
+READERS: dict[str, Callable[[str, str, Fields], Iterator[str]]] = {
+  '.jsonl': read_jsonl,
+  '.ndjson': read_jsonl,
+  '.json': read_json,
+  '.csv': read_csv,
+  '.tsv': read_tsv,
+}
+KINDS = (*READERS, *PARQUET)  # Files that have records.

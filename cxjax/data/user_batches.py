@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.data import conform as conform_lib
@@ -78,8 +79,9 @@ def check_example(batch: types.Batch) -> None:
   errors.require(
     len(set(sizes.values())) == 1 and 0 not in sizes.values(),
     'The example has '
-    + ', '.join(f'{n} rows of {name}' for name, n in sizes.items())
-    + ': the first axis of each must be the same examples, at least 1.',
+    + arguments.listed([f'{n} rows of {name}' for name, n in sizes.items()])
+    + ': the first axis of each must be the same examples, at least 1.'
+    + arguments.list_advice(batch),
   )
 
 

@@ -185,13 +185,12 @@ def outputs(
   except errors.UserError:
     raise
   except Exception as error:  # A model of the user may raise anything.
-    shapes = ', '.join(
-      f'{leaf.dtype}{list(leaf.shape)}' for leaf in jax.tree.leaves(x)
-    )
+    shapes = [f'{leaf.dtype}{list(leaf.shape)}' for leaf in jax.tree.leaves(x)]
     raise errors.UserError(
-      f'The {role} does not run on an x of {shapes}: {modes.reason(error)}. '
-      'Give it the parameters of that model, and an x that it reads; several '
-      "inputs are one dict, as in {'x': {...}}."
+      f'The {role} does not run on an x of {arguments.listed(shapes)}: '
+      f'{modes.reason(error)}. Give it the parameters of that model, and an x '
+      "that it reads; several inputs are one dict, as in {'x': {...}}."
+      f'{arguments.list_advice(x)}'
     ) from error
   errors.require(
     isinstance(found, tuple)

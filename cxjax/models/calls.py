@@ -168,13 +168,34 @@ def to_array(output: Any, name: str) -> Any:
     return output if arrays else named
   if isinstance(found.get('/logits'), jax.Array):
     return found['/logits']
-  names = ', '.join(path.lstrip('/') for path in list(found)[:8] if path)
-  raise errors.UserError(
-    f'{name} returns a {type(output).__name__}, not an array'
-    + (f', with the arrays {names}' if names else '')
-    + '. Select the array that is its output, as in output=lambda out: out[0], '
-    "or give plan a loss for each, as in loss={'0': 'kl', '1': 'mse'}."
+  names = [path.lstrip('/') for path in found if path]
+  message = f'{name} returns a {type(output).__name__}, not an array'
+  if not names:
+    raise errors.UserError(f'{message}. Return one, or a dict with logits.')
+  losses = ', '.join(
+    f'{path!r}: {loss!r}'
+    for path, loss in zip(names, ('kl', 'mse'), strict=False)
   )
+  raise errors.UserError(
+    f'{message}, with the arrays {", ".join(names[:8])}. Select the array that '
+    f'is its output, as in output=lambda out: out{_access(output)}, or give '
+    f'plan a loss for each, as in loss={{{losses}}}.'
+  )
+
+
+def _access(value: Any) -> str | None:
+  """Python's expression behind a value for its first array, if it has one."""
+  for path, leaf in jax.tree.leaves_with_path(value):
+    here = jax.tree_util.keystr(path)
+    if isinstance(leaf, jax.Array):
+      return here
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+      for field in dataclasses.fields(leaf):
+        part = getattr(leaf, field.name)
+        inner = None if part is leaf else _access(part)
+        if inner is not None:
+          return f'{here}.{field.name}{inner}'
+  return None
 
 
 def activations(

@@ -39,6 +39,19 @@ HELD_OUT = np.concatenate(INPUTS[:4]), labels(np.concatenate(INPUTS[:4]))
 PAIR = {'layers': [('high', 'low')]}
 
 
+class Shuffled:
+  """A loader that shuffles anew each time, all but the first batches."""
+
+  def __init__(self, data, fixed=0):
+    self.data, self.fixed = data, fixed
+    self.rng = np.random.default_rng(0)
+
+  def __iter__(self):
+    yield from self.data[: self.fixed]
+    rest = self.data[self.fixed :]
+    yield from (rest[i] for i in self.rng.permutation(len(rest)))
+
+
 def compare(student=SMALL, data=DATA, held_out=HELD_OUT, **kwargs):
   """A comparison of few steps; its texts go into `said`."""
   options = dict(num_steps=20, rates=(1e-2,), seeds=2, costs='counted')
@@ -183,6 +196,8 @@ class RefusalTest(parameterized.TestCase):
     (dict(trainable=None), 'trainable=None must be a pattern'),
     (dict(held_out=None), 'held_out is missing'),
     (dict(data=iter(DATA)), 'an iterator, which can be read once'),
+    (dict(data=Shuffled(DATA)), 'a Shuffled .* other batches each time'),
+    (dict(data=Shuffled(DATA, fixed=1)), 'a Shuffled .* other batches each'),
     (dict(data=[]), 'batches is empty'),
     (dict(metrics=np.ones(2)), r'metrics=array.* must be names'),
     (dict(rates=np.array(3)), r'rates=array.* must be learning rates'),

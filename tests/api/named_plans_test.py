@@ -51,5 +51,33 @@ class PlannerTest(parameterized.TestCase):
       of(())
 
 
+class Reversing:
+  """A loader that gives the batches behind the first in turning order."""
+
+  def __init__(self, batches, turns=True):
+    self.batches, self.turns = batches, turns
+
+  def __iter__(self):
+    first, *others = self.batches
+    if self.turns:
+      self.batches = [first, *others[::-1]]
+    yield first
+    yield from others
+
+
+class ExampleTest(parameterized.TestCase):
+  @parameterized.parameters(
+    list, tuple, np.stack, lambda batches: Reversing(batches, turns=False)
+  )
+  def test_batches_that_begin_anew(self, kind):
+    example = named_plans.example_of(kind([X, X + 1, X + 2]))
+    self.assertEqual(example.shape, X.shape)
+
+  def test_batches_that_do_not(self):
+    batches = Reversing([X, X + 1, X + 2])
+    with self.assertRaisesRegex(errors.UserError, 'a Reversing .* other batch'):
+      named_plans.example_of(batches)
+
+
 if __name__ == '__main__':
   absltest.main()

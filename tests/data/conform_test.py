@@ -65,7 +65,21 @@ class ConformTest(parameterized.TestCase):
       {'x': X, 'y': Y + 0.5},
       'y of batch 7 is float64.*another kind',
     ),
-    ('too_large', {'x': X, 'y': Y + 2**40}, 'batch 7 has numbers that int'),
+    (
+      'too_large',
+      {'x': X, 'y': Y + 2**40},
+      "numbers that int32, .* smaller, or set .*'jax_enable_x64', True",
+    ),
+    (
+      'rows',
+      {'x': [*map(list, [*X, *X])], 'y': [0]},
+      'has x.0.0, x.0.1, .* and 19 more, .* x, y: they must be alike',
+    ),
+    (
+      'list_of_rows',
+      {'x': [*X, *X], 'y': Y},
+      r'x.5 and 3 more, .* A list of 8 arrays is .* one array, as np.array',
+    ),
     (
       'bytes',
       {'x': X.astype(np.uint8), 'y': Y},
@@ -76,7 +90,7 @@ class ConformTest(parameterized.TestCase):
     (
       'to_infinity',
       {'x': X.astype(float) * 1e200, 'y': Y},
-      'numbers that float32',
+      'numbers that float32, .* smaller, or set',
     ),
     ('objects', {'x': X.astype(object), 'y': Y}, 'ndarray of Python objects'),
     (
@@ -99,6 +113,12 @@ class ConformTest(parameterized.TestCase):
   def test_refuses(self, batch, message):
     with self.assertRaisesRegex(errors.UserError, message):
       self.conform(batch)
+
+  def test_an_example_of_few_bits(self):
+    shapes = {'x': jax.ShapeDtypeStruct((4,), jnp.int8)}
+    message = 'int8, .* not hold. Give an example of another dtype'
+    with self.assertRaisesRegex(errors.UserError, message):
+      conform.conform({'x': Y + 2**40}, shapes, 'batch 7')
 
   def test_another_number_of_examples(self):
     found = self.conform({'x': X[:3], 'y': Y[:3]}, sized=False)

@@ -11,6 +11,7 @@ import pytest
 
 from cxjax import errors
 from cxjax.data import corpus as corpus_lib
+from cxjax.data import text_files
 
 
 def is_optax(path):
@@ -55,11 +56,11 @@ class CorpusTest(parameterized.TestCase):
   def test_a_gzip_bomb(self):
     self.write('a.txt.gz', gzip.compress(b'one\n\n' * 1_000))
     with (
-      mock.patch.object(corpus_lib, 'MOST', 4_999),
+      mock.patch.object(text_files, 'MOST', 4_999),
       self.assertRaisesRegex(errors.UserError, 'more than 4,999 bytes once'),
     ):
       self.load('a.txt.gz')
-    with mock.patch.object(corpus_lib, 'MOST', 5_000):
+    with mock.patch.object(text_files, 'MOST', 5_000):
       self.assertLen(self.load('a.txt.gz').documents, 1_000)
 
   def test_the_fingerprint_depends_on_where_documents_end(self):

@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import json
 import lzma
 import pathlib
 import re
@@ -18,6 +17,7 @@ from cxjax import errors
 from cxjax.data import compression
 from cxjax.data import corpus as corpus_lib
 from cxjax.data import records
+from cxjax.data import text_files
 
 LINES = (
   '{"text": " one\\n\\nstill one ", "id": 1}',
@@ -109,7 +109,7 @@ class RecordsTest(parameterized.TestCase):
     whole = compress(b'one\n\ntwo' * 99)
     self.write('b.txt.' + suffix, whole[: len(whole) // 2])
     self.refuses(f'b.txt.{suffix} cannot be read')
-    with mock.patch.object(corpus_lib, 'MOST', 9):
+    with mock.patch.object(text_files, 'MOST', 9):
       self.refuses('more than 9 bytes once it is unpacked')
 
   def test_text_that_begins_like_bzip2(self):
@@ -162,10 +162,6 @@ class RecordsTest(parameterized.TestCase):
     self.refuses('a.parquet is no Parquet file that pyarrow can read')
     with mock.patch.dict(sys.modules, {'pyarrow.parquet': None}):
       self.refuses('Run pip install pyarrow')
-
-  def test_json_of_many_lines_stays_text(self):
-    self.write('a.json', json.dumps([1, 2], indent=1) + '\n\nmore')
-    self.assertLen(self.load().documents, 2)
 
 
 if __name__ == '__main__':

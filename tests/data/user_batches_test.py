@@ -93,6 +93,11 @@ class ExampleTest(parameterized.TestCase):
     ('no_examples', dict(x=X[:0]), 'has 0 rows of x'),
     ('no_axis', dict(x={'a': X, 'b': np.float32(1)}), r'x\.b of .* no axis'),
     ('sizes', dict(x=X, y=Y[:3]), '4 rows of x, 3 rows of y'),
+    (
+      'a_list',
+      dict(x=[*X, *X], y=Y),
+      'x.5 and 3 more: .* A list of 8 arrays .* one array, as np.array',
+    ),
     ('nothing', dict(x={}), 'no array'),
     ('taken', dict(x={'a': X, 'dropout': X}), 'Rename the input'),
     ('a_tree', dict(x={'dropout': {'a': X}}), 'Rename the input'),

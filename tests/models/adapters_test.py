@@ -49,6 +49,14 @@ class OutputsTest(parameterized.TestCase):
     ):
       adapters.outputs(model, jnp.ones((B, 6)))
 
+  def test_a_list_of_examples_is_told_from_an_array(self):
+    alone = adapters.from_fn(
+      lambda params, x: (x @ params, {}), jnp.ones((5, 3))
+    )
+    message = r'x of float32\[5\], .* and 2 more: .* A list of 8 arrays is'
+    with self.assertRaisesRegex(errors.UserError, message):
+      adapters.outputs(alone, [jnp.ones(5)] * 8)
+
   def test_output_without_activations_is_an_error(self):
     alone = adapters.from_fn(lambda params, x: x @ params, jnp.ones((5, 3)))
     with self.assertRaisesRegex(errors.UserError, r'must return \(output, act'):

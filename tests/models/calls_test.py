@@ -110,7 +110,18 @@ class OutputTest(parameterized.TestCase):
     (lambda x: {'scores': x}, 'a dict, .* with the arrays scores. .*output='),
     (lambda x: Output(None, x), 'an? Output, .* with the arrays states'),
     (lambda x: Plain({'a': x}), 'with the arrays logits/a'),
-    (lambda x: None, 'a NoneType, not an array. Select'),
+    (lambda x: None, 'a NoneType, not an array. Return one'),
+    (
+      lambda x: {'heads': {'box': x, 'cls': x}},
+      r"heads/box, .*out: out\['heads'\]\['box'\], .*"
+      "loss={'heads/box': 'kl', 'heads/cls': 'mse'}",
+    ),
+    (lambda x: [(x, x), x], r"out: out\[0\]\[0\], .*{'0/0': 'kl', '0/1': 'm"),
+    (
+      lambda x: Output(None, (x,)),
+      r"out.states\[0\], .* loss={'states/0': 'kl'}",
+    ),
+    (lambda x: Plain({'a': x}), r"out: out.logits\['a'\], "),
   )
   def test_another_output_is_an_error(self, make, message):
     with self.assertRaisesRegex(errors.UserError, message):

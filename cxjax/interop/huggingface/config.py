@@ -59,6 +59,12 @@ HARMLESS = (
   'unsloth_fixed',
   'use_cache',
 )
+# Files of adapters.
+ADAPTERS = (
+  'adapter_config.json',
+  'adapter_model.safetensors',
+  'adapter_model.bin',
+)
 KINDS: dict[type, str] = {str: 'a string', list: 'a list', dict: 'an object'}
 
 
@@ -81,6 +87,7 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
     f'There is no folder {folder}. Nothing is downloaded: '
     'huggingface_hub.snapshot_download, with the name of a model, returns one.',
   )
+  _require_no_adapter(folder)
   errors.require(
     os.path.lexists(path),
     f'{folder} has no config.json. It must be the folder of one model, as '
@@ -96,6 +103,25 @@ def read(folder: pathlib.Path) -> tuple[base.Family, base.Config]:
       'model of that type.'
     )
   return family, checked(path, family, config)
+
+
+def _require_no_adapter(folder: pathlib.Path) -> None:
+  """Raises UserError for a folder of LoRA or another adapter, as of peft.
+
+  With one beside a model, transformers runs another function than its files.
+  """
+  found = [name for name in ADAPTERS if os.path.lexists(folder / name)]
+  alone = not (folder / 'config.json').exists() or not any(
+    folder.glob('model*.safetensors*')
+  )
+  where = 'alone' if alone else 'beside a model'
+  away = '' if alone else ', or move it away to read the model without it'
+  errors.require(
+    not found,
+    f'{folder} has an adapter {where} ({"".join(found[:1])}), which is not '
+    'read. Merge it into its base model first, as with merge_and_unload() of '
+    f'peft and save_pretrained{away}.',
+  )
 
 
 def checked(

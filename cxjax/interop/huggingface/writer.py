@@ -4,10 +4,14 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import tokenizers
 
 from cxjax import arguments
 from cxjax import checks
+from cxjax import errors
 from cxjax import files
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import sentence_files
@@ -61,8 +65,8 @@ def write(
 
   Raises:
     UserError: no family can hold the module, as with another head; the
-      variables do not fit the module; the tokenizer has another size; the
-      folder cannot be written.
+      variables do not fit the module, or are not finite; the tokenizer has
+      another size; the folder cannot be written.
   """
   folder = checks.path('folder', folder)
   if tokenizer is not None:
@@ -81,6 +85,7 @@ def write(
     ('given', 'in the module'),
     'Give the variables of this module.',
   )
+  _require_finite(variables)
   if tokenizer is not None:
     tokenizer_files.require_size(tokenizer, encoder.vocab_size)
     tokenizer_files.require_rows(tokenizer, encoder.vocab_size, encoder.causal)
@@ -93,6 +98,21 @@ def write(
     for name in ('config.json', sentence_files.FILE):
       (folder / name).unlink(missing_ok=True)
   _write(folder, family, module, variables['params'], tokenizer, most)
+
+
+def _require_finite(variables: Mapping[str, Any]) -> None:
+  """Raises UserError for values that `read` would refuse."""
+  for path, leaf in jax.tree.leaves_with_path(variables):
+    if isinstance(leaf, jax.Array):  # NumPy would keep a copy on the host.
+      finite = jnp.isfinite(reception.computable(leaf)).all()
+    else:
+      finite = np.isfinite(np.asarray(leaf)).all()
+    errors.require(
+      bool(finite),
+      f'{jax.tree_util.keystr(path, simple=True, separator="/")} has values '
+      'that are not finite: the model diverged. Write earlier parameters, as '
+      'of its last good checkpoint.',
+    )
 
 
 def _encoder(module: Any) -> Any:

@@ -69,6 +69,22 @@ class ConfigTest(TestCase):
     (folder / 'config.json').unlink()
     self.assert_refused(folder, f'{folder} has no config.json')
 
+  @parameterized.parameters(
+    'adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'
+  )
+  def test_an_adapter(self, name):
+    folder = self.copy()
+    (folder / name).write_text('{}')
+    message = f'an adapter beside a model .{name}.*Merge .*, or move it away'
+    self.assert_refused(folder, message)
+    (folder / 'model.safetensors').unlink()
+    message = f'an adapter alone .{name}.*Merge it into its base model first'
+    self.assert_refused(folder, message)
+    (folder / 'config.json').unlink()
+    self.assert_refused(folder, message)
+    (folder / name).unlink()
+    self.assert_refused(folder, 'has no config.json')
+
 
 class TensorsTest(TestCase):
   def test_files_that_are_missing_or_damaged(self):

@@ -5,6 +5,7 @@ import json
 
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -147,6 +148,22 @@ class ErrorTest(fixtures.TestCase):
     with self.assertRaisesRegex(errors.UserError, '16 tokens.*model 12.*is 15'):
       self.write(*fixtures.make(vocab_size=12), huggingface.tokenizer(folder))
     self.assertFalse(self.path.exists())
+
+  @parameterized.parameters(
+    (np.nan, jnp.asarray),
+    (np.inf, np.asarray),
+    (-np.inf, lambda leaf: jnp.asarray(leaf, jnp.bfloat16)),
+  )
+  def test_values_that_are_not_finite(self, value, convert):
+    module, variables = fixtures.make()
+    huggingface.write(self.path, module, variables)
+    before = {p: p.read_bytes() for p in self.path.iterdir()}
+    norm = variables['params']['block0']['attention_norm']
+    norm['bias'] = convert(np.where(np.arange(32) == 3, value, norm['bias']))
+    message = 'params/block0/attention_norm/bias has .* not finite'
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.write(module, variables)
+    self.assertEqual({p: p.read_bytes() for p in self.path.iterdir()}, before)
 
   def test_a_file_in_the_way(self):
     self.path.write_text('a file')
