@@ -27,6 +27,7 @@ from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.models import adapters
+from cxjax.models import probabilities
 
 # Hidden stages, unless layers are given, and their share of the steps.
 STAGES, SHARE = 4, 0.4
@@ -220,6 +221,7 @@ def plan(
   two_inputs.check(x, stages, models, example)
   stages_lib.check(stages, teacher, student, batch)
   both, training = costs_lib.models(teacher, student), student.training
+  probabilities.check(stages, batch['x'], *both)
   planned = tuple(
     stage_plan.plan_stage(s, batch, *both, training=training) for s in stages
   )

@@ -30,6 +30,7 @@ from cxjax.methods import losses
 from cxjax.methods import other_sizes
 from cxjax.methods import python_state
 from cxjax.methods import weights as weights_lib
+from cxjax.models import probabilities
 
 # `(output, reference, *others) -> [...]`, or a tree of such arrays.
 Statistics: TypeAlias = Callable[..., Any]
@@ -346,6 +347,12 @@ def _check_counted(
     f'make one real number for each example, {list(counted)}. It is averaged '
     'afterwards.',
   )
+
+
+def reads_logits(metric: Metric) -> bool:
+  """True for a metric that takes a softmax of an output."""
+  own = probabilities.bare(metric.statistics) is _code_length
+  return own or probabilities.reads_logits(metric.statistics)
 
 
 def require_reference(metrics: Mapping[str, Metric], reference: str) -> None:
