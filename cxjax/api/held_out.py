@@ -26,9 +26,13 @@ from cxjax.methods import output_pieces
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
+from cxjax.models import probabilities
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import output_memory
 from cxjax.training import run_spec
+
+# Default metrics of logits with labels.
+METRICS = ('accuracy', 'loss')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,7 @@ def evaluation(
   chosen = {**defaults, **_other_outputs(plan, batch['x'], by_labels)}
   if metrics:
     chosen = metrics_lib.resolve(metrics)
+  _require_logits(plan, chosen)
   first = {name: one for name, one in chosen.items() if not one.output}
   # A function of the user takes whatever reference there is.
   if by_labels or (metrics and not isinstance(metrics, Mapping)):
@@ -120,6 +125,34 @@ def evaluation(
     counted = batch['weights'].shape if whole else output.shape[:-1]
     metrics_lib.check({name: metric}, output, references[at], counted, batch)
   return Evaluation(batch, chosen, by_labels, convert, read)
+
+
+def _is_softmax(plan: plan_lib.Plan, role: str, name: str = 'logits') -> bool:
+  """True if an output of a model is probabilities."""
+  if name in dict(probabilities.read(plan.stages, role)):
+    return False  # `plan` refuses it.
+  model = {'teacher': plan.teacher, 'student': plan.student}[role]
+  x = targets_lib.without_dropout(plan.batch['x'])
+  return probabilities.ends(model.apply, model.one, x)(name) == 'softmax'
+
+
+def _require_logits(
+  plan: plan_lib.Plan, metrics: Mapping[str, metrics_lib.Metric]
+) -> None:
+  """Raises UserError for a metric that would read probabilities as logits."""
+  for name, metric in metrics.items():
+    if not metrics_lib.reads_logits(metric):
+      continue
+    path = metric.output
+    at = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
+    roles = ('student', 'teacher')[: 1 + (metric.reference == 'teacher')]
+    for role in roles:
+      errors.require(
+        not _is_softmax(plan, role, at),
+        f'The metric {name!r} reads logits, and the output of the {role} is '
+        f'probabilities, the result of a softmax. {probabilities.LOGITS} Or '
+        'leave the metric out.',
+      )
 
 
 def _reads_labels(metrics: Any) -> bool:
@@ -173,8 +206,8 @@ def _classes(plan: plan_lib.Plan, metrics: Any) -> tuple[int | None, bool]:
 
 def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
   """What a plan is evaluated by."""
-  if by_labels:
-    return ('accuracy', 'loss')
+  if by_labels:  # The cross entropy is of logits.
+    return ('accuracy',) if _is_softmax(plan, 'student') else METRICS
   output = next(
     (t for t in plan.stages[-1].terms if t.target == 'logits'), None
   )

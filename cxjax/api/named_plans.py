@@ -142,10 +142,13 @@ class Planner:
     dtype = self._output.dtype
     if dtype is not None:
       dtype = arguments.dtype('dtype', dtype)
-    teacher, student = (
-      prepared.with_layers(placement.received(model, role), dtype)
-      for model, role in zip(self._models, ('teacher', 'student'), strict=True)
+    teacher, student = self._models
+    models = prepared.channels_last(
+      placement.received(teacher, 'teacher'),
+      placement.received(student, 'student'),
+      self.one_shot.batch['x'],
     )
+    teacher, student = (prepared.with_layers(m, dtype) for m in models)
     return teacher, student
 
   @functools.cached_property

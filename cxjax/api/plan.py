@@ -28,6 +28,8 @@ from cxjax.methods import losses
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.models import adapters
+from cxjax.models import channels
+from cxjax.models import probabilities
 
 # Hidden stages, unless layers are given, and their share of the steps.
 STAGES, SHARE = 4, 0.4
@@ -123,7 +125,8 @@ def plan(
   more, is matched with the teacher's at the same fraction of the depth; then
   the output is. Layers are those of `taps`; an encoder is matched with an
   encoder, and a decoder with a decoder, by their names, or else by the inputs
-  that they read.
+  that they read. Channels of convolutions are compared as the last axis of
+  hidden activations, wherever a model has them.
 
   Args:
     teacher: the trained model.
@@ -196,7 +199,8 @@ def plan(
   )
   outputs = several.chosen(models, loss, auxiliary, batch['x'], stages)
   outputs = several.shared(outputs, vocab, batch['x'])
-  example, models = batch, (outputs.teacher, outputs.student)
+  models = prepared.channels_last(outputs.teacher, outputs.student, batch['x'])
+  example = batch
   padding, batch, given = padding_lib.applied(mask, batch, models)
   teacher, student = prepared.checked(given, batch['x'], dtype, layers != ())
   how = ''
@@ -223,8 +227,8 @@ def plan(
     stages = pooled(stages, teacher, student, batch['x'], pool)
     stages = outputs.with_terms(stages, lambda one: _loss(one, temperature, 0))
   two_inputs.check(x, stages, models, example)
-  stages_lib.check(stages, teacher, student, batch)
   both, training = costs_lib.models(teacher, student), student.training
+  _check_stages(stages, teacher, student, batch)
   planned = tuple(
     stage_plan.plan_stage(s, batch, *both, training=training) for s in stages
   )
@@ -243,6 +247,19 @@ def plan(
     padding,
     (teacher.apply, student.apply, training),
   )
+
+
+def _check_stages(
+  stages: stage_lib.Curriculum,
+  teacher: adapters.ModelAdapter,
+  student: adapters.ModelAdapter,
+  batch: types.Batch,
+) -> None:
+  """Raises UserError for stages that the models and the batch do not allow."""
+  stages_lib.check(stages, teacher, student, batch)
+  both = costs_lib.models(teacher, student)
+  channels.check(stages, batch['x'], *both)
+  probabilities.check(stages, batch['x'], *both)
 
 
 def _loss(loss: Any, temperature: Any, top_k: int) -> types.Loss:

@@ -14,6 +14,7 @@ from cxjax.api import matching
 from cxjax.api import mode_warnings
 from cxjax.methods import stage as stage_lib
 from cxjax.models import adapters
+from cxjax.models import channels
 from cxjax.models import modes
 from cxjax.models import scanned
 from cxjax.parallel import reception
@@ -27,6 +28,27 @@ def traced_once(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
   return dataclasses.replace(
     model, apply=modes.traced_once(model.apply), training=training
   )
+
+
+def channels_last(
+  teacher: Any, student: Any, x: types.Input
+) -> tuple[adapters.ModelAdapter, adapters.ModelAdapter]:
+  """Teacher and student, whose hidden activations have their channels last.
+
+  Args:
+    teacher: the teacher.
+    student: the student.
+    x: shapes of a batch.
+
+  Returns:
+    The two; what is no adapter as it is.
+  """
+  known = lambda model: isinstance(model, adapters.ModelAdapter)
+  teacher, student = (
+    channels.last(model, x) if known(model) else model
+    for model in (teacher, student)
+  )
+  return teacher, student
 
 
 def checked(

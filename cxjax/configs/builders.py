@@ -36,6 +36,7 @@ from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.tasks import base as tasks
 from cxjax.training import fitting
+from cxjax.training import logit_checks
 from cxjax.training import memory
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
@@ -335,6 +336,7 @@ def check(experiment: Experiment) -> None:
   spec = student_spec(experiment, abstract_teacher(experiment))
   memory.require(spec, spec.plan())
   fitting.check(spec, spec.plan())
+  logit_checks.check(spec)
 
 
 def abstract_teacher(

@@ -14,6 +14,7 @@ from cxjax import errors
 from cxjax import types
 from cxjax.methods import fitted
 from cxjax.methods import losses
+from cxjax.methods import other_sizes
 from cxjax.methods import projections
 from cxjax.methods import python_state
 from cxjax.methods import stage as stage_lib
@@ -229,12 +230,11 @@ def _check_loss(
       return
     want = jax.eval_shape(lambda y: y, batch['y'])
   found = _evaluated_loss(stage, term, features, want)
-  got = list(getattr(found, 'shape', [None]))
-  errors.require(
-    got == list(shape[:-1]),
-    f'The loss of stage {stage.name!r} makes {got} of {list(shape)}: it must '
-    f'reduce the last axis alone, to {list(shape[:-1])}, as cxjax.mse does.',
-  )
+  _check_reduced(stage, found, shape)
+  again = other_sizes.result(term.loss, shape[:-1], features, want)  # type: ignore[arg-type]
+  if again is not None:
+    axes, made = again
+    _check_reduced(stage, made, (*axes, shape[-1]))
   errors.require(
     jnp.issubdtype(found.dtype, jnp.floating),
     f'The loss of stage {stage.name!r} makes {found.dtype} values, which have '
@@ -247,6 +247,18 @@ def _check_loss(
     f'shape {list(shape)}, as a softmax of one class is, or the relations of '
     "one example: it cannot teach. Give a loss of values, as 'mse', or two of "
     'what there is one of.',
+  )
+
+
+def _check_reduced(
+  stage: stage_lib.Stage, found: Any, shape: tuple[int, ...]
+) -> None:
+  """Raises UserError unless a loss of some shape reduced the last axis."""
+  got = list(getattr(found, 'shape', [None]))
+  errors.require(
+    got == list(shape[:-1]),
+    f'The loss of stage {stage.name!r} makes {got} of {list(shape)}: it must '
+    f'reduce the last axis alone, to {list(shape[:-1])}, as cxjax.mse does.',
   )
 
 

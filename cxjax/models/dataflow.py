@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 from typing import Any
 from typing import TypeAlias
 
@@ -173,6 +174,18 @@ class Dataflow:
       value = node.operands[value[1]]
     return value
 
+  def name(self, value: Value | None) -> str:
+    """Name of the primitive that makes a value; '' of an input."""
+    equation = None if value is None else self.nodes[value[0]].equation
+    return '' if equation is None else equation.primitive.name
+
+  def rank(self, value: Value | None) -> int:
+    """Number of axes of a value that an equation makes; 0 of an input."""
+    equation = None if value is None else self.nodes[value[0]].equation
+    if value is None or equation is None:
+      return 0
+    return len(shape(equation.outvars[value[1]]))
+
   def position(self, value: Value | None) -> tuple[int, int]:
     """When a value is computed; those of one scan in the order of its body."""
     if value is None:
@@ -239,6 +252,31 @@ def alone(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> core.ClosedJaxpr:
     ),
   )
   return core.ClosedJaxpr(own, [])
+
+
+def shape(atom: Any) -> tuple[int, ...]:
+  """Shape of a variable or a literal."""
+  found: tuple[int, ...] = atom.aval.shape
+  return found
+
+
+def axis_below(equation: core.JaxprEqn, axis: int) -> int | None:
+  """The axis of the operand of a reshape that is one of its result.
+
+  Args:
+    equation: a reshape.
+    axis: axis of its result.
+
+  Returns:
+    The axis of the operand with as many values before it; None if it was cut or
+    joined.
+  """
+  below, above = shape(equation.invars[0]), shape(equation.outvars[0])
+  for i, size in enumerate(below):
+    before = math.prod(below[:i]) == math.prod(above[:axis])
+    if size == above[axis] and before:
+      return i
+  return None
 
 
 def call_body(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -26,8 +27,10 @@ import jax.numpy as jnp
 from cxjax import errors
 from cxjax import registration
 from cxjax.methods import losses
+from cxjax.methods import other_sizes
 from cxjax.methods import python_state
 from cxjax.methods import weights as weights_lib
+from cxjax.models import probabilities
 
 # `(output, reference, *others) -> [...]`, or a tree of such arrays.
 Statistics: TypeAlias = Callable[..., Any]
@@ -315,15 +318,11 @@ def check(
     ):
       found = jax.eval_shape(metric.statistics, *args)
     python_state.refuse(f'The metric {name!r}', metric.statistics, *args)
-    leaves = jax.tree.leaves(found)
-    shapes = {leaf.shape for leaf in leaves}
-    made = ', '.join(str(list(shape)) for shape in shapes) or 'nothing'
-    errors.require(
-      shapes == {tuple(counted)} and all(map(_is_real, leaves)),
-      f'The metric {name!r} makes {made} of an output of '
-      f'{list(output.shape)}: it must make one real number for each example, '
-      f'{list(counted)}. It is averaged afterwards.',
-    )
+    _check_counted(name, found, output.shape, counted)
+    again = other_sizes.result(metric.statistics, counted, *args)
+    if again is not None:
+      shape = (*again[0], *output.shape[len(counted) :])
+      _check_counted(name, again[1], shape, again[0])
     with _reported(f'The metric {name!r} cannot be made of its sums'):
       total = jax.eval_shape(
         lambda found, m=metric: m.total(found, None), found
@@ -333,6 +332,27 @@ def check(
       f'The metric {name!r} finishes as {total}: it must be a real scalar. Its '
       '`finish` takes the sums of the statistics and the sum of the weights.',
     )
+
+
+def _check_counted(
+  name: str, found: Any, shape: Sequence[int], counted: Sequence[int]
+) -> None:
+  """Raises UserError unless a metric makes a number for each example."""
+  leaves = jax.tree.leaves(found)
+  shapes = {leaf.shape for leaf in leaves}
+  made = ', '.join(str(list(shape)) for shape in shapes) or 'nothing'
+  errors.require(
+    shapes == {tuple(counted)} and all(map(_is_real, leaves)),
+    f'The metric {name!r} makes {made} of an output of {list(shape)}: it must '
+    f'make one real number for each example, {list(counted)}. It is averaged '
+    'afterwards.',
+  )
+
+
+def reads_logits(metric: Metric) -> bool:
+  """True for a metric that takes a softmax of an output."""
+  own = probabilities.bare(metric.statistics) is _code_length
+  return own or probabilities.reads_logits(metric.statistics)
 
 
 def require_reference(metrics: Mapping[str, Metric], reference: str) -> None:

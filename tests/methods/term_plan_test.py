@@ -97,6 +97,31 @@ class RefusalTest(parameterized.TestCase):
     self.assert_refused(message, single(loss=loss))
 
   @parameterized.parameters(
+    ({}, lambda got, want: jnp.square(got - want).mean(0)),
+    ({'top_k': 4}, lambda got, want: want['values'].mean(0)),
+    ({'target': 'labels'}, lambda got, want: got.mean(0) + want.mean()),
+  )
+  @pytest.mark.slow
+  def test_a_loss_over_the_batch_with_as_many_classes(self, fields, loss):
+    # The result has the right shape, and weights would fall on classes.
+    model = mlp.MLP((6,), 4)
+    message = r'makes \[4\] of \[5, 4\].*the last axis alone, to \[5\]'
+    stage = single(loss=loss, **fields)
+    self.assert_refused(message, stage, models=models(model, model))
+
+  @parameterized.parameters(
+    'kl',
+    'gram',
+    'cka',
+    # Of its own batch size alone, so that nothing else can be tried.
+    lambda got, want: jnp.square(got - want).mean(-1) * jnp.arange(1.0, 5.0),
+  )
+  @pytest.mark.slow
+  def test_a_loss_with_as_many_classes_as_examples(self, loss):
+    model = mlp.MLP((6,), 4)
+    plan(single(loss=loss), models=models(model, model))
+
+  @parameterized.parameters(
     (lambda got, want: jnp.mean(got), r'makes \[\] of \[4, 3\]'),
     ('kl', 'does not take'),
   )

@@ -276,3 +276,14 @@ class CheckTest(parameterized.TestCase):
       if metric.reference == 'labels':
         self.check(metric)
     self.check(lambda output, labels: output[:, 0])
+
+  @parameterized.parameters(((8, 8), (8,)), ((4, 3, 3), (4, 3)))
+  def test_a_mean_over_another_axis_of_the_same_length(self, shape, counted):
+    output = jax.ShapeDtypeStruct(shape, jnp.float32)
+    labels = jax.ShapeDtypeStruct(counted, jnp.int32)
+    check = lambda fun: metrics.check(
+      metrics.resolve({'mine': fun}), output, labels, counted
+    )
+    check(lambda a, y: a.mean(-1) + y)
+    with self.assertRaisesRegex(errors.UserError, 'makes .* of an output of'):
+      check(lambda a, y: a.mean(-2))
