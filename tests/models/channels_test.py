@@ -208,7 +208,7 @@ class LastTest(parameterized.TestCase):
 
 class PlanTest(parameterized.TestCase):
   def widths(self, plan):
-    (terms,) = [p.terms for p in plan.planned if 'convs/0' in p.terms]
+    (terms,) = [p.terms for p in plan.stage_plans if 'convs/0' in p.terms]
     return terms['convs/0'].teacher_width, terms['convs/0'].student_width
 
   def test_the_width_is_that_of_the_channels(self):
@@ -226,7 +226,7 @@ class PlanTest(parameterized.TestCase):
     plan = cxjax.plan(
       turned, linen(4), LAST, num_steps=8, layers={'convs/0': 'convs_0'}
     )
-    (term,) = plan.planned[0].terms.values()
+    (term,) = plan.stage_plans[0].terms.values()
     self.assertEqual((term.teacher_width, term.student_width), (8, 4))
     self.assertEqual(plan.stages[0].terms[0].pool, 'none')  # Of equal grids.
 
@@ -243,7 +243,7 @@ class PlanTest(parameterized.TestCase):
       costs='counted',
       report=lambda line: None,
     )
-    terms = found.best.plan.planned[0].terms
+    terms = found.best.plan.stage_plans[0].terms
     widths = [(t.teacher_width, t.student_width) for t in terms.values()]
     self.assertEqual(set(widths), {(8, 4)})
 

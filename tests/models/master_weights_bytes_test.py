@@ -57,10 +57,12 @@ class BytesTest(absltest.TestCase):
       layers=(('block1', 'block0'),),
     )
     before, added, arguments = live(), [], []
-    compile_advance = compiled_steps.CompiledSteps.compile_advance
+    compile_train_many_steps = (
+      compiled_steps.CompiledSteps.compile_train_many_steps
+    )
 
     def compiled(steps, *args):
-      found = compile_advance(steps, *args)
+      found = compile_train_many_steps(steps, *args)
       arguments.append(found.memory_analysis().argument_size_in_bytes)
       return found
 
@@ -70,7 +72,7 @@ class BytesTest(absltest.TestCase):
       added.append(sum(new.values()))
 
     with mock.patch.object(
-      compiled_steps.CompiledSteps, 'compile_advance', compiled
+      compiled_steps.CompiledSteps, 'compile_train_many_steps', compiled
     ):
       cxjax.distill(
         plan,
