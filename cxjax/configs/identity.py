@@ -9,6 +9,7 @@ from cxjax import errors
 from cxjax import settings
 from cxjax.methods import fitted
 from cxjax.methods import registry
+from cxjax.methods import stored_output
 from cxjax.parallel import agreement
 from cxjax.tasks import base as tasks
 from cxjax.training import run_spec
@@ -48,7 +49,9 @@ def student_config(config: Config) -> dict[str, Any]:
   block['mesh'].pop('cpu_devices', None)
   if config.cache.folder:
     # Where it lies changes nothing, nor does what it was made with.
-    names = ('batches', 'fingerprint')
+    names = ['batches', 'fingerprint']
+    if config.cache.output != stored_output.LOGITS:
+      names.append('output')
     block['cache'] = {name: block['cache'][name] for name in names}
   else:
     del block['cache']
@@ -95,12 +98,13 @@ def stored_config(config: Config, spec: run_spec.RunSpec) -> dict[str, Any]:
   for i, planned in enumerate(spec.plan()):
     rotated |= any(t.projection in fitted.ROTATED for t in planned.stage.terms)
     name = planned.stage.name  # The student's layer, which may come again.
+    stored = stored_output.stored_stage(planned.stage, config.cache.output)
     terms = {
       term_name: {
         **{field: getattr(term, field) for field in STORED_FIELDS},
         'shape': planned.terms[term_name].projection,
       }
-      for term_name, term in planned.stage.teacher_terms.items()
+      for term_name, term in stored.teacher_terms.items()
     }
     stages[f'{name}#{i}' if name in stages else name] = {
       'number': i,

@@ -2,14 +2,18 @@
 
 `FOLDER/stageN.array_record` holds a record for each batch that stage N reads:
 what the batch is made of, where the host reads that, and the targets of every
-term, so that a target cannot meet another batch than its own. `index.json` is
-written last; it has the provenance of the targets and the size of every file. A
-folder without it is no cache. Nothing is pickled.
+term, so that a target cannot meet another batch than its own. Of an output that
+may be the last hidden state; `FOLDER/head_CHECKPOINT.bin` then has the weights
+of the teacher's head. `index.json` is written last; it has the provenance of
+the targets and the size of every file. A folder without it is no cache. Nothing
+is pickled.
 """
 
 from cxjax.training.target_cache.checks import check
 from cxjax.training.target_cache.checks import parameter_digests
+from cxjax.training.target_cache.heads import require_hidden
 from cxjax.training.target_cache.loader import CachedTargetLoader
+from cxjax.training.target_cache.loader import served
 from cxjax.training.target_cache.reader import CachedTargets
 from cxjax.training.target_cache.reader import load
 from cxjax.training.target_cache.records import TOLERANCES
@@ -27,6 +31,8 @@ __all__ = [
   'format_summary',
   'load',
   'parameter_digests',
+  'require_hidden',
   'require_no_run',
+  'served',
   'write',
 ]

@@ -8,8 +8,15 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import files
+from cxjax.methods import stored_output
 from cxjax.training import run_spec
+from cxjax.training.target_cache import heads
 from cxjax.training.target_cache import records
+
+_KINDS = {
+  stored_output.LOGITS: 'the logits of the teacher',
+  stored_output.HIDDEN: 'the last hidden states of the teacher',
+}
 
 
 class CachedTargets:
@@ -49,6 +56,11 @@ class CachedTargets:
       numbers = records.batch_numbers(begin, stage['steps'], period)
       self._numbers.append(numbers)
       begin += stage['steps']
+    for head in record.get('heads', []):
+      path = records.head_path(folder, head['checkpoint'])
+      size = path.stat().st_size if path.exists() else 0
+      if size != head['bytes']:
+        raise self._damaged(f'{path} has {size} bytes, not {head["bytes"]}')
 
   def _damaged(self, what: str) -> errors.UserError:
     return errors.UserError(
@@ -72,6 +84,36 @@ class CachedTargets:
   def tolerance(self) -> float:
     """Relative distance from the live targets that rounding explains."""
     return records.TOLERANCES[self.record['cache']['dtype']]
+
+  @property
+  def kind(self) -> str:
+    """Kind of the stored outputs, one of `stored_output.KINDS`."""
+    return records.kind(self.record)
+
+  def require_kind(self, kind: str) -> None:
+    """Raises UserError unless outputs are stored as a run asks for."""
+    errors.require(
+      self.kind == kind,
+      f'{self.folder} holds {_KINDS[self.kind]}, and this run asks for '
+      f'{_KINDS[kind]}: give cache.output={self.kind}, or another folder.',
+    )
+
+  def head(self, checkpoint: int | None) -> tuple[np.ndarray, ...]:
+    """Reads the weights of the teacher's head at a checkpoint.
+
+    Raises:
+      UserError: its file is damaged.
+    """
+    name = records.checkpoint_name(checkpoint)
+    entries = {one['checkpoint']: one for one in self.record['heads']}
+    what = f'{records.head_path(self.folder, name)}'
+    found = None
+    if name in entries:
+      with self._reading(what):
+        found = heads.read(self.folder, entries[name], self._provenance)
+    if found is None:
+      raise self._damaged(what)
+    return found
 
   def require_same(self, here: records.Index) -> None:
     """Raises UserError unless the targets are those of a run.

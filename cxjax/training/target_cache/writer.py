@@ -15,13 +15,16 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import files
+from cxjax.methods import output_split
 from cxjax.methods import stage_plan
+from cxjax.methods import stored_output
 from cxjax.parallel import multihost
 from cxjax.training import checkpoints
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
 from cxjax.training import summary as run_summary
 from cxjax.training.target_cache import checks
+from cxjax.training.target_cache import heads
 from cxjax.training.target_cache import reader
 from cxjax.training.target_cache import records
 from cxjax.training.target_cache import summary as summary_lib
@@ -35,6 +38,7 @@ def write(
   spec: run_spec.RunSpec,
   provenance: records.Index,
   dtype: str,
+  kind: str = stored_output.LOGITS,
 ) -> summary_lib.Summary:
   """Stores the targets of a run.
 
@@ -44,7 +48,9 @@ def write(
       of batches.
     provenance: all that another run must have in common with this one to be
       served; JSON values.
-    dtype: dtype of the stored floats, one of `TOLERANCES`.
+    dtype: dtype of the stored floats, one of `TOLERANCES`; hidden states of
+      outputs keep their own.
+    kind: kind of the stored outputs, one of `stored_output.KINDS`.
 
   Returns:
     The content of `FOLDER/summary.json`.
@@ -60,19 +66,26 @@ def write(
   )
   steps = [stage.steps for stage in spec.stages]
   made = {'batches': spec.host.period, 'dtype': dtype, 'steps': steps}
+  if kind != stored_output.LOGITS:
+    made['output'] = kind
   parameters = checks.parameter_digests(spec)
   require_no_run(folder)
   with files.lock(folder), jax.set_mesh(spec.layout.mesh):
     if (folder / 'index.json').exists():
-      reader.load(folder).require_same(
+      finished = reader.load(folder)
+      finished.require_kind(kind)
+      finished.require_same(
         {**provenance, 'cache': made, 'parameters': parameters}
       )
       logging.info('%s is finished.', folder)
       again = f'Restore it, or remove {folder} to write the targets again.'
       return run_summary.read(folder / 'summary.json', again)
     begin = time.perf_counter()
-    writer = _Writer(folder, spec, files.digest(provenance), dtype)
+    writer = _Writer(folder, spec, files.digest(provenance), dtype, kind)
     stages = [writer.stage(*one) for one in records.planned_stages(spec)]
+    head = {}
+    if kind == stored_output.HIDDEN:
+      head['heads'] = heads.write(folder, spec, files.digest(provenance))
     seconds = time.perf_counter() - begin
     index = {
       'provenance': provenance,
@@ -80,6 +93,7 @@ def write(
       'parameters': parameters,
       'checkpoints': spec.teacher.checkpoints,
       'stages': stages,
+      **head,
     }
     checks.check(reader.CachedTargets(folder, index), spec, writer.steps)
     summary = summary_lib.summarize(spec, index, seconds)
@@ -105,9 +119,10 @@ class _Writer:
     spec: run_spec.RunSpec,
     provenance: str,
     dtype: str,
+    kind: str,
   ) -> None:
     self._folder, self._spec = folder, spec
-    self._provenance, self._dtype = provenance, dtype
+    self._provenance, self._dtype, self._kind = provenance, dtype, kind
     self.steps = compiled_steps.CompiledSteps(spec)
 
   def stage(
@@ -123,11 +138,7 @@ class _Writer:
     for number, rows, batches, targets in self._batches(
       index, planned, numbers
     ):
-      stored = {
-        'rows': rows or {},
-        'targets': jax.tree.map(self._cast, targets),
-      }
-      stored = jax.device_get(stored)
+      stored = jax.device_get({'rows': rows or {}, 'targets': targets})
       arrays = records.describe_arrays(stored)
       place = records.place(self._provenance, index, number)
       record = records.pack(stored, checkpoints.fingerprint(batches), place)
@@ -154,11 +165,21 @@ class _Writer:
     self, index: int, planned: stage_plan.StagePlan, numbers: np.ndarray
   ) -> Iterator[tuple[int, Any, Any, Any]]:
     """Yields `(number, rows, batches, targets)` of every batch of a stage."""
-    compute = checks.live_targets(self._spec, self.steps, index, planned)
+    compute = checks.live_targets(
+      self._spec, self.steps, index, planned, self._kind
+    )
+    terms = stored_output.stored_stage(planned.stage, self._kind).named_terms
     last: list[tuple[int, Any, Any, Any]] = []
     for number, rows in _rows(self._spec, numbers):
       # One batch is written while the devices compute the next.
-      this = [(number, rows, *compute(number, rows))]
+      batches, targets = compute(number, rows)
+      cast = {
+        name: jax.tree.map(self._cast, target)
+        if terms[name].target != output_split.FEATURES
+        else target
+        for name, target in (targets or {}).items()
+      }
+      this = [(number, rows, batches, cast)]
       yield from last
       last = this
     yield from last
