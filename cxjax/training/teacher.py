@@ -23,8 +23,8 @@ class Teacher:
       or whose stages are only planned, has shapes in their place.
     heads: the weights of its head at the step of a checkpoint; None is the
       final teacher. Stored targets have them that are last hidden states.
-    stored: whether the targets of training are stored, although there are
-      parameters.
+    stored: identity of the stored targets that replace those it would compute,
+      although there are parameters; '' is none.
   """
 
   apply: types.Apply
@@ -34,7 +34,7 @@ class Teacher:
   load: Callable[[int], types.Params] | None = None
   available: bool = True
   heads: Callable[[int | None], tuple[Any, ...]] | None = None
-  stored: bool = False
+  stored: str = ''
 
   @property
   def is_run(self) -> bool:

@@ -11,9 +11,11 @@ is pickled.
 
 from cxjax.training.target_cache.checks import check
 from cxjax.training.target_cache.checks import parameter_digests
+from cxjax.training.target_cache.head_cost import costed_plan
 from cxjax.training.target_cache.heads import require_hidden
 from cxjax.training.target_cache.loader import CachedTargetLoader
 from cxjax.training.target_cache.loader import served
+from cxjax.training.target_cache.provenance import stages
 from cxjax.training.target_cache.reader import CachedTargets
 from cxjax.training.target_cache.reader import load
 from cxjax.training.target_cache.records import TOLERANCES
@@ -28,11 +30,13 @@ __all__ = [
   'CachedTargets',
   'batch_numbers',
   'check',
+  'costed_plan',
   'format_summary',
   'load',
   'parameter_digests',
   'require_hidden',
   'require_no_run',
   'served',
+  'stages',
   'write',
 ]

@@ -123,7 +123,7 @@ def _check_batch(
   compute: Compute,
   what: str,
 ) -> None:
-  again = f'Make it again with launch.py --cache_targets={cache.folder}.'
+  again = f'Then {cache.again}.'
   stored, digest = cache.read(stage, number)
   batches, live = compute(number, stored.get('rows'))
   errors.require(

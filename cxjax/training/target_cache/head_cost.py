@@ -20,17 +20,19 @@ from cxjax.training import run_spec
 def costed_plan(
   spec: run_spec.RunSpec, flops: Callable[..., float] = flops_lib.compiled
 ) -> list[stage_plan.StagePlan]:
-  """The stages of a run on stored hidden states, with their costs.
+  """The stages of a run on stored targets, with their costs.
 
   Args:
-    spec: the run; its teacher has a head.
+    spec: the run; with hidden states its teacher has heads.
     flops: how FLOPs are counted, as for `RunSpec.costed_plan`.
 
   Returns:
     The plans. The teacher's FLOPs are those of its head, in stages that compare
-    its output, and 0 in others.
+    its output, and 0 in others and without heads.
   """
   found, plans = {}, []
+  if spec.teacher is None or spec.teacher.heads is None:
+    return spec.costed_plan(flops)
   for planned in spec.costed_plan(flops):
     stage = planned.stage
     if stored_output.terms(stage):

@@ -100,7 +100,7 @@ def read(
 
 
 def require_fit(
-  shapes: Any, found: tuple[np.ndarray, ...], folder: pathlib.Path
+  shapes: Any, found: tuple[np.ndarray, ...], folder: pathlib.Path, again: str
 ) -> None:
   """Raises UserError unless stored weights are those that a head reads.
 
@@ -108,13 +108,14 @@ def require_fit(
     shapes: shapes and dtypes of the weights of the head.
     found: stored weights.
     folder: the folder of the cache.
+    again: advice for a folder that was removed.
   """
   form = lambda leaves: [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
   errors.require(
     form(shapes) == form(found),
     f'The head of the teacher in {folder} is not the one that is found here: '
     'it was made by other versions of cxjax or its packages. Remove the '
-    f'folder, and make it again with launch.py --cache_targets={folder}.',
+    f'folder, and {again}.',
   )
 
 

@@ -99,7 +99,8 @@ def served(
   assert spec.teacher is not None
   _, shapes = output_memory.teacher_ending(spec)
   for checkpoint in needed:
-    heads.require_fit(shapes, cache.head(checkpoint), cache.folder)
+    found = cache.head(checkpoint)
+    heads.require_fit(shapes, found, cache.folder, cache.again)
   teacher = dataclasses.replace(spec.teacher, heads=cache.head)
   return dataclasses.replace(
     spec, teacher=teacher, costed=head_cost.costed_plan

@@ -19,6 +19,10 @@ _KINDS = {
 }
 
 
+# What makes a cache, of which the braces are the folder.
+LAUNCH = 'launch.py --cache_targets={}'
+
+
 class CachedTargets:
   """Stored targets, read by stage and batch.
 
@@ -28,12 +32,15 @@ class CachedTargets:
       values.
   """
 
-  def __init__(self, folder: pathlib.Path, record: records.Index) -> None:
+  def __init__(
+    self, folder: pathlib.Path, record: records.Index, maker: str = LAUNCH
+  ) -> None:
     """Opens the files.
 
     Args:
       folder: the folder of the cache.
       record: the content of its index.json.
+      maker: call or command that makes a cache, for messages.
 
     Raises:
       UserError: a file is missing or has another size.
@@ -41,7 +48,7 @@ class CachedTargets:
     # Imported here, as it is slow to import.
     import grain
 
-    self.folder, self.record = folder, record
+    self.folder, self.record, self._maker = folder, record, maker
     self._provenance = files.digest(record['provenance'])
     self._numbers, self._datasets = [], []
     begin, period = 0, record['cache']['batches']
@@ -64,9 +71,13 @@ class CachedTargets:
 
   def _damaged(self, what: str) -> errors.UserError:
     return errors.UserError(
-      f'{what}: it is damaged. Remove {self.folder}, and make it again with '
-      f'launch.py --cache_targets={self.folder}.'
+      f'{what}: it is damaged. Remove {self.folder}, and {self.again}.'
     )
+
+  @property
+  def again(self) -> str:
+    """Advice for a folder that was removed, in the imperative."""
+    return f'make it again with {self._maker.format(self.folder)}'
 
   @contextlib.contextmanager
   def _reading(self, what: str) -> Iterator[None]:
@@ -129,8 +140,8 @@ class CachedTargets:
     errors.require(
       not differ,
       f'{self.folder} holds the targets of another run. What differs: '
-      f'{differ}. Make others with launch.py --cache_targets=DIR, or go back '
-      'to that configuration.',
+      f'{differ}. Make others with {self._maker.format("DIR")}, or go back to '
+      'that configuration.',
     )
 
   def require_all(self, spec: run_spec.RunSpec) -> None:
@@ -143,7 +154,7 @@ class CachedTargets:
         f'{self.folder} does not hold, as number {lacking[:1]}: it was made '
         f'with cache.batches={self.record["cache"]["batches"]} and stages of '
         f'{self.record["cache"]["steps"]} steps. Use those, or make another '
-        'with launch.py --cache_targets=DIR.',
+        f'with {self._maker.format("DIR")}.',
       )
 
   def read(self, stage: int, number: int) -> tuple[records.Stored, str]:
@@ -173,11 +184,12 @@ class CachedTargets:
     return found
 
 
-def load(folder: pathlib.Path) -> CachedTargets:
+def load(folder: pathlib.Path, maker: str = LAUNCH) -> CachedTargets:
   """Opens a finished cache.
 
   Args:
     folder: the folder of the cache.
+    maker: call or command that makes a cache, for messages.
 
   Returns:
     The cache; no target has been read.
@@ -187,13 +199,13 @@ def load(folder: pathlib.Path) -> CachedTargets:
   """
   errors.require(
     (folder / 'index.json').exists(),
-    f'{folder} holds no finished cache of targets. Make it with launch.py '
-    f'--cache_targets={folder}.',
+    f'{folder} holds no finished cache of targets. Make it with '
+    f'{maker.format(folder)}.',
   )
   record = files.read_sealed(folder / 'index.json')
   errors.require(
     records.is_index(record),
     f'{folder}/index.json was not written by this version of cxjax. Remove '
-    f'{folder}, and make it again with launch.py --cache_targets={folder}.',
+    f'{folder}, and make it again with {maker.format(folder)}.',
   )
-  return CachedTargets(folder, record)
+  return CachedTargets(folder, record, maker)

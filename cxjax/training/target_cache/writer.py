@@ -62,7 +62,7 @@ def write(
   errors.require(
     multihost.count() == 1,
     f'{folder} is written by one process, and there are {multihost.count()}. '
-    'Leave --coordinator out; students may read it in several.',
+    'Write it in one, without --coordinator; students may read it in several.',
   )
   steps = [stage.steps for stage in spec.stages]
   made = {'batches': spec.host.period, 'dtype': dtype, 'steps': steps}
@@ -217,5 +217,5 @@ def _written(path: pathlib.Path) -> Iterator[None]:
     reason = str(error).partition(';')[0]
     raise errors.UserError(
       f'Cannot write {path}: {reason}. Make room there, or choose another '
-      '--cache_targets.'
+      'folder.'
     ) from error
