@@ -93,6 +93,8 @@ def _spec_token(spec: run_spec.RunSpec):
     tokens.of(spec.teacher.apply),
     tokens.shapes(spec.teacher.params),
     spec.teacher.available,
+    spec.teacher.heads is not None,
+    spec.teacher.stored != '',
   )
   return (
     _settings(),

@@ -4,12 +4,9 @@ What `launch.py` runs from a config runs here from arguments: the same stages,
 the same step, the same loop.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import functools
 import os
@@ -35,13 +32,14 @@ from cxjax.api import padding
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.api import run_identity
+from cxjax.api import stored_targets
 from cxjax.api import trainable as trainable_lib
 from cxjax.data import conform
 from cxjax.data import labels
 from cxjax.data import loader
-from cxjax.data import user_batches
 from cxjax.data import user_loader
 from cxjax.methods import flops as flops_lib
+from cxjax.methods import stage_plan
 from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import failures
@@ -50,6 +48,7 @@ from cxjax.training import memory
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
 from cxjax.training import run_spec
+from cxjax.training import target_cache
 from cxjax.training import teacher as teacher_lib
 from cxjax.training import trainer
 
@@ -79,6 +78,7 @@ def distill(
   diverged: str = 'error',
   fit_on: Any = None,
   gradient_cosine: bool = False,
+  cache: Mapping[str, Any] | None = None,
 ) -> distilled.Distilled:
   """Trains the student, or several at once, as planned.
 
@@ -151,6 +151,10 @@ def distill(
       first 16 of a list of batches, and of a loader the first one.
     gradient_cosine: report 'eval/gradient_cosine' in hidden stages: the cosine
       of their gradient and of that of the last stage, on held-out examples.
+    cache: stored targets, by the fields of `cache` in a config, as `{'folder':
+      'runs/targets', 'output': 'hidden'}`. If the folder has none, the teacher
+      first runs over the batches once and stores them. Later calls train
+      without its forward passes; with 'hidden' its head alone is run.
 
   Returns:
     A pair to unpack, `params, history`, whose `best_step` says as of which step
@@ -166,6 +170,7 @@ def distill(
     Stopped: the process was asked to stop; with a workdir the run is saved.
   """
   _check(plan, on_record, workdir, metrics)
+  stored = stored_targets.checked(cache, workdir)
   trainable = trainable_lib.resolved(trainable, plan.student)
   lengths = loop_lib.lengths(
     log_every=log_every, save_every=save_every, eval_every=eval_every
@@ -183,7 +188,9 @@ def distill(
   folder = checks.optional(checks.path)('workdir', workdir)
   with user_loader.UserLoader(batches) as user:
     first = functools.partial(first_batch.read, folder, user, plan.batch)
-    evaluation = _evaluation(plan, batches, user, first, held_out, metrics)
+    evaluation = held_out_lib.of_run(
+      plan, batches, user, first, held_out, metrics
+    )
     loop = dataclasses.replace(
       loop_lib.of_plan(
         plan, workdir, **lengths, keep_best=keep_best, patience=patience
@@ -201,24 +208,24 @@ def distill(
       carry_state=not restart,
       microbatches=arguments.integer('microbatches', microbatches, 1),
       trainable=trainable,
-      plan_costs=lambda spec: (
-        list(unplaced.stage_plans_with_costs)
-        if optimizer is None and not trainable and not spec.dropout
-        else spec.plan_with_costs(flops_lib.COUNTS[plan.costs])
+      plan_costs=functools.partial(
+        _plan_costs, unplaced, optimizer is None and not trainable
       ),
     )
     _check_run(spec, plan)
     rate = learning_rate if isinstance(optimizer, Mapping | None) else None
-    describe = functools.partial(
-      run_identity.describe, plan, spec, seed, rate, last_batch
+    describe = lambda spec: run_identity.describe(
+      plan, spec, seed, rate, last_batch
     )
-    run_identity.require_same(describe, user)
+    run_identity.require_same(functools.partial(describe, spec), user)
+    source = stored_targets.Source(user, batches, evaluation, last_batch)
+    spec, known = stored_targets.applied(stored, spec, describe, source)
     run = functools.partial(_train, plan, spec, on_record=on_record)
     if folder is None:
-      with _nothing_kept(), tempfile.TemporaryDirectory() as temporary:
+      with loop_lib.nothing_kept(), tempfile.TemporaryDirectory() as temporary:
         return run(pathlib.Path(temporary), 'distill')
     again = held_out is None or (bool(fit) and fit_on is None)
-    _claim(folder, describe(), batches, user.first(), again)
+    first_batch.claim(folder, describe(spec), batches, known(), again)
     return run(folder, folder.name)
 
 
@@ -241,64 +248,20 @@ def _with_master_weights(plan: plan_lib.Plan) -> plan_lib.Plan:
   return dataclasses.replace(plan, student=student)
 
 
+def _plan_costs(
+  plan: plan_lib.Plan, as_planned: bool, spec: run_spec.RunSpec
+) -> list[stage_plan.StagePlan]:
+  """The stages of a run with their FLOPs; those of the plan, if they hold."""
+  if as_planned and not spec.dropout and not spec.stored_targets:
+    return list(plan.stage_plans_with_costs)
+  return target_cache.plan_with_costs(spec, flops_lib.COUNTS[plan.costs])
+
+
 def _check_run(spec: run_spec.RunSpec, plan: plan_lib.Plan) -> None:
   """Raises UserError for a run that cannot be trained, or does not fit."""
   failures.check_start(spec)
   memory.require(spec, plan.stage_plans)
   fitting.check(spec, plan.stage_plans)
-
-
-@contextlib.contextmanager
-def _nothing_kept() -> Iterator[None]:
-  """Says of a run without a workdir that it is lost when it is stopped."""
-  try:
-    yield
-  except errors.Stopped as stopped:
-    raise errors.Stopped(
-      f'Stopped by {stopped.signal} after {stopped.step} steps. Without a '
-      "workdir nothing is kept; with one, as workdir='runs/mine', the same "
-      'call continues.',
-      stopped.signal,
-      stopped.step,
-    ) from None
-
-
-def _evaluation(
-  plan: plan_lib.Plan,
-  batches: Any,
-  user: user_loader.UserLoader,
-  first: Callable[[], Any],
-  held_out: Any,
-  metrics: Any,
-) -> held_out_lib.Evaluation:
-  """How students are evaluated: on `held_out`, or else on the first batch."""
-  errors.require(
-    held_out is None
-    or held_out is not batches
-    or not hasattr(batches, '__next__'),
-    'held_out is the iterator that the batches come from: it would leave none '
-    'for training. Give an iterator of its own.',
-  )
-  what = 'held_out'
-  if held_out is None:
-    what, held_out = 'the first batch', first()
-    with conform.reported(what):
-      held_out = user_batches.to_batch(held_out)
-  return held_out_lib.evaluation(plan, held_out, what, metrics, user.thread)
-
-
-def _claim(
-  folder: pathlib.Path,
-  identity: dict[str, Any],
-  batches: Any,
-  first: Any,
-  again: bool,
-) -> None:
-  """Reserves a workdir; keeps the first batch of a loader if needed `again`."""
-  if again and not isinstance(batches, list | tuple):  # A list is known.
-    first_batch.keep(folder, first)
-  settings.claim_workdir(folder, identity)
-  run_identity.claim_batches(folder, batches, first)
 
 
 def _train(

@@ -15,7 +15,9 @@ import numpy as np
 from cxjax import errors
 from cxjax import files
 from cxjax import folders
+from cxjax import settings
 from cxjax import types
+from cxjax.api import run_identity
 from cxjax.data import conform
 from cxjax.data import user_batches
 from cxjax.data import user_loader
@@ -84,6 +86,20 @@ def keep(folder: pathlib.Path, first: Any) -> None:
   with files.replaced(folder / FILE) as file:
     plain[INDEX] = np.array(json.dumps(index))
     np.savez(file, **plain)  # type: ignore[arg-type]
+
+
+def claim(
+  folder: pathlib.Path,
+  identity: dict[str, Any],
+  batches: Any,
+  first: Any,
+  again: bool,
+) -> None:
+  """Reserves a workdir; keeps the first batch of a loader if needed `again`."""
+  if again and not isinstance(batches, list | tuple):  # A list is known.
+    keep(folder, first)
+  settings.claim_workdir(folder, identity)
+  run_identity.claim_batches(folder, batches, first)
 
 
 def _load(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -15,11 +15,13 @@ from cxjax import types
 from cxjax.api import matching
 from cxjax.api import plan as plan_lib
 from cxjax.api import stages as stages_lib
+from cxjax.data import conform
 from cxjax.data import held_out_batches
 from cxjax.data import labels as labels_lib
 from cxjax.data import reader_thread
 from cxjax.data import token_ids
 from cxjax.data import user_batches
+from cxjax.data import user_loader
 from cxjax.methods import losses
 from cxjax.methods import microbatches
 from cxjax.methods import output_pieces
@@ -319,3 +321,42 @@ def _with_teacher(
     return microbatches.apply(one, targets_lib.without_dropout(x), parts)
 
   return {**held_out, **jax.jit(forward)(plan.teacher.params, x)}, found
+
+
+def of_run(
+  plan: plan_lib.Plan,
+  batches: Any,
+  user: user_loader.UserLoader,
+  first: Callable[[], Any],
+  held_out: Any,
+  metrics: Any,
+) -> Evaluation:
+  """The evaluation of a run: on `held_out`, or else on the first batch.
+
+  Args:
+    plan: plan of the run.
+    batches: training batches, as the user gives them.
+    user: their loader.
+    first: returns the first of them.
+    held_out: held-out set, as the user gives it, or None.
+    metrics: metrics, as the user gives them.
+
+  Returns:
+    The held-out set, and the metrics.
+
+  Raises:
+    UserError: the iterator of the batches is the held-out set too.
+  """
+  errors.require(
+    held_out is None
+    or held_out is not batches
+    or not hasattr(batches, '__next__'),
+    'held_out is the iterator that the batches come from: it would leave none '
+    'for training. Give an iterator of its own.',
+  )
+  what = 'held_out'
+  if held_out is None:
+    what, held_out = 'the first batch', first()
+    with conform.reported(what):
+      held_out = user_batches.to_batch(held_out)
+  return evaluation(plan, held_out, what, metrics, user.thread)

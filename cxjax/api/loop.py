@@ -1,5 +1,7 @@
 """The loop of `distill`: the steps of its records, checkpoints and end."""
 
+from collections.abc import Iterator
+import contextlib
 import math
 from typing import Any
 
@@ -91,3 +93,18 @@ def patience_of(patience: Any, held_out: Any, keep_best: str) -> int | None:
     "held_out, or keep_best='loss' to decide by that batch.",
   )
   return patience
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+  """Says of a run without a workdir that it is lost when it is stopped."""
+  try:
+    yield
+  except errors.Stopped as stopped:
+    raise errors.Stopped(
+      f'Stopped by {stopped.signal} after {stopped.step} steps. Without a '
+      "workdir nothing is kept; with one, as workdir='runs/mine', the same "
+      'call continues.',
+      stopped.signal,
+      stopped.step,
+    ) from None

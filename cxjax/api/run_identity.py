@@ -87,6 +87,7 @@ def describe(
     **_mask(plan),
     **_fit_on(spec),
     **_patience(spec),
+    **_stored(spec),
     **({'gradient_cosine': True} if spec.loop.gradient_cosine else {}),
     'last_batch': last_batch,
   }
@@ -132,6 +133,12 @@ def _patience(spec: run_spec.RunSpec) -> dict[str, Any]:
   }
 
 
+def _stored(spec: run_spec.RunSpec) -> dict[str, str]:
+  """Identity of the stored targets of a run that has them."""
+  assert spec.teacher is not None
+  return {'cache': spec.teacher.stored} if spec.teacher.stored else {}
+
+
 def _fit_on(spec: run_spec.RunSpec) -> dict[str, str]:
   """Digest of the batches that projections are fitted on, if any are."""
   found = spec.host.fit_on
@@ -158,7 +165,7 @@ def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
     UserError: the run began with another list.
   """
   path = folder / 'batches.json'
-  here = {'list': _listed(batches), 'first': batch_digest(first)}
+  here = {'list': listed(batches), 'first': batch_digest(first)}
   if not path.exists():
     files.write_json(path, here)
     return
@@ -183,7 +190,7 @@ def claim_batches(folder: pathlib.Path, batches: Any, first: Any) -> None:
     )
 
 
-def _listed(batches: Any) -> str | None:
+def listed(batches: Any) -> str | None:
   """Digest of a list of batches; None if it is none, or has a bad batch."""
   if not isinstance(batches, list | tuple) or not batches:
     return None

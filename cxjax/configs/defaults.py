@@ -130,6 +130,9 @@ def _set_cache(c: Config) -> None:
   c.cache.folder = ''  # Folder to read; '' runs the teacher at every step.
   c.cache.batches = 0  # Number of batches, which repeat; 0 is num_steps.
   c.cache.dtype = 'float32'  # Type of the floats on disk: float32, bfloat16.
+  # What is stored of the teacher's output: logits, or hidden, the last hidden
+  # state, of which its head makes the logits again.
+  c.cache.output = 'logits'
   c.cache.fingerprint = ''  # Hash of the targets; '' accepts any.
 
 

@@ -27,6 +27,7 @@ from cxjax.configs import identity
 from cxjax.configs import stored_targets
 from cxjax.configs import teachers
 from cxjax.methods import registry
+from cxjax.methods import stored_output
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import metric_log
 from cxjax.training import metrics as metrics_lib
@@ -139,11 +140,12 @@ def run(
   Raises:
     UserError: the config, the data or a folder is invalid.
   """
-  errors.require(
-    bool(config.cache.folder) or config.cache.batches == 0,
-    f'cache.batches={config.cache.batches} is for stored targets: give '
-    'cache.folder or --cache_targets, or leave it out.',
-  )
+  for name, usual in (('batches', 0), ('output', stored_output.LOGITS)):
+    errors.require(
+      bool(config.cache.folder) or config.cache[name] == usual,
+      f'cache.{name}={config.cache[name]} is for stored targets: give '
+      'cache.folder or --cache_targets, or leave it out.',
+    )
   workdir = pathlib.Path(workdir)
   experiment = builders.open_experiment(config, workdir)
   identity.require_same(experiment.config)

@@ -7,26 +7,14 @@ import ml_collections
 
 from cxjax import errors
 from cxjax import settings
-from cxjax.methods import fitted
 from cxjax.methods import registry
+from cxjax.methods import stored_output
 from cxjax.parallel import agreement
 from cxjax.tasks import base as tasks
 from cxjax.training import run_spec
+from cxjax.training import target_cache
 
 Config: TypeAlias = ml_collections.ConfigDict
-
-# Fields of a term that decide what its stored target is.
-STORED_FIELDS = (
-  'target',
-  'projection',
-  'shared_projection',
-  'norm',
-  'centered',
-  'scale',
-  'all_tokens',
-  'pool',
-  'top_k',
-)
 
 
 def teacher_config(config: Config) -> dict[str, Any]:
@@ -48,7 +36,9 @@ def student_config(config: Config) -> dict[str, Any]:
   block['mesh'].pop('cpu_devices', None)
   if config.cache.folder:
     # Where it lies changes nothing, nor does what it was made with.
-    names = ('batches', 'fingerprint')
+    names = ['batches', 'fingerprint']
+    if config.cache.output != stored_output.LOGITS:
+      names.append('output')
     block['cache'] = {name: block['cache'][name] for name in names}
   else:
     del block['cache']
@@ -90,23 +80,7 @@ def stored_config(config: Config, spec: run_spec.RunSpec) -> dict[str, Any]:
   Its teacher, its batches and its stages, but not how students learn from
   them: rates, losses, weights and the like.
   """
-  stages: dict[str, Any] = {}
-  rotated = False  # To the starts of the students.
-  for i, planned in enumerate(spec.plan()):
-    rotated |= any(t.projection in fitted.ROTATED for t in planned.stage.terms)
-    name = planned.stage.name  # The student's layer, which may come again.
-    terms = {
-      term_name: {
-        **{field: getattr(term, field) for field in STORED_FIELDS},
-        'shape': planned.terms[term_name].projection,
-      }
-      for term_name, term in planned.stage.teacher_terms.items()
-    }
-    stages[f'{name}#{i}' if name in stages else name] = {
-      'number': i,
-      'checkpoint': planned.stage.checkpoint,
-      'terms': terms,
-    }
+  stages, rotated = target_cache.stages(spec, config.cache.output)
   names = ('method', 'batch_size', 'num_seeds', 'share_batches')
   block = config.to_dict()
   return {

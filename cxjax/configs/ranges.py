@@ -25,6 +25,7 @@ from cxjax.configs import defaults
 from cxjax.methods import checkpoint_rules
 from cxjax.methods import curricula
 from cxjax.methods import registry
+from cxjax.methods import stored_output
 from cxjax.models import rotary
 from cxjax.training import optimizers
 
@@ -117,6 +118,7 @@ FREE = frozenset(
 
 CHOICES = {
   'student.start': ('random', 'teacher'),
+  'cache.output': stored_output.KINDS,
   'progressive.rule': checkpoint_rules.RULES,
   **{f'{name}.ending': curricula.ENDINGS for name in registry.having('ending')},
 }

@@ -1,7 +1,6 @@
 """Targets that the teacher computes once, for runs without it."""
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 from typing import TypeAlias
@@ -16,6 +15,7 @@ from cxjax.configs import builders
 from cxjax.configs import identity
 from cxjax.configs import teachers
 from cxjax.methods import registry
+from cxjax.methods import stored_output
 from cxjax.training import run_spec
 from cxjax.training import summary as summary_lib
 from cxjax.training import target_cache
@@ -51,6 +51,7 @@ def cache_targets(
   experiment = builders.open_experiment(config, workdir)
   identity.require_same(experiment.config, cache_targets=True)
   builders.check(experiment)
+  _require_head(experiment)
   _require_own(folder, config, workdir)
   teachers.save_task(experiment)
   spec = builders.student_spec(
@@ -58,7 +59,17 @@ def cache_targets(
   )
   spec = _with_period(spec, experiment)
   stored = identity.stored_config(experiment.config, spec)
-  return target_cache.write(folder, spec, stored, config.cache.dtype)
+  cache = config.cache
+  return target_cache.write(folder, spec, stored, cache.dtype, cache.output)
+
+
+def _require_head(experiment: builders.Experiment) -> None:
+  """Raises UserError for hidden states that are not there, before training."""
+  if experiment.config.cache.output != stored_output.HIDDEN:
+    return
+  teacher = builders.abstract_teacher(experiment)
+  spec = builders.student_spec(experiment, teacher)
+  target_cache.require_hidden(spec)
 
 
 def _require_own(
@@ -107,6 +118,7 @@ def stored_spec(
   )
   spec = builders.student_spec(experiment, teacher)
   spec = _with_period(spec, experiment)
+  cache.require_kind(config.cache.output)
   cache.require_same(identity.stored_config(config, spec))
   cache.require_all(spec)
   if checked:
@@ -119,9 +131,7 @@ def stored_spec(
       'or give its folder as teacher.folder.',
     )
     spec = dataclasses.replace(spec, start=builders.start(experiment, found))
-  loader = functools.partial(target_cache.CachedTargetLoader, cache, spec)
-  host = dataclasses.replace(spec.host, loader=loader)
-  return dataclasses.replace(spec, host=host)
+  return target_cache.served(cache, spec)
 
 
 def _found_teacher(

@@ -9,6 +9,7 @@ piece. Nobody has to declare anything.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 from cxjax import types
 from cxjax.methods import output_head
 
+# Name of the activation that `with_features` adds.
+FEATURES = 'features of the output'
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
 
 
@@ -52,6 +55,29 @@ class Apart:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Ending:
+  """The end of a model, `(weights, features) -> output`.
+
+  Attributes:
+    head: the head.
+    width: width `C` of the output.
+    rows: number of rows of the output that may be held at once; None is all.
+  """
+
+  head: output_head.Head
+  width: int
+  rows: int | None = None
+
+  def __call__(
+    self, weights: tuple[jax.Array, ...], features: jax.Array
+  ) -> Any:
+    """The output `[..., C]` of features; an `Apart` if rows are limited."""
+    if self.rows is None:
+      return self.head(weights, features)
+    return Apart(features, weights, self.head, self.width, self.rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Split:
   """A model, `(params, x, ...) -> (Apart, activations, ...)`.
 
@@ -69,22 +95,16 @@ class Split:
     """Runs the model up to the features of its output."""
     found = _find(self.fun, params, x, *key)
     assert found is not None, 'The head depends on the shape of the input.'
-    leaves = jax.tree.leaves((params, x, *key))
-    features, *others = found.trunk(leaves)
-    features = features.reshape(*found.shape[:-1], features.shape[-1])
-    rest = jax.tree.unflatten(found.structure, [jnp.zeros(()), *others])
-    return self._apart(features, found.weights(params)), *rest[1:]
+    features, rest = found.run(params, x, *key)
+    return self._ending(found.weights(params), features), *rest
 
   def restorer(self, params: types.Params) -> Callable[[jax.Array], Apart]:
     """Returns the function that makes an output of features again."""
-    weights = self.found.weights(params)
-    return lambda features: self._apart(features, weights)
+    return functools.partial(self._ending, self.found.weights(params))
 
-  def _apart(
-    self, features: jax.Array, weights: tuple[jax.Array, ...]
-  ) -> Apart:
-    width = self.found.shape[-1]
-    return Apart(features, weights, self.found.head, width, self.rows)
+  @property
+  def _ending(self) -> Ending:
+    return Ending(self.found.head, self.found.shape[-1], self.rows)
 
 
 def split(fun: Callable[..., Any], rows: int, *shapes: Any) -> Split | None:
@@ -101,6 +121,50 @@ def split(fun: Callable[..., Any], rows: int, *shapes: Any) -> Split | None:
   """
   found = _find(fun, *shapes)
   return None if found is None else Split(fun, rows, found)
+
+
+def ending(
+  fun: Callable[..., Any], params: types.Params, x: types.Input
+) -> tuple[Ending, Any] | None:
+  """The end of a model, and the weights that it computes with.
+
+  Args:
+    fun: `(params, x) -> (output, ...)`.
+    params: its parameters; if they are shapes, so are the weights.
+    x: an input; its shape is enough.
+
+  Returns:
+    The two; None if the output is not made of one matrix product and of
+    elementwise operations.
+  """
+  found = _find(fun, params, x)
+  if found is None:
+    return None
+  make = found.weights
+  if any(isinstance(p, jax.ShapeDtypeStruct) for p in jax.tree.leaves(params)):
+    make = functools.partial(jax.eval_shape, make)
+  return Ending(found.head, found.shape[-1]), make(params)
+
+
+def with_features(fun: Callable[..., Any]) -> Callable[..., Any]:
+  """The model, with the features of its output among its activations.
+
+  Args:
+    fun: `(params, x) -> (output, activations)`; its output has a head.
+
+  Returns:
+    The same function; the activation `FEATURES` is `[..., D]`. A caller that
+    reads no output does not compute it, under `jit`.
+  """
+
+  def run(params: types.Params, x: types.Input) -> Any:
+    found = _find(fun, params, x)
+    assert found is not None, 'The model has no head.'
+    features, (activations,) = found.run(params, x)
+    output = found.head(found.weights(params), features)
+    return output, {**activations, FEATURES: features}
+
+  return run
 
 
 def kernel(
@@ -144,6 +208,13 @@ class _Found:
   def weights(self, params: types.Params) -> tuple[jax.Array, ...]:
     """Returns what the head reads of the parameters."""
     return tuple(self.make(jax.tree.leaves(params)))
+
+  def run(self, *args: Any) -> tuple[jax.Array, list[Any]]:
+    """Returns the features, and what the model returns beside its output."""
+    features, *others = self.trunk(jax.tree.leaves(args))
+    features = features.reshape(*self.shape[:-1], features.shape[-1])
+    rest = jax.tree.unflatten(self.structure, [jnp.zeros(()), *others])
+    return features, list(rest[1:])
 
 
 def _find(fun: Callable[..., Any], *args: Any) -> _Found | None:

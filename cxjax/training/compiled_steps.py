@@ -11,13 +11,16 @@ import numpy as np
 
 from cxjax import types
 from cxjax.methods import fitted
+from cxjax.methods import output_split
 from cxjax.methods import projections
 from cxjax.methods import stage_plan
+from cxjax.methods import stored_output
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
 from cxjax.models import master_weights
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import abstract
+from cxjax.training import batch_targets
 from cxjax.training import evaluation
 from cxjax.training import fitting
 from cxjax.training import metrics as metrics_lib
@@ -76,13 +79,19 @@ class CompiledSteps:
     return mesh_lib.place(params, layout.mesh, layout.teacher)
 
   def stage_teacher(self, planned: stage_plan.StagePlan) -> types.Params:
-    """Parameters of the teacher that a stage runs, on the devices, or None."""
-    teacher = self._spec.teacher
-    if teacher is None or not teacher.available:
+    """Parameters of the teacher that a stage runs, on the devices, or None.
+
+    With stored targets it runs the head at most, and has its weights alone.
+    """
+    teacher, stage = self._spec.teacher, planned.stage
+    if teacher is None or not stage.needs_teacher:
       return None
-    if not planned.stage.needs_teacher:
-      return None
-    return self.place_teacher(teacher.at(planned.stage.checkpoint))
+    if self._spec.stored_targets:
+      if teacher.heads is None or not stored_output.terms(stage):
+        return None
+      mesh = self._spec.layout.mesh
+      return mesh_lib.replicate(teacher.heads(stage.checkpoint), mesh)
+    return self.place_teacher(teacher.at(stage.checkpoint))
 
   def keys(self, keys: jax.Array, number: int) -> jax.Array:
     """`[S]` keys for the purpose `number`, from `[S]` keys."""
@@ -119,7 +128,7 @@ class CompiledSteps:
       `[S, d_T, r]` for each term that has a projection, by its name, or `[S,
       d_T + 1, r]` of a fitted one; None without a teacher that is run.
     """
-    if self._teacher is None:
+    if self._teacher is None or self._spec.stored_targets:
       return None
     found = {}
     terms = (term for stage in self._spec.stages for term in stage.terms)
@@ -194,8 +203,11 @@ class CompiledSteps:
       batches = {**batches, 'x': x}
       found = None
       if self._teacher is not None:
-        found = multi_step.many_targets(
-          self._teacher, params, matrices, batches, stage, spec.microbatches
+        teacher = self._teacher
+        if any(term.target == output_split.FEATURES for term in stage.terms):
+          teacher = output_split.with_features(teacher)
+        found = batch_targets.many_targets(
+          teacher, params, matrices, batches, stage, spec.microbatches
         )
         found = {name: found[name] for name in stage.teacher_terms}
       first = jax.tree.map(lambda leaf: leaf[:, 0], (batches, found))

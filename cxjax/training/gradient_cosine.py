@@ -94,7 +94,7 @@ class GradientCosine:
 def check(spec: run_spec.RunSpec, planned: list[stage_plan.StagePlan]) -> None:
   """Raises UserError for a run without two gradients to compare."""
   errors.require(
-    len(planned) > 1 and spec.teacher is not None and spec.teacher.available,
+    len(planned) > 1 and spec.teacher is not None and spec.teacher.is_run,
     'gradient_cosine compares a hidden stage with the last one, and the '
     'curriculum has one stage, or a teacher that is not run: leave it out.',
   )

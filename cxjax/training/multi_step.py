@@ -6,6 +6,7 @@ of batches whose targets are computed together; the rest is as in `cxjax.types`.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -17,16 +18,14 @@ from cxjax import arguments
 from cxjax import checks
 from cxjax import errors
 from cxjax import types
-from cxjax.methods import fitted
 from cxjax.methods import masks
-from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import optimizer
 from cxjax.methods import output_split
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
-from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import batch_targets
 
 # `(key, step, rows) -> batch`; see `train_many_steps`.
 Draw = Callable[[jax.Array, jax.Array, Any], types.Batch]
@@ -52,104 +51,6 @@ def draw_batches(
     batches = jax.vmap(stream)(keys, rows)
   checks.batch('What draw returns', batches)
   return mesh_lib.constrain_batch(batches, axis=2, seeds=0)
-
-
-def many_targets(
-  teacher: types.Apply | None,
-  params: types.Params,
-  matrices: Mapping[str, jax.Array] | None,
-  batches: types.Batch,
-  stage: stage_lib.Stage,
-  microbatches: int = 1,
-) -> dict[str, types.Target]:
-  """Targets of many batches and of every seed, in one forward pass.
-
-  Args:
-    teacher: the teacher; not read by a stage that needs none.
-    params: its parameters.
-    matrices: `[S, d_T, r]` projections of the terms that have one.
-    batches: `[streams, K, B, ...]`; one stream is shared by the seeds.
-    stage: stage whose targets are computed.
-    microbatches: parts that the teacher sees one after the other.
-
-  Returns:
-    `[streams, K, B, ...]` in every leaf of every term; projected, `[S, K, B,
-    ...]`.
-  """
-  if not stage.needs_teacher:
-    return dict.fromkeys(stage.named_terms, batches['y'])
-  if teacher is None:
-    raise errors.UserError(targets_lib.NO_TEACHER.format(stage.name))
-  raw = _raw_targets(teacher, params, batches, stage, microbatches)
-  found = {}
-  for name, term in stage.named_terms.items():
-    if term.needs_teacher:
-      matrix = (matrices or {}).get(name)
-      found[name] = _finished(*raw[name], matrix, term)
-    else:
-      found[name] = batches['y']
-  return found
-
-
-def _raw_targets(
-  teacher: types.Apply,
-  params: types.Params,
-  batches: types.Batch,
-  stage: stage_lib.Stage,
-  microbatches: int,
-) -> dict[str, tuple[types.Target, jax.Array | None]]:
-  """Activations that the terms compare, `[streams, K, B, ...]`.
-
-  Those that are centered come with the weights of their mean, the others with
-  None.
-  """
-  read = {'x': targets_lib.without_dropout(batches['x'])}
-  if 'weights' in batches and any(term.centered for term in stage.terms):
-    read['weights'] = batches['weights']
-  # Examples first where devices shard them, or each would compute all.
-  first = 2 if mesh_lib.num_batch_shards() > 1 else 0
-  axes = list(jax.tree.leaves(read['x'])[0].shape[:3])
-  axes.insert(0, axes.pop(first))
-  examples = jax.tree.map(
-    lambda x: jnp.moveaxis(x, first, 0).reshape(-1, *x.shape[3:]), read
-  )
-
-  def forward(batch: types.Batch) -> dict[str, tuple[types.Target, Any]]:
-    found = targets_lib.forward(teacher, params, batch['x'])
-    seen = {}
-    for name, term in stage.teacher_terms.items():
-      want = targets_lib.compared(found, batch['x'], term.target, term)
-      weights = None
-      if term.centered:
-        shape = found[term.target].shape
-        weights = weights_lib.loss_weights(batch, term, term.target, shape)
-      seen[name] = targets_lib.top(want, term), weights
-    return seen
-
-  found = microbatches_lib.apply(forward, examples, microbatches)
-  part = lambda leaf: leaf.reshape(*axes, *leaf.shape[1:])
-  return jax.tree.map(lambda leaf: jnp.moveaxis(part(leaf), 0, first), found)
-
-
-def _finished(
-  want: types.Target,
-  weights: jax.Array | None,
-  matrices: jax.Array | None,
-  term: stage_lib.Term,
-) -> types.Target:
-  """Targets of one term, shaped batch by batch and projected seed by seed."""
-  if term.top_k:
-    return jax.lax.stop_gradient(want)
-  shape = lambda want, weights: targets_lib.transform(want, weights, term)
-  want = jax.vmap(jax.vmap(shape))(want, weights)
-  if matrices is None:
-    return jax.lax.stop_gradient(want)
-  # A projection belongs to a seed: the targets of a shared batch differ.
-  shared = want.shape[0] == 1
-  seeds = (None if shared else 0, 0)
-  want = want[0] if shared else want
-  one = lambda want, matrix: fitted.apply(want, matrix, term.projection)
-  return jax.vmap(one, in_axes=seeds)(want, matrices)
 
 
 def numbers(
@@ -247,7 +148,9 @@ def train_many_steps(
       `T` steps, a multiple of `lookahead`, `start` and `stop - 1` among them,
       the first a multiple of `T`. None where it needs no more than the key.
     targets: `[T, S, ...]` or `[T, 1, ...]`, of the same steps: stored targets
-      by term, in place of the teacher; or None.
+      by term, in place of the teacher; or None. With an `output_split.Ending`
+      for the teacher they are those of `stored_output.stored_stage`, and
+      `teacher_params` are the weights of its head.
     span: first step and length of the stage, for weights that are schedules;
       None is one step.
     training_keys: `[S]` keys of the dropout of the students; a step folds its
@@ -271,7 +174,7 @@ def train_many_steps(
     `bad` is the last step also if that leaves parameters that are not finite.
   """
   num_seeds = _num_seeds(states, mask, keys, targets)
-  names, with_teacher = list(stage.named_terms), stage.teacher_terms
+  names = list(stage.named_terms)
   teacher_output = _teacher_output(teacher, teacher_params, targets)
 
   def block_inputs(block: jax.Array) -> tuple[types.Batch, Any]:
@@ -281,13 +184,12 @@ def train_many_steps(
     here = lambda tree: jax.tree.map(at, tree)
     batches = draw_batches(draw, keys, steps, here(rows))
     if targets is None:
-      return batches, many_targets(
+      return batches, batch_targets.many_targets(
         teacher, teacher_params, matrices, batches, stage, microbatches
       )
-    stored = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), here(targets))
-    stored = mesh_lib.constrain_batch(stored, axis=2, seeds=0)
-    labels = {name: batches['y'] for name in names if name not in with_teacher}
-    return batches, {**labels, **stored}
+    return batches, batch_targets.with_stored(
+      here(targets), teacher, teacher_params, batches, stage, microbatches
+    )
 
   def one_block(block: jax.Array, carried: Any) -> Any:
     seen = block_inputs(block)
@@ -344,6 +246,8 @@ def _teacher_output(
   """Completes the teacher's features, if those are the targets."""
   if targets is None and isinstance(teacher, output_split.Split):
     return teacher.restorer(params)
+  if isinstance(teacher, output_split.Ending) and teacher.rows is not None:
+    return functools.partial(teacher, params)
   return None
 
 

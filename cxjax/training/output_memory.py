@@ -12,6 +12,7 @@ from cxjax import types
 from cxjax.methods import output_pieces
 from cxjax.methods import output_split
 from cxjax.methods import stage as stage_lib
+from cxjax.methods import stored_output
 from cxjax.methods import targets as targets_lib
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import metrics as metrics_lib
@@ -54,11 +55,45 @@ def split(
     models: models, as `CompiledSteps` calls them.
     spec: the run.
     stage: stage that is trained.
-    stored: whether the targets come from a cache.
+    stored: whether the targets come from a cache. The teacher is then its end
+      alone, if that is what they need.
 
   Returns:
     Models that return `output_split.Apart`; or `models` as they are.
   """
+  found = _split(models, spec, stage, stored=stored)
+  teacher = spec.teacher
+  if not stored or teacher is None or teacher.heads is None:
+    return found
+  rows = getattr(found.student, 'rows', None)
+  ending = dataclasses.replace(teacher_ending(spec)[0], rows=rows)
+  return dataclasses.replace(found, teacher=ending)
+
+
+def teacher_ending(spec: run_spec.RunSpec) -> tuple[output_split.Ending, Any]:
+  """The end of the teacher of a run, and the shapes of its weights.
+
+  Raises:
+    UserError: the teacher has no head.
+  """
+  batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
+  assert spec.teacher is not None
+  params = jax.eval_shape(lambda params: params, spec.teacher.params)
+  return stored_output.require_head(
+    mesh_lib.gathered(spec.teacher_apply, spec.layout.teacher),
+    params,
+    targets_lib.without_dropout(batch['x']),
+  )
+
+
+def _split(
+  models: Models,
+  spec: run_spec.RunSpec,
+  stage: stage_lib.Stage,
+  *,
+  stored: bool,
+) -> Models:
+  """Implements `split` for models that are whole."""
   if not output_pieces.fits(stage):
     return models
   batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)

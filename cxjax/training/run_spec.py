@@ -227,7 +227,7 @@ class RunSpec:
   @property
   def stored_targets(self) -> bool:
     """True if the targets come from a cache instead of the teacher."""
-    return self.teacher is not None and not self.teacher.available
+    return self.teacher is not None and not self.teacher.is_run
 
   @property
   def dropout(self) -> float:

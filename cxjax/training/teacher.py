@@ -21,6 +21,10 @@ class Teacher:
     load: the parameters at the step of a checkpoint.
     available: whether there are parameters. A teacher whose targets are stored,
       or whose stages are only planned, has shapes in their place.
+    heads: the weights of its head at the step of a checkpoint; None is the
+      final teacher. Stored targets have them that are last hidden states.
+    stored: identity of the stored targets that replace those it would compute,
+      although there are parameters; '' is none.
   """
 
   apply: types.Apply
@@ -29,6 +33,13 @@ class Teacher:
   checkpoints: tuple[tuple[int, float], ...] = ()
   load: Callable[[int], types.Params] | None = None
   available: bool = True
+  heads: Callable[[int | None], tuple[Any, ...]] | None = None
+  stored: str = ''
+
+  @property
+  def is_run(self) -> bool:
+    """True if it computes the targets of training."""
+    return self.available and not self.stored
 
   def at(self, checkpoint: int | None) -> types.Params:
     """Parameters at the step of a checkpoint; None is the final teacher."""

@@ -1,5 +1,7 @@
 """Tests for models in two parts."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
@@ -70,6 +72,21 @@ class SplitTest(parameterized.TestCase):
     chex.assert_trees_all_close(
       again.head(again.weights, again.features), whole[:1], atol=1e-6
     )
+    self.check_ending(fun, params, whole)
+
+  def check_ending(self, fun, params, whole):
+    """Asserts that the ending makes the output of the features alone."""
+    out, activations = output_split.with_features(fun)(params, X)
+    chex.assert_trees_all_close(out, whole, rtol=1e-5, atol=1e-6)
+    features = activations[output_split.FEATURES]
+    self.assertEqual(features.shape, (*whole.shape[:-1], WIDTH))
+    end, weights = output_split.ending(fun, params, X)
+    chex.assert_trees_all_close(end(weights, features), out, rtol=1e-6)
+    few = dataclasses.replace(end, rows=ROWS)(weights, features)
+    self.assertEqual((few.shape, few.rows), (whole.shape, ROWS))
+    abstract = jax.eval_shape(lambda params: params, params)
+    shapes = output_split.ending(fun, abstract, X)[1]
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, weights)
 
   @parameterized.parameters(
     'dense', 'tied', 'capped', 'bfloat16', 'padded', 'columns', 'flat', 'einsum'
@@ -110,6 +127,7 @@ class SplitTest(parameterized.TestCase):
     net = _Net(head)
     params = net.init(jax.random.key(0), X)
     self.assertIsNone(output_split.split(net.apply, ROWS, params, X))
+    self.assertIsNone(output_split.ending(net.apply, params, X))
 
   @pytest.mark.slow
   def test_other_arguments_and_results(self):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import dataclasses
 import secrets
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import stage_plan
+from cxjax.methods import stored_output
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
 from cxjax.training import checkpoints
@@ -58,6 +60,7 @@ def live_targets(
   steps: compiled_steps.CompiledSteps,
   index: int,
   planned: stage_plan.StagePlan,
+  kind: str,
 ) -> Compute:
   """Returns a function that computes batches of a stage and their targets.
 
@@ -66,11 +69,14 @@ def live_targets(
     steps: the programs of the run.
     index: the index of the stage in the curriculum.
     planned: the stage.
+    kind: kind of its stored outputs, one of `stored_output.KINDS`.
   """
   params = None
   if spec.teacher is not None and spec.teacher.available:
     params = steps.place_teacher(spec.teacher.at(planned.stage.checkpoint))
   matrices = steps.matrices(planned, index)
+  stored = stored_output.stored_stage(planned.stage, kind)
+  planned = dataclasses.replace(planned, stage=stored)
   return lambda number, rows: steps.targets(
     planned, number, rows, params, matrices
   )
@@ -104,7 +110,7 @@ def check(
   random = np.random.default_rng(seed)
   with jax.set_mesh(spec.layout.mesh):
     for index, planned, numbers in records.stages_with_batches(spec):
-      compute = live_targets(spec, steps, index, planned)
+      compute = live_targets(spec, steps, index, planned, cache.kind)
       for number in random.choice(numbers, NUM_CHECKS):
         what = f'Batch {number} of {planned.stage.name!r} in {cache.folder}'
         _check_batch(cache, index, int(number), compute, what)
@@ -117,7 +123,7 @@ def _check_batch(
   compute: Compute,
   what: str,
 ) -> None:
-  again = f'Make it again with launch.py --cache_targets={cache.folder}.'
+  again = f'Then {cache.again}.'
   stored, digest = cache.read(stage, number)
   batches, live = compute(number, stored.get('rows'))
   errors.require(
@@ -133,10 +139,18 @@ def _check_batch(
     errors.require(
       keys in have
       and keys in want
-      and is_near(have[keys], want[keys], cache.tolerance),
+      and is_near(have[keys], want[keys], _tolerance(cache, have[keys])),
       f'{what} is not what the teacher says of {keys[0]!r}. Remove the folder. '
       f'{again}',
     )
+
+
+def _tolerance(cache: reader.CachedTargets, stored: np.ndarray) -> float:
+  """Tolerance of an array; a hidden state has the dtype of the teacher."""
+  floats = jnp.issubdtype(stored.dtype, jnp.inexact)
+  if floats and stored.dtype.itemsize < 4:
+    return max(cache.tolerance, records.TOLERANCES['bfloat16'])
+  return cache.tolerance
 
 
 def is_near(stored: Any, live: Any, tolerance: float) -> bool:

@@ -2,6 +2,8 @@
 
 import bisect
 from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,8 +11,12 @@ import numpy as np
 
 from cxjax import types
 from cxjax.data import loader
+from cxjax.methods import stored_output
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import output_memory
 from cxjax.training import run_spec
+from cxjax.training.target_cache import head_cost
+from cxjax.training.target_cache import heads
 from cxjax.training.target_cache import reader
 
 
@@ -66,3 +72,36 @@ class CachedTargetLoader(loader.Prefetch):
 
     chunk = jax.tree.map(stack, *found)  # `[T, streams or S, B, ...]`.
     return {}, mesh_lib.place_batch(chunk, self._mesh, axis=2, seeds=1)
+
+
+def served(
+  cache: reader.CachedTargets, spec: run_spec.RunSpec
+) -> run_spec.RunSpec:
+  """The run of a specification, on stored targets.
+
+  Args:
+    cache: holds all batches that the stages read.
+    spec: the run; its teacher is not run.
+
+  Returns:
+    Its specification. With stored hidden states its teacher has the heads.
+
+  Raises:
+    UserError: a head is damaged, or is not the one of this teacher.
+  """
+  read = functools.partial(CachedTargetLoader, cache, spec)
+  spec = dataclasses.replace(
+    spec, host=dataclasses.replace(spec.host, loader=read)
+  )
+  needed = heads.checkpoints(spec)
+  if cache.kind != stored_output.HIDDEN or not needed:
+    return spec
+  assert spec.teacher is not None
+  _, shapes = output_memory.teacher_ending(spec)
+  for checkpoint in needed:
+    found = cache.head(checkpoint)
+    heads.require_fit(shapes, found, cache.folder, cache.again)
+  teacher = dataclasses.replace(spec.teacher, heads=cache.head)
+  return dataclasses.replace(
+    spec, teacher=teacher, plan_costs=head_cost.plan_with_costs
+  )

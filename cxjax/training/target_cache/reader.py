@@ -8,8 +8,19 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import files
+from cxjax.methods import stored_output
 from cxjax.training import run_spec
+from cxjax.training.target_cache import heads
 from cxjax.training.target_cache import records
+
+_KINDS = {
+  stored_output.LOGITS: 'the logits of the teacher',
+  stored_output.HIDDEN: 'the last hidden states of the teacher',
+}
+
+
+# What makes a cache, of which the braces are the folder.
+LAUNCH = 'launch.py --cache_targets={}'
 
 
 class CachedTargets:
@@ -21,12 +32,15 @@ class CachedTargets:
       and the arrays of their files; JSON values.
   """
 
-  def __init__(self, folder: pathlib.Path, record: records.Index) -> None:
+  def __init__(
+    self, folder: pathlib.Path, record: records.Index, maker: str = LAUNCH
+  ) -> None:
     """Opens the files.
 
     Args:
       folder: the folder of the cache.
       record: the content of its index.json.
+      maker: call or command that makes a cache, for messages.
 
     Raises:
       UserError: a file is missing or has another size.
@@ -34,7 +48,7 @@ class CachedTargets:
     # Imported here, as it is slow to import.
     import grain
 
-    self.folder, self.record = folder, record
+    self.folder, self.record, self._maker = folder, record, maker
     self._config_digest = files.digest(record['config'])
     self._numbers, self._datasets = [], []
     begin, period = 0, record['cache']['batches']
@@ -49,12 +63,21 @@ class CachedTargets:
       numbers = records.batch_numbers(begin, stage['steps'], period)
       self._numbers.append(numbers)
       begin += stage['steps']
+    for head in record.get('heads', []):
+      path = records.head_path(folder, head['checkpoint'])
+      size = path.stat().st_size if path.exists() else 0
+      if size != head['bytes']:
+        raise self._damaged(f'{path} has {size} bytes, not {head["bytes"]}')
 
   def _damaged(self, what: str) -> errors.UserError:
     return errors.UserError(
-      f'{what}: it is damaged. Remove {self.folder}, and make it again with '
-      f'launch.py --cache_targets={self.folder}.'
+      f'{what}: it is damaged. Remove {self.folder}, and {self.again}.'
     )
+
+  @property
+  def again(self) -> str:
+    """Advice for a folder that was removed, in the imperative."""
+    return f'make it again with {self._maker.format(self.folder)}'
 
   @contextlib.contextmanager
   def _reading(self, what: str) -> Iterator[None]:
@@ -73,6 +96,36 @@ class CachedTargets:
     """Relative distance from the live targets that rounding explains."""
     return records.TOLERANCES[self.record['cache']['dtype']]
 
+  @property
+  def kind(self) -> str:
+    """Kind of the stored outputs, one of `stored_output.KINDS`."""
+    return records.kind(self.record)
+
+  def require_kind(self, kind: str) -> None:
+    """Raises UserError unless outputs are stored as a run asks for."""
+    errors.require(
+      self.kind == kind,
+      f'{self.folder} holds {_KINDS[self.kind]}, and this run asks for '
+      f'{_KINDS[kind]}: give cache.output={self.kind}, or another folder.',
+    )
+
+  def head(self, checkpoint: int | None) -> tuple[np.ndarray, ...]:
+    """Reads the weights of the teacher's head at a checkpoint.
+
+    Raises:
+      UserError: its file is damaged.
+    """
+    name = records.checkpoint_name(checkpoint)
+    entries = {one['checkpoint']: one for one in self.record['heads']}
+    what = f'{records.head_path(self.folder, name)}'
+    found = None
+    if name in entries:
+      with self._reading(what):
+        found = heads.read(self.folder, entries[name], self._config_digest)
+    if found is None:
+      raise self._damaged(what)
+    return found
+
   def require_same(self, here: records.Index) -> None:
     """Raises UserError unless the targets are those of a run.
 
@@ -87,8 +140,8 @@ class CachedTargets:
     errors.require(
       not differ,
       f'{self.folder} holds the targets of another run. What differs: '
-      f'{differ}. Make others with launch.py --cache_targets=DIR, or go back '
-      'to that configuration.',
+      f'{differ}. Make others with {self._maker.format("DIR")}, or go back to '
+      'that configuration.',
     )
 
   def require_all(self, spec: run_spec.RunSpec) -> None:
@@ -101,7 +154,7 @@ class CachedTargets:
         f'{self.folder} does not hold, as number {lacking[:1]}: it was made '
         f'with cache.batches={self.record["cache"]["batches"]} and stages of '
         f'{self.record["cache"]["steps"]} steps. Use those, or make another '
-        'with launch.py --cache_targets=DIR.',
+        f'with {self._maker.format("DIR")}.',
       )
 
   def read(self, stage: int, number: int) -> tuple[records.Stored, str]:
@@ -131,11 +184,12 @@ class CachedTargets:
     return found
 
 
-def load(folder: pathlib.Path) -> CachedTargets:
+def load(folder: pathlib.Path, maker: str = LAUNCH) -> CachedTargets:
   """Opens a finished cache.
 
   Args:
     folder: the folder of the cache.
+    maker: call or command that makes a cache, for messages.
 
   Returns:
     The cache; no target has been read.
@@ -145,13 +199,13 @@ def load(folder: pathlib.Path) -> CachedTargets:
   """
   errors.require(
     (folder / 'index.json').exists(),
-    f'{folder} holds no finished cache of targets. Make it with launch.py '
-    f'--cache_targets={folder}.',
+    f'{folder} holds no finished cache of targets. Make it with '
+    f'{maker.format(folder)}.',
   )
   record = files.read_with_digest(folder / 'index.json')
   errors.require(
     records.is_index(record),
     f'{folder}/index.json was not written by this version of cxjax. Remove '
-    f'{folder}, and make it again with launch.py --cache_targets={folder}.',
+    f'{folder}, and make it again with {maker.format(folder)}.',
   )
-  return CachedTargets(folder, record)
+  return CachedTargets(folder, record, maker)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax.methods import stage_plan
+from cxjax.methods import stored_output
 from cxjax.training import run_spec
 
 Index = dict[str, Any]
@@ -56,6 +57,12 @@ _INDEX: dict[str, Any] = {
 }
 
 
+# An index of hidden states also has these.
+_HEADS: list[Any] = [
+  {'checkpoint': str, 'arrays': _INDEX['stages'][0]['arrays'], 'bytes': int}
+]
+
+
 def is_index(record: Any) -> bool:
   """Returns whether a JSON value has the form of an index.
 
@@ -66,9 +73,16 @@ def is_index(record: Any) -> bool:
     _has_form(record, _INDEX)
     and record['cache']['batches'] > 0
     and record['cache']['dtype'] in TOLERANCES
+    and kind(record) in stored_output.KINDS
+    and _has_form(record.get('heads', []), _HEADS)
     and all(len(checkpoint) == 2 for checkpoint in record['checkpoints'])
     and all(stage['steps'] > 0 for stage in record['stages'])
   )
+
+
+def kind(record: Index) -> Any:
+  """Returns the kind of the stored outputs, one of `stored_output.KINDS`."""
+  return record['cache'].get('output', stored_output.LOGITS)
 
 
 def _has_form(value: Any, form: Any) -> bool:
@@ -112,6 +126,16 @@ def stages_with_batches(
 def stage_path(folder: pathlib.Path, stage: int) -> pathlib.Path:
   """Returns the file of a stage."""
   return folder / f'stage{stage}.array_record'
+
+
+def head_path(folder: pathlib.Path, checkpoint: str) -> pathlib.Path:
+  """Returns the file of the teacher's head at a checkpoint, or of 'final'."""
+  return folder / f'head_{checkpoint}.bin'
+
+
+def checkpoint_name(checkpoint: int | None) -> str:
+  """Returns the name of a checkpoint of the teacher; None is the final one."""
+  return 'final' if checkpoint is None else str(checkpoint)
 
 
 def describe_arrays(stored: Stored) -> list[dict[str, Any]]:

@@ -15,13 +15,16 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import files
+from cxjax.methods import output_split
 from cxjax.methods import stage_plan
+from cxjax.methods import stored_output
 from cxjax.parallel import multihost
 from cxjax.training import checkpoints
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
 from cxjax.training import summary as run_summary
 from cxjax.training.target_cache import checks
+from cxjax.training.target_cache import heads
 from cxjax.training.target_cache import reader
 from cxjax.training.target_cache import records
 from cxjax.training.target_cache import summary as summary_lib
@@ -35,6 +38,7 @@ def write(
   spec: run_spec.RunSpec,
   config: records.Index,
   dtype: str,
+  kind: str = stored_output.LOGITS,
 ) -> summary_lib.Summary:
   """Stores the targets of a run.
 
@@ -44,7 +48,9 @@ def write(
       of batches.
     config: all settings that another run must share with this one to read the
       targets; JSON values.
-    dtype: dtype of the stored floats, one of `TOLERANCES`.
+    dtype: dtype of the stored floats, one of `TOLERANCES`; hidden states of
+      outputs keep their own.
+    kind: kind of the stored outputs, one of `stored_output.KINDS`.
 
   Returns:
     The content of `FOLDER/summary.json`.
@@ -56,23 +62,28 @@ def write(
   errors.require(
     multihost.count() == 1,
     f'{folder} is written by one process, and there are {multihost.count()}. '
-    'Leave --coordinator out; students may read it in several.',
+    'Write it in one, without --coordinator; students may read it in several.',
   )
   steps = [stage.steps for stage in spec.stages]
   made = {'batches': spec.host.period, 'dtype': dtype, 'steps': steps}
+  if kind != stored_output.LOGITS:
+    made['output'] = kind
   parameters = checks.parameter_digests(spec)
   require_no_run(folder)
   with files.lock(folder), jax.set_mesh(spec.layout.mesh):
     if (folder / 'index.json').exists():
-      reader.load(folder).require_same(
-        {**config, 'cache': made, 'parameters': parameters}
-      )
+      finished = reader.load(folder)
+      finished.require_kind(kind)
+      finished.require_same({**config, 'cache': made, 'parameters': parameters})
       logging.info('%s is finished.', folder)
       again = f'Restore it, or remove {folder} to write the targets again.'
       return run_summary.read(folder / 'summary.json', again)
     begin = time.perf_counter()
-    writer = _Writer(folder, spec, files.digest(config), dtype)
+    writer = _Writer(folder, spec, files.digest(config), dtype, kind)
     stages = [writer.stage(*one) for one in records.stages_with_batches(spec)]
+    head = {}
+    if kind == stored_output.HIDDEN:
+      head['heads'] = heads.write(folder, spec, files.digest(config))
     seconds = time.perf_counter() - begin
     index = {
       'config': config,
@@ -80,6 +91,7 @@ def write(
       'parameters': parameters,
       'checkpoints': spec.teacher.checkpoints,
       'stages': stages,
+      **head,
     }
     checks.check(reader.CachedTargets(folder, index), spec, writer.steps)
     summary = summary_lib.summarize(spec, index, seconds)
@@ -105,9 +117,11 @@ class _Writer:
     spec: run_spec.RunSpec,
     config_digest: str,
     dtype: str,
+    kind: str,
   ) -> None:
     self._folder, self._spec = folder, spec
-    self._config_digest, self._dtype = config_digest, dtype
+    self._config_digest = config_digest
+    self._dtype, self._kind = dtype, kind
     self.steps = compiled_steps.CompiledSteps(spec)
 
   def stage(
@@ -123,11 +137,7 @@ class _Writer:
     for number, rows, batches, targets in self._batches(
       index, planned, numbers
     ):
-      stored = {
-        'rows': rows or {},
-        'targets': jax.tree.map(self._cast, targets),
-      }
-      stored = jax.device_get(stored)
+      stored = jax.device_get({'rows': rows or {}, 'targets': targets})
       arrays = records.describe_arrays(stored)
       record_id = records.record_id(self._config_digest, index, number)
       record = records.pack(stored, checkpoints.fingerprint(batches), record_id)
@@ -154,11 +164,21 @@ class _Writer:
     self, index: int, planned: stage_plan.StagePlan, numbers: np.ndarray
   ) -> Iterator[tuple[int, Any, Any, Any]]:
     """Yields `(number, rows, batches, targets)` of every batch of a stage."""
-    compute = checks.live_targets(self._spec, self.steps, index, planned)
+    compute = checks.live_targets(
+      self._spec, self.steps, index, planned, self._kind
+    )
+    terms = stored_output.stored_stage(planned.stage, self._kind).named_terms
     last: list[tuple[int, Any, Any, Any]] = []
     for number, rows in _rows(self._spec, numbers):
       # One batch is written while the devices compute the next.
-      this = [(number, rows, *compute(number, rows))]
+      batches, targets = compute(number, rows)
+      cast = {
+        name: jax.tree.map(self._cast, target)
+        if terms[name].target != output_split.FEATURES
+        else target
+        for name, target in (targets or {}).items()
+      }
+      this = [(number, rows, batches, cast)]
       yield from last
       last = this
     yield from last
@@ -196,5 +216,5 @@ def _written(path: pathlib.Path) -> Iterator[None]:
     reason = str(error).partition(';')[0]
     raise errors.UserError(
       f'Cannot write {path}: {reason}. Make room there, or choose another '
-      '--cache_targets.'
+      'folder.'
     ) from error
