@@ -96,9 +96,10 @@ def claim(
   again: bool,
 ) -> None:
   """Reserves a workdir; keeps the first batch of a loader if needed `again`."""
-  if again and not isinstance(batches, list | tuple):  # A list is known.
-    keep(folder, first)
-  settings.claim_workdir(folder, identity)
+  with files.lock(folder):  # Another start would replace the batch of this one.
+    if again and not isinstance(batches, list | tuple):  # A list is known.
+      keep(folder, first)
+    settings.claim_workdir(folder, identity)
   run_identity.claim_batches(folder, batches, first)
 
 
@@ -115,6 +116,7 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
     OSError,
     EOFError,
     KeyError,
+    RuntimeError,
     TypeError,
     ValueError,
     zipfile.BadZipFile,

@@ -70,9 +70,10 @@ def warn_of_weights(student: adapters.ModelAdapter, x: types.Input) -> None:
   found = modes.batch_statistics(student.training, *shapes)
   if names := list(itertools.islice(found, SHOWN + 1)):
     logging.warning(
-      'Examples and tokens of weight 0 count in the batch statistics of the '
-      "student: %s. Leave them out of the batches, as last_batch='drop' does, "
-      'or give the student a norm of single examples, as nn.LayerNorm.',
+      'Examples and tokens of weight 0, as those that fill up a short batch, '
+      "count in the student's batch statistics: %s. Leave them out of the "
+      "batches, as last_batch='drop' does, or give the student a norm of single "
+      'examples, as nn.LayerNorm.',
       _listed(names),
     )
 

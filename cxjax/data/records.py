@@ -199,9 +199,11 @@ def read_tsv(path: str, text: str, fields: Fields) -> Iterator[str]:
   rows = [
     line.removesuffix('\r').split('\t') for line in text.split('\n') if line
   ]
-  for number, row in enumerate(rows):
+  header = rows[0] if rows else []
+  read = [i for i, name in enumerate(header) if name in fields.names]
+  for number, row in enumerate(rows if read else ()):
     errors.require(
-      not any(field.startswith('"') for field in row),
+      not any(row[i].startswith('"') for i in read if i < len(row)),
       f'{path}, row {number}: a field begins with ", which may be a part of it '
       'or not. Save the file as .csv or .jsonl.',
     )

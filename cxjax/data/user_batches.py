@@ -75,6 +75,11 @@ def check_example(batch: types.Batch) -> None:
       f'{conform_lib.path_name(path)} of the example has no axis: the first '
       'axis must be the examples. Give an array of one row at least.',
     )
+    errors.require(
+      0 not in leaf.shape[1:],
+      f'{conform_lib.path_name(path)} of the example is {list(leaf.shape)} and '
+      'has no numbers. Leave it out.',
+    )
   sizes = {conform_lib.path_name(path): leaf.shape[0] for path, leaf in leaves}
   errors.require(
     len(set(sizes.values())) == 1 and 0 not in sizes.values(),

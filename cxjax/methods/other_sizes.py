@@ -24,17 +24,39 @@ def result(
 
   Returns:
     The other lengths and the shape of the result; None if no axis is as long as
-    another, or if the function is of its own lengths alone.
+    another, or if the function is of its own lengths alone, as `x[rows]`.
   """
   if not _is_in_doubt(axes, shapes):
     return None
   for lengths in _others(axes, shapes):
-    change = lambda leaf, lengths=lengths: _changed(leaf, axes, lengths)
-    try:
-      return lengths, jax.eval_shape(fun, *jax.tree.map(change, shapes))
-    except Exception:  # A function of the user may raise anything.
-      continue
+    made = _made(fun, axes, lengths, shapes)
+    if made is not None:
+      fixed = _has(made, axes) and _has(
+        _made(fun, axes, lengths, shapes, longer=1), axes
+      )
+      return None if fixed else (lengths, made)
   return None
+
+
+def _made(
+  fun: Callable[..., Any],
+  axes: Sequence[int],
+  lengths: Sequence[int],
+  shapes: Any,
+  longer: int = 0,
+) -> Any:
+  """Shapes of a result with other lengths; None if the function fails."""
+  change = lambda leaf: _changed(leaf, axes, lengths, longer)
+  try:
+    return jax.eval_shape(fun, *jax.tree.map(change, shapes))
+  except Exception:  # A function of the user may raise anything.
+    return None
+
+
+def _has(made: Any, axes: Sequence[int]) -> bool:
+  """True if a result has the lengths that the arguments no longer have."""
+  leaves = jax.tree.leaves(made)
+  return bool(leaves) and all(leaf.shape == tuple(axes) for leaf in leaves)
 
 
 def _is_in_doubt(axes: Sequence[int], shapes: Any) -> bool:
@@ -51,9 +73,12 @@ def _others(axes: Sequence[int], shapes: Any) -> Iterator[tuple[int, ...]]:
 
 
 def _changed(
-  leaf: Any, axes: Sequence[int], lengths: Sequence[int]
+  leaf: Any, axes: Sequence[int], lengths: Sequence[int], longer: int
 ) -> jax.ShapeDtypeStruct:
-  """A shape whose leading axes have other lengths."""
+  """A shape whose leading axes have other lengths, and a `longer` last one."""
   pairs = list(zip(leaf.shape, axes, lengths, strict=False))
   first = [new if size == old else size for size, old, new in pairs]
-  return jax.ShapeDtypeStruct((*first, *leaf.shape[len(first) :]), leaf.dtype)
+  rest = list(leaf.shape[len(first) :])
+  if rest:
+    rest[-1] += longer * (max(lengths) + 1)
+  return jax.ShapeDtypeStruct((*first, *rest), leaf.dtype)

@@ -192,9 +192,10 @@ def in_dtype(fun: Callable[..., Any], dtype: Any, *shapes: Any) -> str | None:
 def _in_dtype(jaxpr: core.Jaxpr, dtype: Any, varying: list[bool]) -> str | None:
   """Scope of the first value in a dtype that depends on a varying input."""
   varies = {v for v, yes in zip(jaxpr.invars, varying, strict=True) if yes}
+  reached = _with_gradient(jaxpr)
   for eqn in jaxpr.eqns:
     given = [isinstance(v, core.Var) and v in varies for v in eqn.invars]
-    if not any(given):
+    if not any(given) or reached.isdisjoint(eqn.outvars):
       continue
     for inner in core.jaxprs_in_params(eqn.params):
       found = _in_dtype(inner, dtype, _inside(inner, given))
@@ -204,6 +205,17 @@ def _in_dtype(jaxpr: core.Jaxpr, dtype: Any, varying: list[bool]) -> str | None:
       return str(eqn.source_info.name_stack)
     varies.update(eqn.outvars)
   return None
+
+
+def _with_gradient(jaxpr: core.Jaxpr) -> set[core.Var]:
+  """The values of a jaxpr that its results have a gradient of."""
+  found = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
+  for eqn in reversed(jaxpr.eqns):
+    if eqn.primitive.name != 'stop_gradient' and not found.isdisjoint(
+      eqn.outvars
+    ):
+      found.update(v for v in eqn.invars if isinstance(v, core.Var))
+  return found
 
 
 def _inside(inner: core.Jaxpr, given: list[bool]) -> list[bool]:

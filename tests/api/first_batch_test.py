@@ -142,6 +142,33 @@ class FileTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, f'{path} is damaged'):
       self.kept(X, {'x': X})
 
+  def test_headers_that_zipfile_does_not_know(self):
+    self.kept(X, {'x': X})
+    path = self.folder / first_batch.FILE
+    data = bytearray(path.read_bytes())
+    for at in (data.index(b'PK\x03\x04') + 6, data.index(b'PK\x01\x02') + 8):
+      data[at] |= 1  # Encrypted.
+    path.write_bytes(data)
+    with self.assertRaisesRegex(errors.UserError, f'{path} is damaged'):
+      self.kept(X, {'x': X})
+
+  def test_two_starts_at_once(self):
+    claim = lambda first: first_batch.claim(
+      self.folder, {'seed': 0}, Shuffled(), first, again=True
+    )
+    real = settings.claim_workdir
+
+    def other_starts(*args):
+      with self.assertRaisesRegex(errors.UserError, 'in use by another'):
+        claim(X + 1)
+      real(*args)
+
+    with mock.patch.object(settings, 'claim_workdir', other_starts):
+      claim(X)
+    with user_loader.UserLoader([X + 2]) as user:
+      found = first_batch.read(self.folder, user, {'x': X})
+    np.testing.assert_array_equal(found['x'], X)
+
   @parameterized.parameters(*first_batch.BEGUN)
   def test_the_batch_of_a_run_is_not_replaced(self, name):
     first_batch.keep(self.folder, X)

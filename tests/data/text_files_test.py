@@ -55,6 +55,11 @@ class RecordFilesTest(parameterized.TestCase):
     self.write('a.tsv', end.join(lines))
     self.assertEqual(self.load().documents, ('one, "two"', 'three'))
 
+  def test_a_quotation_in_a_column_that_is_not_read(self):
+    self.write('a.tsv', 'id\ttext\ttitle\n1\tsome\t"One" title\n')
+    self.write('b.tsv', 'text\nother\n')
+    self.assertEqual(self.load().documents, ('some', 'other'))
+
   def test_one_object_is_one_document(self):
     for name in 'ab':
       self.write(f'{name}.json', json.dumps({'text': name}, indent=1))

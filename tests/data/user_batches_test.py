@@ -99,6 +99,7 @@ class ExampleTest(parameterized.TestCase):
       'x.5 and 3 more: .* A list of 8 arrays .* one array, as np.array',
     ),
     ('nothing', dict(x={}), 'no array'),
+    ('empty', dict(x={'a': X, 'b': X[:, :0]}), r'x\.b .* has no numbers'),
     ('taken', dict(x={'a': X, 'dropout': X}), 'Rename the input'),
     ('a_tree', dict(x={'dropout': {'a': X}}), 'Rename the input'),
   )

@@ -27,8 +27,8 @@ class RowsTest(absltest.TestCase):
     ]
     (row,) = script.rows('digits', {0.6: (None, history)})
     self.assertEqual(row['hidden steps'], 20)
-    self.assertAlmostEqual(row['cosine: first'], 0.6)
-    self.assertAlmostEqual(row['cosine: last'], -0.1)
+    self.assertAlmostEqual(row['cosine at its end: mean'], -0.1)
+    self.assertEqual((row['cosine: min'], row['cosine: max']), (-0.3, 0.1))
     self.assertEqual(row['metric'], 'accuracy')
     self.assertAlmostEqual(row['mean'], 0.7)
     self.assertAlmostEqual(row['sd'], 0.2 / 2**0.5)

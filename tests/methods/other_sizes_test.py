@@ -32,6 +32,15 @@ class ResultTest(parameterized.TestCase):
 
     self.assertIsNone(other_sizes.result(fun, (3,), shape(3, 4)))
 
+  def test_rows_that_are_picked_by_number(self):
+    rows = jnp.arange(3)
+    for fun in (lambda a: a[rows].mean(-1), lambda a: a[rows, 0]):
+      self.assertIsNone(other_sizes.result(fun, (3,), shape(3, 3)))
+
+  def test_another_axis_that_is_reduced(self):
+    axes, found = other_sizes.result(lambda a: a.sum(0), (3,), shape(3, 3))
+    self.assertEqual((axes, found.shape), ((4,), (3,)))
+
   def test_a_function_of_its_own_sizes_alone(self):
     fun = lambda a: (a * jnp.ones((3, 3))).sum(-1)
     self.assertIsNone(other_sizes.result(fun, (3,), shape(3, 3)))

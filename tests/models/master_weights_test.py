@@ -163,6 +163,14 @@ class ComputationTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "student's computation: "):
       master_weights.check_computation(model, X, {'logits'})
 
+  def test_rounding_without_a_gradient_passes(self):
+    def apply(w, x):
+      rounded = w.astype(jnp.float16).astype(w.dtype)
+      return x @ (w + jax.lax.stop_gradient(rounded - w)), {}
+
+    model = cxjax.from_fn(apply, jnp.ones((5, 3)))
+    master_weights.check_computation(model, X, {'logits'})
+
   @pytest.mark.slow
   def test_a_run_of_a_teacher_in_float16_and_not_of_a_student(self):
     plan = lambda *models: cxjax.plan(*models, X, num_steps=2, layers=())
