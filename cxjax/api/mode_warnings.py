@@ -72,8 +72,8 @@ def warn_of_weights(student: adapters.ModelAdapter, x: types.Input) -> None:
     logging.warning(
       'Examples and tokens of weight 0, as those that fill up a short batch, '
       "count in the student's batch statistics: %s. Leave them out of the "
-      "batches, as last_batch='drop' does, or give the student a norm of single "
-      'examples, as nn.LayerNorm.',
+      "batches, as last_batch='drop' does, or give the student a norm of "
+      'single examples, as nn.LayerNorm.',
       _listed(names),
     )
 
