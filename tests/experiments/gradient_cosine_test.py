@@ -39,6 +39,7 @@ class RunTest(absltest.TestCase):
   def test_tiny(self):
     folder = pathlib.Path(tempfile.mkdtemp())
     with flagsaver.flagsaver(
+      experiment=['parity_mlp'],  # A flag of other scripts too.
       workdir=str(folder / 'runs'),
       results=str(folder),
       size='tiny',

@@ -34,7 +34,8 @@ def live():
   arrays = jax.live_arrays()
   keys = [jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in arrays]
   plain = [a for a, key in zip(arrays, keys, strict=True) if not key]
-  return {a.unsafe_buffer_pointer(): a.nbytes for a in plain}
+  parts = [shard.data for a in plain for shard in a.addressable_shards]
+  return {part.unsafe_buffer_pointer(): part.nbytes for part in parts}
 
 
 def count(tree):
