@@ -160,7 +160,14 @@ class DocstringTest(absltest.TestCase):
 
   def test_the_first_line_says_the_noun(self):
     found = {}
-    for name, text in self.docstrings():
+    nodes = (
+      (path, *one) for path in FILES for one in definitions(tree_of(path))
+    )
+    private = (
+      (f'{name_of(path)}:{name}', ast.get_docstring(node))
+      for path, name, node in nodes
+    )
+    for name, text in (*self.docstrings(), *private):
       line = (text or '').partition('\n')[0]
       if OPENING.match(line) and ALLOWED.get(name) != line:
         found[name] = line

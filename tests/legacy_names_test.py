@@ -102,7 +102,7 @@ class PlanTest(TestCase):
   """Arguments of `plan` and of curricula."""
 
   def test_law_and_readout(self):
-    """Of the notebook: FitNets."""
+    """The notebook on FitNets has these."""
     with self.warns('law= of plan is now projection=', 'readout= of plan is'):
       plan = cxjax.plan(
         BIG,

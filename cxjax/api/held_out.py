@@ -193,7 +193,7 @@ def _ids(plan: plan_lib.Plan) -> token_ids.Ids:
 
 
 def _is_kl(plan: plan_lib.Plan) -> bool:
-  """Whether outputs are compared as logits."""
+  """True if outputs are compared as logits."""
   return plan.loss in losses.LOGIT_LOSSES and plan.loss != 'mse'
 
 
@@ -207,7 +207,7 @@ def _classes(plan: plan_lib.Plan, metrics: Any) -> tuple[int | None, bool]:
 
 
 def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
-  """What a plan is evaluated by."""
+  """The metrics of a plan that is given none."""
   if by_labels:  # The cross entropy is of logits.
     return ('accuracy',) if _is_softmax(plan, 'student') else METRICS
   output = next(

@@ -192,7 +192,7 @@ def _host_data(
 def _spec(
   experiment: Experiment, role: str, num_seeds: int, loop: Any, **kwargs: Any
 ) -> run_spec.RunSpec:
-  """What teachers and students have in common; `kwargs` is the rest."""
+  """Specification of a teacher or a student; `kwargs` is what differs."""
   config, task = experiment.config, experiment.task
   block = config.teacher if role == 'teacher' else config
   streams = 1 if config.share_batches else num_seeds

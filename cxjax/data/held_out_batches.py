@@ -112,7 +112,7 @@ def _text(batch: types.Batch) -> str:
 def _is_one(
   held_out: Any, shapes: types.Batch, needed: Collection[str], what: str
 ) -> bool:
-  """Whether a held-out set is one batch, and not batches; asks its shapes."""
+  """True if a held-out set is one batch, and not batches; asks its shapes."""
   if isinstance(held_out, list | tuple):
     return _is_pair(held_out, shapes, needed, what)
   if isinstance(held_out, str | bytes | Mapping | type):
@@ -129,7 +129,7 @@ def _is_pair(
   needed: Collection[str],
   what: str,
 ) -> bool:
-  """Whether a list is one batch, as `(x, labels)`, and not a list of them.
+  """True if a list is one batch, as `(x, labels)`, and not a list of them.
 
   It is what has exactly the entries of the example, or else what has those that
   are needed. What can be read in both ways is refused, but for a tuple that is
@@ -163,7 +163,7 @@ def _is_pair(
 def _fits(
   item: Any, shapes: types.Batch, names: Collection[str], exact: bool
 ) -> bool:
-  """Whether an item has the entries `names` of the example, in any number."""
+  """True if an item has the entries `names` of the example, in any number."""
   trail = lambda tree: {
     conform.path_name(path): tuple(getattr(x, 'shape', np.shape(x)))[1:]
     for path, x in jax.tree.leaves_with_path(tree)

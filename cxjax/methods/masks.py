@@ -61,7 +61,7 @@ def dependency_mask(
 
 
 def _matches(pattern: str, path: str) -> bool:
-  """Whether a pattern of `path_mask` matches one path."""
+  """True if a pattern of `path_mask` matches one path."""
   if REGEX.search(pattern):
     return re.search(pattern, path) is not None
   parts = path.split('/')

@@ -92,7 +92,7 @@ def fits(stage: stage_lib.Stage) -> bool:
 
 
 def _is_rowwise(term: stage_lib.Term) -> bool:
-  """Whether a term compares outputs as they are, by a loss of ours."""
+  """True if a term compares outputs as they are, by a loss of ours."""
   return (
     term.student == stage_lib.LOGITS
     and term.target in (stage_lib.LOGITS, stage_lib.LABELS)
@@ -261,7 +261,7 @@ class _Grid:
 
   @property
   def is_padded(self) -> bool:
-    """Whether the pieces have more rows than the array."""
+    """True if the pieces have more rows than the array."""
     rows = math.prod(self.examples) * math.prod(self.tokens)
     return rows != math.prod(self.axes)
 

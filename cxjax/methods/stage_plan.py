@@ -217,7 +217,7 @@ def _target_maker(
   teacher: types.Apply | None,
   teacher_params: types.Params,
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """What computes the targets of a batch, and the shapes of its arguments."""
+  """Function that makes the targets of a batch, and shapes of its arguments."""
   matrices = {
     name: jax.ShapeDtypeStruct(shape, jnp.float32)
     for name, shape in planned.matrices.items()

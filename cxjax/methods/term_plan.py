@@ -281,7 +281,7 @@ def _check_target(
 def _is_constant(
   term: stage_lib.Term, shape: tuple[int, ...], want: Any
 ) -> bool:
-  """Whether the gradient of a loss is 0, tried on random values."""
+  """True if the gradient of a loss is 0, tried on random values."""
   size = len(shape) - 1
   random = np.random.default_rng(0)
 

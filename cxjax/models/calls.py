@@ -80,7 +80,7 @@ def signature(module: Any) -> inspect.Signature | None:
 
 
 def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
-  """Whether arguments fit a signature."""
+  """True if arguments fit a signature."""
   try:
     signature.bind(*args, **kwargs)
   except TypeError:
@@ -91,7 +91,7 @@ def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
 def _fits_names(
   signature: inspect.Signature, x: Mapping[str, Any], kwargs: Any
 ) -> bool:
-  """Whether the entries of an input are arguments of a module by name."""
+  """True if the entries of an input are arguments of a module by name."""
   if not set(x) <= set(signature.parameters) or set(x) & set(kwargs):
     return False
   if len(x) == 1 and _binds(signature, x, **kwargs):

@@ -118,6 +118,6 @@ def with_master_weights(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
 
 
 def _is_half(leaf: Any) -> bool:
-  """Whether a leaf has floating-point numbers of less than 32 bits."""
+  """True if a leaf has floating-point numbers of less than 32 bits."""
   dtype = getattr(leaf, 'dtype', jnp.float32)
   return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32

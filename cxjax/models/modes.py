@@ -75,7 +75,7 @@ def idle_layers(
 
 
 def _is_off(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
-  """Whether a call is of a linen layer with dropout that does not act."""
+  """True if a call is of a linen layer with dropout that does not act."""
   off = kwargs.get('deterministic')
   if isinstance(module, nn.Dropout):
     rate = module.rate
@@ -88,7 +88,7 @@ def _is_off(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _uses_running_average(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
-  """Whether a call is of a linen batch norm at inference."""
+  """True if a call is of a linen batch norm at inference."""
   if not isinstance(module, nn.BatchNorm):
     return False
   given = kwargs.get('use_running_average')
@@ -107,7 +107,7 @@ def draws_constants(apply: types.Apply, *shapes: Any) -> bool:
 
 
 def _draws_constants(jaxpr: core.Jaxpr, varying: list[bool]) -> bool:
-  """Whether a jaxpr draws from a key that depends on no varying input."""
+  """True if a jaxpr draws from a key that depends on no varying input."""
   varies = {v for v, yes in zip(jaxpr.invars, varying, strict=True) if yes}
   for eqn in jaxpr.eqns:
     given = [isinstance(v, core.Var) and v in varies for v in eqn.invars]

@@ -135,7 +135,7 @@ class _Walk:
   def _sum(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
   ) -> Total:
-    """Of the members of an ensemble, for example."""
+    """Sum after a sum over another axis, as over the members of an ensemble."""
     shape, gone = dataflow.shape(equation.invars[0]), equation.params['axes']
     left = [i for i in range(len(shape)) if i not in gone]
     below = self._first(value, equation, left[axis])
@@ -166,7 +166,7 @@ class _Walk:
   def _bound(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
   ) -> Total:
-    """Of probabilities that are kept away from 0 or 1."""
+    """Sum of probabilities that are kept away from 0 or 1."""
     del equation
     known = [o for o in self._operands(value) if not self._is_constant(o)]
     return self.total(known[0], axis) if len(known) == 1 else None
@@ -188,7 +188,7 @@ class _Walk:
   def _select(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
   ) -> Total:
-    """Of probabilities, with zeros where a class is excluded."""
+    """Sum of probabilities with zeros where a class is excluded."""
     del equation
     found = set()
     for case in self._operands(value)[1:]:
@@ -222,7 +222,7 @@ class _Walk:
   def _exp(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
   ) -> Total:
-    """Of the exponential of a log softmax."""
+    """Sum of the exponential of a log softmax, which is 1."""
     del equation
     operand = self._operands(value)[0]
     logits = self._operand(operand, 'sub')
@@ -248,7 +248,7 @@ class _Walk:
   def _mixture(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
   ) -> Total:
-    """Of distributions that are mixed by weights which sum to 1."""
+    """Sum of a mixture of distributions by weights that sum to 1."""
     contracted, batch = equation.params['dimension_numbers']
     ranks = [len(dataflow.shape(atom)) for atom in equation.invars]
     free = [

@@ -260,7 +260,7 @@ def _check_outputs(
 
 
 def _half(apply: types.Apply, params: types.Params, x: Any, role: str) -> str:
-  """What to do about a model that computes in float16; '' if it does not."""
+  """Advice on a model that computes in float16; '' if it does not."""
   shapes = jax.eval_shape(lambda tree: tree, (params, x))
   if not _has_float16(jax.make_jaxpr(lambda *args: apply(*args))(*shapes)):
     return ''
@@ -288,7 +288,7 @@ def _schedule(spec: run_spec.RunSpec, at: int) -> str:
 
 
 def _has_float16(jaxpr: Any) -> bool:
-  """Whether any value of a jaxpr, or of one inside of it, is float16."""
+  """True if any value of a jaxpr, or of one inside of it, is float16."""
   inner = getattr(jaxpr, 'jaxpr', jaxpr)
   return any(
     any(getattr(v.aval, 'dtype', None) == jnp.float16 for v in eqn.outvars)
@@ -341,7 +341,7 @@ def _teacher_targets(
 
 
 def _is_bad(value: jax.Array) -> bool:
-  """Whether a target is NaN or infinite; -inf is an impossible class."""
+  """True if a target is NaN or infinite; -inf is an impossible class."""
   return bool((jnp.isnan(value) | jnp.isposinf(value)).any())
 
 
@@ -361,5 +361,5 @@ def _not_finite(params: types.Params) -> str | None:
 
 
 def _is_whole(leaf: Any) -> bool:
-  """Whether this process has all of an array."""
+  """True if this process has all of an array."""
   return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable

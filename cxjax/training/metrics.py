@@ -380,7 +380,7 @@ def require_reference(metrics: Mapping[str, Metric], reference: str) -> None:
 
 
 def _is_real(leaf: Any) -> bool:
-  """Whether a shape is of booleans, integers or floating-point numbers."""
+  """True if a shape is of booleans, integers or floating-point numbers."""
   kinds = (jnp.bool_, jnp.integer, jnp.floating)
   return any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
 

@@ -281,7 +281,7 @@ class Trainer:
       self._read()
 
   def _must_read(self) -> bool:
-    """Whether metrics have to be read before more steps are dispatched."""
+    """True if metrics have to be read before more steps are dispatched."""
     if self._milestones.is_saved(self._step) or self._late():
       return True
     assert self._pending is not None
@@ -351,7 +351,7 @@ class Trainer:
     return self._values(self._steps.agreement(self._states.params, params))
 
   def _late(self) -> bool:
-    """Whether it is time to save by the clock, for any process."""
+    """True if it is time to save by the clock, for any process."""
     limit = self._spec.loop.save_minutes
     minutes = (time.monotonic() - self._saved_at) / 60
     return bool(limit) and multihost.any_of(limit <= minutes)

@@ -122,7 +122,7 @@ class FileTest(parameterized.TestCase):
     ({'x': {'tokens': X, 'mask': X}},),
   )
   def test_a_batch_of_another_plan_is_not_taken(self, shapes):
-    """What compares the configurations says that the folder is another's."""
+    """The comparison of the configurations then refuses the folder."""
     self.assertEqual(self.kept(X, shapes), 'of the loader')
 
   @parameterized.parameters(lambda data: data[:-30], lambda data: b'')

@@ -43,7 +43,7 @@ class RequireTest(absltest.TestCase):
       self.spec(**{'data.eval_size': 10**7, 'data.d': 10**4, 'data.k': 2})
 
   def test_projections_count(self):
-    """Of the stage that has most of them, for every student."""
+    """Those of the stage that has most of them count, for every student."""
     spec, planned = self.spec(num_seeds=3)
     size = 4 * 1_000 * 500
     large = mock.Mock(matrices={'a': (1_000, 500)}, stage=planned[0].stage)

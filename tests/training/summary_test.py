@@ -219,7 +219,7 @@ class SummarizeTest(parameterized.TestCase):
     self.assertEqual(found['best_step'], min(losses, key=losses.get))
 
   def test_steps_to_shares_of_the_best_score(self):
-    """Of a loss there is no such share."""
+    """A loss has no such share."""
     records = [
       {'step': 4, 'eval/accuracy': [0.5, 0.95], 'eval/loss': [0.1, 0.2]},
       {'step': 8, 'eval/accuracy': [0.92, 0.9], 'eval/loss': [0.1, 0.2]},

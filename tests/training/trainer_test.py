@@ -97,7 +97,7 @@ class WholeRunTest(runs.TestCase):
     self.assertGreater(self.result.seconds['train'], 0)
 
   def test_every_stage_has_keys_of_its_own(self):
-    """Of its regressors and of its projections."""
+    """Regressors and projections of a stage are drawn with them."""
     keys, numbers = compiled_steps.CompiledSteps.keys, []
 
     def note(steps, of, number):
