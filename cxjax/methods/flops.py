@@ -10,6 +10,8 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 import numpy as np
 
+# For a GPU, XLA counts no product that it leaves to a library.
+_XLA_COUNTS = ('cpu', 'tpu')
 # They move values and compute none.
 _FREE = frozenset(
   (
@@ -84,20 +86,27 @@ def compiled(fun: Callable[..., Any], *args: Any) -> float:
 
   XLA counts the body of a loop once. The other rounds of a scan are added as
   `counted` has them; those of a loop whose trip count is known only when it
-  runs are not.
+  runs are not. On a GPU, `counted`.
   """
-  traced = jax.jit(fun).trace(*args)
-  analysis = traced.lower().compile().cost_analysis()
-  return float((analysis or {}).get('flops', 0.0)) + _later(_needed(traced))
+  return _of_xla(fun, args, lambda traced: traced.lower().compile())
 
 
 def lowered(fun: Callable[..., Any], *args: Any) -> float:
   """FLOPs of `fun(*args)` before XLA optimizes it; compiles nothing.
 
-  Scans are as in `compiled`.
+  Scans are as in `compiled`. On a GPU, `counted`.
   """
+  return _of_xla(fun, args, lambda traced: traced.lower())
+
+
+def _of_xla(
+  fun: Callable[..., Any], args: Sequence[Any], analyzed: Callable[[Any], Any]
+) -> float:
+  """FLOPs of XLA's cost analysis of what `analyzed` makes of the trace."""
+  if jax.default_backend() not in _XLA_COUNTS:
+    return counted(fun, *args)
   traced = jax.jit(fun).trace(*args)
-  analysis = traced.lower().cost_analysis()
+  analysis = analyzed(traced).cost_analysis()
   return float((analysis or {}).get('flops', 0.0)) + _later(_needed(traced))
 
 

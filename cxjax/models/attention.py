@@ -228,16 +228,23 @@ def take_positions(h: jax.Array, positions: jax.Array | None) -> jax.Array:
   return jnp.take_along_axis(h, index, axis=1)
 
 
-def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+def embedding_lookup(
+  table: jax.Array, ids: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
   """Selects the embeddings of ids.
+
+  A row's gradient is summed in float32 at least: in bfloat16 the sum over a
+  frequent token stops growing, and a GPU adds its terms one after the other.
 
   Args:
     table: `[V, D]` embeddings.
     ids: `[B, L]` integers.
+    dtype: dtype of the result.
 
   Returns:
     `[B, L, D]`.
   """
   if len(table) <= ONE_HOT_VOCABULARY:
-    return jax.nn.one_hot(ids, len(table), dtype=table.dtype) @ table
-  return jnp.take(table, ids, axis=0)
+    return jax.nn.one_hot(ids, len(table), dtype=dtype) @ table.astype(dtype)
+  wide = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+  return jnp.take(wide, ids, axis=0).astype(dtype)

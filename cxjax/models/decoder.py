@@ -278,8 +278,8 @@ class Decoder(base.HeadApart, nn.Module):
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
     """`[B, L, D]` token embeddings."""
-    table = self.tokens.embedding.astype(self.dtype)
-    h = attention.embedding_lookup(table, tokens)
+    table = self.tokens.embedding
+    h = attention.embedding_lookup(table, tokens, self.dtype)
     if self.scaled_embeddings:
       h = h * jnp.asarray(self.width**0.5, self.dtype)
     return self.embedded_norm(h) if self.embeddings_norm else h

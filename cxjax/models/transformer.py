@@ -253,18 +253,17 @@ class Transformer(base.HeadApart, nn.Module):
 
   def _embed(self, x: Mapping[str, jax.Array]) -> jax.Array:
     """`[B, L, D]` sums of token and position embeddings."""
-    table = self.tokens.embedding.astype(self.dtype)
-    h = attention.embedding_lookup(table, x['tokens'])
+    lookup = functools.partial(attention.embedding_lookup, dtype=self.dtype)
+    h = lookup(self.tokens.embedding, x['tokens'])
     positions, ids = self.position_embedding, x.get('position_ids')
-    positions = positions.astype(self.dtype)
     if self.pad_token >= 0:
       # The first row is that of the padding token.
       real = x['tokens'] != self.pad_token
       ids = jnp.cumsum(real, axis=1) * real if ids is None else ids + 1
     if ids is not None:
-      h = h + attention.embedding_lookup(positions, ids)
+      h = h + lookup(positions, ids)
     else:
-      h = h + positions[None, : x['tokens'].shape[1]]
+      h = h + positions[None, : x['tokens'].shape[1]].astype(self.dtype)
     if not self.causal:
       h = self.embeddings_norm(h)
     return attention.dropout(h, x.get('dropout'), 0, self.dropout)

@@ -118,7 +118,7 @@ class LookupTest(parameterized.TestCase):
     ids = np.array([[1, 6, 1], [0, 2, 2]])
 
     def total(table):
-      found = attention.embedding_lookup(table, ids)
+      found = attention.embedding_lookup(table, ids, jnp.float32)
       return jnp.square(found).sum(), found
 
     with mock.patch.object(attention, 'ONE_HOT_VOCABULARY', limit):
@@ -130,10 +130,29 @@ class LookupTest(parameterized.TestCase):
   def test_large_vocabulary_is_not_one_hot(self):
     ids = jnp.zeros((1, 2), int)
     for size, product in ((256, True), (257, False)):
-      text = str(
-        jax.make_jaxpr(attention.embedding_lookup)(jnp.ones((size, 3)), ids)
-      )
+      lookup = lambda table: attention.embedding_lookup(table, ids, jnp.float32)
+      text = str(jax.make_jaxpr(lookup)(jnp.ones((size, 3))))
       self.assertEqual('dot_general' in text, product)
+
+  @parameterized.product(
+    limit=(0, 256), dtype=(jnp.float32, jnp.bfloat16), seeds=(False, True)
+  )
+  def test_gradient_of_a_frequent_token_in_bfloat16(self, limit, dtype, seeds):
+    ids = jnp.zeros((4, 512), int)
+
+    def total(table):
+      h = attention.embedding_lookup(table, ids, jnp.bfloat16)
+      return (h.astype(jnp.float32) * 1e-3).sum()
+
+    grad, table = jax.grad(total), jnp.ones((7, 3), dtype)
+    if seeds:
+      grad, table = jax.vmap(grad), table[None]
+    with mock.patch.object(attention, 'ONE_HOT_VOCABULARY', limit):
+      got = jax.jit(grad)(table).reshape(7, 3)
+    self.assertEqual(got.dtype, dtype)
+    # Summed in bfloat16 it is 0.5.
+    np.testing.assert_allclose(np.float32(got[0]), 2.048, rtol=0.01)
+    np.testing.assert_array_equal(np.float32(got[1:]), 0)
 
 
 class TakePositionsTest(parameterized.TestCase):

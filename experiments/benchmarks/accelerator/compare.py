@@ -7,7 +7,6 @@ first 100 steps must agree, or nothing is timed. Then the sides take turns.
 
 from collections.abc import Iterator
 from collections.abc import Mapping
-import concurrent.futures
 import dataclasses
 import pathlib
 import statistics
@@ -21,10 +20,10 @@ import numpy as np
 
 from cxjax import errors
 from cxjax.configs import builders
+from cxjax.methods import flops
 from cxjax.training import run_spec
 from experiments.benchmarks import rounds
 from experiments.benchmarks.accelerator import peer as peer_lib
-from experiments.benchmarks.accelerator import pipe as pipe
 from experiments.benchmarks.accelerator import rounds as rounds_lib
 
 Row: TypeAlias = dict[str, Any]
@@ -130,22 +129,14 @@ class Comparison:
     specs = {f'ours {n}': self._spec(n) for n in self.seeds}
     ours = {name: Ours(spec) for name, spec in specs.items()}
     first, *_ = ours.values()
-    with (
-      concurrent.futures.ThreadPoolExecutor(1) as pool,
-      peer_lib.Peer(self._job(first)) as peer,
-    ):
-      flops = pool.submit(self._flops, first.spec)
+    with peer_lib.Peer(self._job(first)) as peer:
       # PyTorch compiles at the same time, in its process.
       peer.build(self.sides)
+      needed = self._flops(first.spec)
       want = first.losses(CHECKED_STEPS)
       others = {name: side for name, side in ours.items() if side is not first}
       theirs = peer.built()
       differences, failed = self._check({**others, **theirs.sides}, want)
-      # The compiler of the FLOPs would slow what is timed.
-      problem = flops.exception()
-      if problem is not None:
-        failed['FLOPs'] = pipe.one_line(problem)
-      needed = None if problem else flops.result()
       sides = {n: side for n, side in theirs.sides.items() if n not in failed}
       sides = {**ours, **sides}
       found = list(rounds_lib.measure(sides, tiny=self.tiny))
@@ -193,14 +184,10 @@ class Comparison:
     }
 
   def _flops(self, spec: run_spec.RunSpec) -> float | None:
-    """Returns the FLOPs of a step, as XLA compiles it for the CPU.
-
-    For a GPU, XLA does not count the products that libraries compute.
-    """
+    """Returns the FLOPs of a step; None for an MLP, which touches few."""
     if self.config.model == 'mlp':
       return None
-    with jax.default_device(jax.devices('cpu')[0]):
-      (planned,) = spec.plan_with_costs()
+    (planned,) = spec.plan_with_costs(flops.counted)
     return (planned.student_flops or 0.0) + (planned.teacher_flops or 0.0)
 
   def _check(

@@ -17,8 +17,8 @@ LEGEND = """\
 Times: median (min..max) of the rounds, in which the sides take turns; in steps,
 microseconds of one step of one student. 'per second' counts tokens, padding
 included, or examples of an MLP. 'times ours': ratio of the medians (median of
-the ratios of the rounds). 'of peak': FLOPs of a step as XLA compiles it for the
-CPU, over the time and the measured peak. 'loss difference': the largest of the
+the ratios of the rounds). 'of peak': FLOPs of a step, counted from its jaxpr,
+over the time and the measured peak. 'loss difference': the largest of the
 first 100 steps, relative to the first loss. 'build s' is near 0 if a cache had
 it.
 """
