@@ -95,7 +95,7 @@ def make(name: str, folder: pathlib.Path, tiny: bool) -> Together:
     args += ['-n', '0' if tiny else str(WORKERS)]
   if tiny:
     args += ['tests/errors_test.py']
-  extra = {**SHARED, **(CPU if name == 'tests_cpu' else {})}
+  extra = {**SHARED, **EXACT, **(CPU if name == 'tests_cpu' else {})}
   command = Command(args, extra)
   return Together(
     {name: command}, lambda folder: read_tests(name, folder / f'{name}.log')
