@@ -19,6 +19,7 @@ how much each of them counts.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 from typing import TypeAlias
 
@@ -40,3 +41,16 @@ Training: TypeAlias = Callable[[Params, Input, jax.Array], Any]
 Loss: TypeAlias = Callable[[jax.Array, Target], jax.Array]
 # A line of metrics.jsonl.
 Record: TypeAlias = dict[str, Any]
+
+
+def shape_struct(
+  shape: Sequence[Any], dtype: Any, sharding: Any = None
+) -> jax.ShapeDtypeStruct:
+  """Shape of an array as JAX holds it.
+
+  It warns of the dtypes of 64 bits that arrays of numpy have, as it makes 32 of
+  them, when they come as a shape and not as an array.
+  """
+  if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):  # No PRNG key.
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+  return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)

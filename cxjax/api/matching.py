@@ -372,7 +372,7 @@ def _without_batch(
   if not any(size in leaf.shape[1:] for leaf in jax.tree.leaves((x, found))):
     return set()
   more = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((size + 1, *leaf.shape[1:]), leaf.dtype),
+    lambda leaf: types.shape_struct((size + 1, *leaf.shape[1:]), leaf.dtype),
     x,
   )
   try:

@@ -74,7 +74,7 @@ def _outputs(
   keys = jax.dtypes.prng_key
   if any(jnp.issubdtype(leaf.dtype, keys) for leaf in jax.tree.leaves(x)):
     return None
-  few = lambda leaf: jax.ShapeDtypeStruct(
+  few = lambda leaf: types.shape_struct(
     (min(leaf.shape[0], ROWS), *leaf.shape[1:]), leaf.dtype
   )
   for shapes in (few, lambda leaf: leaf):  # A model may have one batch size.

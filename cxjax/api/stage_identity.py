@@ -50,7 +50,7 @@ def terms(
     got = jax.eval_shape(forward, params, batch['x'])
     regressor = planned.regressors.get(name)
     if regressor is not None:
-      got = jax.ShapeDtypeStruct((*got.shape[:-1], regressor[1]), got.dtype)
+      got = types.shape_struct((*got.shape[:-1], regressor[1]), got.dtype)
     fields = _term(term, got, batch)
     if term.projection in projections.PROJECTIONS:
       fields['draw'] = _draw(term.projection, planned.projections[name])

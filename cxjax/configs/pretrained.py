@@ -141,7 +141,7 @@ def open_teacher(config: Config) -> Pretrained | None:
   if folder is None:
     return None
   module, shapes = huggingface.read(
-    folder, lambda _, array: jax.ShapeDtypeStruct(array.shape, array.dtype)
+    folder, lambda _, array: types.shape_struct(array.shape, array.dtype)
   )
   errors.require(
     module.num_classes > 0,

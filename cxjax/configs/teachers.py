@@ -172,7 +172,7 @@ def template(
   x = jax.tree.map(lambda leaf: leaf[:1], spec.held_out['x'])
   one = jax.eval_shape(model.init, jax.random.key(0), x)
   shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), one
+    lambda leaf: types.shape_struct((num_seeds, *leaf.shape), leaf.dtype), one
   )
   layout = spec.layout
   return mesh_lib.abstract(shapes, layout.mesh, layout.student, seeds=True)

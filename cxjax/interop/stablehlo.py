@@ -49,7 +49,7 @@ def export(
     checks.batch('The input', {'x': x})
     (size,) = jax_export.symbolic_shape('b')
     shapes = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype),
+      lambda leaf: types.shape_struct((size, *leaf.shape[1:]), leaf.dtype),
       shapes,
     )
   run = jax_export.export(jax.jit(fun), platforms=platforms)

@@ -87,6 +87,15 @@ def has_custom_derivative(jaxpr: core.Jaxpr) -> bool:
   )
 
 
+def scan_counts(equation: core.JaxprEqn) -> tuple[int, int]:
+  """Numbers of constants and of carries, the first operands of a scan."""
+  params = equation.params
+  if 'ft_in' in params:  # From jax 0.11 on: constants, carries, the others.
+    constants, carries, _ = params['ft_in'].unpack()
+    return len(constants), len(carries)
+  return params['num_consts'], params['num_carry']
+
+
 def hash_jaxpr(closed: core.ClosedJaxpr) -> bytes:
   """Hash of a jaxpr as a function of its inputs; raises Unhashable."""
   inputs: list[Value] = [
@@ -137,15 +146,25 @@ def _equation(eqn: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
       return _outputs(_close(eqn.params[key]), list(inputs))
     if name in COMMUTATIVE:
       hashed.sort()
+    named = _params(eqn)
     params = [
       part
-      for key in sorted(eqn.params.keys() - IGNORED)
-      for part in (key, _encode(eqn.params[key], f'{key} of {name}'))
+      for key in sorted(named.keys() - IGNORED)
+      for part in (key, _encode(named[key], f'{key} of {name}'))
     ]
   except Unhashable as error:
     return [error] * size
   whole = hash_parts(name, *params, 'inputs', *hashed)
   return [hash_parts(whole, str(i)) for i in range(size)]
+
+
+def _params(eqn: core.JaxprEqn) -> dict[str, Any]:
+  """Parameters of an equation, by names that are the same in every jax."""
+  if eqn.primitive.name != 'scan':
+    return dict(eqn.params)
+  counts = dict(zip(('num_consts', 'num_carry'), scan_counts(eqn), strict=True))
+  others = eqn.params.keys() - {'ft_in', 'ft_out'}
+  return {**{key: eqn.params[key] for key in others}, **counts}
 
 
 def _close(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:

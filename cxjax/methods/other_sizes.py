@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from cxjax import types
+
 
 def result(
   fun: Callable[..., Any], axes: Sequence[int], *shapes: Any
@@ -81,4 +83,4 @@ def _changed(
   rest = list(leaf.shape[len(first) :])
   if rest:
     rest[-1] += longer * (max(lengths) + 1)
-  return jax.ShapeDtypeStruct((*first, *rest), leaf.dtype)
+  return types.shape_struct((*first, *rest), leaf.dtype)

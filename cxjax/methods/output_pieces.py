@@ -148,8 +148,8 @@ def shape(output: Any) -> jax.ShapeDtypeStruct:
   """Shape and dtype of an output, whole or in two parts."""
   if isinstance(output, output_split.Apart):
     made = jax.eval_shape(output.head, output.weights, output.features)
-    return jax.ShapeDtypeStruct(output.shape, made.dtype)
-  return jax.ShapeDtypeStruct(output.shape, output.dtype)
+    return types.shape_struct(output.shape, made.dtype)
+  return types.shape_struct(output.shape, output.dtype)
 
 
 def summed_loss(

@@ -48,8 +48,9 @@ def _check_schedule(stage: stage_lib.Stage, term: stage_lib.Term) -> None:
   if not term.scheduled:
     return
   what = f'The weight of {term.student!r} in stage {stage.name!r}'
+  fraction = jax.ShapeDtypeStruct((), jnp.float32)
   try:
-    shape = jax.eval_shape(term.weight_at, jax.ShapeDtypeStruct((), float))
+    shape = jax.eval_shape(term.weight_at, fraction)
   except Exception as error:  # Whatever a function of the user raises.
     reason = str(error).partition('\n')[0].rstrip('.')
     raise errors.UserError(
@@ -61,7 +62,6 @@ def _check_schedule(stage: stage_lib.Stage, term: stage_lib.Term) -> None:
     f'{what} is a schedule that returns {shape}: it must return a scalar, as '
     'optax.linear_schedule(1.0, 0.0, 1.0) does.',
   )
-  fraction = jax.ShapeDtypeStruct((), jnp.float32)
   python_state.refuse(what, term.weight_at, fraction)
   fractions = np.linspace(0, 1, CHECKED_PARTS + 1, dtype=np.float32)
   weights = np.asarray(jax.vmap(term.weight_at)(jnp.asarray(fractions)))

@@ -110,7 +110,7 @@ def carry(
   carried = carry_optimizer_state(old.opt_state, new.opt_state)
   if isinstance(tx, optimizer.Elementwise) and new.regressors:
     trainable, _ = masks.split(new.params, mask)
-    wider = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 1), leaf.dtype)
+    wider = lambda leaf: types.shape_struct((*leaf.shape, 1), leaf.dtype)
     # Only what is of the regressors changes its shape with theirs.
     usual, other = (
       jax.eval_shape(tx.init, (trainable, regressors))

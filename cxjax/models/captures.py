@@ -24,6 +24,7 @@ from jax.interpreters import mlir
 import jax.numpy as jnp
 
 from cxjax import errors
+from cxjax.methods import jaxprs
 from cxjax.methods import targets as targets_lib
 from cxjax.models import dataflow
 
@@ -228,7 +229,7 @@ def _lifted(
     return jax.checkpoint(run, **kept)(operands)
   if equation.primitive.name != 'scan':
     return run(operands)
-  first, carried = params['num_consts'], params['num_carry']
+  first, carried = jaxprs.scan_counts(equation)
   constants, last = operands[:first], first + carried
 
   def step(carry: Any, part: Any) -> Any:

@@ -16,6 +16,7 @@ import jax
 from jax.extend import core
 
 from cxjax.methods import flops as flops_lib
+from cxjax.methods import jaxprs
 
 # Calls whose equations count as those of the caller.
 _CALLS = (
@@ -211,7 +212,7 @@ class Dataflow:
       return first and any(self.stacked(o) for o in node.operands)
     return (
       node.equation.primitive.name == 'scan'
-      and value[1] >= node.equation.params['num_carry']
+      and value[1] >= jaxprs.scan_counts(node.equation)[1]
     )
 
   def determines(self, value: Value, output: Value) -> bool:

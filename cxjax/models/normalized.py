@@ -11,6 +11,7 @@ from typing import TypeAlias
 from jax.extend import core
 import numpy as np
 
+from cxjax.methods import jaxprs
 from cxjax.models import dataflow
 
 # Operations of a logsumexp, from its result back to the sum.
@@ -145,7 +146,7 @@ class _Walk:
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
   ) -> Total:
     body = dataflow.Dataflow(equation.params['jaxpr'])
-    stacked = value[1] >= equation.params['num_carry']
+    stacked = value[1] >= jaxprs.scan_counts(equation)[1]
     if stacked and axis == 0:
       return None
     return _Walk(body).total(body.outputs[value[1]], axis - stacked)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from cxjax import arguments
 from cxjax import types
+from cxjax.methods import jaxprs
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.models import dataflow
@@ -146,7 +147,7 @@ def _scans(
 
 def _first(equation: core.JaxprEqn) -> int:
   """Number of the operands of a scan that it does not scan over."""
-  return equation.params['num_consts'] + equation.params['num_carry']
+  return sum(jaxprs.scan_counts(equation))
 
 
 def _loops(
@@ -256,9 +257,7 @@ class _Splitter:
     self, equation: core.JaxprEqn, operands: Sequence[Any], paths: Sequence[str]
   ) -> list[Any] | None:
     """The results of a scan, split where it is a stack; None if it is none."""
-    constants, carried = (
-      equation.params[key] for key in ('num_consts', 'num_carry')
-    )
+    constants, carried = jaxprs.scan_counts(equation)
     first, stack = constants + carried, next(self._stacks)
     length = equation.params['length']
     stream = _stream(equation, paths)
@@ -337,7 +336,8 @@ def _stream(equation: core.JaxprEqn, paths: Sequence[str]) -> int | None:
   add to the output; and the layers change it, unlike a condition. Of several it
   is the largest.
   """
-  start, first = equation.params['num_consts'], _first(equation)
+  start, carried = jaxprs.scan_counts(equation)
+  first = start + carried
   flow = dataflow.Dataflow(equation.params['jaxpr'])
   weights = sum(1 << i for i, path in enumerate(paths) if path and i >= first)
   above = 0

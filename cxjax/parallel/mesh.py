@@ -221,7 +221,7 @@ def abstract_rows(tree: T, mesh: jax.sharding.Mesh) -> T:
     The shapes, with the axis `B` sharded.
   """
   return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
+    lambda leaf: types.shape_struct(
       leaf.shape, leaf.dtype, sharding=_rows(mesh, 2)
     ),
     tree,
@@ -319,7 +319,7 @@ def abstract(
 ) -> T:
   """Shapes of parameters, or of a training state, with their shardings."""
   return jax.tree.map(
-    lambda leaf, placed: jax.ShapeDtypeStruct(
+    lambda leaf, placed: types.shape_struct(
       leaf.shape, leaf.dtype, sharding=placed
     ),
     tree,

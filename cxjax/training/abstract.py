@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cxjax import types
 from cxjax.methods import stage_plan
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import multi_step
@@ -58,7 +59,7 @@ def rows(spec: run_spec.RunSpec) -> Any:
     return None
   lead = (spec.loop.log_every, spec.keys.data.shape[0])
   found = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype),
+    lambda leaf: types.shape_struct((*lead, *leaf.shape), leaf.dtype),
     spec.host.rows,
   )
   return mesh_lib.abstract_rows(found, spec.layout.mesh)

@@ -172,7 +172,7 @@ def eval_models(
     Models that return `output_split.Apart`; or these as they are.
   """
   size = -(-spec.num_held_out // eval_parts(spec))
-  part = lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
+  part = lambda leaf: types.shape_struct((size, *leaf.shape[1:]), leaf.dtype)
   x = jax.tree.map(part, targets_lib.without_dropout(spec.held_out['x']))
   shape = jax.eval_shape(student, spec.student_shapes, x)[0].shape
   copies, shards = _copies(spec)

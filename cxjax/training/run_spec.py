@@ -321,7 +321,7 @@ class RunSpec:
       self.init_stage(planned), jax.random.key(0), self.student_shapes
     )
     return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(
+      lambda leaf: types.shape_struct(
         (self.num_seeds, *leaf.shape), leaf.dtype
       ),
       one,

@@ -20,8 +20,9 @@ class DependencyMaskTest(parameterized.TestCase):
       return high @ p['b'], {'low': low, 'high': high, 'side': side}
 
     shapes = {'a': (2, 2), 'b': (2, 2), 'side': (2, 2), 'stack': (3, 2, 2)}
-    params = {k: jax.ShapeDtypeStruct(v, float) for k, v in shapes.items()}
-    x = jax.ShapeDtypeStruct((1, 2), float)
+    shape = lambda size: jax.ShapeDtypeStruct(size, jnp.float32)
+    params = {name: shape(size) for name, size in shapes.items()}
+    x = shape((1, 2))
     found = masks.dependency_mask(apply, params, x, names)
     return {name for name, needed in found.items() if needed}
 

@@ -95,9 +95,10 @@ class FailureTest(WriterTest):
     self.assertRegex(log.output[0], 'is not saved: Cannot write .*000000020')
 
   def test_an_exception_does_not_wait_for_ever(self):
-    held, done = threading.Event(), threading.Event()
+    began, held, done = (threading.Event() for _ in range(3))
 
     def hang(path):
+      began.set()
       held.wait()
       done.set()
       return {}
@@ -110,6 +111,7 @@ class FailureTest(WriterTest):
       self.writer() as writer,
     ):
       writer.save(10, items(10), {})
+      began.wait()
       raise ZeroDivisionError
     self.assertRegex(log.output[0], 'last checkpoint of .* is given up')
     thread = writer._thread
