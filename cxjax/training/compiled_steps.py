@@ -64,6 +64,11 @@ class CompiledSteps:
     return len(self._programs.compiled)
 
   @property
+  def programs(self) -> Mapping[Any, Callable[..., Any]]:
+    """The programs that were compiled, by name."""
+    return self._programs.compiled
+
+  @property
   def seconds(self) -> float:
     """Seconds in which the run waited for compilation."""
     return self._programs.seconds

@@ -23,6 +23,7 @@ from cxjax.configs import builders
 from cxjax.methods import flops
 from cxjax.training import run_spec
 from experiments.benchmarks import rounds
+from experiments.benchmarks.accelerator import kernels as kernels
 from experiments.benchmarks.accelerator import peer as peer_lib
 from experiments.benchmarks.accelerator import rounds as rounds_lib
 
@@ -90,6 +91,15 @@ class Ours:
       self._train(self.unit)
     return time.perf_counter() - begin
 
+  def program(self) -> str:
+    """Returns XLA's text of the program of the steps."""
+    (program,) = (
+      found
+      for name, found in self.stage.steps.programs.items()
+      if name[0] == 'train_many_steps'
+    )
+    return program.as_text()  # type: ignore[attr-defined]
+
   @property
   def built(self) -> float:
     """Seconds that its programs took to compile."""
@@ -143,6 +153,8 @@ class Comparison:
     for row in found:
       yield {'table': 'rounds', 'case': self.name, **row}
     yield from self._table(sides, found, differences, needed)
+    if jax.default_backend() != 'cpu':
+      yield from kernels.rows(first, first.program(), {'case': self.name})
     for name, error in {**theirs.failed, **failed}.items():
       yield {'table': 'steps', **self._labels(name), 'error': error}
 

@@ -25,6 +25,7 @@ it.
 TITLES = {
   'environment': 'Machine',
   'steps': 'Steps',
+  'kernels': 'What a step of one student goes to',
   'attention': 'Attention, bfloat16, forward and backward',
   'agreement': 'Runs on the device against runs on the CPU',
   'tests': 'Fast tests',
@@ -128,7 +129,7 @@ def page(rows: Rows, cases: Rows) -> str:
     'attention': list(_attention(by_table['attention'])),
     **{
       table: list(_plain(by_table[table]))
-      for table in ('agreement', 'tests', 'failures')
+      for table in ('kernels', 'agreement', 'tests', 'failures')
     },
   }
   parts = ['# One accelerator', LEGEND, tables.markdown(cases)]
