@@ -87,9 +87,23 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: of(item) not in slow)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Skips what this machine cannot test, before its class is set up."""
+  for mark in item.iter_markers('devices'):
+    if jax.device_count() < mark.args[0]:
+      pytest.skip(f'needs {mark.args[0]} devices, not {jax.device_count()}')
+  if item.get_closest_marker('cpu') and jax.default_backend() != 'cpu':
+    pytest.skip(f'needs a CPU, not a {jax.default_backend()}')
+
+
 def pytest_collection_finish(session):
   """Shares what runs of one config compile."""
   del session
+  if jax.default_backend() != 'cpu':
+    # Products of float32 have 10 bits on a GPU, unless this is said.
+    jax.config.update('jax_default_matmul_precision', 'highest')
+    os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
   import compiled_once  # Imports JAX's users, after the settings above.
 
   compiled_once.install()

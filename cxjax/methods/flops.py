@@ -94,7 +94,8 @@ def compiled(fun: Callable[..., Any], *args: Any) -> float:
 def lowered(fun: Callable[..., Any], *args: Any) -> float:
   """FLOPs of `fun(*args)` before XLA optimizes it; compiles nothing.
 
-  Scans are as in `compiled`. On a GPU, `counted`.
+  Scans are as in `compiled`. XLA tells them on a CPU alone; on other devices
+  they are those that `counted` has.
   """
   return _of_xla(fun, args, lambda traced: traced.lower())
 
@@ -102,12 +103,14 @@ def lowered(fun: Callable[..., Any], *args: Any) -> float:
 def _of_xla(
   fun: Callable[..., Any], args: Sequence[Any], analyzed: Callable[[Any], Any]
 ) -> float:
-  """FLOPs of XLA's cost analysis of what `analyzed` makes of the trace."""
+  """FLOPs of XLA's analysis of what `analyzed` makes of the trace."""
   if jax.default_backend() not in _XLA_COUNTS:
     return counted(fun, *args)
   traced = jax.jit(fun).trace(*args)
-  analysis = analyzed(traced).cost_analysis()
-  return float((analysis or {}).get('flops', 0.0)) + _later(_needed(traced))
+  analysis, needed = analyzed(traced).cost_analysis(), _needed(traced)
+  if analysis is None:
+    return of_jaxpr(needed)
+  return float(analysis.get('flops', 0.0)) + _later(needed)
 
 
 def counted(fun: Callable[..., Any], *args: Any) -> float:

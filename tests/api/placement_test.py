@@ -95,13 +95,14 @@ def run(teacher, student):
 class PlacementTest(parameterized.TestCase):
   def test_processes_that_would_split_a_batch_are_refused(self):
     plan = mock.Mock(batch={'x': np.zeros((8, 2))})
+    every_device = f"'model': {jax.device_count()}}}, or"
     with (
       mock.patch.object(multihost, 'count', lambda: 2),
       mock.patch.object(mesh_lib, 'make') as make,
       mock.patch.object(mesh_lib, 'own_rows', lambda *_: [0, 1, 2, 3]),
       self.assertRaisesRegex(
         errors.UserError,
-        r"data=4, fsdp=2 splits a batch over 2 processes.*'model': 8}, or",
+        f'data=4, fsdp=2 splits a batch over 2 processes.*{every_device}',
       ) as caught,
     ):
       make.return_value.shape = {'data': 4, 'fsdp': 2}

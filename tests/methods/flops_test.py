@@ -3,7 +3,7 @@
 import functools
 from unittest import mock
 
-from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import pytest
@@ -15,7 +15,7 @@ B = jax.ShapeDtypeStruct((16, 4), jnp.float32)
 PRODUCT = 2 * 8 * 16 * 4
 
 
-class FlopsTest(absltest.TestCase):
+class FlopsTest(parameterized.TestCase):
   def test_a_product(self):
     for count in flops.compiled, flops.lowered, flops.counted:
       self.assertEqual(count(jnp.matmul, A, B), PRODUCT)
@@ -29,10 +29,19 @@ class FlopsTest(absltest.TestCase):
       ):
         self.assertEqual(count(jnp.matmul, A, B), PRODUCT)
 
+  @parameterized.parameters(
+    (flops.compiled, jax.stages.Compiled), (flops.lowered, jax.stages.Lowered)
+  )
+  def test_where_xla_tells_none_they_are_counted(self, count, stage):
+    """It does not for a GPU, before it compiled; they were 0."""
+    with mock.patch.object(stage, 'cost_analysis', return_value=None):
+      self.assertEqual(count(jnp.matmul, A, B), PRODUCT)
+
   def test_what_is_not_used_costs_nothing_once_compiled(self):
     first = lambda a, b: (a @ b, a @ b @ b.T)[0]
     self.assertEqual(flops.compiled(first, A, B), PRODUCT)
 
+  @pytest.mark.cpu
   def test_what_is_computed_twice_is_counted_once_compiled(self):
     """What is written is counted as it is written."""
     twice = lambda a, b: a @ b + (a + 0) @ b

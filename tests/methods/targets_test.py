@@ -270,6 +270,7 @@ class FlopsTest(parameterized.TestCase):
     return sum(2 * self.rows * m * n for m, n in pairs)
 
   @parameterized.parameters(0, 1, 2, 3)
+  @pytest.mark.cpu
   def test_a_target_costs_the_layers_up_to_its_tap(self, i):
     got = self.flops(Term('a', f'hidden{i}', projection='gaussian'))
     expected = self.product(32, *(self.wide,) * (i + 1), self.narrow)

@@ -5,6 +5,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import pytest
 
 from cxjax import errors
 from cxjax.parallel import devices as devices_lib
@@ -73,6 +74,8 @@ class TopologyTest(parameterized.TestCase):
       devices_lib.topology('v5e:4x4')
 
 
+@pytest.mark.cpu
+@pytest.mark.devices(8)
 class ChipTest(parameterized.TestCase):
   def test_devices_of_a_cpu_share_its_memory(self):
     one, many = (

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
+import pytest
 
 from cxjax import errors
 from cxjax.parallel import mesh as mesh_lib
@@ -27,6 +28,7 @@ def spec_of(array):
   return P(*spec, *(None,) * (array.ndim - len(spec)))
 
 
+@pytest.mark.devices(8)
 class MakeTest(parameterized.TestCase):
   @parameterized.parameters(
     ({}, 8), ({'fsdp': 2}, 4), ({'model': 4, 'seed': 2}, 1), ({'fsdp': 8}, 1)
@@ -69,6 +71,7 @@ class MakeTest(parameterized.TestCase):
     ({'model': 2.0}, 'mesh.model=2.0 must be a whole number'),
     ({'data': 'all'}, "mesh.data='all' must be a whole number"),
   )
+  @pytest.mark.cpu
   def test_mistake_is_one_line(self, sizes, message):
     with self.assertRaisesRegex(errors.UserError, message) as caught:
       mesh_lib.make(sizes, 8)
@@ -85,6 +88,7 @@ class MakeTest(parameterized.TestCase):
     ):
       mesh_lib.make({'data': 1}, 8)
 
+  @pytest.mark.cpu
   def test_describe(self):
     mesh = mesh_lib.make({'data': 2, 'model': 4}, 8)
     self.assertEqual(
@@ -98,6 +102,7 @@ class MakeTest(parameterized.TestCase):
     self.assertEqual(mesh_lib.in_use(mesh), mesh_lib.describe(mesh))
 
 
+@pytest.mark.devices(8)
 class BatchTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -163,6 +168,7 @@ class BatchTest(parameterized.TestCase):
     self.assertEqual(found.shape, (3, 2, 8, 5))
 
 
+@pytest.mark.devices(8)
 class ParametersTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -223,6 +229,7 @@ class ParametersTest(parameterized.TestCase):
     chex.assert_trees_all_equal(*map(jax.random.key_data, (found, keys)))
 
 
+@pytest.mark.devices(8)
 class GatheredTest(absltest.TestCase):
   def test_is_gathered_over_fsdp_alone(self):
     mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'model': 2}, 8)

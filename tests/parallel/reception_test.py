@@ -1,5 +1,7 @@
 """Arrays of a user on any devices, and what has no values."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -16,10 +18,12 @@ TREE = {'a': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
 
 
 def apart(tree):
-  """Each leaf committed to another device."""
+  """Each leaf committed to another device, as long as there are."""
   leaves, structure = jax.tree.flatten(tree)
   devices = jax.devices()[-len(leaves) :]
-  return structure.unflatten(map(jax.device_put, leaves, devices))
+  return structure.unflatten(
+    map(jax.device_put, leaves, itertools.cycle(devices))
+  )
 
 
 def everywhere(sharding):

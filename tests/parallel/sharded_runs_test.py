@@ -154,6 +154,7 @@ class ShardedRunTest(parameterized.TestCase):
     chex.assert_trees_all_equal(*map(arrays, folders))
 
 
+@pytest.mark.devices(8)
 class MeshOfAConfigTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'data': 16}, 'take 16 devices: this machine has 8'),

@@ -250,6 +250,7 @@ class RestoreTest(SavedTest):
     found = checkpoints.restore(self.folder, 20, templates(items()))
     chex.assert_trees_all_equal(found, items())
 
+  @pytest.mark.devices(2)
   def test_shardings_are_those_of_the_template(self):
     mesh = jax.make_mesh((2,), ('data',))
     sharding = jax.NamedSharding(mesh, jax.P('data'))

@@ -54,6 +54,7 @@ class EvalPartsTest(parameterized.TestCase):
     with mock.patch.object(output_memory, 'EVAL_ROWS_ON_CPU', on_accelerators):
       self.assertEqual(output_memory.eval_parts(spec), parts)
 
+  @pytest.mark.cpu
   def test_parts_on_a_cpu_stay_in_its_cache(self):
     x = jnp.zeros((4_096, runs.BITS))
     spec = dataclasses.replace(runs.spec(), held_out={'x': x})
