@@ -4,13 +4,9 @@ In shapes, `B` is the batch, `L` the length, `P` the number of target positions,
 `D` the width of the model, `H` the number of heads and `d` the width of a head.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from cxjax.models import fused_attention
 
 # Up to this vocabulary size, a lookup is a product with one-hot vectors: its
 # gradient is a product too, instead of a scatter that runs row by row.
@@ -30,8 +26,7 @@ def dot_product_attention(
   """Scaled dot-product attention.
 
   Divides by the sum of the weights after the product with the values, not
-  before it: `Q d` divisions instead of `Q K`. On one GPU, in bfloat16 or
-  float16 and without a bias, it is that of cuDNN (`fused_attention.or_plain`).
+  before it: `Q d` divisions instead of `Q K`.
 
   Args:
     query: `[B, Q, H, d]`.
@@ -47,22 +42,6 @@ def dot_product_attention(
   References:
     Vaswani et al., 2017. https://arxiv.org/abs/1706.03762, section 3.2.
   """
-  scale = query.shape[-1] ** -0.5
-  if bias is None:
-    return fused_attention.or_plain(
-      plain_attention, query, key, value, visible, scale
-    )
-  return plain_attention(query, key, value, visible, bias)
-
-
-def plain_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  visible: jax.Array | None,
-  bias: jax.Array | None = None,
-) -> jax.Array:
-  """The same in JAX alone, as `dot_product_attention` has it elsewhere."""
   query = query * query.shape[-1] ** -0.5
   scores = jnp.einsum(
     'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
@@ -104,22 +83,6 @@ def grouped_attention(
   References:
     Ainslie et al. "GQA", 2023. https://arxiv.org/abs/2305.13245, section 2.2.
   """
-  plain = functools.partial(plain_grouped_attention, scale=scale, cap=cap)
-  if cap:
-    return plain(query, key, value, visible)
-  return fused_attention.or_plain(plain, query, key, value, visible, scale)
-
-
-def plain_grouped_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  visible: jax.Array | None,
-  *,
-  scale: float,
-  cap: float,
-) -> jax.Array:
-  """The same in JAX alone, as `grouped_attention` has it elsewhere."""
   groups = key.shape[2]
   shape = (*query.shape[:2], groups, query.shape[2] // groups, query.shape[3])
   scores = scale * jnp.einsum(

@@ -139,27 +139,22 @@ def _implementations() -> dict[str, Callable[..., jax.Array]]:
   """Attention of `(query, key, value, lengths)`, by name.
 
   `lengths` is `[B]`, the number of visible keys, or None if all are visible.
-  'plain' is what 'ours' is where cuDNN cannot be used.
   """
 
-  def ours(q: Any, k: Any, v: Any, lengths: Any, *, attend: Any) -> jax.Array:
+  def ours(q: Any, k: Any, v: Any, lengths: Any) -> jax.Array:
     visible = None
     if lengths is not None:
       at = jnp.arange(k.shape[1])[None, None]
       visible = at < lengths[:, None, None]
-    return attend(q, k, v, visible)
+    return attention_lib.dot_product_attention(q, k, v, visible)
 
   def theirs(q: Any, k: Any, v: Any, lengths: Any, *, name: Any) -> jax.Array:
     return jax.nn.dot_product_attention(
       q, k, v, key_value_seq_lengths=lengths, implementation=name
     )
 
-  own = {
-    'plain': attention_lib.plain_attention,
-    'ours': attention_lib.dot_product_attention,
-  }
   return {
-    **{n: functools.partial(ours, attend=attend) for n, attend in own.items()},
+    'ours': ours,
     **{n: functools.partial(theirs, name=n) for n in ('cudnn', 'xla')},
   }
 
