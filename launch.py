@@ -7,6 +7,11 @@ A comparison of methods:
 python launch.py --config=experiments/parity_mlp.py --workdir=DIR \
   --compare=supervised,one_shot,progressive,extracted
 
+The same with a search: every method gets the same learning rates to try, by
+successive halving, and the best one with all seeds, at equal FLOPs:
+python launch.py --config=experiments/parity_mlp.py --workdir=DIR \
+  --compare=supervised,one_shot,extracted_labels --rates=1e-3,3e-3,1e-2
+
 Students that are cut out of the teacher, in place of a random start:
 python launch.py --config=experiments/causal_text.py --workdir=DIR \
   --config.student.start=teacher
@@ -43,17 +48,22 @@ jobs and TPU pods need none of these flags.
 
 import experiments  # noqa: F401, I001  Hears signals during the slow imports.
 
+import dataclasses
 import pathlib
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import folders
 from cxjax.analysis import dry_run
+from cxjax.api import budgets
+from cxjax.api import compare
 from cxjax.configs import builders
 from cxjax.configs import cli
+from cxjax.configs import contest
 from cxjax.configs import experiment
 from cxjax.configs import ranges
 from cxjax.configs import stored_targets
@@ -77,6 +87,30 @@ _COMPARE = flags.DEFINE_list(
   'compare',
   [],
   'Methods, with commas between them: trains students by each, on one teacher.',
+)
+_RATES = flags.DEFINE_list(
+  'rates',
+  [],
+  'Learning rates, with commas between them: --compare searches the best one '
+  'of each method, all at the same budget.',
+)
+_EQUAL = flags.DEFINE_string(
+  'equal',
+  'flops',
+  'With --rates: what all methods have as much of, '
+  f'{", ".join(budgets.EQUAL)}.',
+)
+_NUM_STEPS = flags.DEFINE_integer(
+  'num_steps',
+  None,
+  'With --rates: steps of one_shot, or else of the first method, whose cost is '
+  "the budget; without it the config's num_steps.",
+)
+_BUDGET = flags.DEFINE_float(
+  'budget',
+  1.0,
+  'With --rates: the part of the budget at which all is done, as 0.1, to '
+  'predict the whole.',
 )
 _DRY_RUN = flags.DEFINE_string(
   'dry_run',
@@ -124,6 +158,9 @@ def main(argv: list[str]) -> None:
     stored = stored_targets.cache_targets(config, workdir, folder)
     cli.show(target_cache.format_summary(stored))
     return
+  if _RATES.value:
+    _search(config, workdir)
+    return
   if _COMPARE.value:
     experiment.compare(config, _COMPARE.value, workdir)
     if multihost.is_first():
@@ -133,6 +170,24 @@ def main(argv: list[str]) -> None:
   summary = experiment.run(config, workdir)
   if multihost.is_first():
     cli.show(summary_lib.compare_table([summary]))
+
+
+def _search(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Compares the methods, each at its best rate, and prints the results."""
+  if _NUM_STEPS.value is not None:
+    config.num_steps = _NUM_STEPS.value
+  found = contest.search(
+    config,
+    _COMPARE.value,
+    workdir,
+    rates=cli.positive_numbers('rates', _RATES.value),
+    equal=_EQUAL.value,
+    budget=_BUDGET.value,
+    report=cli.show,
+  )
+  # The description was printed before it began.
+  cli.show(f'\n{dataclasses.replace(found, description="")}\n')
+  print(f'The curves: {workdir / "comparison.png"}')
 
 
 def _plan(config: ml_collections.ConfigDict, name: str) -> None:
@@ -162,6 +217,7 @@ def _check_flags() -> None:
     (_DRY_RUN, 'cpu, or a topology of TPUs, as v5e:4x4'),
     (_CACHE, 'a folder, or leave it out'),
     (_COMPARE, 'methods with commas between them, or leave it out'),
+    (_RATES, 'learning rates, as 1e-3,3e-3,1e-2, or leave it out'),
   ):
     errors.require(
       not flag.present or bool(flag.value),
@@ -185,6 +241,39 @@ def _check_flags() -> None:
     not twice,
     f'--compare names {", ".join(twice)} twice: give each method once.',
   )
+  _check_search()
+
+
+def _check_search() -> None:
+  """Raises UserError for flags of a search that are wrong or do not agree."""
+  if not _RATES.value:
+    for flag in (_EQUAL, _NUM_STEPS, _BUDGET):
+      errors.require(
+        not flag.present,
+        f'--{flag.name} is for a search over learning rates: give --rates, as '
+        '--rates=1e-3,3e-3,1e-2, or leave it out.',
+      )
+    return
+  errors.require(
+    bool(_COMPARE.value),
+    '--rates compares methods, each at its best rate: give --compare, or for '
+    'one run --config.optimizer.learning_rate.',
+  )
+  errors.require(
+    _DRY_RUN.value is None,
+    '--rates prints its cost before it trains, with the teacher that it needs: '
+    'leave --dry_run out.',
+  )
+  for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+    errors.require(
+      not flag.present,
+      f'--rates searches in one process: leave --{flag.name} out.',
+    )
+  cli.positive_numbers('rates', _RATES.value)
+  errors.lookup('--equal', _EQUAL.value, dict.fromkeys(budgets.EQUAL))
+  if _NUM_STEPS.value is not None:
+    arguments.integer('--num_steps', _NUM_STEPS.value, 1, 2**31 - 1)
+  arguments.number('--budget', _BUDGET.value, compare.SHARE)
 
 
 def _check_folders(config: ml_collections.ConfigDict) -> None:

@@ -31,6 +31,7 @@ from cxjax.api import distilled
 from cxjax.api import named_plans
 from cxjax.api import starts as starts_lib
 from cxjax.configs import cli
+from cxjax.configs import contest
 from cxjax.training import gradient_cosine
 from experiments import contestants
 from experiments import paths
@@ -54,7 +55,7 @@ Row = dict[str, Any]
 
 
 def run(
-  one: contestants.Setting, share: float, steps: int, rate: float
+  one: contest.Setting, share: float, steps: int, rate: float
 ) -> distilled.Distilled:
   """Trains students by the extracted curriculum.
 

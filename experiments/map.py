@@ -43,6 +43,7 @@ from cxjax import files
 from cxjax import tables
 from cxjax.analysis import plots
 from cxjax.configs import cli
+from cxjax.configs import contest
 from cxjax.methods import registry
 from experiments import contestants
 from experiments import paths
@@ -85,7 +86,7 @@ REUSE = 10  # Times that a batch is seen, in 'reused'.
 Row = dict[str, Any]
 
 
-def setting(name: str, workdir: pathlib.Path) -> contestants.Setting:
+def setting(name: str, workdir: pathlib.Path) -> contest.Setting:
   """Returns the networks, data and methods of an experiment."""
   found = contestants.find(name, _SIZE.value, workdir)
   if flags.FLAGS['num_steps'].present:
@@ -174,7 +175,7 @@ def _read(option: str, text: str, default: Any) -> Any:
 
 
 def compare(
-  one: contestants.Setting, axis: str, workdir: pathlib.Path
+  one: contest.Setting, axis: str, workdir: pathlib.Path
 ) -> cxjax.Comparison:
   """Compares all methods of an experiment.
 
@@ -190,19 +191,14 @@ def compare(
   batches = one.batches
   if axis == 'reused':
     batches = contestants.First(batches, max(num_steps // REUSE, 1))
-  return cxjax.compare(
-    one.teacher,
-    one.student,
-    batches,
-    held_out=one.held_out,
-    num_steps=num_steps,
-    methods=one.methods,
+  own = {} if _OWN_OPTIMIZER.value else {'optimizer': {'warmup': 0.0}}
+  return contest.compare(
+    dataclasses.replace(one, num_steps=num_steps, batches=batches),
     rates=paths.fractions(_RATES) if _RATES.value else one.rates,
     seeds=flags.FLAGS.seeds,
     equal=AXES[axis],
     workdir=workdir,
-    optimizer=one.optimizer if _OWN_OPTIMIZER.value else {'warmup': 0.0},
-    **one.options,
+    **own,
   )
 
 

@@ -15,6 +15,7 @@ import processes
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '--config=experiments/parity_mlp.py'
+SEARCH = f'{CONFIG} --workdir=DIR --compare=one_shot,extracted --rates='
 
 # Command lines, and what their one line says; DIR is a new folder.
 MISTAKES = {
@@ -62,6 +63,31 @@ MISTAKES = {
   ),
   f'{CONFIG} --workdir=DIR --cache_targets=': '--cache_targets= is empty',
   f'{CONFIG} --workdir=DIR --compare=': '--compare= is empty',
+  f'{CONFIG} --workdir=DIR --rates=1e-3': '--rates compares .* give --compare',
+  f'{CONFIG} --workdir=DIR --compare=one_shot --rates=': '--rates= is empty',
+  f'{SEARCH}1e-3,fast': "--rates=1e-3,fast: 'fast' must be a positive number",
+  f'{SEARCH}1e-3,0': "'0' must be a positive number, as 0.003",
+  f'{SEARCH}1e-3,nan': "'nan' must be a positive",
+  f'{SEARCH}1e-3,inf': "'inf' must be a positive",
+  f'{SEARCH}0.001,1e-3': '--rates=0.001,1e-3 has 0.001 twice: give each',
+  f'{SEARCH}1e-3 --equal=flop': "--equal 'flop'.*mean 'flops'",
+  f'{SEARCH}1e-3 --equal=': "--equal ''.*flops, student_flops, steps",
+  f'{SEARCH}1e-3 --num_steps=0': '--num_steps=0 must be a whole number, at',
+  f'{SEARCH}1e-3 --num_steps=many': 'many must be an integer',
+  f'{SEARCH}1e-3 --budget=0': '--budget=0.0 must be',
+  f'{SEARCH}1e-3 --budget=2': '--budget=2.0 must be',
+  f'{SEARCH}1e-3 --budget=nan': '--budget=nan must be',
+  f'{SEARCH}1e-3 --dry_run=cpu': '--rates prints its cost .* leave --dry_run',
+  f'{SEARCH}1e-3 --coordinator=localhost:1 --num_processes=2': (
+    '--rates searches in one process: leave --coordinator out'
+  ),
+  f'{SEARCH}1e-3 --config.patience=2': 'patience=2 is not for --rates',
+  f'{SEARCH}1e-3,3e-3,1e-2 --num_steps=3': "'one_shot', of 1 stage, 3 steps",
+  f'{CONFIG} --workdir=DIR --equal=flops': '--equal is for .* give --rates',
+  f'{CONFIG} --workdir=DIR --num_steps=9': '--num_steps is for .* give --rates',
+  f'{CONFIG} --workdir=DIR --budget=0.1 --compare=one_shot': (
+    '--budget is for a search .* give --rates'
+  ),
   f'{CONFIG} --workdir=/dev/null/x': '/dev/null is no folder',
   f'{CONFIG} --workdir=DIR/checkpoints/000000010': 'within the checkpoint',
   f'{CONFIG} --workdir=DIR --config.teacher.folder=~/x': 'begins with ~',
@@ -133,7 +159,7 @@ class LaunchTest(parameterized.TestCase):
     self.assertEmpty(done.stderr)
     lines = done.stdout.splitlines()
     commands = [line for line in lines if line.startswith('python launch.py')]
-    self.assertLen(commands, 5)
+    self.assertLen(commands, 6)
     self.assertLessEqual(max(map(len, lines)), 80)
     methods = done.stdout.split('Methods: ')[1].split('.')[0]
     self.assertCountEqual(re.findall(r'\w+', methods), registry.METHODS)
@@ -141,6 +167,10 @@ class LaunchTest(parameterized.TestCase):
       'config',
       'workdir',
       'compare',
+      'rates',
+      'equal',
+      'num_steps',
+      'budget',
       'dry_run',
       'cache_targets',
       'coordinator',
@@ -176,6 +206,33 @@ class LaunchTest(parameterized.TestCase):
     rows = [line.split()[1] for line in table.splitlines() if line]
     self.assertEqual(rows.count('labels'), 2)
     self.assertEqual(rows.count('output'), 2)
+
+  def test_a_search_prints_its_cost_and_what_it_found(self):
+    workdir = self.workdir()
+    code, printed, said = processes.forked(
+      'launch.py',
+      f'{CONFIG}:tiny',
+      f'--workdir={workdir}',
+      '--compare=supervised,one_shot',
+      '--rates=1e-3,1e-2',
+      '--num_steps=8',
+      '--equal=steps',
+      '--config.teacher.num_steps=10',
+    )
+    self.assertEqual(code, 0, said)
+    *parts, last = printed.rstrip().split('\n\n')
+    lines = '\n'.join(parts).splitlines()
+    self.assertLessEqual(max(map(len, lines)), 80)
+    self.assertEqual(last, f'The curves: {workdir / "comparison.png"}')
+    self.assertStartsWith(parts[0], 'Comparison by held-out accuracy')
+    self.assertIn('one_shot in 8 steps', parts[0].replace('\n', ' '))
+    text = (workdir / 'comparison.md').read_text()
+    advice = text.rstrip().split('\n\n')[-1]
+    self.assertEqual(parts[-1].replace('\n', ' '), advice)
+    self.assertEqual(printed.replace('\n', ' ').count(advice), 1)
+    self.assertEqual(printed.count('Comparison by'), 1)
+    for name in ('comparison.csv', 'comparison.png', 'search.csv'):
+      self.assertTrue((workdir / name).exists())
 
   def test_extracted_solves_what_one_shot_does_not(self):
     """The paper's claim, small: parity of 4 of 30 bits, the same steps."""

@@ -53,6 +53,11 @@ def scaled(plan: plan_lib.Plan, num_steps: int) -> plan_lib.Plan:
   )
 
 
+def part_of(num_steps: int, budget: float) -> int:
+  """Number of steps at a part of a budget, one at least."""
+  return max(round(num_steps * budget), 1)
+
+
 def trained(plan: plan_lib.Plan, trainable: Any) -> plan_lib.Plan:
   """A plan whose stages cost what training some of the parameters costs.
 

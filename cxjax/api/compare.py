@@ -185,7 +185,7 @@ def compare(
     options={**options, 'fit_on': fit_on},
   )
   begin.require_untrained(entrants.score(), entrants.num_examples)
-  lengths = entrants.lengths(max(round(num_steps * share), 1), equal)
+  lengths = entrants.lengths(budgets.part_of(num_steps, share), equal)
   description = entrants.describe(lengths, equal)
   report(description)
   found = dataclasses.replace(

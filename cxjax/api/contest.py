@@ -1,6 +1,7 @@
 """The runs of a comparison: a search for each method, then its final run."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import fractions
@@ -36,6 +37,32 @@ CHARGED = {
   'student_flops': 'FLOPs of the student, as with stored targets,',
 }
 Report: TypeAlias = Callable[[str], Any]
+
+
+def reference_of(names: Iterable[str]) -> str:
+  """The method whose cost is the budget: 'one_shot', or else the first."""
+  names = list(names)
+  return REFERENCE if REFERENCE in names else names[0]
+
+
+def require_steps(name: str, stages: int, steps: int, rates: int) -> None:
+  """Raises UserError for fewer steps than the first round of a search needs.
+
+  Args:
+    name: name of the method.
+    stages: number of its stages, each of which needs a step.
+    steps: number of its steps in the whole budget.
+    rates: number of learning rates.
+  """
+  share = next((one.share for one in search_lib.rounds_of(rates)), 1.0)
+  errors.require(
+    int(steps * share) >= stages,
+    f'The budget is too small: it gives method {name!r}, of {stages} '
+    f'stage{"s" * (stages > 1)}, {steps} steps, and {int(steps * share)} of '
+    'them in the first round of the search. It needs '
+    f'{math.ceil(stages / share)} steps: raise num_steps or budget, or give '
+    'fewer rates.',
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +109,7 @@ class Contest:
   @property
   def reference(self) -> str:
     """The method whose cost is the budget."""
-    return REFERENCE if REFERENCE in self.plans else next(iter(self.plans))
+    return reference_of(self.plans)
 
   def lengths(self, num_steps: int, equal: str) -> dict[str, int]:
     """Number of steps of each method.
@@ -112,16 +139,7 @@ class Contest:
     return found
 
   def _check_length(self, name: str, steps: int) -> None:
-    stages = len(self.plans[name].stages)
-    share = self.rounds[0].share if self.rounds else 1.0
-    errors.require(
-      int(steps * share) >= stages,
-      f'The budget is too small: it gives method {name!r}, of {stages} '
-      f'stage{"s" * (stages > 1)}, {steps} steps, and {int(steps * share)} of '
-      'them in the first round of the search. It needs '
-      f'{math.ceil(stages / share)} steps: raise num_steps or budget, or give '
-      'fewer rates.',
-    )
+    require_steps(name, len(self.plans[name].stages), steps, len(self.rates))
 
   def describe(self, lengths: dict[str, int], equal: str) -> str:
     """Describes what is compared, how, and at what cost, before it starts.

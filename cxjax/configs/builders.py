@@ -1,6 +1,6 @@
 """From a config to an experiment, and from that to the specification of runs.
 
-With `experiment.py` the only module that reads a whole config.
+With `experiment.py` and `contest.py` the only module that reads a whole config.
 """
 
 from collections.abc import Callable

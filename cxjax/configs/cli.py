@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import logging as std_logging
+import math
 import os
 import pathlib
 import re
@@ -155,6 +156,40 @@ def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
   return [int(word) for word in words]
 
 
+def positive_numbers(flag: str, words: Sequence[str]) -> list[float]:
+  """The different positive numbers that a flag lists.
+
+  Args:
+    flag: name of the flag, for the message.
+    words: words of its list.
+
+  Returns:
+    The numbers.
+
+  Raises:
+    UserError: the list is empty, or a word is no positive number, or the same
+      number as another.
+  """
+  given = f'--{flag}={",".join(words)}'
+  errors.require(bool(words), f'{given} is empty: give numbers, as 1e-3,1e-2.')
+  found: list[float] = []
+  for word in words:
+    try:
+      number = float(word)
+    except ValueError:
+      number = math.nan
+    errors.require(
+      0 < number < math.inf,
+      f'{given}: {word!r} must be a positive number, as 0.003.',
+    )
+    errors.require(
+      number not in found,
+      f'{given} has {number:g} twice: give each number once.',
+    )
+    found.append(number)
+  return found
+
+
 def _flag_error(error: Exception) -> Exception | str:
   """Explains a value that a flag cannot have; returns other errors unchanged.
 
@@ -258,8 +293,8 @@ def is_shown(record: std_logging.LogRecord) -> bool:
 
 
 def show(text: str) -> None:
-  """Prints a text; its tables fit the terminal, if there is one."""
-  print(tables.fit(text, sys.stdout))
+  """Prints a text at once; its tables fit the terminal, if there is one."""
+  print(tables.fit(text, sys.stdout), flush=True)
 
 
 def write(

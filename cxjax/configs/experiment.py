@@ -1,9 +1,9 @@
 """Experiments from a config: the teacher, a student by a method, a comparison.
 
-With `builders.py` the only module that reads a whole config. Files of a
-workdir: `teacher/` and one folder per method, each with `config.json`,
-`metrics.jsonl`, `checkpoints/`, `tensorboard/` and, once finished,
-`summary.json`.
+With `builders.py` and `contest.py` the only module that reads a whole config.
+Files of a workdir: `teacher/` and one folder per method, each with
+`config.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/` and, once
+finished, `summary.json`.
 """
 
 from collections.abc import Sequence

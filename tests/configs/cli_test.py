@@ -196,6 +196,15 @@ class ParseTest(parameterized.TestCase):
   def test_whole_numbers(self):
     self.assertEqual(cli.whole_numbers('k', ['3', '10']), [3, 10])
 
+  @parameterized.parameters('', 'x', '0', '-1', 'nan', 'inf', '1,', '1e-2,0.01')
+  def test_no_positive_numbers(self, text):
+    words = text.split(',') if text else []
+    with self.assertRaisesRegex(errors.UserError, f'^--k={text}'):
+      cli.positive_numbers('k', words)
+
+  def test_positive_numbers(self):
+    self.assertEqual(cli.positive_numbers('k', ['1e-2', '3']), [0.01, 3.0])
+
 
 class _Text:
   """A stream that keeps what is written."""
@@ -253,7 +262,7 @@ class WriteTest(parameterized.TestCase):
     stem = pathlib.Path(self.create_tempdir().full_path) / 'new' / 'table'
     with mock.patch('builtins.print') as printed:
       cli.write(stem, '| a |\n', [{'a': 1}, {'a': 2}])
-    printed.assert_called_once_with('| a |\n')
+    printed.assert_called_once_with('| a |\n', flush=True)
     self.assertEqual(stem.with_suffix('.md').read_text(), '| a |\n')
     self.assertEqual(stem.with_suffix('.csv').read_text(), 'a\n1\n2\n')
 

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from cxjax.api import named_plans
+from cxjax.configs import builders
+from cxjax.configs import contest
+from cxjax.configs import experiment
 from cxjax.models import sentence
 from cxjax.models import transformer
 import scripts
@@ -65,7 +68,7 @@ class CutTest(absltest.TestCase):
 class PlansTest(parameterized.TestCase):
   @parameterized.parameters('parity_mlp', 'pcfg_bert')
   @pytest.mark.slow
-  def test_every_method_has_a_plan(self, name):
+  def test_every_method_has_the_plan_of_its_config(self, name):
     folder = pathlib.Path(self.create_tempdir().full_path)
     found = contestants.find(name, 'tiny', folder)
     planner = named_plans.Planner(
@@ -76,8 +79,15 @@ class PlansTest(parameterized.TestCase):
       named_plans.Output(),
     )
     self.assertContainsSubset(contestants.OTHERS, found.methods)
+    # launch.py --compare --rates compares the same plans.
+    config = contestants.CONFIGS[name].get_config('extracted,tiny')
+    config, teacher = experiment.load(config, folder)
+    one = builders.open_experiment(config, folder)
+    experiments = {method: one.with_method(method) for method in found.methods}
+    plans = contest._with_plans(experiments, teacher).methods
     for method, options in found.methods.items():
-      self.assertNotEmpty(planner.plan(method, options, 100).stages)
+      plan = planner.plan(method, options, config.num_steps)
+      self.assertEqual(str(plan), str(plans[method]))
 
 
 if __name__ == '__main__':
