@@ -269,7 +269,10 @@ def described(leaf: Any) -> str:
     text = repr(leaf)
   except Exception:  # A deleted array, or a class of the user.
     return f'a {kind}'
-  return f'a {kind}' if len(text) > 40 else f'the {kind} {text}'
+  if len(text) <= 40:
+    return f'the {kind} {text}'
+  dtype = f' of {leaf.dtype}' if isinstance(leaf, np.ndarray) else ''
+  return f'a {kind}{dtype}'
 
 
 def listed(parts: Sequence[str]) -> str:

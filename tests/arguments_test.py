@@ -142,6 +142,7 @@ class ShapesTest(parameterized.TestCase):
     self.assertEqual(jax.tree.map(lambda leaf: leaf.shape, found)['a'], (2, 3))
 
   @parameterized.parameters(
+    (np.ones(99, np.longdouble), "x has a ndarray of float128 at 'a/b', which"),
     ('word', "x has the str 'word' at 'a/b', which is no array"),
     (np.array(['word']), "x has the ndarray array.*at 'a/b'"),
     (np.array([None]), "x has the ndarray array.*at 'a/b'"),

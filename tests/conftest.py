@@ -9,8 +9,11 @@ import shutil
 import tempfile
 
 from absl import flags
+from absl.testing import flagsaver
 import jax
 import pytest
+
+import scripts
 
 # Pytest reads the command line; without this absl, hence chex.variants, raises
 # UnparsedFlagAccessError.
@@ -58,6 +61,22 @@ def subject(path):
     if (TESTS.parent / 'cxjax' / f'{name}.py').exists():
       return name
   return path
+
+
+def pytest_collectstart(collector):
+  """A module imports its scripts without the flags of those of others."""
+  if isinstance(collector, pytest.Module):
+    scripts.take_out()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def flags_of_scripts(request):
+  """The flags of the scripts that a module tests, for it alone."""
+  scripts.take_out()
+  scripts.use(request.module)
+  with flagsaver.flagsaver():
+    yield
+  scripts.take_out()
 
 
 @pytest.hookimpl(optionalhook=True)  # Not without xdist.

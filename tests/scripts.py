@@ -1,21 +1,69 @@
 """Imports of scripts whose flags share names, into one process. Not a test."""
 
 import importlib
-import importlib.util
-import pathlib
-import re
-import sys
+import types
 
 from absl import flags
 
-DEFINED = re.compile(r"DEFINE_\w+\(\s*'(\w+)'")
+# Flags of the scripts by module, also of those that another one replaced.
+_OWN: dict[str, dict[str, flags.Flag]] = {}
 
 
 def load(name):
   """Imports a script; its flags take the place of others of the same names."""
-  if name not in sys.modules:
-    source = pathlib.Path(importlib.util.find_spec(name).origin).read_text()
-    for flag in DEFINED.findall(source):
-      if flag in flags.FLAGS:
-        delattr(flags.FLAGS, flag)
-  return importlib.import_module(name)
+  before = _taken_out()
+  try:
+    module = importlib.import_module(name)
+    _note()
+  finally:
+    _put_in(before)
+  use(module)
+  return module
+
+
+def use(module):
+  """Puts the flags of the scripts that a module imports in force."""
+  _note()
+  for name in _imported(module, {}):
+    _put_in(_OWN.get(name, {}))
+
+
+def take_out():
+  """Takes the flags of all scripts out, until a module uses them."""
+  _taken_out()
+
+
+def _note():
+  """Notes the flags of all scripts that were imported."""
+  for module, found in flags.FLAGS.flags_by_module_dict().items():
+    if module.partition('.')[0] in ('experiments', 'launch'):
+      own = _OWN.setdefault(module, {})
+      own.update({flag.name: flag for flag in found})
+
+
+def _taken_out():
+  """Removes the flags of scripts that are in force; returns them."""
+  _note()
+  names = {name for own in _OWN.values() for name in own}
+  found = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
+  for name in found:
+    delattr(flags.FLAGS, name)
+  return found
+
+
+def _put_in(found):
+  for name, flag in found.items():
+    if name in flags.FLAGS:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS[name] = flag
+
+
+def _imported(module, seen):
+  """Names of the scripts that a module imports, the inner ones first."""
+  seen[module.__name__] = None
+  for each in list(vars(module).values()):
+    if not isinstance(each, types.ModuleType) or each.__name__ in seen:
+      continue
+    if each.__name__.partition('.')[0] in ('experiments', 'launch'):
+      _imported(each, seen)
+  return [*reversed(seen)]

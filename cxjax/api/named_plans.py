@@ -142,14 +142,13 @@ class Planner:
     dtype = self._output.dtype
     if dtype is not None:
       dtype = arguments.dtype('dtype', dtype)
-    teacher, student = self._models
-    models = prepared.channels_last(
-      placement.received(teacher, 'teacher'),
-      placement.received(student, 'student'),
-      self.one_shot.batch['x'],
+    x, (teacher, student) = self.one_shot.batch['x'], self._models
+    teacher = placement.received(teacher, 'teacher')
+    student = placement.received(student, 'student')
+    return (
+      prepared.with_layers(teacher, x, dtype),
+      prepared.with_layers(student, x, dtype),
     )
-    teacher, student = (prepared.with_layers(m, dtype) for m in models)
-    return teacher, student
 
   @functools.cached_property
   def pairs(self) -> tuple[layer_matching.Pair, ...]:

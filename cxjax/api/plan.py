@@ -126,7 +126,9 @@ def plan(
   the output is. Layers are those of `taps`; an encoder is matched with an
   encoder, and a decoder with a decoder, by their names, or else by the inputs
   that they read. Channels of convolutions are compared as the last axis of
-  hidden activations, wherever a model has them.
+  hidden activations, wherever a model has them. Where a convolution of a single
+  position is followed by dense layers over another axis, as in an MLP-Mixer, it
+  mixes tokens, and the features are that axis.
 
   Args:
     teacher: the trained model.
@@ -199,7 +201,7 @@ def plan(
   )
   outputs = several.chosen(models, loss, auxiliary, batch['x'], stages)
   outputs = several.shared(outputs, vocab, batch['x'])
-  models = prepared.channels_last(outputs.teacher, outputs.student, batch['x'])
+  models = outputs.teacher, outputs.student
   example = batch
   padding, batch, given = padding_lib.applied(mask, batch, models)
   teacher, student = prepared.checked(given, batch['x'], dtype, layers != ())

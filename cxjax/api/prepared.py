@@ -30,27 +30,6 @@ def traced_once(model: adapters.ModelAdapter) -> adapters.ModelAdapter:
   )
 
 
-def channels_last(
-  teacher: Any, student: Any, x: types.Input
-) -> tuple[adapters.ModelAdapter, adapters.ModelAdapter]:
-  """Teacher and student, whose hidden activations have their channels last.
-
-  Args:
-    teacher: the teacher.
-    student: the student.
-    x: shapes of a batch.
-
-  Returns:
-    The two; what is no adapter as it is.
-  """
-  known = lambda model: isinstance(model, adapters.ModelAdapter)
-  teacher, student = (
-    channels.last(model, x) if known(model) else model
-    for model in (teacher, student)
-  )
-  return teacher, student
-
-
 def checked(
   given: tuple[adapters.ModelAdapter, adapters.ModelAdapter],
   x: types.Input,
@@ -83,7 +62,7 @@ def checked(
   adapters.check_training(student, x)
   mode_warnings.warn(teacher, student, x)
   _warn_of_order(teacher, student)
-  return with_layers(teacher, dtype), with_layers(student, dtype)
+  return with_layers(teacher, x, dtype), with_layers(student, x, dtype)
 
 
 def _warn_of_nested(
@@ -118,10 +97,20 @@ def _warn_of_order(
 
 
 def with_layers(
-  model: adapters.ModelAdapter, dtype: Any
+  model: adapters.ModelAdapter, x: types.Input, dtype: Any
 ) -> adapters.ModelAdapter:
-  """The model with all layers of its scans, in a compute dtype if not None."""
-  model = scanned.with_layers(model)
+  """The model as its layers can be compared.
+
+  Args:
+    model: a model.
+    x: shapes of a batch.
+    dtype: to compute in; None is that of the model.
+
+  Returns:
+    A model with all layers of its scans, and with the channels of its hidden
+    activations last; traced once.
+  """
+  model = channels.last(scanned.with_layers(model), x)
   if dtype is not None:
     model = adapters.with_compute_dtype(model, dtype)
   return traced_once(model)
@@ -133,7 +122,17 @@ def as_compared(
   x: types.Input,
   dtype: Any,
 ) -> tuple[adapters.ModelAdapter, ...]:
-  """Teacher and student with those layers of scans that a stage compares."""
+  """Teacher and student with those layers of scans that a stage compares.
+
+  Args:
+    models: teacher and student.
+    stages: the stages of a plan.
+    x: shapes of a batch.
+    dtype: to compute in; None is that of the models.
+
+  Returns:
+    The two; the channels of their hidden activations are the last axis.
+  """
   terms = [term for stage in stages for term in stage.terms]
   names = (
     {term.target for term in terms if term.needs_teacher},
@@ -143,6 +142,7 @@ def as_compared(
   for model, used in zip(models, names, strict=True):
     if used := used - set(matching.shapes(traced_once(model), x)):
       model = scanned.with_layers(model, used)
+    model = channels.last(model, x, log=True)
     if dtype is not None:
       model = adapters.with_compute_dtype(model, dtype)
     found.append(model)

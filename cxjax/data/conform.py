@@ -84,6 +84,19 @@ def host_array(leaf: Any, name: str) -> np.ndarray:
   return found if found.dtype.isnative else found.astype(found.dtype.name)
 
 
+def whole_bytes(dtype: Any) -> Any:
+  """The dtype, or one of 8 bits or more for numbers that have fewer."""
+  integer = jnp.issubdtype(dtype, jnp.integer)
+  if not integer and not jnp.issubdtype(dtype, jnp.floating):
+    return dtype
+  info: Any = jnp.iinfo(dtype) if integer else jnp.finfo(dtype)
+  if info.bits >= 8:
+    return dtype
+  if not integer:
+    return np.dtype(np.float32)
+  return np.dtype(np.int8 if info.min < 0 else np.uint8)
+
+
 def _resolved(leaf: Any) -> np.ndarray | None:
   """An array that NumPy does not read as it is: a view of torch, a bfloat16."""
   for name in ('resolve_conj', 'resolve_neg'):  # DLPack drops these bits.
@@ -238,8 +251,11 @@ def _check_shape(
   shape: tuple[int, ...], like: tuple[int, ...], name: str, sized: bool
 ) -> None:
   rows = len(shape) == len(like) > 0 and shape[1:] == like[1:]
+  one = len(shape) == len(like) - 1 and shape == like[1:]
   same = shape == like or (rows and not sized)
-  if not sized:
+  if one:
+    advice = 'It is that of one example: give examples together, as np.stack.'
+  elif not sized:
     advice = 'Only the number of examples may differ.'
   elif rows and 0 < shape[0] < like[0]:
     advice = (

@@ -71,6 +71,12 @@ def check_example(batch: types.Batch) -> None:
   errors.require(bool(leaves), 'The example of a batch has no array.')
   for path, leaf in leaves:
     errors.require(
+      conform_lib.whole_bytes(leaf.dtype) == leaf.dtype,
+      f'{conform_lib.path_name(path)} of the example is {leaf.dtype}: numbers '
+      'of less than 8 bits cannot be placed on the devices of a run. Give int8 '
+      'or bfloat16, which the model converts.',
+    )
+    errors.require(
       leaf.ndim > 0,
       f'{conform_lib.path_name(path)} of the example has no axis: the first '
       'axis must be the examples. Give an array of one row at least.',
@@ -112,8 +118,20 @@ def to_batch(x: Any) -> types.Batch:
     `{'x', 'y', 'weights'}`, of which the last two are optional.
 
   Raises:
-    UserError: it is None, or a dict with 'x' has an unknown entry.
+    UserError: it is None or made of Python numbers, has a nested list of them,
+      or a dict with 'x' has an unknown entry.
   """
+  errors.require(
+    not _is_numbers(x),
+    'A batch is a '
+    + (
+      f'{type(x).__name__} of numbers'
+      if isinstance(x, list | tuple)
+      else 'number'
+    )
+    + ' of Python, and must be of arrays. Rows of a list, as of '
+    'array.tolist(), would be batches: give np.array(rows).',
+  )
   if _is_named(x):
     x = x._asdict()
   elif is_pair(x):
@@ -128,7 +146,31 @@ def to_batch(x: Any) -> types.Batch:
     "weights. Drop what is not read; inputs of the model go into x, as {'x': "
     '{...}}.',
   )
-  return {name: _plain(leaf) for name, leaf in x.items() if leaf is not None}
+  x = {name: _plain(leaf) for name, leaf in x.items() if leaf is not None}
+  _check_not_nested(x)
+  return x
+
+
+def _is_numbers(node: Any) -> bool:
+  """True for a number of Python, and for lists and tuples of nothing else."""
+  if type(node) in (list, tuple):
+    return bool(node) and all(map(_is_numbers, node))
+  return isinstance(node, bool | int | float | complex | np.number)
+
+
+def _check_not_nested(node: Any, *path: Any) -> None:
+  """Raises UserError for a nested list of numbers, or a tuple of them."""
+  if isinstance(node, Mapping):
+    for key, leaf in node.items():
+      _check_not_nested(leaf, *path, key)
+  elif type(node) in (list, tuple) and not _is_row(node):
+    name = '.'.join(map(str, path))
+    kind = 'tuple' if isinstance(node, tuple) else 'nested list'
+    errors.require(
+      not _is_numbers(node),
+      f'{name} of a batch is a {kind} of numbers of Python, each of which '
+      f'would be an input. Give an array, as np.array({name}).',
+    )
 
 
 def _plain(node: Any) -> Any:
@@ -166,13 +208,14 @@ def checked(
       unknown; an entry is no array.
   """
   batch = to_batch(x)
+  read, name = conform_lib.host_array, conform_lib.path_name
   batch = jax.tree.map_with_path(
-    lambda path, leaf: conform_lib.host_array(
-      leaf, conform_lib.path_name(path)
-    ),
-    batch,
-    is_leaf=_is_row,
+    lambda path, leaf: read(leaf, name(path)), batch, is_leaf=_is_row
   )
+  wider = lambda leaf: leaf.astype(
+    conform_lib.whole_bytes(leaf.dtype), copy=False
+  )
+  batch = jax.tree.map(wider, batch)
   _check_weights(batch)
   batch = weights_lib.cleared_input(ids.checked(batch))
   return labels_lib.checked(batch, classes, soft)

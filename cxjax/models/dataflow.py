@@ -22,14 +22,18 @@ from cxjax.methods import jaxprs
 _CALLS = (
   'checkpoint',
   'closed_call',
+  'composite',
   'core_call',
   'custom_jvp_call',
   'custom_vjp_call',
+  'custom_vmap_call',
   'jit',
   'pjit',
   'remat2',
 )
-_BODIES = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
+_BODIES = ('jaxpr', 'call_jaxpr', 'fun_jaxpr', 'call')
+# Others with equations inside.
+_INNER = ('cond', 'scan', 'shard_map', 'while')
 _PRODUCTS = ('dot_general', 'conv_general_dilated')
 # Their result is their operand, in another dtype, on other devices, ...
 COPIES = (
@@ -45,7 +49,8 @@ COPIES = (
 # ... or with its axes in another form.
 _FORMS = (*COPIES, 'reshape', 'squeeze', 'expand_dims', 'transpose')
 
-# Number of a node, and of one of its outputs.
+# Number of a node, and of one of its outputs; -1 is the slice of an operand
+# that a step of a scan reads.
 Value: TypeAlias = tuple[int, int]
 
 
@@ -55,7 +60,8 @@ class Node:
 
   Attributes:
     equation: the equation; None for an input or a constant.
-    operands: values that it reads; None for a literal.
+    operands: values that it reads; None for a literal. Those of a scan, a loop
+      or a condition with its inner equations are its results inside.
   """
 
   equation: core.JaxprEqn | None
@@ -72,10 +78,16 @@ class Dataflow:
     outputs: the values that the jaxpr returns.
   """
 
-  def __init__(self, closed: core.ClosedJaxpr) -> None:
-    """Walks the jaxpr, with the bodies of its calls."""
+  def __init__(self, closed: core.ClosedJaxpr, inner: bool = False) -> None:
+    """Walks the jaxpr, with the bodies of its calls.
+
+    Args:
+      closed: the jaxpr.
+      inner: adds the equations inside of conditions, of the first step of scans
+        and loops, and of a shard of a `shard_map`, which costs do not count.
+    """
     self.nodes: list[Node] = []
-    self._jaxpr = closed.jaxpr
+    self._inner = inner
     inputs = [*closed.jaxpr.invars, *closed.jaxpr.constvars]
     self.nodes.extend(Node(None) for _ in inputs)
     count, constants = len(closed.jaxpr.invars), len(closed.consts)
@@ -96,17 +108,62 @@ class Dataflow:
     for equation in jaxpr.eqns:
       operands = [read(atom) for atom in equation.invars]
       body = call_body(equation)
-      if body is None:
+      if body is not None:
+        results: Any = self._walk_body(body, operands)
+      elif self._inner and equation.primitive.name == 'shard_map':
+        results = self._walk(equation.params['jaxpr'], operands, ())
+      else:
+        if self._inner and equation.primitive.name in _INNER:
+          operands = self._walk_inside(equation, operands)
         number = len(self.nodes)
         self.nodes.append(Node(equation, tuple(operands)))
-        results: Any = [(number, i) for i in range(len(equation.outvars))]
-      else:
-        first = len(self.nodes)
-        self.nodes.extend(Node(None) for _ in body.consts)
-        held = [(first + i, 0) for i in range(len(body.consts))]
-        results = self._walk(body.jaxpr, operands, held)
+        results = [(number, i) for i in range(len(equation.outvars))]
       known.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+  def _walk_body(
+    self, body: core.ClosedJaxpr, inputs: Sequence[Value | None]
+  ) -> list[Value | None]:
+    """Adds the equations of a jaxpr with its constants."""
+    first = len(self.nodes)
+    self.nodes.extend(Node(None) for _ in body.consts)
+    held = [(first + i, 0) for i in range(len(body.consts))]
+    return self._walk(body.jaxpr, inputs, held)
+
+  def _walk_inside(
+    self, equation: core.JaxprEqn, operands: Sequence[Value | None]
+  ) -> list[Value | None]:
+    """Adds the equations of a condition or a loop; returns its results."""
+    params = equation.params
+    if equation.primitive.name == 'cond':
+      return [
+        value
+        for branch in params['branches']
+        for value in self._walk_body(branch, operands[1:])
+      ]
+    if equation.primitive.name == 'while':
+      own = operands[params['cond_nconsts'] :]
+      return self._walk_body(params['body_jaxpr'], own)
+    first = params['num_consts'] + params['num_carry']
+    slices = [(len(self.nodes) + i, -1) for i in range(len(operands) - first)]
+    self.nodes.extend(Node(equation, (one,)) for one in operands[first:])
+    return self._walk_body(params['jaxpr'], [*operands[:first], *slices])
+
+  def inside(self, value: Value | None) -> list[Value | None]:
+    """Results inside of a condition or a loop that may become a value."""
+    if not self._inner or value is None or value[1] < 0:
+      return []
+    node = self.nodes[value[0]]
+    if node.equation is None or node.equation.primitive.name not in _INNER:
+      return []
+    found = list(node.operands[value[1] :: len(node.equation.outvars)])
+    branch = node.equation.invars[0]
+    if node.equation.primitive.name == 'cond' and isinstance(
+      branch, core.Literal
+    ):
+      last = len(found) - 1
+      return [found[min(max(int(branch.val), 0), last)]]
+    return found
 
   @functools.cached_property
   def ancestors(self) -> list[int]:

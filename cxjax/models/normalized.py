@@ -17,6 +17,15 @@ from cxjax.models import dataflow
 # Operations of a logsumexp, from its result back to the sum.
 _LOGARITHM = ('log', 'abs', 'add', 'max')
 _SAME = (*dataflow.COPIES, 'pvary')
+# Between a sum and what is divided by it; a `psum` is that over the shards.
+_REPEATED = (
+  'add',
+  'broadcast_in_dim',
+  'max',
+  'psum',
+  'psum_invariant',
+  'pvary',
+)
 # The sum of probabilities differs from 1 by rounding and by small constants.
 _TOLERANCE = 0.01
 # Of the walk: a softmax that ends a model is found in a few.
@@ -36,8 +45,13 @@ def has_softmax(flow: dataflow.Dataflow, value: dataflow.Value | None) -> bool:
 
 def has_sigmoid(flow: dataflow.Dataflow, value: dataflow.Value | None) -> bool:
   """True if a value is the result of a sigmoid."""
-  source = flow.source(value)
-  return source is not None and flow.name(source) == 'logistic'
+  left = [value]
+  while left:
+    source = flow.source(left.pop())
+    if flow.name(source) == 'logistic':
+      return True
+    left.extend(flow.inside(source))
+  return False
 
 
 class _Walk:
@@ -58,12 +72,12 @@ class _Walk:
       'mul': self._mul,
       'reduce_sum': self._sum,
       'reshape': self._reshape,
-      'scan': self._scan,
       'select_n': self._select,
       'slice': self._first,
       'squeeze': self._squeeze,
       'transpose': self._transpose,
       **dict.fromkeys(_SAME, self._first),
+      **dict.fromkeys(('cond', 'scan', 'while'), self._inside),
     }
 
   def total(self, value: dataflow.Value | None, axis: int) -> Total:
@@ -142,14 +156,28 @@ class _Walk:
     below = self._first(value, equation, left[axis])
     return None if below is None else below * math.prod(shape[i] for i in gone)
 
-  def _scan(
+  def _inside(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
   ) -> Total:
+<<<<<<< HEAD
     body = dataflow.Dataflow(equation.params['jaxpr'])
     stacked = value[1] >= jaxprs.scan_counts(equation)[1]
     if stacked and axis == 0:
       return None
     return _Walk(body).total(body.outputs[value[1]], axis - stacked)
+=======
+    """Sum of a result of a loop, or of the branch where it is nearest to 1."""
+    if value[1] < 0:  # What a step reads.
+      return self.total(self._operands(value)[0], axis + 1)
+    if equation.primitive.name == 'scan':
+      stacked = value[1] >= equation.params['num_carry']
+      if stacked and axis == 0:
+        return None
+      axis -= stacked
+    totals = [self.total(each, axis) for each in self._flow.inside(value)]
+    known = [each for each in totals if each is not None]
+    return min(known, key=lambda each: abs(each - 1), default=None)
+>>>>>>> 83bc4220dc06e7b1e2d2f1fe2a7e3699b235e6fa
 
   def _add(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
@@ -268,10 +296,10 @@ class _Walk:
     return None if weights is None else mixed * weights
 
   def _inner(self, value: dataflow.Value | None) -> dataflow.Value | None:
-    """The value that this one repeats along an axis, or bounds."""
+    """The value that this one repeats along an axis, bounds, or sums up."""
     while (value := self._flow.source(value)) is not None:
       name = self._flow.name(value)
-      if name not in ('broadcast_in_dim', 'max', 'add'):
+      if name not in _REPEATED:
         break
       known = [o for o in self._operands(value) if o is not None]
       if len(known) != 1:

@@ -59,7 +59,7 @@ def ends(
   closed, found = jax.make_jaxpr(
     functools.partial(targets_lib.forward, apply), return_shape=True
   )(*jax.eval_shape(lambda tree: tree, (params, x)))
-  flow = dataflow.Dataflow(closed)
+  flow = dataflow.Dataflow(closed, inner=True)
   values = dict(zip(sorted(found), flow.outputs, strict=True))
 
   def end(name: str) -> str:

@@ -124,6 +124,38 @@ class LoaderTest(FolderTest):
       distill(data=data, held_out=data)
 
 
+class ListsTest(parameterized.TestCase):
+  """Lists of numbers, of which each row would be a batch."""
+
+  def refused(self, fun):
+    with self.assertRaisesRegex(
+      errors.UserError, 'numbers? of Python.*np.array'
+    ):
+      fun()
+
+  @parameterized.named_parameters(
+    ('rows', X.tolist()),
+    ('pair', (X.tolist(), Y.tolist())),
+    ('batch', [X.tolist()]),
+    ('numbers', X[0].tolist()),
+  )
+  def test_refuses(self, given):
+    self.refused(lambda: distill(data=given))
+    self.refused(lambda: distill(held_out=given))
+    self.refused(lambda: cxjax.plan(BIG, SMALL, given, num_steps=2))
+    self.refused(
+      lambda: cxjax.compare(
+        BIG,
+        SMALL,
+        given,
+        held_out=X,
+        num_steps=2,
+        rates=(1e-3,),
+        seeds=1,
+      )
+    )
+
+
 class LastBatchTest(FolderTest):
   @pytest.mark.slow
   def test_dropped(self):

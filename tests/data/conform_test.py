@@ -102,6 +102,7 @@ class ConformTest(parameterized.TestCase):
     ('times', {'x': X.astype('M8[s]'), 'y': Y}, r'dtype datetime64\[s\]'),
     ('spans', {'x': X.astype('m8[s]'), 'y': Y}, r'dtype timedelta64\[s\]'),
     ('masked', {'x': np.ma.array(X, mask=X > 1), 'y': Y}, 'is a masked array'),
+    ('one', {'x': X[0], 'y': Y}, r'x of .* of one example: give .* np.stack'),
     ('no_axis', {'x': X[0, 0], 'y': Y}, r'has shape \[\]'),
     (
       'ragged',

@@ -74,6 +74,47 @@ class ToBatchTest(parameterized.TestCase):
     for found in (user_batches.arrays(batch), user_batches.checked(batch, 3)):
       np.testing.assert_array_equal(found['y'], Y)
 
+  @parameterized.named_parameters(
+    ('rows', X.tolist()),
+    ('row', X[0].tolist()),
+    ('tuples', tuple(map(tuple, X.tolist()))),
+    ('two', [1.5, 2.5]),
+    ('tuple', (1.5, 2.5)),
+    ('number', 1.5),
+    ('of_numpy', list(X[0])),
+    ('pair', (X.tolist(), Y.tolist())),
+    ('deep', [X.tolist(), X.tolist()]),
+  )
+  def test_a_batch_of_python_numbers_is_refused(self, given):
+    for make in (user_batches.to_batch, lambda x: user_batches.checked(x, 3)):
+      with self.assertRaisesRegex(
+        errors.UserError, 'number.* of Python.* np.array'
+      ):
+        make(given)
+
+  @parameterized.named_parameters(
+    ('x', {'x': X.tolist(), 'y': Y}, 'x'),
+    ('tuple', {'x': tuple(X[:, 0].tolist())}, 'x'),
+    ('y', (X, np.eye(3)[Y].tolist()), 'y'),
+    ('weights', {'x': X, 'weights': X.tolist()}, 'weights'),
+    ('input', {'ids': X, 'mask': X.tolist()}, 'x.mask'),
+    ('inputs', (X, X.tolist()), 'y'),
+  )
+  def test_a_nested_list_in_a_batch_is_refused(self, given, name):
+    for make in (user_batches.to_batch, lambda x: user_batches.checked(x, 3)):
+      with self.assertRaisesRegex(
+        errors.UserError, rf'^{name} of a batch is a .* np\.array\({name}\)'
+      ):
+        make(given)
+
+  @parameterized.parameters(
+    (jnp.int4, np.int8), (jnp.uint4, np.uint8), (jnp.float4_e2m1fn, np.float32)
+  )
+  def test_numbers_of_less_than_8_bits_get_more(self, given, dtype):
+    found = user_batches.checked((X, np.array(Y, given)), None)
+    self.assertEqual(found['y'].dtype, dtype)
+    np.testing.assert_array_equal(found['y'], Y)
+
   def test_arrays_of_other_libraries(self):
     shape = jax.ShapeDtypeStruct((2,), jnp.float32)
     found = user_batches.arrays({'a': Foreign(), 'b': shape})
@@ -101,6 +142,12 @@ class ExampleTest(parameterized.TestCase):
     ('nothing', dict(x={}), 'no array'),
     ('empty', dict(x={'a': X, 'b': X[:, :0]}), r'x\.b .* has no numbers'),
     ('taken', dict(x={'a': X, 'dropout': X}), 'Rename the input'),
+    ('int4', dict(x=X, y=jnp.ones(4, jnp.int4)), 'y .* int4: .* 8 bits.* int8'),
+    (
+      'float4',
+      dict(x=np.ones(4, jnp.float4_e2m1fn)),
+      'x .* float4_e2m1fn: .* bfloat16',
+    ),
     ('a_tree', dict(x={'dropout': {'a': X}}), 'Rename the input'),
   )
   def test_refuses(self, example, message):

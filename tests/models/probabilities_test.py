@@ -114,6 +114,10 @@ class CheckTest(parameterized.TestCase):
     self.assert_refused('student', lambda: plan(student=model))
     self.assert_refused('teacher', lambda: plan(model))
 
+  def test_a_softmax_in_a_branch(self):
+    end = lambda y: jax.lax.cond(y.sum() > 0, softmax, softmax, y)
+    self.assert_refused('student', lambda: plan(student=linen(end)))
+
   @parameterized.parameters(*MADE)
   def test_a_log_softmax_is_logits(self, library):
     model = MADE[library](jax.nn.log_softmax)

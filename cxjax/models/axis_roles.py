@@ -1,0 +1,398 @@
+"""Roles of the axes of the values of a model, found from its jaxpr.
+
+Two axes have one role if an operation makes one of the other: elementwise, by a
+transposition, or by a layer, whose product makes features of features. So the
+features of a model keep their role from its first layer to its last, and its
+tokens and its grid have others.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+import re
+from typing import Any
+from typing import TypeAlias
+
+from jax.extend import core
+
+from cxjax.models import dataflow
+
+# They may change the length of an axis.
+_RESIZING = ('concatenate', 'dynamic_slice', 'pad', 'slice', 'split')
+_REDUCES = re.compile('reduce_|argmax|argmin')
+# A value that no input of the model reaches, as parameters, is None.
+Known: TypeAlias = 'Value | None'
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """A value that depends on the input of the model.
+
+  Attributes:
+    axes: number of each axis, of which several may have one role.
+    before: shape and axes before a reshape that cut or joined some, as in a
+      group norm; None without one.
+  """
+
+  axes: tuple[int, ...]
+  before: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+  """A product or a convolution with parameters.
+
+  Attributes:
+    axis: the axis that it contracts.
+    window: number of positions that a convolution reads; 0 of a product.
+    grid: axes of the positions of a convolution.
+  """
+
+  axis: int
+  window: int = 0
+  grid: tuple[int, ...] = ()
+
+
+class Roles:
+  """Roles of axes, as a model is walked through.
+
+  Attributes:
+    outputs: the values that the jaxpr returns.
+  """
+
+  def __init__(self, closed: core.ClosedJaxpr, num_params: int) -> None:
+    """Walks through a jaxpr whose first inputs are the parameters."""
+    self._parents: list[int] = []
+    self._layers: list[_Layer] = []
+    inputs = closed.jaxpr.invars
+    data = [self._fresh(dataflow.shape(v)) for v in inputs[num_params:]]
+    self.outputs = self._walk(closed.jaxpr, [*[None] * num_params, *data])
+
+  def channels(self, value: Known) -> int | None:
+    """The axis of a value with the channels of convolutions.
+
+    A convolution of a single position is a dense layer, and may mix tokens. It
+    does not say which axis the channels are where another axis is that of wider
+    convolutions, or of later dense layers.
+
+    Args:
+      value: one of the outputs.
+
+    Returns:
+      The axis; None if no convolution says so. Of several it is the one that
+      most convolutions contract.
+    """
+    if value is None:
+      return None
+    counts = self._counts()
+    found = [
+      (*counts[role], axis)
+      for axis, role in enumerate(map(self._role, value.axes))
+      if axis > 0 and role in counts
+    ]
+    return max(found)[-1] if found else None
+
+  def _counts(self) -> dict[int, tuple[int, int]]:
+    """Number of convolutions, and of the last one, by role of channels."""
+    wide = {self._role(each.axis) for each in self._layers if each.window > 1}
+    dense = {
+      self._role(each.axis): i
+      for i, each in enumerate(self._layers)
+      if not each.window
+    }
+    last = lambda role: dense.get(role, -1)
+    counts: dict[int, tuple[int, int]] = {}
+    for i, layer in enumerate(self._layers):
+      role, others = self._role(layer.axis), list(map(self._role, layer.grid))
+      if role not in wide and (
+        any(other in wide or last(other) > last(role) for other in others)
+      ):
+        continue
+      if layer.window:
+        counts[role] = counts.get(role, (0, 0))[0] + 1, i
+    return counts
+
+  def _fresh(self, shape: Sequence[int]) -> Value:
+    """A value with axes of new roles."""
+    first = len(self._parents)
+    self._parents.extend(range(first, first + len(shape)))
+    return Value(tuple(range(first, first + len(shape))))
+
+  def _role(self, axis: int) -> int:
+    while self._parents[axis] != axis:
+      self._parents[axis] = self._parents[self._parents[axis]]
+      axis = self._parents[axis]
+    return axis
+
+  def _join(self, a: int, b: int) -> None:
+    self._parents[self._role(a)] = self._role(b)
+
+  def _join_all(self, a: Known, b: Known) -> None:
+    """Gives the axes of two values of one form the same roles."""
+    if a is not None and b is not None:
+      for one, other in zip(a.axes, b.axes, strict=True):
+        self._join(one, other)
+
+  def _walk(self, jaxpr: core.Jaxpr, inputs: Sequence[Known]) -> list[Known]:
+    """The values of the outputs of a jaxpr."""
+    known: dict[core.Var, Known] = {}
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+    read = lambda atom: known.get(atom) if isinstance(atom, core.Var) else None
+    for equation in jaxpr.eqns:
+      operands = [read(atom) for atom in equation.invars]
+      if all(each is None for each in operands):
+        continue
+      results = self._results(equation, operands)
+      known.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+  def _results(
+    self, equation: core.JaxprEqn, operands: Sequence[Known]
+  ) -> Sequence[Known]:
+    """The values of the results of an equation."""
+    if (body := dataflow.call_body(equation)) is not None:
+      return self._walk(body.jaxpr, operands)
+    name = equation.primitive.name
+    if name in _INNER:
+      return _INNER[name](self, equation, operands)
+    results = [self._fresh(dataflow.shape(v)) for v in equation.outvars]
+    if name in _MOVED or _REDUCES.match(name) and 'axes' in equation.params:
+      operand = operands[0]
+      assert operand is not None
+      for below, above in _MOVED.get(name, _reduced)(equation):
+        self._join(operand.axes[below], results[0].axes[above])
+    elif name == 'reshape':
+      results = [self._reshaped(equation, operands[0], results[0])]
+    elif name == 'dot_general':
+      self._product(equation, operands, results[0])
+    elif name == 'conv_general_dilated':
+      self._convolution(equation, operands[0], results[0])
+    elif name == 'gather':
+      self._gathered(equation, operands[0], results[0])
+    else:
+      results = self._elementwise(equation, operands, results)
+    return results
+
+  def _elementwise(
+    self,
+    equation: core.JaxprEqn,
+    operands: Sequence[Known],
+    results: Sequence[Value],
+  ) -> list[Known]:
+    resizing, found = equation.primitive.name in _RESIZING, list[Known]()
+    if equation.primitive.name.startswith('scatter'):
+      operands = operands[:1]
+    for result, variable in zip(results, equation.outvars, strict=True):
+      shape, before = dataflow.shape(variable), None
+      for operand, atom in zip(operands, equation.invars, strict=False):
+        own = dataflow.shape(atom)
+        if operand is None or len(own) != len(shape):
+          continue
+        for i, size in enumerate(own):
+          if size == shape[i] or resizing:
+            self._join(operand.axes[i], result.axes[i])
+        if own == shape:
+          before = before or operand.before
+      found.append(Value(result.axes, before))
+    return found
+
+  def _reshaped(
+    self, equation: core.JaxprEqn, operand: Known, result: Value
+  ) -> Value:
+    below, above = (
+      dataflow.shape(v) for v in (equation.invars[0], equation.outvars[0])
+    )
+    assert operand is not None
+    if operand.before is not None and operand.before[0] == above:
+      return Value(operand.before[1])
+    kept = _kept(below, above)
+    for i, j in kept.items():
+      self._join(operand.axes[i], result.axes[j])
+    cut = any(size > 1 and i not in kept for i, size in enumerate(below))
+    before = (below, operand.axes) if cut else None
+    return Value(result.axes, operand.before or before)
+
+  def _product(
+    self, equation: core.JaxprEqn, operands: Sequence[Known], result: Value
+  ) -> None:
+    contracted, batch = equation.params['dimension_numbers']
+    ranks = [len(dataflow.shape(atom)) for atom in equation.invars]
+    free = [
+      [i for i in range(ranks[n]) if i not in (*contracted[n], *batch[n])]
+      for n in (0, 1)
+    ]
+    made = [
+      range(len(batch[0]), len(batch[0]) + len(free[0])),
+      range(len(batch[0]) + len(free[0]), len(result.axes)),
+    ]
+    for n, operand in enumerate(operands):
+      if operand is None:
+        continue
+      for i, j in itertools.chain(
+        zip(batch[n], range(len(batch[n])), strict=True),
+        zip(free[n], made[n], strict=True),
+      ):
+        self._join(operand.axes[i], result.axes[j])
+      if operands[1 - n] is None and len(contracted[n]) == 1:
+        axis = operand.axes[contracted[n][0]]
+        self._layers.append(_Layer(axis))
+        if len(free[1 - n]) == 1:
+          self._join(axis, result.axes[made[1 - n][0]])
+
+  def _convolution(
+    self, equation: core.JaxprEqn, operand: Known, result: Value
+  ) -> None:
+    spec = equation.params['dimension_numbers']
+    operand = operand or self._fresh(dataflow.shape(equation.invars[0]))
+    for i, j in zip(spec.lhs_spec, spec.out_spec, strict=True):
+      self._join(operand.axes[i], result.axes[j])
+    kernel = dataflow.shape(equation.invars[1])
+    window = math.prod(kernel[i] for i in spec.rhs_spec[2:])
+    axis, *grid = (operand.axes[i] for i in spec.lhs_spec[1:])
+    self._layers.append(_Layer(axis, window, tuple(grid)))
+
+  def _gathered(
+    self, equation: core.JaxprEqn, operand: Known, result: Value
+  ) -> None:
+    """Joins the axes of which a gather takes all positions."""
+    if operand is None:
+      return
+    numbers, shape = (
+      equation.params['dimension_numbers'],
+      dataflow.shape(equation.invars[0]),
+    )
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    left = [i for i in range(len(shape)) if i not in gone]
+    for i, j in zip(left, numbers.offset_dims, strict=True):
+      if equation.params['slice_sizes'][i] == shape[i]:
+        self._join(operand.axes[i], result.axes[j])
+
+  def _scan(
+    self, equation: core.JaxprEqn, operands: Sequence[Known]
+  ) -> list[Known]:
+    constants, carried = (
+      equation.params[key] for key in ('num_consts', 'num_carry')
+    )
+    first, body = constants + carried, equation.params['jaxpr'].jaxpr
+    rest = [
+      None if each is None else Value(each.axes[1:])
+      for each in operands[first:]
+    ]
+    carry = self._carry(equation.invars[constants:], operands[constants:first])
+    results = self._walk(body, [*operands[:constants], *carry, *rest])
+    self._close(carry, results)
+    stacked: list[Known] = []
+    for each in results[carried:]:
+      step = self._fresh([1]).axes
+      stacked.append(None if each is None else Value((*step, *each.axes)))
+    return [*carry, *stacked]
+
+  def _while(
+    self, equation: core.JaxprEqn, operands: Sequence[Known]
+  ) -> list[Known]:
+    start = equation.params['cond_nconsts']
+    first = start + equation.params['body_nconsts']
+    carry = self._carry(equation.invars[first:], operands[first:])
+    body = equation.params['body_jaxpr'].jaxpr
+    self._close(carry, self._walk(body, [*operands[start:first], *carry]))
+    return list(carry)
+
+  def _carry(
+    self, atoms: Iterable[Any], operands: Sequence[Known]
+  ) -> list[Value]:
+    """The carry of a loop, whose steps may reach all of it."""
+    carry = []
+    for atom, operand in zip(atoms, operands, strict=False):
+      carry.append(self._fresh(dataflow.shape(atom)))
+      self._join_all(operand, carry[-1])
+    return carry
+
+  def _close(self, carry: Iterable[Value], results: Iterable[Known]) -> None:
+    """Joins the carry of a step with that of the next."""
+    for before, after in zip(carry, results, strict=False):
+      self._join_all(after, before)
+
+  def _cond(
+    self, equation: core.JaxprEqn, operands: Sequence[Known]
+  ) -> list[Known]:
+    results = [self._fresh(dataflow.shape(v)) for v in equation.outvars]
+    for branch in equation.params['branches']:
+      outputs = self._walk(branch.jaxpr, operands[1:])
+      for made, result in zip(outputs, results, strict=True):
+        self._join_all(made, result)
+    return list(results)
+
+  def _shard_map(
+    self, equation: core.JaxprEqn, operands: Sequence[Known]
+  ) -> list[Known]:
+    """The values of a function of the shards, whose shapes are smaller."""
+    whole = lambda value: None if value is None else Value(value.axes)
+    body = equation.params['jaxpr']
+    return [*map(whole, self._walk(body, [*map(whole, operands)]))]
+
+
+def _kept(below: tuple[int, ...], above: tuple[int, ...]) -> dict[int, int]:
+  """Axes that a reshape neither cuts nor joins, by those of its operand.
+
+  Those of length 1 correspond from the right.
+  """
+  kept: dict[int, int] = {}
+  for i in reversed(range(len(below))):
+    before = math.prod(below[:i])
+    fitting = [
+      j
+      for j, size in enumerate(above)
+      if size == below[i]
+      and math.prod(above[:j]) == before
+      and j not in kept.values()
+    ]
+    if fitting:
+      kept[i] = fitting[-1]
+  return kept
+
+
+def _transposed(equation: core.JaxprEqn) -> Iterable[tuple[int, int]]:
+  return zip(equation.params['permutation'], itertools.count(), strict=False)
+
+
+def _broadcast(equation: core.JaxprEqn) -> Iterable[tuple[int, int]]:
+  below, above = (
+    dataflow.shape(v) for v in (equation.invars[0], equation.outvars[0])
+  )
+  for i, j in enumerate(equation.params['broadcast_dimensions']):
+    if below[i] == above[j]:
+      yield i, j
+
+
+def _squeezed(equation: core.JaxprEqn) -> Iterable[tuple[int, int]]:
+  return _without(equation, equation.params['dimensions'])
+
+
+def _reduced(equation: core.JaxprEqn) -> Iterable[tuple[int, int]]:
+  return _without(equation, equation.params.get('axes', ()))
+
+
+def _without(
+  equation: core.JaxprEqn, axes: Sequence[int]
+) -> Iterable[tuple[int, int]]:
+  rank = len(dataflow.shape(equation.invars[0]))
+  gone = {axis % rank for axis in axes}
+  left = (i for i in range(rank) if i not in gone)
+  return zip(left, itertools.count(), strict=False)
+
+
+# Pairs of an axis of the operand and one of the result.
+_MOVED: dict[str, Callable[..., Iterable[tuple[int, int]]]] = {
+  'broadcast_in_dim': _broadcast,
+  'squeeze': _squeezed,
+  'transpose': _transposed,
+}
+_INNER: dict[str, Callable[..., list[Known]]] = {
+  'cond': Roles._cond,
+  'scan': Roles._scan,
+  'shard_map': Roles._shard_map,
+  'while': Roles._while,
+}
