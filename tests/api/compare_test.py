@@ -67,15 +67,17 @@ class RunTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.said, cls.folder = [], pathlib.Path(tempfile.mkdtemp())
-    cls.compare = functools.partial(
-      compare,
-      methods={
-        'short': {'method': 'extracted_labels', **PAIR, 'share': 0.25},
-        'one_shot': {'method': 'one_shot'},
-      },
-      rates=(3e-2, 1e-2),
-      workdir=cls.folder,
-      report=cls.said.append,
+    cls.compare = staticmethod(
+      functools.partial(
+        compare,
+        methods={
+          'short': {'method': 'extracted_labels', **PAIR, 'share': 0.25},
+          'one_shot': {'method': 'one_shot'},
+        },
+        rates=(3e-2, 1e-2),
+        workdir=cls.folder,
+        report=cls.said.append,
+      )
     )
     cls.found = cls.compare()
 

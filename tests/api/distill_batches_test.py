@@ -57,7 +57,8 @@ class LoaderTest(FolderTest):
 
     class Batches:
       def __iter__(self):
-        return read(sqlite3.connect(path))
+        with contextlib.closing(sqlite3.connect(path)) as opened:
+          yield from read(opened)
 
     self.same(Batches())
     with (

@@ -136,8 +136,10 @@ class KeepBestTest(FolderTest):
     super().setUpClass()
     students = cxjax.from_fn(two_layers, [SMALL.params, parameters(2)])
     plan = cxjax.plan(BIG, students, X, num_steps=20, layers=())
-    cls.train = functools.partial(
-      distill, plan, held_out=X, optimizer=optax.sgd(turning), log_every=2
+    cls.train = staticmethod(
+      functools.partial(
+        distill, plan, held_out=X, optimizer=optax.sgd(turning), log_every=2
+      )
     )
     cls.best = cls.train(keep_best='loss')
 
