@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from jax.extend import core
 
+from cxjax.methods import jaxprs
 from cxjax.models import dataflow
 
 # They may change the length of an axis.
@@ -273,9 +274,7 @@ class Roles:
   def _scan(
     self, equation: core.JaxprEqn, operands: Sequence[Known]
   ) -> list[Known]:
-    constants, carried = (
-      equation.params[key] for key in ('num_consts', 'num_carry')
-    )
+    constants, carried = jaxprs.scan_counts(equation)
     first, body = constants + carried, equation.params['jaxpr'].jaxpr
     rest = [
       None if each is None else Value(each.axes[1:])

@@ -144,7 +144,7 @@ class Dataflow:
     if equation.primitive.name == 'while':
       own = operands[params['cond_nconsts'] :]
       return self._walk_body(params['body_jaxpr'], own)
-    first = params['num_consts'] + params['num_carry']
+    first = sum(jaxprs.scan_counts(equation))
     slices = [(len(self.nodes) + i, -1) for i in range(len(operands) - first)]
     self.nodes.extend(Node(equation, (one,)) for one in operands[first:])
     return self._walk_body(params['jaxpr'], [*operands[:first], *slices])

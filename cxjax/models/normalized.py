@@ -159,25 +159,17 @@ class _Walk:
   def _inside(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
   ) -> Total:
-<<<<<<< HEAD
-    body = dataflow.Dataflow(equation.params['jaxpr'])
-    stacked = value[1] >= jaxprs.scan_counts(equation)[1]
-    if stacked and axis == 0:
-      return None
-    return _Walk(body).total(body.outputs[value[1]], axis - stacked)
-=======
     """Sum of a result of a loop, or of the branch where it is nearest to 1."""
     if value[1] < 0:  # What a step reads.
       return self.total(self._operands(value)[0], axis + 1)
     if equation.primitive.name == 'scan':
-      stacked = value[1] >= equation.params['num_carry']
+      stacked = value[1] >= jaxprs.scan_counts(equation)[1]
       if stacked and axis == 0:
         return None
       axis -= stacked
     totals = [self.total(each, axis) for each in self._flow.inside(value)]
     known = [each for each in totals if each is not None]
     return min(known, key=lambda each: abs(each - 1), default=None)
->>>>>>> 83bc4220dc06e7b1e2d2f1fe2a7e3699b235e6fa
 
   def _add(
     self, value: dataflow.Value, equation: core.JaxprEqn, axis: int
