@@ -22,6 +22,7 @@ from cxjax.api import contest
 from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import matching
+from cxjax.api import mode_warnings
 from cxjax.api import named_plans
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
@@ -53,6 +54,7 @@ OPTIONS = (
 )
 
 
+@mode_warnings.once()
 def compare(
   teacher: adapters.ModelAdapter,
   student: starts_lib.Student,

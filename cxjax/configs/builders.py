@@ -22,6 +22,7 @@ from cxjax import errors
 from cxjax import folders
 from cxjax import settings
 from cxjax import types
+from cxjax.api import mode_warnings
 from cxjax.configs import defaults
 from cxjax.configs import identity
 from cxjax.configs import layouts
@@ -337,6 +338,7 @@ def check(experiment: Experiment) -> None:
   memory.require(spec, spec.plan())
   fitting.check(spec, spec.plan())
   logit_checks.check(spec)
+  mode_warnings.warn_of_run(spec)
 
 
 def abstract_teacher(

@@ -21,6 +21,7 @@ from cxjax import settings
 from cxjax import tables
 from cxjax import types
 from cxjax.analysis import spread
+from cxjax.api import mode_warnings
 from cxjax.configs import builders
 from cxjax.configs import functions
 from cxjax.configs import identity
@@ -188,6 +189,7 @@ def _run(
 
 
 @settings.own()
+@mode_warnings.once()
 def compare(
   config: Config, names: Sequence[str], workdir: pathlib.Path
 ) -> list[summary_lib.Summary]:

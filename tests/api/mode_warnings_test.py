@@ -1,5 +1,8 @@
 """Warnings of layers that training runs at inference."""
 
+import pathlib
+from unittest import mock
+
 from absl import logging
 from absl.testing import parameterized
 from flax import linen as nn
@@ -11,9 +14,11 @@ import pytest
 
 import cxjax
 from cxjax.api import mode_warnings
+from cxjax.configs import experiment
 from cxjax.models import adapters
 from cxjax.models import linen_adapter
 from cxjax.models import nnx_adapter
+import own_config
 
 X = jnp.ones((4, 5))
 KEY = jax.random.key(0)
@@ -66,6 +71,27 @@ class Spectral(nn.Module):
     return nn.SpectralNorm(nn.Dense(3))(x, update_stats=train)
 
 
+class Normed(own_config.Plain):
+  """A model of a config with batch statistics."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    hidden = nn.Dense(self.width, name='hidden')(x)
+    hidden = nn.BatchNorm(use_running_average=not train)(hidden)
+    return nn.Dense(self.num_classes, name='out')(hidden), {'hidden': hidden}
+
+  def training(self, params, x, key):
+    del key
+    made, changed = self.apply(params, x, True, mutable=['batch_stats'])
+    return *made, changed
+
+
+class Weighted(own_config.Majority):
+  def batch(self, key, step, batch_size):
+    found = super().batch(key, step, batch_size)
+    return {**found, 'weights': jnp.ones(batch_size)}
+
+
 def training(module):
   variables = jax.jit(module.init)(KEY, X)
   return linen_adapter.from_linen(module, variables, training={'train': True})
@@ -115,6 +141,48 @@ class WeightsTest(parameterized.TestCase):
       cxjax.distill(plan, [batch], **options)
     found = [line for line in caught.output if 'of weight 0' in line]
     self.assertLen(found, count)
+
+  @pytest.mark.slow
+  def test_a_comparison_warns_once(self):
+    batch = {'x': X, 'weights': np.ones(4, np.float32)}
+    with self.assertLogs(level='WARNING') as caught:
+      cxjax.compare(
+        training(Linen()),
+        training(Linen()),
+        [batch],
+        held_out=X,
+        num_steps=8,
+        methods=('one_shot', 'fitnets'),
+        layers=(('BatchNorm_0', 'BatchNorm_0'),),
+        loss='mse',
+        rates=(1e-3, 1e-2),
+        seeds=1,
+        costs='counted',
+        report=lambda line: None,
+      )
+    found = [line for line in caught.output if 'of weight 0' in line]
+    self.assertLen(found, 1)
+    self.assertLen(set(caught.output), len(caught.output))
+
+  @pytest.mark.slow
+  def test_the_runs_of_a_config_warn_once(self):
+    for task, count in ((own_config.Majority, 0), (Weighted, 1)):
+      folder = pathlib.Path(self.create_tempdir().full_path)
+      with (
+        mock.patch.object(own_config, 'Plain', Normed),
+        mock.patch.object(own_config, 'Majority', task),
+        self.assertLogs(level='WARNING') as caught,
+      ):
+        logging.warning('first')
+        config = own_config.get_config('one_shot')
+        # Ends before it trains.
+        with (
+          mock.patch.object(experiment, '_run', side_effect=KeyError('ran')),
+          self.assertRaisesRegex(KeyError, 'ran'),
+        ):
+          experiment.compare(config, ['one_shot', 'supervised'], folder)
+      found = [line for line in caught.output if 'of weight 0' in line]
+      self.assertLen(found, count)
 
 
 class WarnTest(parameterized.TestCase):
