@@ -143,7 +143,7 @@ def _equation(eqn: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
         raise Unhashable('it changes arrays in place')
     if name in CALLS:
       key = 'jaxpr' if 'jaxpr' in eqn.params else 'call_jaxpr'
-      return _outputs(_close(eqn.params[key]), list(inputs))
+      return _outputs(close(eqn.params[key]), list(inputs))
     if name in COMMUTATIVE:
       hashed.sort()
     named = _params(eqn)
@@ -167,7 +167,8 @@ def _params(eqn: core.JaxprEqn) -> dict[str, Any]:
   return {**{key: eqn.params[key] for key in others}, **counts}
 
 
-def _close(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:
+def close(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:
+  """A jaxpr with its constants, which from jax 0.11 on every one has."""
   if isinstance(jaxpr, core.ClosedJaxpr):
     return jaxpr
   return core.ClosedJaxpr(jaxpr, ())
@@ -187,7 +188,7 @@ def _encode(value: Any, where: str) -> bytes:
     Unhashable: the parameter is known only by its address.
   """
   if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
-    return hash_jaxpr(_close(value))
+    return hash_jaxpr(close(value))
   if isinstance(value, jax.Array | np.ndarray | np.generic):
     return hash_array(value)
   kind, parts = type(value).__qualname__, _parts(value)

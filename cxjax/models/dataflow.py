@@ -346,9 +346,7 @@ def call_body(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
   ]
   if not bodies:
     return None
-  body = bodies[0]
-  if isinstance(body, core.Jaxpr):
-    body = core.ClosedJaxpr(body, [])
+  body = jaxprs.close(bodies[0])
   if len(body.jaxpr.invars) != len(equation.invars):
     return None
   return body

@@ -32,6 +32,13 @@ class DataflowTest(absltest.TestCase):
     found = flow(lambda w, x: jax.jit(lambda: (x @ w[0], x @ w[1]))(), W, X)
     self.assertEqual([found.flops(v) for v in found.outputs], [PRODUCT] * 2)
 
+  def test_calls_with_constants(self):
+    """In place of a call there are its equations."""
+    table = jnp.asarray(np.eye(8, dtype=np.float32))
+    found = flow(jax.jit(lambda x: jnp.sin(x @ table)), X)
+    self.assertEqual(found.name(found.outputs[0]), 'sin')
+    self.assertEqual(found.flops(found.outputs[0]), PRODUCT)
+
   def test_a_scan_costs_its_steps(self):
     fun = lambda w, x: jax.lax.scan(lambda h, w: (h @ w, h), x, w)
     found = flow(fun, W, X)
