@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import pathlib
 import tempfile
 from unittest import mock
@@ -324,6 +325,17 @@ class RefusalTest(parameterized.TestCase):
     np.testing.assert_array_equal([x for x, _ in found], [*INPUTS, *INPUTS[:4]])
     self.assertIs(fit_batches.shared(DATA, loader, fitted), DATA)
     self.assertIsNone(fit_batches.shared(None, loader, PLAN))
+
+  @pytest.mark.slow
+  def test_a_stdout_that_is_closed(self):
+    with open(os.devnull, 'w') as stdout:
+      pass
+    with (
+      mock.patch('sys.stdout', stdout),
+      mock.patch.object(contest.Contest, 'run', side_effect=KeyError('ran')),
+      self.assertRaisesRegex(KeyError, 'ran'),
+    ):
+      compare(methods=['one_shot'], report=print)
 
   def test_scores_that_cannot_be_compared(self):
     target = np.full((8, 3), 1 / 3, np.float32)
