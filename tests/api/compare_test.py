@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import pathlib
+import pickle
 import tempfile
 from unittest import mock
 
@@ -147,6 +148,11 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((self.folder / 'again.png').read_bytes(), before)
     with self.assertRaisesRegex(errors.UserError, 'optimizer'):
       self.compare(optimizer={'warmup': 0.5})
+
+  def test_pickles(self):
+    found = pickle.loads(pickle.dumps(self.found))
+    self.assertEqual(str(found), str(self.found))
+    self.assertEqual(found.best.flops, self.found.best.flops)
 
   def test_the_learning_rate_rises_first(self):
     self.assertIn('adam with a warm-up of 6%, schedule cosine', self.said[0])
