@@ -13,6 +13,7 @@ from typing import TypeVar
 import warnings
 
 from cxjax import errors
+from cxjax import streams
 
 Decorated = TypeVar('Decorated', bound=Callable[..., Any])
 Renaming = str | tuple[str, Mapping[Any, Any]]
@@ -379,8 +380,9 @@ def warn(message: str, stacklevel: int = 3) -> None:
     stacklevel: stack level of the line to warn at; 3 is that of the caller's
       caller.
   """
-  warnings.warn(
-    f'{message}; the old name goes with the next release.',
-    DeprecationWarning,
-    stacklevel=stacklevel,
-  )
+  with streams.with_stderr():
+    warnings.warn(
+      f'{message}; the old name goes with the next release.',
+      DeprecationWarning,
+      stacklevel=stacklevel,
+    )

@@ -21,6 +21,7 @@ import numpy as np
 from cxjax import errors
 from cxjax import files
 from cxjax import folders
+from cxjax import streams
 
 IMPLEMENTATION = 'threefry2x32'
 # Settings that change results, and JAX's defaults, which are not recorded.
@@ -79,7 +80,8 @@ def fixed() -> Iterator[None]:
 def own() -> Iterator[None]:
   """`fixed`, and no mesh of the caller in force; for what runs on its own mesh.
 
-  Not under `jax.jit`, which has the mesh that it was called with.
+  Messages are dropped if the caller has no stderr to show them on. Not under
+  `jax.jit`, which has the mesh that it was called with.
 
   Yields:
     Nothing.
@@ -89,6 +91,7 @@ def own() -> Iterator[None]:
   """
   none = jax.sharding.Mesh(np.empty((), dtype=object), ())
   with contextlib.ExitStack() as stack:
+    stack.enter_context(streams.with_stderr())
     stack.enter_context(fixed())
     try:
       stack.enter_context(jax.set_mesh(none))

@@ -15,6 +15,7 @@ from cxjax import arguments
 from cxjax import checks
 from cxjax import errors
 from cxjax import folders
+from cxjax import streams
 from cxjax import types
 from cxjax.api import budgets
 from cxjax.api import comparison
@@ -54,6 +55,7 @@ OPTIONS = (
 )
 
 
+@streams.with_stderr()
 @mode_warnings.once()
 def compare(
   teacher: adapters.ModelAdapter,
@@ -145,7 +147,7 @@ def compare(
   num_steps = arguments.integer('num_steps', num_steps, 1, 2**31 - 1)
   errors.lookup('equal', equal, dict.fromkeys(budgets.EQUAL))
   errors.lookup('costs', costs, flops_lib.COUNTS)
-  arguments.function('report', report, 'print')
+  report = _reporter(report)
   options['optimizer'] = _optimizer(options)
   errors.require(
     held_out is not None, 'held_out is missing: give examples to evaluate on.'
@@ -216,6 +218,12 @@ def advise(*args: Any, budget: float = 0.1, **kwargs: Any) -> Any:
     The comparison, which says that it is a prediction.
   """
   return compare(*args, budget=budget, **kwargs)
+
+
+def _reporter(report: Any) -> contest.Report:
+  """The function that is called with texts; stdout may be closed."""
+  arguments.function('report', report, 'print')
+  return streams.show if report is print else report
 
 
 def _optimizer(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from cxjax import arguments
 from cxjax import deprecation
 from cxjax import errors
+from cxjax import pickling
 from cxjax import settings
 from cxjax import types
 from cxjax.api import costs as costs_lib
@@ -50,7 +51,7 @@ OPTIONS = (
   costed=('stage_plans_with_costs', lambda plan: plan.stage_plans_with_costs),
 )
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(pickling.Picklable):
   """The stages that `distill` will train; prints as a table.
 
   Attributes:

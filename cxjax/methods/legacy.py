@@ -12,6 +12,7 @@ import warnings
 
 from cxjax import deprecation
 from cxjax import errors
+from cxjax import streams
 
 # The old name of each field of a term, and the new one.
 RENAMED: dict[str, deprecation.Renaming] = {
@@ -61,13 +62,14 @@ def stage_of_one_term(make_terms: Callable[[dict[str, Any]], Any]) -> Callable:
           f'Stage {name!r} has terms and also {", ".join(fields)}: give those '
           'to its terms.',
         )
-        warnings.warn(
-          f'Stage({name!r}, {", ".join(fields)}=...) is now Stage({name!r}, '
-          'steps, terms=(cxjax.Term(...),)); the old form goes with the next '
-          'release.',
-          DeprecationWarning,
-          stacklevel=2,
-        )
+        with streams.with_stderr():
+          warnings.warn(
+            f'Stage({name!r}, {", ".join(fields)}=...) is now Stage({name!r}, '
+            'steps, terms=(cxjax.Term(...),)); the old form goes with the next '
+            'release.',
+            DeprecationWarning,
+            stacklevel=2,
+          )
         terms = make_terms(term_fields(fields, f'stage {name!r}'))
       init(self, name, steps, terms, frozen, checkpoint)
 

@@ -7,6 +7,7 @@ cannot train the tree raises its error there, before anything is trained.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import inspect
@@ -30,6 +31,7 @@ VALUES = ('value', 'grad', 'value_fn')
 # Other names of that function (`sophia`), and its gradient (`sam`).
 MORE = ('obj_fn', 'grad_fn')
 Loss = Callable[[Any], jax.Array]
+SHOWN = 5  # Names of parameters in a message.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,10 +234,22 @@ def adapt(
   raise errors.UserError(
     'The optimizer cannot train these parameters: '
     f'{type(raised[0]).__name__}: {text[:300].rstrip(".")}. It sees the tree '
-    "of the student's parameters, with None for those that a stage does not "
-    f'train, or of the regressors; its update gets {", ".join(VALUES)} if it '
-    'asks.'
+    f"of the student's parameters{_top(trainable)}, with None for those that a "
+    'stage does not train, or of the regressors; its update gets '
+    f'{", ".join(VALUES)} if it asks.'
   ) from raised[0]
+
+
+def _top(tree: Any) -> str:
+  """The names at the top of a tree of parameters, for a message."""
+  if not isinstance(tree, Mapping) or not tree or 'params' in tree:
+    return ''
+  names = list(map(repr, tree))
+  more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+  return (
+    f', which has {", ".join(names[:SHOWN])}{more} at its top, and no level '
+    "'params' above"
+  )
 
 
 def reads_loss(adapter: Adapter, tree: Any) -> bool:

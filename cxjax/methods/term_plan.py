@@ -100,7 +100,8 @@ def plan_term(
 
   def shape(found: targets_lib.Activations, name: str) -> tuple[int, ...]:
     one = lambda found, x: targets_lib.compared(found, x, name, term)
-    shape = jax.eval_shape(one, found, batch['x']).shape
+    compared = jax.eval_shape(one, found, batch['x'])
+    shape = compared.shape
     errors.require(
       len(shape) > 1,
       f'{name!r} of shape {shape} has no width: give it a last axis, as in '
@@ -110,6 +111,9 @@ def plan_term(
       math.prod(shape) > 0,
       f'{name!r} of shape {list(shape)} is empty: nothing can be compared.',
     )
+    role = 'student' if found is ours else 'teacher'
+    what = f"The {role}'s {_called(name)}"
+    _check_real(stage, term, what, compared, batch.get('y'))
     return shape
 
   *axes, student_width = shape(ours, term.student)
@@ -149,6 +153,34 @@ def plan_term(
   )
   _check_loss(stage, term, (*axes, got), batch)
   return TermPlan(projection, regressor, teacher_width, student_width)
+
+
+def _called(name: str) -> str:
+  """An activation in a message."""
+  return 'output' if name == stage_lib.LOGITS else repr(name)
+
+
+def _check_real(
+  stage: stage_lib.Stage,
+  term: stage_lib.Term,
+  what: str,
+  compared: jax.ShapeDtypeStruct,
+  labels: Any,
+) -> None:
+  """Raises UserError for complex numbers that a loss does not make real."""
+  if not jnp.issubdtype(compared.dtype, jnp.complexfloating):
+    return
+  want = compared if term.needs_teacher else labels
+  try:
+    found = jax.eval_shape(term.loss, compared, want)  # type: ignore[arg-type]
+  except Exception:  # Of a loss that does not take them at all.
+    found = compared
+  errors.require(
+    jnp.issubdtype(found.dtype, jnp.floating),
+    f'{what} is {compared.dtype}, {list(compared.shape)}, of which the loss of '
+    f'stage {stage.name!r} makes no real numbers. Select a real one, as in '
+    'output=jnp.real of from_linen and the others.',
+  )
 
 
 def _check_projection(

@@ -20,6 +20,7 @@ from cxjax import arguments
 from cxjax import checks
 from cxjax import deprecation
 from cxjax import errors
+from cxjax import pickling
 from cxjax import types
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import training_mode
@@ -30,7 +31,7 @@ from cxjax.parallel import partition
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class ModelAdapter:
+class ModelAdapter(pickling.Picklable):
   """A model of any library, with its parameters.
 
   Attributes:

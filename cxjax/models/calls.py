@@ -147,8 +147,8 @@ def to_array(output: Any, name: str) -> Any:
   """The array that is the output of a module.
 
   Args:
-    output: result of the module: an array, or an object or a dict whose
-      'logits' are one.
+    output: result of the module: an array, an object or a dict whose 'logits'
+      are one, or a tuple or a list with one array and nothing else but None.
     name: name of the module, for the message.
 
   Returns:
@@ -168,6 +168,10 @@ def to_array(output: Any, name: str) -> Any:
     return output if arrays else named
   if isinstance(found.get('/logits'), jax.Array):
     return found['/logits']
+  if isinstance(output, tuple | list):
+    entries = [entry for entry in output if entry is not None]
+    if len(entries) == 1 and isinstance(entries[0], jax.Array):
+      return entries[0]
   names = [path.lstrip('/') for path in found if path]
   message = f'{name} returns a {type(output).__name__}, not an array'
   if not names:

@@ -54,7 +54,7 @@ def from_keras(
   Args:
     model: the model; a list of models trains several students.
     output: selects the output from what the model returns; by default it is
-      that, or its 'logits'.
+      that, its 'logits', or the only array of a tuple.
     partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(model, x, **kwargs) -> output`, in place of calling the model on
       `x`. Without it a tuple is spread over the arguments of a model of
@@ -201,9 +201,28 @@ class _Run:
     self._keras, self._model, self._output = keras, model, output
     self._call = calls.chosen(call)
     self._own = call is not None
-    fixed, other = model.trainable_variables, model.non_trainable_variables
-    self._trained = dict(zip(_names(fixed), fixed, strict=True))
-    self._state = dict(zip(_names(other), other, strict=True))
+    self._name_variables(
+      _names(model.trainable_variables), _names(model.non_trainable_variables)
+    )
+
+  def _name_variables(self, trained: list[str], state: list[str]) -> None:
+    """Keeps the variables of the model by the names that they have."""
+    fixed, other = (
+      self._model.trainable_variables,
+      self._model.non_trainable_variables,
+    )
+    self._trained = dict(zip(trained, fixed, strict=True))
+    self._state = dict(zip(state, other, strict=True))
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Attributes, with names alone of the variables, which are the model's."""
+    names = {'_trained': list(self._trained), '_state': list(self._state)}
+    return {**self.__dict__, **names}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """Names the variables of a model that was pickled."""
+    self.__dict__.update(state)
+    self._name_variables(state['_trained'], state['_state'])
 
   def __call__(
     self,

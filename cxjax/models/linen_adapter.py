@@ -63,7 +63,7 @@ def from_linen(
     variables: the result of `module.init`, or its 'params'; a list of them
       trains several students.
     output: selects the output from what the module returns; by default it is
-      that, or its 'logits'.
+      that, its 'logits', or the only array of a tuple.
     partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(module, x, **kwargs) -> output`, in place of calling the module on
       `x`. Without it a tuple is spread over the arguments of a module of

@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import threading
+from typing import Any
 
 from absl import logging
 import jax
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from cxjax import errors
+from cxjax import streams
 from cxjax.parallel import connections
 
 # Environment variables of the clusters that jax.distributed detects.
@@ -267,6 +269,8 @@ def _listen(peer: socket.socket, who: int) -> None:
     f'Process {who} of this run ended abruptly. Start all of them again: they '
     'go on from the last checkpoint.'
   )
-  print(f'Error: {reason}', file=sys.stderr, flush=True)
+  # The process must end although nobody may read why.
+  stream: Any = streams.Tolerant(sys.stderr)
+  print(f'Error: {reason}', file=stream, flush=True)
   leave(reason)
   os._exit(1)

@@ -22,6 +22,7 @@ import tqdm
 
 from cxjax import errors
 from cxjax import files
+from cxjax import streams
 from cxjax import tables
 from cxjax import types
 from cxjax.parallel import multihost
@@ -270,10 +271,12 @@ class _Progress:
 
   def __init__(self, title: str, step: int, shown: bool) -> None:
     # A program without a console may have no stderr, or one that knows little.
-    shown = shown and sys.stderr is not None
-    self._terminal = shown and getattr(sys.stderr, 'isatty', bool)()
+    shown = shown and streams.is_usable(sys.stderr)
+    self._terminal = shown and streams.is_terminal(sys.stderr)
     self._bar = tqdm.tqdm(
       desc=title,
+      # A terminal that is closed meanwhile, or a stdout that is, ends no run.
+      file=streams.Tolerant(sys.stderr),
       initial=step,
       unit='',
       unit_scale=True,
@@ -320,7 +323,8 @@ class _Progress:
       postfix=self._postfix,
       initial=self._begin,
     )
-    print(line, file=sys.stderr, flush=True)
+    stream: Any = streams.Tolerant(sys.stderr)
+    print(line, file=stream, flush=True)
     self._printed, self._postfix = time.monotonic(), ''
 
   def _fit_bar(self) -> None:

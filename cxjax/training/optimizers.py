@@ -20,6 +20,15 @@ from cxjax import errors
 from cxjax.methods import optimizer
 
 
+def _takes_a_step(warmup: float, length: Any) -> Any:
+  """True unless a warm-up would end before the second step.
+
+  It begins at the rate 0: as the first step, or the only one, it would teach
+  nothing, so that a schedule of few steps has no warm-up.
+  """
+  return warmup * length >= 1 - 1e-4
+
+
 def _with_warmup(
   warmup: float, peak: float, rest: optax.Schedule
 ) -> optax.Schedule:
@@ -80,7 +89,8 @@ def default() -> ml_collections.ConfigDict:
       name='adam',  # sgd, adam, adamw
       learning_rate=RATE,  # Peak of the schedule.
       schedule='constant',  # constant, cosine, linear
-      warmup=0.0,  # Share of the schedule in which the rate rises from 0.
+      warmup=0.0,  # Share of the schedule in which the rate rises from 0; none
+      # if that is less than a step.
       restart_schedule=True,  # At each stage; else one schedule for the run.
       carry_state=False,  # Into the next stage; else the moments start afresh.
       momentum=0.0,  # sgd
@@ -116,7 +126,15 @@ def make(
   rate = _with_warmup(warmup, peak, schedule(peak, 1 - warmup))
   if config.schedule == 'constant' and not warmup:
     return optimizer.Elementwise(*build(peak, config))
-  scheduled = lambda count: rate((count + offset) / length)
+  at_once = schedule(peak, 1.0)
+
+  def scheduled(count: Any) -> Any:
+    passed = (count + offset) / length
+    if not warmup:
+      return rate(passed)
+    rises = _takes_a_step(warmup, length)
+    return jnp.where(rises, rate(passed), at_once(passed))
+
   return optimizer.Elementwise(*build(scheduled, config))
 
 
@@ -154,19 +172,24 @@ def describe(config: ml_collections.ConfigDict) -> str:
   return f'{config.name} with {rise}, schedule {config.schedule}'
 
 
-def share_at(config: ml_collections.ConfigDict, passed: float) -> float:
+def share_at(
+  config: ml_collections.ConfigDict, step: int, length: int
+) -> float:
   """The learning rate of a step, as a share of the peak.
 
   Args:
     config: config of the optimizer, as for `make`.
-    passed: steps before it, as a fraction of the length of the schedule.
+    step: number of steps before it.
+    length: steps that the schedule spans.
 
   Returns:
     The share.
   """
-  if passed < config.warmup:
-    return passed / config.warmup
-  rest = min((passed - config.warmup) / (1 - config.warmup), 1.0)
+  passed = step / length
+  warmup = config.warmup if _takes_a_step(config.warmup, length) else 0.0
+  if passed < warmup:
+    return passed / warmup
+  rest = min((passed - warmup) / (1 - warmup), 1.0)
   return SHARES[config.schedule](rest)
 
 
@@ -184,9 +207,9 @@ class Scheduled:
     """The optimizer of a student."""
     return make(self.config, length, offset)
 
-  def rate(self, passed: float) -> float:
-    """The learning rate after a fraction of the schedule."""
-    return self.config.learning_rate * share_at(self.config, passed)
+  def rate(self, step: int, length: int) -> float:
+    """The learning rate after some steps of a schedule."""
+    return self.config.learning_rate * share_at(self.config, step, length)
 
 
 def of_distill(
@@ -250,9 +273,10 @@ class PerStudent:
 
     return optimizer.Elementwise(init, update)  # type: ignore[arg-type]
 
-  def rate(self, passed: float) -> list[float]:
-    """The learning rate of each student after a fraction of the schedule."""
-    return [peak * share_at(self.config, passed) for peak in self.rates]
+  def rate(self, step: int, length: int) -> list[float]:
+    """The learning rate of each student after some steps of a schedule."""
+    share = share_at(self.config, step, length)
+    return [peak * share for peak in self.rates]
 
   def assign(self, state: RatedState) -> RatedState:
     """The `[S]` states of all students, each with its rate."""

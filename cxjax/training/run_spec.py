@@ -222,7 +222,7 @@ class RunSpec:
       return {name: float(out[name][0])} if name in out else {}
     length, before = self.schedule(stage)
     begin = (0, *self.ends)[stage]
-    return {'learning_rate': rate((before + step - 1 - begin) / length)}
+    return {'learning_rate': rate(before + step - 1 - begin, length)}
 
   @property
   def stored_targets(self) -> bool:

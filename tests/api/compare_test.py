@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import pathlib
+import pickle
 import tempfile
 from unittest import mock
 
@@ -148,6 +150,11 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((self.folder / 'again.png').read_bytes(), before)
     with self.assertRaisesRegex(errors.UserError, 'optimizer'):
       self.compare(optimizer={'warmup': 0.5})
+
+  def test_pickles(self):
+    found = pickle.loads(pickle.dumps(self.found))
+    self.assertEqual(str(found), str(self.found))
+    self.assertEqual(found.best.flops, self.found.best.flops)
 
   def test_the_learning_rate_rises_first(self):
     self.assertIn('adam with a warm-up of 6%, schedule cosine', self.said[0])
@@ -326,6 +333,17 @@ class RefusalTest(parameterized.TestCase):
     np.testing.assert_array_equal([x for x, _ in found], [*INPUTS, *INPUTS[:4]])
     self.assertIs(fit_batches.shared(DATA, loader, fitted), DATA)
     self.assertIsNone(fit_batches.shared(None, loader, PLAN))
+
+  @pytest.mark.slow
+  def test_a_stdout_that_is_closed(self):
+    with open(os.devnull, 'w') as stdout:
+      pass
+    with (
+      mock.patch('sys.stdout', stdout),
+      mock.patch.object(contest.Contest, 'run', side_effect=KeyError('ran')),
+      self.assertRaisesRegex(KeyError, 'ran'),
+    ):
+      compare(methods=['one_shot'], report=print)
 
   def test_scores_that_cannot_be_compared(self):
     target = np.full((8, 3), 1 / 3, np.float32)

@@ -184,6 +184,16 @@ class RefusedTest(parameterized.TestCase):
       optax_adapter.adapt(tx, PARAMS)
     self.assertNotIn('\n', str(found.exception))
 
+  @parameterized.parameters(
+    (optax.adamw(0.1, mask=lambda tree: {'params': tree['params']}),),
+    (optax.multi_transform({'a': optax.sgd(0.1)}, {'params': {'a': 'a'}}),),
+  )
+  def test_a_level_that_the_tree_does_not_have(self, tx):
+    with self.assertRaisesRegex(
+      errors.UserError, "which has 'a', 'b' at its top, and no level 'params'"
+    ):
+      optax_adapter.adapt(tx, {'a': None, 'b': PARAMS['a']})
+
   def test_a_state_of_other_dtypes_after_the_first_update_is_cast(self):
     init = lambda _: jnp.zeros((), jnp.bfloat16)
     update = lambda u, s, p=None: (u, s + jnp.ones((), jnp.float32))

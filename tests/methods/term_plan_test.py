@@ -39,6 +39,7 @@ def models(student, teacher):
   return student.apply, shapes(student), teacher.apply, shapes(teacher)
 
 
+SPECTRUM = lambda params, x: (STUDENT.apply(params, x)[0] + 0j, {})
 ONE = models(mlp.MLP((6,), 1), mlp.MLP((16, 12), 1))
 
 
@@ -209,6 +210,23 @@ class RefusalTest(parameterized.TestCase):
     for terms in (nothing, (nothing, Term(target='labels', weight=0.0))):
       self.assert_refused('from its beginning to its end', Stage('s', 1, terms))
     plan(Stage('s', 1, (nothing, Term(target='labels'))))
+
+  @parameterized.parameters(
+    ('student', {'loss': 'kl'}),
+    ('teacher', {'loss': 'kl'}),
+    ('student', {'loss': 'cross_entropy', 'target': 'labels'}),
+  )
+  def test_complex_outputs(self, role, fields):
+    ours, theirs = (SPECTRUM, MODELS[1]), MODELS[2:]
+    self.assert_refused(
+      f"The {role}'s output is complex64.*'s' makes no real.*output=jnp.real",
+      single(**fields),
+      models=(*ours, *theirs) if role == 'student' else (*MODELS[:2], *ours),
+    )
+
+  def test_a_loss_of_complex_outputs(self):
+    distance = lambda got, want: jnp.abs(got - want).sum(-1)
+    plan(single(loss=distance), models=(SPECTRUM, MODELS[1]) * 2)
 
   def test_an_empty_activation(self):
     apply = lambda params, x: (x @ params, {'none': (x @ params)[:, :0]})

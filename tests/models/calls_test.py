@@ -100,6 +100,8 @@ class OutputTest(parameterized.TestCase):
     lambda x: {'logits': x, 'loss': x},
     lambda x: Output(x, (x, x)),
     lambda x: Plain(x, {'a': x}),
+    lambda x: (x,),
+    lambda x: [None, x],
   )
   def test_the_array_or_its_logits(self, make):
     x = jnp.ones((2, 3))
@@ -110,6 +112,8 @@ class OutputTest(parameterized.TestCase):
     (lambda x: {'scores': x}, 'a dict, .* with the arrays scores. .*output='),
     (lambda x: Output(None, x), 'an? Output, .* with the arrays states'),
     (lambda x: Plain({'a': x}), 'with the arrays logits/a'),
+    (lambda x: ({'scores': x}, None), r"out\[0\]\['scores'\]"),
+    (lambda x: (x, 1.5), 'with the arrays 0'),
     (lambda x: None, 'a NoneType, not an array. Return one'),
     (
       lambda x: {'heads': {'box': x, 'cls': x}},

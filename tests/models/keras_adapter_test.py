@@ -1,7 +1,9 @@
 """Adapter of Keras models on JAX."""
 
 import os
+import pickle
 from unittest import mock
+import warnings
 
 from absl.testing import parameterized
 import jax
@@ -78,6 +80,18 @@ class KerasTest(parameterized.TestCase):
     self.assertIsNot(new, NET)
     np.testing.assert_allclose(new(X), MODEL.apply(double, X)[0], rtol=1e-5)
     np.testing.assert_allclose(NET(X), MODEL.apply(MODEL.params, X)[0], 1e-5)
+
+  def test_a_pickled_one_reads_its_parameters(self):
+    with warnings.catch_warnings():  # Of numpy, for Keras.
+      warnings.simplefilter('ignore')
+      model = pickle.loads(pickle.dumps(MODEL))
+    double = jax.tree.map(lambda leaf: 2 * leaf, MODEL.params)
+    np.testing.assert_allclose(
+      model.apply(double, X)[0], MODEL.apply(double, X)[0], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      model.wrap(double)(X), MODEL.apply(double, X)[0], rtol=1e-5
+    )
 
   def test_averages_and_dropout_in_training(self):
     run = jax.jit(MODEL.training)

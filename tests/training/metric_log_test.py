@@ -276,6 +276,21 @@ class ProgressTest(MetricLogTest):
     self.show(stream, evaluated(20, 0.5, 1.0))
     self.assertLen(metric_log.read(self.folder), 1)
 
+  @parameterized.parameters(True, False)
+  def test_a_stream_that_is_closed(self, at_once):
+    stream = io.StringIO()
+    if at_once:
+      stream.close()
+    self.show(stream, record(10), on_record=lambda _: stream.close())
+    self.assertLen(metric_log.read(self.folder), 1)
+
+  def test_a_bar_beside_a_stdout_that_is_closed(self):
+    with open(os.devnull, 'w') as stdout:
+      pass
+    with terminal(80) as (stream, written), mock.patch('sys.stdout', stdout):
+      self.show(stream, record(10))
+    self.assertIn('loss 0.125', ''.join(written))
+
   def test_a_resumed_run_counts_its_own_steps(self):
     with mock.patch.object(metric_log.time, 'monotonic') as now:
       now.return_value = 0.0

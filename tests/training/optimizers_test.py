@@ -119,16 +119,25 @@ class ScheduleTest(parameterized.TestCase):
     )
 
   @parameterized.product(
-    schedule=list(optimizers.SCHEDULES), warmup=[0.0, 0.25]
+    schedule=list(optimizers.SCHEDULES), warmup=[0.0, 0.25], length=[3, 4, 8]
   )
-  def test_records_have_the_rate_that_is_taken(self, schedule, warmup):
+  def test_records_have_the_rate_that_is_taken(self, schedule, warmup, length):
     config = config_of(
       name='sgd', learning_rate=0.5, schedule=schedule, warmup=warmup
     )
-    told = [optimizers.Scheduled(config).rate(i / 8) for i in range(10)]
+    told = [optimizers.Scheduled(config).rate(i, length) for i in range(10)]
     np.testing.assert_allclose(
-      told, rates(config, 10, length=8), rtol=1e-5, atol=1e-7
+      told, rates(config, 10, length), rtol=1e-5, atol=1e-7
     )
+
+  @parameterized.product(schedule=list(optimizers.SCHEDULES), length=[1, 3])
+  def test_a_warmup_of_less_than_a_step_is_none(self, schedule, length):
+    """It would take the only step at the rate 0."""
+    config = config_of(name='sgd', schedule=schedule, warmup=0.25)
+    without = config_of(name='sgd', schedule=schedule)
+    found = rates(config, length, length)
+    np.testing.assert_allclose(found, rates(without, length, length), rtol=1e-6)
+    self.assertAlmostEqual(float(found[0]), config.learning_rate)
 
   @parameterized.parameters('adam', 'adamw', 'sgd')
   def test_every_optimizer_is_scheduled(self, name):
@@ -154,7 +163,7 @@ class ScheduleTest(parameterized.TestCase):
     def run(length, offset):
       return rates(config, 4, length, offset)
 
-    for length, offset in ((8, 0), (16, 5)):
+    for length, offset in ((8, 0), (16, 5), (2, 0)):
       np.testing.assert_allclose(
         run(length, offset), rates(config, 4, length, offset), rtol=1e-5
       )
