@@ -20,15 +20,11 @@ from cxjax import errors
 from cxjax import registration
 from cxjax import types
 from cxjax.methods import high_temperature
+from cxjax.methods import loss_values
 from cxjax.methods import relational
 
 # At a lower one the gradient, of size T, is too small to train on.
 LOWEST_TRAINED = 1e-6
-
-
-def _precise(x: jax.Array) -> jax.Array:
-  """The array in float32; float64 as it is."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
@@ -48,11 +44,13 @@ def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
     f'labels of shape {list(labels.shape)} do not fit logits of '
     f'{list(student.shape)}: give one class for each, or one probability.',
   )
-  log_q = jax.nn.log_softmax(_precise(student))
+  log_q = jax.nn.log_softmax(loss_values.precise(student))
   if labels.ndim == student.ndim:
-    p = _precise(labels)
-    return -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1)
-  return -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+    p = loss_values.precise(labels)
+    found = -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1)
+    return loss_values.known(found, student, labels)
+  found = -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+  return loss_values.known(found, student)
 
 
 def _divergence(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
@@ -86,12 +84,14 @@ def kl(
     Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531, section 2.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  student, teacher = _precise(student), _precise(teacher)
+  student, teacher = loss_values.precise(student), loss_values.precise(teacher)
   if high_temperature.applies(temperature):
-    return high_temperature.kl(student, teacher, temperature)
+    found = high_temperature.kl(student, teacher, temperature)
+    return loss_values.known(found, student, teacher)
   log_q = jax.nn.log_softmax(student / temperature)
   log_p = jax.nn.log_softmax(teacher / temperature)
-  return temperature**2 * _divergence(log_q, log_p)
+  found = temperature**2 * _divergence(log_q, log_p)
+  return loss_values.known(found, student, teacher)
 
 
 def reverse_kl(
@@ -136,9 +136,10 @@ def jensen_shannon(
     Agarwal et al., 2023. https://arxiv.org/abs/2306.13649, section 2.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  student, teacher = _precise(student), _precise(teacher)
+  student, teacher = loss_values.precise(student), loss_values.precise(teacher)
   if high_temperature.applies(temperature):
-    return high_temperature.jensen_shannon(student, teacher, temperature)
+    found = high_temperature.jensen_shannon(student, teacher, temperature)
+    return loss_values.known(found, student, teacher)
   log_q = jax.nn.log_softmax(student / temperature)
   log_p = jax.nn.log_softmax(teacher / temperature)
   # The gradient of logaddexp is NaN where both are -inf.
@@ -147,7 +148,7 @@ def jensen_shannon(
     jnp.where(possible, log_q, 0.0), jnp.where(possible, log_p, 0.0)
   ) - jnp.log(2.0)
   total = _divergence(log_m, log_p) + _divergence(log_m, log_q)
-  return temperature**2 * total / 2
+  return loss_values.known(temperature**2 * total / 2, student, teacher)
 
 
 def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -168,10 +169,10 @@ def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
     Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 3.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  log_q = jax.nn.log_softmax(_precise(student))
+  log_q = jax.nn.log_softmax(loss_values.precise(student))
   best = teacher == jnp.max(teacher, axis=-1, keepdims=True)
   log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True))
-  return _divergence(log_q, log_p)
+  return loss_values.known(_divergence(log_q, log_p), student, teacher)
 
 
 def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -187,7 +188,7 @@ def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
     two alone excludes a class.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  student, teacher = _precise(student), _precise(teacher)
+  student, teacher = loss_values.precise(student), loss_values.precise(teacher)
   excluded = jnp.maximum(student, teacher) == -jnp.inf
   # Both sides are masked: the difference of infinities is a NaN.
   student = jnp.where(excluded, 0.0, student)
@@ -206,7 +207,7 @@ def l2(student: jax.Array, target: jax.Array) -> jax.Array:
     `[...]` sum over the width, in squared activations.
   """
   arguments.equal_shapes(student=student, target=target)
-  error = _precise(student) - _precise(target)
+  error = loss_values.precise(student) - loss_values.precise(target)
   return jnp.sum(jnp.square(error), axis=-1)
 
 
@@ -224,15 +225,8 @@ def cosine(student: jax.Array, target: jax.Array) -> jax.Array:
     Sanh et al., 2019. https://arxiv.org/abs/1910.01108, section 2.
   """
   arguments.equal_shapes(student=student, target=target)
-
-  def unit(x: jax.Array) -> jax.Array:
-    x = _precise(x)
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    # The root has no gradient at 0.
-    return jnp.where(
-      square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0
-    )
-
+  student, target = loss_values.precise(student), loss_values.precise(target)
+  unit = lambda x: loss_values.scaled(x, (-1,))
   return 1 - jnp.sum(unit(student) * unit(target), axis=-1)
 
 
@@ -287,8 +281,8 @@ def top_k_kl(
     `[...]` loss per example, in nats; with `k = C` that of `kl`.
   """
   _check_top(student, teacher)
-  student, classes = _precise(student), teacher['classes']
-  values = _precise(teacher['values'])
+  student, classes = loss_values.precise(student), teacher['classes']
+  values = loss_values.precise(teacher['values'])
   if high_temperature.applies(temperature):
     few = jnp.take_along_axis(student, classes, axis=-1)
     others = None
@@ -296,11 +290,13 @@ def top_k_kl(
       q = jax.nn.softmax(student / temperature)
       q = jnp.take_along_axis(q, classes, axis=-1)
       others = 1 - jnp.sum(q, axis=-1)
-    return high_temperature.kl(few, values, temperature, others)
+    found = high_temperature.kl(few, values, temperature, others)
+    return loss_values.known(found, student, values)
   log_q = jax.nn.log_softmax(student / temperature)
   log_q = jnp.take_along_axis(log_q, classes, axis=-1)
   log_p = jax.nn.log_softmax(values / temperature)
-  return temperature**2 * _divergence(log_q, log_p)
+  found = temperature**2 * _divergence(log_q, log_p)
+  return loss_values.known(found, student, values)
 
 
 LOGIT_LOSSES: dict[str, Callable[..., jax.Array]] = {

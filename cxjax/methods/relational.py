@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import loss_values
 
 
 def gram(student: jax.Array, target: jax.Array) -> jax.Array:
@@ -63,15 +64,16 @@ def cka(student: jax.Array, target: jax.Array) -> jax.Array:
     mean = jnp.sum(x, axis=-2, keepdims=True) / count
     x = (x - mean) * real[..., None]
     # A scale of its own: the squares of squares must not overflow.
-    return _scaled(x, (-2, -1))
+    return loss_values.scaled(x, (-2, -1))
 
   ours, theirs = centered(student), centered(target)
   square = lambda a, b: jnp.sum(
     jnp.square(jnp.einsum('...nd,...ne->...de', a, b)), axis=(-2, -1)
   )
   size = square(ours, ours) * square(theirs, theirs)
-  safe = jnp.where(size > 0, size, 1.0)
-  found = jnp.where(size > 0, square(ours, theirs) * jax.lax.rsqrt(safe), 0.0)
+  constant = size == 0
+  safe = jnp.where(constant, 1.0, size)
+  found = jnp.where(constant, 0.0, square(ours, theirs) * jax.lax.rsqrt(safe))
   return jnp.broadcast_to((1 - found)[..., None], student.shape[:-1])
 
 
@@ -103,12 +105,12 @@ def attention(student: jax.Array, target: jax.Array) -> jax.Array:
   )
 
   def attention_map(x: jax.Array) -> jax.Array:
-    squares = jnp.sum(jnp.square(_precise(x)), axis=-1)
-    return _scaled(squares, tuple(range(1, squares.ndim)))
+    squares = jnp.sum(jnp.square(loss_values.precise(x)), axis=-1)
+    return loss_values.scaled(squares, tuple(range(1, squares.ndim)))
 
   theirs = attention_map(target)
   axes = tuple(range(1, theirs.ndim))
-  count = jnp.sum(theirs > 0, axis=axes, keepdims=True)
+  count = jnp.sum(theirs != 0, axis=axes, keepdims=True)
   return jnp.square(attention_map(student) - theirs) * count
 
 
@@ -123,12 +125,6 @@ def compares_examples(loss: Any, values: jax.Array) -> bool:
   return values.ndim == 2 and (fun is gram or fun is cka)
 
 
-def _precise(x: jax.Array) -> jax.Array:
-  """The array in float32; float64 as it is."""
-  x = jnp.asarray(x)
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _rows(
   student: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -139,21 +135,13 @@ def _rows(
     f'Relations need rows, and the activations are {list(student.shape)}: give '
     '[batch, width].',
   )
-  student, target = _precise(student), _precise(target)
+  student, target = loss_values.precise(student), loss_values.precise(target)
   real = jnp.any(target != 0, axis=-1).astype(student.dtype)
   return student, target, real
 
 
-def _scaled(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """The array divided by its norm over some axes; zeros stay."""
-  square = jnp.sum(jnp.square(x), axis=axes, keepdims=True)
-  # The root has no gradient at 0.
-  safe = jnp.where(square > 0, square, 1.0)
-  return jnp.where(square > 0, x * jax.lax.rsqrt(safe), 0.0)
-
-
 def _unit(x: jax.Array) -> jax.Array:
-  return _scaled(x, (-1,))
+  return loss_values.scaled(x, (-1,))
 
 
 def _cosines(x: jax.Array) -> jax.Array:

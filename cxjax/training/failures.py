@@ -21,6 +21,7 @@ from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import partition
 from cxjax.training import checkpoints
+from cxjax.training import extreme_values
 from cxjax.training import optimizer_checks
 from cxjax.training import run_spec
 
@@ -116,6 +117,7 @@ def explain(
     _check_student(spec)
     _check_teacher(spec, stage, at, batch)
     _check_outputs(spec, stage, at, batch)
+    _check_sizes(spec, stage, batch)
   good = checkpoints.latest(folder)
   kept = 'none was saved yet' if good is None else f'{good} of {folder}'
   saved, where = f' The last good checkpoint: {kept}.', ', in another workdir'
@@ -220,6 +222,8 @@ def _check_teacher(
         f'step {at}, though its parameters and the batch are finite. '
         f'{half or "Correct the teacher, or leave the examples out."}'
       )
+    if term.target == stage_lib.LOGITS:
+      extreme_values.check_excluded("The teacher's 'logits'", value)
     errors.require(
       getattr(term.loss, 'func', term.loss) in EXCLUDING
       or not jnp.isneginf(value).any(),
@@ -234,29 +238,48 @@ def _check_outputs(
   spec: run_spec.RunSpec, stage: stage_lib.Stage, at: int, batch: types.Batch
 ) -> None:
   """Raises UserError if the student that is given has no finite activations."""
-  students = spec.given()
-  if students is None:
-    return
-  terms = {name: term.student for name, term in stage.named_terms.items()}
+  for params, term, value in _student_values(spec, stage, batch):
+    if not bool(jnp.isfinite(value).all()):
+      x = targets.without_dropout(batch['x'])
+      half = _half(spec.student.apply, params, x, 'student')
+      advice = (
+        'Correct the student: a class that it excludes by -inf must be one '
+        'that the teacher excludes as well.'
+      )
+      raise errors.UserError(
+        f"The student's {term.student!r} is not finite for the batch of step "
+        f'{at}, before any training. {half or advice}'
+      )
+
+
+def _check_sizes(
+  spec: run_spec.RunSpec, stage: stage_lib.Stage, batch: types.Batch
+) -> None:
+  """Raises UserError for values too large for the loss that compares them."""
+  if spec.teacher is not None and spec.teacher.available:
+    for _, term, value in _teacher_targets(spec, stage, batch):
+      what = f"The teacher's {term.target!r}"
+      extreme_values.check_size(what, value, term.loss)
+  for _, term, value in _student_values(spec, stage, batch):
+    what = f"The student's {term.student!r}, before any training,"
+    extreme_values.check_size(what, value, term.loss)
+
+
+def _student_values(
+  spec: run_spec.RunSpec, stage: stage_lib.Stage, batch: types.Batch
+) -> Iterator[tuple[types.Params, stage_lib.Term, jax.Array]]:
+  """Activations of the given students that the terms of a stage compare."""
+  named = stage.named_terms
+  terms = {name: term.student for name, term in named.items()}
 
   def forward(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
     x = targets.without_dropout(batch['x'])
     found = targets.forward(spec.student.apply, params, x)
-    return _counted(found, batch, stage.named_terms, terms)
+    return _counted(found, batch, named, terms)
 
-  for params in students:
+  for params in spec.given() or ():
     for name, value in jax.jit(forward)(params, batch).items():
-      if not bool(jnp.isfinite(value).all()):
-        x = targets.without_dropout(batch['x'])
-        half = _half(spec.student.apply, params, x, 'student')
-        advice = (
-          'Correct the student: a class that it excludes by -inf must be one '
-          'that the teacher excludes as well.'
-        )
-        raise errors.UserError(
-          f"The student's {terms[name]!r} is not finite for the batch of step "
-          f'{at}, before any training. {half or advice}'
-        )
+      yield params, named[name], value
 
 
 def _half(apply: types.Apply, params: types.Params, x: Any, role: str) -> str:

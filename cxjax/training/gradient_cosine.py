@@ -150,6 +150,11 @@ def _cosine(
     grads = jax.grad(value)(trainable)
     flat = [jnp.ravel(g).astype(jnp.float32) for g in jax.tree.leaves(grads)]
     found.append(jnp.concatenate(flat) if flat else jnp.zeros(1))
-  a, b = found
+  return cosine(*found)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Cosine of two vectors: 0 if one of them is 0, NaN if a value is."""
   size = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-  return jnp.where(size > 0, a @ b / jnp.where(size > 0, size, 1.0), 0.0)
+  nothing = size == 0
+  return jnp.where(nothing, 0.0, a @ b / jnp.where(nothing, 1.0, size))

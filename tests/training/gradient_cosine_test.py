@@ -9,6 +9,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
+from cxjax.training import gradient_cosine
 import small_networks
 
 BATCHES = small_networks.batches(number=3)
@@ -59,6 +60,12 @@ class CosineTest(parameterized.TestCase):
     # A run without it has other records.
     with self.assertRaisesRegex(errors.UserError, r'cosine \(True there, abs'):
       history(given, workdir=folder, gradient_cosine=False)
+
+  def test_zeros_and_nan(self):
+    some = np.float32([3, 4])
+    self.assertEqual(gradient_cosine.cosine(some, 0 * some), 0)
+    bad = gradient_cosine.cosine(some, np.float32([np.nan, 1]))
+    self.assertTrue(np.isnan(bad))
 
   @pytest.mark.slow
   def test_regressors_projections_and_labels(self):
