@@ -13,6 +13,7 @@ import types as builtin_types
 from typing import Any
 from typing import Self
 
+from absl import flags
 from absl import logging
 
 from cxjax import errors
@@ -223,7 +224,13 @@ class UserLoader:
     # An exit of the loader would end the program as if it had succeeded.
     except BaseException as error:
       hint, reason = '', conform.reason(error)
-      if 'thread' in reason:
+      if isinstance(error, flags.UnparsedFlagAccessError):
+        hint = (
+          " The loader, as one with grain's mp_prefetch, reads flags of absl: "
+          'call absl.flags.FLAGS.mark_as_parsed() before it is read, or run '
+          'the program by absl.app.run.'
+        )
+      elif 'thread' in reason:
         hint = (
           ' All batches are read in one thread, not in that which calls '
           '`distill`: open the connection in `__iter__`.'

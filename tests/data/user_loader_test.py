@@ -3,6 +3,7 @@
 import itertools
 import threading
 
+from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 import grain
@@ -190,6 +191,20 @@ class RaiseTest(parameterized.TestCase):
         read(loader, 1)
     if not isinstance(error, errors.UserError):
       self.assertIs(caught.exception.__cause__, error)
+
+  def test_flags_of_absl_that_are_not_parsed(self):
+    """As grain's mp_prefetch reads them, even for its state."""
+
+    def read(_):
+      values = flags.FlagValues()
+      flags.DEFINE_bool('profile', False, 'Of grain.', flag_values=values)
+      return values.profile
+
+    advice = r'--profile.*call absl.flags.FLAGS.mark_as_parsed\(\) before'
+    with self.assertRaisesRegex(errors.UserError, f'Batch 1.*{advice}'):
+      user_loader.UserLoader(map(read, 'ab')).read()
+    with self.assertRaisesRegex(errors.UserError, f'be saved.*{advice}'):
+      user_loader.UserLoader(Own(read)).state()
 
   def test_iter_raises(self):
     class Batches:
