@@ -24,8 +24,12 @@ _given: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def once() -> Iterator[None]:
-  """Context in which each warning is given once, over many plans and runs."""
-  token = _given.set(set())
+  """Context in which each warning is given once, over many plans and runs.
+
+  One inside of another goes on with what was given there.
+  """
+  given = _given.get()
+  token = _given.set(set() if given is None else given)
   try:
     yield
   finally:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import hashlib
 import itertools
 import pathlib
 from typing import Any
@@ -26,12 +27,14 @@ from cxjax.api import budgets
 from cxjax.api import compare as compare_lib
 from cxjax.api import comparison
 from cxjax.api import contest as contest_lib
+from cxjax.api import mode_warnings
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
 from cxjax.configs import builders
 from cxjax.configs import student_starts
 from cxjax.configs import teachers
 from cxjax.methods import stage as stage_lib
+from cxjax.methods import training_mode
 from cxjax.models import adapters
 from cxjax.models import teacher_checkpoints
 from cxjax.parallel import multihost
@@ -42,6 +45,7 @@ from cxjax.training import teacher as teacher_lib
 Config: TypeAlias = ml_collections.ConfigDict
 Student: TypeAlias = Callable[[int], adapters.ModelAdapter]
 Report: TypeAlias = Callable[[str], Any]
+SHOWN_RATES = 8  # In the name of a folder.
 # Fields of a config that a comparison with a search cannot follow, the values
 # that it allows, and why.
 EARLY = 'ends a run early, and every method has its whole budget'
@@ -169,19 +173,21 @@ def _students(
 ) -> Student:
   """Makes the student of a seed: at random, or cut out of the teacher."""
   model, config = experiment.model('student'), experiment.config
+  training = training_mode.of_model(model)
+  adapt = functools.partial(adapters.from_fn, model.apply, training=training)
   if student_starts.is_cut(config):
     key = builders.key_for(config, 'student_start')
 
     def cut(seed: int) -> adapters.ModelAdapter:
       (start,) = student_starts.cut(experiment, teacher.params, key, (seed,))
-      return adapters.from_fn(model.apply, start)
+      return adapt(start)
 
     return cut
   x = jax.tree.map(lambda leaf: leaf[:1], experiment.held_out['x'])
   init = jax.jit(lambda key: model.init(key, x))
   key = builders.key_for(config, 'student_init')
   fold = lambda seed: jax.random.fold_in(key, seed)
-  return lambda seed: adapters.from_fn(model.apply, init(fold(seed)))
+  return lambda seed: adapt(init(fold(seed)))
 
 
 def compare(
@@ -222,6 +228,7 @@ def compare(
 
 
 @settings.own()
+@mode_warnings.once()
 def search(
   config: Config,
   names: Sequence[str],
@@ -286,7 +293,11 @@ def search(
 
 def _folder(equal: str, num_steps: int, rates: Sequence[float]) -> str:
   """Folder of the runs of a search; other rates have another."""
-  return '_'.join([equal, str(num_steps), *(f'{r:g}' for r in sorted(rates))])
+  listed = '_'.join(f'{rate:g}' for rate in sorted(rates))
+  if len(rates) > SHOWN_RATES:  # Names of folders are limited in length.
+    digest = hashlib.sha256(listed.encode()).hexdigest()[:16]
+    listed = f'{len(rates)}_rates_{digest}'
+  return f'{equal}_{num_steps}_{listed}'
 
 
 def _check(config: Config) -> None:

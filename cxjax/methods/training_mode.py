@@ -31,6 +31,12 @@ Forward: TypeAlias = Callable[
 ]
 
 
+def of_model(model: Any) -> types.Training | None:
+  """A model in training mode, if it has one."""
+  found = getattr(model, 'training', None)
+  return found if callable(found) else None  # A flag of a user's model.
+
+
 def by_name(tree: Any) -> dict[str, Any]:
   """The leaves of a tree by the names of their paths; None is no leaf."""
   return {

@@ -18,6 +18,7 @@ from cxjax.methods import flops as flops_lib
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import train_step
+from cxjax.methods import training_mode
 from cxjax.models import master_weights
 from cxjax.models import modes
 from cxjax.parallel import mesh as mesh_lib
@@ -238,8 +239,7 @@ class RunSpec:
   @property
   def training(self) -> types.Training | None:
     """The student in training mode, if it has one."""
-    found = getattr(self.student, 'training', None)
-    return found if callable(found) else None  # A flag of a user's model.
+    return training_mode.of_model(self.student)
 
   @property
   def teacher_apply(self) -> types.Apply:

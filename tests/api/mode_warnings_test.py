@@ -14,6 +14,7 @@ import pytest
 
 import cxjax
 from cxjax.api import mode_warnings
+from cxjax.configs import contest
 from cxjax.configs import experiment
 from cxjax.models import adapters
 from cxjax.models import linen_adapter
@@ -165,7 +166,8 @@ class WeightsTest(parameterized.TestCase):
     self.assertLen(set(caught.output), len(caught.output))
 
   @pytest.mark.slow
-  def test_the_runs_of_a_config_warn_once(self):
+  @parameterized.parameters(False, True)
+  def test_the_runs_of_a_config_warn_once(self, searches):
     for task, count in ((own_config.Majority, 0), (Weighted, 1)):
       folder = pathlib.Path(self.create_tempdir().full_path)
       with (
@@ -175,12 +177,22 @@ class WeightsTest(parameterized.TestCase):
       ):
         logging.warning('first')
         config = own_config.get_config('one_shot')
+        names = ['one_shot', 'supervised']
         # Ends before it trains.
+        ran = mock.Mock(side_effect=KeyError('ran'))
         with (
-          mock.patch.object(experiment, '_run', side_effect=KeyError('ran')),
+          mock.patch.object(experiment, '_run', ran),
+          mock.patch.object(contest, 'compare', ran),
           self.assertRaisesRegex(KeyError, 'ran'),
         ):
-          experiment.compare(config, ['one_shot', 'supervised'], folder)
+          if searches:
+            config.stop_at = None
+            contest.search(config, names, folder, rates=(1e-3, 1e-2))
+          else:
+            experiment.compare(config, names, folder)
+      if searches:
+        (setting,) = ran.call_args.args
+        self.assertIsNotNone(setting.student(0).training)
       found = [line for line in caught.output if 'of weight 0' in line]
       self.assertLen(found, count)
 

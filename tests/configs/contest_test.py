@@ -91,6 +91,14 @@ class SearchTest(FinishedTest):
       ['steps_20_0.01', 'steps_10_0.003'],
     )
 
+  def test_names_of_folders_are_short(self):
+    rates = [0.001 * (1 + i) for i in range(200)]
+    names = [contest._folder('flops', 4_000, r) for r in (rates, rates[1:])]
+    self.assertLess(max(map(len, names)), 60)
+    self.assertNotEqual(*names)
+    same = contest._folder('flops', 4_000, rates[::-1])
+    self.assertEqual(same, names[0])
+
   def test_what_a_search_cannot_do_is_refused_before_the_teacher(self):
     for fields, message in (
       ({'patience': 3}, 'patience=3 .* whole budget. Leave it at 0'),
