@@ -19,6 +19,7 @@ from typing import TypeAlias
 from jax.extend import core
 
 from cxjax.methods import jaxprs
+from cxjax.models import axis_graph
 from cxjax.models import dataflow
 
 # They may change the length of an axis.
@@ -42,21 +43,6 @@ class Value:
   before: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-  """A product or a convolution with parameters.
-
-  Attributes:
-    axis: the axis that it contracts.
-    window: number of positions that a convolution reads; 0 of a product.
-    grid: axes of the positions of a convolution.
-  """
-
-  axis: int
-  window: int = 0
-  grid: tuple[int, ...] = ()
-
-
 class Roles:
   """Roles of axes, as a model is walked through.
 
@@ -66,8 +52,7 @@ class Roles:
 
   def __init__(self, closed: core.ClosedJaxpr, num_params: int) -> None:
     """Walks through a jaxpr whose first inputs are the parameters."""
-    self._parents: list[int] = []
-    self._layers: list[_Layer] = []
+    self._graph = axis_graph.Graph()
     inputs = closed.jaxpr.invars
     data = [self._fresh(dataflow.shape(v)) for v in inputs[num_params:]]
     self.outputs = self._walk(closed.jaxpr, [*[None] * num_params, *data])
@@ -75,67 +60,23 @@ class Roles:
   def channels(self, value: Known) -> int | None:
     """The axis of a value with the channels of convolutions.
 
-    A convolution of a single position is a dense layer, and may mix tokens. It
-    does not say which axis the channels are where another axis is that of wider
-    convolutions, or of later dense layers.
-
     Args:
       value: one of the outputs.
 
     Returns:
-      The axis; None if no convolution says so. Of several it is the one that
-      most convolutions contract.
+      The axis; None if no convolution says so.
     """
-    if value is None:
-      return None
-    counts = self._counts()
-    found = [
-      (*counts[role], axis)
-      for axis, role in enumerate(map(self._role, value.axes))
-      if axis > 0 and role in counts
-    ]
-    return max(found)[-1] if found else None
-
-  def _counts(self) -> dict[int, tuple[int, int]]:
-    """Number of convolutions, and of the last one, by role of channels."""
-    wide = {self._role(each.axis) for each in self._layers if each.window > 1}
-    dense = {
-      self._role(each.axis): i
-      for i, each in enumerate(self._layers)
-      if not each.window
-    }
-    last = lambda role: dense.get(role, -1)
-    counts: dict[int, tuple[int, int]] = {}
-    for i, layer in enumerate(self._layers):
-      role, others = self._role(layer.axis), list(map(self._role, layer.grid))
-      if role not in wide and (
-        any(other in wide or last(other) > last(role) for other in others)
-      ):
-        continue
-      if layer.window:
-        counts[role] = counts.get(role, (0, 0))[0] + 1, i
-    return counts
+    return None if value is None else self._graph.channels(value.axes)
 
   def _fresh(self, shape: Sequence[int]) -> Value:
     """A value with axes of new roles."""
-    first = len(self._parents)
-    self._parents.extend(range(first, first + len(shape)))
-    return Value(tuple(range(first, first + len(shape))))
-
-  def _role(self, axis: int) -> int:
-    while self._parents[axis] != axis:
-      self._parents[axis] = self._parents[self._parents[axis]]
-      axis = self._parents[axis]
-    return axis
-
-  def _join(self, a: int, b: int) -> None:
-    self._parents[self._role(a)] = self._role(b)
+    return Value(self._graph.fresh(len(shape)))
 
   def _join_all(self, a: Known, b: Known) -> None:
     """Gives the axes of two values of one form the same roles."""
     if a is not None and b is not None:
       for one, other in zip(a.axes, b.axes, strict=True):
-        self._join(one, other)
+        self._graph.join(one, other)
 
   def _walk(self, jaxpr: core.Jaxpr, inputs: Sequence[Known]) -> list[Known]:
     """The values of the outputs of a jaxpr."""
@@ -164,7 +105,7 @@ class Roles:
       operand = operands[0]
       assert operand is not None
       for below, above in _MOVED.get(name, _reduced)(equation):
-        self._join(operand.axes[below], results[0].axes[above])
+        self._graph.join(operand.axes[below], results[0].axes[above])
     elif name == 'reshape':
       results = [self._reshaped(equation, operands[0], results[0])]
     elif name == 'dot_general':
@@ -194,7 +135,7 @@ class Roles:
           continue
         for i, size in enumerate(own):
           if size == shape[i] or resizing:
-            self._join(operand.axes[i], result.axes[i])
+            self._graph.join(operand.axes[i], result.axes[i])
         if own == shape:
           before = before or operand.before
       found.append(Value(result.axes, before))
@@ -211,7 +152,9 @@ class Roles:
       return Value(operand.before[1])
     kept = _kept(below, above)
     for i, j in kept.items():
-      self._join(operand.axes[i], result.axes[j])
+      self._graph.join(operand.axes[i], result.axes[j])
+    for i, j in _overlapping(below, above):
+      self._graph.cut(operand.axes[i], result.axes[j])
     cut = any(size > 1 and i not in kept for i, size in enumerate(below))
     before = (below, operand.axes) if cut else None
     return Value(result.axes, operand.before or before)
@@ -236,24 +179,27 @@ class Roles:
         zip(batch[n], range(len(batch[n])), strict=True),
         zip(free[n], made[n], strict=True),
       ):
-        self._join(operand.axes[i], result.axes[j])
+        self._graph.join(operand.axes[i], result.axes[j])
       if operands[1 - n] is None and len(contracted[n]) == 1:
         axis = operand.axes[contracted[n][0]]
-        self._layers.append(_Layer(axis))
-        if len(free[1 - n]) == 1:
-          self._join(axis, result.axes[made[1 - n][0]])
+        one = len(free[1 - n]) == 1
+        features = result.axes[made[1 - n][0]] if one else None
+        self._graph.add(axis_graph.Layer(axis, features))
 
   def _convolution(
     self, equation: core.JaxprEqn, operand: Known, result: Value
   ) -> None:
     spec = equation.params['dimension_numbers']
     operand = operand or self._fresh(dataflow.shape(equation.invars[0]))
-    for i, j in zip(spec.lhs_spec, spec.out_spec, strict=True):
-      self._join(operand.axes[i], result.axes[j])
+    batch, features, *positions = zip(spec.lhs_spec, spec.out_spec, strict=True)
+    for i, j in (batch, *positions):
+      self._graph.join(operand.axes[i], result.axes[j])
     kernel = dataflow.shape(equation.invars[1])
     window = math.prod(kernel[i] for i in spec.rhs_spec[2:])
-    axis, *grid = (operand.axes[i] for i in spec.lhs_spec[1:])
-    self._layers.append(_Layer(axis, window, tuple(grid)))
+    axis, made = operand.axes[features[0]], result.axes[features[1]]
+    grid = tuple(operand.axes[i] for i, _ in positions)
+    size = max(kernel[i] for i in spec.rhs_spec[:2])
+    self._graph.add(axis_graph.Layer(axis, made, window, size, grid))
 
   def _gathered(
     self, equation: core.JaxprEqn, operand: Known, result: Value
@@ -269,7 +215,7 @@ class Roles:
     left = [i for i in range(len(shape)) if i not in gone]
     for i, j in zip(left, numbers.offset_dims, strict=True):
       if equation.params['slice_sizes'][i] == shape[i]:
-        self._join(operand.axes[i], result.axes[j])
+        self._graph.join(operand.axes[i], result.axes[j])
 
   def _scan(
     self, equation: core.JaxprEqn, operands: Sequence[Known]
@@ -351,6 +297,16 @@ def _kept(below: tuple[int, ...], above: tuple[int, ...]) -> dict[int, int]:
     if fitting:
       kept[i] = fitting[-1]
   return kept
+
+
+def _overlapping(
+  below: tuple[int, ...], above: tuple[int, ...]
+) -> Iterable[tuple[int, int]]:
+  """Yields pairs of an axis of a reshape and one made of a part of it."""
+  for i, j in itertools.product(range(len(below)), range(len(above))):
+    steps = math.prod(below[i + 1 :]), math.prod(above[j + 1 :])
+    if max(steps) < min(steps[0] * below[i], steps[1] * above[j]):
+      yield i, j
 
 
 def _transposed(equation: core.JaxprEqn) -> Iterable[tuple[int, int]]:

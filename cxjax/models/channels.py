@@ -2,8 +2,9 @@
 
 Losses, projections and regressors read the last axis as the features. A
 convolution says where its channels are, as in `[B, C, H, W]` of equinox; their
-axis is followed from there through the whole model (`axis_roles`). One of a
-single position that mixes tokens, as in an MLP-Mixer, says nothing.
+axis is followed from there through the whole model (`axis_roles`). Where they
+read different axes, the nearest one says. One of a single position that mixes
+tokens, as in an MLP-Mixer, says nothing.
 """
 
 from collections.abc import Callable
