@@ -62,7 +62,8 @@ class StderrTest(parameterized.TestCase):
       warnings.catch_warnings(),
     ):
       warnings.simplefilter('always')
-      warnings.showwarning = warnings._showwarning_orig
+      # Pytest records warnings; Python's own function writes there.
+      warnings.showwarning = lambda text, *args: sys.stderr.write(str(text))
       logger = logging.get_absl_logger()
       with (
         mock.patch.object(logger, 'handlers', [handler]),

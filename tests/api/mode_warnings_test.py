@@ -165,8 +165,8 @@ class WeightsTest(parameterized.TestCase):
     self.assertLen(found, 1)
     self.assertLen(set(caught.output), len(caught.output))
 
-  @pytest.mark.slow
   @parameterized.parameters(False, True)
+  @pytest.mark.slow
   def test_the_runs_of_a_config_warn_once(self, searches):
     for task, count in ((own_config.Majority, 0), (Weighted, 1)):
       folder = pathlib.Path(self.create_tempdir().full_path)
