@@ -4,6 +4,8 @@ In shapes, `B` is the batch, `L` the length, `P` the number of target positions,
 `D` the width of the model, `H` the number of heads and `d` the width of a head.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,7 +246,12 @@ def embedding_lookup(
   Returns:
     `[B, L, D]`.
   """
+  wide = functools.partial(jnp.promote_types, jnp.float32)
   if len(table) <= ONE_HOT_VOCABULARY:
-    return jax.nn.one_hot(ids, len(table), dtype=dtype) @ table.astype(dtype)
-  wide = table.astype(jnp.promote_types(table.dtype, jnp.float32))
-  return jnp.take(wide, ids, axis=0).astype(dtype)
+    one_hot = jax.nn.one_hot(ids, len(table), dtype=dtype)
+    found = jnp.matmul(
+      one_hot, table.astype(dtype), preferred_element_type=wide(dtype)
+    )
+  else:
+    found = jnp.take(table.astype(wide(table.dtype)), ids, axis=0)
+  return found.astype(dtype)
