@@ -53,7 +53,7 @@ class StreamTest(parameterized.TestCase):
 class StderrTest(parameterized.TestCase):
   @parameterized.parameters('closed', 'none')
   def test_messages_are_dropped_where_it_is_closed(self, name):
-    """Of the logs of absl, and of Python's warnings."""
+    """Messages are the logs of absl, and Python's warnings."""
     handler = logging.get_absl_handler()
     with (
       mock.patch('sys.stderr', STREAMS[name]()) as stream,

@@ -17,7 +17,7 @@ from cxjax.models import dataflow
 from cxjax.models import normalized
 
 # Losses that take a softmax of what they compare.
-_OF_LOGITS = (
+OF_LOGITS = (
   losses.cross_entropy,
   losses.hard_kl,
   losses.jensen_shannon,
@@ -40,7 +40,7 @@ def bare(loss: Any) -> Any:
 
 def reads_logits(loss: Any) -> bool:
   """True for a loss of ours that takes a softmax of what it compares."""
-  return bare(loss) in _OF_LOGITS
+  return bare(loss) in OF_LOGITS
 
 
 def ends(

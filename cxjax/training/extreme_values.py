@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from cxjax import errors
 from cxjax.methods import high_temperature
-from cxjax.methods import losses
+from cxjax.models import probabilities
 
 # A divergence depends on differences of logits, whose digits are lost in
 # float32: numbers near 1e7 are 1 apart. A multiplication before it may be
@@ -19,14 +19,6 @@ LARGEST_LOGIT = 1e6
 LARGEST_TEMPERATURES = 20.0
 # The square of 1e19 and more overflows, and that of many smaller ones summed.
 LARGEST = 1e15
-DIVERGENCES = (
-  losses.cross_entropy,
-  losses.hard_kl,
-  losses.jensen_shannon,
-  losses.kl,
-  losses.reverse_kl,
-  losses.top_k_kl,
-)
 
 
 def check_excluded(what: str, value: jax.Array) -> None:
@@ -76,8 +68,7 @@ def check_size(what: str, value: jax.Array, loss: Any) -> None:
 
 def _limit(loss: Any) -> float:
   """The largest values that a loss computes reliably."""
-  fun = getattr(loss, 'func', loss)
-  if not any(fun is known for known in DIVERGENCES):
+  if probabilities.bare(loss) not in probabilities.OF_LOGITS:
     return LARGEST
   temperature = getattr(loss, 'keywords', {}).get('temperature', 1.0)
   if temperature < high_temperature.LOWEST:

@@ -136,7 +136,7 @@ class HiddenStatesTest(parameterized.TestCase):
     self.assertLen(fingerprints, 1)
 
   def test_other_losses_are_served(self):
-    """What a live teacher allows, its head does: even another top_k."""
+    """The head allows what a live teacher does: even another top_k."""
     workdir = self.fresh()
     config = self.stored(
       **{'top_k': 1, 'temperature': 1.0, 'loss': 'kl', 'alpha': 0.0}

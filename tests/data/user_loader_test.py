@@ -193,7 +193,7 @@ class RaiseTest(parameterized.TestCase):
       self.assertIs(caught.exception.__cause__, error)
 
   def test_flags_of_absl_that_are_not_parsed(self):
-    """As grain's mp_prefetch reads them, even for its state."""
+    """Flags of absl, which grain's mp_prefetch reads, even for its state."""
 
     def read(_):
       values = flags.FlagValues()

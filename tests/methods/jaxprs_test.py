@@ -17,7 +17,7 @@ def _scan(scale, carry, rows):
 
 
 class Trees:
-  """What jax from 0.11 on keeps in place of the counts."""
+  """Operands of a scan, which jax keeps in place of counts from 0.11 on."""
 
   def __init__(self, *sizes):
     self._sizes = sizes

@@ -78,7 +78,7 @@ class RunTest(parameterized.TestCase):
   @parameterized.parameters('kl', 'mse')
   @pytest.mark.slow
   def test_values_that_are_too_large(self, loss):
-    """Of the teacher, or of the student that is given."""
+    """Values of the teacher, or of the student that is given."""
     apply = self.changed(runs.TEACHER, (2, 0), 1e30)
     teacher = dataclasses.replace(runs.teacher(), apply=apply)
     message = 'has values as large as 1e.30.*example 2.*up to 1e'
