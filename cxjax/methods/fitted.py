@@ -60,7 +60,24 @@ def _pca(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
 
 
 def _pca_rotated(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
-  matrix = _pca(key, moments, width)
+  return _rotated(_pca(key, moments, width), moments)
+
+
+def _centered_rotated(
+  key: jax.Array, moments: Moments, width: int
+) -> np.ndarray:
+  return _rotated(_centered(key, moments, width), moments)
+
+
+def _procrustes(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
+  del key, width
+  assert moments.cross is not None
+  left, _, right = np.linalg.svd(moments.cross, full_matrices=False)
+  return left @ right
+
+
+def _rotated(matrix: np.ndarray, moments: Moments) -> np.ndarray:
+  """The matrix after the rotation that brings its targets nearest the start."""
   assert moments.cross is not None
   left, _, right = np.linalg.svd(matrix.T @ moments.cross)
   return matrix @ (left @ right)
@@ -85,14 +102,18 @@ def _signed(vectors: np.ndarray) -> np.ndarray:
 # Fitted projections by name.
 FITTED: dict[str, Fit] = {
   'centered': _centered,  # A Gaussian draw.
+  'centered_rotated': _centered_rotated,
   'pca': _pca,
   'pca_rotated': _pca_rotated,
+  'procrustes': _procrustes,
   'output_directions': _output_directions,
 }
 # Those that need the student's start, those that need the matrix of the
 # teacher's output, and those whose width the number of examples limits.
-ROTATED, OUTPUT = ('pca_rotated',), ('output_directions',)
-RANKED = ('pca', 'pca_rotated')
+ROTATED = ('centered_rotated', 'pca_rotated', 'procrustes')
+OUTPUT = ('output_directions',)
+RANKED = ('pca', 'pca_rotated', 'procrustes')
+DRAWN = ('centered', 'centered_rotated')
 
 
 def is_fitted(projection: str | None) -> bool:
@@ -117,7 +138,7 @@ def directions(
   projection: str | None, teacher_width: int, outputs: int | None
 ) -> int:
   """The largest width of a fitted projection; that of 'centered' has no end."""
-  if projection == 'centered':
+  if projection in DRAWN:
     return projections.MOST
   if projection in OUTPUT and outputs is not None:
     return min(teacher_width, outputs)
@@ -263,7 +284,7 @@ def fit_projection(
   errors.lookup('projection', projection, FITTED)
   width = arguments.integer('width', width, 1)
   needed = {
-    'key': (key, projection == 'centered'),
+    'key': (key, projection in DRAWN),
     'start': (start, projection in ROTATED),
     'output': (output, projection in OUTPUT),
   }

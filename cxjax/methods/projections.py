@@ -29,7 +29,14 @@ MOST = 2**31 - 1
 LARGEST = 2**30
 F32 = jnp.float32
 # Names of projections that are fitted on batches, see `fitted.py`.
-FITTED = ('centered', 'pca', 'pca_rotated', 'output_directions')
+FITTED = (
+  'centered',
+  'centered_rotated',
+  'pca',
+  'pca_rotated',
+  'procrustes',
+  'output_directions',
+)
 # `(key, d_in, d_out) -> [d_in, d_out]`.
 Draw: TypeAlias = Callable[[jax.Array, int, int], jax.Array]
 

@@ -57,16 +57,30 @@ class FittedTest(parameterized.TestCase):
     ratios = np.diag(covariance) / np.diag(covariance)[0]
     np.testing.assert_allclose(ratios, (values[:3] / values[0]) ** 2, atol=1e-4)
 
-  def test_no_rotation_is_nearer_to_the_start(self):
+  @parameterized.parameters('pca', 'centered')
+  def test_no_rotation_is_nearer_to_the_start(self, name):
     """Rotations that are drawn are all farther away: Procrustes."""
     start = S - S.mean(0)
-    got = np.asarray(fitted.project(X, fit('pca_rotated')))
+    got = np.asarray(fitted.project(X, fit(f'{name}_rotated')))
     best = np.linalg.norm(got - start)
     for _ in range(50):
       turn, _ = np.linalg.qr(RANDOM.normal(size=(3, 3)))
       self.assertLess(best, np.linalg.norm(got @ turn - start))
-    plain = np.asarray(fitted.project(X, fit('pca')))
+    plain = np.asarray(fitted.project(X, fit(name)))
     np.testing.assert_allclose(got @ got.T, plain @ plain.T, atol=1e-3)
+
+  def test_procrustes_is_nearest_of_all_orthonormal_directions(self):
+    """Directions that are drawn, those of the PCA and turned ones are not."""
+    x, start = X - X.mean(0), S - S.mean(0)
+    found = fit('procrustes')[:-1]
+    unit = found / np.linalg.norm(found, axis=0)
+    np.testing.assert_allclose(unit.T @ unit, np.eye(3), atol=1e-4)
+    best = np.sum(x @ unit * start)
+    others = [np.linalg.qr(RANDOM.normal(size=(6, 3)))[0] for _ in range(50)]
+    rotated = fit('pca_rotated')[:-1]
+    others.append(rotated / np.linalg.norm(rotated, axis=0))
+    for other in others:
+      self.assertGreater(best, np.sum(x @ other * start))
 
   def test_output_directions_are_those_of_the_matrix(self):
     found = fit('output_directions', 2)[:-1]
@@ -90,6 +104,8 @@ class FittedTest(parameterized.TestCase):
       ('centered', {'key': key}),
       ('pca', {}),
       ('pca_rotated', {'start': s}),
+      ('centered_rotated', {'key': key, 'start': s}),
+      ('procrustes', {'start': s}),
       ('output_directions', {'output': W}),
     ):
       found = cxjax.fit_projection(name, x, 3, **options)
@@ -108,6 +124,8 @@ class FittedTest(parameterized.TestCase):
     (('pca', X[:3], 3), {}, 'width 3 on 3 examples'),
     (('pca', X, 3), {'start': S}, "'pca' does not read start"),
     (('centered', X, 3), {}, "'centered' needs key"),
+    (('centered_rotated', X, 3), {'start': S}, "_rotated' needs key"),
+    (('procrustes', X, 3), {}, "'procrustes' needs start"),
     (('pca_rotated', X, 3), {'start': S[:5]}, 'start has 5 rows of 3'),
     (('output_directions', X, 3), {'output': W[:5]}, 'a row for each of the 6'),
   )
@@ -131,6 +149,8 @@ class FittedTest(parameterized.TestCase):
     ('pca', (4, 5), False, '4 directions'),
     ('output_directions', (9, 4), True, '3 directions'),
     ('pca_rotated', (9, 4), True, 'leave regressor out'),
+    ('centered_rotated', (9, 4), True, 'leave regressor out'),
+    ('procrustes', (4, 5), False, '4 directions'),
     ('pca', (50_000, 4), False, 'covariance takes 10.0 GB'),
   )
   def test_widths_that_cannot_be(self, name, shape, regressor, message):
