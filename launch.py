@@ -34,8 +34,8 @@ extracted_pca_rotated, extracted_pca_rotated_labels, extracted_directions,
 fitnets, late_to_early, joint, joint_fading, custom.
 docs/concepts.md explains them.
 
-Sizes: cpu (the default), paper, tiny; causal_text also has llama_1b. Text has
-no paper, Wikipedia no cpu.
+Sizes: cpu (the default), paper, tiny; causal_text also has llama_1b. text_bert
+and causal_text have no paper, wikipedia_bert no cpu.
 
 Every field of the config is a flag: --config.data.d=30. The fields, with
 comments: cxjax/configs/defaults.py, cxjax/methods/registry.py (of each method),
@@ -97,7 +97,7 @@ _RATES = flags.DEFINE_list(
 _EQUAL = flags.DEFINE_string(
   'equal',
   'flops',
-  'With --rates: what all methods have as much of, '
+  'With --rates: the quantity that is equal for all methods, one of '
   f'{", ".join(budgets.EQUAL)}.',
 )
 _NUM_STEPS = flags.DEFINE_integer(
@@ -109,8 +109,8 @@ _NUM_STEPS = flags.DEFINE_integer(
 _BUDGET = flags.DEFINE_float(
   'budget',
   1.0,
-  'With --rates: the part of the budget at which all is done, as 0.1, to '
-  'predict the whole.',
+  'With --rates: the part of the budget to run; 0.1 predicts the result of '
+  'the whole budget from a tenth.',
 )
 _DRY_RUN = flags.DEFINE_string(
   'dry_run',
