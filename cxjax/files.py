@@ -386,5 +386,5 @@ def claim_workdir(folder: pathlib.Path, config: dict[str, Any]) -> None:
   errors.require(
     not differ,
     f'{folder} belongs to another configuration. What differs: {differ}. '
-    'Choose another workdir, or the configuration of this one.',
+    'Choose another workdir, or go back to the earlier configuration.',
   )

@@ -161,7 +161,7 @@ def claim_workdir(
     errors.require(
       not differ,
       f'{folder} was begun with other settings of JAX. What differs: {differ}. '
-      'Choose another workdir, or the settings of this one.',
+      'Choose another workdir, or go back to the earlier settings.',
     )
   if functions is not None:
     config = {**config, 'functions': _comparable(folder, functions)}

@@ -12,8 +12,8 @@ LEVEL = 0.05
 RULE = (
   'Two methods differ if their intervals mean +- sd over the seeds do not '
   f"overlap and Welch's t-test has p < {LEVEL:g}, without a correction for the "
-  'number of pairs. They are within the spread if the intervals overlap; else '
-  'the seeds are too few to tell.'
+  'number of pairs. They are within the spread if the intervals overlap. If '
+  'neither holds, the seeds are too few to tell.'
 )
 
 # Range of the seeds of a method, relative to the largest score, beyond which
