@@ -327,8 +327,8 @@ def differences(
     at: words for where each of the two is.
 
   Returns:
-    The fields with both values, at most `MAX_SHOWN` of them, those first whose
-    values say something; '' if there are none.
+    The fields with both values, at most `MAX_SHOWN` of them, digests last, and
+    those of functions only if nothing else differs; '' if there are none.
   """
   there, here = (
     _flatten(json.loads(json.dumps(value))) for value in (there, here)
@@ -338,16 +338,22 @@ def differences(
     for n in {**there, **here}
     if there.get(n) != here.get(n)
   ]
-  # A change of a plain value often changes digests as well.
-  pairs.sort(key=lambda pair: _is_digest(pair[1]) and _is_digest(pair[2]))
+  pairs.sort(key=_is_opaque)
+  if pairs and not _is_opaque(pairs[0]):  # It changes functions made of it.
+    made = lambda pair: pair[0].startswith('functions.') and _is_opaque(pair)
+    pairs = [pair for pair in pairs if not made(pair)]
   differ = [_difference(*pair, at) for pair in pairs]
-  hidden = len(differ) - MAX_SHOWN
-  more = [f'and {hidden} more'] if hidden > 0 else []
+  more = [f'and {len(differ) - MAX_SHOWN} more'] * (len(differ) > MAX_SHOWN)
   return ', '.join(differ[:MAX_SHOWN] + more)
 
 
 def _is_digest(value: Any) -> bool:
   return isinstance(value, str) and bool(re.fullmatch('[0-9a-f]{16}', value))
+
+
+def _is_opaque(pair: tuple[str, Any, Any]) -> bool:
+  """True for two digests, which say that a field differs and not how."""
+  return _is_digest(pair[1]) and _is_digest(pair[2])
 
 
 def _difference(name: str, there: Any, here: Any, at: tuple[str, str]) -> str:

@@ -216,6 +216,16 @@ class ClaimTest(FilesTest):
       'loss (given there, absent here), optimizer (another)',
     )
 
+  def test_functions_are_named_if_nothing_else_differs(self):
+    """A changed field changes the functions made of it, which would hide it."""
+    there = {'rate': 1, 'batches': 16 * '0', 'functions': {'loss': 16 * '0'}}
+    here = {'rate': 1, 'batches': 16 * '0', 'functions': {'loss': 16 * 'f'}}
+    found = files.differences(there, here)
+    self.assertEqual(found, 'functions.loss (another)')
+    here |= {'rate': 2, 'batches': 16 * 'f'}
+    found = files.differences(there, here)
+    self.assertEqual(found, 'rate (1 there, 2 here), batches (another)')
+
   @parameterized.parameters('checkpoints', 'summary.json')
   def test_a_run_without_its_config_is_refused(self, name):
     (self.folder / name).mkdir()

@@ -36,7 +36,7 @@ class Contender:
   """
 
   method: str
-  plan: Any
+  plan: Any = dataclasses.field(repr=False)
   rate: float
   params: Any = dataclasses.field(repr=False)
   students: list[Any] = dataclasses.field(repr=False)

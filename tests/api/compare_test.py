@@ -127,6 +127,11 @@ class RunTest(parameterized.TestCase):
     accuracy = np.mean(np.argmax(got, -1) == HELD_OUT[1])
     self.assertAlmostEqual(accuracy, max(best.scores), places=6)
 
+  def test_a_method_prints_in_a_line(self):
+    shown = repr(self.found.best)
+    self.assertIn('method=', shown)
+    self.assertLess(len(shown), 400)
+
   def test_says_what_it_costs_before_it_starts(self):
     first = self.said[0]
     self.assertIn('of one_shot in 20 steps', first)
