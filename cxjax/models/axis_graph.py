@@ -59,6 +59,7 @@ class Graph:
     self._cuts: list[tuple[int, int]] = []
     self._layers: list[Layer] = []
     self._picked: list[int] = []
+    self._parts: list[tuple[tuple[int, ...], int]] = []
     self._found: dict[tuple[int, ...], _Nearest] = {}
 
   def fresh(self, count: int) -> tuple[int, ...]:
@@ -79,6 +80,22 @@ class Graph:
   def pick(self, axis: int) -> None:
     """Says that a position of an axis is taken, and the others are not."""
     self._picked.append(axis)
+
+  def divide(self, axis: int, parts: Sequence[int]) -> None:
+    """Says that a reshape makes several axes of one."""
+    self._parts.append((tuple(parts), axis))
+
+  def unite(self, parts: Sequence[int], axis: int) -> None:
+    """Says that a reshape makes one axis of several.
+
+    If they are all parts of one axis, in any order as in a channel shuffle, it
+    is made of that axis.
+    """
+    roles = sorted(map(self._role, parts))
+    for others, whole in reversed(self._parts):
+      if sorted(map(self._role, others)) == roles:
+        self.join(whole, axis)
+        return
 
   def add(self, layer: Layer) -> None:
     """Adds the next layer of the model; it makes its features of features."""

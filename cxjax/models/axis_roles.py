@@ -164,6 +164,10 @@ class Roles:
       self._graph.join(operand.axes[i], result.axes[j])
     for i, j in _overlapping(below, above):
       self._graph.cut(operand.axes[i], result.axes[j])
+    for i, parts in _divided(below, above):
+      self._graph.divide(operand.axes[i], [result.axes[j] for j in parts])
+    for j, parts in _divided(above, below):
+      self._graph.unite([operand.axes[i] for i in parts], result.axes[j])
     cut = any(size > 1 and i not in kept for i, size in enumerate(below))
     before = (below, operand.axes) if cut else None
     return Value(result.axes, operand.before or before)
@@ -313,6 +317,23 @@ def _kept(below: tuple[int, ...], above: tuple[int, ...]) -> dict[int, int]:
     if fitting:
       kept[i] = fitting[-1]
   return kept
+
+
+def _divided(
+  below: tuple[int, ...], above: tuple[int, ...]
+) -> Iterable[tuple[int, list[int]]]:
+  """Yields an axis of a reshape with the several that are made of all of it."""
+  for i, size in enumerate(below):
+    start = math.prod(below[:i])
+    parts = [
+      j
+      for j, part in enumerate(above)
+      if part > 1
+      and start <= math.prod(above[:j])
+      and math.prod(above[: j + 1]) <= start * size
+    ]
+    if len(parts) > 1 and math.prod(above[j] for j in parts) == size:
+      yield i, parts
 
 
 def _overlapping(

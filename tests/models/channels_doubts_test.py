@@ -1,5 +1,7 @@
 """Channels and positions that the layers of a model hardly tell apart."""
 
+import functools
+
 from absl import logging
 from absl.testing import parameterized
 import jax
@@ -237,3 +239,51 @@ class DoubtsTest(parameterized.TestCase):
     lines = [r.getMessage() for r in logs.records]
     lines = [line for line in lines if 'feature_axis' in line]
     self.assertLen(lines, 2)
+
+
+def shuffled(x, groups=2):
+  """Mixes the groups of channels of `[B, C, ...]`, as in ShuffleNet."""
+  batch, width, *grid = x.shape
+  x = x.reshape(batch, groups, width // groups, *grid)
+  return jnp.swapaxes(x, 1, 2).reshape(batch, width, *grid)
+
+
+def of_one(x):
+  """The same of one example, as in equinox."""
+  return jax.vmap(lambda one: shuffled(one[None])[0])(x)
+
+
+class ShuffledTest(parameterized.TestCase):
+  @parameterized.parameters(
+    shuffled,
+    functools.partial(shuffled, groups=4),  # Of as many groups as channels.
+    functools.partial(shuffled, groups=16),
+    of_one,
+    lambda x: jax.nn.relu(shuffled(shuffled(x))),
+    lambda x: jax.lax.fori_loop(0, 2, lambda _, x: shuffled(x), x),
+  )
+  def test_the_channels_stay(self, shuffle):
+    kernel = matrix(16, C, 3)
+
+    def run(p, x):
+      x = jnp.tanh(x)
+      y = shuffle(conv(x, kernel))
+      return y[:, 0], {'x': x, 'y': y, 'z': jnp.tanh(y + y.mean(2)[..., None])}
+
+    self.assertEqual(channels.axes(run, {}, X), {'x': 1, 'y': 1, 'z': 1})
+
+  def test_before_the_convolution(self):
+    def run(p, x):
+      x = jnp.tanh(x)
+      y = shuffled(x)
+      return conv(y, matrix(5, C, 3))[:, 0], {'x': x, 'y': y}
+
+    self.assertEqual(channels.axes(run, {}, X), {'x': 1, 'y': 1})
+
+  def test_a_part_beside_another_axis_is_no_channel_axis(self):
+    def run(p, x):
+      y = conv(x, matrix(16, C, 3)).reshape(B, 4, 4, T)
+      y = jnp.swapaxes(y, 2, 3).reshape(B, 4 * T, 4)
+      return y[:, 0], {'y': y}
+
+    self.assertEqual(channels.axes(run, {}, X), {})
