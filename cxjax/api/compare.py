@@ -20,6 +20,7 @@ from cxjax import types
 from cxjax.api import budgets
 from cxjax.api import comparison
 from cxjax.api import contest
+from cxjax.api import feature_axes
 from cxjax.api import fit_batches
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import matching
@@ -75,6 +76,7 @@ def compare(
   alpha: float = 0.0,
   dtype: Any = None,
   vocab: int | None = None,
+  feature_axis: feature_axes.FeatureAxis = None,
   metrics: Any = None,
   workdir: str | pathlib.Path | None = None,
   costs: str = 'compiled',
@@ -125,6 +127,7 @@ def compare(
     alpha: weight of the labels beside the teacher's output.
     dtype: to compute in.
     vocab: number of the first classes that are compared, as of `plan`.
+    feature_axis: axis of the features of hidden activations, as of `plan`.
     metrics: metrics, as for `distill`; the first decides.
     workdir: keeps every run there, so that the same call resumes, and writes
       comparison.{md,csv,png} and search.csv.
@@ -166,6 +169,7 @@ def compare(
     named_plans.example_of(batches),
     layers,
     named_plans.Output(loss, temperature, alpha, dtype, vocab),
+    feature_axis,
   )
   begin.require_one_function(planner.one_shot.batch['x'])
   chosen = _default_methods(planner) if methods is None else methods
@@ -176,13 +180,12 @@ def compare(
     for name in plans:
       folders.check(folder / name, f'Method {name!r} in the workdir')
   fit_on = fit_batches.shared(options.get('fit_on'), batches, *plans.values())
+  placed = _placed(plans, options.get('mesh'))
   entrants = contest.Contest(
     plans=plans,
     starts=begin,
     batches=batches,
-    evaluation=_evaluation(
-      _placed(plans, options.get('mesh')), held_out, metrics
-    ),
+    evaluation=_evaluation(placed, held_out, metrics),
     rates=_rates(rates),
     workdir=folder,
     flops=budgets.Flops(costs, charged=equal != 'student_flops'),

@@ -1,4 +1,4 @@
-"""Warnings of layers that training runs otherwise than is meant."""
+"""Warnings of a plan: layers that training runs otherwise than is meant."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -36,7 +36,13 @@ def once() -> Iterator[None]:
     _given.reset(token)
 
 
-def _warn(message: str, *args: Any) -> None:
+def say(message: str, *args: Any) -> None:
+  """Warns, in a comparison once.
+
+  Args:
+    message: one line, with a format for each argument.
+    *args: the arguments.
+  """
   given, line = _given.get(), message % args
   if given is None or line not in given:
     logging.warning('%s', line)
@@ -59,20 +65,20 @@ def warn(
     'a module of nnx in training mode'
   )
   if layers := student.unused_dropout(x):
-    _warn(
+    say(
       'The student trains without dropout: %s. For dropout %s.',
       _listed(layers),
       mode,
     )
   if statistics := student.constant_statistics(x):
-    _warn(
+    say(
       'The batch statistics of the student are not updated: %s. To update them '
       '%s.',
       _listed(statistics),
       mode,
     )
   if student.ignored:
-    _warn(
+    say(
       'The student trains without the constraints and regularizers of Keras: '
       '%s. Give the like in the optimizer, as optax.chain(optax.adamw(1e-3), '
       'optax.keep_params_nonnegative()).',
@@ -80,7 +86,7 @@ def warn(
     )
   for role, model in (('teacher', teacher), ('student', student)):
     if model.draws_constants(x):
-      _warn(
+      say(
         'The %s draws random numbers at inference, the same at every call. Run '
         'it without dropout; a student gets keys in its training mode.',
         role,
@@ -117,7 +123,7 @@ def _warn_of_statistics(
   shapes = arguments.shapes('params', params), arguments.shapes('x', x)
   found = modes.batch_statistics(training, *shapes)
   if names := list(itertools.islice(found, SHOWN + 1)):
-    _warn(
+    say(
       'Examples and tokens of weight 0, as those that fill up a short batch, '
       "count in the student's batch statistics: %s. Leave them out of the "
       "batches, as last_batch='drop' does, or give the student a norm of "

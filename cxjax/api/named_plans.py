@@ -16,6 +16,7 @@ import numpy as np
 from cxjax import arguments
 from cxjax import errors
 from cxjax import types
+from cxjax.api import feature_axes
 from cxjax.api import matching
 from cxjax.api import placement
 from cxjax.api import plan as plan_lib
@@ -95,6 +96,7 @@ class Planner:
     example: Any,
     layers: matching.Layers,
     output: Output,
+    feature_axis: feature_axes.FeatureAxis = None,
   ) -> None:
     """Checks the models and the example of a batch.
 
@@ -104,9 +106,11 @@ class Planner:
       example: example of a batch, as for `plan`.
       layers: pairs of activations, as of `plan`.
       output: the loss between the outputs.
+      feature_axis: axis of the features of hidden activations, as of `plan`.
     """
     self._models, self._example = (teacher, student), example
     self._layers, self._output = layers, output
+    self._feature_axis = feature_axis
     # The plan of the output alone says what is wrong with the models, and has
     # the loss as a function.
     self.one_shot = plan_lib.plan(
@@ -119,6 +123,7 @@ class Planner:
       temperature=output.temperature,
       dtype=output.dtype,
       vocab=output.vocab,
+      feature_axis=feature_axis,
     )
 
   @property
@@ -145,9 +150,10 @@ class Planner:
     x, (teacher, student) = self.one_shot.batch['x'], self._models
     teacher = placement.received(teacher, 'teacher')
     student = placement.received(student, 'student')
+    sides = feature_axes.sides(self._feature_axis)
     return (
-      prepared.with_layers(teacher, x, dtype),
-      prepared.with_layers(student, x, dtype),
+      prepared.with_layers(teacher, x, dtype, sides[0]),
+      prepared.with_layers(student, x, dtype, sides[1]),
     )
 
   @functools.cached_property
@@ -192,6 +198,7 @@ class Planner:
         stages=stages,
         dtype=self._output.dtype,
         vocab=self._output.vocab,
+        feature_axis=self._feature_axis,
       )
 
   def _stages(

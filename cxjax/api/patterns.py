@@ -126,7 +126,7 @@ def _unknown(
   given: str, form: str, names: Sequence[str], role: str
 ) -> errors.UserError:
   """The error for a name or a pattern that is of no activation."""
-  known = dict.fromkeys([*_forms(names), *names])
+  known = dict.fromkeys([*forms(names), *names])
   close = difflib.get_close_matches(form, known, n=1)
   hint = f' Did you mean {close[0]!r}?' if close else ''
   shown = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
@@ -136,7 +136,7 @@ def _unknown(
   )
 
 
-def _forms(names: Iterable[str]) -> Iterable[str]:
+def forms(names: Iterable[str]) -> Iterable[str]:
   """Patterns of names with numbers."""
   return (re.sub(r'\d+', '*', name) for name in names)
 

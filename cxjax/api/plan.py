@@ -13,6 +13,7 @@ from cxjax import pickling
 from cxjax import settings
 from cxjax import types
 from cxjax.api import costs as costs_lib
+from cxjax.api import feature_axes
 from cxjax.api import matching
 from cxjax.api import padding as padding_lib
 from cxjax.api import placement
@@ -113,6 +114,7 @@ def plan(
   auxiliary: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   pool: str | None = None,
+  feature_axis: feature_axes.FeatureAxis = None,
   mask: padding_lib.Mask | None = None,
   vocab: int | None = None,
   dtype: Any = None,
@@ -126,10 +128,7 @@ def plan(
   more, is matched with the teacher's at the same fraction of the depth; then
   the output is. Layers are those of `taps`; an encoder is matched with an
   encoder, and a decoder with a decoder, by their names, or else by the inputs
-  that they read. Channels of convolutions are compared as the last axis of
-  hidden activations, wherever a model has them. Where a convolution of a single
-  position is followed by dense layers over another axis, as in an MLP-Mixer, it
-  mixes tokens, and the features are that axis.
+  that they read.
 
   Args:
     teacher: the trained model.
@@ -164,6 +163,13 @@ def plan(
       compares position by position, 'mean' their mean, 'flatten' all of them as
       one vector. By default images whose grids differ are pooled to their mean,
       as is an image that is compared with a vector.
+    feature_axis: axis of the features of hidden activations, as 1 of `[B, C,
+      L]`; a dict of axes by name or pattern, of which the first that fits
+      counts, as `{'blocks/*': 1}`; or a pair of these, the teacher's and the
+      student's, as `(1, None)`. None is that of the channels of convolutions,
+      where a model has any, and else the last. A convolution of a single
+      position may mix tokens, as in an MLP-Mixer: if the layers do not tell,
+      `plan` warns.
     mask: `batch -> [B, tokens]` or `[B]`, True for what counts in the losses of
       all stages, in pooled means and in the evaluation, as in `lambda batch:
       batch['x'] != 0`; the models do not see it. Without it the entry 'mask' of
@@ -194,8 +200,7 @@ def plan(
   batch = user_batches.arrays(user_batches.to_batch(x))
   batch = arguments.shapes('The example of a batch', batch)
   user_batches.check_example(batch)
-  if dtype is not None:
-    dtype = arguments.dtype('dtype', dtype)
+  dtype = None if dtype is None else arguments.dtype('dtype', dtype)
   models = (
     placement.received(teacher, 'teacher'),
     placement.received(student, 'student'),
@@ -205,7 +210,10 @@ def plan(
   models = outputs.teacher, outputs.student
   example = batch
   padding, batch, given = padding_lib.applied(mask, batch, models)
-  teacher, student = prepared.checked(given, batch['x'], dtype, layers != ())
+  sides = feature_axes.sides(feature_axis)
+  teacher, student = prepared.checked(
+    given, batch['x'], dtype, layers != (), sides
+  )
   how = ''
   if stages is not None:
     beside = {
@@ -223,28 +231,26 @@ def plan(
   else:
     fun = _loss(outputs.loss, temperature, options.get('top_k', 0))
     name = outputs.loss if isinstance(outputs.loss, str) else None
-    lengths = (num_steps, share, steps)
     stages, how = _stages(
-      teacher, student, batch, lengths, layers, fun, options
+      teacher, student, batch, (num_steps, share, steps), layers, fun, options
     )
     stages = pooled(stages, teacher, student, batch['x'], pool)
     stages = outputs.with_terms(stages, lambda one: _loss(one, temperature, 0))
   two_inputs.check(x, stages, models, example)
   both, training = costs_lib.models(teacher, student), student.training
+  feature_axes.check(sides, (teacher, student), batch['x'], stages)
   _check_stages(stages, teacher, student, batch)
   planned = tuple(
     stage_plan.plan_stage(s, batch, *both, training=training) for s in stages
   )
-  computed = None if dtype is None else dtype.name
-  given = prepared.as_compared(given, stages, batch['x'], dtype)
+  given = prepared.as_compared(given, stages, batch['x'], dtype, sides)
   return Plan(
-    given[0],
-    given[1],
+    *given,
     example,
     stages,
     planned,
     name,
-    computed,
+    None if dtype is None else dtype.name,
     how,
     costs,
     padding,

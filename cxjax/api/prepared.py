@@ -1,5 +1,6 @@
 """Models as `plan` checks them, and as a run compares them."""
 
+from collections.abc import Collection
 import dataclasses
 import math
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import types
+from cxjax.api import feature_axes
 from cxjax.api import matching
 from cxjax.api import mode_warnings
 from cxjax.methods import stage as stage_lib
@@ -35,6 +37,7 @@ def checked(
   x: types.Input,
   dtype: Any,
   hidden: bool = True,
+  sides: tuple[feature_axes.Side, feature_axes.Side] = (None, None),
 ) -> tuple[adapters.ModelAdapter, adapters.ModelAdapter]:
   """Teacher and student with all their layers, as a plan reads them.
 
@@ -43,6 +46,7 @@ def checked(
     x: shapes of a batch.
     dtype: to compute in; None is that of the models.
     hidden: whether the plan may compare hidden layers.
+    sides: axes of the features that the user says, of each.
 
   Returns:
     The two, traced once.
@@ -62,7 +66,10 @@ def checked(
   adapters.check_training(student, x)
   mode_warnings.warn(teacher, student, x)
   _warn_of_order(teacher, student)
-  return with_layers(teacher, x, dtype), with_layers(student, x, dtype)
+  return (
+    with_layers(teacher, x, dtype, sides[0]),
+    with_layers(student, x, dtype, sides[1]),
+  )
 
 
 def _warn_of_nested(
@@ -97,7 +104,10 @@ def _warn_of_order(
 
 
 def with_layers(
-  model: adapters.ModelAdapter, x: types.Input, dtype: Any
+  model: adapters.ModelAdapter,
+  x: types.Input,
+  dtype: Any,
+  side: feature_axes.Side = None,
 ) -> adapters.ModelAdapter:
   """The model as its layers can be compared.
 
@@ -105,12 +115,14 @@ def with_layers(
     model: a model.
     x: shapes of a batch.
     dtype: to compute in; None is that of the model.
+    side: axes of the features that the user says.
 
   Returns:
-    A model with all layers of its scans, and with the channels of its hidden
+    A model with all layers of its scans, and with the features of its hidden
     activations last; traced once.
   """
-  model = channels.last(scanned.with_layers(model), x)
+  model = scanned.with_layers(model)
+  model = channels.last(model, x, feature_axes.by_name(side, model, x))
   if dtype is not None:
     model = adapters.with_compute_dtype(model, dtype)
   return traced_once(model)
@@ -121,7 +133,8 @@ def as_compared(
   stages: stage_lib.Curriculum,
   x: types.Input,
   dtype: Any,
-) -> tuple[adapters.ModelAdapter, ...]:
+  sides: tuple[feature_axes.Side, feature_axes.Side] = (None, None),
+) -> tuple[adapters.ModelAdapter, adapters.ModelAdapter]:
   """Teacher and student with those layers of scans that a stage compares.
 
   Args:
@@ -129,21 +142,57 @@ def as_compared(
     stages: the stages of a plan.
     x: shapes of a batch.
     dtype: to compute in; None is that of the models.
+    sides: axes of the features that the user says, of each.
 
   Returns:
-    The two; the channels of their hidden activations are the last axis.
+    The two; the features of their hidden activations are the last axis.
   """
   terms = [term for stage in stages for term in stage.terms]
-  names = (
+  compared = (
     {term.target for term in terms if term.needs_teacher},
-    {term.student for term in terms}.union(*(s.frozen for s in stages)),
+    {term.student for term in terms},
   )
+  frozen = {name for stage in stages for name in stage.frozen}
   found = []
-  for model, used in zip(models, names, strict=True):
+  for i, model in enumerate(models):
+    used = compared[i] | frozen if i else compared[i]
     if used := used - set(matching.shapes(traced_once(model), x)):
       model = scanned.with_layers(model, used)
-    model = channels.last(model, x, log=True)
+    model = _with_features_last(i, model, x, sides[i], compared[i])
     if dtype is not None:
       model = adapters.with_compute_dtype(model, dtype)
     found.append(model)
-  return tuple(found)
+  return found[0], found[1]
+
+
+def _with_features_last(
+  number: int,
+  model: adapters.ModelAdapter,
+  x: types.Input,
+  side: feature_axes.Side,
+  compared: Collection[str],
+) -> adapters.ModelAdapter:
+  """The teacher (0) or the student (1); says where the features were found."""
+  given = feature_axes.by_name(side, model, x)
+  axes, doubts = channels.of_hidden(model, x)
+  if names := [n for n in axes if n in compared and n not in given]:
+    logging.info(
+      'Channels of activations of the %s are moved to the last axis: %s.',
+      matching.ROLES[number],
+      ', '.join(names),
+    )
+  in_doubt: dict[Any, list[str]] = {}
+  for name in [n for n in doubts if n in compared and n not in given]:
+    in_doubt.setdefault((doubts[name], axes.get(name)), []).append(name)
+  for (pair, axis), names in in_doubt.items():
+    mode_warnings.say(
+      'The features of %s of the %s may be axis %d or axis %d: the layers do '
+      'not tell them from tokens or positions. %s is compared. Say which it '
+      'is, as feature_axis=%s.',
+      ', '.join(map(repr, names)),
+      matching.ROLES[number],
+      *pair,
+      'The last axis' if axis is None else f'Axis {axis}',
+      f'(None, {pair[0]})' if number else f'({pair[0]}, None)',
+    )
+  return channels.moved(model, {**axes, **given})

@@ -127,7 +127,8 @@ def plan_term(
     f'Stage {stage.name!r} cannot compare {term.student!r}, '
     f'{[*axes, student_width]}, with {term.target!r}, '
     f'{[*others, teacher_width]}: all axes but the last must agree. Choose '
-    "another pair of layers, or pool='mean'.",
+    "another pair of layers, or pool='mean'; feature_axis of cxjax.plan says "
+    'which axis the features are.',
   )
   errors.require(
     term.top_k <= teacher_width,

@@ -57,16 +57,23 @@ class Roles:
     data = [self._fresh(dataflow.shape(v)) for v in inputs[num_params:]]
     self.outputs = self._walk(closed.jaxpr, [*[None] * num_params, *data])
 
-  def channels(self, value: Known) -> int | None:
+  def channels(
+    self, value: Known, outputs: Iterable[Known] = ()
+  ) -> tuple[int | None, tuple[int, int] | None]:
     """The axis of a value with the channels of convolutions.
 
     Args:
-      value: one of the outputs.
+      value: one of the outputs of the jaxpr.
+      outputs: those that are outputs of the model.
 
     Returns:
-      The axis; None if no convolution says so.
+      The axis; None if no convolution says so. And two axes, if the layers do
+      not tell which of them it is.
     """
-    return None if value is None else self._graph.channels(value.axes)
+    if value is None:
+      return None, None
+    ends = [axis for each in outputs if each for axis in each.axes[1:]]
+    return self._graph.channels(value.axes, ends)
 
   def _fresh(self, shape: Sequence[int]) -> Value:
     """A value with axes of new roles."""
@@ -136,6 +143,8 @@ class Roles:
         for i, size in enumerate(own):
           if size == shape[i] or resizing:
             self._graph.join(operand.axes[i], result.axes[i])
+          if resizing and shape[i] == 1 < size:
+            self._graph.pick(operand.axes[i])
         if own == shape:
           before = before or operand.before
       found.append(Value(result.axes, before))
@@ -155,6 +164,10 @@ class Roles:
       self._graph.join(operand.axes[i], result.axes[j])
     for i, j in _overlapping(below, above):
       self._graph.cut(operand.axes[i], result.axes[j])
+    for i, parts in _divided(below, above):
+      self._graph.divide(operand.axes[i], [result.axes[j] for j in parts])
+    for j, parts in _divided(above, below):
+      self._graph.unite([operand.axes[i] for i in parts], result.axes[j])
     cut = any(size > 1 and i not in kept for i, size in enumerate(below))
     before = (below, operand.axes) if cut else None
     return Value(result.axes, operand.before or before)
@@ -163,9 +176,9 @@ class Roles:
     self, equation: core.JaxprEqn, operands: Sequence[Known], result: Value
   ) -> None:
     contracted, batch = equation.params['dimension_numbers']
-    ranks = [len(dataflow.shape(atom)) for atom in equation.invars]
+    shapes = [dataflow.shape(atom) for atom in equation.invars]
     free = [
-      [i for i in range(ranks[n]) if i not in (*contracted[n], *batch[n])]
+      [i for i in range(len(shapes[n])) if i not in (*contracted[n], *batch[n])]
       for n in (0, 1)
     ]
     made = [
@@ -181,16 +194,20 @@ class Roles:
       ):
         self._graph.join(operand.axes[i], result.axes[j])
       if operands[1 - n] is None and len(contracted[n]) == 1:
-        axis = operand.axes[contracted[n][0]]
-        one = len(free[1 - n]) == 1
+        read, one = contracted[n][0], len(free[1 - n]) == 1
         features = result.axes[made[1 - n][0]] if one else None
-        self._graph.add(axis_graph.Layer(axis, features))
+        sizes = shapes[n][read], shapes[1 - n][free[1 - n][0]] if one else 0
+        layer = axis_graph.Layer(operand.axes[read], features, sizes)
+        self._graph.add(layer)
 
   def _convolution(
     self, equation: core.JaxprEqn, operand: Known, result: Value
   ) -> None:
     spec = equation.params['dimension_numbers']
-    operand = operand or self._fresh(dataflow.shape(equation.invars[0]))
+    below, above = (
+      dataflow.shape(v) for v in (equation.invars[0], equation.outvars[0])
+    )
+    operand = operand or self._fresh(below)
     batch, features, *positions = zip(spec.lhs_spec, spec.out_spec, strict=True)
     for i, j in (batch, *positions):
       self._graph.join(operand.axes[i], result.axes[j])
@@ -198,8 +215,9 @@ class Roles:
     window = math.prod(kernel[i] for i in spec.rhs_spec[2:])
     axis, made = operand.axes[features[0]], result.axes[features[1]]
     grid = tuple(operand.axes[i] for i, _ in positions)
+    sizes = below[features[0]], above[features[1]]
     size = max(kernel[i] for i in spec.rhs_spec[:2])
-    self._graph.add(axis_graph.Layer(axis, made, window, size, grid))
+    self._graph.add(axis_graph.Layer(axis, made, sizes, window, size, grid))
 
   def _gathered(
     self, equation: core.JaxprEqn, operand: Known, result: Value
@@ -211,6 +229,8 @@ class Roles:
       equation.params['dimension_numbers'],
       dataflow.shape(equation.invars[0]),
     )
+    for i in numbers.collapsed_slice_dims:
+      self._graph.pick(operand.axes[i])
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     left = [i for i in range(len(shape)) if i not in gone]
     for i, j in zip(left, numbers.offset_dims, strict=True):
@@ -297,6 +317,23 @@ def _kept(below: tuple[int, ...], above: tuple[int, ...]) -> dict[int, int]:
     if fitting:
       kept[i] = fitting[-1]
   return kept
+
+
+def _divided(
+  below: tuple[int, ...], above: tuple[int, ...]
+) -> Iterable[tuple[int, list[int]]]:
+  """Yields an axis of a reshape with the several that are made of all of it."""
+  for i, size in enumerate(below):
+    start = math.prod(below[:i])
+    parts = [
+      j
+      for j, part in enumerate(above)
+      if part > 1
+      and start <= math.prod(above[:j])
+      and math.prod(above[: j + 1]) <= start * size
+    ]
+    if len(parts) > 1 and math.prod(above[j] for j in parts) == size:
+      yield i, parts
 
 
 def _overlapping(

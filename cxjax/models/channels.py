@@ -13,7 +13,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from absl import logging
 import jax
 from jax.extend import core
 import jax.numpy as jnp
@@ -46,48 +45,97 @@ def axes(
   Returns:
     The axes; empty for a model without convolutions.
   """
+  return find(apply, params, x)[0]
+
+
+def find(
+  apply: types.Apply, params: types.Params, x: types.Input
+) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+  """Axes of channels that are not the last, and axes in doubt.
+
+  Args:
+    apply: the model.
+    params: its parameters; shapes are enough.
+    x: an input; its shape is enough.
+
+  Returns:
+    The axes by name of the activation; and two axes of some activations, where
+    the layers do not tell which of them the channels are.
+  """
   closed, found = jax.make_jaxpr(
     functools.partial(targets_lib.forward, modes.traced_once(apply)),
     return_shape=True,
   )(*jax.eval_shape(lambda tree: tree, (params, x)))
   if not _has_convolution(closed.jaxpr):
-    return {}
+    return {}, {}
   roles = axis_roles.Roles(closed, len(jax.tree.leaves(params)))
-  axes = {}
-  for name, value in zip(sorted(found), roles.outputs, strict=True):
-    axis = roles.channels(value)
+  values = dict(zip(sorted(found), roles.outputs, strict=True))
+  ends = [value for name, value in values.items() if is_output(name)]
+  axes, doubts = {}, {}
+  for name, value in values.items():
+    axis, doubt = roles.channels(value, ends)
     if axis is not None and 0 < axis < len(found[name].shape) - 1:
       axes[name] = axis
-  return axes
+    if doubt is not None:
+      doubts[name] = doubt
+  return axes, doubts
+
+
+def of_hidden(
+  model: adapters.ModelAdapter, x: types.Input
+) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+  """Axes of the channels of hidden activations, and axes in doubt: `find`.
+
+  Args:
+    model: a model.
+    x: shapes of a batch.
+
+  Returns:
+    Both by name; none for a model that does not run.
+  """
+  try:
+    found, doubts = find(model.apply, model.one, x)
+  except Exception:  # A model of the user; `plan` says what is wrong with it.
+    return {}, {}
+  return (
+    {name: axis for name, axis in found.items() if not is_output(name)},
+    {name: doubt for name, doubt in doubts.items() if not is_output(name)},
+  )
 
 
 def last(
-  model: adapters.ModelAdapter, x: types.Input, log: bool = False
+  model: adapters.ModelAdapter,
+  x: types.Input,
+  given: Mapping[str, int] | None = None,
 ) -> adapters.ModelAdapter:
   """The model whose hidden activations have their channels last.
 
   Args:
     model: a model.
     x: shapes of a batch.
-    log: says which activations are moved.
+    given: axes of the channels that are known, by name; the others are found.
 
   Returns:
     The model itself, if they all have. Outputs stay as they are.
   """
-  try:
-    found = axes(model.apply, model.one, x)
-  except Exception:  # A model of the user; `plan` says what is wrong with it.
+  return moved(model, {**of_hidden(model, x)[0], **(given or {})})
+
+
+def moved(
+  model: adapters.ModelAdapter, axes: Mapping[str, int]
+) -> adapters.ModelAdapter:
+  """The model whose activations have some of their axes last.
+
+  Args:
+    model: a model.
+    axes: axes of activations, by name.
+
+  Returns:
+    The model itself, if there are none.
+  """
+  if not axes:
     return model
-  hidden = {n: axis for n, axis in found.items() if not _is_output(n)}
-  if not hidden:
-    return model
-  if log:
-    logging.info(
-      'Channels of activations of %s are moved to the last axis: %s.',
-      model.name or 'the model',
-      ', '.join(hidden),
-    )
-  run = functools.partial(_moved, hidden)
+  run = functools.partial(_moved, axes)
   training = model.training and functools.partial(run, model.training)
   return dataclasses.replace(
     model, apply=functools.partial(run, model.apply), training=training
@@ -99,14 +147,17 @@ def _moved(
 ) -> tuple[Any, ...]:
   """Runs a model, and moves the channels of its activations."""
   output, found, *rest = fun(*args)
-  moved = {
-    name: jnp.moveaxis(value, axes[name], -1) if name in axes else value
-    for name, value in found.items()
-  }
-  return output, moved, *rest
+
+  def last(name: str, value: Any) -> Any:
+    rank = jnp.ndim(value)
+    axis = axes.get(name, rank - 1)
+    return value if axis == rank - 1 else jnp.moveaxis(value, axis, -1)
+
+  return output, {n: last(n, value) for n, value in found.items()}, *rest
 
 
-def _is_output(name: str) -> bool:
+def is_output(name: str) -> bool:
+  """True for the name of an output of a model."""
   return name == stage_lib.LOGITS or name.startswith(stage_lib.OUTPUT)
 
 
@@ -148,7 +199,7 @@ def check(
       [t.target for t in terms if t.needs_teacher],
     ),
   ):
-    if not any(map(_is_output, names)):
+    if not any(map(is_output, names)):
       continue
     found = axes(apply, params, x)
     for name in filter(found.__contains__, names):
