@@ -2,7 +2,7 @@
 
 Losses, projections and regressors read the last axis. `cxjax.models.channels`
 finds where convolutions have their features, and moves it there; what the user
-says goes before it.
+says takes precedence.
 """
 
 from collections.abc import Mapping
