@@ -123,8 +123,11 @@ def pytest_collection_finish(session):
     # Products of float32 have 10 bits on a GPU, unless this is said.
     jax.config.update('jax_default_matmul_precision', 'highest')
     os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
-  import compiled_once  # Imports JAX's users, after the settings above.
+  # These import JAX's users, after the settings above.
+  import compiled_once
+  import one_context
 
   compiled_once.install()
+  one_context.install()
   gc.collect()
   gc.freeze()  # What was imported stays: no collection need look at it.
