@@ -9,7 +9,6 @@ import shutil
 import tempfile
 
 from absl import flags
-from absl.testing import flagsaver
 import jax
 import pytest
 
@@ -72,11 +71,8 @@ def pytest_collectstart(collector):
 @pytest.fixture(autouse=True, scope='module')
 def flags_of_scripts(request):
   """The flags of the scripts that a module tests, for it alone."""
-  scripts.take_out()
-  scripts.use(request.module)
-  with flagsaver.flagsaver():
+  with scripts.in_force(request.module):
     yield
-  scripts.take_out()
 
 
 @pytest.hookimpl(optionalhook=True)  # Not without xdist.
