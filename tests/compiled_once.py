@@ -1,4 +1,4 @@
-"""Programs and plans that equal runs share in a process. Not a test.
+"""Programs, plans and digests that equal runs share in a process. Not a test.
 
 A run that is resumed or repeated in a test traces and compiles what the run
 before it did, which takes much of its time. Here it takes over what was made
@@ -8,6 +8,7 @@ programs, and may differ.
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 from unittest import mock
@@ -16,6 +17,7 @@ import jax
 
 from cxjax import settings
 from cxjax.configs import builders
+from cxjax.configs import functions
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.training import compiled_steps
@@ -31,8 +33,11 @@ _plans: dict = {}
 def _config_token(name, experiment, spec):
   """Decides the programs of a run from a config."""
   config = experiment.config.copy_and_resolve_references()
+  texts = dict(experiment.task.fingerprints)
   with config.unlocked():
     config.teacher.folder = ''  # Decides arrays and their shapes.
+    for field in ('source', 'folder', 'tokenizer') if texts else ():
+      config.data[field] = ''  # Where the text is that the hashes are of.
   keys = spec.keys
   arrays = [spec.held_out, keys.init, keys.data, keys.stage]
   arrays += [spec.teacher.params] if spec.teacher else []
@@ -40,6 +45,7 @@ def _config_token(name, experiment, spec):
     name,
     str(experiment.pretrained and experiment.pretrained.module),
     config.to_json_best_effort(),
+    tuple(sorted(texts.items())),
     str(settings.recorded()),
     tokens.shapes(arrays),
     spec.host.period,
@@ -75,6 +81,27 @@ def _of_config(name):
     return list(_plans[key])
 
   return planned
+
+
+def _digests_of_config(digests):
+  """Digests of the functions of a run, made once for equal configs and rows."""
+
+  @functools.wraps(digests)
+  def digested(experiment, spec):
+    if 'of_config' not in vars(spec):
+      return digests(experiment, spec)
+    rows = tokens.of(jax.device_get(experiment.held_out))
+    pairs = tuple(  # Found in the teacher, where the config has none.
+      (name, term.student, term.target)
+      for stage in spec.stages
+      for name, term in stage.named_terms.items()
+    )
+    key = vars(spec)['of_config'], spec.stored_targets, rows, pairs
+    if key not in _plans:
+      _plans[key] = digests(experiment, spec)
+    return copy.deepcopy(_plans[key])
+
+  return digested
 
 
 def _settings():
@@ -179,6 +206,7 @@ def install():
   for owner, name, value in (
     (builders, 'teacher_spec', _tagged('teacher_spec')),
     (builders, 'student_spec', _tagged('student_spec')),
+    (functions, 'digests', _digests_of_config(functions.digests)),
     (run_spec.RunSpec, 'plan', _of_config('plan')),
     (run_spec.RunSpec, 'plan_with_costs', _of_config('plan_with_costs')),
     (compiled_steps.CompiledSteps, '__init__', _shared_programs(begin)),

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 
 from absl import flags
-from absl.testing import flagsaver
 import jax
 import pytest
 
@@ -72,11 +71,8 @@ def pytest_collectstart(collector):
 @pytest.fixture(autouse=True, scope='module')
 def flags_of_scripts(request):
   """The flags of the scripts that a module tests, for it alone."""
-  scripts.take_out()
-  scripts.use(request.module)
-  with flagsaver.flagsaver():
+  with scripts.in_force(request.module):
     yield
-  scripts.take_out()
 
 
 @pytest.hookimpl(optionalhook=True)  # Not without xdist.
@@ -123,8 +119,11 @@ def pytest_collection_finish(session):
     # Products of float32 have 10 bits on a GPU, unless this is said.
     jax.config.update('jax_default_matmul_precision', 'highest')
     os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
-  import compiled_once  # Imports JAX's users, after the settings above.
+  # These import JAX's users, after the settings above.
+  import compiled_once
+  import one_context
 
   compiled_once.install()
+  one_context.install()
   gc.collect()
   gc.freeze()  # What was imported stays: no collection need look at it.

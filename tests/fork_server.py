@@ -25,6 +25,7 @@ import tensorboard.summary.writer.record_writer  # noqa: F401
 
 from cxjax.configs import cli  # noqa: F401
 from cxjax.configs import stored_targets  # noqa: F401
+import one_context
 
 
 def serve():
@@ -81,6 +82,7 @@ def end(code):
 
 if __name__ == '__main__':
   waiting = []
+  one_context.install()
   gc.freeze()  # What is imported stays in the memory that all share.
   try:
     become(**serve())

@@ -1,9 +1,11 @@
 """Imports of scripts whose flags share names, into one process. Not a test."""
 
+import contextlib
 import importlib
 import types
 
 from absl import flags
+from absl.testing import flagsaver
 
 # Flags of the scripts by module, also of those that another one replaced.
 _OWN: dict[str, dict[str, flags.Flag]] = {}
@@ -31,6 +33,25 @@ def use(module):
 def take_out():
   """Takes the flags of all scripts out, until a module uses them."""
   _taken_out()
+
+
+@contextlib.contextmanager
+def in_force(module):
+  """Puts the flags of the scripts that a module imports in force, for a while.
+
+  Flags of packages that are imported meanwhile stay: none is imported twice.
+  """
+  take_out()
+  use(module)
+  with flagsaver.flagsaver():
+    before = {*flags.FLAGS}
+    yield
+    _note()
+    made = {n: flags.FLAGS[n] for n in flags.FLAGS if n not in before}
+  for name, flag in made.items():
+    if '.' not in name:  # No field of a config, which a command defines.
+      flags.FLAGS[name] = flag
+  take_out()
 
 
 def _note():

@@ -48,6 +48,16 @@ class FlagsTest(absltest.TestCase):
     scripts.use(first)
     self.assertIs(flags.FLAGS['methods'], flag)
 
+  def test_those_of_packages_that_are_imported_meanwhile_stay(self):
+    self.addCleanup(delattr, flags.FLAGS, 'of_a_package')
+    with scripts.in_force(types.ModuleType('of_tests')):
+      flags.DEFINE_bool('of_a_package', True, '', module_name='package')
+      flags.DEFINE_bool('config.field', True, '', module_name='package')
+      importing('experiments.map')
+    self.assertIn('of_a_package', flags.FLAGS)
+    self.assertNotIn('config.field', flags.FLAGS)
+    self.assertNotIn('budget', flags.FLAGS)  # Of the script.
+
 
 if __name__ == '__main__':
   absltest.main()
