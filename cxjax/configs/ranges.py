@@ -144,7 +144,8 @@ def check(config: Mapping[str, Any]) -> None:
 
   Raises:
     UserError: a field is missing, or has another type than its default; a
-      number is out of its range or NaN; or a value cannot be written as JSON.
+      number is out of its range or NaN; a value cannot be written as JSON; or
+      an optimizer does not read a field that is set.
   """
   known = defaults.get_config('extracted').to_dict()
   known.update(task='', model='', data={})
@@ -165,6 +166,9 @@ def check(config: Mapping[str, Any]) -> None:
       'A block of the config holds itself, or too many within each other. Use '
       'a few levels.'
     ) from error
+  optimizers.require_read(config['optimizer'], 'optimizer.{}')
+  teacher = config['teacher']['optimizer']
+  optimizers.require_read(teacher, 'teacher.optimizer.{}')
 
 
 def _check_fields(

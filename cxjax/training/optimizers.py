@@ -76,6 +76,13 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
     rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay
   ),
 }
+# Optimizers that read a field; to the others it means nothing.
+READERS = {
+  'momentum': ('sgd',),
+  'b1': ('adam', 'adamw'),
+  'b2': ('adam', 'adamw'),
+  'weight_decay': ('adamw',),
+}
 CHOICES: dict[str, dict[str, Any]] = {
   'name': OPTIMIZERS,
   'schedule': SCHEDULES,
@@ -93,10 +100,11 @@ def default() -> ml_collections.ConfigDict:
       # if that is less than a step.
       restart_schedule=True,  # At each stage; else one schedule for the run.
       carry_state=False,  # Into the next stage; else the moments start afresh.
-      momentum=0.0,  # sgd
-      b1=0.9,  # adam, adamw
-      b2=0.999,  # adam, adamw
-      weight_decay=0.0,  # adamw
+      # Only those of READERS may have another value than these.
+      momentum=0.0,
+      b1=0.9,
+      b2=0.999,
+      weight_decay=0.0,
     )
   )
 
@@ -149,7 +157,8 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
     The block.
 
   Raises:
-    UserError: an unknown field, or a value that it cannot have.
+    UserError: an unknown field, a value that it cannot have, or a field that
+      the optimizer does not read.
   """
   config = default()
   config.schedule = 'cosine'
@@ -162,7 +171,29 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
       errors.lookup(full, value, CHOICES[name])
     else:
       config[name] = float(arguments.number(full, value, NUMBERS[name]))
+  require_read(config, 'optimizer[{!r}]')
   return config
+
+
+def require_read(config: Mapping[str, Any], full: str) -> None:
+  """Checks that a block sets only what its optimizer reads.
+
+  Args:
+    config: values by field, as of `default()`.
+    full: name of a field in messages, a format string.
+
+  Raises:
+    UserError: a field of another optimizer differs from its default.
+  """
+  name, defaults = config['name'], default()
+  for field, readers in READERS.items():
+    errors.require(
+      name in readers or config[field] == defaults[field],
+      f'{full.format(field)}={config[field]!r} is a setting of '
+      f'{" or ".join(readers)}, and {full.format("name")}={name!r} does not '
+      f'read it. Choose {" or ".join(readers)}, or set it to '
+      f'{defaults[field]}.',
+    )
 
 
 def describe(config: ml_collections.ConfigDict) -> str:

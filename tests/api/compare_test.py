@@ -220,6 +220,7 @@ class RefusalTest(parameterized.TestCase):
     (dict(optimizer=1), 'optimizer=1 must be a dict'),
     (dict(optimizer=optax.adam(0.1)), 'must be a dict .* of the search'),
     (dict(optimizer={'name': 'lion'}), "'lion'.*sgd, adam, adamw"),
+    (dict(optimizer={'momentum': 0.9}), 'momentum.*=0.9 is a setting of sgd'),
     (
       dict(num_steps=3, rates=(1, 2, 3)),
       "'one_shot'.*0 of them.* needs 4 st",

@@ -171,6 +171,18 @@ class CheckTest(parameterized.TestCase):
         ranges.check(config.to_dict())
       block.folder = ''
 
+  @parameterized.parameters('optimizer', 'teacher.optimizer')
+  def test_a_field_that_the_optimizer_does_not_read(self, block):
+    config = parity_mlp.tiny()
+    message = f"^{block}.b1=0.5 is a setting of adam or adamw, .*name='sgd'"
+    config.update_from_flattened_dict(
+      {f'{block}.name': 'sgd', f'{block}.b1': 0.5}
+    )
+    with self.assertRaisesRegex(errors.UserError, message):
+      ranges.check(config.to_dict())
+    config.update_from_flattened_dict({f'{block}.name': 'adam'})
+    ranges.check(config.to_dict())
+
   def test_a_block_that_holds_itself(self):
     config = parity_mlp.tiny().to_dict()
     config['data']['again'] = config['data']
