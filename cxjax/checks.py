@@ -164,6 +164,16 @@ def path(name: str, value: Any) -> pathlib.Path:
   return given
 
 
+def file(name: str, value: Any) -> pathlib.Path:
+  """Checks the path of a file, which has a name."""
+  found = path(name, value)
+  errors.require(
+    found.name not in ('', '..'),
+    f'{name}={value!r} is a folder: give the path of a file.',
+  )
+  return found
+
+
 def texts(name: str, value: Any) -> None:
   """Checks a list of texts."""
   errors.require(

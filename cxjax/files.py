@@ -32,11 +32,12 @@ def describe(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def written(path: pathlib.Path | str) -> Iterator[None]:
+def written(path: pathlib.Path | str, place: str = 'workdir') -> Iterator[None]:
   """Turns an OSError of the block into a UserError that names `path`.
 
   Args:
     path: the file or folder that the block writes.
+    place: the argument that the user chooses it by, for the message.
 
   Yields:
     Nothing.
@@ -48,23 +49,25 @@ def written(path: pathlib.Path | str) -> Iterator[None]:
     yield
   except OSError as error:
     raise errors.UserError(
-      f'Cannot write {path}: {error.strerror}. {_advice(error)}'
+      f'Cannot write {path}: {error.strerror}. {_advice(error, place)}'
     ) from error
 
 
-def _advice(error: OSError) -> str:
+def _advice(error: OSError, place: str = 'workdir') -> str:
   """Says what to do about an error of the operating system."""
   if error.errno in (errno.EMFILE, errno.ENFILE):
     return 'Allow more open files (ulimit -n), and start again.'
+  if error.errno == errno.EFBIG:
+    return f'Allow larger files (ulimit -f), or choose another {place}.'
   if error.errno == errno.ELOOP:
-    return 'It is a link: remove it, or choose another workdir.'
+    return f'It is a link: remove it, or choose another {place}.'
   if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-    return 'Allow it, or choose another workdir.'
+    return f'Allow it, or choose another {place}.'
   if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-    return 'Something else is in its place: choose another workdir.'
+    return f'Something else is in its place: choose another {place}.'
   if error.errno == errno.ENOENT:
-    return 'Choose another workdir.'
-  return 'Make room there, or choose another workdir.'
+    return f'Choose another {place}.'
+  return f'Make room there, or choose another {place}.'
 
 
 def sync(path: pathlib.Path) -> None:
@@ -103,13 +106,14 @@ def make_folder(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced(path: pathlib.Path) -> Iterator[BinaryIO]:
+def replaced(path: pathlib.Path, place: str = 'workdir') -> Iterator[BinaryIO]:
   """Opens a new file that takes the place of another one, atomically.
 
   It outlasts a power loss. An exception leaves the other one as it was.
 
   Args:
     path: the file; its folder is made if it is missing.
+    place: argument that the user chooses it by, for the message.
 
   Yields:
     The new file, open for writing.
@@ -118,7 +122,7 @@ def replaced(path: pathlib.Path) -> Iterator[BinaryIO]:
     UserError: the folder cannot be written.
   """
   temporary = path.with_name(path.name + '.tmp')
-  with written(path):
+  with written(path, place):
     make_folder(path.parent)
     # A link of this name, which somebody else made, is not followed.
     temporary.unlink(missing_ok=True)

@@ -118,6 +118,17 @@ class WriteTest(FilesTest):
     ):
       raise OSError(24, os.strerror(24))
 
+  @parameterized.parameters('workdir', 'path')
+  def test_a_limit_of_the_size_of_a_file_is_no_full_disk(self, place):
+    with (
+      self.assertRaisesRegex(
+        errors.UserError,
+        f'Allow larger .*ulimit -f.*, or choose another {place}',
+      ),
+      files.written('file', place),
+    ):
+      raise OSError(27, os.strerror(27))
+
 
 class DigestTest(FilesTest):
   def test_reads_what_was_written(self):

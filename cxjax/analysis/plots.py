@@ -14,6 +14,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 import numpy as np
 
+from cxjax import checks
 from cxjax import errors
 from cxjax import files
 from cxjax import types
@@ -45,17 +46,15 @@ def save(figure: mpl.Figure, path: pathlib.Path) -> None:
     path: path of the PNG file.
 
   Raises:
-    UserError: the file cannot be written.
+    UserError: the file cannot be written, or the path is that of a folder.
   """
+  path = checks.file('path', path)
   if not multihost.is_first():
     return
-  temporary = path.with_name(path.name + '.tmp')
-  with files.written(path):
-    # A link of this name, which somebody else made, is not followed.
-    temporary.unlink(missing_ok=True)
-    with temporary.open('xb') as f:
-      figure.savefig(f, format='png', dpi=150, bbox_inches='tight')
-    temporary.replace(path)
+  with files.written(path, 'path'):
+    path.parent.stat()  # A folder that is missing may be a mistake.
+  with files.replaced(path, 'path') as f:
+    figure.savefig(f, format='png', dpi=150, bbox_inches='tight')
 
 
 def axes(

@@ -6,17 +6,22 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import math
+import pathlib
 import statistics
 import time
 from typing import Any
 
+from absl import logging
 import jax
 
 from cxjax import errors
+from cxjax import files
+from cxjax import settings
 from cxjax.api import costs as costs_lib
 from cxjax.api import distill as distill_lib
 from cxjax.api import fit_batches
 from cxjax.api import plan as plan_lib
+from cxjax.api import stage_identity
 from cxjax.api import trainable as trainable_lib
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
@@ -27,6 +32,9 @@ EQUAL = ('flops', 'student_flops', 'steps', 'examples', 'seconds')
 # not count, in which it is compiled.
 WINDOW, WINDOWS, BEGINNING = 20, 12, 3
 TRUSTED = 0.1  # Largest spread of timings relative to their median.
+FILE = 'seconds.json'  # Of a workdir: the timings, which decide the lengths.
+# Options of `distill` that change what a step computes, beside the plan.
+TIMED = ('last_batch', 'microbatches', 'mesh', 'optimizer')
 
 
 def scaled(plan: plan_lib.Plan, num_steps: int) -> plan_lib.Plan:
@@ -174,12 +182,20 @@ class Flops:
 
 
 class Seconds:
-  """Seconds of a step, measured; refused where the clock cannot be trusted."""
+  """Seconds of a step, measured; refused where the clock cannot be trusted.
+
+  A workdir keeps them: measured again they would be others, and so would the
+  lengths of the runs, which could not resume.
+  """
 
   unit = 's'
 
   def __init__(
-    self, batches: Any, held_out: Any, options: Mapping[str, Any]
+    self,
+    batches: Any,
+    held_out: Any,
+    options: Mapping[str, Any],
+    workdir: pathlib.Path | None = None,
   ) -> None:
     """Measures nothing yet.
 
@@ -187,29 +203,87 @@ class Seconds:
       batches: training batches, as for `distill`.
       held_out: held-out set, as for `distill`.
       options: others of `distill`, as the runs have them.
+      workdir: folder that keeps the timings, or None.
+
+    Raises:
+      UserError: its file of timings is damaged.
     """
     self._batches, self._held_out = batches, held_out
     self._options = options
+    self._path = None if workdir is None else workdir / FILE
+    self._kept = _kept(self._path)
     self._known: dict[stage_lib.Stage, float] = {}
 
   def __call__(self, plan: plan_lib.Plan, index: int) -> float:
     """Seconds of a step in the stage `index` of a plan, measured once."""
     key = plan.stages[index].objective
     if key not in self._known:
-      times: list[float] = []
-      alone = _alone(plan, index, steps=WINDOW * WINDOWS, costs='counted')
-      distill_lib.distill(
-        alone,
-        self._batches,
-        held_out=self._held_out,
-        log_every=WINDOW,
-        eval_every=WINDOW * WINDOWS,
-        on_record=lambda _: times.append(time.perf_counter()),
-        **fit_batches.needed(self._options, alone),
-      )
-      # The last two have the evaluation in them, and its compilation.
-      self._known[key] = trusted(times[BEGINNING:-2]) / WINDOW
+      self._known[key] = self._from_workdir(plan, index)
     return self._known[key]
+
+  def _from_workdir(self, plan: plan_lib.Plan, index: int) -> float:
+    """Seconds of a step as the workdir has them, or measured and kept there."""
+    if self._path is None:
+      return self._measured(plan, index)
+    name = _described(plan, index, self._options)
+    if name not in self._kept:
+      self._kept[name] = self._measured(plan, index)
+      record = {'environment': settings.environment(), 'seconds': self._kept}
+      files.write_with_digest(self._path, record)
+    return self._kept[name]
+
+  def _measured(self, plan: plan_lib.Plan, index: int) -> float:
+    """Seconds of a step, from the times between records of a short run."""
+    times: list[float] = []
+    alone = _alone(plan, index, steps=WINDOW * WINDOWS, costs='counted')
+    distill_lib.distill(
+      alone,
+      self._batches,
+      held_out=self._held_out,
+      log_every=WINDOW,
+      eval_every=WINDOW * WINDOWS,
+      on_record=lambda _: times.append(time.perf_counter()),
+      **fit_batches.needed(self._options, alone),
+    )
+    # The last two have the evaluation in them, and its compilation.
+    return trusted(times[BEGINNING:-2]) / WINDOW
+
+
+def _kept(path: pathlib.Path | None) -> dict[str, float]:
+  """The timings of a workdir, by digest; those of elsewhere are warned of."""
+  if path is None or not path.exists():
+    return {}
+  record = files.read_with_digest(path)
+  differ = files.differences(record['environment'], settings.environment())
+  if differ:
+    logging.warning(
+      'The lengths of the runs follow from timings that were made elsewhere, '
+      'which %s keeps. What differs: %s.',
+      path,
+      differ,
+    )
+  return dict(record['seconds'])
+
+
+def _described(
+  plan: plan_lib.Plan, index: int, options: Mapping[str, Any]
+) -> str:
+  """Digest of what a stage computes in a step."""
+  planned = plan.stage_plans[index]
+  student, batch = plan.student, jax.eval_shape(plan.with_mask, plan.batch)
+  return files.digest(
+    {
+      'terms': stage_identity.terms(planned, student.apply, student.one, batch),
+      'trained': jax.tree.leaves(planned.mask),
+      'dtype': str(plan.dtype),
+      'settings': settings.recorded(),
+      'options': {name: str(options.get(name)) for name in TIMED},
+      'shapes': [
+        f'{leaf.dtype}{list(leaf.shape)}'
+        for leaf in jax.tree.leaves((plan.teacher.params, student.one, batch))
+      ],
+    }
+  )
 
 
 def trusted(times: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from cxjax import checks
 from cxjax import files
 from cxjax import tables
 from cxjax import types
@@ -240,8 +241,9 @@ class Comparison:
       path: the file; its folder must exist.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the file cannot be written, or the path is that of a folder.
     """
+    path = checks.file('path', path)
     # Imported here, as matplotlib is slow to import.
     from cxjax.analysis import plots
 
@@ -256,13 +258,14 @@ class Comparison:
       histories,
       self.metric,
       f'held-out {self.metric}',
-      pathlib.Path(path),
+      path,
       xlabel='TFLOP of a student, '
       + ('its teacher included' if self.charged else 'without its teacher'),
     )
 
-  def write(self, folder: pathlib.Path) -> None:
+  def write(self, folder: str | pathlib.Path) -> None:
     """Writes comparison.{md,csv,png} and search.csv into a folder."""
+    folder = checks.path('folder', folder)
     files.write_text(folder / 'comparison.md', f'{self}\n')
     tables.write_csv(folder / 'comparison.csv', self.rows)
     if self.trials:

@@ -129,7 +129,9 @@ class Contest:
     if equal in ('flops', 'student_flops', 'seconds'):
       price: budgets.Price = self.flops
       if equal == 'seconds':
-        price = budgets.Seconds(self.batches, self.examples, self.options)
+        price = budgets.Seconds(
+          self.batches, self.examples, self.options, self.workdir
+        )
       whole = budgets.scaled(self.plans[self.reference], num_steps)
       budget = budgets.total(whole, price)
       for name, plan in self.plans.items():
@@ -228,10 +230,10 @@ class Contest:
     evaluate = functools.partial(
       evaluation_lib.evaluate,
       apply=self.plans[self.reference].student.apply,
-      metrics={self.metric: metrics[self.metric]},
+      metrics=metrics,  # It may be the sum of others.
     )
-    run = jax.jit(evaluate)
-    score = lambda params: float(run(params, held_out)[self.metric])
+    run = jax.jit(lambda params, batch: evaluate(params, batch)[self.metric])
+    score = lambda params: float(run(params, held_out))
     return lambda params: -self._rank(score(params))
 
   def run(

@@ -29,6 +29,7 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.models import probabilities
+from cxjax.training import metric_sums
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import output_memory
 from cxjax.training import run_spec
@@ -107,7 +108,10 @@ def evaluation(
   if by_labels and not metrics:
     labels_lib.check(plan.student, shapes)
   defaults = metrics_lib.resolve(_default_metrics(plan, by_labels))
-  chosen = {**defaults, **_other_outputs(plan, batch['x'], by_labels)}
+  others, weights = _other_outputs(plan, batch['x'], by_labels)
+  if others and not by_labels:
+    defaults = _of_all_outputs(plan, defaults, weights)
+  chosen = {**defaults, **others}
   if metrics:
     chosen = metrics_lib.resolve(metrics)
   _require_logits(plan, chosen)
@@ -119,7 +123,7 @@ def evaluation(
   if by_labels:
     references[stage_lib.LOGITS] = batch['y']
   outputs = matching.shapes(plan.student, batch['x'])
-  for name, metric in chosen.items():
+  for name, metric in metric_sums.apart(chosen)[0].items():
     path = metric.output
     at = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
     output = outputs[at]
@@ -210,9 +214,7 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
   """The metrics of a plan that is given none."""
   if by_labels:  # The cross entropy is of logits.
     return ('accuracy',) if _is_softmax(plan, 'student') else METRICS
-  output = next(
-    (t for t in plan.stages[-1].terms if t.target == 'logits'), None
-  )
+  output = _output_term(plan)
   loss: Any = output.loss if output is not None else losses.kl
   rowwise = output_pieces.is_rowwise(loss)
   lower = lambda fun: metrics_lib.Metric(
@@ -231,9 +233,39 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
   return {'loss': lower(loss)}
 
 
+def _output_term(plan: plan_lib.Plan) -> stage_lib.Term | None:
+  """The term of the output that the last stage learns first, if there is."""
+  terms = plan.stages[-1].terms
+  return next((t for t in terms if t.target == stage_lib.LOGITS), None)
+
+
+def _of_all_outputs(
+  plan: plan_lib.Plan,
+  defaults: Mapping[str, metrics_lib.Metric],
+  weights: Mapping[str, float],
+) -> dict[str, metrics_lib.Metric]:
+  """The default metrics of several outputs, of which 'loss' is the sum.
+
+  Args:
+    plan: plan that is trained.
+    defaults: those of the output that the last stage learns first.
+    weights: weights of the losses of the other outputs, by metric.
+
+  Returns:
+    Metrics by name; the sum comes first, so that it decides.
+  """
+  first, found = _output_term(plan), {}
+  if first is not None:
+    found = dict(defaults)
+    name = f'loss/{first.name or stage_lib.LOGITS}'
+    found[name] = found.pop('loss')
+    weights = {name: float(first.weight_at(1.0)), **weights}
+  return {'loss': metric_sums.weighted(weights), **found}
+
+
 def _other_outputs(
   plan: plan_lib.Plan, x: types.Input, by_labels: bool
-) -> dict[str, metrics_lib.Metric]:
+) -> tuple[dict[str, metrics_lib.Metric], dict[str, float]]:
   """The losses of the other outputs of a plan, as 'loss/boxes'.
 
   Args:
@@ -242,9 +274,10 @@ def _other_outputs(
     by_labels: whether the teacher is not run at an evaluation.
 
   Returns:
-    Metrics by name; without those whose reference cannot be kept.
+    Metrics by name, without those whose reference cannot be kept; and their
+    weights at the end of the stage.
   """
-  mark, found = stage_lib.OUTPUT, {}
+  mark, found, weights = stage_lib.OUTPUT, {}, {}
   outputs = matching.shapes(plan.teacher, x)
   for term in plan.stages[-1].terms:
     plain = stage_lib.Term(
@@ -266,7 +299,8 @@ def _other_outputs(
       higher_is_better=False,
       output=path,
     )
-  return found
+    weights[f'loss/{path}'] = float(term.weight_at(1.0))
+  return found, weights
 
 
 def _with_teacher(

@@ -19,6 +19,7 @@ from cxjax.methods import projections
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
+from cxjax.training import metric_sums
 from cxjax.training import metrics as metrics_lib
 
 
@@ -104,6 +105,7 @@ def metrics(
     JSON values, by the name of the metric.
   """
   found = {}
+  metrics, sums = metric_sums.apart(metrics)
   for name, metric in metrics.items():
     path = metric.output
     output = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
@@ -120,4 +122,5 @@ def metrics(
       'finish': identity.function_digest(total, statistics),
       'higher_is_better': metric.higher_is_better,
     }
+  found |= {name: {'weights': dict(one.weights)} for name, one in sums.items()}
   return found

@@ -133,6 +133,7 @@ def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   """
   folders.check(workdir)
   ranges.check(config.to_dict())
+  ranges.warn_of_unread(config)
   config = copy.deepcopy(config)
   tasks.resolve_paths(config.task, config.data, workdir)
   pretrained = pretrained_lib.open_teacher(config)

@@ -15,6 +15,7 @@ import re
 import traceback
 from typing import Any
 
+from absl import logging
 import ml_collections
 
 from cxjax import arguments
@@ -165,6 +166,27 @@ def check(config: Mapping[str, Any]) -> None:
       'A block of the config holds itself, or too many within each other. Use '
       'a few levels.'
     ) from error
+
+
+def warn_of_unread(config: Mapping[str, Any]) -> None:
+  """Warns of fields that another optimizer reads than the one that is named.
+
+  They may be those of the file, whose optimizer a flag replaces.
+  """
+  blocks = {'': config, 'teacher.': config['teacher']}
+  for full, block in blocks.items():
+    block = block['optimizer']
+    for field, readers in optimizers.unread(block).items():
+      logging.warning(
+        '%soptimizer.%s=%s is not read: it is a setting of %s, and '
+        '%soptimizer.name is %s.',
+        full,
+        field,
+        block[field],
+        readers,
+        full,
+        block['name'],
+      )
 
 
 def _check_fields(

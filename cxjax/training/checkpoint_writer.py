@@ -41,6 +41,7 @@ PATIENCE = 60.0
 # Errors that tensorstore may report by their text alone.
 _DISK_ERRORS = (
   errno.ENOSPC,
+  errno.EFBIG,
   errno.EDQUOT,
   errno.EIO,
   errno.EROFS,
@@ -335,7 +336,7 @@ def _host_copy(tree: Any) -> Any:
   return jax.tree.map(copy, tree)
 
 
-def _told(text: str) -> int | None:
+def disk_error(text: str) -> int | None:
   """Returns the number of the error of a disk that a text tells, or None."""
   for number in _DISK_ERRORS:
     if os.strerror(number).lower() in text.lower():
@@ -350,7 +351,7 @@ def _as_os_error() -> Iterator[None]:
     yield
   except ValueError as error:
     code = _OS_ERROR_CODE.search(str(error))
-    number = int(code[1]) if code else _told(str(error))
+    number = int(code[1]) if code else disk_error(str(error))
     if number is None:
       raise
     raise OSError(number, os.strerror(number)) from error

@@ -18,6 +18,7 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.training import metric_sums
 from cxjax.training import metrics as metrics_lib
 
 
@@ -123,6 +124,8 @@ def _measure(
   parts: int,
 ) -> dict[str, jax.Array]:
   """Metrics of the outputs and references that `forward` makes of a batch."""
+  order = list(metrics)
+  metrics, sums = metric_sums.apart(metrics)
   outputs = dict.fromkeys(metric.output for metric in metrics.values())
 
   def statistics(batch: types.Batch) -> dict[str, Any]:
@@ -142,7 +145,8 @@ def _measure(
   for name, metric in metrics.items():
     values, weights = found[metric.output]
     totals[name] = metric.total(values[name], weights)
-  return totals
+  totals |= {name: metric.of(totals) for name, metric in sums.items()}
+  return {name: totals[name] for name in order}
 
 
 def _statistics(

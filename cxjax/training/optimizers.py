@@ -76,6 +76,13 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
     rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay
   ),
 }
+# Optimizers that read a field.
+READERS = {
+  'momentum': ('sgd',),
+  'b1': ('adam', 'adamw'),
+  'b2': ('adam', 'adamw'),
+  'weight_decay': ('adamw',),
+}
 CHOICES: dict[str, dict[str, Any]] = {
   'name': OPTIMIZERS,
   'schedule': SCHEDULES,
@@ -93,10 +100,11 @@ def default() -> ml_collections.ConfigDict:
       # if that is less than a step.
       restart_schedule=True,  # At each stage; else one schedule for the run.
       carry_state=False,  # Into the next stage; else the moments start afresh.
-      momentum=0.0,  # sgd
-      b1=0.9,  # adam, adamw
-      b2=0.999,  # adam, adamw
-      weight_decay=0.0,  # adamw
+      # Of the optimizers in READERS; to the others they mean nothing.
+      momentum=0.0,
+      b1=0.9,
+      b2=0.999,
+      weight_decay=0.0,
     )
   )
 
@@ -149,7 +157,8 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
     The block.
 
   Raises:
-    UserError: an unknown field, or a value that it cannot have.
+    UserError: an unknown field, a value that it cannot have, or a field that
+      the optimizer does not read.
   """
   config = default()
   config.schedule = 'cosine'
@@ -162,7 +171,39 @@ def named(fields: Mapping[str, Any] | None) -> ml_collections.ConfigDict:
       errors.lookup(full, value, CHOICES[name])
     else:
       config[name] = float(arguments.number(full, value, NUMBERS[name]))
+  require_read(config)
   return config
+
+
+def require_read(config: Mapping[str, Any]) -> None:
+  """Raises UserError for a field of `named` that its optimizer does not read.
+
+  Args:
+    config: values by field, as of `default()`.
+  """
+  for field, readers in unread(config).items():
+    raise errors.UserError(
+      f'optimizer[{field!r}]={config[field]!r} is a setting of {readers}, and '
+      f"optimizer['name']={config['name']!r} does not read it. Choose "
+      f'{readers}, or set it to {default()[field]}.',
+    )
+
+
+def unread(config: Mapping[str, Any]) -> dict[str, str]:
+  """Fields that differ from their default and that the optimizer does not read.
+
+  Args:
+    config: values by field, as of `default()`.
+
+  Returns:
+    The optimizers that read them, by field.
+  """
+  name, defaults = config['name'], default()
+  return {
+    field: ' or '.join(readers)
+    for field, readers in READERS.items()
+    if name not in readers and config[field] != defaults[field]
+  }
 
 
 def describe(config: ml_collections.ConfigDict) -> str:

@@ -3,6 +3,7 @@
 import pathlib
 
 from absl.testing import parameterized
+from matplotlib import figure as mpl
 import numpy as np
 from PIL import Image
 import pytest
@@ -138,6 +139,29 @@ class CurvesTest(TestCase):
     self.path.mkdir()
     with self.assertRaisesRegex(errors.UserError, 'Cannot write .*plot.png'):
       self.draw({'mine': records()})
+
+  @parameterized.parameters('', '.', '/', 'a/..')
+  def test_a_path_without_the_name_of_a_file(self, path):
+    with self.assertRaisesRegex(errors.UserError, 'is a folder: give the path'):
+      plots.curves({'mine': records()}, 'accuracy', 'y', pathlib.Path(path))
+
+  def test_a_folder_that_is_missing(self):
+    self.path = self.path.parent / 'none' / 'plot.png'
+    message = 'No such file or directory. Choose another path'
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.draw({'mine': records()})
+    self.assertFalse(self.path.parent.exists())
+
+  def test_a_plot_that_fails_leaves_nothing(self):
+    def fails(figure, file, **_):
+      file.write(b'half')
+      raise OSError(27, 'File too large')
+
+    self.patch.setattr(mpl.Figure, 'savefig', fails)
+    message = r'plot.png: File too large\. Allow larger .* another path\.'
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.draw({'mine': records()})
+    self.assertEmpty([*self.path.parent.iterdir()])
 
 
 class BoundariesTest(TestCase):

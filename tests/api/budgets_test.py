@@ -1,11 +1,13 @@
 """Tests of equal budgets."""
 
+import pathlib
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from cxjax import errors
+from cxjax import settings
 from cxjax.api import budgets
 from small_networks import PLAN
 
@@ -78,6 +80,45 @@ class BudgetsTest(parameterized.TestCase):
       self.assertEqual(seconds(PLAN, 0), 2.0)
     self.assertEqual(distill.call_args.kwargs['microbatches'], 2)
     self.assertNotIn('fit_on', distill.call_args.kwargs)
+
+  def timed(self, median, folder, plan=PLAN, **options):
+    """Seconds of a step of a plan, and whether they were measured."""
+    trusted = mock.patch.object(budgets, 'trusted', return_value=median)
+    distill = mock.patch.object(budgets.distill_lib, 'distill')
+    with trusted, distill as distill:
+      found = budgets.Seconds([], None, options, folder)(plan, 0)
+    return found, distill.called
+
+  def test_a_workdir_keeps_the_timings(self):
+    """Timed anew, the lengths would differ, and nothing would resume."""
+    folder = pathlib.Path(self.create_tempdir().full_path) / 'new'
+    self.assertEqual(self.timed(40.0, folder), (2.0, True))
+    self.assertEqual(self.timed(41.0, folder), (2.0, False))
+    longer = budgets.scaled(PLAN, 10)
+    self.assertEqual(self.timed(41.0, folder, longer), (2.0, False))
+    self.assertEqual(self.timed(60.0, folder, microbatches=2), (3.0, True))
+    some = budgets.trained(PLAN, 'low')
+    self.assertEqual(self.timed(80.0, folder, some), (2.0, False))
+    self.assertEqual(self.timed(41.0, None), (2.05, True))
+    # Of elsewhere: the runs that began there have the lengths of these.
+    environment = {**settings.environment(), 'device': 'Other'}
+    mocked = mock.patch.object(
+      settings, 'environment', return_value=environment
+    )
+    with mocked, self.assertLogs('absl', 'WARNING') as logs:
+      self.assertEqual(self.timed(41.0, folder), (2.0, False))
+    self.assertRegex(logs.output[0], 'elsewhere, .* device .*Other here')
+
+  def test_timings_that_were_edited_are_refused(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    self.timed(40.0, folder)
+    path = folder / budgets.FILE
+    path.write_text(path.read_text().replace('2.0', '2.5'))
+    with self.assertRaisesRegex(errors.UserError, 'seconds.json is damaged'):
+      self.timed(40.0, folder)
+    path.write_text('')
+    with self.assertRaisesRegex(errors.UserError, 'seconds.json cannot be re'):
+      self.timed(40.0, folder)
 
   def test_a_clock_is_trusted_that_repeats_itself(self):
     self.assertAlmostEqual(budgets.trusted([0, 1.0, 2.05, 3.0]), 1.0)

@@ -153,6 +153,14 @@ class RunTest(parameterized.TestCase):
     self.assertEqual({path: path.read_bytes() for path in logs}, times)
     again.plot(self.folder / 'again.png')
     self.assertEqual((self.folder / 'again.png').read_bytes(), before)
+
+  @parameterized.parameters('', '.', 3, None, 'a/..')
+  def test_paths_that_it_cannot_be_written_to(self, path):
+    with self.assertRaisesRegex(errors.UserError, f'path={path!r} (must|is a)'):
+      self.found.plot(path)
+    if path in ('', 3, None):
+      with self.assertRaisesRegex(errors.UserError, f'folder={path!r} must'):
+        self.found.write(path)
     with self.assertRaisesRegex(errors.UserError, 'optimizer'):
       self.compare(optimizer={'warmup': 0.5})
 
@@ -225,6 +233,7 @@ class RefusalTest(parameterized.TestCase):
     (dict(optimizer=1), 'optimizer=1 must be a dict'),
     (dict(optimizer=optax.adam(0.1)), 'must be a dict .* of the search'),
     (dict(optimizer={'name': 'lion'}), "'lion'.*sgd, adam, adamw"),
+    (dict(optimizer={'momentum': 0.9}), 'momentum.*=0.9 is a setting of sgd'),
     (
       dict(num_steps=3, rates=(1, 2, 3)),
       "'one_shot'.*0 of them.* needs 4 st",

@@ -70,9 +70,16 @@ class OutputsTest(parameterized.TestCase):
     found = history[0]
     want, _ = detector(parameters(0), X)
     boxes = detector(student, X)[0]['heads']['boxes'] - want['heads']['boxes']
+    last = history[-1]
     np.testing.assert_allclose(
-      history[-1]['eval/loss/heads/boxes'], (boxes**2).mean(), rtol=1e-5
+      last['eval/loss/heads/boxes'], (boxes**2).mean(), rtol=1e-5
     )
+    one = losses.kl(detector(student, X)[0]['logits'], want['logits'])
+    np.testing.assert_allclose(last['eval/loss/logits'], one.mean(), rtol=1e-5)
+    # All but the auxiliary loss, which is of training alone.
+    paths = {'logits': 1, 'heads/boxes': 0.5, 'heads/score': 1}
+    total = sum(w * last[f'eval/loss/{path}'][0] for path, w in paths.items())
+    np.testing.assert_allclose(last['eval/loss'], [total], rtol=1e-5)
     got, values = detector(parameters(1), X)
     each = {
       'logits': losses.kl(got['logits'], want['logits']).mean(),
@@ -88,6 +95,33 @@ class OutputsTest(parameterized.TestCase):
       np.testing.assert_allclose(found[f'loss/{name}'], value, rtol=1e-5)
     total = np.dot([1, 0.5, 1, 0.1], list(each.values()))
     np.testing.assert_allclose(found['loss'], total, rtol=1e-5)
+
+  @pytest.mark.slow
+  def test_the_sum_decides(self):
+    """Also of outputs that stages name, of which none is the first."""
+    stage = cxjax.Stage(
+      'both',
+      4,
+      terms=[
+        cxjax.Term(f'output:{path}', f'output:{path}', 'mse', weight=weight)
+        for path, weight in (('logits', 2.0), ('heads/boxes', 0.5))
+      ],
+    )
+    plan = cxjax.plan(*pair(), X, stages=stage)
+    found = cxjax.distill(
+      plan, [X], log_every=1, held_out=X, learning_rate=0.3, keep_best='loss'
+    )
+    evaluated = [one for one in found.history if 'eval/loss' in one]
+    self.assertLen(evaluated, 4)
+    for record in evaluated:
+      (boxes,), (logits,) = (
+        record[f'eval/loss/{path}'] for path in ('heads/boxes', 'logits')
+      )
+      np.testing.assert_allclose(
+        record['eval/loss'], [2 * logits + boxes / 2], rtol=1e-5
+      )
+    best = min(evaluated, key=lambda record: record['eval/loss'])
+    self.assertEqual(found.best_step, best['step'])
 
   @pytest.mark.slow
   def test_hidden_stages_are_as_they_were(self):

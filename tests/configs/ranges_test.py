@@ -171,6 +171,22 @@ class CheckTest(parameterized.TestCase):
         ranges.check(config.to_dict())
       block.folder = ''
 
+  @parameterized.parameters('optimizer', 'teacher.optimizer')
+  def test_a_field_that_the_optimizer_does_not_read(self, block):
+    """A warning: a flag may name another optimizer than the file sets up."""
+    config = parity_mlp.tiny()
+    config.update_from_flattened_dict({f'{block}.name': 'adam'})
+    config.update_from_flattened_dict({f'{block}.b1': 0.5})
+    with self.assertNoLogs('absl', level='WARNING'):
+      ranges.warn_of_unread(config)
+    config.update_from_flattened_dict({f'{block}.name': 'sgd'})
+    ranges.check(config.to_dict())
+    with self.assertLogs('absl', level='WARNING') as caught:
+      ranges.warn_of_unread(config)
+    (line,) = caught.output
+    self.assertIn(f'{block}.b1=0.5 is not read: it is a setting of adam', line)
+    self.assertIn(f'{block}.name is sgd', line)
+
   def test_a_block_that_holds_itself(self):
     config = parity_mlp.tiny().to_dict()
     config['data']['again'] = config['data']

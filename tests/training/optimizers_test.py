@@ -208,6 +208,31 @@ class UsersTest(parameterized.TestCase):
     found = optimizers.named({'name': 'sgd', 'momentum': 0})
     self.assertEqual((found.name, found.schedule), ('sgd', 'cosine'))
 
+  @parameterized.product(
+    name=tuple(optimizers.OPTIMIZERS), field=tuple(optimizers.READERS)
+  )
+  def test_a_field_trains_or_is_refused(self, name, field):
+    """A field that changes no update is refused, and no other one."""
+    plain, given = {'name': name}, {field: 0.5, 'name': name}
+    changed = optimizers.default()
+    changed.update(given)
+    grads = np.stack([*GRADS, GRADS[0]])
+    same = updates(config_of(**plain), grads) == updates(changed, grads)
+    if not same.all():
+      optimizers.named(given)
+      return
+    readers = ' or '.join(optimizers.READERS[field])
+    message = f"^optimizer..{field}..=0.5 is a setting of {readers}, .*'{name}'"
+    with self.assertRaisesRegex(errors.UserError, message):
+      optimizers.named(given)
+    with self.assertRaisesRegex(errors.UserError, message):
+      optimizers.check(given, 1e-3)
+
+  @parameterized.parameters(*optimizers.OPTIMIZERS)
+  def test_the_defaults_of_all_fields_are_of_every_optimizer(self, name):
+    fields = {f: optimizers.default()[f] for f in optimizers.READERS}
+    self.assertEqual(optimizers.named({'name': name, **fields}).name, name)
+
   @parameterized.parameters(
     dict(name='adamw', weight_decay=0.5, b2=0.9, warmup=0.25),
     dict(name='sgd', momentum=0.5, schedule='linear'),

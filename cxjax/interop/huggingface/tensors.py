@@ -264,7 +264,7 @@ def write(path: pathlib.Path, tensors: base.Tensors) -> None:
     }
   text = json.dumps(header).encode()
   text += b' ' * (-len(text) % 8)
-  with files.replaced(path) as file:
+  with files.replaced(path, 'folder') as file:
     file.write(struct.pack('<Q', len(text)) + text)
     for name in order:
       data = np.ascontiguousarray(np.asarray(tensors[name])).reshape(-1)
@@ -300,7 +300,7 @@ def write_folder(
       size = 0
     shards[-1].append(name)
     size += more
-  with files.written(folder):
+  with files.written(folder, 'folder'):
     folder.mkdir(parents=True, exist_ok=True)
     for old in [index, *folder.glob(SHARDS)]:
       old.unlink(missing_ok=True)

@@ -93,7 +93,7 @@ def write(
     tokenizer_files.require_padding(tokenizer, pad)
   if not multihost.is_first():
     return
-  with files.written(folder):
+  with files.written(folder, 'folder'):
     # Files of an earlier model, which would describe the new tensors wrongly.
     for name in ('config.json', sentence_files.FILE):
       (folder / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import pathlib
 import time
 from typing import Any
@@ -19,6 +20,7 @@ from cxjax.methods import output_split
 from cxjax.methods import stage_plan
 from cxjax.methods import stored_output
 from cxjax.parallel import multihost
+from cxjax.training import checkpoint_writer
 from cxjax.training import checkpoints
 from cxjax.training import compiled_steps
 from cxjax.training import run_spec
@@ -130,7 +132,7 @@ class _Writer:
     """Writes the file of a stage; returns its entry in the index."""
     path, total = records.stage_path(self._folder, index), 0
     arrays: list[dict[str, Any]] = []
-    with files.written(path):
+    with files.written(path, 'folder'):
       path.unlink(missing_ok=True)
     with _written(path):
       writer = array_record_module.ArrayRecordWriter(str(path), OPTIONS)
@@ -148,7 +150,7 @@ class _Writer:
           writer.close()  # Raises the error.
     with _written(path):
       writer.close()
-    with files.written(path):
+    with files.written(path, 'folder'):
       files.sync(path)
     stage, size = planned.stage, path.stat().st_size
     logging.info('%s: %.1f MB for %r.', path, size / 1e6, stage.name)
@@ -214,7 +216,6 @@ def _written(path: pathlib.Path) -> Iterator[None]:
     yield
   except RuntimeError as error:
     reason = str(error).partition(';')[0]
-    raise errors.UserError(
-      f'Cannot write {path}: {reason}. Make room there, or choose another '
-      'folder.'
-    ) from error
+    number = checkpoint_writer.disk_error(reason) or errno.ENOSPC
+    with files.written(path, 'folder'):
+      raise OSError(number, reason) from error

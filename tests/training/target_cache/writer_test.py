@@ -1,6 +1,7 @@
 """A cache is written once, whole, and says what it holds."""
 
 import pathlib
+import re
 from unittest import mock
 
 from absl.testing import parameterized
@@ -102,10 +103,14 @@ class WriterTest(parameterized.TestCase):
     ):
       self.write(self.fresh())
 
-  @parameterized.parameters('write', 'close')
-  def test_a_full_disk(self, moment):
+  @parameterized.parameters(
+    ('write', 'No space left on device', 'Make room'),
+    ('close', 'No space left on device', 'Make room'),
+    ('write', 'write() failed: File too large', 'Allow larger files'),
+  )
+  def test_a_full_disk(self, moment, reason, advice):
     folder = self.fresh()
-    full = RuntimeError('No space left on device; while writing 16')
+    full = RuntimeError(f'{reason}; while writing 16')
     broken = mock.Mock(**{f'{moment}.side_effect': full})
     with (
       mock.patch.object(
@@ -113,7 +118,7 @@ class WriterTest(parameterized.TestCase):
       ),
       self.assertRaisesRegex(
         errors.UserError,
-        r'Cannot write .*stage0.array_record: No space left on device\. Make',
+        rf'array_record: {re.escape(reason)}\. {advice}.* another folder',
       ),
     ):
       self.write(folder)
