@@ -6,7 +6,6 @@ In a run of several processes, the first process writes them.
 from collections.abc import Iterator
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,13 +15,13 @@ import stat
 from typing import Any
 from typing import BinaryIO
 
-from absl import logging
 import jax
 
 from cxjax import errors
 from cxjax import folders
 
 MAX_SHOWN = 12  # Number of differing fields that an error message lists.
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 MAX_BYTES = 2**30  # Size of the largest JSON file that is read.
 
 
@@ -52,13 +51,24 @@ def written(path: pathlib.Path | str) -> Iterator[None]:
     ) from error
 
 
+def is_forbidden(error: errors.UserError) -> bool:
+  """True for an error of `written` where files may be read alone."""
+  cause = error.__cause__
+  return isinstance(cause, OSError) and cause.errno in FORBIDDEN
+
+
+def has_content(path: pathlib.Path, content: bytes) -> bool:
+  """True if a file has this content, and so need not be written again."""
+  return path.is_file() and path.read_bytes() == content
+
+
 def _advice(error: OSError) -> str:
   """Says what to do about an error of the operating system."""
   if error.errno in (errno.EMFILE, errno.ENFILE):
     return 'Allow more open files (ulimit -n), and start again.'
   if error.errno == errno.ELOOP:
     return 'It is a link: remove it, or choose another workdir.'
-  if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+  if error.errno in FORBIDDEN:
     return 'Allow it, or choose another workdir.'
   if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
     return 'Something else is in its place: choose another workdir.'
@@ -137,6 +147,8 @@ def replaced(path: pathlib.Path) -> Iterator[BinaryIO]:
 def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
   """Writes a text file atomically, in UTF-8; it outlasts a power loss.
 
+  Where nothing may be written, a file that has the text already will do.
+
   Args:
     path: the file; its folder is made if it is missing.
     text: the content.
@@ -146,9 +158,15 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
   Raises:
     UserError: the folder cannot be written.
   """
-  if own or jax.process_index() == 0:
+  if not own and jax.process_index() != 0:
+    return
+  content = text.encode()
+  try:
     with replaced(path) as file:
-      file.write(text.encode())
+      file.write(content)
+  except errors.UserError as error:
+    if not is_forbidden(error) or not has_content(path, content):
+      raise
 
 
 def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:
@@ -263,43 +281,6 @@ def read_with_digest(path: pathlib.Path) -> Any:
     f'{path} is damaged. Restore it, or remove its folder to start afresh.',
   )
   return value['record']
-
-
-@contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other runs on this machine out of a run's folder.
-
-  The operating system releases the lock when the process ends, even if it is
-  killed.
-
-  Args:
-    folder: the folder of the run; made if it is missing.
-
-  Yields:
-    Nothing.
-
-  Raises:
-    UserError: another process has the lock, or the folder cannot be written.
-  """
-  if jax.process_index() != 0:
-    yield
-    return
-  path = folder / 'lock'
-  with written(path):
-    make_folder(folder)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    file = os.fdopen(os.open(path, flags, 0o666), 'rb', buffering=0)
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise errors.UserError(
-        f'{folder} is in use by another process. Wait for it, or choose '
-        'another workdir.'
-      ) from error
-    except OSError as error:  # The file system has no locks.
-      logging.warning('%s cannot be locked: %s.', folder, error.strerror)
-    yield
 
 
 def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import io
 import itertools
 import pathlib
 import textwrap
@@ -49,12 +50,24 @@ def save(figure: mpl.Figure, path: pathlib.Path) -> None:
   """
   if not multihost.is_first():
     return
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format='png', dpi=150, bbox_inches='tight')
+  try:
+    _write(path, drawn.getvalue())
+  except errors.UserError as error:
+    same = files.has_content(path, drawn.getvalue())
+    if not files.is_forbidden(error) or not same:
+      raise
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file in place of another one; its folder must exist."""
   temporary = path.with_name(path.name + '.tmp')
   with files.written(path):
     # A link of this name, which somebody else made, is not followed.
     temporary.unlink(missing_ok=True)
     with temporary.open('xb') as f:
-      figure.savefig(f, format='png', dpi=150, bbox_inches='tight')
+      f.write(content)
     temporary.replace(path)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from cxjax import arguments
 from cxjax import checks
 from cxjax import errors
-from cxjax import folders
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import run_identity
 from cxjax.data import loader
@@ -70,7 +69,7 @@ def checked(cache: Any, workdir: Any) -> Cache | None:
     f'cache={cache!r} has no folder: give one, as {_EXAMPLE}.',
   )
   folder = checks.path("cache['folder']", given['folder'])
-  folders.check(folder, "cache['folder']", write=True)
+  target_cache.check_folder(folder, "cache['folder']")
   target_cache.require_no_run(folder)
   errors.require(
     workdir is None

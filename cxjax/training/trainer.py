@@ -20,7 +20,7 @@ from absl import logging
 import jax
 
 from cxjax import errors
-from cxjax import files
+from cxjax import locks
 from cxjax import settings
 from cxjax import types
 from cxjax.methods import stage_plan
@@ -84,7 +84,7 @@ def fit(
     UserError: a loss that is not finite, or a folder that cannot be written.
     Stopped: the process was asked to stop; the run is saved.
   """
-  with files.lock(folder), signals_lib.catch() as signals:
+  with locks.lock(folder), signals_lib.catch() as signals:
     begin = time.perf_counter()
     plans = (spec.plan_costs or run_spec.RunSpec.plan_with_costs)(spec)
     seconds = time.perf_counter() - begin
