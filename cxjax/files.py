@@ -6,7 +6,6 @@ In a run of several processes, the first process writes them.
 from collections.abc import Iterator
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,13 +15,13 @@ import stat
 from typing import Any
 from typing import BinaryIO
 
-from absl import logging
 import jax
 
 from cxjax import errors
 from cxjax import folders
 
 MAX_SHOWN = 12  # Number of differing fields that an error message lists.
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 MAX_BYTES = 2**30  # Size of the largest JSON file that is read.
 
 
@@ -53,6 +52,12 @@ def written(path: pathlib.Path | str, place: str = 'workdir') -> Iterator[None]:
     ) from error
 
 
+def is_forbidden(error: errors.UserError) -> bool:
+  """True for an error of `written` where files may be read alone."""
+  cause = error.__cause__
+  return isinstance(cause, OSError) and cause.errno in FORBIDDEN
+
+
 def _advice(error: OSError, place: str = 'workdir') -> str:
   """Says what to do about an error of the operating system."""
   if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -61,7 +66,7 @@ def _advice(error: OSError, place: str = 'workdir') -> str:
     return f'Allow larger files (ulimit -f), or choose another {place}.'
   if error.errno == errno.ELOOP:
     return f'It is a link: remove it, or choose another {place}.'
-  if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+  if error.errno in FORBIDDEN:
     return f'Allow it, or choose another {place}.'
   if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
     return f'Something else is in its place: choose another {place}.'
@@ -138,8 +143,32 @@ def replaced(path: pathlib.Path, place: str = 'workdir') -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def write_bytes(
+  path: pathlib.Path, content: bytes, place: str = 'workdir'
+) -> None:
+  """Writes a file atomically; it outlasts a power loss.
+
+  Where nothing may be written, a file that has the content already will do.
+
+  Args:
+    path: the file; its folder is made if it is missing.
+    content: the content.
+    place: argument that the user chooses it by, for the message.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  try:
+    with replaced(path, place) as file:
+      file.write(content)
+  except errors.UserError as error:
+    same = path.is_file() and path.read_bytes() == content
+    if not is_forbidden(error) or not same:
+      raise
+
+
 def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
-  """Writes a text file atomically, in UTF-8; it outlasts a power loss.
+  """Writes a text file in UTF-8, as `write_bytes` does.
 
   Args:
     path: the file; its folder is made if it is missing.
@@ -151,8 +180,7 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
     UserError: the folder cannot be written.
   """
   if own or jax.process_index() == 0:
-    with replaced(path) as file:
-      file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:
@@ -267,43 +295,6 @@ def read_with_digest(path: pathlib.Path) -> Any:
     f'{path} is damaged. Restore it, or remove its folder to start afresh.',
   )
   return value['record']
-
-
-@contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other runs on this machine out of a run's folder.
-
-  The operating system releases the lock when the process ends, even if it is
-  killed.
-
-  Args:
-    folder: the folder of the run; made if it is missing.
-
-  Yields:
-    Nothing.
-
-  Raises:
-    UserError: another process has the lock, or the folder cannot be written.
-  """
-  if jax.process_index() != 0:
-    yield
-    return
-  path = folder / 'lock'
-  with written(path):
-    make_folder(folder)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    file = os.fdopen(os.open(path, flags, 0o666), 'rb', buffering=0)
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise errors.UserError(
-        f'{folder} is in use by another process. Wait for it, or choose '
-        'another workdir.'
-      ) from error
-    except OSError as error:  # The file system has no locks.
-      logging.warning('%s cannot be locked: %s.', folder, error.strerror)
-    yield
 
 
 def _flatten(value: Any, prefix: str = '') -> dict[str, Any]:

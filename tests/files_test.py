@@ -1,15 +1,12 @@
-"""Small files of a run: atomic, checked, locked, claimed."""
+"""Small files of a run: atomic, checked, claimed."""
 
 import json
 import os
 import pathlib
-import subprocess
-import sys
 from unittest import mock
 
 from absl.testing import parameterized
 import jax
-import pytest
 
 from cxjax import errors
 from cxjax import files
@@ -99,15 +96,9 @@ class WriteTest(FilesTest):
   def test_links_are_not_written_through(self):
     other = self.folder / 'other'
     other.write_text('mine')
-    for name in ('lock', 'file.txt.tmp', 'file.txt'):
+    for name in ('file.txt.tmp', 'file.txt'):
       (self.folder / name).symlink_to(other)
     files.write_text(self.folder / 'file.txt', 'text')
-    message = 'It is a link: remove it'
-    with (
-      self.assertRaisesRegex(errors.UserError, message),
-      files.lock(self.folder),
-    ):
-      pass
     self.assertEqual(other.read_text(), 'mine')
     self.assertEqual((self.folder / 'file.txt').read_text(), 'text')
 
@@ -150,46 +141,6 @@ class DigestTest(FilesTest):
     one, two = {'a': 1, 'b': 2}, {'b': 2, 'a': 1}
     self.assertEqual(files.digest(one), files.digest(two))
     self.assertNotEqual(files.digest(one), files.digest({'a': 2, 'b': 1}))
-
-
-LOCK = """
-import pathlib, sys
-from cxjax import errors, files
-try:
-  with files.lock(pathlib.Path(sys.argv[1])):
-    print('locked')
-except errors.UserError as error:
-  print(error)
-"""
-
-
-class LockTest(FilesTest):
-  @pytest.mark.slow
-  def test_keeps_other_processes_out(self):
-    start = lambda: subprocess.run(
-      [sys.executable, '-c', LOCK, str(self.folder)],
-      env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))},
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    with files.lock(self.folder):
-      self.assertIn('is in use by another process. Wait', start().stdout)
-    done = start()
-    self.assertEqual(done.stdout, 'locked\n', done.stderr)
-
-  def test_is_released_after_an_error(self):
-    with self.assertRaises(KeyError), files.lock(self.folder):
-      raise KeyError
-    with files.lock(self.folder):
-      pass
-
-  def test_other_processes_of_the_run_take_none(self):
-    with (
-      mock.patch.object(jax, 'process_index', lambda: 1),
-      files.lock(self.folder),
-    ):
-      self.assertEmpty(os.listdir(self.folder))
 
 
 class ClaimTest(FilesTest):

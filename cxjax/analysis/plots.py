@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import io
 import itertools
 import pathlib
 import textwrap
@@ -53,8 +54,9 @@ def save(figure: mpl.Figure, path: pathlib.Path) -> None:
     return
   with files.written(path, 'path'):
     path.parent.stat()  # A folder that is missing may be a mistake.
-  with files.replaced(path, 'path') as f:
-    figure.savefig(f, format='png', dpi=150, bbox_inches='tight')
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format='png', dpi=150, bbox_inches='tight')
+  files.write_bytes(path, drawn.getvalue(), 'path')
 
 
 def axes(

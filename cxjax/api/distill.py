@@ -218,7 +218,9 @@ def distill(
       plan, spec, seed, rate, last_batch
     )
     run_identity.require_same(functools.partial(describe, spec), user)
-    source = stored_targets.Source(user, batches, evaluation, last_batch)
+    source = stored_targets.Source(
+      user, batches, evaluation, last_batch, folder
+    )
     spec, known = stored_targets.applied(stored, spec, describe, source)
     run = functools.partial(_train, plan, spec, on_record=on_record)
     if folder is None:

@@ -15,6 +15,7 @@ import numpy as np
 from cxjax import errors
 from cxjax import files
 from cxjax import folders
+from cxjax import locks
 from cxjax import settings
 from cxjax import types
 from cxjax.api import run_identity
@@ -96,7 +97,7 @@ def claim(
   again: bool,
 ) -> None:
   """Reserves a workdir; keeps the first batch of a loader if needed `again`."""
-  with files.lock(folder):  # Another start would replace the batch of this one.
+  with locks.lock(folder):  # Another start would replace the batch of this one.
     if again and not isinstance(batches, list | tuple):  # A list is known.
       keep(folder, first)
     settings.claim_workdir(folder, identity)

@@ -14,7 +14,6 @@ import numpy as np
 from cxjax import arguments
 from cxjax import checks
 from cxjax import errors
-from cxjax import folders
 from cxjax.api import held_out as held_out_lib
 from cxjax.api import run_identity
 from cxjax.data import loader
@@ -29,6 +28,7 @@ _EXAMPLE = "{'folder': 'runs/targets', 'output': 'hidden'}"
 _MAKER = "distill(cache={{'folder': '{}'}})"
 # Fields of `distill` that decide the targets, beside those of the stages.
 _FIELDS = ('seed', 'batch', 'teacher', 'mask', 'fit_on', 'last_batch', 'dtype')
+_FIRST = 'first batch'  # All that is known of the batches of a loader.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def checked(cache: Any, workdir: Any) -> Cache | None:
     f'cache={cache!r} has no folder: give one, as {_EXAMPLE}.',
   )
   folder = checks.path("cache['folder']", given['folder'])
-  folders.check(folder, "cache['folder']", write=True)
+  target_cache.check_folder(folder, "cache['folder']")
   target_cache.require_no_run(folder)
   errors.require(
     workdir is None
@@ -96,17 +96,24 @@ class Source:
     batches: the batches, as the user gives them.
     evaluation: how items are converted.
     last_batch: treatment of a batch with fewer examples.
+    workdir: folder of the run, or None.
   """
 
   user: user_loader.UserLoader
   batches: Any
   evaluation: held_out_lib.Evaluation
   last_batch: str
+  workdir: pathlib.Path | None
 
   @property
   def is_listed(self) -> bool:
     """True if every batch can be read again."""
     return isinstance(self.batches, list | tuple)
+
+  @property
+  def is_begun(self) -> bool:
+    """True if the workdir has a run, and so says which targets are its own."""
+    return self.workdir is not None and (self.workdir / 'config.json').exists()
 
   def loader(self, spec: run_spec.RunSpec) -> Callable[[], Any]:
     """Returns what opens a loader for each stage whose targets are made."""
@@ -177,7 +184,8 @@ def applied(
     return spec, source.user.first
   first = user_batches.checked(source.user.first(), None)
   first = jax.tree.map(np.array, first)
-  return _served(cache, spec, describe(spec), source), lambda: first
+  config = {**describe(spec), _FIRST: run_identity.batch_digest(first)}
+  return _served(cache, spec, config, source), lambda: first
 
 
 def _served(
@@ -203,6 +211,8 @@ def _served(
     target_cache.write(cache.folder, made, config, cache.dtype, cache.output)
   found = target_cache.load(cache.folder, _MAKER)
   found.require_kind(cache.output)
+  if source.is_begun:  # A loader that shuffles now begins with another one.
+    config = {**config, _FIRST: found.record['config'].get(_FIRST)}
   found.require_same(config)
   found.require_all(spec)
   target_cache.check(found, spec)
@@ -242,10 +252,15 @@ def _config(
 ) -> dict[str, Any]:
   """All settings that another run must share to read the targets."""
   stages, rotated = target_cache.stages(spec, cache.output)
-  names = (*_FIELDS, 'student') if rotated else _FIELDS
+  listed = run_identity.listed(batches)
+  names = (
+    *_FIELDS,
+    *(('student',) if rotated else ()),
+    *(() if listed else (_FIRST,)),
+  )
   return {
     **{name: described[name] for name in names if name in described},
-    'batches': run_identity.listed(batches) or 'those of a loader',
+    'batches': listed or 'those of a loader',
     'students': spec.num_seeds,
     'stages': stages,
   }

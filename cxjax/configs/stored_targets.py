@@ -9,7 +9,6 @@ from absl import logging
 import ml_collections
 
 from cxjax import errors
-from cxjax import folders
 from cxjax import settings
 from cxjax.configs import builders
 from cxjax.configs import identity
@@ -47,7 +46,7 @@ def cache_targets(
     'written: give one of the two.',
   )
   identity.check_stored(config)
-  folders.check(folder, '--cache_targets', write=True)
+  target_cache.check_folder(folder, '--cache_targets')
   experiment = builders.open_experiment(config, workdir)
   identity.require_same(experiment.config, cache_targets=True)
   builders.check(experiment)

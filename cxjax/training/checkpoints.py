@@ -100,7 +100,7 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
   path = step_folder(folder, step)
   try:
     if not path.is_dir():
-      return f'{path} is no folder'
+      return f'{path} is ' + ('no folder' if path.exists() else 'missing')
     if not (path / 'record.json').exists():
       return f'{path} has no record.json'
     expected = files.read_with_digest(path / 'record.json')['files']
@@ -130,29 +130,14 @@ def latest(folder: pathlib.Path) -> int | None:
   Args:
     folder: the folder of the run.
   """
-  return _newest(folder, only_best=False)
-
-
-def best_step(folder: pathlib.Path) -> int | None:
-  """Returns the step of the newest good checkpoint that is marked as best.
-
-  Args:
-    folder: the folder of the run.
-  """
-  return _newest(folder, only_best=True)
-
-
-def _newest(folder: pathlib.Path, only_best: bool) -> int | None:
-  found = multihost.from_first(lambda: _newest_here(folder, only_best))
+  found = multihost.from_first(lambda: _latest_here(folder))
   return None if found < 0 else found
 
 
-def _newest_here(folder: pathlib.Path, only_best: bool) -> int:
+def _latest_here(folder: pathlib.Path) -> int:
   logged = metric_log.read(folder)
   for step in reversed(steps(folder)):
     record = valid_record(folder, step)
-    if only_best and record is not None and not record['best']:
-      continue
     problem = fault(folder, step)
     if problem is None and record is not None:
       earlier = [one for one in logged if one['step'] <= step]
@@ -161,6 +146,37 @@ def _newest_here(folder: pathlib.Path, only_best: bool) -> int:
         return step
     logging.warning('Checkpoint %d is passed over: %s.', step, problem)
   return -1
+
+
+def require_best(folder: pathlib.Path, step: int, best: int | None) -> None:
+  """Checks the best checkpoint of a run.
+
+  A later checkpoint that was the best, or may have been, and is passed over is
+  made again: the run then needs no other.
+
+  Args:
+    folder: the folder of the run.
+    step: the step of the run.
+    best: the step that was the best so far; None if no best one is kept.
+
+  Raises:
+    UserError: the checkpoint is missing or damaged.
+  """
+  if best is None:
+    return
+  if multihost.from_first(lambda: int(_is_lost(folder, step, best))):
+    problem = fault(folder, best) or 'another process cannot read it'
+    raise errors.UserError(
+      f'Checkpoint {best} of {folder}, the best so far, cannot be used: '
+      f'{problem}. Restore it, or remove {folder} to train again.'
+    )
+
+
+def _is_lost(folder: pathlib.Path, step: int, best: int) -> bool:
+  if fault(folder, best) is None:
+    return False
+  later = [valid_record(folder, at) for at in steps(folder) if at > step]
+  return all(record is not None and not record['best'] for record in later)
 
 
 def read_record(folder: pathlib.Path, step: int) -> Record:

@@ -200,13 +200,24 @@ class MetricLog:
     path = folder / 'metrics.jsonl'
     files.write_text(path, ''.join(map(_line, self.records)))
     self._files: list[Any] = []
+    self._step = step
+    self._refused: errors.UserError | None = None
     if multihost.is_first():
-      with files.written(folder):
-        if not temporary:
-          opened = event_file.EventFile(folder / 'tensorboard', step)
-          self._files.append(opened)
-        self._files.append(path.open('a', encoding='utf-8'))
+      try:
+        self._open(folder, step, temporary)
+      except errors.UserError as error:
+        if not files.is_forbidden(error):
+          raise
+        self._refused = error  # A finished run writes nothing.
     self._progress = _Progress(title, step, shown=bool(self._files))
+
+  def _open(self, folder: pathlib.Path, step: int, temporary: bool) -> None:
+    with files.written(folder):
+      if not temporary:
+        opened = event_file.EventFile(folder / 'tensorboard', step)
+        self._files.append(opened)
+      lines = (folder / 'metrics.jsonl').open('a', encoding='utf-8')
+      self._files.append(lines)
 
   def __enter__(self) -> 'MetricLog':
     """Returns the log."""
@@ -226,7 +237,16 @@ class MetricLog:
     return {'records': len(self.records), 'records_sha256': digest}
 
   def expect(self, total: int) -> None:
-    """Sets the number of steps at which the progress bar is full."""
+    """Sets the number of steps at which the progress bar is full.
+
+    Args:
+      total: the last step of the run, as far as is known.
+
+    Raises:
+      UserError: there are steps to come, and the folder cannot be written.
+    """
+    if self._refused is not None and self._step < total:
+      raise self._refused
     self._progress.expect(total)
 
   def write(self, record: types.Record) -> None:

@@ -18,6 +18,7 @@ class Milestones:
 
   Attributes:
     end: the step at which the run ends, as far as is known.
+    best_step: with `keep_best`, the step that was the best so far.
   """
 
   def __init__(self, spec: run_spec.RunSpec) -> None:
@@ -26,6 +27,7 @@ class Milestones:
     self._metric = spec.primary_metric
     self._best_score: float | None = None
     self._best_kept: float | None = None  # The mean over the seeds.
+    self.best_step: int | None = None
     self._decides = spec.loop.keep_best or spec.primary
     self._patience = patience_lib.Patience(
       spec.metrics[self._decides], spec.loop.patience
@@ -49,6 +51,7 @@ class Milestones:
       'end': self.end,
       'best_score': self._best_score,
       'best_kept': self._best_kept,
+      'best_step': self.best_step,
       **self._patience.state(),
     }
 
@@ -66,6 +69,8 @@ class Milestones:
       )
     self._best_score = record['best_score']
     self._best_kept = record['best_kept']
+    if self._loop.keep_best:
+      self.best_step = record['best_step']
 
   def is_saved(self, step: int) -> bool:
     """True if the schedule saves a checkpoint at a step."""
@@ -135,7 +140,7 @@ class Milestones:
         self._loop.patience,
       )
 
-  def is_best(self, metrics: Metrics) -> bool:
+  def is_best(self, metrics: Metrics, step: int) -> bool:
     """True if the mean of `keep_best` over the seeds is the best so far."""
     name = self._loop.keep_best
     if not name:
@@ -146,7 +151,7 @@ class Milestones:
       score, self._best_kept
     ):
       return False
-    self._best_kept = score
+    self._best_kept, self.best_step = score, step
     return True
 
   @property

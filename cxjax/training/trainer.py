@@ -20,7 +20,7 @@ from absl import logging
 import jax
 
 from cxjax import errors
-from cxjax import files
+from cxjax import locks
 from cxjax import settings
 from cxjax import types
 from cxjax.methods import stage_plan
@@ -84,7 +84,7 @@ def fit(
     UserError: a loss that is not finite, or a folder that cannot be written.
     Stopped: the process was asked to stop; the run is saved.
   """
-  with files.lock(folder), signals_lib.catch() as signals:
+  with locks.lock(folder), signals_lib.catch() as signals:
     begin = time.perf_counter()
     plans = (spec.plan_costs or run_spec.RunSpec.plan_with_costs)(spec)
     seconds = time.perf_counter() - begin
@@ -174,8 +174,8 @@ class Trainer:
 
   def result(self) -> Result:
     """The result of the finished run."""
-    kept = self._spec.loop.keep_best
-    best = checkpoints_lib.best_step(self._folder) if kept else None
+    best = self._milestones.best_step
+    checkpoints_lib.require_best(self._folder, self._step, best)
     params, seconds = self._states.params, self.stopwatch.seconds
     return Result(params, self._log.records, self._plans, seconds, best)
 
@@ -190,6 +190,8 @@ class Trainer:
     spec, folder = self._spec, self._folder
     record = checkpoints_lib.read_record(folder, found)
     self._milestones.restore(record)
+    best = self._milestones.best_step
+    checkpoints_lib.require_best(folder, found, best)
     self.stopwatch.add(record['seconds'])
     self._writer.clear_later(found)
     self._step = self._saved = found
@@ -318,7 +320,7 @@ class Trainer:
       metrics = self._values(pending.metrics or self._evaluate())
       final = pending.stage + 1 == len(self._plans)
       crossed = self._milestones.observe(metrics, pending.stop, final)
-      best = self._milestones.is_best(metrics)
+      best = self._milestones.is_best(metrics, pending.stop)
       self._log.expect(self._milestones.end)
       if pending.stop == self._milestones.end:
         metrics |= self._agreement()

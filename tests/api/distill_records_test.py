@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 
 from absl.testing import parameterized
 import chex
@@ -183,6 +184,9 @@ class KeepBestTest(FolderTest):
       students, same = self.train(keep_best='loss', workdir=workdir)
       chex.assert_trees_all_equal(students, want)
       self.assertEqual(same, history)
+    shutil.rmtree(checkpoints_lib.step_folder(workdir, 10))
+    with self.assertRaisesRegex(errors.UserError, 'Checkpoint 10 .*the best'):
+      self.train(keep_best='loss', workdir=workdir)
 
   def test_patience_ends_the_run_and_the_best_come_back(self):
     students, history = self.best

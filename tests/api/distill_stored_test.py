@@ -88,6 +88,40 @@ class StoredTargetsTest(FolderTest):
     chex.assert_trees_all_equal(first.params, again.params)
     self.assert_same(first, distill(PLAN, batches(number=20), held_out=X))
 
+  def test_another_loader_is_refused(self):
+    """A generator is looked at, and loses no batch by that."""
+    run = lambda seed, **fields: distill(
+      PLAN,
+      iter(batches(seed, number=20)),
+      held_out=X,
+      cache=self.cache(**fields),
+    )
+    first = run(0)
+    self.assert_same(first, distill(PLAN, batches(number=20), held_out=X))
+    chex.assert_trees_all_equal(run(0).params, first.params)
+    with self.assertRaisesRegex(errors.UserError, r'first batch \(another\)'):
+      run(1)
+    other = run(1, folder=self.root / 'others')
+    self.assert_same(other, distill(PLAN, batches(1, number=20), held_out=X))
+
+  def test_a_loader_that_shuffles_resumes(self):
+    """The workdir says which targets are its own."""
+    run = lambda seed, **kwargs: distill(
+      PLAN,
+      iter(batches(seed, number=20)),
+      held_out=X,
+      cache=self.cache(),
+      log_every=2,
+      **kwargs,
+    )
+    workdir = self.root / 'run'
+    with self.assertRaises(Ended):
+      run(0, workdir=workdir, on_record=end_after(7))
+    found = run(1, workdir=workdir)
+    chex.assert_trees_all_equal(found.params, run(0).params)
+    with self.assertRaisesRegex(errors.UserError, 'first batch'):
+      run(1, workdir=self.root / 'another')
+
   def test_several_students(self):
     """Each has a projection of its own; they share the batches."""
     students = cxjax.from_fn(two_layers, [parameters(1), parameters(2)])

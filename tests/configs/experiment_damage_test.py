@@ -8,6 +8,7 @@ import pytest
 
 from cxjax import errors
 from cxjax import files
+from cxjax import locks
 from cxjax.configs import experiment
 from cxjax.configs import teachers
 from cxjax.training import checkpoints as checkpoints_lib
@@ -50,7 +51,7 @@ class DamageTest(FinishedTest):
     """Once it is free, the hook has the records of the students."""
     workdir, seen = self.fresh(), []
     with (
-      files.lock(workdir / 'extracted'),
+      locks.lock(workdir / 'extracted'),
       self.assertRaisesRegex(errors.UserError, 'extracted is in use'),
     ):
       experiment.run(config_of(), workdir, seen.append)

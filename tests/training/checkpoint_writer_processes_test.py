@@ -133,7 +133,7 @@ with checkpoint_writer.CheckpointWriter(folder, keep=2) as writer:
     own = {f'loader-{number}': {'step': step, 'process': number}}
     writer.save(step, {'params': [x]}, {'score': 0.5}, own, best=step == 1)
 assert checkpoints.latest(folder) == 3, checkpoints.latest(folder)
-assert checkpoints.best_step(folder) == 1
+checkpoints.require_best(folder, 3, 1)
 shape = jax.ShapeDtypeStruct((8,), 'float32', sharding=sharding)
 found = checkpoints.restore(folder, 3, {'params': [shape]})['params'][0]
 for shard in found.addressable_shards:

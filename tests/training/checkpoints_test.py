@@ -1,5 +1,6 @@
 """Checkpoints are read as they were written, or not at all."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -105,16 +106,13 @@ class NewestTest(SavedTest):
     folder = self.folder / 'none'
     self.assertEqual(checkpoints.steps(folder), [])
     self.assertIsNone(checkpoints.latest(folder))
-    self.assertIsNone(checkpoints.best_step(folder))
 
-  def test_the_newest_and_the_best(self):
+  def test_the_newest(self):
     self.assertEqual(checkpoints.steps(self.folder), [20, 40])
     self.assertEqual(checkpoints.latest(self.folder), 40)
-    self.assertEqual(checkpoints.best_step(self.folder), 40)
     with checkpoint_writer.CheckpointWriter(self.folder, keep=0) as writer:
       writer.save(60, items(), RECORD)
     self.assertEqual(checkpoints.latest(self.folder), 60)
-    self.assertEqual(checkpoints.best_step(self.folder), 40)
 
   def test_folders_that_orbax_has_not_finished_are_no_checkpoints(self):
     path = self.folder / 'checkpoints' / '000000060.orbax-checkpoint-tmp'
@@ -176,8 +174,23 @@ class NewestTest(SavedTest):
     )
     with self.assertRaisesRegex(errors.UserError, 'record.json is damaged'):
       checkpoints.read_record(self.folder, 40)
-    with self.assertLogs(level='WARNING'):
-      self.assertIsNone(checkpoints.best_step(self.folder))
+    with self.assertRaisesRegex(errors.UserError, 'the best.*is damaged'):
+      checkpoints.require_best(self.folder, 40, 40)
+
+  @parameterized.parameters(
+    (40, 40, '000000040', True),
+    (40, 20, '000000040', False),
+    (20, 20, '000000020', False),  # 40 is good, and was better.
+    (60, 20, '000000020', True),
+  )
+  def test_the_best_is_gone(self, step, best, gone, lost):
+    checkpoints.require_best(self.folder, step, best)
+    (self.folder / 'checkpoints' / gone).rename(self.folder / 'elsewhere')
+    raised = self.assertRaisesRegex(
+      errors.UserError, f'Checkpoint {best} .*the best.*Restore it, or remove'
+    )
+    with raised if lost else contextlib.nullcontext():
+      checkpoints.require_best(self.folder, step, best)
 
   @parameterized.parameters(((10, 20, 40), 20), ((10, 20, 30), 20), ((), None))
   def test_a_checkpoint_needs_its_records_of_metrics(self, logged, expected):

@@ -132,21 +132,21 @@ class BestTest(parameterized.TestCase):
   )
   def test_strictly_better_than_all_before(self, name, scores, expected):
     run = make(keep_best=name)
-    self.assertEqual([run.is_best(values(s)) for s in scores], expected)
+    self.assertEqual([run.is_best(values(s), 4) for s in scores], expected)
 
   def test_is_the_mean_over_the_seeds(self):
     run = make(keep_best='accuracy')
-    self.assertTrue(run.is_best(values(0.5, 0.5)))
-    self.assertFalse(run.is_best(values(0.9, 0.1)))
-    self.assertTrue(run.is_best(values(0.3, 0.8)))
+    self.assertTrue(run.is_best(values(0.5, 0.5), 4))
+    self.assertFalse(run.is_best(values(0.9, 0.1), 8))
+    self.assertTrue(run.is_best(values(0.3, 0.8), 12))
 
   def test_need_not_be_the_primary_metric(self):
     run = make('accuracy', keep_best='loss')
-    self.assertTrue(run.is_best({'accuracy': [0.9], 'loss': [0.4]}))
-    self.assertTrue(run.is_best({'accuracy': [0.1], 'loss': [0.3]}))
+    self.assertTrue(run.is_best({'accuracy': [0.9], 'loss': [0.4]}, 4))
+    self.assertTrue(run.is_best({'accuracy': [0.1], 'loss': [0.3]}, 8))
 
   def test_of_none(self):
-    self.assertFalse(make().is_best(values(1.0)))
+    self.assertFalse(make().is_best(values(1.0), 4))
 
 
 class PatienceTest(parameterized.TestCase):
@@ -254,11 +254,12 @@ class StateTest(parameterized.TestCase):
     run, again = make(**loop), make(**loop)
     scores = values(0.6, 0.95)
     run.observe(scores, 20, final=True)
-    run.is_best(scores)
+    run.is_best(scores, 20)
     again.restore(json.loads(json.dumps(run.state())))
     for one in (run, again):
       self.assertFalse(one.observe(values(0.7), 40, final=True))  # Not again.
-      self.assertFalse(one.is_best(values(0.8)))
+      self.assertFalse(one.is_best(values(0.8), 40))
+      self.assertEqual(one.best_step, 20)
       one.observe(values(0.9), 60, final=True)
       self.assertEqual(one.end, 90)
     again.restore(run.state())

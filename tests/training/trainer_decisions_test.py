@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import shutil
 from unittest import mock
 
 from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from cxjax import errors
 from cxjax.training import checkpoints
 from cxjax.training import compiled_steps
 from cxjax.training import trainer
@@ -35,6 +37,13 @@ def scripted(**scores):
     }
 
   return mock.patch.object(compiled_steps.CompiledSteps, 'evaluate', evaluate)
+
+
+def cut(checkpoint, name='params/manifest.ocdbt'):
+  """Cuts a file of a checkpoint in half."""
+  file = checkpoint / name
+  content = file.read_bytes()
+  file.write_bytes(content[: len(content) // 2])
 
 
 class DecisionTest(runs.TestCase):
@@ -111,6 +120,53 @@ class DecisionTest(runs.TestCase):
     _, saved, result = self.run_of(loop, folder, loss=[1.2])
     self.assertEqual(result.best, 8)
     self.assertEqual(saved, [8, 32, 40])
+
+  @parameterized.product(lose=(shutil.rmtree, cut), records=(6, 10))
+  def test_the_best_is_lost(self, lose, records):
+    """Of a run that was killed after six records, and of a finished one."""
+    folder = self.folder()
+    loop = {'keep_best': 'loss', 'keep': 2, 'save_every': 16}
+    scores = [2.0, 1.0, 1.5, 3.0]
+    with faults.killed_after(records):
+      self.run_of(loop, folder, loss=scores)
+    if records == 10:
+      self.run_of(loop, folder, loss=scores)
+    lose(checkpoints.step_folder(folder, 8))
+    kept = checkpoints.steps(folder)
+    for _ in range(2):
+      with self.assertRaisesRegex(
+        errors.UserError, f'Checkpoint 8 of {folder}, the best.*Restore it, or'
+      ):
+        self.run_of(loop, folder, loss=scores)
+    self.assertEqual(checkpoints.steps(folder), kept)
+
+  @parameterized.parameters('params/manifest.ocdbt', 'record.json')
+  def test_the_best_is_damaged_and_found_again(self, name):
+    """The one before it was removed, and is not needed."""
+    folder = self.folder()
+    loop = {'keep_best': 'loss', 'keep': 2, 'save_every': 16}
+    with faults.killed_after(6):
+      self.run_of(loop, folder, loss=[2.0, 1.0, 1.5, 1.5, 0.5, 3.0])
+    self.assertEqual(checkpoints.steps(folder), [16, 20])
+    cut(checkpoints.step_folder(folder, 20), name)
+    _, saved, result = self.run_of(loop, folder, loss=[0.5, 3.0])
+    self.assertEqual(result.best, 20)
+    self.assertEqual(saved, [20, 32, 40])
+
+  def test_the_best_is_lost_while_the_run_goes_on(self):
+    folder = self.folder()
+
+    def lose(record):
+      if record['step'] == 36:
+        shutil.rmtree(checkpoints.step_folder(folder, 8))
+
+    loop = {'keep_best': 'loss', 'keep': 2, 'save_every': 16, 'eval_every': 4}
+    spec = runs.changed(runs.labels(), loop=loop)
+    with (
+      scripted(loss=[2.0, 1.0, 1.5], accuracy=[0.5]),
+      self.assertRaisesRegex(errors.UserError, 'Checkpoint 8 .*the best'),
+    ):
+      self.fit(spec, folder, lose)
 
   def test_the_end_of_a_run_that_goes_on(self):
     folder = self.folder()

@@ -21,6 +21,7 @@ from cxjax.training.target_cache.records import TOLERANCES
 from cxjax.training.target_cache.records import batch_numbers
 from cxjax.training.target_cache.summary import format_summary
 from cxjax.training.target_cache.target_config import stages
+from cxjax.training.target_cache.writer import check_folder
 from cxjax.training.target_cache.writer import require_no_run
 from cxjax.training.target_cache.writer import write
 
@@ -30,6 +31,7 @@ __all__ = [
   'CachedTargets',
   'batch_numbers',
   'check',
+  'check_folder',
   'plan_with_costs',
   'format_summary',
   'load',

@@ -16,6 +16,8 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import files
+from cxjax import folders
+from cxjax import locks
 from cxjax.methods import output_split
 from cxjax.methods import stage_plan
 from cxjax.methods import stored_output
@@ -72,7 +74,7 @@ def write(
     made['output'] = kind
   parameters = checks.parameter_digests(spec)
   require_no_run(folder)
-  with files.lock(folder), jax.set_mesh(spec.layout.mesh):
+  with locks.lock(folder), jax.set_mesh(spec.layout.mesh):
     if (folder / 'index.json').exists():
       finished = reader.load(folder)
       finished.require_kind(kind)
@@ -100,6 +102,22 @@ def write(
     run_summary.write(folder / 'summary.json', summary)
     files.write_with_digest(folder / 'index.json', index)
   return summary
+
+
+def check_folder(folder: pathlib.Path, what: str) -> None:
+  """Checks a folder for targets, as `folders.check` does.
+
+  Args:
+    folder: the folder; finished targets in it are read, and need not be
+      written.
+    what: name of the folder in the message: a flag or a field.
+
+  Raises:
+    UserError: no targets can be there, or be written there.
+  """
+  folders.check(folder, what)
+  if not (folder / 'index.json').exists():
+    folders.check(folder, what, write=True)
 
 
 def require_no_run(folder: pathlib.Path) -> None:
