@@ -136,6 +136,12 @@ class PublicTest(fixtures.TestCase):
       with self.assertRaisesRegex(errors.UserError, at):
         checked(kind, dict(is_causal=value))
 
+  def test_a_window_that_is_false_is_one_of_modernbert(self):
+    checked('modernbert', dict(sliding_window=None))
+    at = 'sliding_window=False; only None is supported'
+    with self.assertRaisesRegex(errors.UserError, at):
+      checked('modernbert', dict(sliding_window=False))
+
   @parameterized.parameters(*huggingface.FAMILIES)
   def test_an_unknown_field_is_refused_at_any_value(self, kind):
     for value in (False, None, '', [], {}):
