@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import difflib
+import re
 from typing import TypeVar
 
 T = TypeVar('T')
@@ -12,21 +13,21 @@ T = TypeVar('T')
 
 # Characters of a message that are shown: both ends of a longer one.
 HEAD, TAIL = 700, 300
+# The same of a word, as of a name in a stranger's file.
+LONG_WORD = re.compile(r'(\S{250})\S{150,}(\S{100})')
 
 
 class UserError(ValueError):
   """Invalid input, explained in one line; `launch.py` prints only the line.
 
-  The values in a message are those of a user: lines are joined, and the middle
-  of a long message is left out.
+  The values in a message are those of a user, or of a stranger's file: lines
+  are joined, and the rest is as `shown` has it.
   """
 
   def __init__(self, message: str = '') -> None:
     """Makes one line of the message."""
     line = ' '.join(part.strip() for part in str(message).splitlines())
-    if len(line) > HEAD + TAIL:
-      line = f'{line[:HEAD]} [...] {line[-TAIL:]}'
-    super().__init__(line)
+    super().__init__(shown(line))
 
 
 class Stopped(Exception):
@@ -43,6 +44,28 @@ class Stopped(Exception):
     self.signal, self.step = signal, step
 
 
+def shown(text: str) -> str:
+  """Text that can be printed: escaped, without the middle of long parts.
+
+  Args:
+    text: any text, as a message with names of a stranger's file: a control
+      character would change the terminal, and half of a pair cannot be printed.
+
+  Returns:
+    The text with escapes in place of characters that cannot be printed; the
+    middle of a long word, or of a long text, is left out.
+  """
+  if not text.isprintable():
+    text = ''.join(
+      c if c.isprintable() else c.encode('unicode_escape').decode()
+      for c in text
+    )
+  text = LONG_WORD.sub(r'\1[...]\2', text)
+  if len(text) > HEAD + TAIL:
+    text = f'{text[:HEAD]} [...] {text[-TAIL:]}'
+  return text
+
+
 def require(condition: bool, message: str | Callable[[], str]) -> None:
   """Raises `UserError(message)` unless `condition` holds.
 
@@ -55,13 +78,15 @@ def require(condition: bool, message: str | Callable[[], str]) -> None:
     raise UserError(message if isinstance(message, str) else message())
 
 
-def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+def lookup(kind: str, name: str, table: Mapping[str, T], other: str = '') -> T:
   """Returns the entry `name` of `table`.
 
   Args:
     kind: the kind of the entries, for the message ('method', 'activation').
     name: the key.
     table: the entries by their allowed names.
+    other: value that may be given in place of a name, for the message, as 'a
+      function of (student, target)'.
 
   Returns:
     `table[name]`.
@@ -77,8 +102,9 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     pass
   close = difflib.get_close_matches(str(name), table, n=1)
   hint = f' Did you mean {close[0]!r}?' if close else ''
+  other = f'; or give {other}' if other else ''
   raise UserError(
-    f'Unknown {kind} {name!r}.{hint} Choose one of: {", ".join(table)}.'
+    f'Unknown {kind} {name!r}.{hint} Choose one of: {", ".join(table)}{other}.'
   )
 
 

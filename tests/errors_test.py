@@ -29,6 +29,22 @@ class UserErrorTest(absltest.TestCase):
     self.assertStartsWith(text, 'x=yyy')
     self.assertEndsWith(text, 'yyy is long. Give less.')
 
+  def test_characters_that_cannot_be_printed_are_escaped(self):
+    text = str(errors.UserError('no a\0b, \ud800, \x1b[2J or \u202e; é 中 🙂.'))
+    want = 'no a\\x00b, \\ud800, \\x1b[2J or \\u202e; é 中 🙂.'
+    self.assertEqual(text, want)
+    text.encode()
+    self.assertEqual(str(errors.UserError(text)), text)
+
+  def test_the_middle_of_a_long_name_is_left_out(self):
+    text = str(errors.UserError(f'There is no {"y" * 5_000}. Restore it.'))
+    self.assertLess(len(text), 400)
+    self.assertStartsWith(text, 'There is no yyy')
+    self.assertEndsWith(text, 'yyy. Restore it.')
+    self.assertEqual(str(errors.UserError(text)), text)
+    path = f'/{"y" * 240}/{"z" * 100}'
+    self.assertIn(path, str(errors.UserError(f'{path} is gone.')))
+
 
 class LookupTest(absltest.TestCase):
   def test_refuses_what_is_no_key(self):
@@ -48,6 +64,11 @@ class LookupTest(absltest.TestCase):
       'gaussian, sparse.'
     )
     self.assertEqual(str(caught.exception), expected)
+
+  def test_says_what_may_be_given_in_place_of_a_name(self):
+    at = 'gaussian, sparse; or give a function.$'
+    with self.assertRaisesRegex(errors.UserError, at):
+      errors.lookup('projection', 'xyz', TABLE, 'a function')
 
   def test_suggests_nothing_far_off(self):
     with self.assertRaises(errors.UserError) as caught:

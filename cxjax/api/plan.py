@@ -276,7 +276,7 @@ def _loss(loss: Any, temperature: Any, top_k: int) -> types.Loss:
   if not isinstance(loss, str):
     return loss
   temperature = arguments.number('temperature', temperature, TEMPERATURE)
-  fun = errors.lookup('loss', loss, stages_lib.LOSSES)
+  fun = errors.lookup('loss', loss, stages_lib.LOSSES, losses.FUNCTION)
   top_k = arguments.integer('top_k', top_k, 0)
   if loss in losses.HIDDEN_LOSSES or (temperature == 1 and not top_k):
     return fun
@@ -305,7 +305,7 @@ def _stages(
     errors.lookup('option', option, dict.fromkeys(OPTIONS))
   if isinstance(options.get('hidden_loss'), str):
     options['hidden_loss'] = losses.hidden_loss(
-      'hidden_loss', options['hidden_loss']
+      'hidden_loss', options['hidden_loss'], losses.FUNCTION
     )
   layers = layer_matching.check_pairs(layers)
   output = {k: options.pop(k) for k in OUTPUT_OPTIONS if k in options}

@@ -164,9 +164,11 @@ def held_out_rows(
     if len(found) <= MOST_KEPT * whole:
       logging.warning(
         'The held-out documents fill %d rows, and the first %d are read, a '
-        'multiple of 32. Set data.eval_size=%d to read all.',
+        'multiple of 32. To read all set data.eval_size=%d, or in Python call '
+        'held_out(key, %d).',
         whole,
         len(found),
+        whole,
         whole,
       )
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)

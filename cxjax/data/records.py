@@ -311,7 +311,17 @@ def _text(record: Mapping[str, Any], name: str, where: str) -> str:
       f'{where}: the field {name!r} is no Unicode text: the character '
       f'{error.start + 1} is half of a pair. Correct it.'
     ) from error
+  require_no_nul(value, f'{where}: the field {name!r}')
   return str(value)
+
+
+def require_no_nul(text: str, where: str) -> None:
+  """Raises UserError for the character NUL, which no text has."""
+  errors.require(
+    '\0' not in text,
+    f'{where} is no text: the character {text.find(chr(0)) + 1} is NUL. '
+    'Correct it.',
+  )
 
 
 # By the end of a file's name; the readers of a text.

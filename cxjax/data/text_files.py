@@ -52,7 +52,7 @@ def find(pattern: str) -> list[str]:
     logging.info(
       'data.source=files:%s finds some files more than once: %d of %d are left '
       'out.',
-      pattern,
+      errors.shown(pattern),
       len(paths) - len(once),
       len(paths),
     )
@@ -72,7 +72,7 @@ def warn_of_records(found: Mapping[str, Sequence[str]]) -> None:
       '%s is read as text, and its first line is an object of JSON, names of '
       'fields and all (%d of %d files). If its lines are records, name it '
       '.jsonl.',
-      like[0],
+      errors.shown(like[0]),
       len(like),
       len(found),
     )

@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 from cxjax import errors
+from cxjax.data import records
 
 
 class Documents(Sequence):
@@ -29,21 +30,21 @@ class Documents(Sequence):
     """The text of an example.
 
     Raises:
-      UserError: the text is not UTF-8.
+      UserError: the text is not UTF-8, or has the character NUL.
     """
     if not 0 <= index < len(self):
       raise IndexError(index)
     value = self._examples[index][self._field]
-    if not isinstance(value, bytes):
-      return str(value)  # A mocked dataset yields strings.
-    try:
-      return value.decode()
+    where = f'Example {index} of the dataset, field {self._field!r},'
+    try:  # A mocked dataset yields strings.
+      text = value.decode() if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError as error:
       raise errors.UserError(
-        f'Example {index} of the dataset, field {self._field!r}, is not UTF-8: '
-        f'byte 0x{value[error.start]:02x} at offset {error.start}. Remove it '
-        'from the dataset.'
+        f'{where} is not UTF-8: byte 0x{value[error.start]:02x} at offset '
+        f'{error.start}. Remove it from the dataset.'
       ) from error
+    records.require_no_nul(text, where)
+    return text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,6 +115,8 @@ def _configured_term(where: str, block: Any) -> stage_lib.Term:
       f'A term with loss={fields.get("loss")!r} has a temperature or '
       f'hard_labels: they are for {", ".join(losses.LOGIT_LOSSES)}.',
     )
+  if isinstance(fields.get('loss'), str):  # A config holds no function.
+    errors.lookup('loss', fields['loss'], losses.LOSSES)
   if isinstance(fields.get('weight'), Mapping):
     weight = _block(f'{where}.weight', fields['weight'], WeightSchedule)
     fields['weight'] = weight_schedule(**weight)

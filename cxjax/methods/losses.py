@@ -306,6 +306,8 @@ LOGIT_LOSSES: dict[str, Callable[..., jax.Array]] = {
   'mse': mse,
 }
 HIDDEN_LOSSES: dict[str, types.Loss] = {'l2': l2, 'cosine': cosine}
+# What an argument that takes a name takes too, for messages.
+FUNCTION = 'a function of (student, teacher)'
 # All losses by name. To add one, write the function and a line here.
 LOSSES: dict[str, types.Loss] = {
   'cross_entropy': cross_entropy,
@@ -334,13 +336,14 @@ def register(name: str, loss: types.Loss, *, hidden: bool = True) -> None:
     HIDDEN_LOSSES[name] = loss
 
 
-def hidden_loss(field: str, name: str) -> types.Loss:
+def hidden_loss(field: str, name: str, other: str = '') -> types.Loss:
   """The loss of hidden activations of a name.
 
   Args:
     field: the argument or the field of a config that has it, for the message.
     name: name in `HIDDEN_LOSSES`, or a relation, which outputs do not have by
       name: 'gram', 'cka' or 'attention'.
+    other: value that may be given in place of a name; see `errors.lookup`.
 
   Returns:
     The loss.
@@ -348,7 +351,8 @@ def hidden_loss(field: str, name: str) -> types.Loss:
   Raises:
     UserError: an unknown name.
   """
-  return errors.lookup(field, name, {**HIDDEN_LOSSES, **relational.LOSSES})
+  known = {**HIDDEN_LOSSES, **relational.LOSSES}
+  return errors.lookup(field, name, known, other)
 
 
 def logit_loss(

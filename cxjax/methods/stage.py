@@ -128,7 +128,7 @@ class Term:
     if self.loss is None:
       return _usual_loss(self)
     if isinstance(self.loss, str):
-      return errors.lookup('loss', self.loss, losses.LOSSES)
+      return errors.lookup('loss', self.loss, losses.LOSSES, losses.FUNCTION)
     errors.require(
       callable(self.loss),
       f'loss={self.loss!r} of the term of {self.student!r} is no function of '

@@ -277,7 +277,8 @@ def _registered(name: Any) -> Metric:
     f'The metric {name!r} has no name: give functions by name, as {{"largest": '
     'fun}.',
   )
-  return errors.lookup('metric', name, METRICS)
+  other = 'functions of (output, labels) by name, as {"largest": fun}'
+  return errors.lookup('metric', name, METRICS, other)
 
 
 def check(

@@ -281,7 +281,11 @@ class RefusalTest(parameterized.TestCase):
     ({'projectoin': 'sparse'}, "option 'projectoin'.*mean 'projection'"),
     ({'projection': 'sparce'}, "projection 'sparce'.*mean 'sparse'"),
     ({'pool': 'max'}, "pool 'max'"),
-    ({'hidden_loss': 'l1'}, "hidden_loss 'l1'.*l2, cosine"),
+    ({'hidden_loss': 'l1'}, "hidden_loss 'l1'.*l2, cosine.*or give a function"),
+    (
+      {'loss': 'huber'},
+      "loss 'huber'.*; or give a function of .student, teach",
+    ),
     ({'layers': ('Dense_1', 'Dense_0')}, "'Dense_1' is not a pair"),
     ({'layers': [('Dense_1', 'Dense_0', 'x')]}, 'is not a pair'),
     ({'layers': 'Dense_0'}, "layers='Dense_0' must be pairs"),

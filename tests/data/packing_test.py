@@ -136,7 +136,8 @@ class HeldOutTest(parameterized.TestCase):
       rows = packing.held_out_rows(few, 99, **IDS)
     self.assertLen(rows['tokens'], 32)
     self.assertIn('fill 40 rows, and the first 32 are read', logs.output[0])
-    self.assertIn('Set data.eval_size=40', logs.output[0])
+    both = 'set data.eval_size=40, or in Python call held_out(key, 40).'
+    self.assertIn(both, logs.output[0])
     self.assertLen(packing.held_out_rows(few, 40, **IDS)['tokens'], 40)
 
   def test_few_rows_are_all_kept(self):

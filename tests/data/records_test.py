@@ -75,6 +75,10 @@ class RecordsTest(parameterized.TestCase):
     ('{"text": 3}', "line 1: the field 'text' is a int, '3'; it must be a str"),
     ('{"text": null}', "field 'text' is a NoneType"),
     ('{"text": "\\ud800"}', "'text' is no Unicode text: the character 1"),
+    (
+      '{"text": "a \\u0000 b"}',
+      "line 1: the field 'text' is no text: the char",
+    ),
     ('[' * 100_000, 'line 1 is not JSON'),
     ('{"text": 1' + '0' * 5_000 + '}', 'line 1 is not JSON|is a int'),
     ('{"text": "x"', 'line 1 is not JSON'),
@@ -155,6 +159,8 @@ class RecordsTest(parameterized.TestCase):
   def test_a_parquet_file_that_has_no_documents(self):
     self.parquet(text=['one', None])
     self.refuses("a.parquet, row 2: the field 'text' is a NoneType")
+    self.parquet(text=['one', 'b\0'])
+    self.refuses("row 2: the field 'text' is no text: the character 2 is NUL")
     self.parquet(body=['one', 'two'])
     self.refuses("a.parquet has no field 'text'; it has 'body'")
     content = (self.folder / 'a.parquet').read_bytes()

@@ -44,6 +44,13 @@ class DocumentsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       list(found)
 
+  def test_a_character_of_no_text(self):
+    for bad in (b'a\0', 'a\0'):
+      found = tfds_documents.Documents(Examples(b'good', bad), 'text')
+      message = "Example 1 .*'text', is no text: the character 2 is NUL"
+      with self.assertRaisesRegex(errors.UserError, message):
+        list(found)
+
 
 class DatasetTest(parameterized.TestCase):
   def setUp(self):

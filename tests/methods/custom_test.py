@@ -119,7 +119,7 @@ class CustomTest(parameterized.TestCase):
       [dict(terms=(dict(los='kl'),))],
       r"field of custom.stages\[0\].terms 'los'.*mean 'loss'",
     ),
-    ([dict(terms=(dict(loss='kll'),))], "loss 'kll'.*mean 'kl'"),
+    ([dict(terms=(dict(loss='kll'),))], "loss 'kll'.*mean 'kl'.*[a-z0-9_].$"),
     ([dict(terms=(dict(projection='x'),))], "projection 'x'"),
     ([dict(terms=())], "'stage 0' has no terms"),
     ([dict(name='a')], "'a' has no terms"),

@@ -70,7 +70,7 @@ class TermTest(parameterized.TestCase):
     (dict(weight=None), 'weight=None'),
     (dict(weight=[1.0]), r'weight=\[1.0\]'),
     (dict(weight=1j), 'weight=1j'),
-    (dict(loss='kll'), "Unknown loss 'kll'. Did you mean 'kl'"),
+    (dict(loss='kll'), "Unknown loss 'kll'. Did you mean 'kl'.*or give a func"),
     (dict(loss=3), "loss=3 of the term of 'logits' is no function"),
     (dict(student='a', width=3), "'a' .*width 3.*regressor=True"),
     (dict(student='a', norm='batch'), "norm 'batch'.*none, layer"),

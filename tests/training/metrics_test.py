@@ -198,6 +198,7 @@ class ResolveTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (('accurracy',), "'accurracy'. Did you mean 'accuracy'"),
+    (('huber',), r"'huber'.*; or give functions of \(output, labels\) by name"),
     ('los', "'los'. Did you mean 'loss'"),
     (({'a': 3},), "'a' is 3: give a function"),
     ((3,), 'metrics=3 must be names'),

@@ -81,8 +81,8 @@ class Family:
       be null. A bool is a flag, an int a whole number of at least 1, a float a
       number of at least 0; `str`, `list` and `dict` are themselves.
     known: names of further fields, which change no output or which `module`
-      reads and checks; any other field is refused unless it is null, false or
-      empty. None allows every field.
+      reads and checks. Any other field is refused, apart from some that change
+      no output in any family. None allows every field.
     architectures: names of the classes of transformers that can be read; ()
       for any.
     asked: whether a module is written as this family only if it is asked for.

@@ -74,7 +74,7 @@ def _clean(tensors: base.Tensors) -> base.Tensors:
     logging.warning(
       'These tensors belong to no encoder or masked language model, and are '
       'left out: %s.',
-      ', '.join(left[:4]) + (', ...' if len(left) > 4 else ''),
+      errors.shown(', '.join(left[:4]) + (', ...' if len(left) > 4 else '')),
     )
   kept = {n: t for n, t in tensors.items() if inner[n].startswith(PARTS)}
   _warn_of_types(

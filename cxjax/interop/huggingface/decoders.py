@@ -41,6 +41,8 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh',
   'gelu_new': 'gelu_tanh',
 }
+# Read by the masks of transformers, beside the fields of a family's class.
+CAUSAL = {'is_causal': True}
 HEAD = 'lm_head.weight'
 WORDS = 'embed_tokens.weight'
 BUFFERS = 'rotary_emb.inv_freq'
@@ -112,7 +114,7 @@ def register(spec: Spec) -> None:
       model_type=spec.model_type,
       module_type=decoder.Decoder,
       sizes=SIZES,
-      fixed={},
+      fixed=CAUSAL,
       defaults={},
       select=lambda tensors, config: base.select_decoder(
         tensors, config, ('model.', HEAD, WORDS), BUFFERS

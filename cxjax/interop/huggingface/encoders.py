@@ -156,7 +156,7 @@ def register(spec: Spec) -> None:
       model_type=spec.model_type,
       module_type=transformer.Transformer,
       sizes=spec.sizes,
-      fixed=spec.fixed,
+      fixed={**spec.fixed, 'is_causal': False},
       # Compared with the tensors before memory is taken for it.
       defaults={'type_vocab_size': NUM_TYPES} if spec.names.types else {},
       select=lambda tensors, config: select(spec, spec.clean(tensors), config),

@@ -5,6 +5,7 @@ from typing import Any
 from cxjax import arguments
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import config as config_lib
+from cxjax.interop.huggingface import decoders
 from cxjax.interop.huggingface import encoders
 from cxjax.models import transformer
 
@@ -161,7 +162,7 @@ base.register(
     model_type='gpt2',
     module_type=transformer.Transformer,
     sizes=SIZES,
-    fixed=FIXED,
+    fixed={**FIXED, **decoders.CAUSAL},
     defaults={},
     select=lambda tensors, config: base.select_decoder(
       tensors, config, (PREFIX, HEAD, WORDS), BUFFERS

@@ -205,7 +205,7 @@ base.register(
     model_type=MODEL_TYPE,
     module_type=decoder.Decoder,
     sizes=decoders.SIZES,
-    fixed=FIXED,
+    fixed={**FIXED, 'is_causal': False, 'sliding_window': None},
     defaults={},
     select=_select,
     module=_module,

@@ -152,13 +152,17 @@ def parse(
       )
   values = {k: fields.get(v) for k, v in names.items()}
   if 'original_length' in values:
-    values['original_length'] = (
-      config[LENGTH]
-      or values['original_length']
-      or config['max_position_embeddings']
-    )
-  if scaling == 'yarn' and values['attention_factor'] is None:
-    values['attention_factor'] = _attention_factor(fields)
+    lengths = config[LENGTH], values['original_length']
+    given_length = next((n for n in lengths if n is not None), None)
+    if given_length is None:
+      given_length = config['max_position_embeddings']
+    values['original_length'] = given_length
+  if scaling == 'yarn':
+    if values['attention_factor'] is None:
+      values['attention_factor'] = _attention_factor(fields)
+    # As in transformers, where it is true only if the file lacks it.
+    if values['truncate'] is None and 'truncate' in fields:
+      values['truncate'] = False
   given = {k: v for k, v in values.items() if v is not None}
   found = fields.get('rope_theta')
   return rotary.Rotary(theta if found is None else found, scaling, **given)

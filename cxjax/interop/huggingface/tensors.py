@@ -118,8 +118,11 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
     path = folder / name
     errors.require(
       os.path.lexists(path),
-      f'{folder} has no {name}; a pytorch_model.bin, which can run code, is '
-      'not read. Save the model again with save_pretrained of transformers.',
+      f'{folder} lacks {name}, a part of the model that {index.name} lists. '
+      'Restore it, as by finishing the download.'
+      if listed is not None
+      else f'{folder} has no {name}; a pytorch_model.bin, which can run code, '
+      'is not read. Save the model again with save_pretrained of transformers.',
     )
     opening.require_regular(path)
     try:
@@ -186,7 +189,9 @@ def _shards(index: pathlib.Path) -> dict[str, str]:
   errors.require(
     bool(shards)
     and all(
-      isinstance(name, str) and pathlib.PurePath(name).name == name
+      isinstance(name, str)
+      and name not in ('', '..')
+      and pathlib.PurePath(name).name == name
       for name in shards.values()
     ),
     f'{index} must have a weight_map of tensors to names of files in its '

@@ -10,11 +10,13 @@ import pytest
 
 from cxjax import errors
 from cxjax.interop import huggingface
+from cxjax.interop.huggingface import rope
 from cxjax.models import decoder
 from tests.interop.huggingface import fixtures
 
 GONE = object()
 YARN = dict(rope_type='yarn', factor=2.0)
+ORIGINAL = 'original_max_position_embeddings'
 MISTRAL = dict(model_type='mistral', architectures=['MistralForCausalLM'])
 MISTRAL |= dict(attention_bias=None, mlp_bias=None)
 # As in folders of the hub.
@@ -26,11 +28,15 @@ HARMLESS = dict(
   rope_interleaved=False,
   torch_dtype='bfloat16',
   transformers_version='4.45.0',
-  unknown=None,
 )
 HARMLESS['transformers.js_config'] = dict(dtype='q4')
 REFUSED = (
   (dict(num_local_experts=8), 'num_local_experts=8, which llama'),
+  (dict(use_rope=False), 'use_rope=False, which llama'),
+  (dict(no_rope_layers=[]), 'no_rope_layers='),
+  (dict(unknown=None), 'unknown=None, which llama'),
+  (dict(is_causal=False), 'is_causal=False; only True is supported'),
+  (dict(is_causal=None), 'is_causal=None; only True'),
   (dict(quantization_config=dict(bits=4)), r"quantization_config=\{'bits'"),
   (dict(auto_map={'AutoModel': 'x.py'}), 'auto_map='),
   (dict(sliding_window=4), 'sliding_window=4'),
@@ -48,6 +54,8 @@ REFUSED = (
   (dict(rope_scaling={**YARN, 'mrope_section': [2]}), 'mrope_section='),
   (dict(rope_scaling={**YARN, 'partial_rotary_factor': 0.5}), 'partial_rotary'),
   (dict(rope_scaling={**YARN, 'mscale': 'x'}), "mscale='x'"),
+  (dict(rope_scaling={**YARN, ORIGINAL: 0}), 'original_length of at least 1'),
+  (dict(rope_scaling={**YARN, ORIGINAL: False}), 'original_length=False'),
   (dict(rope_scaling=[1]), 'must be an object'),
   (dict(rope_theta=0), 'theta=0 must be'),
   (dict(rope_theta=np.inf), 'rope_theta=inf; .*finite'),
@@ -124,6 +132,13 @@ class FieldTest(fixtures.TestCase):
     new = dict(rope_scaling=None, rope_theta=None)
     new |= dict(rope_parameters=dict(rope_type='default', rope_theta=77.0))
     self.assertEqual(self.read(new)[0].rotary.theta, 77)
+
+  def test_a_null_of_yarn_is_false_as_in_transformers(self):
+    config = dict(max_position_embeddings=8) | {ORIGINAL: None}
+    read = lambda fields: rope.parse(config, 'rope_scaling', fields, 1e4)
+    self.assertTrue(read(YARN).truncate)
+    self.assertFalse(read({**YARN, 'truncate': False}).truncate)
+    self.assertFalse(read({**YARN, 'truncate': None}).truncate)
 
   @pytest.mark.slow
   def test_models_without_a_window(self):

@@ -82,6 +82,14 @@ CASES = {
   'a shard above': (index({'a': '../outside'}), 'names of files in its'),
   'an absolute shard': (index({'a': '/dev/zero'}), 'names of files in its'),
   'shards that are numbers': (index({'a': 3}), 'names of files in its'),
+  'a shard that is the folder above': (index({'a': '..'}), 'names of files in'),
+  'a shard without a name': (index({'a': ''}), 'names of files in its'),
+  'a shard that is not there': (index({'a': 'b'}), 'lacks b, a part of the'),
+  'a shard with NUL': (index({'a': 'b\0'}), r'lacks b\\x00, a part of'),
+  'half a character': (index({'a': '\ud800'}), r'lacks \\ud800, a part of'),
+  'a shard of a long name': (index({'a': 'b' * 5_000}), r'\[\.{3}\]b{99}, a'),
+  'a field with NUL': (field(**{'a\0': 1}), r'has a\\x00=1'),
+  'a family with NUL': (field(model_type='a\0'), r"model_type='a\\x00'"),
   'a list of shards': (index(['a']), 'names of files in its'),
   'a link out of the folder': (linked_out, 'out of its folder'),
   'a device': (link(CONFIG, '/dev/zero'), 'out of its folder'),
@@ -117,7 +125,8 @@ class StrangerTest(fixtures.TestCase):
     change(folder)
     with self.assertRaisesRegex(errors.UserError, message) as caught:
       huggingface.read(folder)
-    self.assertNotIn('\n', str(caught.exception))
+    self.assertTrue(str(caught.exception).isprintable())
+    self.assertNotIn('pytorch_model', str(caught.exception))
 
   def test_a_snapshot_of_the_hub_links_to_its_blobs(self):
     folder = self.saved()
@@ -133,13 +142,16 @@ class StrangerTest(fixtures.TestCase):
     path = folder / TENSORS
     tensors = safetensors.numpy.load_file(path)
     tensors['classifier.weight'] = np.ones((2, 3), np.float32)
+    tensors['a\x1b[2J'] = np.ones(1, np.float32)
     name = next(n for n in tensors if 'token_type' in n)
     tensors[name][1] += 1
     safetensors.numpy.save_file(tensors, path)
     with mock.patch.object(logging, 'warning') as warning:
       huggingface.read(folder)
-    said = str(warning.call_args_list)
+    said = ' '.join(map(str, warning.call_args_list[0].args))
     self.assertIn('classifier.weight', said)
+    self.assertTrue(said.isprintable())
+    said = str(warning.call_args_list)
     self.assertIn('sentence types differ', said)
 
   @parameterized.parameters('do_lower_case', 'strip_accents')
