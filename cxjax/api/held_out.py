@@ -88,7 +88,7 @@ def evaluation(
     UserError: a batch that is not like those of the plan, or metrics that do
       not make one value per example.
   """
-  shapes = plan.batch
+  shapes = _shapes(plan, held_out, metrics)
   # Without labels that are classes, the teacher's output is the reference.
   last = plan.stages[-1:]
   by_labels = 'y' in shapes and (
@@ -131,6 +131,14 @@ def evaluation(
     counted = batch['weights'].shape if whole else output.shape[:-1]
     metrics_lib.check({name: metric}, output, references[at], counted, batch)
   return Evaluation(batch, chosen, by_labels, convert, read)
+
+
+def _shapes(plan: plan_lib.Plan, held_out: Any, metrics: Any) -> types.Batch:
+  """Shapes of a batch; with labels that only the held-out set has, if read."""
+  if 'y' in plan.batch or not _reads_labels(metrics):
+    return plan.batch
+  found = held_out_batches.labels(held_out, plan.batch)
+  return plan.batch if found is None else {**plan.batch, 'y': found}
 
 
 def _is_softmax(plan: plan_lib.Plan, role: str, name: str = 'logits') -> bool:

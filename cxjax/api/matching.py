@@ -12,6 +12,7 @@ import jax
 
 from cxjax import errors
 from cxjax import types
+from cxjax.api import layer_kinds
 from cxjax.api import patterns
 from cxjax.methods import layer_matching
 from cxjax.methods import stage as stage_lib
@@ -60,6 +61,7 @@ def pairs(
     if layers is None and len(found) > most:
       last = [(i * len(found)) // most - 1 for i in range(1, most + 1)]
       found = tuple(found[i] for i in last)
+    layer_kinds.warn(found, *listed)
     logging.info(how)
     return found, how
   if isinstance(layers, Mapping):
@@ -184,6 +186,12 @@ def _found(
         f'layers={{{highest!r}: {lowest!r}}}.',
       )
       chosen = [(highest, lowest)]
+  if len(chosen) == 1 and (
+    blocks := layer_kinds.alike(teacher, student, chosen[0])
+  ):
+    high, low = blocks
+    chosen = [(high.label, low.label)]
+    all_theirs, all_ours = {high.label: high.layers}, {low.label: low.layers}
   found: list[layer_matching.Pair] = []
   parts = []
   for a, b in chosen:

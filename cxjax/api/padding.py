@@ -61,7 +61,8 @@ class Padding:
       whole = jnp.ones((size, *self.axes[1:]), jnp.float32)
       if weights is not None:
         whole, each = weights, mask.reshape(size, *[1] * (weights.ndim - 1))
-      return {**batch, 'weights': whole * each}
+      x = _input_without_mask(batch['x'])
+      return {**batch, 'x': x, 'weights': whole * each}
     found = {**batch, 'x': _input_with_mask(batch['x'], mask)}
     if weights is not None and mask.shape[1:] == self.axes[1:]:
       each = weights.reshape(*weights.shape, *[1] * (mask.ndim - weights.ndim))
@@ -77,9 +78,17 @@ def _input_with_mask(x: types.Input, mask: jax.Array) -> dict[str, Any]:
   return {**x, **own, 'mask': mask}
 
 
+def _input_without_mask(x: types.Input) -> types.Input:
+  """An input whose own mask the model alone reads."""
+  if not isinstance(x, Mapping) or 'mask' not in x:
+    return x
+  rest = {name: leaf for name, leaf in x.items() if name != 'mask'}
+  return {**rest, OWN: x['mask']}
+
+
 def _seen(x: types.Input, example: types.Input) -> types.Input:
   """The input as a model reads it; one without a mask as it is."""
-  if not isinstance(x, Mapping) or 'mask' not in x:
+  if not isinstance(x, Mapping) or not {'mask', OWN} & set(x):
     return x
   rest = {name: leaf for name, leaf in x.items() if name not in ('mask', OWN)}
   if isinstance(example, Mapping):

@@ -66,6 +66,29 @@ def read(
       loader.thread.close()
 
 
+def labels(held_out: Any, shapes: types.Batch) -> jax.ShapeDtypeStruct | None:
+  """Shape of the labels of a held-out set, where the example has none.
+
+  Args:
+    held_out: a batch, or a list of batches.
+    shapes: shapes of the example batch of a plan.
+
+  Returns:
+    The shape for as many examples as those of the example; None if there are no
+    labels, or for a loader, which only its run may read.
+  """
+  several = isinstance(held_out, list | tuple)
+  for item in (held_out, *(held_out[:1] if several else ())):
+    if not _fits(item, shapes, ('x',), exact=False):
+      continue
+    y = user_batches.to_batch(item).get('y')
+    if y is not None and jax.tree_util.all_leaves([y]):
+      size = jax.tree.leaves(shapes)[0].shape[0]
+      dtype = y.dtype if hasattr(y, 'dtype') else np.asarray(y).dtype
+      return types.shape_struct((size, *np.shape(y)[1:]), dtype)
+  return None
+
+
 def _joined(
   loader: user_loader.UserLoader,
   one: Callable[[Any, str], types.Batch],

@@ -220,7 +220,10 @@ def _check_positions(
   )
   mask = weights_lib.token_mask(x)
   unread = term.pool != 'none' or not term.all_tokens
-  shape = axes if mask is None or unread else list(mask.shape)
+  if mask is None or unread or weights_lib.is_of_tokens(mask, tuple(axes)):
+    shape = axes
+  else:
+    shape = list(mask.shape)
   errors.require(
     shape == axes,
     f'Stage {stage.name!r} compares {axes} values of {term.student!r}, and the '

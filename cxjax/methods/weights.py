@@ -144,7 +144,8 @@ def loss_weights(
   choose from, all values of an example may share its weight. For other hidden
   activations and for pooled ones they are the mask times the weights of the
   examples, and for one of several outputs, of other axes than the weights,
-  those of the examples.
+  those of the examples. Of one value for each example, such as a pooled output,
+  the mask says which examples have a token.
 
   Args:
     batch: batch of examples, as in `cxjax.types`.
@@ -203,6 +204,11 @@ def token_mask(x: types.Input) -> jax.Array | None:
   return mask if hasattr(mask, 'shape') else None
 
 
+def is_of_tokens(mask: Any, axes: tuple[int, ...]) -> bool:
+  """True for the mask of the tokens of values that each example has one of."""
+  return mask.ndim == 2 and axes == mask.shape[:1]
+
+
 def _real_tokens(
   batch: types.Batch, term: stage_lib.Term, name: str, shape: tuple[int, ...]
 ) -> jax.Array | None:
@@ -215,9 +221,13 @@ def _real_tokens(
     if len(shape) < 3 or mask.shape != (shape[0], math.prod(shape[1:-1])):
       return None
     return jnp.any(mask != 0, axis=1)  # An example without a token is padding.
+  axes = shape[:-1]
+  several = term.all_tokens or name.startswith(stage_lib.OUTPUT)
+  if several and is_of_tokens(mask, axes):
+    return jnp.any(mask != 0, axis=1)
   if term.all_tokens:
     return mask
-  positions, axes = x.get('target_positions'), shape[:-1]
+  positions = x.get('target_positions')
   if positions is not None and mask.ndim == positions.ndim == 2:
     mask = jnp.take_along_axis(mask, positions, axis=1)
     if name not in stage_lib.TARGET_POSITION_ACTIVATIONS:

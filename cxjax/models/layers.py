@@ -92,7 +92,7 @@ def find(activations: Sequence[Activation]) -> tuple[Runs, Runs]:
   groups = list(_groups(activations))
   chains = [run for run in groups if len(run.layers) > 1 and run.length > 1]
   runs = _outermost(_of_parents(chains, groups))
-  runs = _merged(_without_parallel(runs, activations))
+  runs = _merged(_without_parallel(runs, activations), activations)
   runs = [run for run in runs if _has_products(run, activations)]
   if not runs:
     runs = _single_block(groups)
@@ -294,7 +294,9 @@ def _without_parallel(
   ]
 
 
-def _merged(runs: Sequence[_Run]) -> list[_Run]:
+def _merged(
+  runs: Sequence[_Run], activations: Sequence[Activation]
+) -> list[_Run]:
   """The runs, with those in one that are computed in turns."""
   merged: list[list[_Run]] = []
   for run in sorted(runs, key=lambda run: run.span):
@@ -303,15 +305,22 @@ def _merged(runs: Sequence[_Run]) -> list[_Run]:
       last.append(run)
     else:
       merged.append([run])
-  return [_one(each) for each in merged]
+  return [_one(each, activations) for each in merged]
 
 
-def _one(runs: Sequence[_Run]) -> _Run:
-  """One run of those that are computed in turns, as convolutions and norms."""
+def _one(runs: Sequence[_Run], activations: Sequence[Activation]) -> _Run:
+  """One run of those that are computed in turns, as convolutions and norms.
+
+  A norm before the first product of them all is no layer: it is that of an
+  embedding.
+  """
   if len(runs) == 1:
     return runs[0]
+  starts = [run.span[0] for run in runs if _has_products(run, activations)]
+  first = min(starts, default=(-1, -1))
   ordered = sorted(
-    (a for run in runs for a in run.layers), key=lambda a: a.position
+    (a for run in runs for a in run.layers if a.position >= first),
+    key=lambda a: a.position,
   )
   names = set(_ends_of_products(ordered))
   layers = tuple(a for a in ordered if a.name in names)

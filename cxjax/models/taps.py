@@ -20,6 +20,7 @@ from cxjax.models import dataflow
 from cxjax.models import layers as layers_lib
 from cxjax.models import modes
 from cxjax.models import outputs as outputs_lib
+from cxjax.models import repeated_blocks
 from cxjax.models import scanned
 
 
@@ -53,7 +54,12 @@ class Taps(tuple[Tap, ...]):
   """The activations of a model in the order of computation; prints as a table.
 
   The last one is the output.
+
+  Attributes:
+    candidates: those that may be layers.
   """
+
+  candidates: tuple[layers_lib.Activation, ...] = ()
 
   @property
   def layers(self) -> tuple[str, ...]:
@@ -103,10 +109,12 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
   after it read. Runs at least half as long, as those of an encoder and a
   decoder, are layers too.
 
-  Without such a run the layers are the activations with the shortest paths, if
-  there is more than one of them. Then a layer ends before the next matrix
-  product or convolution, and where its shape changes: a convolution and its
-  norm are one layer, embeddings and the mean of a sequence are none.
+  Without such a run the layers are the ends of the blocks that repeat among the
+  activations with the shortest paths, as norm, attention, norm, dense, dense;
+  and without those these activations, if there is more than one of them. Then a
+  layer ends before the next matrix product or convolution, and where its shape
+  changes: a convolution and its norm are one layer, embeddings and the mean of
+  a sequence are none.
 
   A scan over parameters is a run of layers, named by the parameters and the
   step, as 'blocks/0'; layers above cost nothing.
@@ -151,9 +159,12 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
     (name for name in found if not same(name)),
     key=lambda name: (*_positions(flow, values[name]), name),
   )
-  chosen, others = layers_lib.find(
-    _candidates(flow, {n: values[n] for n in order}, values[''], shapes)
+  candidates = _candidates(
+    flow, {n: values[n] for n in order}, values[''], shapes
   )
+  chosen, others = layers_lib.find(candidates)
+  if '' in chosen and (blocks := repeated_blocks.find(candidates)):
+    chosen = {blocks.label: blocks.layers}
   run = {
     name: pattern
     for runs in (chosen, others)
@@ -166,7 +177,7 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
     for i, (path, _) in enumerate(jax.tree.leaves_with_path(x))
   }
   layers = {name for names in chosen.values() for name in names}
-  return Taps(
+  made = Taps(
     Tap(
       name or stage_lib.LOGITS,
       shapes[name].shape,
@@ -178,6 +189,8 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
     )
     for name in [*order, '']
   )
+  made.candidates = tuple(candidates)
+  return made
 
 
 def stacked(model: adapters.ModelAdapter, x: types.Input) -> dict[str, int]:

@@ -367,7 +367,8 @@ def require_reference(metrics: Mapping[str, Metric], reference: str) -> None:
     UserError: a metric reads the other one.
   """
   reason = {
-    'labels': 'has no labels: give (x, labels)',
+    'labels': 'has no labels: give (x, labels), and as the example of the plan '
+    'too if it is a loader',
     'teacher': 'has labels: leave the metric out, the last record has it',
   }
   fitting = [n for n, m in METRICS.items() if m.reference == reference]

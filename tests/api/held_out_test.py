@@ -256,6 +256,34 @@ class MetricsTest(parameterized.TestCase):
     found = evaluation(plan, (X, y), 'agreement')
     self.assertEqual(found.held_out['y'].shape, (B, C))
 
+  @parameterized.parameters(
+    ((X, Y),),
+    ([X, Y],),
+    ({'x': X, 'y': Y},),
+    ([(X, Y)],),
+    ([(X[:3], Y[:3]), (X[3:], Y[3:])],),
+  )
+  def test_labels_of_the_held_out_set_alone(self, held_out):
+    """The example of the plan has none, and a metric reads them."""
+    found = evaluation(ONE, held_out, 'accuracy')
+    self.assertTrue(found.by_labels)
+    np.testing.assert_array_equal(found.held_out['y'], Y)
+    self.assertFalse(evaluation(ONE, held_out).by_labels)
+
+  def test_labels_of_a_loader_need_those_of_the_plan(self):
+    message = 'give .x, labels., and as the example of the plan too if it is a'
+    with self.assertRaisesRegex(errors.UserError, message):
+      evaluation(ONE, iter([(X, Y)]), 'accuracy')
+
+  @pytest.mark.slow
+  def test_a_run_on_inputs_is_evaluated_on_labels(self):
+    options = dict(metrics='accuracy', held_out=(X, Y), log_every=9)
+    found = cxjax.distill(ONE, batches(1, 3), **options)
+    want = cxjax.distill(LABELED, [(x, Y) for x in batches(1, 3)], **options)
+    np.testing.assert_array_equal(
+      found[1][-1]['eval/accuracy'], want[1][-1]['eval/accuracy']
+    )
+
   def test_a_function_takes_either_reference(self):
     metrics = {'m': lambda got, want: got[:, 0]}
     for plan, data in ((ONE, X), (LABELED, (X, Y))):

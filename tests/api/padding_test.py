@@ -99,6 +99,52 @@ class PaddingTest(parameterized.TestCase):
     chex.assert_trees_all_equal(*found)
 
 
+def two_outputs(params, x):
+  """Outputs of each token and of each sequence."""
+  logits, found = sequences(params, x)
+  real = (x['mask'] if x['mask'].ndim == 2 else x['mask'][:, 0, 0])[..., None]
+  mean = (found['h'] * real).sum(1) / jnp.maximum(real.sum(1), 1)
+  return {'logits': logits, 'pooled': mean @ params['head']}, found
+
+
+@pytest.mark.slow
+class OutputsTest(parameterized.TestCase):
+  """One mask of tokens, for outputs of tokens and of examples."""
+
+  def distill(self, x, **options):
+    models = [cxjax.from_fn(two_outputs, m.params) for m in MODELS[sequences]]
+    loss = {'logits': 'kl', 'pooled': 'mse'}
+    plan = cxjax.plan(*models, x, num_steps=2, layers=(), loss=loss, **options)
+    return cxjax.distill(plan, [x], log_every=1)[0]
+
+  @parameterized.parameters(None, lambda batch: batch['x']['mask'])
+  def test_tokens_of_padding_change_nothing(self, mask):
+    found = [self.distill(batch(padding), mask=mask) for padding in (0, 7)]
+    chex.assert_trees_all_equal(*found)
+
+  def test_an_example_without_tokens_is_left_out(self):
+    some = MASK.copy()
+    some[1] = False
+    x = batch(0, some)
+    kept = jax.tree.map(lambda leaf: np.delete(leaf, 1, axis=0), x)
+    found, want = self.distill(x), self.distill(kept)
+    chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-6)
+
+  def test_a_mask_of_attention_and_the_advice_for_it(self):
+    """The function makes the shape that the message asks for."""
+    x = batch(0)
+    attention = {**x, 'mask': np.tile(MASK[:, None, None], (1, 1, LENGTH, 1))}
+    with self.assertRaisesRegex(errors.UserError, r'must be \[4\].*plan mask='):
+      self.distill(attention)
+    of_tokens = lambda batch: batch['x']['mask'][:, 0, 0]
+    found = self.distill(attention, mask=of_tokens)
+    chex.assert_trees_all_close(found, self.distill(x), rtol=1e-5)
+    of_examples = lambda batch: jnp.ones(B, bool)
+    found = self.distill(attention, mask=of_examples)
+    want = self.distill(x, mask=of_examples)
+    chex.assert_trees_all_close(found, want, rtol=1e-5)
+
+
 def tokens_alone(params, x):
   """`sequences`, of an array; it knows of no mask."""
   assert not isinstance(x, dict)
@@ -159,6 +205,17 @@ class MaskTest(parameterized.TestCase):
         {'x': tokens, 'weights': weights}, None, pooled_alone, layers=()
       ),
     )
+
+  def test_of_examples_they_replace_the_mask_of_an_input(self):
+    """The model reads its own mask; no token is left out of hidden losses."""
+    x = batch(0)
+    plain = lambda params, x: sequences(params, {'tokens': x})
+    every = lambda batch: jnp.ones(B, bool)
+    for pool in ('none', 'mean'):
+      options = dict(layers=[('h', 'h')], pool=pool)
+      found = self.distill(x, every, sequences, **options)
+      want = self.distill(x['tokens'], None, plain, **options)
+      chex.assert_trees_all_close(found[0], want[0], rtol=1e-5, atol=1e-6)
 
   def test_nan_where_nothing_counts_is_cleared(self):
     x = np.where(MASK[..., None], np.ones((B, LENGTH, 2)), np.nan)
