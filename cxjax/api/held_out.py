@@ -252,15 +252,10 @@ def _of_all_outputs(
   defaults: Mapping[str, metrics_lib.Metric],
   weights: Mapping[str, float],
 ) -> dict[str, metrics_lib.Metric]:
-  """The default metrics of several outputs, of which 'loss' is the sum.
+  """The default metrics of several outputs; 'loss', their sum, decides.
 
-  Args:
-    plan: plan that is trained.
-    defaults: those of the output that the last stage learns first.
-    weights: weights of the losses of the other outputs, by metric.
-
-  Returns:
-    Metrics by name; the sum comes first, so that it decides.
+  `defaults` are those of the output that the last stage learns first, `weights`
+  those of the losses of the others, by metric.
   """
   first, found = _output_term(plan), {}
   if first is not None:
