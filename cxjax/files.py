@@ -162,8 +162,9 @@ def write_bytes(
     with replaced(path, place) as file:
       file.write(content)
   except errors.UserError as error:
-    same = path.is_file() and path.read_bytes() == content
-    if not is_forbidden(error) or not same:
+    if not is_forbidden(error) or not os.access(path, os.R_OK):
+      raise
+    if not path.is_file() or path.read_bytes() != content:
       raise
 
 

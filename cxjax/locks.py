@@ -55,8 +55,10 @@ def _opened(folder: pathlib.Path) -> tuple[int, int]:
       files.make_folder(folder)
       return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666), fcntl.LOCK_EX
   except errors.UserError as error:
-    if not files.is_forbidden(error) or not path.exists():
+    # Only where nothing else can be written either, which says so next.
+    if not files.is_forbidden(error) or os.access(folder, os.W_OK):
       raise
-    # What needs to be written next says that it cannot be.
+    if not os.access(path, os.R_OK):
+      raise
     with files.written(path):
       return os.open(path, flags | os.O_RDONLY), fcntl.LOCK_SH

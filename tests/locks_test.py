@@ -71,14 +71,18 @@ class LockTest(parameterized.TestCase):
   @parameterized.parameters(errno.EROFS, errno.EACCES)
   def test_who_may_only_read_shares_it(self, code):
     """Readers go on side by side, a writer keeps them out, none begins."""
-    call = os.open
+    call, access = os.open, os.access
 
     def only_read(path, flags, *args, **kwargs):
       if flags & (os.O_RDWR | os.O_CREAT):
         raise OSError(code, os.strerror(code))
       return call(path, flags, *args, **kwargs)
 
-    reading = lambda: mock.patch.object(os, 'open', only_read)
+    reading = lambda: mock.patch.multiple(
+      os,
+      open=only_read,
+      access=lambda path, mode: mode != os.W_OK and access(path, mode),
+    )
     with (
       reading(),
       self.assertRaisesRegex(errors.UserError, 'Cannot write .*lock.*Allow it'),
@@ -93,4 +97,11 @@ class LockTest(parameterized.TestCase):
     ):
       pass
     with reading(), locks.lock(self.folder), locks.lock(self.folder):
+      pass
+    # The lock of somebody else in a folder that others write to is not shared.
+    with (
+      mock.patch.object(os, 'open', only_read),
+      self.assertRaisesRegex(errors.UserError, 'Cannot write .*lock'),
+      locks.lock(self.folder),
+    ):
       pass

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 
 from cxjax import errors
 from cxjax import types
 from cxjax.api import matching
+from cxjax.api import output_losses
 from cxjax.api import plan as plan_lib
 from cxjax.api import stages as stages_lib
 from cxjax.data import conform
@@ -108,10 +108,7 @@ def evaluation(
   if by_labels and not metrics:
     labels_lib.check(plan.student, shapes)
   defaults = metrics_lib.resolve(_default_metrics(plan, by_labels))
-  others, weights = _other_outputs(plan, batch['x'], by_labels)
-  if others and not by_labels:
-    defaults = _of_all_outputs(plan, defaults, weights)
-  chosen = {**defaults, **others}
+  chosen = output_losses.added(defaults, plan, batch['x'], by_labels)
   if metrics:
     chosen = metrics_lib.resolve(metrics)
   _require_logits(plan, chosen)
@@ -222,7 +219,7 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
   """The metrics of a plan that is given none."""
   if by_labels:  # The cross entropy is of logits.
     return ('accuracy',) if _is_softmax(plan, 'student') else METRICS
-  output = _output_term(plan)
+  output = output_losses.first_term(plan)
   loss: Any = output.loss if output is not None else losses.kl
   rowwise = output_pieces.is_rowwise(loss)
   lower = lambda fun: metrics_lib.Metric(
@@ -239,71 +236,6 @@ def _default_metrics(plan: plan_lib.Plan, by_labels: bool) -> Any:
     cosine = metrics_lib.Metric(cosine, reference='teacher')
     return {'cosine': cosine, 'loss': lower(loss)}
   return {'loss': lower(loss)}
-
-
-def _output_term(plan: plan_lib.Plan) -> stage_lib.Term | None:
-  """The term of the output that the last stage learns first, if there is."""
-  terms = plan.stages[-1].terms
-  return next((t for t in terms if t.target == stage_lib.LOGITS), None)
-
-
-def _of_all_outputs(
-  plan: plan_lib.Plan,
-  defaults: Mapping[str, metrics_lib.Metric],
-  weights: Mapping[str, float],
-) -> dict[str, metrics_lib.Metric]:
-  """The default metrics of several outputs; 'loss', their sum, decides.
-
-  `defaults` are those of the output that the last stage learns first, `weights`
-  those of the losses of the others, by metric.
-  """
-  first, found = _output_term(plan), {}
-  if first is not None:
-    found = dict(defaults)
-    name = f'loss/{first.name or stage_lib.LOGITS}'
-    found[name] = found.pop('loss')
-    weights = {name: float(first.weight_at(1.0)), **weights}
-  return {'loss': metric_sums.weighted(weights), **found}
-
-
-def _other_outputs(
-  plan: plan_lib.Plan, x: types.Input, by_labels: bool
-) -> tuple[dict[str, metrics_lib.Metric], dict[str, float]]:
-  """The losses of the other outputs of a plan, as 'loss/boxes'.
-
-  Args:
-    plan: plan that is trained.
-    x: shapes of the held-out set.
-    by_labels: whether the teacher is not run at an evaluation.
-
-  Returns:
-    Metrics by name, without those whose reference cannot be kept; and their
-    weights at the end of the stage.
-  """
-  mark, found, weights = stage_lib.OUTPUT, {}, {}
-  outputs = matching.shapes(plan.teacher, x)
-  for term in plan.stages[-1].terms:
-    plain = stage_lib.Term(
-      term.student, term.student, term.loss, weight=term.weight, name=term.name
-    )
-    if not term.student.startswith(mark) or term != plain:
-      continue
-    path = term.student.removeprefix(mark)
-    if by_labels and output_pieces.is_large(outputs[term.student].shape):
-      logging.warning(
-        'The held-out loss of the output %r is left out: the teacher is too '
-        'large there to be kept.',
-        path,
-      )
-      continue
-    found[f'loss/{path}'] = metrics_lib.Metric(
-      term.loss,  # type: ignore[arg-type]
-      reference='teacher',
-      higher_is_better=False,
-      output=path,
-    )
-    weights[f'loss/{path}'] = float(term.weight_at(1.0))
-  return found, weights
 
 
 def _with_teacher(

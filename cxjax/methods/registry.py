@@ -177,8 +177,8 @@ def _build_custom(block: Any, context: Context) -> stage_lib.Curriculum:
 # Fields of the methods with hidden terms, and their defaults.
 _HIDDEN = dict(
   loss='l2',  # cosine; gram, cka, attention compare relations.
-  # rademacher, sparse, orthogonal, identity; fitted: centered, pca,
-  # pca_rotated, output_directions.
+  # rademacher, sparse, orthogonal, identity; fitted: centered,
+  # centered_rotated, pca, pca_rotated, procrustes, output_directions.
   projection='gaussian',
   regressor=False,  # Match a linear map of the student's layer.
   width=0,  # Of the projection, with a regressor; 0 chooses.

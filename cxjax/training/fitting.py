@@ -2,8 +2,8 @@
 
 The batches, the teacher and the starts of the students decide them, so that a
 run that goes on from a checkpoint fits the same ones again. All students have
-the same batches here; what differs is the start that 'pca_rotated' rotates to,
-and the draw of 'centered'.
+the same batches here; what differs is the start that a projection follows, and
+what is drawn at random.
 """
 
 from collections.abc import Callable

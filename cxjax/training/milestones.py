@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import logging
 
+from cxjax import errors
 from cxjax.training import patience as patience_lib
 from cxjax.training import run_spec
 
@@ -70,6 +71,11 @@ class Milestones:
     self._best_score = record['best_score']
     self._best_kept = record['best_kept']
     if self._loop.keep_best:
+      errors.require(
+        'best_step' in record,
+        'An earlier release began this run, and did not keep which of its '
+        'checkpoints is the best. Start it again in another workdir.',
+      )
       self.best_step = record['best_step']
 
   def is_saved(self, step: int) -> bool:

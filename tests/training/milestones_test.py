@@ -6,6 +6,7 @@ import types
 
 from absl.testing import parameterized
 
+from cxjax import errors
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import milestones
 from cxjax.training import run_spec
@@ -265,6 +266,13 @@ class StateTest(parameterized.TestCase):
     again.restore(run.state())
     again.observe(values(0.9), 80, final=True)
     self.assertEqual(again.end, 90)
+
+  def test_of_an_earlier_release(self):
+    run = make(keep_best='loss')
+    old = run.state()
+    del old['best_step']
+    with self.assertRaisesRegex(errors.UserError, 'An earlier release began'):
+      run.restore(old)
 
   def test_of_nothing(self):
     run = make()

@@ -102,12 +102,17 @@ SPEC = encoders.Spec(
   # Dropout, a pooler of other shapes, and notes of how a model was trained.
   known=(
     encoders.ATTENTION_DROPOUT,
+    'cell',
     'directionality',
+    'emb_size',
     'pooler_fc_size',
     'pooler_num_attention_heads',
     'pooler_num_fc_layers',
     'pooler_size_per_head',
     'pooler_type',
+    'pre_trained',
+    'structure',
+    'training',
   ),
   counts_padding=True,
   clean=_clean,

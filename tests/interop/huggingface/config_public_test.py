@@ -100,6 +100,11 @@ PUBLIC = (
   ('mistral', 'mistral', dict(sliding_window=None, attention_dropout=0.0)),
   ('gpt_2', 'gpt2', dict(n_ctx=8, summary_activation=None)),
   ('bert', 'bert', BERT),
+  (
+    'tinybert',
+    'bert',
+    dict(cell={}, emb_size=312, pre_trained='', structure=[], training=''),
+  ),
   ('distilbert', 'distilbert', dict(tie_weights_=True, pad_token_id=0)),
   ('roberta', 'roberta', BERT),
   ('xlm_roberta', 'xlm-roberta', {**BERT, 'output_past': True}),
