@@ -39,7 +39,8 @@ def added(
     of the last stage, with their weights at its end.
   """
   first = first_term(plan)
-  main = _free((), first.name if first else None, stage_lib.LOGITS)
+  main = f'loss/{first and first.name or stage_lib.LOGITS}'
+  reserved = () if first is None or by_labels else (main,)
   others: dict[str, metrics_lib.Metric] = {}
   weights: dict[str, float] = {}
   for term in plan.stages[-1].terms:
@@ -54,13 +55,14 @@ def added(
         path,
       )
       continue
-    names = (term.name, path) if path == stage_lib.LOGITS else (path, term.name)
-    name = _free((main, *others), *names)
+    is_main = term.student == stage_lib.LOGITS
+    names = (term.name, path) if is_main else (path, term.name)
+    name = _free((*reserved, *others), *names)
     others[name] = metrics_lib.Metric(
       term.loss,  # type: ignore[arg-type]
       reference='teacher',
       higher_is_better=False,
-      output='' if path == stage_lib.LOGITS else path,
+      output='' if is_main else path,
     )
     weights[name] = float(term.weight_at(1.0))
   if by_labels or not others:
