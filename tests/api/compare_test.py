@@ -153,6 +153,8 @@ class RunTest(parameterized.TestCase):
     self.assertEqual({path: path.read_bytes() for path in logs}, times)
     again.plot(self.folder / 'again.png')
     self.assertEqual((self.folder / 'again.png').read_bytes(), before)
+    with self.assertRaisesRegex(errors.UserError, 'optimizer'):
+      self.compare(optimizer={'warmup': 0.5})
 
   @parameterized.parameters('', '.', 3, None, 'a/..')
   def test_paths_that_it_cannot_be_written_to(self, path):
@@ -161,8 +163,6 @@ class RunTest(parameterized.TestCase):
     if path in ('', 3, None):
       with self.assertRaisesRegex(errors.UserError, f'folder={path!r} must'):
         self.found.write(path)
-    with self.assertRaisesRegex(errors.UserError, 'optimizer'):
-      self.compare(optimizer={'warmup': 0.5})
 
   def test_pickles(self):
     found = pickle.loads(pickle.dumps(self.found))

@@ -117,7 +117,7 @@ class FieldTest(fixtures.TestCase):
       for fields, at in (
         (dict(add_cross_attention=True), 'add_cross_attention=True, which'),
         (dict(pruned_heads={'0': [1]}), 'pruned_heads='),
-        (dict(emb_size=12), 'emb_size=12'),
+        (dict(embedding_size=12), 'embedding_size=12'),
         (dict(auto_map={'AutoModel': 'x.py'}), 'auto_map='),
       ):
         path.write_text(json.dumps({**config, **fields}))
