@@ -144,11 +144,9 @@ def of_experiment(
   if earlier:
     found = teacher_checkpoints.with_checkpoints(found, earlier)
   config = experiment.config
-  optimizer = {
-    name: value
-    for name, value in config.optimizer.items()
-    if name not in optimizers.ARGUMENTS
-  }
+  # A flag may name another optimizer than the one that the file sets up.
+  others = {*optimizers.ARGUMENTS, *optimizers.unread(config.optimizer)}
+  optimizer = {n: v for n, v in config.optimizer.items() if n not in others}
   return Setting(
     found,
     _students(experiment, teacher),

@@ -68,7 +68,7 @@ chex.assert_trees_all_equal(
 @pytest.mark.slow
 class ReadOnlyTest(absltest.TestCase):
   def test_what_is_finished_is_read(self):
-    """What has to be written is refused in one line."""
+    """Runs that are not finished, and pictures, are refused in one line."""
     folder = pathlib.Path(self.create_tempdir().full_path)
     script = f'mount -t tmpfs -o size=32m tmpfs {folder} && exec "$@"'
     before = ('unshare', '--mount', '--map-root-user', 'sh', '-c', script, '-')

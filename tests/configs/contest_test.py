@@ -16,6 +16,7 @@ from cxjax.configs import contest
 from cxjax.configs import experiment
 from cxjax.configs import teachers
 from cxjax.parallel import multihost
+from cxjax.training import optimizers
 import documents
 from experiments import causal_text
 from tests.configs.parity_runs import METHODS
@@ -155,6 +156,13 @@ class PlansTest(FinishedTest):
     chex.assert_trees_all_equal(
       found.teacher.checkpoints[chosen], teacher.at(chosen)
     )
+
+  def test_fields_of_another_optimizer_are_left_out(self):
+    config = config_of(**{'optimizer.name': 'sgd', 'optimizer.b2': 0.95})
+    config, teacher = experiment.load(config, self.workdir)
+    found = contest.of_experiment(open_(config, self.workdir), teacher)
+    self.assertNotIn('b2', found.optimizer)
+    self.assertEqual(optimizers.named(found.optimizer).name, 'sgd')
 
   def test_batches_begin_anew_and_are_those_of_the_seed(self):
     first = lambda batches: next(iter(batches))['x']

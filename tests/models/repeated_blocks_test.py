@@ -74,7 +74,7 @@ class BlocksTest(parameterized.TestCase):
     self.assertEqual(found.layers, ('Norm_1', 'Norm_3', 'Norm_5'))
 
   def test_the_norm_of_an_embedding_is_no_layer(self):
-    """Of runs of two kinds in turns, too."""
+    """The same holds for layers of two kinds in turns."""
     found = loop(4, mlp=False)
     self.assertEqual(found.layers, ('Norm_1', 'Norm_2', 'Norm_3', 'Mixer_3'))
 

@@ -123,7 +123,7 @@ class DecisionTest(runs.TestCase):
 
   @parameterized.product(lose=(shutil.rmtree, cut), records=(6, 10))
   def test_the_best_is_lost(self, lose, records):
-    """Of a run that was killed after six records, and of a finished one."""
+    """A run that was killed after six records, and a finished one."""
     folder = self.folder()
     loop = {'keep_best': 'loss', 'keep': 2, 'save_every': 16}
     scores = [2.0, 1.0, 1.5, 3.0]
