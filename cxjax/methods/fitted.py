@@ -4,13 +4,15 @@ In place of a random draw, a projection may follow from the teacher's
 activations on some batches, from the student's start or from the teacher's
 output. All of them subtract the mean of the target over those batches, which is
 stored, and divide by one number, so that the entries of the projected target
-have the mean square 1 there. A projection is rebuilt from the same batches and
-never stored.
+have the mean square 1 there. Terms that share a projection have its directions
+in common, fitted on all of their targets, and each its own mean and number. A
+projection is rebuilt from the same batches and never stored.
 
 A fitted matrix has one row more than a random one: its last row is added.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 from typing import TypeAlias
@@ -42,6 +44,29 @@ class Moments:
   covariance: np.ndarray
   cross: np.ndarray | None = None
   output: np.ndarray | None = None
+
+
+def pooled(parts: Sequence[Moments]) -> Moments:
+  """Moments of several targets together, to fit directions for all of them.
+
+  Args:
+    parts: moments of each target, of the same widths.
+
+  Returns:
+    Their mean over the targets, each centered and divided by its root mean
+    square, so that all of them count alike.
+  """
+  sizes = [np.sqrt(max(np.trace(one.covariance), 1e-30)) for one in parts]
+  mean = lambda values: np.mean(np.stack(list(values)), axis=0)
+  pairs = list(zip(parts, sizes, strict=True))
+  cross = None
+  if parts[0].cross is not None:
+    cross = mean(np.asarray(one.cross) / size for one, size in pairs)
+  return Moments(
+    np.zeros_like(parts[0].mean),
+    mean(one.covariance / size**2 for one, size in pairs),
+    cross,
+  )
 
 
 # `(key, moments, r) -> [d_T, r]`; one factor for all of it does not matter.
@@ -114,6 +139,8 @@ ROTATED = ('centered_rotated', 'pca_rotated', 'procrustes')
 OUTPUT = ('output_directions',)
 RANKED = ('pca', 'pca_rotated', 'procrustes')
 DRAWN = ('centered', 'centered_rotated')
+# Those whose directions follow the targets.
+FOLLOWING = (*RANKED, 'centered_rotated')
 
 
 def is_fitted(projection: str | None) -> bool:
@@ -212,6 +239,7 @@ def fit(
   moments: Moments,
   width: int,
   scale: float = 1.0,
+  shared: Moments | None = None,
 ) -> np.ndarray:
   """Fits a projection.
 
@@ -222,6 +250,8 @@ def fit(
     moments: moments over the batches.
     width: `r`.
     scale: factor of the projected target.
+    shared: what the directions are fitted on, see `pooled`, if it is not the
+      target alone.
 
   Returns:
     `[d_T + 1, r]` float32; the last row is added to the product with the
@@ -236,7 +266,8 @@ def fit(
     f'{what} fits a projection {projection!r} on values that are not finite: '
     "look for NaN in the batches, in the teacher and in the student's start.",
   )
-  matrix = np.asarray(FITTED[projection](key, moments, width), np.float64)
+  found = FITTED[projection](key, shared or moments, width)
+  matrix = np.asarray(found, np.float64)
   power = np.einsum('dr,de,er->', matrix, moments.covariance, matrix) / width
   whole = np.trace(moments.covariance) / len(moments.mean)
   size = whole + np.mean(moments.mean**2)

@@ -65,7 +65,7 @@ class Term:
     width: columns of the projection; None is the student's width. Another
       width needs a regressor.
     shared_projection: use the same projection as every other term that shares
-      and has the same shapes; otherwise the term has its own.
+      and has the same shapes; a fitted one follows all of their targets.
     norm: normalization of the target before the projection: 'none', or 'layer',
       mean 0 and variance 1 over the width at every position.
     centered: subtract from the target its mean over the batch.

@@ -56,6 +56,7 @@ class CompiledSteps:
     self._teacher: types.Apply | None = None
     if spec.teacher is not None and spec.teacher.available:
       self._teacher = mesh_lib.gathered(spec.teacher_apply, layout.teacher)
+    self._pools: fitting.Pools = {}
     self._programs = programs.Programs(options)
     self._call = self._programs.call
 
@@ -164,6 +165,7 @@ class CompiledSteps:
       keys,
       fitting.Model(self._teacher, lambda: self.stage_teacher(planned)),
       fitting.Model(self._student, start),
+      self._pools,
     )
     return self._call(('fitted', found.shape), self._sharded, found)
 

@@ -9,9 +9,11 @@ what is drawn at random.
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,12 @@ from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import weights as weights_lib
 from cxjax.training import run_spec
+
+# Moments of all terms that share a projection, one of each student; by the
+# teacher's checkpoint, the projection and its shape.
+Pools: TypeAlias = dict[
+  tuple[int | None, str, tuple[int, int]], list[fitted.Moments]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +156,7 @@ def fit(
   keys: jax.Array,
   teacher: Model,
   students: Model,
+  pools: Pools,
 ) -> jax.Array:
   """Fits the projections of one term.
 
@@ -158,6 +167,7 @@ def fit(
     keys: PRNG keys `[S]` of the students.
     teacher: the teacher of the stage.
     students: where they start.
+    pools: moments that terms share, which are added when first needed.
 
   Returns:
     `[S, d_T + 1, r]`.
@@ -169,19 +179,62 @@ def fit(
   term = planned.stage.named_terms[name]
   projection, shape = str(term.projection), planned.projections[name]
   what, width = f'Stage {planned.stage.name!r}', shape[1]
-  moments = _Moments(term, teacher, students)
-  shared = list(batches(spec))
-  count, mean, covariance, cross = moments.of(shared)
+  examples = list(batches(spec))
+  count, found = _moments(term, teacher, students, examples, len(keys))
   fitted.check_examples(what, projection, width, count)
-  output = None
   if projection in fitted.OUTPUT:
-    output = _output(what, teacher, shared[0], shape[0])
-  matrices = []
-  for seed, key in enumerate(keys):
-    own = None if cross is None else cross[seed]
-    found = fitted.Moments(mean, covariance, own, output)
-    matrices.append(fitted.fit(what, projection, key, found, width, term.scale))
-  return jnp.stack(matrices)
+    output = _output(what, teacher, examples[0], shape[0])
+    found = [dataclasses.replace(one, output=output) for one in found]
+  shared: Sequence[fitted.Moments | None] = [None] * len(keys)
+  if term.shared_projection and projection in fitted.FOLLOWING:
+    group = planned.stage.checkpoint, projection, shape
+    if group not in pools:
+      every = (
+        _moments(other, teacher, students, examples, len(keys))[1]
+        for other in _sharing(spec, *group)
+      )
+      pools[group] = [
+        fitted.pooled(parts) for parts in zip(*every, strict=True)
+      ]
+    shared = pools[group]
+  return jnp.stack(
+    [
+      fitted.fit(what, projection, key, moments, width, term.scale, pool)
+      for key, moments, pool in zip(keys, found, shared, strict=True)
+    ]
+  )
+
+
+def _sharing(
+  spec: run_spec.RunSpec,
+  checkpoint: int | None,
+  projection: str,
+  shape: tuple[int, int],
+) -> list[stage_lib.Term]:
+  """The terms of a run that share a projection, of one teacher."""
+  return [
+    planned.stage.named_terms[name]
+    for planned in spec.plan()
+    if planned.stage.checkpoint == checkpoint
+    for name, own in planned.projections.items()
+    if own == shape
+    and planned.stage.named_terms[name].shared_projection
+    and planned.stage.named_terms[name].projection == projection
+  ]
+
+
+def _moments(
+  term: stage_lib.Term,
+  teacher: Model,
+  students: Model,
+  examples: list[types.Batch],
+  number: int,
+) -> tuple[int, list[fitted.Moments]]:
+  """The number of examples, and the moments of a term for each student."""
+  found = _Moments(term, teacher, students).of(examples)
+  count, mean, covariance, cross = found
+  crosses = [None] * number if cross is None else list(cross)
+  return count, [fitted.Moments(mean, covariance, own) for own in crosses]
 
 
 class _Moments:

@@ -57,6 +57,25 @@ class FittedTest(parameterized.TestCase):
     ratios = np.diag(covariance) / np.diag(covariance)[0]
     np.testing.assert_allclose(ratios, (values[:3] / values[0]) ** 2, atol=1e-4)
 
+  def test_targets_that_share_count_alike(self):
+    """The axes are those of both, each divided by its root mean square."""
+    sizes = lambda x: np.sqrt(np.mean(np.sum((x - x.mean(0)) ** 2, axis=-1)))
+    other = 1e3 * X[:, ::-1]
+    pool = fitted.pooled([moments(), moments(other)])
+    key = jax.random.key(0)
+    one, two = (
+      fitted.fit('It', 'pca', key, moments(x), 3, shared=pool)
+      for x in (X, other)
+    )
+    unit = lambda matrix: matrix[:-1] / np.linalg.norm(matrix[:-1])
+    np.testing.assert_allclose(unit(one), unit(two), atol=1e-5)
+    rows = [(x - x.mean(0)) / sizes(x) for x in (X, other)]
+    _, _, right = np.linalg.svd(np.concatenate(rows), full_matrices=False)
+    same = np.abs(right[:3] @ unit(one)) * np.sqrt(3)
+    np.testing.assert_allclose(same, np.eye(3), atol=1e-4)
+    own = fitted.fit('It', 'pca', key, moments(), 3)
+    self.assertGreater(np.abs(unit(own) - unit(one)).max(), 0.1)
+
   @parameterized.parameters('pca', 'centered')
   def test_no_rotation_is_nearer_to_the_start(self, name):
     """Rotations that are drawn are all farther away: Procrustes."""

@@ -87,6 +87,47 @@ class FitTest(parameterized.TestCase):
   def test_tokens_of_padding_do_not_count(self):
     self.check('extracted_pca', pcfg_bert, **self.NARROW)
 
+  def shared(self, *methods, **fields):
+    """Directions and offsets of two layers of a teacher, for each method."""
+    config = config_of(parity_mlp, **{'student.depth': 2, **fields})
+    config.teacher.depth = 2
+    for method in methods:
+      config.method = method
+      spec = specification(self.create_tempdir(), config)
+      steps, found = compiled_steps.CompiledSteps(spec), []
+      with jax.set_mesh(spec.layout.mesh):
+        for i, planned in enumerate(spec.plan()[:2]):
+          (matrix,) = steps.matrices(planned, i).values()
+          found.append(np.asarray(matrix))
+      yield spec, *found
+
+  SHARED = {'extracted.shared_projection': True, 'extracted.norm': 'none'}
+
+  @pytest.mark.slow
+  def test_layers_that_share_have_one_pair_of_axes(self):
+    """The directions are the same, each layer has its mean and its scale."""
+    methods = 'extracted_pca', 'extracted_pca_rotated', 'extracted_centered'
+    for spec, *layers in self.shared(*methods, **self.SHARED):
+      unit = [
+        m[:, :-1] / np.linalg.norm(m[:, :-1], axis=(1, 2), keepdims=True)
+        for m in layers
+      ]
+      np.testing.assert_allclose(*unit, rtol=1e-4, atol=1e-6)
+      for i, matrix in enumerate(layers):
+        got = np.concatenate(
+          [
+            fitted.project(
+              spec.teacher_apply(spec.teacher.params, batch['x'])[1][
+                f'hidden{i}'
+              ],
+              matrix[1],
+            )
+            for batch in fitting.batches(spec)
+          ]
+        )
+        np.testing.assert_allclose(got.mean(0), 0, atol=1e-3)
+        self.assertAlmostEqual(float(np.mean(got**2)), 1.0, places=3)
+
   def test_the_names_are_the_registered_curricula(self):
     for name in fitted.FITTED:
       stage = stage_lib.Term('a', 'b', projection=name)
