@@ -250,8 +250,8 @@ def fit(
     moments: moments over the batches.
     width: `r`.
     scale: factor of the projected target.
-    shared: what the directions are fitted on, see `pooled`, if it is not the
-      target alone.
+    shared: moments that the directions are fitted on, see `pooled`; None for
+      those of the target alone.
 
   Returns:
     `[d_T + 1, r]` float32; the last row is added to the product with the
