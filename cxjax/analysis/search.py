@@ -53,21 +53,28 @@ def search(
     All that was tried, best first.
   """
   tried: dict[Any, Trial[S, F]] = {}
+  for propose in rounds:
+    proposed = propose(_ranked(tried.values(), rank))
+    settings = {_key(setting): setting for setting in proposed}
+    new = {k: s for k, s in settings.items() if k not in tried}
+    if new:
+      results = run(list(new.values()))
+      for (key, setting), found in zip(new.items(), results, strict=True):
+        tried[key] = Trial(setting, found)
+  return _ranked(tried.values(), rank)
+
+
+def _ranked(
+  trials: Iterable[Trial[S, F]], rank: Callable[[F], Any]
+) -> list[Trial[S, F]]:
+  """The trials, best first; those of rank NaN come last."""
 
   def place(one: Trial[S, F]) -> tuple[bool, Any]:
     key = rank(one.found)
     failed = isinstance(key, float) and math.isnan(key)
     return failed, 0 if failed else key
 
-  ranked = lambda: sorted(tried.values(), key=place)
-  for propose in rounds:
-    settings = {_key(setting): setting for setting in propose(ranked())}
-    new = {k: s for k, s in settings.items() if k not in tried}
-    if new:
-      results = run(list(new.values()))
-      for (key, setting), found in zip(new.items(), results, strict=True):
-        tried[key] = Trial(setting, found)
-  return ranked()
+  return sorted(trials, key=place)
 
 
 def _key(setting: Any) -> Any:
@@ -113,7 +120,7 @@ def halving(
   """Successive halving: many settings for a short time, the best for longer.
 
   Args:
-    settings: at least one.
+    settings: at least one, no two alike.
     run: runs settings in a round, and returns a result for each.
     rank: sort key of a result; the best has the smallest.
 
@@ -128,11 +135,8 @@ def halving(
   left = list(settings)
   for one in rounds_of(len(left)):
     chosen = left[: one.settings]
-    results = search(
-      [lambda _, chosen=chosen: chosen],  # type: ignore[misc]
-      lambda some, one=one: run(some, one),  # type: ignore[misc]
-      rank,
-    )
-    found.append((one, results))
-    left = [trial.setting for trial in results]
+    results = zip(chosen, run(chosen, one), strict=True)
+    trials = _ranked([Trial(*pair) for pair in results], rank)
+    found.append((one, trials))
+    left = [trial.setting for trial in trials]
   return found
