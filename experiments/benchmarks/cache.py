@@ -20,6 +20,7 @@ import os
 import pathlib
 import shutil
 import statistics
+import time
 from typing import Any
 
 from absl import flags
@@ -33,6 +34,7 @@ from cxjax.configs import teachers
 from cxjax.training import run_spec
 from cxjax.training import target_cache
 from experiments import text_bert
+from experiments.benchmarks import one_stage
 from experiments.benchmarks import rounds
 
 _WORKDIR = flags.DEFINE_string(
@@ -90,7 +92,7 @@ class Side:
     self.seeds, self.block = spec.num_seeds, spec.lookahead_steps
     self.unit = spec.loop.log_every
     self._loader = spec.host.loader
-    self._stage = rounds.OneStage(spec)
+    self._stage = one_stage.OneStage(spec)
 
   def losses(self, num_steps: int) -> np.ndarray:
     """Trains; returns the loss of the first student, summed over each chunk."""
@@ -103,7 +105,11 @@ class Side:
         found.append(out['loss'])
     return np.array(jax.device_get(found))[:, 0]
 
-  run = losses
+  def seconds(self, num_steps: int) -> float:
+    """Trains; returns the seconds that it took."""
+    begin = time.perf_counter()
+    self.losses(num_steps)
+    return time.perf_counter() - begin
 
 
 def make_sides(
@@ -118,7 +124,7 @@ def make_sides(
   teacher = teachers.train_teacher(experiment, workdir)
   spec = builders.student_spec(experiment, teacher)
   (stage,) = (stage for stage in spec.stages if stage.name == case.stage)
-  live = _with_host(rounds.one_stage_spec(spec, stage, STEPS), period=STEPS)
+  live = _with_host(one_stage.one_stage_spec(spec, stage, STEPS), period=STEPS)
   if not stage.needs_teacher:
     return {'live': Side(live)}, None
   folder = workdir / 'cache_benchmark'
@@ -200,7 +206,7 @@ def main(argv: list[str]) -> None:
     sides, summary = make_sides(case, pathlib.Path(_WORKDIR.value))
     rtol = 1e-3 if case.dtype == 'float32' else 1e-2
     rounds.check(str(case), sides, rtol=rtol, atol=0)
-    found = rounds.measure(labels, sides)
+    found = rounds.timed(labels, sides)
     rows += found
     tokens = config.batch_size * config.data.length
     lines.append(labels | line(rounds.times(found), summary, tokens))

@@ -31,9 +31,8 @@ from cxjax import tables
 from cxjax.configs import cli
 from cxjax.parallel import devices as devices_lib
 from experiments.benchmarks import machine
+from experiments.benchmarks import one_stage
 from experiments.benchmarks import rounds
-from experiments.benchmarks.accelerator import compare as compare_lib
-from experiments.benchmarks.accelerator import rounds as rounds_lib
 from experiments.benchmarks.peers import cases as cases_lib
 from experiments.benchmarks.peers import ours as ours
 
@@ -122,9 +121,9 @@ def measure(
   sides, sizes = {}, {}
   for factor in AXES[axis]:
     grown, students, size = scaled(case, axis, factor)
-    side = compare_lib.Ours(ours.make_spec(grown, students, live=True))
+    side = one_stage.Ours(ours.make_spec(grown, students, live=True))
     sides[str(size)], sizes[str(size)] = side, size
-  found = list(rounds_lib.measure(sides, tiny=tiny, turns=turns))
+  found = list(rounds.measure(sides, turns, tiny=tiny))
   us = rounds.times(found)
   for name, side in sides.items():
     # Of all students, not of one.

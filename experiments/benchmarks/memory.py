@@ -23,7 +23,7 @@ from cxjax.parallel import devices as devices_lib
 from cxjax.training import abstract
 from experiments import parity_mlp
 from experiments import parity_transformer
-from experiments.benchmarks import rounds
+from experiments.benchmarks import one_stage
 
 PROCESS = pathlib.Path('/proc/self')
 STEPS = 2  # Steps of the program that is measured.
@@ -77,11 +77,11 @@ def measure(
   specs = builders.abstract_specs(config, ['extracted'], jax.devices())
   estimates = dry_run.estimate(name, specs['extracted'])
   experiment = builders.open_experiment(config, pathlib.Path())
-  teacher = rounds.untrained_teacher(experiment)
+  teacher = one_stage.untrained_teacher(experiment)
   spec = builders.student_spec(experiment, teacher)
   params = None
   for i, one in enumerate(estimates):
-    stage = rounds.OneStage(spec, i, params)
+    stage = one_stage.OneStage(spec, i, params)
     with jax.set_mesh(spec.layout.mesh):
       # The same program that `train` finds compiled.
       stage.steps.compile_train_many_steps(

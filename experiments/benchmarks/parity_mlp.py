@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import pathlib
+import time
 from typing import Any
 
 from absl import flags
@@ -43,6 +44,7 @@ from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.training import run_spec
 from experiments import parity_mlp
+from experiments.benchmarks import one_stage
 from experiments.benchmarks import rounds
 
 try:
@@ -93,7 +95,7 @@ def make_spec(case: Case, num_seeds: int) -> run_spec.RunSpec:
   c.optimizer.name, c.optimizer.learning_rate = 'sgd', LEARNING_RATE
   c.mesh.data = 1
   experiment = builders.open_experiment(c, pathlib.Path())
-  teacher = rounds.untrained_teacher(experiment)
+  teacher = one_stage.untrained_teacher(experiment)
   return builders.student_spec(experiment, teacher)
 
 
@@ -168,20 +170,22 @@ class Torch:
     """Trains on the first batches; returns the losses."""
     return [self._update(*pair).item() for pair in self._pairs(num_steps)]
 
-  def run(self, num_steps: int) -> None:
-    """Trains on the first batches."""
+  def seconds(self, num_steps: int) -> float:
+    """Trains on the first batches; returns the seconds that it took."""
+    begin = time.perf_counter()
     for pair in self._pairs(num_steps):
       self._update(*pair)
+    return time.perf_counter() - begin
 
 
 def make_sides(case: Case) -> dict[str, rounds.Side]:
   """Returns the sides of a case, before their first step, by name."""
   spec = make_spec(case, 1)
   assert spec.teacher is not None
-  ours = {f'ours {n}': rounds.Ours(make_spec(case, n)) for n in SEEDS}
+  ours = {f'ours {n}': one_stage.Ours(make_spec(case, n)) for n in SEEDS}
   draw = jax.jit(jax.vmap(spec.batch, in_axes=(None, 0)))
   x = np.array(draw(spec.keys.data[0], np.arange(BATCHES))['x'])
-  models = spec.teacher.params, ours['ours 1'].first
+  models = spec.teacher.params, ours['ours 1'].stage.first
   sides: dict[str, rounds.Side] = {**ours, 'plain': Torch(*models, x, block=1)}
   if spec.lookahead_steps > 1:
     sides['look-ahead'] = Torch(*models, x, spec.lookahead_steps)
@@ -219,7 +223,7 @@ def main(argv: list[str]) -> None:
   rows: list[rounds.Row] = []
   lines: list[dict[str, Any]] = []
   for name, case in cases.items():
-    found = rounds.measure(dataclasses.asdict(case), sides[name])
+    found = rounds.timed(dataclasses.asdict(case), sides[name])
     rows += found
     lines += summarize(case, found)
   text = rounds.describe() + tables.markdown(lines)

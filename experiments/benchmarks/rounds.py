@@ -1,17 +1,15 @@
-"""Shared parts of the benchmarks: our side, checks, rounds and ratios.
+"""Rounds of the benchmarks: losses that agree, then times in turns.
 
 A side trains students one way. Each benchmark compares several sides, which
 take turns, so that other work on the machine slows all of them.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 import importlib.util
-import math
 import os
 import statistics
-import time
 from typing import Any
 from typing import Protocol
 from typing import TypeAlias
@@ -21,10 +19,6 @@ import jax
 import numpy as np
 
 from cxjax import errors
-from cxjax.configs import builders
-from cxjax.training import compiled_steps
-from cxjax.training import run_spec
-from cxjax.training import teacher as teacher_lib
 from experiments.benchmarks import machine
 
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each side.', 1)
@@ -32,7 +26,8 @@ OUT = flags.DEFINE_string(
   'out', 'experiments/results/benchmark', 'Folder of the results.'
 )
 CHECKED_STEPS = 100
-ROUND_SECONDS = 0.4  # Minimum.
+# Least time of a round, and of one where sizes are tiny.
+ROUND_SECONDS, TINY_SECONDS = 0.4, 0.02
 Row: TypeAlias = dict[str, Any]
 
 
@@ -41,7 +36,7 @@ class Side(Protocol):
 
   Attributes:
     seeds: number of students at once.
-    block: number of batches that the teacher sees at once.
+    block: number of batches that the teacher sees at once; `timed` shows it.
     unit: number of steps of which a round is a multiple.
     limit: maximal number of steps of a round.
   """
@@ -54,8 +49,8 @@ class Side(Protocol):
   def losses(self, num_steps: int) -> Any:
     """Trains; returns the losses of the first student, in order."""
 
-  def run(self, num_steps: int) -> Any:
-    """Trains, to be timed."""
+  def seconds(self, num_steps: int) -> float:
+    """Trains; returns the seconds that it took."""
 
 
 def begin() -> None:
@@ -71,137 +66,33 @@ def begin() -> None:
   jax.config.update('jax_platforms', 'cpu')
 
 
-def untrained_teacher(experiment: builders.Experiment) -> teacher_lib.Teacher:
-  """Returns a teacher with initial parameters; its steps cost the same."""
-  model = experiment.model('teacher')
-  init = jax.jit(model.init)
-  return teacher_lib.Teacher(
-    apply=model.apply,
-    params=init(jax.random.key(1), experiment.held_out['x']),
-    layers=model.layers,
-  )
-
-
-class OneStage:
-  """Students in one stage, trained by the programs of the training loop.
-
-  Attributes:
-    stage_plan: the stage with its shapes.
-    first: parameters of the first student before its first step.
-    matrices: projections of the first student, by term.
-    states: states of all students.
-  """
-
-  def __init__(
-    self, spec: run_spec.RunSpec, index: int = 0, params: Any = None
-  ) -> None:
-    """Begins a stage.
-
-    Args:
-      spec: the run.
-      index: number of the stage.
-      params: students to begin with, which are donated; None for fresh ones.
-    """
-    self.stage_plan = spec.plan()[index]
-    self.steps = compiled_steps.CompiledSteps(spec)
-    self._spec, self._index = spec, index
-    stage = self.stage_plan.stage
-    with jax.set_mesh(spec.layout.mesh):
-      matrices = self.steps.matrices(self.stage_plan, index)
-      if params is None:
-        params = self.steps.init(spec.keys.init)
-      self.first, self.matrices = jax.device_get(
-        jax.tree.map(lambda leaf: leaf[0], (params, matrices or {}))
-      )
-      keys = self.steps.keys(spec.keys.stage, 2 * index + 1)
-      self.states = self.steps.init_stage(self.stage_plan, keys, params)
-    teacher = None
-    if stage.needs_teacher and spec.teacher and spec.teacher.available:
-      teacher = self.steps.place_teacher(spec.teacher.at(stage.checkpoint))
-    self._constant = (teacher, matrices, spec.keys.data)
-
-  def train(
-    self, start: int, stop: int, rows: Any = None, targets: Any = None
-  ) -> dict[str, Any]:
-    """Trains from step `start` to `stop`.
-
-    Args:
-      start: first step.
-      stop: one past the last step.
-      rows: rows that the batches are made of, where the host reads them.
-      targets: stored targets, in place of the teacher's.
-
-    Returns:
-      Sums of the losses, not waited for.
-    """
-    begin, length = (
-      (0, *self._spec.ends)[self._index],
-      self.stage_plan.stage.steps,
-    )
-    with jax.set_mesh(self._spec.layout.mesh):
-      self.states, out = self.steps.train_many_steps(
-        self.stage_plan,
-        (length, 0),
-        (begin, length),
-        self.states,
-        start,
-        stop,
-        *self._constant,
-        rows,
-        targets,
-      )
-    return out
-
-
-class Ours:
-  """Students of this project in the only stage of a run.
-
-  Attributes:
-    first: parameters of the first student before its first step.
-    matrix: projection of its target, or None.
-  """
-
-  limit = math.inf
-
-  def __init__(self, spec: run_spec.RunSpec) -> None:
-    """Initializes the students."""
-    self.seeds, self.block = spec.num_seeds, spec.lookahead_steps
-    self.unit = spec.loop.log_every
-    self._stage = OneStage(spec)
-    self.first = self._stage.first
-    self.matrix = next(iter(self._stage.matrices.values()), None)
-    self._step = 0
-
-  def _train(self, num_steps: int) -> np.ndarray:
-    begin, self._step = self._step, self._step + num_steps
-    return jax.device_get(self._stage.train(begin, self._step)['loss'])
-
-  def losses(self, num_steps: int) -> list[float]:
-    """Trains one step at a time; returns the losses of the first student."""
-    return [self._train(1)[0] for _ in range(num_steps)]
-
-  def run(self, num_steps: int) -> None:
-    """Trains `unit` steps at a time."""
-    for _ in range(num_steps // self.unit):
-      self._train(self.unit)
-
-
-def one_stage_spec(
-  spec: run_spec.RunSpec, stage: Any, num_steps: int | None = None
-) -> run_spec.RunSpec:
-  """Returns a run of one stage of another run.
+def difference(
+  got: Sequence[float], want: Sequence[float], *, rtol: float, atol: float
+) -> float:
+  """Compares two sequences of losses.
 
   Args:
-    spec: the run.
-    stage: the stage.
-    num_steps: length of the stage; None keeps it.
+    got: losses.
+    want: the losses that they should be.
+    rtol: allowed relative difference.
+    atol: allowed absolute difference on top.
 
   Returns:
-    The run.
+    The largest difference, relative to the first loss.
+
+  Raises:
+    UserError: a difference is too large, or a loss is not finite.
   """
-  steps = num_steps or stage.steps
-  stage = dataclasses.replace(stage, steps=steps)
-  return dataclasses.replace(spec, stages=(stage,))
+  apart = np.abs(np.subtract(got, want))
+  # A comparison with NaN is false.
+  bad = ~(apart <= rtol * np.abs(want) + atol)
+  at = int(bad.argmax())
+  errors.require(
+    not bad.any(),
+    f'the losses differ at step {at}: {got[at]:.6g} in place of '
+    f'{want[at]:.6g}.',
+  )
+  return float(np.max(apart) / abs(want[0]))
 
 
 def check(
@@ -216,62 +107,65 @@ def check(
     atol: allowed absolute difference on top.
 
   Raises:
-    UserError: the losses differ.
+    UserError: the losses differ. Nothing was timed.
   """
   (first, side), *others = sides.items()
-  want = np.array(side.losses(CHECKED_STEPS))
+  want = side.losses(CHECKED_STEPS)
   for other, side in others:
-    got = np.array(side.losses(CHECKED_STEPS))
-    bad = ~np.isclose(got, want, rtol=rtol, atol=atol)
-    at = bad.argmax()
-    errors.require(
-      not bad.any(),
-      f'{name}: the losses differ at step {at}: {want[at]} of {first!r}, '
-      f'{got[at]} of {other!r}. Nothing was timed.',
-    )
+    with errors.about(f'{name}, {other!r} against {first!r}'):
+      difference(side.losses(CHECKED_STEPS), want, rtol=rtol, atol=atol)
 
 
-def _seconds(side: Side, num_steps: int) -> float:
-  begin = time.perf_counter()
-  side.run(num_steps)
-  return time.perf_counter() - begin
-
-
-def choose_steps(side: Side) -> int:
-  """Returns the number of steps of a round; also warms up."""
+def choose_steps(side: Side, enough: float) -> int:
+  """Returns the steps of a round of `enough` seconds; also warms up."""
   steps = side.unit
-  while _seconds(side, steps) < ROUND_SECONDS and 2 * steps <= side.limit:
+  while side.seconds(steps) < enough and 2 * steps <= side.limit:
     steps *= 2
   return steps
 
 
-def measure(labels: Mapping[str, Any], sides: Mapping[str, Side]) -> list[Row]:
+def measure(
+  sides: Mapping[str, Side], turns: int, *, tiny: bool = False
+) -> Iterator[Row]:
   """Times all sides in turns.
+
+  Args:
+    sides: the sides by name.
+    turns: number of rounds of each side.
+    tiny: whether rounds are short.
+
+  Yields:
+    A row for each round and side; 'us' is microseconds of a student's step.
+  """
+  enough = TINY_SECONDS if tiny else ROUND_SECONDS
+  steps = {name: choose_steps(side, enough) for name, side in sides.items()}
+  for turn in range(turns):
+    for name, side in sides.items():
+      seconds = side.seconds(steps[name])
+      yield {
+        'side': name,
+        'round': turn,
+        'steps': steps[name],
+        'seconds': seconds,
+        'us': 1e6 * seconds / steps[name] / side.seeds,
+      }
+
+
+def timed(labels: Mapping[str, Any], sides: Mapping[str, Side]) -> list[Row]:
+  """Times all sides as the flags say.
 
   Args:
     labels: first columns of every row.
     sides: the sides by name.
 
   Returns:
-    A row for each round and side; 'us' is microseconds of one student's step.
+    The rows of `measure` with these and with the sizes of their sides.
   """
-  steps = {name: choose_steps(side) for name, side in sides.items()}
   rows = []
-  for turn in range(ROUNDS.value):
-    for name, side in sides.items():
-      seconds = _seconds(side, steps[name])
-      rows.append(
-        {
-          **labels,
-          'side': name,
-          'seeds': side.seeds,
-          'lookahead': side.block,
-          'round': turn,
-          'steps': steps[name],
-          'seconds': seconds,
-          'us': 1e6 * seconds / steps[name] / side.seeds,
-        }
-      )
+  for row in measure(sides, ROUNDS.value):
+    side = sides[row['side']]
+    sizes = {'seeds': side.seeds, 'lookahead': side.block}
+    rows.append({**labels, 'side': row['side'], **sizes, **row})
   return rows
 
 

@@ -45,6 +45,7 @@ from collections.abc import Sequence
 import copy
 import pathlib
 import statistics
+import time
 from typing import Any
 from typing import TypeAlias
 
@@ -66,6 +67,7 @@ from cxjax.training import optimizers
 from cxjax.training import run_spec
 from experiments import parity_transformer
 from experiments import pcfg_bert
+from experiments.benchmarks import one_stage
 from experiments.benchmarks import rounds
 
 try:
@@ -114,9 +116,9 @@ def make_spec(
   c.optimizer = optimizers.default()
   c.optimizer.name, c.optimizer.learning_rate = 'adam', LEARNING_RATE
   experiment = builders.open_experiment(c, pathlib.Path())
-  teacher = rounds.untrained_teacher(experiment)
+  teacher = one_stage.untrained_teacher(experiment)
   spec = builders.student_spec(experiment, teacher)
-  return rounds.one_stage_spec(spec, stage)
+  return one_stage.one_stage_spec(spec, stage)
 
 
 class Torch:
@@ -209,10 +211,12 @@ class Torch:
     """Trains on the first batches; returns the losses."""
     return [self._update(batch).item() for batch in self._batches[:num_steps]]
 
-  def run(self, num_steps: int) -> None:
-    """Trains on the first batches."""
+  def seconds(self, num_steps: int) -> float:
+    """Trains on the first batches; returns the seconds that it took."""
+    begin = time.perf_counter()
     for batch in self._batches[:num_steps]:
       self._update(batch)
+    return time.perf_counter() - begin
 
 
 def draw(spec: run_spec.RunSpec) -> list[Batch]:
@@ -240,8 +244,10 @@ def make_sides(
   """Returns the sides of a stage, before their first step, by name."""
   spec = make_spec(config, stage, 1)
   assert spec.teacher is not None
-  ours = {f'ours {n}': rounds.Ours(make_spec(config, stage, n)) for n in SEEDS}
-  first = ours['ours 1']
+  ours = {
+    f'ours {n}': one_stage.Ours(make_spec(config, stage, n)) for n in SEEDS
+  }
+  first = ours['ours 1'].stage
   models = (
     (builders.make_model(config, 'teacher'), spec.teacher.params),
     (spec.student, first.first),
@@ -330,7 +336,7 @@ def main(argv: list[str]) -> None:
   rows: list[rounds.Row] = []
   us = {}
   for (case, name), found in sides.items():
-    timed = rounds.measure({'case': case, 'stage': name}, found)
+    timed = rounds.timed({'case': case, 'stage': name}, found)
     rows += timed
     us[case, name] = rounds.times(timed)
   lines = [

@@ -1,18 +1,15 @@
 """The logic of the accelerator benchmark, on the CPU."""
 
 import csv
-import dataclasses
 import os
 import pathlib
 from unittest import mock
 
 from absl.testing import absltest
-from absl.testing import parameterized
 import jax
 import numpy as np
 import pytest
 
-from cxjax import errors
 from experiments import pcfg_bert
 from experiments.benchmarks.accelerator import agreement as agreement
 from experiments.benchmarks.accelerator import cases as cases_lib
@@ -20,7 +17,6 @@ from experiments.benchmarks.accelerator import commands as commands
 from experiments.benchmarks.accelerator import device as device
 from experiments.benchmarks.accelerator import page as page_lib
 from experiments.benchmarks.accelerator import pipe as pipe
-from experiments.benchmarks.accelerator import rounds as rounds
 from experiments.benchmarks.accelerator import text as text_lib
 
 STEP = {
@@ -37,49 +33,6 @@ STEP = {
   'difference': 0.001,
   'build s': 30.0,
 }
-
-
-class RoundsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ([1.0, 0.5], 0.0),
-    ([1.0, 0.5004], 0.0004),
-    ([1.0, 0.5014], 0.0014),  # Within the part of the first loss.
-  )
-  def test_losses_that_agree(self, got, want):
-    found = rounds.difference(got, [1.0, 0.5], rtol=1e-3, floor=1e-3)
-    self.assertAlmostEqual(found, want)
-
-  @parameterized.parameters(0.502, np.nan, np.inf)
-  def test_losses_that_differ_are_named(self, loss):
-    with self.assertRaisesRegex(errors.UserError, 'differ at step 1: .* 0.5 '):
-      rounds.difference([1.0, loss, 0.2], [1.0, 0.5, 0.2], 1e-3, 1e-3)
-
-  def test_losses_that_are_not_finite_do_not_agree(self):
-    with self.assertRaisesRegex(errors.UserError, 'differ at step 0: nan'):
-      rounds.difference([np.nan], [np.nan], 1e-3, 1e-3)
-
-  def test_sides_take_turns_in_rounds_that_are_long_enough(self):
-    asked = []
-
-    @dataclasses.dataclass
-    class Side:
-      name: str
-      unit: int
-      limit: int
-      seeds: int
-
-      def seconds(self, num_steps):
-        asked.append((self.name, num_steps))
-        return 1e-3 * num_steps
-
-    sides = {
-      'a': Side('a', unit=25, limit=10**6, seeds=2),
-      'b': Side('b', unit=1, limit=5, seeds=1),
-    }
-    rows = list(rounds.measure(sides, tiny=True))
-    self.assertEqual(asked[-4:], [('a', 25), ('b', 4), ('a', 25), ('b', 4)])
-    self.assertEqual([row['round'] for row in rows], [0, 0, 1, 1])
-    np.testing.assert_allclose([row['us'] for row in rows], [500, 1_000] * 2)
 
 
 class RandomTextTest(absltest.TestCase):

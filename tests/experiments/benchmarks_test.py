@@ -17,6 +17,7 @@ from cxjax.configs import experiment
 from cxjax.configs import teachers
 from cxjax.training import metric_log
 from experiments import parity_mlp
+from experiments.benchmarks import one_stage
 from experiments.benchmarks import rounds
 import scripts
 
@@ -34,8 +35,9 @@ class Fake:
   def losses(self, num_steps):
     return self.given[:num_steps]
 
-  def run(self, num_steps):
+  def seconds(self, num_steps):
     self.ran.append(num_steps)
+    return 1e-3 * num_steps
 
 
 class RoundsTest(parameterized.TestCase):
@@ -48,7 +50,7 @@ class RoundsTest(parameterized.TestCase):
     losses = np.ones(rounds.CHECKED_STEPS)
     other = losses.copy()
     other[7] = 2
-    with self.assertRaisesRegex(errors.UserError, 'case.*step 7: 1.0.*2.0'):
+    with self.assertRaisesRegex(errors.UserError, "case, 'b'.* 7: 2 .* 1"):
       rounds.check(
         'case', {'a': Fake(losses), 'b': Fake(other)}, rtol=1e-4, atol=0
       )
@@ -62,14 +64,37 @@ class RoundsTest(parameterized.TestCase):
 
   def test_rounds_are_units_within_the_limit(self):
     side = Fake()
-    self.assertEqual(rounds.choose_steps(side), 40)
+    self.assertEqual(rounds.choose_steps(side, 1.0), 40)
     self.assertEqual(side.ran, [5, 10, 20, 40])
+
+  @parameterized.parameters(
+    ([1.0, 0.5], 0.0),
+    ([1.0, 0.5004], 0.0004),
+    ([1.0, 0.5014], 0.0014),  # Within the absolute difference.
+  )
+  def test_losses_that_agree(self, got, want):
+    found = rounds.difference(got, [1.0, 0.5], rtol=1e-3, atol=1e-3)
+    self.assertAlmostEqual(found, want)
+
+  @parameterized.parameters(0.502, np.nan, np.inf)
+  def test_losses_that_differ_are_named(self, loss):
+    with self.assertRaisesRegex(errors.UserError, 'differ at step 1: .* 0.5'):
+      rounds.difference([1, loss, 0.2], [1, 0.5, 0.2], rtol=1e-3, atol=1e-3)
+
+  def test_rounds_are_long_enough(self):
+    one, other = Fake(), Fake()
+    one.unit, one.limit, other.unit, other.limit = 25, 10**6, 1, 5
+    rows = list(rounds.measure({'a': one, 'b': other}, 2, tiny=True))
+    self.assertEqual([one.ran[-2:], other.ran[-2:]], [[25, 25], [4, 4]])
+    self.assertEqual([row['round'] for row in rows], [0, 0, 1, 1])
+    np.testing.assert_allclose([row['us'] for row in rows], 500)
 
   def test_sides_take_turns(self):
     sides = {'a': Fake(), 'b': Fake()}
     with flagsaver.flagsaver(rounds=3):
-      rows = rounds.measure({'case': 1}, sides)
+      rows = rounds.timed({'case': 1}, sides)
     self.assertEqual([row['side'] for row in rows], ['a', 'b'] * 3)
+    self.assertEqual(list(rows[0])[:4], ['case', 'side', 'seeds', 'lookahead'])
     for row in rows:
       seconds = row['us'] * row['steps'] * row['seeds'] / 1e6
       self.assertAlmostEqual(seconds, row['seconds'])
@@ -106,7 +131,7 @@ class OneStageTest(parameterized.TestCase):
     spec = builders.student_spec(opened, teacher)
     params, losses = None, []
     for i, end in enumerate(spec.ends):
-      stage = rounds.OneStage(spec, i, params)
+      stage = one_stage.OneStage(spec, i, params)
       for step in range((0, *spec.ends)[i], end, 10):
         out = jax.device_get(stage.train(step, step + 10))
         losses.append(float(out['loss'].mean()) / 10)
@@ -117,10 +142,10 @@ class OneStageTest(parameterized.TestCase):
     config = parity_mlp.tiny('one_shot')
     workdir = pathlib.Path(self.create_tempdir().full_path)
     opened = builders.open_experiment(config, workdir)
-    spec = builders.student_spec(opened, rounds.untrained_teacher(opened))
-    one, other = rounds.Ours(spec), rounds.Ours(spec)
+    spec = builders.student_spec(opened, one_stage.untrained_teacher(opened))
+    one, other = one_stage.Ours(spec), one_stage.Ours(spec)
     self.assertEqual((one.unit, one.seeds), (10, 2))
-    one.run(20)
+    one.seconds(20)
     other.losses(20)
     np.testing.assert_array_equal(one.losses(3), other.losses(3))
 
@@ -129,9 +154,9 @@ class OneStageTest(parameterized.TestCase):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     opened = builders.open_experiment(config, workdir)
     spec = builders.student_spec(opened, builders.abstract_teacher(opened))
-    one = rounds.one_stage_spec(spec, spec.stages[0], 7)
+    one = one_stage.one_stage_spec(spec, spec.stages[0], 7)
     self.assertEqual([(s.name, s.steps) for s in one.stages], [('hidden0', 7)])
-    same = rounds.one_stage_spec(spec, spec.stages[1])
+    same = one_stage.one_stage_spec(spec, spec.stages[1])
     self.assertEqual(same.stages, (spec.stages[1],))
 
 
@@ -183,7 +208,9 @@ class TorchTest(parameterized.TestCase):
     pick = lambda key, t, rows: jax.tree.map(lambda leaf: leaf[t], drawn)
     make = module.make_spec
     teacher = mock.Mock(return_value=spec.teacher)
-    self.enter_context(mock.patch.object(rounds, 'untrained_teacher', teacher))
+    self.enter_context(
+      mock.patch.object(one_stage, 'untrained_teacher', teacher)
+    )
     replaced = lambda *args: dataclasses.replace(make(*args), draw=pick)
     self.enter_context(mock.patch.object(module, 'make_spec', replaced))
     self.enter_context(mock.patch.object(module, 'BATCHES', len(steps)))

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import dataclasses
 import pathlib
 import statistics
-import time
 from typing import Any
 from typing import TypeAlias
 
@@ -22,14 +21,13 @@ from cxjax import errors
 from cxjax.configs import builders
 from cxjax.methods import flops
 from cxjax.training import run_spec
+from experiments.benchmarks import one_stage
 from experiments.benchmarks import rounds
 from experiments.benchmarks.accelerator import kernels as kernels
 from experiments.benchmarks.accelerator import peer as peer_lib
-from experiments.benchmarks.accelerator import rounds as rounds_lib
 
 Row: TypeAlias = dict[str, Any]
 
-CHECKED_STEPS = 100
 REFERENCE = 'eager'  # The side of PyTorch that must agree with ours.
 # Precision of JAX's products in float32, for each type of the computation.
 PRECISION = {'float32': 'highest', 'bfloat16': 'default'}
@@ -55,55 +53,6 @@ class Size:
   batch: int
   data: Mapping[str, Any]
   drawn: int
-
-
-class Ours:
-  """Students of this project in one stage, by the loop's own programs.
-
-  Attributes:
-    spec: the run.
-    stage: the stage and its states.
-    seeds: number of students.
-    unit: steps of a dispatch.
-    limit: longest round.
-  """
-
-  limit = 1 << 30
-
-  def __init__(self, spec: run_spec.RunSpec) -> None:
-    """Initializes the students."""
-    self.spec, self.stage = spec, rounds.OneStage(spec)
-    self.seeds, self.unit = spec.num_seeds, spec.loop.log_every
-    self._step = 0
-
-  def _train(self, num_steps: int) -> np.ndarray:
-    begin, self._step = self._step, self._step + num_steps
-    return jax.device_get(self.stage.train(begin, self._step)['loss'])
-
-  def losses(self, num_steps: int) -> list[float]:
-    """Trains one step at a time; returns the losses of the first student."""
-    return [float(self._train(1)[0]) for _ in range(num_steps)]
-
-  def seconds(self, num_steps: int) -> float:
-    """Trains `unit` steps at a time; returns the seconds that it took."""
-    begin = time.perf_counter()
-    for _ in range(num_steps // self.unit):
-      self._train(self.unit)
-    return time.perf_counter() - begin
-
-  def program(self) -> str:
-    """Returns XLA's text of the program of the steps."""
-    (program,) = (
-      found
-      for name, found in self.stage.steps.programs.items()
-      if name[0] == 'train_many_steps'
-    )
-    return program.as_text()  # type: ignore[attr-defined]
-
-  @property
-  def built(self) -> float:
-    """Seconds that its programs took to compile."""
-    return self.stage.steps.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,19 +86,20 @@ class Comparison:
 
   def _rows(self) -> Iterator[Row]:
     specs = {f'ours {n}': self._spec(n) for n in self.seeds}
-    ours = {name: Ours(spec) for name, spec in specs.items()}
+    ours = {name: one_stage.Ours(spec) for name, spec in specs.items()}
     first, *_ = ours.values()
     with peer_lib.Peer(self._job(first)) as peer:
       # PyTorch compiles at the same time, in its process.
       peer.build(self.sides)
       needed = self._flops(first.spec)
-      want = first.losses(CHECKED_STEPS)
+      want = first.losses(rounds.CHECKED_STEPS)
       others = {name: side for name, side in ours.items() if side is not first}
       theirs = peer.built()
       differences, failed = self._check({**others, **theirs.sides}, want)
       sides = {n: side for n, side in theirs.sides.items() if n not in failed}
       sides = {**ours, **sides}
-      found = list(rounds_lib.measure(sides, tiny=self.tiny))
+      turns = 2 if self.tiny else 5
+      found = list(rounds.measure(sides, turns, tiny=self.tiny))
     for row in found:
       yield {'table': 'rounds', 'case': self.name, **row}
     yield from self._table(sides, found, differences, needed)
@@ -163,13 +113,13 @@ class Comparison:
     c = self.config.copy_and_resolve_references()
     c.num_seeds = num_seeds
     experiment = builders.open_experiment(c, pathlib.Path())
-    teacher = rounds.untrained_teacher(experiment)
+    teacher = one_stage.untrained_teacher(experiment)
     spec = builders.student_spec(experiment, teacher)
     *hidden, output = spec.stages
     stage = output if self.stage == 'output' else hidden[len(hidden) // 2]
-    return rounds.one_stage_spec(spec, stage, 1_000_000)
+    return one_stage.one_stage_spec(spec, stage, 1_000_000)
 
-  def _job(self, first: Ours) -> dict[str, Any]:
+  def _job(self, first: one_stage.Ours) -> dict[str, Any]:
     """Returns what PyTorch needs to know."""
     spec, stage = first.spec, first.stage
     assert spec.teacher is not None
@@ -177,7 +127,6 @@ class Comparison:
     batch = draw(spec.keys.data[0], np.arange(self.size.drawn))
     (term,) = stage.stage_plan.stage.terms
     blocks = {'teacher': self.config.teacher, 'student': self.config.student}
-    matrix = next(iter(stage.matrices.values()), None)
     return {
       'task': self.config.task,
       'device': 'cpu' if jax.default_backend() == 'cpu' else 'cuda',
@@ -191,7 +140,7 @@ class Comparison:
         'student': first.stage.first,
       },
       'layers': {'teacher': term.target, 'student': term.student},
-      'matrix': matrix,
+      'matrix': stage.matrix,
       'batches': jax.device_get(batch),
     }
 
@@ -219,12 +168,14 @@ class Comparison:
       UserError: our own students differ, or those of the plain loop.
     """
     found, failed = {}, {}
+    rtol, part = TOLERANCE[self.compute]
+    atol = part * abs(want[0])
     for name, side in sides.items():
       try:
-        got = side.losses(CHECKED_STEPS)
-        found[name] = rounds_lib.difference(got, want, *TOLERANCE[self.compute])
+        got = side.losses(rounds.CHECKED_STEPS)
+        found[name] = rounds.difference(got, want, rtol=rtol, atol=atol)
       except (errors.UserError, RuntimeError) as error:
-        if side.limit == Ours.limit or name == REFERENCE:
+        if isinstance(side, one_stage.Ours) or name == REFERENCE:
           raise errors.UserError(
             f'{name!r}: {error} Nothing was timed.'
           ) from error

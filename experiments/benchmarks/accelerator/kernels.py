@@ -24,7 +24,7 @@ def rows(ours: Any, program: str, labels: Row) -> Iterator[Row]:
   """Profiles our steps.
 
   Args:
-    ours: side of the comparison, `compare.Ours`; its program is compiled.
+    ours: side of the comparison, `one_stage.Ours`; its program is compiled.
     program: XLA's text of the program.
     labels: columns of every row.
 

@@ -16,7 +16,6 @@ from cxjax import errors
 from experiments.benchmarks import machine as machine
 from experiments.benchmarks import rounds as rounds
 from experiments.benchmarks.accelerator import pipe as pipe
-from experiments.benchmarks.accelerator import rounds as rounds_lib
 from experiments.benchmarks.peers import cases as cases_lib
 from experiments.benchmarks.peers import environments as environments
 from experiments.benchmarks.peers import limit as limit_lib
@@ -26,7 +25,7 @@ Row: TypeAlias = dict[str, Any]
 
 OURS = 'ours'
 # Largest difference of losses: relative, and relative to the first loss.
-TOLERANCE = (1e-4, 1e-4)
+TOLERANCE = 1e-4
 # Cores that others keep busy, above which the table says that it was not quiet.
 QUIET = 0.1
 # Seconds of a whole run. In a short one the comparison with the teacher, which
@@ -159,10 +158,11 @@ def _started(
 def _check(sides: Mapping[str, sides_lib.Side]) -> dict[str, str]:
   """Compares the losses with ours; returns why sides are left out."""
   left = {}
-  want = list(sides[f'{OURS} 1'].losses)
+  want = sides[f'{OURS} 1'].losses
+  atol = TOLERANCE * abs(want[0])
   for name, side in sides.items():
     try:
-      rounds_lib.difference(list(side.losses), want, *TOLERANCE)
+      rounds.difference(side.losses, want, rtol=TOLERANCE, atol=atol)
     except errors.UserError as error:
       errors.require(not name.startswith(f'{OURS} '), f'{name}: {error}')
       left[name] = f'{error} It was not timed.'
@@ -176,7 +176,7 @@ def _measure(
   tiny = options.size == 'tiny'
   for side in sides.values():
     side.seconds(side.unit)  # The first call may trace and load more.
-  for row in rounds_lib.measure(sides, tiny=tiny, turns=options.rounds):
+  for row in rounds.measure(sides, options.rounds, tiny=tiny):
     side = sides[row['side']]
     yield {**row, 'cpu us': 1e6 * side.cpu / row['steps'] / side.seeds}
 

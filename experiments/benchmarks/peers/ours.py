@@ -23,7 +23,7 @@ from cxjax.training import run_spec
 from cxjax.training import trainer as trainer_lib
 from experiments import base
 from experiments import parity_mlp
-from experiments.benchmarks import rounds
+from experiments.benchmarks import one_stage
 from experiments.benchmarks.peers import cases as cases_lib
 from experiments.benchmarks.peers import protocol as protocol
 from experiments.benchmarks.peers import tasks as tasks_lib  # noqa: F401
@@ -98,14 +98,14 @@ def make_spec(
     c.data.eval_size = 1
   experiment = builders.open_experiment(c, pathlib.Path())
   if live:
-    teacher = rounds.untrained_teacher(experiment)
+    teacher = one_stage.untrained_teacher(experiment)
   else:
     teacher = builders.abstract_teacher(experiment)
   spec = builders.student_spec(experiment, teacher)
   *hidden, stage = spec.stages
   if case.stage == 'hidden':
     stage = hidden[case.blocks('student') - 1]
-  spec = rounds.one_stage_spec(spec, stage, FOREVER)
+  spec = one_stage.one_stage_spec(spec, stage, FOREVER)
   if live:
     return spec
   host = dataclasses.replace(spec.host, period=case.drawn)
@@ -121,7 +121,7 @@ def write_job(case: cases_lib.Case, folder: pathlib.Path) -> None:
   """Writes what the peers need to know about a case into a folder."""
   spec = make_spec(case, 1, live=True)
   assert spec.teacher is not None
-  stage = rounds.OneStage(spec)
+  stage = one_stage.OneStage(spec)
   draw = jax.jit(jax.vmap(spec.batch, in_axes=(None, 0)))
   batch = jax.device_get(draw(spec.keys.data[0], np.arange(case.drawn)))
   x = batch['x'] if isinstance(batch['x'], dict) else {'x': batch['x']}
@@ -155,7 +155,7 @@ class Ours:
     self._job, self.seeds = job, int(job.variant)
     stored = job.case.stage == 'stored'
     self._spec = make_spec(job.case, self.seeds, live=not stored)
-    self._stage = rounds.OneStage(self._spec)
+    self._stage = one_stage.OneStage(self._spec)
     self.unit, self.lookahead = job.case.unit, self._spec.lookahead_steps
     self._targets = job.targets if stored else None
     self._step = 0
@@ -214,7 +214,7 @@ class Ours:
     spec = make_spec(self._job.case, self.seeds, live=True, whole=True)
     period = max(spec.loop.save_every, spec.loop.eval_every, self.unit)
     steps = max(round(seconds / each / period), 1) * period
-    spec = rounds.one_stage_spec(spec, spec.stages[0], steps)
+    spec = one_stage.one_stage_spec(spec, spec.stages[0], steps)
     with tempfile.TemporaryDirectory() as folder:
       begin = time.perf_counter()
       result = trainer_lib.fit(spec, pathlib.Path(folder), 'students')
