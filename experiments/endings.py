@@ -16,12 +16,14 @@ Writes EXPERIMENT_endings_tune.{md,csv} and EXPERIMENT_endings.{md,csv} into
 --results. Finished runs are not run again.
 """
 
+import functools
 import pathlib
 
 from absl import flags
 
 from cxjax import errors
 from cxjax import tables
+from cxjax.analysis import search as search_lib
 from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.parallel import devices as devices_lib
@@ -90,21 +92,21 @@ def search(
   Returns:
     The settings and the top-1 of each run, best first.
   """
-  found: list[tuple[sweeps.Overrides, float]] = []
-
-  def attempt(hidden: int, rate: float) -> None:
-    overrides = settings(budget, ending, hidden, rate)
-    summary = masked_tune.attempt('extracted', overrides, workdir)
-    found.append((overrides, summary['final']['accuracy'][0]))
-    found.sort(key=lambda trial: -trial[1])
-
   short, middle, long = HIDDEN[experiment]
-  for rate in RATES[experiment]:
-    attempt(middle, rate)
-  best = found[0][0]['optimizer.learning_rate']
-  for hidden in (short, long):
-    attempt(hidden, best)
-  return found
+  fields = functools.partial(settings, budget, ending)
+  best = lambda tried: tried[0].setting['optimizer.learning_rate']
+  rounds = (
+    lambda _: [fields(middle, rate) for rate in RATES[experiment]],
+    lambda tried: [fields(hidden, best(tried)) for hidden in (short, long)],
+  )
+
+  def run(some: list[sweeps.Overrides]) -> list[float]:
+    attempt = masked_tune.attempt
+    summaries = [attempt('extracted', one, workdir) for one in some]
+    return [summary['final']['accuracy'][0] for summary in summaries]
+
+  tried = search_lib.search(rounds, run, lambda accuracy: -accuracy)
+  return [(one.setting, one.found) for one in tried]
 
 
 def study(workdir: pathlib.Path, results: pathlib.Path, seeds: int) -> None:
