@@ -11,20 +11,14 @@ import pytest
 
 import cxjax
 from cxjax.models import channels
+from tests.models.convolutions import compared
+from tests.models.convolutions import conv
 
 pytestmark = pytest.mark.slow
 
 B, C, T = 4, 6, 8
 X = np.random.default_rng(0).normal(size=(B, C, T)).astype(np.float32)
 KEY = jax.random.key(0)
-
-
-def conv(x, kernel):
-  """Reads the axis 1 of `[B, C, T]` by a kernel `[out, in, window]`."""
-  numbers = 'NCH', 'OIH', 'NCH'
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1,), 'SAME', dimension_numbers=numbers
-  )
 
 
 def matrix(*shape):
@@ -223,19 +217,8 @@ class DoubtsTest(parameterized.TestCase):
 
   def test_a_comparison_warns_once(self):
     with self.assertLogs('absl', 'WARNING') as logs:
-      cxjax.compare(
-        mixer(0),
-        mixer(0),
-        [X],
-        held_out=X,
-        num_steps=16,
-        methods=('fitnets', 'joint'),
-        rates=(1e-3,),
-        seeds=1,
-        loss='mse',
-        costs='counted',
-        report=lambda line: None,
-      )
+      methods = ('fitnets', 'joint')
+      compared(mixer(0), mixer(0), X, methods, loss='mse')
     lines = [r.getMessage() for r in logs.records]
     lines = [line for line in lines if 'feature_axis' in line]
     self.assertLen(lines, 2)

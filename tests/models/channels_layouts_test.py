@@ -11,6 +11,9 @@ import pytest
 import cxjax
 from cxjax.models import channels
 from cxjax.models import scanned
+from tests.models.convolutions import compared
+from tests.models.convolutions import conv
+from tests.models.convolutions import widths
 
 pytestmark = pytest.mark.slow
 
@@ -19,21 +22,6 @@ IMAGES = np.random.default_rng(0).normal(size=(B, C, H, W)).astype(np.float32)
 T, F = 9, 4
 TOKENS = np.random.default_rng(1).normal(size=(B, T, F)).astype(np.float32)
 KEY = jax.random.key(0)
-
-
-def conv(x, kernel):
-  numbers = 'NCHW', 'OIHW', 'NCHW'
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), 'SAME', dimension_numbers=numbers
-  )
-
-
-def mixed(x, kernel):
-  """Mixes the tokens of `[B, T, F]` by a convolution of one position."""
-  numbers = 'NCH', 'OIH', 'NCH'
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1,), 'SAME', dimension_numbers=numbers
-  )
 
 
 class Block(eqx.Module):
@@ -142,7 +130,7 @@ class TokensTest(parameterized.TestCase):
       x = jnp.moveaxis(conv(x, params[0]).reshape(B, 8, -1), 1, -1)
       if size == 1:  # Of which a dense layer says what the features are.
         x = x @ jnp.ones((8, 8))
-      return {'h': x + mixed(x, params[1]), 'first': jnp.moveaxis(x, -1, 1)}
+      return {'h': x + conv(x, params[1]), 'first': jnp.moveaxis(x, -1, 1)}
 
     self.assertEqual(moved(fun, params), {'first': 1})
 
@@ -241,18 +229,5 @@ class ScannedTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(history[-1]['loss']).all())
 
   def test_compare(self):
-    found = cxjax.compare(
-      self.model(8),
-      self.model(4),
-      [IMAGES],
-      held_out=IMAGES,
-      num_steps=16,
-      methods=('fitnets',),
-      rates=(1e-3,),
-      seeds=1,
-      costs='counted',
-      report=lambda line: None,
-    )
-    terms = found.best.plan.stage_plans[0].terms
-    widths = {(t.teacher_width, t.student_width) for t in terms.values()}
-    self.assertEqual(widths, {(8, 4)})
+    found = compared(self.model(8), self.model(4), IMAGES)
+    self.assertEqual(widths(found), {(8, 4)})

@@ -18,6 +18,9 @@ import keras  # noqa: E402
 import cxjax  # noqa: E402
 from cxjax import errors  # noqa: E402
 from cxjax.models import channels  # noqa: E402
+from tests.models.convolutions import compared  # noqa: E402
+from tests.models.convolutions import conv  # noqa: E402
+from tests.models.convolutions import widths  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -25,13 +28,6 @@ B, C, H, W = 4, 3, 5, 6
 FIRST = np.random.default_rng(0).normal(size=(B, C, H, W)).astype(np.float32)
 LAST = np.moveaxis(FIRST, 1, -1)
 KEY = jax.random.key(0)
-NUMBERS = ('NCHW', 'OIHW', 'NCHW')
-
-
-def conv(x, kernel):
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), 'SAME', dimension_numbers=NUMBERS
-  )
 
 
 class Equinox(eqx.Module):
@@ -231,21 +227,8 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(plan.stages[0].terms[0].pool, 'none')  # Of equal grids.
 
   def test_compare(self):
-    found = cxjax.compare(
-      equinox(8),
-      equinox(4),
-      [FIRST],
-      held_out=FIRST,
-      num_steps=16,
-      methods=('fitnets',),
-      rates=(1e-3,),
-      seeds=1,
-      costs='counted',
-      report=lambda line: None,
-    )
-    terms = found.best.plan.stage_plans[0].terms
-    widths = [(t.teacher_width, t.student_width) for t in terms.values()]
-    self.assertEqual(set(widths), {(8, 4)})
+    found = compared(equinox(8), equinox(4), FIRST)
+    self.assertEqual(widths(found), {(8, 4)})
 
 
 class OutputTest(parameterized.TestCase):
