@@ -7,8 +7,6 @@ References:
   Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -123,45 +121,21 @@ class Grammar:
     return tuple(levels)
 
   @property
-  def min_length(self) -> int:
-    """Number of terminals of the shortest sentence."""
-    return self._extreme_width(min, len(self.levels) - 1)
-
-  @property
   def max_length(self) -> int:
     """Number of terminals of the longest sentence."""
-    return self._extreme_width(max, len(self.levels) - 1)
+    return self._most_symbols(len(self.levels) - 1)
 
-  def _extreme_width(
-    self, extreme: Callable[[Iterable[int]], int], level: int
-  ) -> int:
-    """Smallest or largest possible number of symbols of a level."""
-    width = dict.fromkeys(self.levels[level], 1)
+  def _most_symbols(self, level: int) -> int:
+    """Largest possible number of symbols of a level."""
+    most = dict.fromkeys(self.levels[level], 1)
     for above in reversed(self.levels[:level]):
-      width = {
-        symbol: extreme(
-          sum(width[child] for child in side) for side in self._sides[symbol]
+      most = {
+        symbol: max(
+          sum(most[child] for child in side) for side in self._sides[symbol]
         )
         for symbol in above
       }
-    return width[self.start]
-
-  def length_distribution(self) -> np.ndarray:
-    """Exact distribution of the length of a sentence.
-
-    Returns:
-      `[max_length + 1]` float64 probabilities, indexed by the length.
-    """
-    lengths = {symbol: np.array([0.0, 1.0]) for symbol in self.levels[-1]}
-    for level in reversed(self.levels[:-1]):
-      lengths = {
-        symbol: _mean(
-          functools.reduce(np.convolve, (lengths[child] for child in side))
-          for side in self._sides[symbol]
-        )
-        for symbol in level
-      }
-    return lengths[self.start]
+    return most[self.start]
 
   @functools.cached_property
   def _tables(self) -> tuple[np.ndarray, ...]:
@@ -203,9 +177,7 @@ class Grammar:
       counted from the left. After the end of a sentence, `tokens` and
       `ancestors` are 0 and `nodes` are -1.
     """
-    widths = [
-      self._extreme_width(max, level) for level in range(len(self.levels))
-    ]
+    widths = [self._most_symbols(level) for level in range(len(self.levels))]
     words = jax.random.bits(key, (n, sum(widths[:-1])), jnp.uint32)
     words = jnp.split(words, np.cumsum(widths[:-2]), axis=1)
     symbols = jnp.full((n, 1), self.start, jnp.int32)
@@ -302,15 +274,6 @@ def _gather(values: jax.Array, nodes: jax.Array, fill: int) -> jax.Array:
   """`values[nodes]` of each sentence, `fill` where the node is -1."""
   found = jnp.take_along_axis(values, jnp.maximum(nodes, 0), axis=1)
   return jnp.where(nodes < 0, fill, found)
-
-
-def _mean(distributions: Iterable[np.ndarray]) -> np.ndarray:
-  """Mean of distributions over lengths, each padded with zeros."""
-  given = list(distributions)
-  total = np.zeros(max(map(len, given)))
-  for one in given:
-    total[: len(one)] += one / len(given)
-  return total
 
 
 def _preorder(tree: Tree) -> Iterator[tuple[int, int]]:
