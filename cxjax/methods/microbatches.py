@@ -54,7 +54,7 @@ def apply(fun: Callable[[Any], Any], tree: Any, parts: int) -> Any:
 
 
 def value_and_grad(fun: Callable[..., Any], parts: int) -> Callable[..., Any]:
-  """`jax.value_and_grad` of an objective, one part of a batch after the other.
+  """`jax.value_and_grad` of a loss, one part of a batch after the other.
 
   Args:
     fun: `(learned, changed, key, batch, targets) -> (loss, (terms, changed))`,

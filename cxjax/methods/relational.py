@@ -11,6 +11,7 @@ padding and has no relations.
 from collections.abc import Callable
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 
@@ -123,6 +124,18 @@ def compares_examples(loss: Any, values: jax.Array) -> bool:
   """
   fun = getattr(loss, 'func', loss)
   return values.ndim == 2 and (fun is gram or fun is cka)
+
+
+def warn_of_microbatches(name: str, microbatches: int) -> None:
+  """Warns once that the loss of an activation compares fewer examples."""
+  logging.log_first_n(
+    logging.WARNING,
+    'The loss of %r compares examples with each other, and only those of one '
+    'of the %d microbatches: it is another loss than without them.',
+    1,
+    name,
+    microbatches,
+  )
 
 
 def _rows(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import math
 from typing import Any
 
-from absl import logging
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -164,14 +163,7 @@ def _term_loss(
   """
   got = targets_lib.compared(activations, batch['x'], term.student, term)
   if microbatches > 1 and relational.compares_examples(term.loss, got):
-    logging.log_first_n(
-      logging.WARNING,
-      'The loss of %r compares examples with each other, and only those of one '
-      'of the %d microbatches: it is another loss than without them.',
-      1,
-      term.student,
-      microbatches,
-    )
+    relational.warn_of_microbatches(term.student, microbatches)
   shape = activations[term.student].shape
   weights = weights_lib.loss_weights(batch, term, term.student, shape)
   if isinstance(got, output_split.Apart):
@@ -207,14 +199,14 @@ def _total_weight(
   return jnp.sum(every.astype(jnp.float32)).astype(dtype)
 
 
-def objective(
+def loss_function(
   forward: training_mode.Forward,
   stage: stage_lib.Stage,
   frozen: types.Params,
   batch: types.Batch,
-  progress: jax.Array | float,
-  microbatches: int,
-  teacher_output: Callable[[jax.Array], output_split.Apart] | None,
+  progress: jax.Array | float = 0.0,
+  microbatches: int = 1,
+  teacher_output: Callable[[jax.Array], output_split.Apart] | None = None,
 ) -> Callable[..., tuple[jax.Array, Any]]:
   """The loss of a step, as a function of what is learned.
 
@@ -286,11 +278,10 @@ def update(
   batch = weights_lib.cleared_input(batch)
   trainable, frozen = masks.split(state.params, mask)
   targets = stage_lib.as_dict(stage, targets)
-  whole = training.fun if isinstance(training, output_split.Split) else training
-  names = _updated_names(whole, state.params, batch, stage)
+  names = _updated_names(training, state.params, batch, stage)
   before = training_mode.select(state.params, names)
   forward = training_mode.forward(apply, training, names)
-  loss_of = objective(
+  loss_of = loss_function(
     forward, stage, frozen, batch, progress, microbatches, teacher_output
   )
   learned = trainable, state.regressors
@@ -323,6 +314,8 @@ def _updated_names(
   """Names of the leaves that the student itself changes in a stage."""
   if training is None:
     return ()
+  if isinstance(training, output_split.Split):
+    training = training.fun
   compared = {term.student for term in stage.terms}
   return training_mode.updated_names(training, params, batch['x'], compared)
 

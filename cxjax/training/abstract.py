@@ -41,7 +41,7 @@ def arguments(
       params = sharded(spec.teacher.params, sharding=layout.teacher)
   args = (
     seeds(spec.state_shapes(planned)),
-    *multi_step.numbers((1, 0), (0, 1), 0, spec.loop.log_every),
+    *multi_step.int32_arguments((1, 0), (0, 1), 0, spec.loop.log_every),
     params,
     matrices,
     replicated(spec.keys.data),

@@ -31,7 +31,6 @@ from cxjax.training import programs
 from cxjax.training import run_spec
 
 Matrices = dict[str, jax.Array]
-numbers = multi_step.numbers
 
 
 class CompiledSteps:
@@ -106,7 +105,7 @@ class CompiledSteps:
 
   def init(self, keys: jax.Array) -> types.Params:
     """`[S]` students to begin with."""
-    start = self._spec.given()
+    start = self._spec.initial_students()
     if start is not None:
       # A copy: what the run donates is not the caller's.
       stack = lambda *leaves: jnp.stack(leaves)
@@ -266,8 +265,8 @@ class CompiledSteps:
     Returns:
       The states, and the sums of the losses; not waited for.
     """
-    args = (states, *numbers(schedule, span, start, stop), *args)
-    args += self._training_keys()
+    steps = multi_step.int32_arguments(schedule, span, start, stop)
+    args = (states, *steps, *args, *self._training_keys())
     return self.compile_train_many_steps(planned, *args)(*args)
 
   def _training_keys(self) -> tuple[jax.Array, ...]:

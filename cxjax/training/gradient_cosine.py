@@ -135,18 +135,11 @@ def _cosine(
     targets = targets_lib.make_targets(
       teacher, weights, drawn, batch, one.stage
     )
-    objective = train_step.objective(
-      training_mode.forward(student, None),
-      one.stage,
-      frozen,
-      batch,
-      0.0,
-      1,
-      None,
-    )
-    value = lambda trainable, run=objective, trained=trained, targets=targets: (
-      run((trainable, trained), {}, None, batch, targets)[0]
-    )
+    forward = training_mode.forward(student, None)
+    loss = train_step.loss_function(forward, one.stage, frozen, batch)
+    value = lambda trainable, loss=loss, trained=trained, targets=targets: loss(
+      (trainable, trained), {}, None, batch, targets
+    )[0]
     grads = jax.grad(value)(trainable)
     flat = [jnp.ravel(g).astype(jnp.float32) for g in jax.tree.leaves(grads)]
     found.append(jnp.concatenate(flat) if flat else jnp.zeros(1))

@@ -53,10 +53,10 @@ def draw_batches(
   return mesh_lib.constrain_batch(batches, axis=2, seeds=0)
 
 
-def numbers(
+def int32_arguments(
   schedule: tuple[int, int], span: tuple[int, int], start: int, stop: int
 ) -> tuple[Any, ...]:
-  """The numbers among the arguments of `train_many_steps`, as int32."""
+  """The numbers that `train_many_steps` takes, as int32."""
   pair = lambda values: tuple(map(np.int32, values))
   return pair(schedule), pair(span), np.int32(start), np.int32(stop)
 

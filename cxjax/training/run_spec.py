@@ -299,7 +299,7 @@ class RunSpec:
       self.student.init, jax.random.key(0), self.held_out['x']
     )
 
-  def given(self) -> Start | None:
+  def initial_students(self) -> Start | None:
     """The students that the run begins with; None for fresh ones."""
     return self.start() if callable(self.start) else self.start
 

@@ -18,6 +18,7 @@ from cxjax.configs import builders
 from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import compiled_steps
+from cxjax.training import multi_step
 from cxjax.training import teacher as teacher_lib
 from experiments import parity_mlp
 from experiments import text_bert
@@ -163,7 +164,7 @@ class RunTest(parameterized.TestCase):
         # leaves the span out where no weight follows a schedule.
         scalars = expected.arguments - held((states, *args))
         self.assertIn(scalars, (4 * 4, 4 * 2))
-        numbers = compiled_steps.numbers((1, 0), (0, 1), 0, 10)
+        numbers = multi_step.int32_arguments((1, 0), (0, 1), 0, 10)
         program = steps.compile_train_many_steps(
           planned, states, *numbers, *args
         )

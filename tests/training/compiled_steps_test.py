@@ -242,7 +242,7 @@ class AbstractTest(parameterized.TestCase):
     with jax.set_mesh(runs.MESH):
       args = (
         states(index),
-        *compiled_steps.numbers((6, 0), (0, 6), 0, 4),
+        *multi_step.int32_arguments((6, 0), (0, 6), 0, 4),
         steps.place_teacher(runs.teacher_params()),
         steps.matrices(planned[index], index),
         spec().keys.data,
