@@ -5,6 +5,7 @@ What has weight 0 changes neither the loss nor its gradient, not even as NaN:
 by 0. For losses of one row alone `cleared_gradient` is enough.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import math
 from typing import Any
@@ -92,21 +93,20 @@ def cleared_input(batch: types.Batch) -> types.Batch:
   def one(leaf: Any) -> Any:
     if not _is_real(leaf):
       return leaf
-    leaf = _numbers(leaf, examples, 'isfinite')
-    return _numbers(leaf, tokens, 'isnan', bad=True)
+    leaf = _numbers(leaf, examples, lambda library, x: library.isfinite(x))
+    return _numbers(leaf, tokens, lambda library, x: ~library.isnan(x))
 
   if examples is None and tokens is None:
     return batch
   return {**batch, 'x': jax.tree.map(one, batch['x'])}
 
 
-def _numbers(leaf: Any, counts: Any, test: str, bad: bool = False) -> Any:
-  """An array with zeros where a test finds bad values that do not count."""
+def _numbers(leaf: Any, counts: Any, is_good: Callable[..., Any]) -> Any:
+  """An array with zeros for values that neither count nor are good."""
   if counts is None or leaf.shape[: counts.ndim] != counts.shape:
     return leaf
   library = np if isinstance(leaf, np.ndarray) else jnp
-  good = getattr(library, test)(leaf)
-  good = ~good if bad else good
+  good = is_good(library, leaf)
   if library is np and good.all():
     return leaf
   each = counts.reshape(*counts.shape, *[1] * (leaf.ndim - counts.ndim))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import pathlib
 from typing import Any
+from typing import NoReturn
 
 from absl import logging
 import jax
@@ -57,7 +58,8 @@ def check_start(spec: run_spec.RunSpec) -> None:
   if name is not None:  # A buffer that nothing reads may be infinite.
     for stage in spec.stages:
       for _, _, value in _teacher_targets(spec, stage, spec.held_out):
-        _require_teacher(name, not _is_bad(value))
+        if _is_bad(value):
+          _refuse_teacher(name)
 
 
 def _check_models(spec: run_spec.RunSpec) -> None:
@@ -196,7 +198,7 @@ def _check_batch(step: int, batch: Any) -> None:
 
 def _check_student(spec: run_spec.RunSpec) -> None:
   """Raises UserError for a student that is given and not finite."""
-  found = map(_not_finite, spec.given() or ())
+  found = map(_not_finite, spec.initial_students() or ())
   name = next((name for name in found if name is not None), None)
   errors.require(
     name is None,
@@ -214,7 +216,8 @@ def _check_teacher(
     return
   for params, term, value in _teacher_targets(spec, stage, batch):
     if _is_bad(value):
-      _require_teacher(_not_finite(params), False)
+      if (name := _not_finite(params)) is not None:
+        _refuse_teacher(name)
       x = targets.without_dropout(batch['x'])
       half = _half(spec.teacher_apply, params, x, 'teacher')
       raise errors.UserError(
@@ -277,7 +280,7 @@ def _student_values(
     found = targets.forward(spec.student.apply, params, x)
     return _counted(found, batch, named, terms)
 
-  for params in spec.given() or ():
+  for params in spec.initial_students() or ():
     for name, value in jax.jit(forward)(params, batch).items():
       yield params, named[name], value
 
@@ -336,11 +339,10 @@ def _counted(
   return seen
 
 
-def _require_teacher(name: str | None, condition: bool) -> None:
-  errors.require(
-    condition or name is None,
+def _refuse_teacher(name: str) -> NoReturn:
+  raise errors.UserError(
     f'The parameter {name!r} of the teacher is NaN or infinite, and so are its '
-    'activations. Give the teacher finite parameters.',
+    'activations. Give the teacher finite parameters.'
   )
 
 
