@@ -45,6 +45,7 @@ from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import failures
 from cxjax.training import fitting
 from cxjax.training import memory
+from cxjax.training import metric_log
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import optimizers
 from cxjax.training import run_spec
@@ -72,7 +73,7 @@ def distill(
   microbatches: int = 1,
   mesh: Mapping[str, Any] | None = None,
   trainable: trainable_lib.Trainable = '',
-  on_record: trainer.OnRecord | None = None,
+  on_record: metric_log.OnRecord | None = None,
   keep_best: str = '',
   patience: int | None = None,
   diverged: str = 'error',
@@ -271,7 +272,7 @@ def _train(
   spec: run_spec.RunSpec,
   folder: pathlib.Path,
   title: str,
-  on_record: trainer.OnRecord | None,
+  on_record: metric_log.OnRecord | None,
 ) -> distilled.Distilled:
   """Trains, and gives the parameters the form in which they came."""
   result = trainer.fit(spec, folder, title, on_record)

@@ -44,7 +44,6 @@ from cxjax.training import teacher as teacher_lib
 
 Config: TypeAlias = ml_collections.ConfigDict
 Student: TypeAlias = Callable[[int], adapters.ModelAdapter]
-Report: TypeAlias = Callable[[str], Any]
 SHOWN_RATES = 8  # In the name of a folder.
 # Fields of a config that a comparison with a search cannot follow, the values
 # that it allows, and why.
@@ -235,7 +234,7 @@ def search(
   rates: Sequence[float],
   equal: str = 'flops',
   budget: float = 1.0,
-  report: Report = print,
+  report: contest_lib.Report = print,
 ) -> comparison.Comparison:
   """Compares methods of a config, each at the best of several learning rates.
 

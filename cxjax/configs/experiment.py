@@ -34,7 +34,6 @@ from cxjax.training import metric_log
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import summary as summary_lib
 from cxjax.training import teacher as teacher_lib
-from cxjax.training import trainer
 
 Config: TypeAlias = ml_collections.ConfigDict
 
@@ -126,7 +125,7 @@ def load_students(
 def run(
   config: Config,
   workdir: str | pathlib.Path,
-  on_record: trainer.OnRecord | None = None,
+  on_record: metric_log.OnRecord | None = None,
 ) -> summary_lib.Summary:
   """Trains the teacher if need be, then students by `config.method`.
 
@@ -163,7 +162,7 @@ def _check(experiment: builders.Experiment, workdir: pathlib.Path) -> None:
 def _run(
   experiment: builders.Experiment,
   workdir: pathlib.Path,
-  on_record: trainer.OnRecord | None = None,
+  on_record: metric_log.OnRecord | None = None,
 ) -> summary_lib.Summary:
   """`run` of an experiment that was checked."""
   teachers.save_task(experiment)

@@ -21,6 +21,7 @@ from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import evaluation
+from cxjax.training import metric_log
 from cxjax.training import output_memory
 from cxjax.training import run_spec
 from cxjax.training import summary as summary_lib
@@ -40,7 +41,7 @@ def finish(
   method: str,
   spec: run_spec.RunSpec,
   folder: pathlib.Path,
-  on_record: trainer.OnRecord | None = None,
+  on_record: metric_log.OnRecord | None = None,
 ) -> summary_lib.Summary:
   """Trains unless finished; the summary.
 

@@ -35,11 +35,10 @@ from cxjax.training import gradient_cosine as cosine_lib
 from cxjax.training import metric_log
 from cxjax.training import milestones as milestones_lib
 from cxjax.training import motion as motion_lib
+from cxjax.training import pending as pending_lib
 from cxjax.training import run_spec
 from cxjax.training import signals as signals_lib
 from cxjax.training import stopwatch as stopwatch_lib
-
-OnRecord = Callable[[types.Record], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,7 @@ def fit(
   spec: run_spec.RunSpec,
   folder: pathlib.Path,
   title: str,
-  on_record: OnRecord | None = None,
+  on_record: metric_log.OnRecord | None = None,
 ) -> Result:
   """Trains the stages of a run, from the newest good checkpoint on.
 
@@ -114,27 +113,6 @@ def _items(states: train_step.State) -> dict[str, Any]:
   return {f.name: getattr(states, f.name) for f in dataclasses.fields(states)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pending:
-  """Steps that were dispatched and whose metrics nobody has read yet.
-
-  Attributes:
-    start: first step.
-    stop: one past the last step.
-    stage: number of the stage.
-    rows: rows that the batches were made of, or None.
-    out: sums of the losses, on the device.
-    metrics: held-out metrics, on the device, where they were evaluated.
-  """
-
-  start: int
-  stop: int
-  stage: int
-  rows: Any
-  out: dict[str, Any]
-  metrics: dict[str, Any] | None
-
-
 class Trainer:
   """A run under way: where it is, and how it goes on."""
 
@@ -168,7 +146,7 @@ class Trainer:
     self.stopwatch = stopwatch_lib.Stopwatch(lambda: self._steps.seconds)
     self._step = self._stage = 0
     self._states: Any = None
-    self._pending: _Pending | None = None
+    self._pending: pending_lib.Pending | None = None
     self._stopped, self._diverged = False, 0
     self._saved, self._saved_at = -1, time.monotonic()
 
@@ -274,7 +252,9 @@ class Trainer:
     if self._milestones.is_evaluated(stop, self._stage_end):
       metrics = self._evaluate()
     before = self._pending
-    self._pending = _Pending(start, stop, self._stage, rows, out, metrics)
+    self._pending = pending_lib.Pending(
+      start, stop, self._stage, rows, out, metrics
+    )
     if before is not None:
       self._record(before)
     if multihost.any_of(self._stopped):  # These steps are the last.
@@ -297,22 +277,11 @@ class Trainer:
       pending, self._pending = self._pending, None
       self._record(pending)
 
-  def _record(self, pending: _Pending) -> None:
+  def _record(self, pending: pending_lib.Pending) -> None:
     """Logs the steps of one dispatch, and saves where it is time."""
     out = self.stopwatch.wait('train', pending.out)
-    stage = self._plans[pending.stage].stage
-    failed = int((out['bad'] < pending.stop).sum())
-    if failed > self._diverged:
-      self._diverged = failed
-      self._writer.wait()
-      bad, rows = out['bad'], pending.rows
-      failures.explain(self._spec, stage, self._folder, bad, rows)
-    steps = pending.stop - pending.start
-    record: types.Record = {'step': pending.stop, 'stage': stage.name}
-    record['loss'] = float(out['loss'].mean()) / steps
-    for name, total in out.get('terms', {}).items():
-      record[f'loss/{name}'] = float(total.mean()) / steps
-    record |= self._spec.learning_rate(pending.stage, pending.stop, out)
+    self._check_finite(pending, out['bad'])
+    record = pending.record(self._spec, out)
     crossed = best = False
     metrics = None
     if pending.metrics is not None or pending.stop == self._milestones.end:
@@ -335,6 +304,15 @@ class Trainer:
       self._save(metrics, best=best)
     elif best or self._late():
       self._save(metrics, best=best, temporary=True)
+
+  def _check_finite(self, pending: pending_lib.Pending, bad: Any) -> None:
+    """Explains losses that are not finite, where more students have one."""
+    failed = int((bad < pending.stop).sum())
+    if failed > self._diverged:
+      self._diverged = failed
+      self._writer.wait()
+      stage = self._plans[pending.stage].stage
+      failures.explain(self._spec, stage, self._folder, bad, pending.rows)
 
   def _evaluate(self) -> dict[str, Any]:
     found = self._steps.evaluate(self._states.params)
