@@ -29,6 +29,7 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.models import probabilities
+from cxjax.training import evaluation as evaluation_lib
 from cxjax.training import metric_sums
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import output_memory
@@ -121,12 +122,9 @@ def evaluation(
     references[stage_lib.LOGITS] = batch['y']
   outputs = matching.shapes(plan.student, batch['x'])
   for name, metric in metric_sums.apart(chosen)[0].items():
-    path = metric.output
-    at = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
-    output = outputs[at]
-    whole = 'weights' in batch and not path
-    counted = batch['weights'].shape if whole else output.shape[:-1]
-    metrics_lib.check({name: metric}, output, references[at], counted, batch)
+    at = targets_lib.output_name(metric.output)
+    both = outputs[at], references[at]
+    evaluation_lib.check({name: metric}, metric.output, *both, batch)
   return Evaluation(batch, chosen, by_labels, convert, read)
 
 
@@ -154,8 +152,7 @@ def _require_logits(
   for name, metric in metrics.items():
     if not metrics_lib.reads_logits(metric):
       continue
-    path = metric.output
-    at = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
+    at = targets_lib.output_name(metric.output)
     roles = ('student', 'teacher')[: 1 + (metric.reference == 'teacher')]
     for role in roles:
       errors.require(

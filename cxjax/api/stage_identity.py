@@ -107,9 +107,8 @@ def metrics(
   found = {}
   metrics, sums = metric_sums.apart(metrics)
   for name, metric in metrics.items():
-    path = metric.output
-    output = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
-    kept = batch.get(output if path else 'y')
+    output = targets_lib.output_name(metric.output)
+    kept = batch.get(output if metric.output else 'y')
     args = (
       outputs[output],
       references[output] if kept is None else kept,

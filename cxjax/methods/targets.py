@@ -59,6 +59,11 @@ def by_name(logits: jax.Array, activations: Mapping[str, Any]) -> Activations:
   return {**found, stage_lib.LOGITS: logits}
 
 
+def output_name(path: str) -> str:
+  """Name of an output among the activations; '' is the main one, 'logits'."""
+  return stage_lib.OUTPUT + path if path else stage_lib.LOGITS
+
+
 def is_activation(value: Any, axes: int = 2) -> bool:
   """True for a floating-point array, or a shape, of at least two axes."""
   return getattr(value, 'ndim', 0) >= axes and jnp.issubdtype(

@@ -149,6 +149,19 @@ def _measure(
   return {name: totals[name] for name in order}
 
 
+def check(
+  metrics: Mapping[str, metrics_lib.Metric],
+  path: str,
+  output: Any,
+  reference: Any,
+  batch: types.Batch,
+) -> None:
+  """Raises UserError for metrics of one output that do not fit its shapes."""
+  whole = 'weights' in batch and not path
+  counted = batch['weights'].shape if whole else output.shape[:-1]
+  metrics_lib.check(metrics, output, reference, counted, batch)
+
+
 def _statistics(
   metrics: Mapping[str, metrics_lib.Metric],
   path: str,
@@ -156,14 +169,11 @@ def _statistics(
   batch: types.Batch,
 ) -> tuple[Any, jax.Array | None]:
   """Statistics of the metrics of one output, by name, and their weights."""
-  name = stage_lib.OUTPUT + path if path else stage_lib.LOGITS
+  name = targets.output_name(path)
   output, reference = (errors.lookup('output', name, found) for found in seen)
-  shape, other = map(output_pieces.shape, (output, reference))
+  shapes = output_pieces.shape(output), output_pieces.shape(reference)
+  check(metrics, path, *shapes, batch)
   weights = weights_lib.output_weights(batch, output.shape, name)
-  every = output.shape[:-1]
-  whole = 'weights' in batch and not path
-  counted = batch['weights'].shape if whole else every
-  metrics_lib.check(metrics, shape, other, counted, batch)
 
   def compute(output: Any, reference: Any, weights: Any, others: Any) -> Any:
     outputs = weights_lib.cleared((output, reference), weights)
