@@ -260,12 +260,13 @@ class Contest:
         + ('' if width is None else f' +- {width:.2g}')
         + f' at a learning rate of {rate:g}, {steps:,} steps'
       )
+    batch = self.plans[self.reference].batch
     return comparison.Comparison(
-      tuple(contenders),
-      tuple(trials),
-      self.metric,
-      self.evaluation.metrics[self.metric],
-      jax.tree.leaves(self.plans[self.reference].batch)[0].shape[0],
+      contenders=tuple(contenders),
+      trials=tuple(trials),
+      metric=self.metric,
+      kind=self.evaluation.metrics[self.metric],
+      batch_size=jax.tree.leaves(batch)[0].shape[0],
     )
 
   def _search(

@@ -197,24 +197,23 @@ def plan(
       do not run on the example; labels or a loss that do not fit.
   """
   errors.lookup('costs', costs, flops_lib.COUNTS)
-  batch = user_batches.arrays(user_batches.to_batch(x))
-  batch = arguments.shapes('The example of a batch', batch)
-  user_batches.check_example(batch)
+  example = user_batches.arrays(user_batches.to_batch(x))
+  example = arguments.shapes('The example of a batch', example)
+  user_batches.check_example(example)
   dtype = None if dtype is None else arguments.dtype('dtype', dtype)
   models = (
     placement.received(teacher, 'teacher'),
     placement.received(student, 'student'),
   )
-  outputs = several.chosen(models, loss, auxiliary, batch['x'], stages)
-  outputs = several.shared(outputs, vocab, batch['x'])
+  outputs = several.chosen(models, loss, auxiliary, example['x'], stages)
+  outputs = several.shared(outputs, vocab, example['x'])
   models = outputs.teacher, outputs.student
-  example = batch
-  padding, batch, given = padding_lib.applied(mask, batch, models)
+  padding, batch, given = padding_lib.applied(mask, example, models)
   sides = feature_axes.sides(feature_axis)
   teacher, student = prepared.checked(
     given, batch['x'], dtype, layers != (), sides
   )
-  how = ''
+  matched = ''
   if stages is not None:
     beside = {
       'layers': layers is not None,
@@ -227,11 +226,11 @@ def plan(
       **dict.fromkeys(options, True),
     }
     stages = stages_lib.given(stages, num_steps, beside)
-    name = stages_lib.output_loss(stages[-1])
+    loss_name = stages_lib.output_loss(stages[-1])
   else:
     fun = _loss(outputs.loss, temperature, options.get('top_k', 0))
-    name = outputs.loss if isinstance(outputs.loss, str) else None
-    stages, how = _stages(
+    loss_name = outputs.loss if isinstance(outputs.loss, str) else None
+    stages, matched = _stages(
       teacher, student, batch, (num_steps, share, steps), layers, fun, options
     )
     stages = pooled(stages, teacher, student, batch['x'], pool)
@@ -243,18 +242,19 @@ def plan(
   planned = tuple(
     stage_plan.plan_stage(s, batch, *both, training=training) for s in stages
   )
-  given = prepared.as_compared(given, stages, batch['x'], dtype, sides)
+  theirs, ours = prepared.as_compared(given, stages, batch['x'], dtype, sides)
   return Plan(
-    *given,
-    example,
-    stages,
-    planned,
-    name,
-    None if dtype is None else dtype.name,
-    how,
-    costs,
-    padding,
-    (teacher.apply, student.apply, training),
+    teacher=theirs,
+    student=ours,
+    batch=example,
+    stages=stages,
+    stage_plans=planned,
+    loss=loss_name,
+    dtype=None if dtype is None else dtype.name,
+    matched=matched,
+    costs=costs,
+    padding=padding,
+    traced_functions=(teacher.apply, student.apply, training),
   )
 
 
