@@ -84,16 +84,6 @@ def _pca(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
   return _signed(vectors[:, ::-1][:, :width])
 
 
-def _pca_rotated(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
-  return _rotated(_pca(key, moments, width), moments)
-
-
-def _centered_rotated(
-  key: jax.Array, moments: Moments, width: int
-) -> np.ndarray:
-  return _rotated(_centered(key, moments, width), moments)
-
-
 def _procrustes(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
   del key, width
   assert moments.cross is not None
@@ -101,11 +91,16 @@ def _procrustes(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
   return left @ right
 
 
-def _rotated(matrix: np.ndarray, moments: Moments) -> np.ndarray:
-  """The matrix after the rotation that brings its targets nearest the start."""
-  assert moments.cross is not None
-  left, _, right = np.linalg.svd(matrix.T @ moments.cross)
-  return matrix @ (left @ right)
+def _rotated(fit: Fit) -> Fit:
+  """A fit, then the rotation that brings its targets nearest the start."""
+
+  def rotated(key: jax.Array, moments: Moments, width: int) -> np.ndarray:
+    matrix = fit(key, moments, width)
+    assert moments.cross is not None
+    left, _, right = np.linalg.svd(matrix.T @ moments.cross)
+    return matrix @ (left @ right)
+
+  return rotated
 
 
 def _output_directions(
@@ -124,28 +119,49 @@ def _signed(vectors: np.ndarray) -> np.ndarray:
   return vectors * np.where(signs == 0, 1, signs)
 
 
-# Fitted projections by name.
-FITTED: dict[str, Fit] = {
-  'centered': _centered,  # A Gaussian draw.
-  'centered_rotated': _centered_rotated,
-  'pca': _pca,
-  'pca_rotated': _pca_rotated,
-  'procrustes': _procrustes,
-  'output_directions': _output_directions,
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+  """A fitted projection, and what it follows from besides the target.
+
+  Attributes:
+    fit: makes the matrix.
+    drawn: it is a Gaussian draw, of any width, and reads the key.
+    ranked: its width must be below the number of examples.
+    rotated: it needs the student's start.
+    of_output: it needs the matrix of the teacher's output.
+  """
+
+  fit: Fit
+  drawn: bool = False
+  ranked: bool = False
+  rotated: bool = False
+  of_output: bool = False
+
+  @property
+  def follows_targets(self) -> bool:
+    """True if its directions depend on the targets that it is fitted on."""
+    return self.ranked or self.rotated
+
+
+# Fitted projections by name; `projections.FITTED` has the names too.
+FITTED = {
+  'centered': Fitted(_centered, drawn=True),
+  'centered_rotated': Fitted(_rotated(_centered), drawn=True, rotated=True),
+  'pca': Fitted(_pca, ranked=True),
+  'pca_rotated': Fitted(_rotated(_pca), ranked=True, rotated=True),
+  'procrustes': Fitted(_procrustes, ranked=True, rotated=True),
+  'output_directions': Fitted(_output_directions, of_output=True),
 }
-# Those that need the student's start, those that need the matrix of the
-# teacher's output, and those whose width the number of examples limits.
-ROTATED = ('centered_rotated', 'pca_rotated', 'procrustes')
-OUTPUT = ('output_directions',)
-RANKED = ('pca', 'pca_rotated', 'procrustes')
-DRAWN = ('centered', 'centered_rotated')
-# Those whose directions follow the targets.
-FOLLOWING = (*RANKED, 'centered_rotated')
 
 
 def is_fitted(projection: str | None) -> bool:
   """True for the name of a fitted projection."""
   return projection in FITTED
+
+
+def is_rotated(projection: str | None) -> bool:
+  """True for a fitted projection that needs the student's start."""
+  return projection in FITTED and FITTED[projection].rotated
 
 
 def check_name(projection: str) -> None:
@@ -161,15 +177,12 @@ def matrix_shape(
   return shape[0] + is_fitted(projection), shape[1]
 
 
-def directions(
-  projection: str | None, teacher_width: int, outputs: int | None
-) -> int:
+def directions(projection: str, teacher_width: int, outputs: int | None) -> int:
   """The largest width of a fitted projection; that of 'centered' has no end."""
-  if projection in DRAWN:
-    return projections.MOST
-  if projection in OUTPUT and outputs is not None:
-    return min(teacher_width, outputs)
-  return teacher_width
+  kind = FITTED[projection]
+  if kind.of_output and outputs is not None:
+    teacher_width = min(teacher_width, outputs)
+  return projections.MOST if kind.drawn else teacher_width
 
 
 def check_width(
@@ -208,7 +221,7 @@ def check_width(
     "projection='gaussian'.",
   )
   errors.require(
-    projection not in ROTATED or not regressor,
+    not is_rotated(projection) or not regressor,
     f"{what} rotates its target to the student's start and has a regressor, "
     "which is trained to rotate: leave regressor out, or give 'pca'.",
   )
@@ -224,7 +237,7 @@ def check_examples(what: str, projection: str, width: int, count: int) -> None:
     count: number of examples, or of tokens, that it is fitted on.
   """
   errors.require(
-    count > (width if projection in RANKED else 1),
+    count > (width if FITTED[projection].ranked else 1),
     f'{what} fits a projection {projection!r} of width {width} on {count} '
     'examples or tokens: it takes more of them than the width. Give a smaller '
     'width, with regressor=True, or fit it on more: larger batches, or '
@@ -266,7 +279,7 @@ def fit(
     f'{what} fits a projection {projection!r} on values that are not finite: '
     "look for NaN in the batches, in the teacher and in the student's start.",
   )
-  found = FITTED[projection](key, shared or moments, width)
+  found = FITTED[projection].fit(key, shared or moments, width)
   matrix = np.asarray(found, np.float64)
   power = np.einsum('dr,de,er->', matrix, moments.covariance, matrix) / width
   whole = np.trace(moments.covariance) / len(moments.mean)
@@ -312,12 +325,12 @@ def fit_projection(
     UserError: an unknown name, a rank above that of the examples, or something
       that is missing.
   """
-  errors.lookup('projection', projection, FITTED)
+  kind = errors.lookup('projection', projection, FITTED)
   width = arguments.integer('width', width, 1)
   needed = {
-    'key': (key, projection in DRAWN),
-    'start': (start, projection in ROTATED),
-    'output': (output, projection in OUTPUT),
+    'key': (key, kind.drawn),
+    'start': (start, kind.rotated),
+    'output': (output, kind.of_output),
   }
   for name, (value, is_read) in needed.items():
     errors.require(

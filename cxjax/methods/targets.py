@@ -144,7 +144,7 @@ def projection_shape(
   """Shape `(d_T, r)` of a term's projection; `outputs` is the logits' width."""
   widest = teacher_width if term.projection == 'identity' else student_width
   if fitted.is_fitted(term.projection):
-    limit = fitted.directions(term.projection, teacher_width, outputs)
+    limit = fitted.directions(str(term.projection), teacher_width, outputs)
     widest = min(student_width, limit)
   width = (term.width or widest) if term.regressor else student_width
   return teacher_width, width

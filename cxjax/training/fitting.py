@@ -182,11 +182,12 @@ def fit(
   examples = list(batches(spec))
   count, found = _moments(term, teacher, students, examples, len(keys))
   fitted.check_examples(what, projection, width, count)
-  if projection in fitted.OUTPUT:
+  kind = fitted.FITTED[projection]
+  if kind.of_output:
     output = _output(what, teacher, examples[0], shape[0])
     found = [dataclasses.replace(one, output=output) for one in found]
   shared: Sequence[fitted.Moments | None] = [None] * len(keys)
-  if term.shared_projection and projection in fitted.FOLLOWING:
+  if term.shared_projection and kind.follows_targets:
     group = planned.stage.checkpoint, projection, shape
     if group not in pools:
       every = (
@@ -249,7 +250,7 @@ class _Moments:
     self._teacher, self._students = teacher, students
     self._params: Any = teacher.params()
     self._starts: Any = None
-    if term.projection in fitted.ROTATED:
+    if fitted.is_rotated(term.projection):
       self._starts = students.params()
 
   def of(

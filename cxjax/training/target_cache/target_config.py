@@ -34,7 +34,7 @@ def stages(spec: run_spec.RunSpec, kind: str) -> tuple[dict[str, Any], bool]:
   found: dict[str, Any] = {}
   rotated = False
   for i, planned in enumerate(spec.plan()):
-    rotated |= any(t.projection in fitted.ROTATED for t in planned.stage.terms)
+    rotated |= any(fitted.is_rotated(t.projection) for t in planned.stage.terms)
     name = planned.stage.name  # The student's layer, which may come again.
     stored = stored_output.stored_stage(planned.stage, kind)
     terms = {
