@@ -62,16 +62,21 @@ class Ending:
     head: the head.
     width: width `C` of the output.
     rows: number of rows of the output that may be held at once; None is all.
+    gather: `weights -> weights`, applied to sharded weights before use, or
+      None.
   """
 
   head: output_head.Head
   width: int
   rows: int | None = None
+  gather: Callable[[Any], Any] | None = None
 
   def __call__(
     self, weights: tuple[jax.Array, ...], features: jax.Array
   ) -> Any:
     """The output `[..., C]` of features; an `Apart` if rows are limited."""
+    if self.gather is not None:
+      weights = self.gather(weights)
     if self.rows is None:
       return self.head(weights, features)
     return Apart(features, weights, self.head, self.width, self.rows)

@@ -291,7 +291,12 @@ def place(
   seeds: bool = False,
 ) -> T:
   """Puts parameters, which every process has, on the devices, sharded."""
-  return jax.tree.map(_put, tree, shardings(tree, mesh, sharding, seeds))
+  return put(tree, shardings(tree, mesh, sharding, seeds))
+
+
+def put(tree: T, shardings: T) -> T:
+  """Puts a tree, which every process has, on the devices."""
+  return jax.tree.map(_put, tree, shardings)
 
 
 def replicate(tree: T, mesh: jax.sharding.Mesh) -> T:

@@ -12,6 +12,7 @@ its own JSON values; the first process writes the record and removes folders.
 `checkpoint_writer` writes checkpoints.
 """
 
+from collections.abc import Callable
 import hashlib
 import pathlib
 import re
@@ -37,12 +38,17 @@ def step_folder(folder: pathlib.Path, step: int) -> pathlib.Path:
   return folder / 'checkpoints' / f'{step:09d}'
 
 
-def fingerprint(tree: Any) -> str:
-  """Returns a hash of all arrays of a tree and of their paths in it."""
+def fingerprint(tree: Any, read: Callable[[Any], Any] = jax.device_get) -> str:
+  """Returns a hash of all arrays of a tree and of their paths in it.
+
+  Args:
+    tree: arrays.
+    read: function from an array to its NumPy array.
+  """
   digest = hashlib.sha256()
-  for path, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
+  for path, leaf in jax.tree.leaves_with_path(tree):
     digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
+    digest.update(np.ascontiguousarray(read(leaf)).tobytes())
   return digest.hexdigest()[:16]
 
 

@@ -29,6 +29,7 @@ from cxjax.training import optimizers
 from cxjax.training import output_memory
 from cxjax.training import programs
 from cxjax.training import run_spec
+from cxjax.training import teacher_head
 
 Matrices = dict[str, jax.Array]
 
@@ -94,8 +95,7 @@ class CompiledSteps:
     if self._spec.stored_targets:
       if teacher.heads is None or not stored_output.terms(stage):
         return None
-      mesh = self._spec.layout.mesh
-      return mesh_lib.replicate(teacher.heads(stage.checkpoint), mesh)
+      return teacher_head.place(self._spec, teacher.heads(stage.checkpoint))
     return self.place_teacher(teacher.at(stage.checkpoint))
 
   def keys(self, keys: jax.Array, number: int) -> jax.Array:

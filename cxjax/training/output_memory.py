@@ -17,6 +17,7 @@ from cxjax.methods import targets as targets_lib
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import metrics as metrics_lib
 from cxjax.training import run_spec
+from cxjax.training import teacher_head
 
 # Rows of an evaluation that are computed at once: examples, or their tokens.
 # Those of few stay in the cache of a CPU.
@@ -66,7 +67,9 @@ def split(
   if not stored or teacher is None or teacher.heads is None:
     return found
   rows = getattr(found.student, 'rows', None)
-  ending = dataclasses.replace(teacher_ending(spec)[0], rows=rows)
+  ending = dataclasses.replace(
+    teacher_ending(spec)[0], rows=rows, gather=teacher_head.gather(spec)
+  )
   return dataclasses.replace(found, teacher=ending)
 
 

@@ -5,6 +5,7 @@ import signal
 import time
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import chex
 import numpy as np
 import pytest
@@ -152,26 +153,46 @@ class SharedShardTest(absltest.TestCase):
       np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
-class StoredTargetsTest(absltest.TestCase):
-  def test_are_read_by_both(self):
-    root = pathlib.Path(self.create_tempdir().full_path)
+class StoredTargetsTest(parameterized.TestCase):
+  """A run in one process, and those in two that read its targets."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
     config = parity_mlp.tiny('extracted')
     config.num_steps = config.teacher.num_steps = 20
-    stored_targets.cache_targets(config, root / 'live', root / 'targets')
-    experiment.run(config, root / 'live')
+    for output in ('hidden', 'logits'):
+      config.cache.output = output
+      stored_targets.cache_targets(config, cls.root / 'live', cls.root / output)
+    experiment.run(config, cls.root / 'live')
+
+  @parameterized.parameters(
+    ('logits', '--config.mesh.data=-1'),
+    ('hidden', '--config.mesh.data=-1'),
+    # Each process has half of the columns of the teacher's head.
+    ('hidden', '--config.mesh.data=1', '--config.mesh.model=2'),
+  )
+  def test_are_read_by_both(self, output, *mesh):
+    name = '_'.join((output, *mesh)).replace('--config.', '')
     both = processes.start_run(
       '--config=experiments/parity_mlp.py:extracted,tiny',
       '--config.num_steps=20',
       '--config.teacher.num_steps=20',
-      f'--config.cache.folder={root}/targets',
-      f'--config.teacher.folder={root}/live/teacher',
-      '--config.mesh.data=-1',
-      f'--workdir={root}/stored',
+      f'--config.cache.folder={self.root / output}',
+      f'--config.cache.output={output}',
+      f'--config.teacher.folder={self.root}/live/teacher',
+      '--config.mesh.teacher=tensor',
+      *mesh,
+      f'--workdir={self.root / name}',
     )
     codes, said = processes.finished(both)
     self.assertEqual(codes, [0, 0], said)
     live, stored = (
-      [record['loss'] for record in metric_log.read(root / name / 'extracted')]
-      for name in ('live', 'stored')
+      [
+        record['loss']
+        for record in metric_log.read(self.root / run / 'extracted')
+      ]
+      for run in ('live', name)
     )
     np.testing.assert_allclose(live, stored, rtol=1e-3)

@@ -46,12 +46,18 @@ def parameter_digests(
   assert spec.teacher is not None
   replicate, found = jax.jit(mesh_lib.constrain_replicated), {}
   layout = spec.layout
+
+  def read(leaf: jax.Array) -> Any:
+    # One at a time: no device need have room for all of them.
+    whole = leaf if leaf.is_fully_addressable else replicate(leaf)
+    return jax.device_get(whole)
+
   with jax.set_mesh(layout.mesh):
     used = [stage.checkpoint for stage in spec.stages]
     for at in dict.fromkeys([*used, *also]):
       params = mesh_lib.place(spec.teacher.at(at), layout.mesh, layout.teacher)
       name = 'final' if at is None else str(at)
-      found[name] = checkpoints.fingerprint(replicate(params))
+      found[name] = checkpoints.fingerprint(params, read)
   return found
 
 

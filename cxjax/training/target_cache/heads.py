@@ -9,12 +9,11 @@ import numpy as np
 
 from cxjax import errors
 from cxjax import files
-from cxjax.methods import output_split
 from cxjax.methods import stored_output
-from cxjax.methods import targets as targets_lib
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import output_memory
 from cxjax.training import run_spec
+from cxjax.training import teacher_head
 from cxjax.training.target_cache import records
 
 _DIGEST = '0' * 16  # A head is of no batch.
@@ -33,17 +32,9 @@ def write(
   Returns:
     An entry for each, for the index.
   """
-  batch = jax.eval_shape(spec.batch, jax.random.key(0), 0, spec.host.rows)
-  x, layout = targets_lib.without_dropout(batch['x']), spec.layout
+  layout, entries = spec.layout, []
   assert spec.teacher is not None
-  teacher = mesh_lib.gathered(spec.teacher_apply, layout.teacher)
-
-  def weights(params: Any) -> Any:
-    found = output_split.ending(teacher, params, x)
-    assert found is not None
-    return mesh_lib.constrain_replicated(found[1])
-
-  entries, make = [], jax.jit(weights)
+  make = jax.jit(teacher_head.maker(spec))
   for checkpoint in checkpoints(spec):
     params = mesh_lib.place(
       spec.teacher.at(checkpoint), layout.mesh, layout.teacher
