@@ -12,6 +12,9 @@ import jax
 from cxjax import errors
 from cxjax import files
 
+# Files of a run that has begun, and of finished targets.
+BEGUN = ('config.json', 'index.json')
+
 
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
@@ -30,10 +33,10 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     UserError: another process has the lock, or the folder cannot be written
       and no run was there.
   """
-  if jax.process_index() != 0:
+  if jax.process_index() != 0 or (opened := _opened(folder)) is None:
     yield
     return
-  number, kind = _opened(folder)
+  number, kind = opened
   with os.fdopen(number, 'rb', buffering=0) as file:
     try:
       fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -47,8 +50,8 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _opened(folder: pathlib.Path) -> tuple[int, int]:
-  """The descriptor of the file, and the kind of the lock."""
+def _opened(folder: pathlib.Path) -> tuple[int, int] | None:
+  """The descriptor of the file, and the kind of the lock; None for no lock."""
   path, flags = folder / 'lock', os.O_NOFOLLOW | os.O_NONBLOCK
   try:
     with files.written(path):
@@ -58,6 +61,9 @@ def _opened(folder: pathlib.Path) -> tuple[int, int]:
     # Only where nothing else can be written either, which says so next.
     if not files.is_forbidden(error) or os.access(folder, os.W_OK):
       raise
+    begun = any((folder / name).exists() for name in BEGUN)
+    if begun and not os.path.lexists(path):
+      return None  # A copy without this file, where nobody can be writing.
     if not os.access(path, os.R_OK):
       raise
     with files.written(path):

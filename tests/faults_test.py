@@ -76,12 +76,8 @@ class FaultsTest(absltest.TestCase):
   def test_a_disk_that_breaks(self):
     """A tmpfs of its own; without the right to ignore permissions."""
     folder = pathlib.Path(self.create_tempdir().full_path)
-    script = (
-      f'mount -t tmpfs -o size=1m tmpfs {folder} && '
-      'exec setpriv --bounding-set=-dac_override "$@"'
-    )
-    before = ('unshare', '--mount', '--map-root-user', 'sh', '-c', script, '-')
-    if subprocess.run([*before, 'true'], check=False).returncode:
+    before = processes.on_tmpfs(folder, size='1m', overrides=False)
+    if before is None:
       self.skipTest('Needs the right to mount a tmpfs.')
     done = subprocess.run(
       [*before, sys.executable, 'tests/faults.py', 'disk', folder]

@@ -105,3 +105,14 @@ class LockTest(parameterized.TestCase):
       locks.lock(self.folder),
     ):
       pass
+    # A copy of a run without its lock is read; a folder of nothing is not.
+    (self.folder / 'lock').unlink()
+    with (
+      reading(),
+      self.assertRaisesRegex(errors.UserError, 'Cannot write .*lock'),
+      locks.lock(self.folder),
+    ):
+      pass
+    (self.folder / 'config.json').touch()
+    with reading(), locks.lock(self.folder):
+      self.assertEqual(os.listdir(self.folder), ['config.json'])

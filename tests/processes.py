@@ -20,6 +20,25 @@ def environment(**variables):
   return {**os.environ, 'PYTHONPATH': str(ROOT), **variables}
 
 
+def on_tmpfs(*folders, size, overrides=True):
+  """Command before another one that sees an own tmpfs at each folder.
+
+  Args:
+    *folders: existing folders.
+    size: size of each, as '1m'.
+    overrides: whether it keeps root's right to ignore permissions.
+
+  Returns:
+    The words of the command; None without the right to mount.
+  """
+  mounts = [f'mount -t tmpfs -o size={size} tmpfs {one}' for one in folders]
+  drop = '' if overrides else 'setpriv --bounding-set=-dac_override '
+  script = ' && '.join([*mounts, f'exec {drop}"$@"'])
+  before = ('unshare', '--mount', '--map-root-user', 'sh', '-c', script, '-')
+  done = subprocess.run([*before, 'true'], check=False)
+  return None if done.returncode else before
+
+
 @functools.cache
 def _server():
   """The process that others are forked from."""

@@ -28,7 +28,7 @@ _EXAMPLE = "{'folder': 'runs/targets', 'output': 'hidden'}"
 _MAKER = "distill(cache={{'folder': '{}'}})"
 # Fields of `distill` that decide the targets, beside those of the stages.
 _FIELDS = ('seed', 'batch', 'teacher', 'mask', 'fit_on', 'last_batch', 'dtype')
-_FIRST = 'first batch'  # All that is known of the batches of a loader.
+_FIRST = 'first batch'  # All that is known of a loader before it is read.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,20 +115,45 @@ class Source:
     """True if the workdir has a run, and so says which targets are its own."""
     return self.workdir is not None and (self.workdir / 'config.json').exists()
 
+  def _stream(
+    self, user: user_loader.UserLoader, spec: run_spec.RunSpec, limit: float
+  ) -> loader.BatchStream:
+    convert = self.evaluation.convert
+    return loader.BatchStream(
+      user, spec.host.rows, convert, limit, self.last_batch
+    )
+
   def loader(self, spec: run_spec.RunSpec) -> Callable[[], Any]:
     """Returns what opens a loader for each stage whose targets are made."""
     rows, thread = spec.host.rows, self.user.thread
     steps, mesh = spec.loop.log_every, spec.layout.mesh
-    stream = lambda user, limit: loader.BatchStream(
-      user, rows, self.evaluation.convert, limit, self.last_batch
-    )
     if not self.is_listed:
-      once = _Once(stream(self.user, spec.host.period), thread, steps)
+      stream = self._stream(self.user, spec, spec.host.period)
+      once = _Once(stream, thread, steps)
       return lambda: once
     again = lambda: user_loader.UserLoader(self.batches, thread=thread)
     return lambda: loader.HostLoader(
-      [[stream(again(), math.inf)]], steps, mesh, rows, thread
+      [[self._stream(again(), spec, math.inf)]], steps, mesh, rows, thread
     )
+
+  def check(
+    self, folder: pathlib.Path, spec: run_spec.RunSpec
+  ) -> target_cache.Check | None:
+    """Returns what compares the batches of a loader with stored ones.
+
+    Args:
+      folder: folder of the stored targets.
+      spec: the run.
+
+    Returns:
+      A function that raises UserError; None where there is nothing to compare:
+      a list is compared as a whole, and a run that has begun reads its batches
+      from the folder.
+    """
+    if self.is_listed or self.is_begun:
+      return None
+    stream = self._stream(self.user, spec, spec.host.period)
+    return _Compared(stream, self.user, folder)
 
 
 class _Once(contextlib.AbstractContextManager[Any]):
@@ -156,6 +181,41 @@ class _Once(contextlib.AbstractContextManager[Any]):
       self._read += 1
     form = lambda leaf: np.broadcast_to(leaf, (self._steps, 1, *leaf.shape))
     return jax.tree.map(form, self._rows)
+
+
+class _Compared:
+  """Compares the batches of a loader with stored ones, each once, in order."""
+
+  def __init__(
+    self,
+    stream: loader.BatchStream,
+    user: user_loader.UserLoader,
+    folder: pathlib.Path,
+  ) -> None:
+    """Reads nothing yet; `stream` reads `user`."""
+    self._stream, self._user, self._folder = stream, user, folder
+    self._next = 0
+
+  def __call__(self, number: int, rows: Any) -> None:
+    """Raises UserError if the batch `number` is not the one of `rows`."""
+    while self._next <= number:
+      batch = self._user.thread.call(lambda: next(self._stream))
+      self._next += 1
+      errors.require(
+        self._next <= number or _is_same(batch, rows),
+        f'Batch {self._user.taken} of the loader is not the one whose targets '
+        f'{self._folder} holds. Give the same batches in the same order, or '
+        'another folder.',
+      )
+
+
+def _is_same(batch: Any, rows: Any) -> bool:
+  """Compares a batch with its stored rows, of one stream, bit by bit."""
+  leaves, stored = jax.tree.leaves(batch), jax.tree.leaves(rows)
+  return len(leaves) == len(stored) and all(
+    np.asarray(leaf, one.dtype).tobytes() == one.tobytes()
+    for leaf, one in zip(leaves, stored, strict=True)
+  )
 
 
 def applied(
@@ -204,8 +264,10 @@ def _served(
     target_cache.require_hidden(spec)
   host = dataclasses.replace(spec.host, period=_period(cache, spec, source))
   spec = dataclasses.replace(spec, host=host)
-  config = _config(cache, spec, described, source.batches)
-  if not (cache.folder / 'index.json').exists():
+  config, check = _config(cache, spec, described, source.batches), None
+  if (cache.folder / 'index.json').exists():
+    check = source.check(cache.folder, spec)
+  else:
     host = dataclasses.replace(host, loader=source.loader(spec))
     made = dataclasses.replace(spec, host=host)
     target_cache.write(cache.folder, made, config, cache.dtype, cache.output)
@@ -220,7 +282,8 @@ def _served(
   stored = f'{cache.output} {found.fingerprint}'
   teacher = dataclasses.replace(spec.teacher, stored=stored)
   plan_costs = spec.plan_costs
-  spec = target_cache.served(found, dataclasses.replace(spec, teacher=teacher))
+  spec = dataclasses.replace(spec, teacher=teacher)
+  spec = target_cache.served(found, spec, check)
   return dataclasses.replace(spec, plan_costs=plan_costs)
 
 

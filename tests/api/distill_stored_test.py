@@ -104,6 +104,24 @@ class StoredTargetsTest(FolderTest):
     other = run(1, folder=self.root / 'others')
     self.assert_same(other, distill(PLAN, batches(1, number=20), held_out=X))
 
+  def test_a_loader_that_differs_later_is_refused(self):
+    """By the number of the batch; a workdir goes on with the stored ones."""
+    steps = [*batches(number=20)]
+    other = [*steps[:13], *batches(1, number=7)]
+    run = lambda data, **kwargs: distill(
+      PLAN, iter(data), held_out=X, cache=self.cache(), **kwargs
+    )
+    workdir = self.root / 'run'
+    first = run(steps, workdir=workdir)
+    with self.assertRaisesRegex(
+      errors.UserError, 'Batch 14 of the loader is not the one whose targets'
+    ):
+      run(other)
+    with self.assertRaisesRegex(errors.UserError, 'ended after 9, and the run'):
+      run(steps[:9])
+    again = run(other, workdir=workdir)
+    chex.assert_trees_all_equal(first.params, again.params)
+
   def test_a_loader_that_shuffles_resumes(self):
     """The workdir says which targets are its own."""
     run = lambda seed, **kwargs: distill(

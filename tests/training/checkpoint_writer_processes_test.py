@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cxjax.training import checkpoints
+from tests import processes
 from tests.training.written import WriterTest
 
 pytestmark = pytest.mark.slow
@@ -199,16 +200,11 @@ class ProcessTest(WriterTest):
       'permission': 'Permission denied',
       'read_only': 'Read-only file system',
     }
-    for case in reasons:
-      (self.folder / case).mkdir(parents=True)
-    mounts = (
-      f'mount -t tmpfs -o size=2m tmpfs {self.folder}/{case}'
-      for case in reasons
-    )
-    drop = 'exec setpriv --bounding-set=-dac_override "$@"'
-    script = ' && '.join([*mounts, drop])
-    before = ('unshare', '--mount', '--map-root-user', 'sh', '-c', script, '-')
-    if subprocess.run([*before, 'true'], check=False).returncode:
+    folders = [self.folder / case for case in reasons]
+    for folder in folders:
+      folder.mkdir(parents=True)
+    before = processes.on_tmpfs(*folders, size='2m', overrides=False)
+    if before is None:
       self.skipTest('Needs the right to mount a tmpfs.')
     # No thread keeps one alive.
     found = self.statuses(BROKEN, *reasons, before=before)

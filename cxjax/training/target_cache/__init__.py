@@ -14,6 +14,7 @@ from cxjax.training.target_cache.checks import parameter_digests
 from cxjax.training.target_cache.head_cost import plan_with_costs
 from cxjax.training.target_cache.heads import require_hidden
 from cxjax.training.target_cache.loader import CachedTargetLoader
+from cxjax.training.target_cache.loader import Check
 from cxjax.training.target_cache.loader import served
 from cxjax.training.target_cache.reader import CachedTargets
 from cxjax.training.target_cache.reader import load
@@ -29,6 +30,7 @@ __all__ = [
   'TOLERANCES',
   'CachedTargetLoader',
   'CachedTargets',
+  'Check',
   'batch_numbers',
   'check',
   'check_folder',

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -19,6 +20,9 @@ from cxjax.training.target_cache import head_cost
 from cxjax.training.target_cache import heads
 from cxjax.training.target_cache import reader
 
+# `(number, rows)`, rows of `[streams, B, ...]`; raises UserError.
+Check: TypeAlias = Callable[[int, loader.Rows], None]
+
 
 class CachedTargetLoader(loader.Prefetch):
   """Loads rows and targets of a run from a cache.
@@ -28,16 +32,21 @@ class CachedTargetLoader(loader.Prefetch):
   """
 
   def __init__(
-    self, cache: reader.CachedTargets, spec: run_spec.RunSpec
+    self,
+    cache: reader.CachedTargets,
+    spec: run_spec.RunSpec,
+    check: Check | None = None,
   ) -> None:
     """Reads nothing yet.
 
     Args:
       cache: holds all batches that the stages read.
       spec: the run.
+      check: called with each batch as it is read.
     """
     super().__init__(spec.loop.log_every, spec.layout.mesh)
     self._cache, self._period = cache, spec.host.period
+    self._check = check
     self._begins = (0, *spec.ends[:-1])
     every = range(0, spec.ends[-1], spec.loop.log_every)
     self._cuts = sorted({*every, *spec.ends})
@@ -63,7 +72,11 @@ class CachedTargetLoader(loader.Prefetch):
     begin, end = self._cuts[ahead : ahead + 2]
     stage = bisect.bisect_right(self._begins, begin) - 1
     steps = np.arange(begin, end)
-    found = [self._cache.read(stage, n)[0] for n in steps % self._period]
+    numbers = (steps % self._period).tolist()
+    found = [self._cache.read(stage, n)[0] for n in numbers]
+    if self._check is not None:
+      for number, stored in zip(numbers, found, strict=True):
+        self._check(number, stored.get('rows'))
 
     def stack(*leaves: np.ndarray) -> np.ndarray:
       out = np.zeros((self._steps, *leaves[0].shape), leaves[0].dtype)
@@ -75,13 +88,16 @@ class CachedTargetLoader(loader.Prefetch):
 
 
 def served(
-  cache: reader.CachedTargets, spec: run_spec.RunSpec
+  cache: reader.CachedTargets,
+  spec: run_spec.RunSpec,
+  check: Check | None = None,
 ) -> run_spec.RunSpec:
   """The run of a specification, on stored targets.
 
   Args:
     cache: holds all batches that the stages read.
     spec: the run; its teacher is not run.
+    check: called with the number and the rows of each batch as it is read.
 
   Returns:
     Its specification. With stored hidden states its teacher has the heads.
@@ -89,7 +105,7 @@ def served(
   Raises:
     UserError: a head is damaged, or is not the one of this teacher.
   """
-  read = functools.partial(CachedTargetLoader, cache, spec)
+  read = functools.partial(CachedTargetLoader, cache, spec, check)
   spec = dataclasses.replace(
     spec, host=dataclasses.replace(spec.host, loader=read)
   )
