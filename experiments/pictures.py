@@ -120,7 +120,7 @@ def ends(path: pathlib.Path) -> dict[str, tuple[float, float, float]]:
     The lowest, the mean and the highest of the seeds of each method.
 
   Raises:
-    UserError: the file has no such columns.
+    UserError: the file has no such columns, or a cell is no number.
   """
   columns = 'min', 'top-1: mean', 'max'
   rows = tables.read_csv(path)
@@ -129,10 +129,23 @@ def ends(path: pathlib.Path) -> dict[str, tuple[float, float, float]]:
     f'{path} lacks the columns method, {", ".join(columns)}.',
   )
   found = {}
-  for row in rows:
-    low, mean, high = (float(row[column]) for column in columns)
+  for number, row in enumerate(rows, 1):
+    low, mean, high = (
+      _number(row[column], f'{path}, row {number}: {column}')
+      for column in columns
+    )
     found[row['method']] = low, mean, high
   return found
+
+
+def _number(text: str | None, where: str) -> float:
+  try:
+    return float(text or '')
+  except ValueError as error:
+    raise errors.UserError(
+      f'{where}={text!r} must be a number. Restore the file, or run its '
+      'experiment again.'
+    ) from error
 
 
 def draw_budgets(folder: pathlib.Path, picture: pathlib.Path) -> None:
@@ -141,12 +154,22 @@ def draw_budgets(folder: pathlib.Path, picture: pathlib.Path) -> None:
   Args:
     folder: folder of the CSV files.
     picture: path of the PNG file.
+
+  Raises:
+    UserError: a file lacks a method or a column, or a cell is no number.
   """
   figure, panels = plots.axes('top-1 on masked tokens', '', columns=2, width=4)
   for panel, (budget, (name, methods)) in zip(
     panels, BUDGETS.items(), strict=True
   ):
-    found = ends(folder / f'{name}.csv')
+    path = folder / f'{name}.csv'
+    found = ends(path)
+    for method in methods:
+      errors.require(
+        method in found,
+        f'{path} has no row of the method {method!r}. Restore the file, or run '
+        'its experiment again.',
+      )
     for at, (method, label) in enumerate(reversed(methods.items())):
       low, mean, high = found[method]
       color = plots.COLORS[label.split(',')[0].removesuffix('_labels')]

@@ -46,6 +46,17 @@ class PicturesTest(absltest.TestCase):
     self.path.write_text(CSV)
     with self.assertRaisesRegex(errors.UserError, 'lacks the columns.*min'):
       pictures.ends(self.path)
+    self.path.write_text('method,min,top-1: mean,max\na,low,0.2,0.4\n')
+    with self.assertRaisesRegex(errors.UserError, "row 1: min='low' must be"):
+      pictures.ends(self.path)
+
+  def test_a_table_of_other_methods_is_refused(self):
+    folder, picture = self.folder, self.folder / 'picture.png'
+    table = 'method,min,top-1: mean,max\nsupervised,0.1,0.2,0.4\n'
+    (folder / 'pcfg_bert.csv').write_text(table)
+    with self.assertRaisesRegex(errors.UserError, 'no row of the method .one_'):
+      pictures.draw_budgets(folder, picture)
+    self.assertFalse(picture.exists())
 
   def test_another_file_is_refused(self):
     self.path.write_text('d,k\n1,2\n')
