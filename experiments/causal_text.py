@@ -65,6 +65,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   # Every block in turn, matched by depth, through a regressor.
   _match(c)
   c.extracted.share = 0.4
+  c.extracted.shared_projection = False  # As its tables were measured.
   return c
 
 

@@ -58,6 +58,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   # steps and a checkpoint at 0.95, failed with another teacher of this config.
   c.progressive.rate_factor = 3.0
   c.progressive.share = c.extracted.share = 0.5
+  c.extracted.shared_projection = False  # As its tables were measured.
   # A residual stream grows in training: without a norm, matching it may take
   # many steps.
   c.extracted.norm = 'layer'

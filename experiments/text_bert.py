@@ -59,6 +59,7 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.extracted.width = 128
   c.extracted.norm = 'layer'
   c.extracted.share = 0.4
+  c.extracted.shared_projection = False  # As its tables were measured.
   return c
 
 

@@ -161,9 +161,9 @@ def extracted(
     checkpoint: step of the checkpoint whose hidden activations are the targets;
       None is the final teacher.
     **options: fields of the hidden terms: `projection`, by default 'gaussian',
-      `regressor`, `width`, `shared_projection`, `norm`, `centered`, `scale`,
-      `tokens` and `pool`, as for `Term`. The projection 'identity' with
-      `regressor=True` is the learned projection of FitNets.
+      `regressor`, `width`, `shared_projection`, by default True, `norm`,
+      `centered`, `scale`, `tokens` and `pool`, as for `Term`. The projection
+      'identity' with `regressor=True` is the learned projection of FitNets.
 
   Returns:
     One stage per pair, and the last stage, 'output' or 'labels'.
@@ -177,7 +177,7 @@ def extracted(
   hidden_loss = losses.l2 if hidden_loss is None else hidden_loss
   _check_equal('layer pairs and the output', (*layers, None), 'stages', steps)
   options = _hidden_options(options, 'extracted')
-  options.setdefault('projection', 'gaussian')
+  options = {'projection': 'gaussian', 'shared_projection': True, **options}
   done = tuple(student for _, student in layers)
   hidden = tuple(
     stage_lib.Stage(
@@ -246,7 +246,7 @@ def joint(
     'layers=() leaves nothing but the output: give pairs of layers, or choose '
     'one_shot.',
   )
-  options = _hidden_options(options, 'joint')
+  options = {'shared_projection': True, **_hidden_options(options, 'joint')}
   fade = arguments.number('fade', fade, FADE)
   factor: float | stage_lib.Schedule = weight
   if fade:

@@ -182,7 +182,7 @@ _HIDDEN = dict(
   projection='gaussian',
   regressor=False,  # Match a linear map of the student's layer.
   width=0,  # Of the projection, with a regressor; 0 chooses.
-  shared_projection=False,  # One projection for all layers.
+  shared_projection=True,  # One for all layers of equal width.
   norm='none',  # Of the teacher's activation: none, layer.
   centered=False,  # Less its mean over the batch.
   scale=1.0,  # Times this.
@@ -235,7 +235,9 @@ METHODS = {
   # The same, then the labels: the last stage does not run the teacher. A step
   # of the hidden stages costs as much as several of it, hence their share.
   'extracted_labels': Method(
-    _build_extracted, {'ending': 'labels', 'share': 0.1}, like='extracted'
+    _build_extracted,
+    {'ending': 'labels', 'share': 0.1, 'width': 0},
+    like='extracted',
   ),
   # The same with projections that are fitted on the first batches.
   'extracted_centered': Method(
@@ -243,7 +245,7 @@ METHODS = {
   ),
   'extracted_centered_labels': Method(
     _build_extracted,
-    {'projection': 'centered', 'ending': 'labels', 'share': 0.1},
+    {'projection': 'centered', 'ending': 'labels', 'share': 0.1, 'width': 0},
     like='extracted',
   ),
   'extracted_pca': Method(

@@ -44,7 +44,7 @@ class CurriculaTest(parameterized.TestCase):
 
   def test_extracted(self):
     stages = curricula.extracted(PAIRS, (1, 2, 3), losses.hard_kl)
-    hidden = dict(loss=losses.l2, projection='gaussian')
+    hidden = dict(loss=losses.l2, projection='gaussian', shared_projection=True)
     expected = (
       Stage('s0', 1, (Term('s0', 't0', **hidden),)),
       Stage('s1', 2, (Term('s1', 't2', **hidden),)),
@@ -133,7 +133,9 @@ class CurriculaTest(parameterized.TestCase):
   def test_joint(self):
     (stage,) = curricula.joint(PAIRS, 9, 'mse', weight=0.5, norm='layer')
     fields = dict(loss=losses.mse, weight=0.5, norm='layer')
-    fields |= dict(projection='identity', regressor=True)
+    fields |= dict(
+      projection='identity', regressor=True, shared_projection=True
+    )
     terms = (
       Term('s0', 't0', **fields),
       Term('s1', 't2', **fields),
