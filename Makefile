@@ -11,15 +11,18 @@ EDITABLE = --config-settings editable_mode=compat
 # One stamp per set of packages, anew when their list changes.
 $(VENV)/run: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("cxjax needs Python 3.11 or later") if sys.version_info < (3, 11) else 0'
+	@echo 'Installs JAX and other packages into $(VENV), once: some minutes.'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
 $(VENV)/dev: $(VENV)/run pyproject.toml
+	@echo 'Installs the packages of the tests into $(VENV), once: some minutes.'
 	$(BIN)/pip install --quiet -e '.[test]' $(EDITABLE)
 	touch $@
 
 $(VENV)/docs: $(VENV)/run pyproject.toml
+	@echo 'Installs the packages of the site into $(VENV), once: some minutes.'
 	$(BIN)/pip install --quiet -e '.[docs]' $(EDITABLE)
 	touch $@
 

@@ -48,7 +48,6 @@ jobs and TPU pods need none of these flags.
 
 import experiments  # noqa: F401, I001  Hears signals during the slow imports.
 
-import dataclasses
 import pathlib
 
 from absl import flags
@@ -185,8 +184,7 @@ def _search(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     budget=_BUDGET.value,
     report=cli.show,
   )
-  # The description was printed before it began.
-  cli.show(f'\n{dataclasses.replace(found, description="")}\n')
+  cli.show(f'\n{found.markdown()}\n')
   print(f'The curves: {workdir / "comparison.png"}')
 
 

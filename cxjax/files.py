@@ -168,7 +168,9 @@ def write_bytes(
       raise
 
 
-def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
+def write_text(
+  path: pathlib.Path, text: str, own: bool = False, place: str = 'workdir'
+) -> None:
   """Writes a text file in UTF-8, as `write_bytes` does.
 
   Args:
@@ -176,17 +178,20 @@ def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
     text: the content.
     own: whether every process writes a file of its own; otherwise only the
       first process writes.
+    place: argument that the user chooses it by, for the message.
 
   Raises:
     UserError: the folder cannot be written.
   """
   if own or jax.process_index() == 0:
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), place)
 
 
-def write_json(path: pathlib.Path, value: Any, own: bool = False) -> None:
+def write_json(
+  path: pathlib.Path, value: Any, own: bool = False, place: str = 'workdir'
+) -> None:
   """Writes `value` as indented JSON, as `write_text` does."""
-  write_text(path, json.dumps(value, indent=1) + '\n', own)
+  write_text(path, json.dumps(value, indent=1) + '\n', own, place)
 
 
 def read_text(path: pathlib.Path, on_error: str = 'strict') -> str:

@@ -7,10 +7,12 @@ import csv
 import io
 import os
 import pathlib
+import sys
 import textwrap
 from typing import Any
 
 from cxjax import files
+from cxjax import streams
 
 # Columns of text that goes to no terminal.
 COLUMNS = 80
@@ -70,6 +72,25 @@ def width(stream: Any) -> int:
     return COLUMNS
 
 
+class Printed:
+  """A result that prints as tables: they fit the terminal, as by `fit`.
+
+  A notebook shows them whole. A subclass defines `markdown`.
+  """
+
+  def markdown(self) -> str:
+    """Returns the whole text."""
+    raise NotImplementedError
+
+  def __str__(self) -> str:
+    """Returns the text with tables that fit the terminal, or 80 columns."""
+    return fit(self.markdown(), sys.stdout)
+
+  def _repr_markdown_(self) -> str:
+    """Returns the text as a notebook shows it."""
+    return self.markdown()
+
+
 def fit(text: str, stream: Any, indent: str = '') -> str:
   """Splits wide Markdown tables and wraps long lines.
 
@@ -95,6 +116,11 @@ def fit(text: str, stream: Any, indent: str = '') -> str:
     if row is not None:
       lines += _wrapped(row, columns, indent)
   return '\n'.join(lines)
+
+
+def show(text: str) -> None:
+  """Prints a text, no wider than stdout, if the program has one."""
+  streams.show(fit(text, sys.stdout))
 
 
 def _wrapped(line: str, columns: int, indent: str) -> list[str]:

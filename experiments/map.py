@@ -316,7 +316,7 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
     found = compare(one, axis, workdir / f'{axis} {steps}')
     lines += rows(name, axis, found)
     made = f'Made by `{paths.command("map")}`.'
-    parts += [f'## Equal: {axis}', made, str(found)]
+    parts += [f'## Equal: {axis}', made, found.page]
   files.write_text(path.with_suffix('.md'), '\n\n'.join(parts) + '\n')
   tables.write_csv(path, lines)
   if names:

@@ -90,6 +90,19 @@ class FitTest(parameterized.TestCase):
     self.assertEqual(tables.width(None), 80)
 
 
+class Result(tables.Printed):
+  def markdown(self):
+    return tables.markdown([{'m': 0, 'a' * 50: 1, 'b' * 50: 2}])
+
+
+class PrintedTest(absltest.TestCase):
+  def test_fits_where_it_is_printed_and_is_whole_in_a_notebook(self):
+    self.assertEqual(Result()._repr_markdown_(), Result().markdown())
+    for columns, tables_in_all in (('80', 2), ('200', 1)):
+      with mock.patch.dict(os.environ, {'COLUMNS': columns}):
+        self.assertLen(str(Result()).strip().split('\n\n'), tables_in_all)
+
+
 class MarkdownTest(parameterized.TestCase):
   def test_numbers_right_and_text_left(self):
     rows = [

@@ -16,6 +16,7 @@ from cxjax import checks
 from cxjax import errors
 from cxjax import folders
 from cxjax import streams
+from cxjax import tables
 from cxjax import types
 from cxjax.api import budgets
 from cxjax.api import comparison
@@ -132,14 +133,15 @@ def compare(
     workdir: keeps every run there, so that the same call resumes, and writes
       comparison.{md,csv,png} and search.csv.
     costs: how FLOPs are found, 'compiled' or 'counted'.
-    report: called with lines of text as the comparison goes on.
+    report: called with the cost before anything is trained, and with a line
+      for each method; the result is returned.
     **options: options of `distill`: `last_batch`, `microbatches`, `mesh`,
       `trainable`, `fit_on` and `optimizer`, which is a dict here of what
       differs, as `{'name': 'adamw', 'warmup': 0.0}`: the rates are those of the
       search.
 
   Returns:
-    The comparison: `str(found)`, `found.rows`, `found.plot(path)`,
+    The comparison: `print(found)`, `found.rows`, `found.plot(path)`,
     `found.best.params`, `found.best.plan`.
 
   Raises:
@@ -205,7 +207,6 @@ def compare(
   )
   if entrants.workdir is not None:
     found.write(entrants.workdir)
-  report(found.advice)
   return found
 
 
@@ -226,7 +227,7 @@ def advise(*args: Any, budget: float = 0.1, **kwargs: Any) -> Any:
 def _reporter(report: Any) -> contest.Report:
   """The function that is called with texts; stdout may be closed."""
   arguments.function('report', report, 'print')
-  return streams.show if report is print else report
+  return tables.show if report is print else report
 
 
 def _optimizer(options: dict[str, Any]) -> dict[str, Any]:

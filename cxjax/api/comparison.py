@@ -67,7 +67,7 @@ class Contender:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(tables.Printed):
   """Result of `compare`; prints as a table with its conclusion.
 
   Attributes:
@@ -76,7 +76,8 @@ class Comparison:
     metric: name of the metric that decides.
     kind: the metric.
     batch_size: examples of a step.
-    description: text on the methods, the search and its cost.
+    description: text on the methods, the search and its cost, which `compare`
+      reports before it begins, and `write` puts above the table.
     reference: the method whose steps are the budget.
     predicted_steps: its number of steps, if the comparison was made at a part
       of the budget; else None.
@@ -86,11 +87,11 @@ class Comparison:
   """
 
   contenders: tuple[Contender, ...]
-  trials: tuple[Row, ...]
+  trials: tuple[Row, ...] = dataclasses.field(repr=False)
   metric: str
   kind: metrics_lib.Metric = dataclasses.field(repr=False)
   batch_size: int
-  description: str = ''
+  description: str = dataclasses.field(default='', repr=False)
   reference: str = ''
   predicted_steps: int | None = None
   share: float = 1.0
@@ -221,10 +222,9 @@ class Comparison:
       f'seeds: {one.rate:g} is a guess.'
     )
 
-  def __str__(self) -> str:
+  def markdown(self) -> str:
     """The table, the rule of the spread, notes, and one sentence of advice."""
     parts = [
-      self.description,
       tables.markdown(self.rows).rstrip('\n'),
       spread.verdict(self._scores, self.kind.higher_is_better),
       *self.notes,
@@ -232,7 +232,10 @@ class Comparison:
     ]
     return '\n\n'.join(filter(None, parts))
 
-  _repr_markdown_ = __str__
+  @property
+  def page(self) -> str:
+    """The description, and what `markdown` returns: all of comparison.md."""
+    return '\n\n'.join(filter(None, [self.description, self.markdown()]))
 
   def plot(self, path: str | pathlib.Path) -> None:
     """Plots the metric against FLOPs for every method, as PNG.
@@ -266,7 +269,7 @@ class Comparison:
   def write(self, folder: str | pathlib.Path) -> None:
     """Writes comparison.{md,csv,png} and search.csv into a folder."""
     folder = checks.path('folder', folder)
-    files.write_text(folder / 'comparison.md', f'{self}\n')
+    files.write_text(folder / 'comparison.md', f'{self.page}\n')
     tables.write_csv(folder / 'comparison.csv', self.rows)
     if self.trials:
       tables.write_csv(folder / 'search.csv', self.trials)

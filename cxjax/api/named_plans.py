@@ -222,7 +222,8 @@ class Planner:
     errors.require(
       not others,
       'a method by name compares one output, and the loss is of several. Give '
-      "a plan as a method, as {'mine': cxjax.plan(..., loss=...)}.",
+      "plans as methods, as {'one_shot': cxjax.plan(..., loss=..., layers=()), "
+      "'extracted': cxjax.plan(..., loss=...)}.",
     )
     output = {'loss': term.loss, 'alpha': self._output.alpha}
     context = registry.Context(

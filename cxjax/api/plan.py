@@ -11,6 +11,7 @@ from cxjax import deprecation
 from cxjax import errors
 from cxjax import pickling
 from cxjax import settings
+from cxjax import tables
 from cxjax import types
 from cxjax.api import costs as costs_lib
 from cxjax.api import feature_axes
@@ -52,7 +53,7 @@ OPTIONS = (
   costed=('stage_plans_with_costs', lambda plan: plan.stage_plans_with_costs),
 )
 @dataclasses.dataclass(frozen=True)
-class Plan(pickling.Picklable):
+class Plan(tables.Printed, pickling.Picklable):
   """The stages that `distill` will train; prints as a table.
 
   Attributes:
@@ -92,12 +93,10 @@ class Plan(pickling.Picklable):
     """The stages with their FLOPs for Adam, found once."""
     return costs_lib.with_costs(self)
 
-  def __str__(self) -> str:
-    """A table with a row for each term, and how layers were chosen."""
+  def markdown(self) -> str:
+    """Returns a table with a row for each term, and how layers were chosen."""
     table = stage_plan.format_plan(self.stage_plans_with_costs)
-    return f'{table}\n\n{self.matched}' if self.matched else table
-
-  _repr_markdown_ = __str__
+    return f'{table}\n{self.matched}' if self.matched else table
 
 
 @settings.own()

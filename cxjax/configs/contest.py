@@ -267,11 +267,6 @@ def search(
   teacher = teachers.train_teacher(experiment, workdir)
   one = _with_plans(experiments, teacher)
 
-  def progress(text: str) -> None:
-    # The advice is printed below the table, where it belongs.
-    if '\n' in text or text.partition(':')[0] in names:
-      report(text)
-
   found = compare(
     one,
     rates=rates,
@@ -279,7 +274,7 @@ def search(
     equal=equal,
     workdir=workdir / 'search' / _folder(equal, num_steps, rates),
     budget=budget,
-    report=progress,
+    report=report,
     microbatches=config.microbatches,
     trainable=config.trainable,
     mesh={name: config.mesh[name] for name in placement.MESH},

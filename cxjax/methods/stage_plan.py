@@ -256,8 +256,22 @@ def format_plan(stages: Iterable[StagePlan]) -> str:
   unread = [] if len(rows) > len(stages) else ['term', 'loss']
   if all(row['weight'] == 1 for row in rows):
     unread.append('weight')
-  kept = [name for name in rows[0] if name not in unread]
-  return tables.markdown([{name: row[name] for name in kept} for row in rows])
+  kept = {name: name for name in rows[0] if name not in unread}
+  if not any(stage.stage.needs_teacher for stage in stages):
+    kept = _without_teacher(kept)
+  return tables.markdown(
+    [{title: row[name] for name, title in kept.items()} for row in rows]
+  )
+
+
+def _without_teacher(names: Iterable[str]) -> dict[str, str]:
+  """Titles of the columns for one network, which may be a teacher itself."""
+  target, unread = 'teacher layer', ('checkpoint', 'projection')
+  return {
+    name: 'target' if name == target else name.removeprefix('student ')
+    for name in names
+    if name == target or not name.startswith(('teacher ', *unread))
+  }
 
 
 def _rows(planned: StagePlan) -> Iterator[dict[str, Any]]:

@@ -50,7 +50,7 @@ class Tap:
   inputs: tuple[str, ...] = ()
 
 
-class Taps(tuple[Tap, ...]):
+class Taps(tables.Printed, tuple[Tap, ...]):
   """The activations of a model in the order of computation; prints as a table.
 
   The last one is the output.
@@ -83,8 +83,8 @@ class Taps(tuple[Tap, ...]):
         found[tap.run] = (*found.get(tap.run, ()), tap.name)
     return found
 
-  def __str__(self) -> str:
-    """Markdown table with a line for each activation."""
+  def markdown(self) -> str:
+    """Returns a table with a line for each activation."""
     return tables.markdown(
       {
         'activation': tap.name,
@@ -95,8 +95,6 @@ class Taps(tuple[Tap, ...]):
       }
       for tap in self
     )
-
-  _repr_markdown_ = __str__
 
 
 @deprecation.renamed_arguments(network='model')

@@ -92,7 +92,7 @@ class ConclusionTest(parameterized.TestCase):
     verdicts = [row['against the best'] for row in found.rows]
     self.assertEqual(verdicts, ['less reliable', 'best'])
     self.assertIn(
-      'Less reliable: some (seeds from 0.495 to 1) than', str(found)
+      'Less reliable: some (seeds from 0.495 to 1) than', found.markdown()
     )
     other = contender('other', (0.9996, 0.9999, 0.9998), flops=0.5)
     self.assertRegex(
@@ -171,7 +171,7 @@ class ConclusionTest(parameterized.TestCase):
     self.assertStartsWith(
       found.advice, 'A prediction for 200 steps of bad, from 25% of their '
     )
-    self.assertIn('Made at 25% of the budget', str(found))
+    self.assertIn('Made at 25% of the budget', found.markdown())
 
   def test_a_rate_at_the_edge_is_noted(self):
     edge = dataclasses.replace(self.BAD, at_edge=True)
@@ -190,7 +190,7 @@ class ConclusionTest(parameterized.TestCase):
     (note,) = found.notes
     self.assertIn('In the search for bad all rates scored alike, from', note)
     self.assertEndsWith(note, 'its seeds: 0.01 is a guess.')
-    self.assertIn(note, str(found))
+    self.assertIn(note, found.markdown())
     for scores in ((0.5, math.nan), (0.5, 0.53)):
       for row, score in zip(trials[3:5], scores, strict=True):
         row['accuracy'] = score

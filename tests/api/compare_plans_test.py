@@ -97,11 +97,14 @@ class ComparePlansTest(absltest.TestCase):
 
   def test_several_outputs(self):
     for example in (TOKENS, (TOKENS, LABELS[:, 0])):
-      methods = {'mine': plan(detector, example, layers=(), loss=LOSS)}
+      methods = {
+        'one_shot': plan(detector, example, layers=(), loss=LOSS),
+        'extracted': plan(detector, example, loss=LOSS),
+      }
       batches = iter([example, example])
       found = compare(detector, example, methods, held_out=batches, loss=LOSS)
-      self.assertLen(found.rows, 1)
-    with self.assertRaisesRegex(errors.UserError, 'Give a plan as a method'):
+      self.assertLen(found.rows, 2)
+    with self.assertRaisesRegex(errors.UserError, r'layers=\(\)\), .extracted'):
       compare(detector, TOKENS, ('one_shot',), loss=LOSS)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import math
 import os
@@ -138,8 +139,15 @@ class RunTest(parameterized.TestCase):
     self.assertIn('2 for 1/2 of the budget; then the best rate', first)
     self.assertIn('teacher itself has accuracy 1', first)
     self.assertIn('In all at most', first)
-    self.assertEqual(self.said[-1], self.found.advice)
-    self.assertTrue(str(self.found).endswith(self.found.advice))
+
+  def test_prints_the_result_once(self):
+    found, said = self.found, '\n'.join(self.said)
+    self.assertNotIn(found.advice, said)
+    self.assertEndsWith(found.markdown(), found.advice)
+    self.assertNotIn(found.description, found.markdown())
+    text = (self.folder / 'comparison.md').read_text()
+    self.assertEqual(text, f'{found.description}\n\n{found.markdown()}\n')
+    self.assertNotIn('trials', repr(found))
 
   def test_writes_and_resumes(self):
     for name in ('comparison.md', 'comparison.csv', 'search.csv'):
@@ -347,6 +355,16 @@ class RefusalTest(parameterized.TestCase):
     np.testing.assert_array_equal([x for x, _ in found], [*INPUTS, *INPUTS[:4]])
     self.assertIs(fit_batches.shared(DATA, loader, fitted), DATA)
     self.assertIsNone(fit_batches.shared(None, loader, PLAN))
+
+  @pytest.mark.slow
+  def test_a_report_that_is_printed_fits_80_columns(self):
+    with (
+      mock.patch('sys.stdout', io.StringIO()) as stdout,
+      mock.patch.object(contest.Contest, 'run', side_effect=KeyError('ran')),
+      self.assertRaisesRegex(KeyError, 'ran'),
+    ):
+      compare(methods=['one_shot'], report=print)
+    self.assertBetween(max(map(len, stdout.getvalue().splitlines())), 70, 80)
 
   @pytest.mark.slow
   def test_a_stdout_that_is_closed(self):

@@ -143,7 +143,7 @@ class GivenTest(parameterized.TestCase):
 
   def test_a_plan_says_how_patterns_were_matched(self):
     _, plan = pairs(chain(h=4), chain(h=2), layers='h/*')
-    self.assertIn('h/* (4) with h/* (2), by depth fraction', str(plan))
+    self.assertIn('h/* (4) with h/* (2), by depth fraction', plan.markdown())
 
   @parameterized.parameters(
     ('blocks/*', "'blocks/\\*' matches no activation of the teacher.*h/0"),

@@ -45,7 +45,9 @@ class MatchTest(parameterized.TestCase):
     )
     self.assertEqual([stage.steps for stage in plan.stages], [20, 20, 60])
     self.assertEqual(plan.stage_plans[0].projections, {'Dense_0': (8, 4)})
-    self.assertRegex(str(plan), r'Dense_1 +\| +8 \| Dense_0 .*gaussian 8 x 4')
+    self.assertRegex(
+      plan.markdown(), r'Dense_1 +\| +8 \| Dense_0 .*gaussian 8 x 4'
+    )
 
   def test_four_layers_at_most_unless_they_are_named(self):
     deep = network(Net((4,) * 6), X)
@@ -134,7 +136,7 @@ class StagesTest(parameterized.TestCase):
     plan = cxjax.plan(TEACHER, STUDENT, (X, Y), stages=(JOINT,))
     header, _, *rows = [
       [cell.strip() for cell in line.split('|')[1:-1]]
-      for line in str(plan).splitlines()
+      for line in plan.markdown().splitlines()
     ]
     table = [dict(zip(header, row, strict=True)) for row in rows]
     self.assertEqual(
@@ -344,4 +346,4 @@ class RefusalTest(parameterized.TestCase):
     plan = cxjax.plan(
       teacher, student, x, num_steps=9, layers=[('Dense_1', 'Dense_0')]
     )
-    self.assertIn('gaussian 16 x 4', str(plan))
+    self.assertIn('gaussian 16 x 4', plan.markdown())

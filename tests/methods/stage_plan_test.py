@@ -107,6 +107,13 @@ class PlanTest(parameterized.TestCase):
     for name in ('steps', 'student FLOPs a step', 'teacher FLOPs a step'):
       self.assertNotIn(output[name], ('30', hidden[name]))
 
+  def test_one_network_is_neither_teacher_nor_student(self):
+    (row,) = table([plan(curricula.supervised(5)[0])])
+    self.assertEqual(
+      list(row), ['stage', 'target', 'layer', 'width', 'steps', 'FLOPs a step']
+    )
+    self.assertEqual([*row.values()][:3], ['labels', 'labels', 'logits'])
+
   def test_a_column_of_weights_only_where_they_differ(self):
     self.assertNotIn('weight', table([plan(Stage('s', 1, Term()))])[0])
     self.assertIn('weight', table([plan(Stage('s', 1, Term(weight=2)))])[0])

@@ -37,7 +37,9 @@ def write(
     'pooling_mode_max_tokens': False,
     'pooling_mode_mean_sqrt_len_tokens': False,
   }
-  files.write_json(folder / '1_Pooling' / 'config.json', pooling)
+  files.write_json(
+    folder / '1_Pooling' / 'config.json', pooling, place='folder'
+  )
   if module.features:
     parts['Dense'] = '2_Dense'
     _write_linear(folder / '2_Dense', width, module.features, params['linear'])
@@ -50,7 +52,7 @@ def write(
     }
     for i, (kind, path) in enumerate(parts.items())
   ]
-  files.write_json(folder / FILE, modules)
+  files.write_json(folder / FILE, modules, place='folder')
 
 
 def _write_linear(
@@ -68,4 +70,4 @@ def _write_linear(
     'linear.bias': np.asarray(params['bias'], np.float32),
   }
   tensors_lib.write(folder / tensors_lib.FILE, tensors)
-  files.write_json(folder / 'config.json', config)
+  files.write_json(folder / 'config.json', config, place='folder')

@@ -321,7 +321,7 @@ def write_folder(
     where |= dict.fromkeys(names, file)
   metadata = {'total_size': sum(map(num_bytes, tensors.values()))}
   found = {'metadata': metadata, 'weight_map': dict(sorted(where.items()))}
-  files.write_json(index, found)
+  files.write_json(index, found, place='folder')
 
 
 def most_common_dtype(tensors: base.Tensors) -> np.dtype:

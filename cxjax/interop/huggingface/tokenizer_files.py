@@ -188,4 +188,4 @@ def write(
     'model_max_length': max_length,
     **{f'{role}_token': name for role, (name, _) in special.items()},
   }
-  files.write_json(folder / 'tokenizer_config.json', settings)
+  files.write_json(folder / 'tokenizer_config.json', settings, place='folder')

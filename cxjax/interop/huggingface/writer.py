@@ -144,4 +144,4 @@ def _write(
     config |= tokenizer_files.special_ids(tokenizer, causal)
   if isinstance(module, sentence.SentenceEncoder):
     sentence_files.write(folder, module, params)
-  files.write_json(folder / 'config.json', config)
+  files.write_json(folder / 'config.json', config, place='folder')

@@ -165,6 +165,11 @@ class ErrorTest(fixtures.TestCase):
       self.write(module, variables)
     self.assertEqual({p: p.read_bytes() for p in self.path.iterdir()}, before)
 
+  def test_a_config_in_the_way(self):
+    (self.path / 'config.json.tmp').mkdir(parents=True)
+    with self.assertRaisesRegex(errors.UserError, 'another folder'):
+      self.write(*fixtures.make())
+
   def test_a_file_in_the_way(self):
     self.path.write_text('a file')
     with self.assertRaisesRegex(errors.UserError, 'Cannot write'):
