@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cxjax import errors
@@ -15,6 +16,7 @@ from cxjax.api import feature_axes
 from cxjax.api import matching
 from cxjax.api import mode_warnings
 from cxjax.methods import stage as stage_lib
+from cxjax.methods import training_mode
 from cxjax.models import adapters
 from cxjax.models import channels
 from cxjax.models import modes
@@ -65,7 +67,7 @@ def checked(
   )
   adapters.check_training(student, x)
   mode_warnings.warn(teacher, student, x)
-  _warn_of_order(teacher, student)
+  _warn_of_order(teacher, student, x)
   return (
     with_layers(teacher, x, dtype, sides[0]),
     with_layers(student, x, dtype, sides[1]),
@@ -88,12 +90,24 @@ def _warn_of_nested(
 
 
 def _warn_of_order(
-  teacher: adapters.ModelAdapter, student: adapters.ModelAdapter
+  teacher: adapters.ModelAdapter,
+  student: adapters.ModelAdapter,
+  x: types.Input,
 ) -> None:
   """Warns of a student that is larger than its teacher."""
   size = lambda leaf: math.prod(np.shape(leaf))
-  count = lambda params: sum(map(size, jax.tree.leaves(params)))
-  theirs, ours = count(teacher.params), count(student.one)
+  theirs = sum(map(size, jax.tree.leaves(teacher.params)))
+  leaves = training_mode.by_name(student.one)
+  ours = sum(map(size, leaves.values()))
+  if ours > theirs and student.training is not None:
+    # Statistics, counts and keys are no parameters, and a model at inference
+    # does not list them.
+    changed = training_mode.changed_shapes(student.training, student.one, x)
+    ours = sum(
+      size(leaf)
+      for name, leaf in leaves.items()
+      if name not in changed and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )
   if ours > theirs:
     logging.warning(
       'The student has %s parameters and the teacher %s. The teacher comes '

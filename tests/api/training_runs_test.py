@@ -1,7 +1,9 @@
 """Students in training mode, from the plan to the model that is returned."""
 
 import functools
+from unittest import mock
 
+from absl import logging
 from absl.testing import parameterized
 import chex
 from flax import linen as nn
@@ -98,6 +100,18 @@ def loss_at_inference(model):
 
 
 class TrainingModeTest(parameterized.TestCase):
+  @parameterized.parameters('linen', 'nnx')
+  def test_statistics_make_no_student_larger_than_its_teacher(self, kind):
+    if kind == 'nnx':
+      module = Nnx(nnx.Rngs(0))
+      module.eval()
+      teacher = nnx_adapter.from_nnx(module)
+    else:
+      teacher = linen_adapter.from_linen(Linen(), variables())
+    with mock.patch.object(logging, 'warning') as warning:
+      plan_lib.plan(teacher, student(kind), BATCHES[0], num_steps=9, layers=())
+    warning.assert_not_called()
+
   @parameterized.parameters('linen', 'nnx')
   def test_what_is_reported_is_what_is_returned(self, kind):
     model, records = whole_run(kind)
