@@ -134,7 +134,7 @@ class StoredTargetsTest(parameterized.TestCase):
     ({'share_batches': False}, r'share_batches \(True there'),
     ({'extracted.projection': 'sparse'}, r'projection \(gaussian there'),
     ({'extracted.norm': 'layer'}, r'hidden0.norm \(none there'),
-    ({'extracted.shared_projection': True}, r'shared_projection \(False there'),
+    ({'extracted.shared_projection': False}, r'shared_projection \(True there'),
     ({'top_k': 1}, r'output.*top_k \(0 there, 1 here\)'),
     ({'extracted.checkpoint': 20}, r'hidden0.checkpoint \(None there, 20'),
     ({'student.width': 9}, r'hidden0.*shape \(\[16, 8\] there, \[16, 9'),
