@@ -27,6 +27,7 @@ from cxjax.training import metric_log
 from experiments import parity_mlp
 import faults
 
+SHARED = dict(shared_projection=True)
 OUTPUT = dict(student='logits', target='logits')
 LOW = dict(student='hidden0', target='hidden0', projection='gaussian')
 HIGH = dict(student='hidden1', target='hidden1', projection='gaussian')
@@ -243,8 +244,8 @@ class RunTest(parameterized.TestCase):
     experiment.run(c, workdir)
     c.method = 'custom'
     c.custom.stages = (
-      dict(name='hidden0', steps=20, terms=(LOW,)),
-      dict(name='hidden1', steps=20, terms=(HIGH,)),
+      dict(name='hidden0', steps=20, terms=(LOW | SHARED,)),
+      dict(name='hidden1', steps=20, terms=(HIGH | SHARED,)),
       dict(name='output', steps=20, terms=(OUTPUT,)),
     )
     experiment.run(c, workdir)

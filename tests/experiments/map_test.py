@@ -54,7 +54,7 @@ class MapTest(absltest.TestCase):
   def test_what_was_equal_otherwise_stays(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     setting = mock.Mock(num_steps=10)
-    found = mock.Mock(metric='accuracy', __str__=lambda _: 'The table.')
+    found = mock.Mock(metric='accuracy', page='The table.')
     found.rows = [{'method': 'a', 'accuracy: mean': 0.5, **ENDS}]
     with (
       mock.patch.object(map_lib, 'setting', return_value=setting),
