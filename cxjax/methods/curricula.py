@@ -7,6 +7,7 @@ from cxjax import arguments
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import custom
+from cxjax.methods import fitted
 from cxjax.methods import layer_matching
 from cxjax.methods import legacy
 from cxjax.methods import losses
@@ -161,9 +162,10 @@ def extracted(
     checkpoint: step of the checkpoint whose hidden activations are the targets;
       None is the final teacher.
     **options: fields of the hidden terms: `projection`, by default 'gaussian',
-      `regressor`, `width`, `shared_projection`, by default True, `norm`,
-      `centered`, `scale`, `tokens` and `pool`, as for `Term`. The projection
-      'identity' with `regressor=True` is the learned projection of FitNets.
+      `regressor`, `width`, `shared_projection`, by default True but for
+      rotated projections, `norm`, `centered`, `scale`, `tokens` and `pool`, as
+      for `Term`. The projection 'identity' with `regressor=True` is the learned
+      projection of FitNets.
 
   Returns:
     One stage per pair, and the last stage, 'output' or 'labels'.
@@ -177,7 +179,9 @@ def extracted(
   hidden_loss = losses.l2 if hidden_loss is None else hidden_loss
   _check_equal('layer pairs and the output', (*layers, None), 'stages', steps)
   options = _hidden_options(options, 'extracted')
-  options = {'projection': 'gaussian', 'shared_projection': True, **options}
+  options.setdefault('projection', 'gaussian')
+  rotated = fitted.is_rotated(options['projection'])  # To a start of its own.
+  options.setdefault('shared_projection', not rotated)
   done = tuple(student for _, student in layers)
   hidden = tuple(
     stage_lib.Stage(

@@ -253,13 +253,19 @@ METHODS = {
   ),
   'extracted_pca_rotated': Method(
     _build_extracted,
-    {'projection': 'pca_rotated', 'regressor': False, 'width': 0},
+    {
+      'projection': 'pca_rotated',
+      'shared_projection': False,  # Each layer is rotated to its own start.
+      'regressor': False,
+      'width': 0,
+    },
     like='extracted',
   ),
   'extracted_pca_rotated_labels': Method(
     _build_extracted,
     {
       'projection': 'pca_rotated',
+      'shared_projection': False,
       'regressor': False,
       'width': 0,
       'ending': 'labels',

@@ -52,6 +52,15 @@ class CurriculaTest(parameterized.TestCase):
     )
     self.assertEqual(stages, expected)
 
+  def test_layers_share_a_projection_unless_it_is_rotated(self):
+    for projection, want in (('sparse', True), ('pca_rotated', False)):
+      for options, shared in (({}, want), ({'shared_projection': True}, True)):
+        stages = curricula.extracted(
+          PAIRS, (1, 2, 3), projection=projection, **options
+        )
+        found = {term.shared_projection for term in stages[0].terms}
+        self.assertEqual(found, {shared}, projection)
+
   def test_extracted_options_are_those_of_the_hidden_terms(self):
     options = dict(
       projection='sparse',

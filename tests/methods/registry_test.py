@@ -100,12 +100,16 @@ class BuildTest(parameterized.TestCase):
       build('extracted_centered_labels'),
       build('extracted', projection='centered', **labels),
     )
+    rotated = {'projection': 'pca_rotated', 'shared_projection': False}
     self.assertEqual(
       build('extracted_pca_rotated_labels'),
-      build('extracted', projection='pca_rotated', **labels),
+      build('extracted', **rotated, **labels),
+    )
+    self.assertEqual(
+      build('extracted_pca_rotated'), build('extracted', **rotated)
     )
     self.assertEqual(build('joint_fading'), build('joint', fade=0.5))
-    for name in ('centered', 'pca', 'pca_rotated'):
+    for name in ('centered', 'pca'):
       self.assertEqual(
         build(f'extracted_{name}'), build('extracted', projection=name)
       )
