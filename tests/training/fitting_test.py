@@ -101,7 +101,11 @@ class FitTest(parameterized.TestCase):
           found.append(np.asarray(matrix))
       yield spec, *found
 
-  SHARED = {'extracted.shared_projection': True, 'extracted.norm': 'none'}
+  SHARED = {
+    'extracted.norm': 'none',
+    'extracted.shared_projection': True,
+    'extracted_pca_rotated.shared_projection': True,
+  }
 
   @pytest.mark.slow
   def test_layers_that_share_have_one_pair_of_axes(self):
