@@ -180,8 +180,6 @@ def extracted(
   _check_equal('layer pairs and the output', (*layers, None), 'stages', steps)
   options = _hidden_options(options, 'extracted')
   options.setdefault('projection', 'gaussian')
-  rotated = fitted.is_rotated(options['projection'])  # To a start of its own.
-  options.setdefault('shared_projection', not rotated)
   done = tuple(student for _, student in layers)
   hidden = tuple(
     stage_lib.Stage(
@@ -250,7 +248,7 @@ def joint(
     'layers=() leaves nothing but the output: give pairs of layers, or choose '
     'one_shot.',
   )
-  options = {'shared_projection': True, **_hidden_options(options, 'joint')}
+  options = _hidden_options(options, 'joint')
   fade = arguments.number('fade', fade, FADE)
   factor: float | stage_lib.Schedule = weight
   if fade:
@@ -271,7 +269,8 @@ def _hidden_options(options: dict[str, Any], caller: str) -> dict[str, Any]:
   options = legacy.term_fields(options, caller, stacklevel=4)
   for name in options:
     errors.lookup('option', name, dict.fromkeys(HIDDEN_OPTIONS))
-  return options
+  rotated = fitted.is_rotated(options.get('projection'))  # To its own start.
+  return {'shared_projection': not rotated, **options}
 
 
 def _ending_terms(

@@ -105,7 +105,7 @@ class StoredTargetsTest(FolderTest):
     self.assert_same(other, distill(PLAN, batches(1, number=20), held_out=X))
 
   def test_a_loader_that_differs_later_is_refused(self):
-    """By the number of the batch; a workdir goes on with the stored ones."""
+    """The message has the batch; a begun workdir trains on the stored ones."""
     steps = [*batches(number=20)]
     other = [*steps[:13], *batches(1, number=7)]
     run = lambda data, **kwargs: distill(

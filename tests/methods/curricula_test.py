@@ -58,7 +58,9 @@ class CurriculaTest(parameterized.TestCase):
         stages = curricula.extracted(
           PAIRS, (1, 2, 3), projection=projection, **options
         )
-        found = {term.shared_projection for term in stages[0].terms}
+        stages += curricula.joint(PAIRS, 9, projection=projection, **options)
+        terms = (stages[0].terms[0], stages[-1].terms[0])
+        found = {term.shared_projection for term in terms}
         self.assertEqual(found, {shared}, projection)
 
   def test_extracted_options_are_those_of_the_hidden_terms(self):

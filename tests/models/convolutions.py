@@ -1,4 +1,4 @@
-"""What the tests of channels share: convolutions with the channels first."""
+"""Convolutions with the channels first, for the tests of channels."""
 
 import jax
 
