@@ -209,18 +209,17 @@ def plan(
   models = outputs.teacher, outputs.student
   padding, batch, given = padding_lib.applied(mask, example, models)
   sides = feature_axes.sides(feature_axis)
-  teacher, student = prepared.checked(
-    given, batch['x'], dtype, layers != (), sides
-  )
+  hidden = not isinstance(layers, tuple | list) or len(layers) > 0
+  teacher, student = prepared.checked(given, batch['x'], dtype, hidden, sides)
   matched = ''
   if stages is not None:
     beside = {
       'layers': layers is not None,
-      'share': share != SHARE,
+      'share': not _is(share, SHARE),
       'steps': not isinstance(steps, tuple) or len(steps) > 0,
-      'loss': loss != 'kl',
+      'loss': not _is(loss, 'kl'),
       'auxiliary': auxiliary is not None,
-      'temperature': temperature != 1,
+      'temperature': not _is(temperature, 1),
       'pool': pool is not None,
       **dict.fromkeys(options, True),
     }
@@ -255,6 +254,11 @@ def plan(
     padding=padding,
     traced_functions=(teacher.apply, student.apply, training),
   )
+
+
+def _is(value: Any, default: str | float) -> bool:
+  """True for a default that was left as it is, of any value that is given."""
+  return isinstance(value, str | int | float) and value == default
 
 
 def _check_stages(

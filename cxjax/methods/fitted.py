@@ -156,12 +156,14 @@ FITTED = {
 
 def is_fitted(projection: str | None) -> bool:
   """True for the name of a fitted projection."""
-  return projection in FITTED
+  return isinstance(projection, str) and projection in FITTED
 
 
 def is_rotated(projection: str | None) -> bool:
   """True for a fitted projection that needs the student's start."""
-  return projection in FITTED and FITTED[projection].rotated
+  return isinstance(projection, str) and (
+    projection in FITTED and FITTED[projection].rotated
+  )
 
 
 def check_name(projection: str) -> None:
