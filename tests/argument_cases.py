@@ -78,9 +78,6 @@ HIDDEN = 'projection regressor width norm scale centered tokens pool'
 EXAMPLE = dict(teacher=TEACHER, student=STUDENT, x=X, num_steps=4)
 BERT = huggingface.FAMILIES['bert']
 FIELDS = {name: getattr(BERT, name) for name in BERT.__dataclass_fields__}
-PLAN_OF_STAGES = Case(
-  cxjax.plan, {**EXAMPLE, 'num_steps': 2, 'stages': STAGE}, some=12
-)
 API = {
   'plan': Case(
     cxjax.plan,

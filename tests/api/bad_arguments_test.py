@@ -80,8 +80,5 @@ class ArgumentsTest(parameterized.TestCase):
     known = cases().CASES
     bad_values.try_case(self, known[name], 7 * list(known).index(name))
 
-  def test_the_arguments_beside_stages(self):
-    bad_values.try_case(self, cases().PLAN_OF_STAGES)
-
   def test_every_case_is_of_a_callable(self):
     self.assertSameElements(cases().CASES, NAMES)
