@@ -110,9 +110,25 @@ class ProductsTest(parameterized.TestCase):
       2 * (forward(case.teacher) + 3 * forward(case.student)),
     )
 
+  def test_flops_of_a_llama(self):
+    case = FULL['llama']
+    rows, ids = case.batch * case.inputs, case.classes
+    forward = lambda width: (
+      # Queries and the output; keys and values of half the heads; the MLP.
+      rows * 4 * ((2 + 1 + 12) * width**2 + 2 * case.inputs * width)
+      + rows * width * ids
+    )
+    found = products.of_case(case, lookahead=1)
+    self.assertEqual(
+      sum(each.flops for each in found), 2 * (forward(128) + 3 * forward(48))
+    )
+
   def test_parameters(self):
     self.assertEqual(
       products.parameters(FULL['parity']), 100 * 1_000 + 1_000 + 2_000 + 2
+    )
+    self.assertEqual(
+      products.parameters(FULL['llama']), 2 * 2_048 * 48 + 4 * 15 * 48**2
     )
 
 
@@ -297,6 +313,19 @@ class AgreementTest(absltest.TestCase):
     got = pytorch.make(protocol.Job.read(folder, 'eager')).losses(4)
     np.testing.assert_allclose(got, want.losses(4), rtol=1e-5)
     want.run(want.unit)
+
+  def test_llama_is_that_of_transformers(self):
+    pytest.importorskip('transformers')
+    ours, pytorch = (
+      importlib.import_module(f'{serve.PACKAGE}.{name}')
+      for name in ('ours', 'pytorch')
+    )
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    ours.write_job(TINY['llama'], folder)
+    want = ours.Ours(protocol.Job.read(folder, '1')).losses(4)
+    for variant in ('eager', 'fused'):
+      peer = pytorch.make(protocol.Job.read(folder, variant))
+      np.testing.assert_allclose(peer.losses(4), want, rtol=1e-4)
 
 
 if __name__ == '__main__':

@@ -18,11 +18,13 @@ class Model:
     width: width of the hidden layer, or of the residual stream.
     heads: attention heads; 0 in an MLP.
     depth: hidden layers or blocks.
+    kv_heads: heads of keys and values, of 'llama'.
   """
 
   width: int
   heads: int = 0
   depth: int = 1
+  kv_heads: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Case:
 
   Attributes:
     name: name of the case.
-    model: 'mlp', 'encoder' or 'decoder'.
+    model: 'mlp', 'encoder' like BERT, 'decoder' like GPT-2, or 'llama'.
     stage: 'output' (KL of the logits), 'hidden' (squared distance of a hidden
       layer from the teacher's, projected), or 'stored' (as 'output', with the
       teacher's logits from the disk).
@@ -64,6 +66,11 @@ class Case:
   config: str = 'cpu'
 
   @property
+  def causal(self) -> bool:
+    """True for a decoder: it predicts the next token, at every position."""
+    return self.model in ('decoder', 'llama')
+
+  @property
   def optimizer(self) -> tuple[str, float]:
     """Name and learning rate of the optimizer."""
     return ('sgd', 1e-3) if self.model == 'mlp' else ('adam', 1e-3)
@@ -93,16 +100,23 @@ def _parity(name: str, stage: str) -> Case:
 
 
 def _tokens(name: str, model: str, stage: str) -> Case:
+  teacher = Model(128, heads=8, depth=4)
+  student = Model(48, heads=6, depth=4)
+  if model == 'llama':
+    teacher, student = (
+      dataclasses.replace(sizes, kv_heads=sizes.heads // 2)
+      for sizes in (teacher, student)
+    )
   return Case(
     name,
     model,
     stage,
-    teacher=Model(128, heads=8, depth=4),
-    student=Model(48, heads=6, depth=4),
+    teacher=teacher,
+    student=student,
     batch=32,
     inputs=64,
     classes=2_048,
-    predicted=64 if model == 'decoder' else 10,
+    predicted=10 if model == 'encoder' else 64,
     drawn=100,
     seeds=4,
     unit=25,
@@ -117,6 +131,7 @@ FULL = {
     _tokens('bert', 'encoder', 'output'),
     _tokens('bert_hidden', 'encoder', 'hidden'),
     _tokens('decoder', 'decoder', 'output'),
+    _tokens('llama', 'llama', 'output'),
     _parity('parity_stored', 'stored'),
     _tokens('bert_stored', 'encoder', 'stored'),
   )
@@ -128,13 +143,14 @@ def _tiny(case: Case) -> Case:
   if case.model == 'mlp':
     sizes = dict(teacher=Model(40), student=Model(20), inputs=10)
   else:
+    kv_heads = 2 if case.model == 'llama' else 0
     sizes = dict(
-      teacher=Model(16, heads=4, depth=2),
-      student=Model(8, heads=2, depth=2),
+      teacher=Model(16, heads=4, depth=2, kv_heads=kv_heads),
+      student=Model(8, heads=2, depth=2, kv_heads=kv_heads // 2),
       inputs=8,
       batch=4,
       classes=32,
-      predicted=8 if case.model == 'decoder' else 2,
+      predicted=8 if case.causal else 2,
     )
   return dataclasses.replace(
     case, **sizes, drawn=100, seeds=2, unit=25, config='cpu'

@@ -14,6 +14,7 @@ from experiments.benchmarks.accelerator import pipe as pipe
 # Seconds to wait for pip, and for `venv`.
 LONGEST = 1_800.0
 TORCH = ('torch==2.13.0', 'numpy>=2.4')
+TRANSFORMERS = (*TORCH, 'transformers==5.23.0')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Peer:
 
 PEERS: Mapping[str, Peer] = {
   'pytorch': Peer(
-    'pytorch', 'pytorch', (TORCH,), ('eager', 'fused', 'compiled')
+    'pytorch', 'pytorch', (TRANSFORMERS,), ('eager', 'fused', 'compiled')
   ),
-  'official': Peer('official', 'pytorch', (TORCH,)),
+  'official': Peer('official', 'pytorch', (TRANSFORMERS,)),
   'torchdistill': Peer(
     'torchdistill',
     'torchdistill',

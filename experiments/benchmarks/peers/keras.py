@@ -159,6 +159,8 @@ class Keras:
 
   def __init__(self, job: protocol.Job) -> None:
     """Builds and compiles the models."""
+    if job.case.model == 'llama':
+      raise protocol.Cannot('this benchmark has no Llama in Keras')
     if job.case.stage == 'stored':
       raise protocol.Cannot('its teacher runs in every step')
     self.limit, self._size = job.case.drawn, job.case.batch

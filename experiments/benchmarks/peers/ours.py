@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 
 from cxjax.configs import builders
+from cxjax.interop import huggingface
 from cxjax.parallel import devices as devices_lib
 from cxjax.training import run_spec
 from cxjax.training import trainer as trainer_lib
@@ -47,7 +48,8 @@ def make_config(
     c.data.d, c.data.k = case.inputs, min(6, case.inputs // 2)
   else:
     c = base.get_config(method)
-    c.task, c.model, c.student = 'full_rows', case.model, {}
+    c.task, c.student = 'full_rows', {}
+    c.model = 'rotary_decoder' if case.model == 'llama' else case.model
     c.data = ml_collections.ConfigDict(
       dict(
         vocab_size=case.classes,
@@ -59,12 +61,7 @@ def make_config(
     c.mesh.cpu_devices = 2
     c.eval_every = c.save_every = 250
   for role, block in (('teacher', c.teacher), ('student', c.student)):
-    sizes = dataclasses.asdict(getattr(case, role))
-    if case.model != 'mlp':
-      sizes = base.transformer(**sizes)
-    else:
-      sizes.pop('heads')
-    block.update(sizes)
+    block.update(_sizes(case, role))
   c.batch_size, c.num_seeds, c.share_batches = case.batch, num_seeds, True
   c.optimizer.name, c.optimizer.learning_rate = case.optimizer
   c.log_every = case.unit
@@ -76,6 +73,18 @@ def make_config(
   if case.model == 'mlp':
     c.mesh.data = 1
   return c
+
+
+def _sizes(case: cases_lib.Case, role: str) -> dict[str, Any]:
+  """The fields of a config that say how large a network is."""
+  model = getattr(case, role)
+  if case.model == 'mlp':
+    return dict(width=model.width, depth=model.depth)
+  if case.model == 'llama':
+    return base.rotary_decoder(**dataclasses.asdict(model))
+  return base.transformer(
+    width=model.width, heads=model.heads, depth=model.depth
+  )
 
 
 def make_spec(
@@ -133,12 +142,23 @@ def write_job(case: cases_lib.Case, folder: pathlib.Path) -> None:
   for matrix in stage.matrices.values():
     arrays['matrix'] = matrix
   folder.mkdir(parents=True, exist_ok=True)
+  if case.model == 'llama':
+    _write_folders(case, folder, spec.teacher.params, stage.first)
   np.savez(folder / 'arrays.npz', **arrays)
   if case.stage == 'stored':
     teacher = spec.teacher
     logits = lambda x: teacher.apply(teacher.params, x)[0]
     np.save(folder / 'targets.npy', jax.lax.map(logits, batch['x']))
   (folder / 'job.json').write_text(json.dumps(dataclasses.asdict(case)))
+
+
+def _write_folders(
+  case: cases_lib.Case, folder: pathlib.Path, teacher: Any, student: Any
+) -> None:
+  """Writes both networks as transformers reads them, a folder for each role."""
+  experiment = builders.open_experiment(make_config(case, 1), pathlib.Path())
+  for role, variables in (('teacher', teacher), ('student', student)):
+    huggingface.write(folder / role, experiment.model(role), variables)
 
 
 class Ours:

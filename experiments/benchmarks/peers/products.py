@@ -54,6 +54,9 @@ def parameters(case: cases_lib.Case) -> int:
   if case.model == 'mlp':
     hidden = (case.inputs + 1) * width
     return hidden if case.stage == 'hidden' else hidden + head + case.classes
+  if case.model == 'llama':
+    kernels = sum(m * n for m, n in _kernels(case.student, llama=True))
+    return case.classes * width + depth * kernels + head
   embeddings = (case.classes + case.inputs) * width
   if case.stage == 'hidden':
     depth, head = case.blocks('student'), 0
@@ -79,7 +82,7 @@ def _forward(
       yield from _block(case, model, share, batch, last)
     if case.stage != 'hidden':
       rows = batch * case.predicted
-      if case.model == 'encoder':
+      if not case.causal:
         yield Product(share, 1, rows, width, width)
       yield Product(share, 1, rows, width, case.classes)
   if case.stage == 'hidden' and role == 'teacher':
@@ -95,16 +98,30 @@ def _block(
 ) -> Iterator[Product]:
   """Yields the products of a block; the last one at some positions alone."""
   width, length = model.width, case.inputs
+  llama = case.model == 'llama'
   queries = case.predicted if last else length
   heads, head = batch * model.heads, width // model.heads
   rows, all_rows = batch * queries, batch * length
+  first, *others = _kernels(model, llama)
   if queries == length:
-    yield Product(share, 1, rows, width, 3 * width)
+    yield Product(share, 1, rows, *first)
   else:
     yield Product(share, 1, rows, width, width)
     yield Product(share, 1, all_rows, width, 2 * width)
   yield Product(share, heads, queries, head, length)
   yield Product(share, heads, queries, length, head)
-  yield Product(share, 1, rows, width, width)
-  yield Product(share, 1, rows, width, 4 * width)
-  yield Product(share, 1, rows, 4 * width, width)
+  for inputs, outputs in others:
+    yield Product(share, 1, rows, inputs, outputs)
+
+
+def _kernels(model: cases_lib.Model, llama: bool) -> list[tuple[int, int]]:
+  """Inputs and outputs of the kernels of a block, those of a kind as one."""
+  width, inner = model.width, 4 * model.width
+  keys = width * model.kv_heads // model.heads if llama else width
+  gate = 2 if llama else 1  # Beside the product that it gates.
+  return [
+    (width, width + 2 * keys),
+    (width, width),
+    (width, gate * inner),
+    (inner, width),
+  ]

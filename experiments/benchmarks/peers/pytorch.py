@@ -1,6 +1,7 @@
 """Plain PyTorch: a loop by hand; eager, fused or compiled.
 
-A hidden stage stops at its layer in both networks. Variants:
+A hidden stage stops at its layer in both networks. Llama is the model of
+transformers. Variants:
   eager     explicit attention, and the optimizer with its defaults.
   fused     `scaled_dot_product_attention`, and the fused optimizer.
   compiled  the same; loss, teacher and student by `torch.compile`.

@@ -80,6 +80,28 @@ class Tokens(nn.Module):
     return self.inner(batch['tokens'], positions=positions)
 
 
+class Llama(nn.Module):
+  """A `LlamaForCausalLM` of transformers on a batch of a job."""
+
+  def __init__(self, job: protocol.Job, role: str, sdpa: bool) -> None:
+    """Reads the folder of a role."""
+    super().__init__()
+    try:
+      import transformers  # noqa: PLC0415  Not in every environment.
+    except ImportError as error:
+      raise protocol.Cannot('transformers is not beside it') from error
+    self.inner = transformers.LlamaForCausalLM.from_pretrained(
+      job.folder / role,
+      dtype=torch.float32,
+      attn_implementation='sdpa' if sdpa else 'eager',
+    )
+    self.inner.train()
+
+  def forward(self, batch: Batch) -> torch.Tensor:
+    """Computes the logits."""
+    return self.inner(batch['tokens'], use_cache=False).logits
+
+
 def make(job: protocol.Job, role: str, *, sdpa: bool = True) -> Any:
   """Makes a network of a job.
 
@@ -91,9 +113,14 @@ def make(job: protocol.Job, role: str, *, sdpa: bool = True) -> Any:
 
   Returns:
     The module; `module(batch)` is its logits.
+
+  Raises:
+    Cannot: it is a model of transformers, which is not installed.
   """
   if job.case.model == 'mlp':
     return Mlp(job.params(role))
+  if job.case.model == 'llama':
+    return Llama(job, role, sdpa)
   return Tokens(job, role, sdpa)
 
 

@@ -1,6 +1,6 @@
 """TRL: its `GKDTrainer`, on given tokens (lmbda=0), with forward KL (beta=0).
 
-Its models are causal language models of transformers, here GPT-2. Its loss
+Its models are causal language models of transformers: GPT-2 or Llama. Its loss
 leaves the last position of a row out, so it gets one token more.
 """
 
@@ -20,7 +20,9 @@ from experiments.benchmarks.peers import torch_models as torch_models  # noqa: E
 
 
 def _network(job: protocol.Job, role: str) -> Any:
-  """Makes a GPT-2 of transformers with the weights of a job."""
+  """Makes a GPT-2 or a Llama of transformers with the weights of a job."""
+  if job.case.model == 'llama':
+    return torch_models.make(job, role).inner
   case, sizes = job.case, getattr(job.case, role)
   config = transformers.GPT2Config(
     vocab_size=case.classes,
@@ -109,7 +111,7 @@ class Trl:
 
   def __init__(self, job: protocol.Job) -> None:
     """Copies the networks."""
-    if job.case.model != 'decoder':
+    if not job.case.causal:
       raise protocol.Cannot('its models are causal language models')
     self._job, self._at = job, 0
     self._student, self._teacher = (

@@ -215,6 +215,8 @@ class Tunix:
 
   def __init__(self, job: protocol.Job) -> None:
     """Copies the networks."""
+    if job.case.model == 'llama':
+      raise protocol.Cannot('this benchmark has no Llama in nnx')
     if job.case.stage == 'stored':
       raise protocol.Cannot('its trainer runs the teacher in every step')
     if job.matrix is None:
