@@ -157,6 +157,12 @@ def of_minilm(name: str, workdir: pathlib.Path) -> contest.Setting:
   for method in OTHERS:
     hidden = 'ending' in registry.options(method)
     methods[method] = {'method': method, **(minilm.HIDDEN if hidden else {})}
+  methods['token_embeddings'] = {
+    'method': 'extracted',
+    'layers': minilm.TOKENS,
+    'projection': 'identity',
+    'loss': 'cosine',
+  }
   return contest.Setting(
     found.teacher,
     student,

@@ -3,8 +3,8 @@ r"""Sentence embeddings: a student of a pretrained teacher, MiniLM.
 MiniLM (6 layers, 384 wide, 22.7M parameters) teaches an encoder of 3 layers,
 128 wide, its embeddings of the docstrings of the installed packages. There are
 no checkpoints of its training, so that progressive distillation is impossible.
-We compare one-shot distillation, the extracted curriculum and the learned
-projections of FitNets. Each method is searched over the same learning rates
+We compare one-shot distillation; the embeddings of all tokens, then that of the
+sentence; the extracted curriculum; and the projections of FitNets. Each method is searched over the same learning rates
 (one seed, a third of the steps). The best of each is trained with three seeds
 for as many steps; the extracted curriculum also for as many FLOPs as one-shot
 takes.
@@ -73,8 +73,16 @@ SHORTEST = 40  # Characters of a text.
 # As on text: every layer through a regressor, and the target with mean 0 and
 # variance 1 at every token.
 HIDDEN = {'regressor': True, 'norm': 'layer'}
+# The embedding of each token, whose mean is that of the sentence.
+TOKENS = (('token_embeddings', 'token_embeddings'),)
 METHODS: dict[str, dict[str, Any]] = {
   'one_shot': {'layers': ()},
+  'token_embeddings': {
+    'layers': TOKENS,
+    'projection': 'identity',
+    'hidden_loss': 'cosine',
+    'share': 0.1,
+  },
   'extracted': {**HIDDEN, 'width': 128},
   'fitnets': {**HIDDEN, 'projection': 'identity'},
 }

@@ -83,8 +83,9 @@ class SentenceEncoder(nn.Module):
     Returns:
       Embeddings `[B, F]` in float32, not normalized: the cosine loss does not
       read their length, and another loss may. The activations are those of the
-      encoder and 'pooled', `[B, D]` in float32, the mean before the linear
-      layer; it is 0 for a sentence without real tokens.
+      encoder; 'pooled', `[B, D]`, the mean before the linear layer, 0 for a
+      sentence without real tokens; and 'token_embeddings', `[B, L, F]`, those
+      of the tokens, whose mean is the embedding. Both are float32.
 
     Raises:
       UserError: the input has 'target_positions' or 'segments'; the mean over
@@ -100,12 +101,13 @@ class SentenceEncoder(nn.Module):
       )
     h, activations = self.encoder(x)
     pooled = masked_mean(h, x.get('mask'))
-    embedding = pooled
+    embedding, tokens = pooled, h.astype(jnp.float32)
     if self.features:
       start = nn.initializers.normal(self.encoder.init_std)
       linear = nn.Dense(self.features, kernel_init=start, name='linear')
-      embedding = linear(pooled)
-    return embedding, {**activations, 'pooled': pooled}
+      embedding, tokens = linear(pooled), linear(tokens)
+    activations = {**activations, 'pooled': pooled, 'token_embeddings': tokens}
+    return embedding, activations
 
 
 def masked_mean(h: jax.Array, mask: jax.Array | None) -> jax.Array:

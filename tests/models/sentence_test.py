@@ -1,6 +1,7 @@
 """Sentence encoders: the mean over real tokens, and inputs that are refused."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ def make(features=0, **kwargs):
   return model, jax.jit(model.init)(jax.random.key(0), TOKENS)
 
 
-class SentenceEncoderTest(absltest.TestCase):
+class SentenceEncoderTest(parameterized.TestCase):
   def test_the_embedding_is_the_mean_over_real_tokens(self):
     model, variables = make(depth=2)
     self.assertEqual(model.layers, ('block0', 'block1'))
@@ -35,7 +36,9 @@ class SentenceEncoderTest(absltest.TestCase):
     embedding, found = jax.jit(model.apply)(variables, x)
     inner = {'params': variables['params']['encoder']}
     hidden, activations = jax.jit(model.encoder.apply)(inner, x)
-    self.assertEqual(found.keys() - activations.keys(), {'pooled'})
+    self.assertEqual(
+      found.keys() - activations.keys(), {'pooled', 'token_embeddings'}
+    )
     mask = MASK[..., None]
     want = (hidden * mask).sum(1) / mask.sum(1)
     np.testing.assert_allclose(embedding, want, rtol=1e-4, atol=1e-5)
@@ -47,6 +50,18 @@ class SentenceEncoderTest(absltest.TestCase):
     self.assertEqual(embedding.shape, (3, 5))
     linear = variables['params']['linear']
     want = found['pooled'] @ linear['kernel'] + linear['bias'][None]
+    np.testing.assert_allclose(embedding, want, rtol=1e-4, atol=1e-5)
+
+  @parameterized.parameters(0, 5)
+  def test_the_mean_of_the_tokens_is_the_embedding(self, features):
+    model, variables = make(features=features)
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+    x = {'tokens': TOKENS, 'mask': MASK}
+    embedding, found = jax.jit(model.apply)(variables, x)
+    tokens = found['token_embeddings']
+    self.assertEqual(tokens.shape, (*TOKENS.shape, features or 32))
+    mask = MASK[..., None]
+    want = (tokens * mask).sum(1) / mask.sum(1)
     np.testing.assert_allclose(embedding, want, rtol=1e-4, atol=1e-5)
 
   def test_all_tokens_are_real_without_a_mask(self):
