@@ -56,6 +56,7 @@ METHODS = (
   'joint',
   'joint_fading',
 )
+EMBEDDINGS = 'token_embeddings'  # A method of MiniLM alone.
 CALIBRATION = 4  # Batches that a student of MiniLM is cut on.
 NEEDING_LABELS = (
   'supervised',
@@ -157,7 +158,7 @@ def of_minilm(name: str, workdir: pathlib.Path) -> contest.Setting:
   for method in OTHERS:
     hidden = 'ending' in registry.options(method)
     methods[method] = {'method': method, **(minilm.HIDDEN if hidden else {})}
-  methods['token_embeddings'] = {
+  methods[EMBEDDINGS] = {
     'method': 'extracted',
     'layers': minilm.TOKENS,
     'projection': 'identity',

@@ -343,7 +343,7 @@ def main(argv: list[str]) -> None:
   for flag, known in (
     (_EXPERIMENTS, contestants.NAMES),
     (_AXES, AXES),
-    (_METHODS, contestants.METHODS),
+    (_METHODS, (*contestants.METHODS, contestants.EMBEDDINGS)),
   ):
     for name in flag.value:
       errors.lookup(f'--{flag.name}', name, dict.fromkeys(known))
