@@ -58,8 +58,8 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except signals.Interrupted as interrupted:
       _print_stopped(interrupted)
       multihost.leave()
-      if interrupted.code:
-        sys.exit(interrupted.code)
+      # What the signal broke off can crash in Python's exit handlers.
+      _end(interrupted.code)
     except errors.Stopped as stopped:
       if multihost.is_first():
         print(stopped, file=sys.stderr)
@@ -116,7 +116,7 @@ def parse(
       check()
   except signals.Interrupted as interrupted:
     _print_stopped(interrupted)
-    sys.exit(interrupted.code)
+    _end(interrupted.code)
   # ml_collections answers a mistake in an override with any of these.
   except (
     flags.Error,

@@ -5,6 +5,8 @@ import os
 import pathlib
 import signal
 import site
+import subprocess
+import sys
 import threading
 import time
 from unittest import mock
@@ -15,6 +17,7 @@ from absl.testing import absltest
 from absl.testing import flagsaver
 from absl.testing import parameterized
 import ml_collections
+import pytest
 
 import cxjax
 from cxjax import errors
@@ -66,6 +69,8 @@ class GuardedTest(parameterized.TestCase):
 
   @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
   def test_a_signal_while_nothing_is_trained(self, number):
+    self.enter_context(mock.patch.object(cli.os, '_exit', sys.exit))
+
     def main(argv):
       try:
         os.kill(os.getpid(), number)
@@ -81,6 +86,24 @@ class GuardedTest(parameterized.TestCase):
         code, said = self.run_main(main)
       self.assertEqual(code, 0 if trained else 128 + number)
       self.assertRegex(said, f'^Stopped by {number.name}. .*resumes.\n$')
+
+  @pytest.mark.slow
+  def test_what_a_signal_broke_off_cannot_crash_at_exit(self):
+    program = (
+      'import atexit, os, signal\n'
+      'from cxjax.configs import cli\n'
+      'atexit.register(lambda: os._exit(9))\n'
+      'cli.run(lambda argv: os.kill(os.getpid(), signal.SIGTERM))\n'
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', program],
+      cwd=PACKAGE.parent,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(done.returncode, 128 + signal.SIGTERM)
+    self.assertStartsWith(done.stderr, 'Stopped by SIGTERM.')
 
   @parameterized.parameters(
     (lambda config: config.mesh, 'mesh'),
@@ -182,7 +205,10 @@ class ParseTest(parameterized.TestCase):
 
   def test_a_signal_meanwhile(self):
     stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    with mock.patch.object(signals, '_trained', threading.Event()):
+    with (
+      mock.patch.object(signals, '_trained', threading.Event()),
+      mock.patch.object(cli.os, '_exit', sys.exit),
+    ):
       code, said = self.said(cli.parse, ['program'], stop)
     self.assertEqual(code, 143)
     self.assertStartsWith(said, 'Stopped by SIGTERM.')
