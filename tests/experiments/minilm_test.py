@@ -8,11 +8,15 @@ from unittest import mock
 from absl import flags
 from absl.testing import absltest
 from absl.testing import flagsaver
+import jax
 import numpy as np
 import pytest
 import tokenizers
 
+import cxjax
 from cxjax import errors
+from cxjax.models import sentence
+from cxjax.models import transformer
 import scripts
 
 minilm = scripts.load('experiments.minilm')
@@ -65,6 +69,43 @@ class DataTest(absltest.TestCase):
     )
     np.testing.assert_array_equal(np.stack(one), np.stack(two))
     self.assertFalse((one[0] == one[4]).all())  # Another epoch.
+
+
+class MethodsTest(absltest.TestCase):
+  @pytest.mark.slow
+  def test_every_method_can_be_planned(self):
+    x = {'tokens': np.ones((3, 5), np.int32), 'mask': np.ones((3, 5), bool)}
+
+    def network(depth, width, features):
+      encoder = transformer.Transformer(
+        vocab_size=9,
+        num_classes=0,
+        max_length=5,
+        width=width,
+        heads=2,
+        depth=depth,
+        causal=False,
+      )
+      model = sentence.SentenceEncoder(encoder, features)
+      return cxjax.from_fn(model.apply, model.init(jax.random.key(0), x))
+
+    teacher, student = network(4, 16, 0), network(2, 8, 16)
+    stages = {}
+    for name, options in minilm.METHODS.items():
+      plan = cxjax.plan(
+        teacher, student, x, num_steps=20, loss='cosine', **options
+      )
+      stages[name] = [
+        (term.target, term.student, term.projection, stage.steps)
+        for stage in plan.stages
+        for term in stage.terms
+      ]
+    output = ('logits', 'logits', None)
+    self.assertEqual(stages['one_shot'], [(*output, 20)])
+    # Equal widths: as they are.
+    tokens = ('token_embeddings', 'token_embeddings', 'identity')
+    self.assertEqual(stages['token_embeddings'], [(*tokens, 2), (*output, 18)])
+    self.assertLen(stages['extracted'], 3)
 
 
 class MeasureTest(absltest.TestCase):
