@@ -74,6 +74,7 @@ from cxjax.models.linen_adapter import from_linen
 from cxjax.models.mlp import MLP
 from cxjax.models.nnx_adapter import from_nnx
 from cxjax.models.rotary import Rotary
+from cxjax.models.sentence import SentenceEncoder
 from cxjax.models.taps import Tap
 from cxjax.models.taps import Taps
 from cxjax.models.taps import taps
@@ -99,6 +100,7 @@ __all__ = [
   'ModelAdapter',
   'Plan',
   'Rotary',
+  'SentenceEncoder',
   'Stage',
   'StagePlan',
   'State',

@@ -175,6 +175,9 @@ MODELS = {
     {},
     lambda rotary: shapes_of(DECODER.clone(rotary=rotary), TOKENS),
   ),
+  'SentenceEncoder': Case(
+    cxjax.SentenceEncoder, dict(encoder=ENCODER), lambda m: shapes_of(m, TOKENS)
+  ),
   'models.base.register': Case(
     model_base.register, dict(name='mine', build=lambda block, task: LINEN)
   ),

@@ -161,9 +161,7 @@ def is_fitted(projection: str | None) -> bool:
 
 def is_rotated(projection: str | None) -> bool:
   """True for a fitted projection that needs the student's start."""
-  return isinstance(projection, str) and (
-    projection in FITTED and FITTED[projection].rotated
-  )
+  return is_fitted(projection) and FITTED[str(projection)].rotated
 
 
 def check_name(projection: str) -> None:

@@ -15,6 +15,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax.models import base
 from cxjax.models import transformer
@@ -41,17 +42,18 @@ class SentenceEncoder(nn.Module):
   features: int = 0
 
   def __post_init__(self) -> None:
-    """Raises UserError for an encoder with a head, or negative features."""
-    classes = self.encoder.num_classes
+    """Raises UserError for an encoder with a head, or impossible features."""
+    classes = getattr(self.encoder, 'num_classes', None)
+    errors.require(
+      isinstance(self.encoder, nn.Module) and classes is not None,
+      f'encoder={self.encoder!r} must be a cxjax.Transformer or cxjax.Decoder.',
+    )
     errors.require(
       classes == 0,
       f'The encoder has a head of num_classes={classes}; the embedding of a '
       'sentence is the mean of what comes before the head. Set num_classes=0.',
     )
-    errors.require(
-      self.features >= 0,
-      f'features={self.features} must not be negative; 0 is no linear layer.',
-    )
+    arguments.integer('features', self.features, 0)
     super().__post_init__()
 
   @property
