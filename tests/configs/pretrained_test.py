@@ -225,6 +225,26 @@ class RunTest(TestCase):
     ):
       experiment.run(known, self.workdir)
 
+  def test_other_parameters_in_the_same_folder_are_refused(self):
+    model, workdir = self.folder() / 'model', self.folder()
+    model.mkdir()
+    for file in self.model.iterdir():
+      (model / file.name).write_bytes(file.read_bytes())
+    known = config('one_shot', self.source, model, num_steps=10)
+    experiment.run(known, workdir)
+    path = model / 'model.safetensors'
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with self.assertRaisesRegex(errors.UserError, 'other parameters now'):
+      experiment.run(config('supervised', self.source, model), workdir)
+    self.assertFalse((workdir / 'supervised').exists())
+    with self.assertRaisesRegex(errors.UserError, 'other parameters now'):
+      experiment.load(known, workdir)
+    content[-3] ^= 1
+    path.write_bytes(content)
+    experiment.load(known, workdir)
+
   @flagsaver.flagsaver(num_tokens=5, prompt=['under of', 'layer'])
   def test_generate(self):
     said = io.StringIO()
