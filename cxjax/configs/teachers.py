@@ -165,8 +165,8 @@ def _require_same_source(path: pathlib.Path, here: dict[str, Any]) -> None:
     f'{folder} has the metrics of {there or "a teacher trained there"}, not '
     f'of {source}. Choose another workdir.',
   )
-  errors.require(
-    before.get('parameters') == here['parameters'],
+  errors.require(  # A workdir of an earlier version has no hash.
+    before.get('parameters', here['parameters']) == here['parameters'],
     f'{folder} has the metrics of the teacher in {source}, which has other '
     'parameters now. Restore them, or choose another workdir.',
   )
