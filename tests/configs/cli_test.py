@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import site
+import sys
 import threading
 import time
 from unittest import mock
@@ -81,6 +82,16 @@ class GuardedTest(parameterized.TestCase):
         code, said = self.run_main(main)
       self.assertEqual(code, 0 if trained else 128 + number)
       self.assertRegex(said, f'^Stopped by {number.name}. .*resumes.\n$')
+
+  def test_a_second_signal_is_one_line(self):
+    def main(argv):
+      with signals.catch():
+        for _ in range(2):
+          os.kill(os.getpid(), signal.SIGTERM)
+
+    with mock.patch.object(cli, '_end', sys.exit):
+      code, said = self.run_main(main)
+    self.assertEqual((code, said), (130, f'{cli.SECOND}\n'))
 
   @parameterized.parameters(
     (lambda config: config.mesh, 'mesh'),
