@@ -288,6 +288,13 @@ def _check_folders(config: ml_collections.ConfigDict) -> None:
     f'teacher.folder={folder} does not exist. Give the folder of a teacher, as '
     'WORKDIR/teacher of another run; without it one is trained.',
   )
+  # Another folder, as the one above, would get a teacher of its own.
+  errors.require(
+    not folder or (pathlib.Path(folder) / 'config.json').exists(),
+    f'teacher.folder={folder} holds no teacher: there is no config.json. Give '
+    'the folder of one, as WORKDIR/teacher of another run, or of a model of '
+    'Hugging Face; without it one is trained.',
+  )
 
 
 if __name__ == '__main__':

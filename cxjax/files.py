@@ -250,11 +250,14 @@ def parse_json(text: str) -> Any:
     raise ValueError('it is nested too deeply') from error
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(
+  path: pathlib.Path, advice: str = 'remove its folder to start afresh'
+) -> Any:
   """Reads a JSON file.
 
   Args:
     path: the file.
+    advice: advice on a damaged file that cannot be restored.
 
   Returns:
     Its value.
@@ -266,8 +269,7 @@ def read_json(path: pathlib.Path) -> Any:
     return parse_json(read_text(path))
   except (OSError, ValueError) as error:
     raise errors.UserError(
-      f'{path} cannot be read ({error}). Restore it, or remove its folder to '
-      'start afresh.'
+      f'{path} cannot be read ({error}). Restore it, or {advice}.'
     ) from error
 
 

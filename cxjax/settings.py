@@ -176,7 +176,7 @@ def _comparable(
   paths = [folder / name for name in (ENVIRONMENT, 'config.json')]
   if not all(path.exists() for path in paths):
     return functions
-  there, config = map(files.read_json, paths)
+  there, config = _begun_in(folder), files.read_json(paths[1])
   here = environment()
   if not isinstance(there, dict) or not isinstance(config, dict):
     return functions  # What reads them next says which is damaged.
@@ -185,13 +185,19 @@ def _comparable(
   return config.get('functions', functions)
 
 
+def _begun_in(folder: pathlib.Path) -> Any:
+  """The environment that a run began in; no result is lost with its file."""
+  advice = 'remove it: it has the versions that the run began with, no more'
+  return files.read_json(folder / ENVIRONMENT, advice)
+
+
 def _compare_environment(folder: pathlib.Path) -> None:
   """Warns of another environment than the run began in."""
   path, here = folder / ENVIRONMENT, environment()
   if not path.exists():
     files.write_json(path, here)
     return
-  differ = files.differences(files.read_json(path), here)
+  differ = files.differences(_begun_in(folder), here)
   if differ and jax.process_index() == 0:
     logging.warning(
       '%s was begun elsewhere: its result may differ in rounding from that of '

@@ -16,6 +16,7 @@ from typing import Any
 from typing import TypeAlias
 
 from absl import flags
+from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -45,7 +46,7 @@ _TEMPERATURE = flags.DEFINE_float(
 _TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Probability of the tokens that are drawn from.', 0.0, 1.0
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of what is drawn.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of what is drawn.', 0, 2**32 - 1)
 
 DOCUMENTS = 3  # Number of held-out documents that are continued.
 SHARE = 4  # A document's prompt fills one part of so many of the positions.
@@ -89,6 +90,8 @@ def opened(
   folder = teachers.teacher_folder(known.config, workdir)
   if known.pretrained is not None or finished(folder):
     found.insert(0, 'teacher')
+  elif known.config.teacher.folder:
+    logging.warning('No teacher in %s: its answers are left out.', folder)
   return known, found
 
 
@@ -190,10 +193,14 @@ def main(argv: list[str]) -> None:
   known, names = opened(workdir)
   task = known.task
   assert isinstance(task, causal_text.CausalText)
-  errors.require(
-    all(prompt.strip() for prompt in _PROMPTS.value or ()),
-    "--prompt='' is empty. Give a text to continue.",
-  )
+  for prompt in _PROMPTS.value or ():
+    errors.require(
+      bool(prompt.strip()), "--prompt='' is empty. Give a text to continue."
+    )
+    errors.require(
+      prompt.encode(errors='ignore').decode() == prompt,
+      f'--prompt={ascii(prompt)} is no text in UTF-8. Convert it.',
+    )
   assert task.corpus is not None
   tokenizer = task.corpus.tokenizer
   if _PROMPTS.value:

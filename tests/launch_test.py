@@ -51,6 +51,9 @@ MISTAKES = {
   f'{CONFIG} --workdir=DIR --config.teacher.folder=typo': (
     'folder=typo does not exist'
   ),
+  f'{CONFIG}:tiny --workdir=DIR --config.teacher.folder=tests': (
+    'folder=tests holds no teacher: there is no config.json. Give the folder'
+  ),
   f'{CONFIG} --workdir=DIR --coordinator=localhost:1': '--num_processes is mis',
   f'{CONFIG} --workdir=DIR --cache_targets=gs:/b': (
     "--cache_targets 'gs:/b' is no local"

@@ -113,6 +113,17 @@ class WorkdirTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'What differs: '):
       settings.claim_workdir(self.folder, {'seed': 0})
 
+  def test_a_damaged_environment_costs_no_run(self):
+    settings.claim_workdir(self.folder, {'a': 1}, {'f': '0'})
+    path = self.folder / settings.ENVIRONMENT
+    path.write_text('')
+    with self.assertRaisesRegex(
+      errors.UserError, f'{path} cannot .* Restore it, or remove it: it has the'
+    ):
+      settings.claim_workdir(self.folder, {'a': 1}, {'f': '0'})
+    path.unlink()
+    settings.claim_workdir(self.folder, {'a': 1}, {'f': '0'})
+
   def test_another_version_is_warned_of(self):
     settings.claim_workdir(self.folder, {'seed': 0})
     with mock.patch.object(logging, 'warning') as warning:

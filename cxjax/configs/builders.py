@@ -29,6 +29,7 @@ from cxjax.configs import layouts
 from cxjax.configs import pretrained as pretrained_lib
 from cxjax.configs import ranges
 from cxjax.configs import student_starts
+from cxjax.configs import task_batches
 from cxjax.methods import curricula
 from cxjax.methods import losses
 from cxjax.methods import registry
@@ -139,11 +140,8 @@ def open_experiment(config: Config, workdir: pathlib.Path) -> Experiment:
   pretrained = pretrained_lib.open_teacher(config)
   task = make_task(config)
   tasks.record_fingerprints(config.data, task)
-  draw = functools.partial(task.held_out, size=config.data.eval_size)
   key = key_for(config, 'held_out')
-  if task.host_spec(1) is None:  # Texts are read only as far as they go.
-    memory.require_drawn('data.eval_size', jax.eval_shape(draw, key))
-  held_out = draw(key)
+  held_out = task_batches.held_out(config, task, key)
   return Experiment(config, task, held_out, pretrained=pretrained)
 
 
@@ -333,8 +331,7 @@ def check(experiment: Experiment) -> None:
   errors.lookup('cache.dtype', config.cache.dtype, target_cache.TOLERANCES)
   if config.cache.folder:
     identity.check_stored(config)
-  for size in (config.batch_size, config.teacher.batch_size):
-    experiment.task.check(size)
+  task_batches.check(config, experiment.task)
   spec = student_spec(experiment, abstract_teacher(experiment))
   memory.require(spec, spec.plan())
   fitting.check(spec, spec.plan())

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
 from typing import Any
@@ -31,6 +32,10 @@ LOG_FORMAT, LOG_DATE = (
   '%(levelname).1s%(asctime)s] %(message)s',
   '%m%d %H:%M:%S',
 )
+SECOND = (
+  'Stopped by a second signal, without saving. Earlier checkpoints stay; the '
+  'same command resumes.'
+)
 PACKAGE = pathlib.Path(__file__).parent.parent
 
 
@@ -45,7 +50,8 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     a file that the operating system refuses are printed as one line on stderr,
     with exit code 2. A program that was asked to stop says so in one line. Its
     exit code is 0 if it has trained, and saved that, else 128 and the number of
-    the signal. Any other error keeps its traceback.
+    the signal; that of a second signal is 130. Any other error keeps its
+    traceback.
   """
 
   def run(argv: list[str]) -> None:
@@ -55,11 +61,8 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
         main(argv)
     except errors.UserError as error:
       fail(error)
-    except signals.Interrupted as interrupted:
-      _print_stopped(interrupted)
-      multihost.leave()
-      # What the signal broke off can crash in Python's exit handlers.
-      _end(interrupted.code)
+    except KeyboardInterrupt as interrupted:
+      _stop(interrupted)
     except errors.Stopped as stopped:
       if multihost.is_first():
         print(stopped, file=sys.stderr)
@@ -205,6 +208,20 @@ def _flag_error(error: Exception) -> Exception | str:
     if wanted:
       return f'--{found[1]}={found[2]} must be {wanted}.'
   return error
+
+
+def _stop(interrupted: KeyboardInterrupt) -> NoReturn:
+  """Ends the program after a signal outside of its loops, or a second one.
+
+  At once: what the signal broke off can crash in Python's exit handlers.
+  """
+  if not isinstance(interrupted, signals.Interrupted):
+    print(SECOND, file=sys.stderr)
+    multihost.leave(SECOND)
+    _end(128 + signal.SIGINT)
+  _print_stopped(interrupted)
+  multihost.leave()
+  _end(interrupted.code)
 
 
 def _print_stopped(interrupted: signals.Interrupted) -> None:

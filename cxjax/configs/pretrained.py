@@ -126,7 +126,8 @@ def open_teacher(config: Config) -> Pretrained | None:
   """Reads what a config has to know of its pretrained teacher.
 
   Args:
-    config: config of an experiment; if `teacher.folder` is one of Hugging Face,
+    config: config of an experiment; its `teacher.folder` becomes absolute, so
+      that the run can be read from any folder. If it is one of Hugging Face,
       the vocabulary of its data becomes that of the model, and its tokenizer
       that of the folder, with the tokens that begin and end a document.
 
@@ -137,6 +138,8 @@ def open_teacher(config: Config) -> Pretrained | None:
     UserError: the folder cannot be read, has no head, or the task reads no
       text, or another tokenizer.
   """
+  if config.teacher.folder:
+    config.teacher.folder = str(pathlib.Path(config.teacher.folder).absolute())
   folder = find(config.teacher.folder)
   if folder is None:
     return None

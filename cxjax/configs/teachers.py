@@ -1,6 +1,7 @@
 """The teacher of an experiment: trained, found finished, loaded."""
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -16,6 +17,7 @@ from cxjax import types
 from cxjax.configs import builders
 from cxjax.configs import functions
 from cxjax.configs import identity
+from cxjax.configs import pretrained
 from cxjax.parallel import agreement
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.parallel import multihost
@@ -121,14 +123,9 @@ def _pretrained_teacher(
   spec = builders.teacher_spec(experiment)
   teacher = given.teacher(given.load(spec.layout))
   claim_teacher(experiment, spec, folder)
-  path, source = folder / 'summary.json', str(given.folder.absolute())
+  path, here = folder / 'summary.json', _source(given, spec, teacher)
   if multihost.from_first(path.exists):
-    before = summary_lib.read(path).get('pretrained')
-    errors.require(
-      before == source,
-      f'{folder} has the metrics of {before or "a teacher trained there"}, not '
-      f'of {source}. Choose another workdir.',
-    )
+    _require_same_source(path, here)
     return teacher
   evaluate = functools.partial(
     evaluation.evaluate,
@@ -140,10 +137,39 @@ def _pretrained_teacher(
     fun = lambda *args: mesh_lib.constrain_replicated(evaluate(*args))
     found = jax.device_get(jax.jit(fun)(teacher.params, spec.held_out))
   final = {name: [float(value)] for name, value in found.items()}
-  logging.info('The teacher of %s: %s', source, final)
+  logging.info('The teacher of %s: %s', here['pretrained'], final)
   summary = {'method': 'teacher', 'steps': 0, 'checkpoints': []}
-  summary_lib.write(path, {**summary, 'pretrained': source, 'final': final})
+  summary_lib.write(path, {**summary, **here, 'final': final})
   return teacher
+
+
+def _source(
+  given: pretrained.Pretrained,
+  spec: run_spec.RunSpec,
+  teacher: teacher_lib.Teacher,
+) -> dict[str, Any]:
+  """The folder of a pretrained teacher, and a hash of its parameters."""
+  spec = dataclasses.replace(spec, teacher=teacher)
+  return {
+    'pretrained': str(given.folder.absolute()),
+    'parameters': target_cache.parameter_digests(spec)['final'],
+  }
+
+
+def _require_same_source(path: pathlib.Path, here: dict[str, Any]) -> None:
+  """Raises UserError unless a summary is of the same pretrained teacher."""
+  before, folder = summary_lib.read(path), path.parent
+  there, source = before.get('pretrained'), here['pretrained']
+  errors.require(
+    there == source,
+    f'{folder} has the metrics of {there or "a teacher trained there"}, not '
+    f'of {source}. Choose another workdir.',
+  )
+  errors.require(  # A workdir of an earlier version has no hash.
+    before.get('parameters', here['parameters']) == here['parameters'],
+    f'{folder} has the metrics of the teacher in {source}, which has other '
+    'parameters now. Restore them, or choose another workdir.',
+  )
 
 
 def _warn_if_untrained(
@@ -200,11 +226,12 @@ def load_teacher(
   Raises:
     UserError: a checkpoint is missing, damaged or of other shapes.
   """
-  spec = builders.teacher_spec(experiment)
-  if experiment.pretrained is not None:
-    return experiment.pretrained.teacher(
-      experiment.pretrained.load(spec.layout)
-    )
+  spec, given = builders.teacher_spec(experiment), experiment.pretrained
+  if given is not None:
+    teacher = given.teacher(given.load(spec.layout))
+    here = _source(given, spec, teacher)
+    _require_same_source(folder / 'summary.json', here)
+    return teacher
   shapes = template(spec, spec.student, num_seeds=1)
   loaded: dict[int, types.Params] = {}
 

@@ -20,6 +20,7 @@ import pathlib
 import platform
 import re
 import sysconfig
+from typing import Any
 import warnings
 
 from absl import logging
@@ -153,7 +154,7 @@ def _read_docstrings(request: _Request) -> Corpus:
   versions = {'python': platform.python_version()}
   versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
   if cached is not None and cached.exists():
-    found = files.read_json(cached)
+    found = _kept(cached)
     if found['versions'] == versions:
       documents = tuple(found['documents'])
       return Corpus(documents, source, _fingerprint(documents), versions)
@@ -168,6 +169,20 @@ def _read_docstrings(request: _Request) -> Corpus:
   )
   documents = tuple(dict.fromkeys(texts))  # Keeps the first of duplicates.
   return Corpus(documents, source, _fingerprint(documents), versions)
+
+
+def _kept(path: pathlib.Path) -> dict[str, Any]:
+  """Reads what `save` wrote; raises UserError if it is damaged."""
+  advice = 'remove it: the docstrings are then read again'
+  found = files.read_json(path, advice)
+  intact = isinstance(found, dict) and {'documents', 'versions'} <= found.keys()
+  errors.require(
+    intact
+    and isinstance(found['documents'], list)
+    and all(isinstance(one, str) for one in found['documents']),
+    f'{path} is damaged. Restore it, or {advice}.',
+  )
+  return dict(found)
 
 
 def _package_root(name: str) -> pathlib.Path:

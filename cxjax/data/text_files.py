@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import errno
 import glob
 import os
 import re
@@ -31,21 +32,21 @@ def find(pattern: str) -> list[str]:
     Their paths.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none, or a link to one that is not there.
   """
-  found = glob.glob(os.path.expanduser(pattern), recursive=True)
+  whole = os.path.expanduser(pattern)
+  found = glob.glob(whole, recursive=True)
+  for path in found:
+    errors.require(
+      not _is_lost(path),
+      f'data.source=files:{pattern}: {path} is a link to what is not there. '
+      'Restore that, or leave the link out of the pattern.',
+    )
   paths = sorted(filter(os.path.isfile, found))
-  errors.require(
-    bool(paths) or not found,
-    f'data.source=files:{pattern} finds no files, only folders: give '
-    f"'files:{(found or [pattern])[0].rstrip('/')}/*', or /**/* in place of "
-    '/* for the folders below it too.',
-  )
-  errors.require(
-    bool(paths),
-    f'data.source=files:{pattern}: no file matches {pattern!r}. Quote the '
-    'pattern, so that the shell does not expand it.',
-  )
+  if not paths:
+    raise errors.UserError(
+      f'data.source=files:{pattern}{_no_files(pattern, whole, found)}'
+    )
   # Of the names of a file the first stays.
   once = {os.path.realpath(path): path for path in reversed(paths)}
   if len(once) < len(paths):
@@ -57,6 +58,37 @@ def find(pattern: str) -> list[str]:
       len(paths),
     )
   return sorted(once.values())
+
+
+def _is_lost(path: str) -> bool:
+  """True for a link to what is not there, or cannot be reached."""
+  try:
+    os.stat(path)
+  except OSError as error:
+    return error.errno != errno.ELOOP  # `**` follows a link to its own folder.
+  return False
+
+
+def _no_files(pattern: str, whole: str, found: Sequence[str]) -> str:
+  """Advice on a pattern, here with the user's home, that finds no file."""
+  folder = next(filter(os.path.isdir, found), None)
+  if folder is not None:
+    inside = glob.escape(folder.rstrip('/'))
+    return (
+      f" finds no files, only folders: give 'files:{inside}/*', or "
+      '/**/* in place of /* for the folders below it too.'
+    )
+  if found:
+    return f': {found[0]} is a device or a pipe. Give files.'
+  if os.path.isfile(whole):
+    return (
+      f' has brackets that stand for one character: give '
+      f"'files:{glob.escape(whole)}' for the file of that name."
+    )
+  return (
+    f': no file matches {pattern!r}. Quote the pattern, so that the shell does '
+    'not expand it.'
+  )
 
 
 def warn_of_records(found: Mapping[str, Sequence[str]]) -> None:

@@ -216,12 +216,13 @@ def checked(
     conform_lib.whole_bytes(leaf.dtype), copy=False
   )
   batch = jax.tree.map(wider, batch)
-  _check_weights(batch)
+  check_weights(batch)
   batch = weights_lib.cleared_input(ids.checked(batch))
   return labels_lib.checked(batch, classes, soft)
 
 
-def _check_weights(batch: types.Batch) -> None:
+def check_weights(batch: types.Batch) -> None:
+  """Raises UserError for weights that are negative or not finite."""
   weights = batch.get('weights')
   if weights is None:
     return

@@ -33,6 +33,10 @@ EXCLUDING = (
   losses.hard_kl,
   losses.top_k_kl,
 )
+AT_ONCE = (
+  'No step was made before: correct the model, the labels, or the scale of the '
+  'loss.'
+)
 OWN_MESH = 'A run has its own mesh: leave shard_map and explicit axes out.'
 
 
@@ -129,7 +133,7 @@ def explain(
   advice = (
     _half(spec.student.apply, spec.student_shapes, x, 'student')
     or _schedule(spec, at)
-    or f'Try a smaller learning rate{where}.'
+    or (f'Try a smaller learning rate{where}.' if at else AT_ONCE)
   )
   message = f'{loss}; the batch and the targets are.{saved} {advice}'
   errors.require(spec.loop.keep_diverged, message)

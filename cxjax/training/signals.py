@@ -4,11 +4,15 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import signal
+import sys
 import threading
 from typing import Any
 
 # Whether this process has trained.
 _trained = threading.Event()
+# Signals that `outside_loops` heard.
+_heard: list[str] = []
+DELAY = 0.01  # Seconds until a signal that was swallowed comes again.
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,14 +32,37 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def outside_loops() -> Iterator[None]:
-  """Raises `Interrupted` at SIGTERM and SIGINT, except within `catch`."""
+  """Raises `Interrupted` at SIGTERM and SIGINT, except within `catch`.
+
+  Python swallows what is raised in callbacks, as in those of the garbage
+  collector, and so may other packages: the signal then comes again, at the
+  start of a loop at the latest.
+  """
 
   def stop(number: int, frame: Any) -> None:
     del frame
-    raise Interrupted(signal.Signals(number).name)
+    _heard.append(signal.Signals(number).name)
+    raise Interrupted(_heard[-1])
 
+  def again(unraisable: Any) -> None:
+    if not isinstance(unraisable.exc_value, Interrupted):
+      former(unraisable)
+      return
+    number = signal.Signals[str(unraisable.exc_value)]
+    main = threading.main_thread().ident
+    timer = threading.Timer(DELAY, signal.pthread_kill, (main, number))
+    timer.daemon = True
+    timer.start()
+
+  former = sys.unraisablehook
+  _heard.clear()
   with _handled(stop):
-    yield
+    try:
+      sys.unraisablehook = again
+      yield
+    finally:
+      sys.unraisablehook = former
+      _heard.clear()
 
 
 @contextlib.contextmanager
@@ -45,6 +72,8 @@ def catch() -> Iterator[list[str]]:
   The loop looks at the list after every dispatch. A second signal raises
   KeyboardInterrupt: the process ends without saving.
   """
+  if _heard:
+    raise Interrupted(_heard[0])
   _trained.set()
   seen: list[str] = []
 

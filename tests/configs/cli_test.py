@@ -105,6 +105,16 @@ class GuardedTest(parameterized.TestCase):
     self.assertEqual(done.returncode, 128 + signal.SIGTERM)
     self.assertStartsWith(done.stderr, 'Stopped by SIGTERM.')
 
+  def test_a_second_signal_is_one_line(self):
+    def main(argv):
+      with signals.catch():
+        for _ in range(2):
+          os.kill(os.getpid(), signal.SIGTERM)
+
+    with mock.patch.object(cli, '_end', sys.exit):
+      code, said = self.run_main(main)
+    self.assertEqual((code, said), (130, f'{cli.SECOND}\n'))
+
   @parameterized.parameters(
     (lambda config: config.mesh, 'mesh'),
     (lambda config: config['mesh'], 'mesh'),

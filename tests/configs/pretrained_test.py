@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import pathlib
+import shutil
 from unittest import mock
 
+from absl import flags
 from absl.testing import absltest
 from absl.testing import flagsaver
 from absl.testing import parameterized
@@ -225,6 +227,24 @@ class RunTest(TestCase):
     ):
       experiment.run(known, self.workdir)
 
+  def test_other_parameters_in_the_same_folder_are_refused(self):
+    model, workdir = self.folder() / 'model', self.folder()
+    shutil.copytree(self.model, model)
+    known = config('one_shot', self.source, model)
+    experiment.run(known, workdir)
+    path = model / 'model.safetensors'
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with self.assertRaisesRegex(errors.UserError, 'other parameters now'):
+      experiment.run(config('supervised', self.source, model), workdir)
+    self.assertFalse((workdir / 'supervised').exists())
+    with self.assertRaisesRegex(errors.UserError, 'other parameters now'):
+      experiment.load(known, workdir)
+    content[-3] ^= 1
+    path.write_bytes(content)
+    experiment.load(known, workdir)
+
   @flagsaver.flagsaver(num_tokens=5, prompt=['under of', 'layer'])
   def test_generate(self):
     said = io.StringIO()
@@ -245,6 +265,38 @@ class RunTest(TestCase):
       self.assertRaisesRegex(errors.UserError, '32 positions of the model'),
     ):
       generate.main([])
+
+  def test_a_prompt_that_is_no_text(self):
+    with (
+      flagsaver.flagsaver(workdir=str(self.workdir), prompt=['a\udcff']),
+      self.assertRaisesRegex(errors.UserError, r"'a\\udcff' is no text in UTF"),
+    ):
+      generate.main([])
+
+  @parameterized.parameters(-1, 2**32)
+  def test_a_seed_that_would_draw_as_another(self, seed):
+    with self.assertRaisesRegex(ValueError, 'in the range'):
+      flags.FLAGS['seed'].parser.parse(str(seed))
+
+  def test_a_teacher_by_a_relative_path_is_found_from_elsewhere(self):
+    workdir, known = self.folder(), self.config('supervised')
+    with contextlib.chdir(self.root):
+      known.teacher.folder = self.model.name
+      experiment.run(known, workdir)
+    _, found = generate.opened(workdir)
+    self.assertEqual(found, ['teacher', 'supervised'])
+    known.teacher.folder = f'{self.model}/'
+    experiment.run(known, workdir)  # It is the same one.
+
+  def test_a_teacher_that_is_gone_is_warned_of(self):
+    model, workdir = self.folder() / 'model', self.folder()
+    shutil.copytree(self.model, model)
+    experiment.run(config('supervised', self.source, model), workdir)
+    shutil.rmtree(model)
+    with self.assertLogs(level='WARNING') as logs:
+      _, found = generate.opened(workdir)
+    self.assertEqual(found, ['supervised'])
+    self.assertIn(f'No teacher in {model}', logs.output[-1])
 
   @flagsaver.flagsaver(prompt=['under of'])
   def test_generate_without_a_run(self):

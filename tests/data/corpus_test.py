@@ -185,6 +185,16 @@ class CorpusTest(parameterized.TestCase):
         with self.assertRaises(AssertionError):
           corpus_lib.load('docstrings', cached=path)
 
+  @parameterized.parameters(
+    '', '[]', '{"documents": ["a", "b"]}', '{"versions": {}, "documents": [1]}'
+  )
+  def test_kept_docstrings_that_are_damaged(self, content):
+    path = self.write('documents.json', content.encode())
+    with self.assertRaisesRegex(
+      errors.UserError, f'{path} .*Restore it, or remove it: the docstrings'
+    ):
+      corpus_lib.load('docstrings', cached=path)
+
 
 if __name__ == '__main__':
   absltest.main()

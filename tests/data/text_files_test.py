@@ -131,6 +131,20 @@ class RecordFilesTest(parameterized.TestCase):
     ):
       corpus_lib.load(f'files:{self.folder}{end}')
 
+  def test_a_link_to_what_is_not_there(self):
+    self.write('a.txt', 'one\n\ntwo')
+    (self.folder / 'b.txt').symlink_to(self.folder / 'gone.txt')
+    self.refuses('b.txt is a link to what is not there. Restore')
+
+  def test_a_name_with_brackets(self):
+    self.write('a[1].txt', 'one\n\ntwo')
+    self.refuses(r'brackets .*: give .*/a\[\[\]1\].txt', pattern='a[1].txt')
+    self.assertLen(self.load('a[[]1].txt').documents, 2)
+
+  def test_a_device(self):
+    with self.assertRaisesRegex(errors.UserError, '/dev/null is a device'):
+      corpus_lib.load('files:/dev/nul*')
+
 
 if __name__ == '__main__':
   absltest.main()

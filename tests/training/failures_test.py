@@ -364,6 +364,17 @@ class FailureTest(runs.TestCase):
     ):
       failures.explain(spec, spec.stages[0], self.folder(), bad, None)
 
+  def test_no_rate_is_too_high_at_the_first_step(self):
+    stages, loop = (
+      (Stage('labels', 40, runs.LABELS),),
+      runs.loop(temporary=True),
+    )
+    spec = runs.spec(stages, teacher=None, teacher_metrics={}, loop=loop)
+    with self.assertRaisesRegex(
+      errors.UserError, r'targets are\. No step was made before: correct'
+    ):
+      failures.explain(spec, stages[0], self.folder(), np.array([0, 40]), None)
+
   @parameterized.parameters(None, 1)
   def test_a_batch_in_which_nothing_counts(self, seed):
     self.failed(

@@ -1,8 +1,12 @@
 """Tests of the signals that ask a process to stop."""
 
+import contextlib
+import gc
 import os
 import signal
+import sys
 import threading
+from unittest import mock
 
 from absl.testing import parameterized
 
@@ -52,3 +56,50 @@ class CatchTest(parameterized.TestCase):
     thread.start()
     thread.join()
     self.assertEqual(found, [([], signal.default_int_handler)])
+
+
+class OutsideLoopsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    for number in (signal.SIGINT, signal.SIGTERM):
+      before = signal.signal(number, signal.default_int_handler)
+      self.addCleanup(signal.signal, number, before)
+
+  @parameterized.parameters('SIGTERM', 'SIGINT')
+  def test_one_in_a_callback_of_the_garbage_collector_comes_again(self, name):
+    """Python ignores what such a callback raises."""
+
+    def collected(phase, info):
+      del phase, info
+      gc.callbacks.remove(collected)
+      os.kill(os.getpid(), getattr(signal, name))
+
+    gc.callbacks.append(collected)
+    hook = sys.unraisablehook
+    with self.assertRaises(signals.Interrupted), signals.outside_loops():
+      gc.collect()
+      threading.Event().wait(10)
+    self.assertIs(sys.unraisablehook, hook)
+
+  def test_one_that_a_package_swallows_ends_the_next_loop(self):
+    with self.assertRaises(signals.Interrupted), signals.outside_loops():
+      with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGTERM)
+      with signals.catch():
+        self.fail('It trains.')
+    with signals.outside_loops(), signals.catch() as seen:
+      self.assertEqual(seen, [])
+
+  def test_other_errors_are_shown_as_before(self):
+    class Broken:
+      def __del__(self):
+        raise ValueError('not ours')
+
+    shown = []
+    show = lambda unraisable: shown.append(str(unraisable.exc_value))
+    with (
+      mock.patch.object(sys, 'unraisablehook', show),
+      signals.outside_loops(),
+    ):
+      Broken()
+    self.assertEqual(shown, ['not ours'])
