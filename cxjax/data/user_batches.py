@@ -121,17 +121,7 @@ def to_batch(x: Any) -> types.Batch:
     UserError: it is None or made of Python numbers, has a nested list of them,
       or a dict with 'x' has an unknown entry.
   """
-  errors.require(
-    not _is_numbers(x),
-    'A batch is a '
-    + (
-      f'{type(x).__name__} of numbers'
-      if isinstance(x, list | tuple)
-      else 'number'
-    )
-    + ' of Python, and must be of arrays. Rows of a list, as of '
-    'array.tolist(), would be batches: give np.array(rows).',
-  )
+  errors.require(not _is_numbers(x), lambda: _numbers_advice(x))
   if _is_named(x):
     x = x._asdict()
   elif is_pair(x):
@@ -156,6 +146,20 @@ def _is_numbers(node: Any) -> bool:
   if type(node) in (list, tuple):
     return bool(node) and all(map(_is_numbers, node))
   return isinstance(node, bool | int | float | complex | np.number)
+
+
+def _numbers_advice(x: Any) -> str:
+  """The error of a batch of Python numbers: which arrays to give."""
+  is_list = isinstance(x, list | tuple)
+  kind = f'{type(x).__name__} of numbers' if is_list else 'number'
+  # Of a pair, np.array would make two rows.
+  pair = is_list and len(x) == 2
+  arrays = '(np.array(x), np.array(labels)), or ' if pair else ''
+  rows = 'np.array(rows) of the inputs alone' if pair else 'np.array(rows)'
+  return (
+    f'A batch is a {kind} of Python, and must be of arrays. Rows of a list, as '
+    f'of array.tolist(), would be batches: give {arrays}{rows}.'
+  )
 
 
 def _check_not_nested(node: Any, *path: Any) -> None:
