@@ -57,7 +57,7 @@ REFUSED = (
   (dict(rope_scaling={**YARN, ORIGINAL: 0}), 'original_length of at least 1'),
   (dict(rope_scaling={**YARN, ORIGINAL: False}), 'original_length=False'),
   (dict(rope_scaling=[1]), 'must be an object'),
-  (dict(rope_theta=0), 'theta=0 must be'),
+  (dict(rope_theta=0), 'rope_theta=0; .* above 0'),
   (dict(rope_theta=np.inf), 'rope_theta=inf; .*finite'),
   (dict(rms_norm_eps=None), 'norm_eps=None must be'),
   (dict(num_key_value_heads=3), 'kv_heads=3 do not divide heads=4'),
