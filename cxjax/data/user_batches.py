@@ -107,12 +107,18 @@ def _is_named(x: Any) -> bool:
   return isinstance(x, tuple) and 'x' in fields and {*fields} <= {*BATCH}
 
 
+def _is_alone(x: Any) -> bool:
+  """True for a list of one array, as torch's `TensorDataset(x)` makes it."""
+  return type(x) in (list, tuple) and len(x) == 1 and hasattr(x[0], 'shape')
+
+
 def to_batch(x: Any) -> types.Batch:
-  """Converts `x`, `(x, y)`, `[x, y]` or a dict to the dict of a batch.
+  """Converts `x`, `[x]`, `(x, y)`, `[x, y]` or a dict to the dict of a batch.
 
   Args:
     x: a batch; entries of a dict that are None are dropped. Any mapping is a
-      dict, as a `BatchEncoding` of transformers.
+      dict, as a `BatchEncoding` of transformers. A list of one array is that
+      array; a model that reads the list gets it from `{'x': [x]}`.
 
   Returns:
     `{'x', 'y', 'weights'}`, of which the last two are optional.
@@ -126,6 +132,8 @@ def to_batch(x: Any) -> types.Batch:
     x = x._asdict()
   elif is_pair(x):
     x = {'x': x[0], 'y': x[1]}
+  elif _is_alone(x):
+    x = x[0]
   if not isinstance(x, Mapping) or 'x' not in x:
     x = {'x': x}
   others = [str(name) for name in x if name not in BATCH]

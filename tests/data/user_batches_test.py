@@ -92,6 +92,14 @@ class ToBatchTest(parameterized.TestCase):
       ):
         make(given)
 
+  @parameterized.parameters([[X]], ((X,),))
+  def test_a_list_of_one_array_is_that_array(self, given):
+    for make in (user_batches.to_batch, lambda x: user_batches.checked(x, 3)):
+      self.assertEqual([*make(given)], ['x'])
+      np.testing.assert_array_equal(make(given)['x'], X)
+    listed = user_batches.to_batch({'x': [X]})
+    self.assertIsInstance(listed['x'], list)
+
   @parameterized.parameters(
     *(((x, y),) for x in ([0.1, 0.2], X.tolist()) for y in ([0, 1], 0)),
     ([[0.1, 0.2], [0, 1]],),
