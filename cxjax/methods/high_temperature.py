@@ -129,7 +129,7 @@ def _compared(
 
 
 def _log_softmax(x: jax.Array, temperature: float) -> jax.Array:
-  return loss_values.half_log_softmax(x, temperature) / (temperature / 2)
+  return loss_values.tempered_log_softmax(x, temperature) / temperature
 
 
 def _log_inside(

@@ -35,11 +35,15 @@ def known(loss: jax.Array, *inputs: jax.Array) -> jax.Array:
   return loss
 
 
-def half_log_softmax(x: jax.Array, temperature: float = 1.0) -> jax.Array:
-  """`T / 2 log softmax(x / T)` over the last axis.
+def over(x: jax.Array, temperature: float) -> jax.Array:
+  """The array divided by a temperature, at no cost if that is 1."""
+  return x if temperature == 1 else x / temperature
 
-  Half of the unit of the logits, and shifted before the division: neither
-  `x / T` at a low temperature nor the difference of two results overflows.
+
+def tempered_log_softmax(x: jax.Array, temperature: float = 1.0) -> jax.Array:
+  """`T log softmax(x / T)` over the last axis, in the unit of the logits.
+
+  Shifted before the division: `x / T` at a low temperature cannot overflow.
 
   Args:
     x: `[..., C]` logits; `-inf` marks an impossible class.
@@ -48,11 +52,10 @@ def half_log_softmax(x: jax.Array, temperature: float = 1.0) -> jax.Array:
   Returns:
     `[..., C]`.
   """
-  x, half = x / 2, temperature / 2
   most = jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf)
   x = x - jax.lax.stop_gradient(most)
-  total = jnp.sum(jnp.exp(x / half), axis=-1, keepdims=True)
-  return x - half * jnp.log(total)
+  total = jnp.sum(jnp.exp(over(x, temperature)), axis=-1, keepdims=True)
+  return x - temperature * jnp.log(total)
 
 
 def mean(p: jax.Array, x: jax.Array, moving: bool = False) -> jax.Array:
@@ -82,10 +85,10 @@ def divergence(
   temperature: float = 1.0,
   moving: bool = False,
 ) -> jax.Array:
-  """`T^2 KL(p || q)` of `T / 2 log q` and `T / 2 log p`, with 0 log 0 = 0.
+  """`T^2 KL(p || q)` of `T log q` and `T log p`, with 0 log 0 = 0.
 
   Args:
-    log_q: `[..., C]`, as of `half_log_softmax`.
+    log_q: `[..., C]`, as of `tempered_log_softmax`.
     log_p: `[..., C]`.
     temperature: `T > 0`.
     moving: whether `p` is trained; see `mean`.
@@ -93,12 +96,12 @@ def divergence(
   Returns:
     `[...]`.
   """
-  p = jnp.exp(log_p / (temperature / 2))
+  p = jnp.exp(over(log_p, temperature))
   possible = p > 0
   # Before they meet: a NaN masked after the product is one of the gradient.
   log_p = jnp.where(possible, log_p, 0.0)
   log_q = jnp.where(possible, log_q, 0.0)
-  return 2 * temperature * mean(p, log_p - log_q, moving)
+  return temperature * mean(p, log_p - log_q, moving)
 
 
 def within_range(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

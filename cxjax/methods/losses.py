@@ -106,8 +106,8 @@ def _kl(
   if high_temperature.applies(temperature):
     found = high_temperature.kl(student, teacher, temperature, moving=moving)
     return loss_values.known(found, student, teacher)
-  log_q = loss_values.half_log_softmax(student, temperature)
-  log_p = loss_values.half_log_softmax(teacher, temperature)
+  log_q = loss_values.tempered_log_softmax(student, temperature)
+  log_p = loss_values.tempered_log_softmax(teacher, temperature)
   found = loss_values.divergence(log_q, log_p, temperature, moving)
   return loss_values.known(found, student, teacher)
 
@@ -136,13 +136,13 @@ def jensen_shannon(
   if high_temperature.applies(temperature):
     found = high_temperature.jensen_shannon(student, teacher, temperature)
     return loss_values.known(found, student, teacher)
-  log_q = loss_values.half_log_softmax(student, temperature)
-  log_p = loss_values.half_log_softmax(teacher, temperature)
-  half = temperature / 2
+  log_q = loss_values.tempered_log_softmax(student, temperature)
+  log_p = loss_values.tempered_log_softmax(teacher, temperature)
+  over = functools.partial(loss_values.over, temperature=temperature)
   # The gradient of logaddexp is NaN where both are -inf.
-  some = jnp.maximum(log_q, log_p) / half > -jnp.inf
-  a, b = (jnp.where(some, x / half, 0.0) for x in (log_q, log_p))
-  log_m = half * (jnp.logaddexp(a, b) - jnp.log(2.0))
+  some = over(jnp.maximum(log_q, log_p)) > -jnp.inf
+  a, b = (jnp.where(some, over(x), 0.0) for x in (log_q, log_p))
+  log_m = temperature * (jnp.logaddexp(a, b) - jnp.log(2.0))
   total = loss_values.divergence(log_m, log_p, temperature)
   total = total + loss_values.divergence(log_m, log_q, temperature)
   return loss_values.known(total / 2, student, teacher)
@@ -166,9 +166,9 @@ def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
     Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 3.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  log_q = loss_values.half_log_softmax(loss_values.precise(student))
+  log_q = loss_values.tempered_log_softmax(loss_values.precise(student))
   best = teacher == jnp.max(teacher, axis=-1, keepdims=True)
-  log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True)) / 2
+  log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True))
   return loss_values.known(
     loss_values.divergence(log_q, log_p), student, teacher
   )
@@ -282,16 +282,16 @@ def top_k_kl(
   _check_top(student, teacher)
   student, classes = loss_values.precise(student), teacher['classes']
   values = loss_values.precise(teacher['values'])
-  log_q = loss_values.half_log_softmax(student, temperature)
+  log_q = loss_values.tempered_log_softmax(student, temperature)
   log_q = jnp.take_along_axis(log_q, classes, axis=-1)
   if high_temperature.applies(temperature):
     few = jnp.take_along_axis(student, classes, axis=-1)
     inside = None
     if few.shape != student.shape:
-      inside = jax.nn.logsumexp(log_q / (temperature / 2), axis=-1)
+      inside = jax.nn.logsumexp(log_q / temperature, axis=-1)
     found = high_temperature.kl(few, values, temperature, inside)
     return loss_values.known(found, student, values)
-  log_p = loss_values.half_log_softmax(values, temperature)
+  log_p = loss_values.tempered_log_softmax(values, temperature)
   found = loss_values.divergence(log_q, log_p, temperature)
   return loss_values.known(found, student, values)
 

@@ -1,4 +1,4 @@
-"""Tests of losses of logits up to the largest number of float32."""
+"""Tests of losses of logits up to 1e38."""
 
 import functools
 
@@ -14,8 +14,8 @@ from tests.methods.compared import random
 pytestmark = pytest.mark.slow
 
 SHAPE = properties.B, properties.C
-TEMPERATURES = (1e-6, 1e-3, 1.0, 63.0, 64.0, 1e3, 1e6, 1e9)
-LARGE = (1e8, 1e10, 1e20, 1e38, 3.4e38)
+TEMPERATURES = (1e-6, 1.0, 64.0, 1e9)
+LARGE = (1e8, 1e10, 1e20, 1e38)
 LARGEST = np.finfo(np.float32).max
 
 
