@@ -22,6 +22,17 @@ import numpy as np
 
 from cxjax import errors
 
+# Values of JSON, by their types in Python.
+JSON_KINDS: dict[type, str] = {
+  type(None): 'null',
+  bool: 'a boolean',
+  int: 'a number',
+  float: 'a number',
+  str: 'a string',
+  list: 'an array',
+  dict: 'an object',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -302,3 +313,15 @@ def list_advice(tree: Any) -> str:
     f' A list of {len(tree)} arrays is as many inputs: if they are examples, '
     'give one array, as np.array(rows).'
   )
+
+
+def json_kind(value: Any) -> str:
+  """The kind of a value of JSON with its article, for messages.
+
+  Args:
+    value: a value of Python, as `json.loads` returns it.
+
+  Returns:
+    The kind, as 'null' or 'an object', or else the type in Python.
+  """
+  return JSON_KINDS.get(type(value), f'a {type(value).__name__}')

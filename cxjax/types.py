@@ -15,7 +15,7 @@ input is `[B, d]` and the labels are `[B]`. For sequences the input is a dict:
 - `'dropout'`: `[B]` keys, which the student alone receives, in training.
 
 Labels of sequences are `[B, P]`, and so are the optional `'weights'`, which say
-how much each of them counts.
+how much each of them counts; `[B]` weights are those of the examples.
 """
 
 from collections.abc import Callable

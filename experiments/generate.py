@@ -189,6 +189,7 @@ def answers(
 def main(argv: list[str]) -> None:
   """Prints every prompt, and what each network says to it."""
   del argv
+  paths.require_unset('results')
   workdir = paths.workdir()
   known, names = opened(workdir)
   task = known.task

@@ -28,7 +28,7 @@ vary_OPTION_EXPERIMENT.{md,csv} alone:
     --methods=supervised,one_shot,extracted_labels --vary=share=0.05,0.1,0.2
 """
 
-from collections.abc import Sequence
+import csv
 import dataclasses
 import math
 import pathlib
@@ -44,9 +44,9 @@ from cxjax import tables
 from cxjax.analysis import plots
 from cxjax.configs import cli
 from cxjax.configs import contest
-from cxjax.methods import registry
 from experiments import contestants
 from experiments import paths
+from experiments import variations
 
 _EXPERIMENTS = flags.DEFINE_list('experiment', ['parity_mlp'], 'Which.')
 _SIZE = flags.DEFINE_string('size', 'cpu', 'Size of their configs: cpu, tiny.')
@@ -79,9 +79,14 @@ TITLES = {
   'minilm': 'MiniLM, random start',
   'minilm_shrunk': 'MiniLM, cut out of the teacher',
 }
+SIZES = ('cpu', 'tiny')
 COLUMNS = 2  # Of panels in a picture.
 # Verdicts of methods that are not shown to be worse than the best.
 TIES = ('within the spread', 'less reliable', 'unknown: too few seeds')
+# Columns that the pictures and the winners read.
+NUMBERS = ('mean', 'min', 'max')
+CELLS = ('experiment', 'equal', 'metric', 'method', *NUMBERS)
+CELLS += ('against the best',)
 REUSE = 10  # Times that a batch is seen, in 'reused'.
 Row = dict[str, Any]
 
@@ -96,82 +101,17 @@ def setting(name: str, workdir: pathlib.Path) -> contest.Setting:
     for method in _METHODS.value or found.methods
   }
   for text in _VARY.value:
-    chosen = varied(chosen, *variation(text))
+    chosen = variations.varied(chosen, *variations.read(text))
   return dataclasses.replace(found, methods=chosen)
 
 
-def variation(text: str) -> tuple[str, list[str]]:
-  """The option and the values of --vary.
-
-  Args:
-    text: value of the flag, as 'share=0.05,0.1'.
-
-  Returns:
-    The name of the option, and its values as they were written.
-
-  Raises:
-    UserError: there is no option or no value.
-  """
-  option, _, rest = text.partition('=')
-  values = rest.split(',')
-  errors.require(
-    bool(option) and all(values) and len(set(values)) == len(values),
-    f'--vary={text} must be an option and different values, as share=0.05,0.1.',
-  )
-  return option, values
-
-
-def varied(
-  methods: dict[str, dict[str, Any]], option: str, values: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-  """Each method that has an option, once for each of its values.
-
-  Args:
-    methods: options of each method, as `compare` takes them.
-    option: name of the option, of `curricula` with hidden stages.
-    values: values of the option, as they are written.
-
-  Returns:
-    The methods, those with the option by names as 'extracted share=0.1'.
-
-  Raises:
-    UserError: no method has the option, or a value is of another type.
-  """
-  found = {}
-  for name, options in methods.items():
-    known = registry.options(options['method'])
-    if 'ending' not in known or option not in known:
-      found[name] = options
-      continue
-    for value in values:
-      read = _read(option, value, known[option])
-      found[f'{name} {option}={value}'] = {**options, option: read}
-  errors.require(
-    found.keys() != methods.keys(),
-    f'--vary={option}: none of the methods {", ".join(methods)} has this '
-    'option of hidden stages; extracted has '
-    f'{", ".join(registry.options("extracted"))}.',
-  )
-  return found
-
-
-def _read(option: str, text: str, default: Any) -> Any:
-  """A value of the type of the default."""
-  kind = type(default)
-  try:
-    if kind is bool:
-      return {'true': True, 'false': False}[text.lower()]
-    if kind in (int, float, str):
-      return kind(text)
-  except (KeyError, ValueError):
-    pass
-  raise errors.UserError(
-    f'--vary={option}={text}: {text!r} must be a {kind.__name__}, as '
-    f'{default!r}, the default.'
-    if kind in (bool, int, float, str)
-    else f'--vary={option}: it is a {kind.__name__}, and only numbers, names, '
-    'true and false are varied.'
-  )
+def check_variations() -> None:
+  """Raises UserError for a --vary that no method takes, before any work."""
+  chosen = {
+    name: {'method': name} for name in _METHODS.value or contestants.METHODS
+  }
+  for text in _VARY.value:
+    chosen = variations.varied(chosen, *variations.read(text))
 
 
 def compare(
@@ -217,11 +157,36 @@ def rows(name: str, axis: str, found: cxjax.Comparison) -> list[Row]:
 
 
 def read(results: pathlib.Path) -> list[Row]:
-  """Returns the rows of all experiments that have been compared."""
+  """Returns the rows of all experiments that have been compared.
+
+  Args:
+    results: folder of the tables.
+
+  Raises:
+    UserError: a file is damaged, or another one.
+  """
   found: list[Row] = []
   for path in sorted(results.glob('map_*.csv')):
-    found += tables.read_csv(path)
+    found += _read_table(path)
   return found
+
+
+def _read_table(path: pathlib.Path) -> list[Row]:
+  """The rows of a table that this script has written."""
+  try:
+    lines: list[Row] = tables.read_csv(path)
+    bad = [line for line in lines if any(not line.get(k) for k in CELLS)]
+    numbers = [float(line[k]) for line in lines if not bad for k in NUMBERS]
+  except (OSError, ValueError, csv.Error) as error:
+    raise errors.UserError(
+      f'{path} cannot be read: {error}. Restore it, or move it away.'
+    ) from error
+  errors.require(
+    bool(lines) and not bad and all(map(math.isfinite, numbers)),
+    f'{path} lacks a column or a cell of {", ".join(CELLS)}. Restore it, or '
+    'move it away.',
+  )
+  return lines
 
 
 def winners(lines: list[Row]) -> list[Row]:
@@ -304,11 +269,11 @@ def study(name: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
   one = setting(name, workdir)
   lines: list[Row] = []
   parts: list[str] = []
-  names = [variation(text)[0] for text in _VARY.value]
+  names = [variations.read(text)[0] for text in _VARY.value]
   stem = '_'.join(['vary', *names, name] if names else ['map', name])
   path = results / f'{stem}.csv'
   if not names and path.exists():  # What is equal otherwise stays.
-    lines = [r for r in tables.read_csv(path) if r['equal'] not in _AXES.value]
+    lines = [r for r in _read_table(path) if r['equal'] not in _AXES.value]
     parts += _sections(path.with_suffix('.md'))
   for axis in _AXES.value:
     # Another budget must not resume these runs.
@@ -351,7 +316,10 @@ def main(argv: list[str]) -> None:
     bool(_EXPERIMENTS.value and _AXES.value) and 0 < _BUDGET.value <= 1,
     'Give --experiment and --axes one name at least, and --budget in (0, 1].',
   )
+  errors.lookup('--size', _SIZE.value, dict.fromkeys(SIZES))
+  check_variations()
   workdir, results = paths.workdir('map'), paths.results()
+  read(results)  # A damaged table is found before any training.
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache'))
   for name in _EXPERIMENTS.value:
     study(name, workdir / name, results)

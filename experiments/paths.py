@@ -48,6 +48,18 @@ def results() -> pathlib.Path:
   return pathlib.Path(_RESULTS.value).absolute()
 
 
+def require_unset(flag: str) -> None:
+  """Raises UserError for a flag of folders that a script does not read.
+
+  Args:
+    flag: 'workdir' or 'results'.
+  """
+  errors.require(
+    flags.FLAGS[flag].using_default_value,
+    f'--{flag} is not read by this script. Leave it out.',
+  )
+
+
 def fractions(flag: flags.FlagHolder[list[str]]) -> list[float]:
   """The numbers of a flag; raises UserError unless all are in (0, 1)."""
   try:

@@ -186,6 +186,7 @@ def draw_budgets(folder: pathlib.Path, picture: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
   """Draws the pictures."""
   del argv
+  paths.require_unset('workdir')
   folder = paths.results()
   draw_budgets(folder, folder / 'pcfg_bert_budgets.png')
   for name, title in TITLES.items():

@@ -312,6 +312,7 @@ def draw_trees(rows: Sequence[Row], path: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
   """Measures, and writes the tables and the pictures."""
   del argv
+  paths.require_unset('results')
   workdir = paths.workdir()
   lengths = cli.whole_numbers('n', _N.value)
   errors.require(

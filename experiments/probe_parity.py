@@ -233,6 +233,7 @@ def _draw_training(
 def main(argv: list[str]) -> None:
   """Measures, and writes the table and the picture."""
   del argv
+  paths.require_unset('results')
   workdir = paths.workdir()
   config, teacher = experiment.load(base.get_config('extracted'), workdir)
   task = builders.make_task(config)

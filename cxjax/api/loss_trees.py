@@ -1,5 +1,6 @@
 """Trees of losses, one for each of several outputs."""
 
+from collections.abc import Mapping
 import numbers
 from typing import Any
 
@@ -32,6 +33,35 @@ def flat(loss: Any) -> dict[str, Any]:
       f'loss: {one!r} for the output {path!r} must be the name of a loss, a '
       "function, a pair with its weight, as ('mse', 0.5), or None.",
     )
+  return found
+
+
+def expanded(losses: Mapping[str, Any], tree: Any) -> dict[str, Any]:
+  """The losses, with None for each output of a subtree that is left out.
+
+  Args:
+    losses: losses by path, from `flat`.
+    tree: the outputs.
+
+  Returns:
+    Losses by path. A None of nothing, as the tree may have it, is left out too.
+  """
+  path_of = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+  leaves = {
+    path_of(path): leaf
+    for path, leaf in jax.tree.leaves_with_path(
+      tree, is_leaf=lambda node: node is None
+    )
+  }
+  found = {}
+  for path, one in losses.items():
+    inside = [p for p in leaves if p == path or p.startswith(f'{path}/')]
+    if one is not None or not inside:
+      found[path] = one
+      continue
+    for p in inside:
+      if leaves[p] is not None and (p == path or p not in losses):
+        found[p] = None
   return found
 
 

@@ -359,6 +359,7 @@ def _used(
   auxiliary: Mapping[str, Any],
 ) -> dict[str, Any]:
   """The losses of the outputs that are compared, in the order of outputs."""
+  flat = loss_trees.expanded(flat, ours.tree)
   for path in flat:
     errors.require(
       path in ours.leaves,

@@ -30,6 +30,7 @@ from cxjax.configs import pretrained as pretrained_lib
 from cxjax.configs import ranges
 from cxjax.configs import student_starts
 from cxjax.configs import task_batches
+from cxjax.configs import thresholds
 from cxjax.methods import curricula
 from cxjax.methods import losses
 from cxjax.methods import registry
@@ -319,10 +320,7 @@ def _stages(
 
 
 def check(experiment: Experiment) -> None:
-  """Checks a config before anything is written.
-
-  The teacher is not there yet, so an abstract one that has every checkpoint
-  stands in for it.
+  """Checks a config before anything is written, with an abstract teacher.
 
   Raises:
     UserError: the config cannot run.
@@ -333,6 +331,7 @@ def check(experiment: Experiment) -> None:
     identity.check_stored(config)
   task_batches.check(config, experiment.task)
   spec = student_spec(experiment, abstract_teacher(experiment))
+  thresholds.check(config, spec.primary, spec.primary_metric)
   memory.require(spec, spec.plan())
   fitting.check(spec, spec.plan())
   logit_checks.check(spec)

@@ -187,7 +187,8 @@ def conform(batch: Any, shapes: Any, what: str, *, sized: bool = True) -> Any:
   errors.require(
     here == there,
     f'{what} has {arguments.listed(here) or "nothing"}, the example of the '
-    f'plan {arguments.listed(there) or "nothing"}: they must be alike.'
+    f'plan {arguments.listed(there) or "nothing"}: they must be alike. Give '
+    'the plan one of the batches as its example, or batches like the example.'
     f'{arguments.list_advice(batch)}',
   )
   cast = []

@@ -156,8 +156,10 @@ def _is_pair(
 
   It is what has exactly the entries of the example, or else what has those that
   are needed. What can be read in both ways is refused, but for a tuple that is
-  exactly `(x, labels)`.
+  exactly `(x, labels)`. A list of one array is the same in both.
   """
+  if len(held_out) == 1:
+    return False
 
   def fits(names: Collection[str], exact: bool) -> tuple[bool, bool]:
     parts = [_fits(item, shapes, names, exact) for item in held_out]

@@ -37,11 +37,13 @@ def check(student: adapters.ModelAdapter, batch: types.Batch) -> None:
     f'labels) of shape {list(output.shape)}. For a regression leave labels and '
     'alpha out, or give your own loss and metrics.',
   )
-  shape = batch['weights'].shape if 'weights' in batch else want
+  if 'weights' not in batch:
+    return
+  weights = batch['weights']
   errors.require(
-    shape == want,
-    f"'weights' of shape {list(shape)}: give one weight for each output, "
-    f'{list(want)}.',
+    weights.shape == want or weights_lib.is_of_examples(weights, want),
+    f"'weights' of shape {list(weights.shape)}: give one weight for each "
+    f'output, {list(want)}, or one for each example, {list(want[:1])}.',
   )
 
 
@@ -71,12 +73,13 @@ def checked(batch: types.Batch, classes: int | None, soft: bool) -> types.Batch:
     UserError: a label of positive weight is not one of the classes, or no
       probabilities.
   """
-  batch = _clear_ignored(batch, classes, soft)
+  counts = _counts(batch, classes, soft)
+  batch = _clear_ignored(batch, counts)
   y = batch.get('y')
   if classes is None or not isinstance(y, np.ndarray) or not y.size:
     return batch
   if soft:
-    _check_probabilities(y, batch.get('weights'))
+    _check_probabilities(y, counts)
     return batch
   low, high = y.min(), y.max()
   errors.require(
@@ -102,28 +105,34 @@ def _check_probabilities(y: np.ndarray, weights: np.ndarray | None) -> None:
     )
 
 
-def _clear_ignored(
+def _counts(
   batch: types.Batch, classes: int | None, soft: bool
-) -> types.Batch:
-  """Sets labels of weight 0 to class 0: many data sets mark them by -100.
+) -> np.ndarray | None:
+  """Weights of the labels: those of the batch, or else the mask.
 
-  Without weights, those of padding, as the mask of the input says; it is of
-  classes alone that the axes are known to be tokens.
+  The mask of the input is read for classes alone: their axes are known to be
+  those of the tokens.
   """
   y, weights = batch.get('y'), batch.get('weights')
   if not isinstance(y, np.ndarray):
+    return weights
+  axes = y.shape[:-1] if soft else y.shape
+  each = weights is not None and weights_lib.is_of_examples(weights, axes)
+  if classes is None or not (weights is None or each):
+    return weights
+  found = weights_lib.output_weights(batch, (*axes, classes))
+  return None if found is None else np.asarray(found)
+
+
+def _clear_ignored(batch: types.Batch, counts: Any) -> types.Batch:
+  """Sets labels of weight 0 to class 0: many data sets mark them by -100."""
+  y = batch.get('y')
+  if not isinstance(y, np.ndarray) or not isinstance(counts, np.ndarray):
     return batch
-  if weights is None and classes is not None:
-    axes = y.shape[:-1] if soft else y.shape
-    found = weights_lib.output_weights(batch, (*axes, classes))
-    weights = None if found is None else np.asarray(found)
-  if not isinstance(weights, np.ndarray):
+  if counts.shape != y.shape[: counts.ndim]:
     return batch
-  if y.shape != weights.shape:
-    if y.shape[:-1] != weights.shape:
-      return batch
-    weights = weights[..., None]
-  return {**batch, 'y': np.where(weights == 0, np.zeros_like(y), y)}
+  counts = counts.reshape(*counts.shape, *[1] * (y.ndim - counts.ndim))
+  return {**batch, 'y': np.where(counts == 0, np.zeros_like(y), y)}
 
 
 def placeholders(rows: types.Batch) -> jax.Array:

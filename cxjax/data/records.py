@@ -11,6 +11,7 @@ import json
 from typing import Any
 from typing import Self
 
+from cxjax import arguments
 from cxjax import errors
 
 PARQUET = ('.parquet',)
@@ -23,14 +24,16 @@ class Prompted(str):
 
   Attributes:
     prompt: number of characters of the prompt.
+    where: file and record, for messages; '' if they are not known.
   """
 
   prompt: int
+  where: str
 
-  def __new__(cls, prompt: str, completion: str) -> Self:
+  def __new__(cls, prompt: str, completion: str, where: str = '') -> Self:
     """Joins a prompt and its completion, as they are."""
     joined = super().__new__(cls, prompt + completion)
-    joined.prompt = len(prompt)
+    joined.prompt, joined.where = len(prompt), where
     return joined
 
 
@@ -286,14 +289,17 @@ def _document(record: Any, fields: Fields, where: str) -> Iterator[str]:
   """Yields the document of a record, unless it is blank."""
   errors.require(
     isinstance(record, Mapping),
-    f'{where} is a {type(record).__name__}; it must be an object with the '
+    f'{where} is {arguments.json_kind(record)}; it must be an object with the '
     f'field {fields.names[0]!r}.',
   )
   parts = [_text(record, name, where) for name in fields.names]
   if not ''.join(parts).strip():
     return
   # A blank between prompt and completion belongs to one of them.
-  yield Prompted(*parts) if fields.prompt else parts[0].strip()
+  if fields.prompt:
+    yield Prompted(parts[0], parts[1], where)
+  else:
+    yield parts[0].strip()
 
 
 def _text(record: Mapping[str, Any], name: str, where: str) -> str:
@@ -301,8 +307,9 @@ def _text(record: Mapping[str, Any], name: str, where: str) -> str:
   value = record[name]
   errors.require(
     isinstance(value, str),
-    f'{where}: the field {name!r} is a {type(value).__name__}, '
-    f'{str(value)[:40]!r}; it must be a string.',
+    f'{where}: the field {name!r} is {arguments.json_kind(value)}'
+    + (f', {str(value)[:40]!r}' if value is not None else '')
+    + '; it must be a string.',
   )
   try:
     value.encode()

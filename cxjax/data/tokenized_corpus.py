@@ -339,9 +339,9 @@ class Tokens(Sequence):
       place = places[error.index]
       if isinstance(self._documents, Subset):
         place = self._documents.place(place)
-      raise errors.UserError(
-        f'Document {place + 1} of data.source: {error}'
-      ) from error
+      known = getattr(some[error.index], 'where', '')
+      where = known or f'Document {place + 1} of data.source'
+      raise errors.UserError(f'{where}: {error}') from error
 
 
 def split(num_documents: int, share: float) -> tuple[np.ndarray, np.ndarray]:

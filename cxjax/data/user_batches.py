@@ -107,12 +107,18 @@ def _is_named(x: Any) -> bool:
   return isinstance(x, tuple) and 'x' in fields and {*fields} <= {*BATCH}
 
 
+def _is_alone(x: Any) -> bool:
+  """True for a list of one array, as torch's `TensorDataset(x)` makes it."""
+  return type(x) in (list, tuple) and len(x) == 1 and hasattr(x[0], 'shape')
+
+
 def to_batch(x: Any) -> types.Batch:
-  """Converts `x`, `(x, y)`, `[x, y]` or a dict to the dict of a batch.
+  """Converts `x`, `[x]`, `(x, y)`, `[x, y]` or a dict to the dict of a batch.
 
   Args:
     x: a batch; entries of a dict that are None are dropped. Any mapping is a
-      dict, as a `BatchEncoding` of transformers.
+      dict, as a `BatchEncoding` of transformers. A list of one array is that
+      array; a model that reads the list gets it from `{'x': [x]}`.
 
   Returns:
     `{'x', 'y', 'weights'}`, of which the last two are optional.
@@ -121,21 +127,13 @@ def to_batch(x: Any) -> types.Batch:
     UserError: it is None or made of Python numbers, has a nested list of them,
       or a dict with 'x' has an unknown entry.
   """
-  errors.require(
-    not _is_numbers(x),
-    'A batch is a '
-    + (
-      f'{type(x).__name__} of numbers'
-      if isinstance(x, list | tuple)
-      else 'number'
-    )
-    + ' of Python, and must be of arrays. Rows of a list, as of '
-    'array.tolist(), would be batches: give np.array(rows).',
-  )
+  errors.require(not _is_numbers(x), lambda: _numbers_advice(x))
   if _is_named(x):
     x = x._asdict()
   elif is_pair(x):
     x = {'x': x[0], 'y': x[1]}
+  elif _is_alone(x):
+    x = x[0]
   if not isinstance(x, Mapping) or 'x' not in x:
     x = {'x': x}
   others = [str(name) for name in x if name not in BATCH]
@@ -156,6 +154,20 @@ def _is_numbers(node: Any) -> bool:
   if type(node) in (list, tuple):
     return bool(node) and all(map(_is_numbers, node))
   return isinstance(node, bool | int | float | complex | np.number)
+
+
+def _numbers_advice(x: Any) -> str:
+  """The error of a batch of Python numbers: which arrays to give."""
+  is_list = isinstance(x, list | tuple)
+  kind = f'{type(x).__name__} of numbers' if is_list else 'number'
+  # Of a pair, np.array would make two rows.
+  pair = is_list and len(x) == 2
+  arrays = '(np.array(x), np.array(labels)), or ' if pair else ''
+  rows = 'np.array(rows) of the inputs alone' if pair else 'np.array(rows)'
+  return (
+    f'A batch is a {kind} of Python, and must be of arrays. Rows of a list, as '
+    f'of array.tolist(), would be batches: give {arrays}{rows}.'
+  )
 
 
 def _check_not_nested(node: Any, *path: Any) -> None:

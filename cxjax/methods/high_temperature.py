@@ -3,10 +3,10 @@
 The higher the temperature `T`, the more alike the two distributions are: their
 probabilities differ by `1/T`, their divergence is of size `1/T^2`, and the loss
 is `T^2` times that. In float32 the difference is lost to rounding above some
-hundreds. Here it is computed from the difference of the logits.
+hundreds. Here it is computed from the difference of the logits, and from the
+probabilities wherever they differ, as logits larger than `T` make them.
 """
 
-from collections.abc import Callable
 import numbers
 
 import jax
@@ -14,11 +14,14 @@ import jax.numpy as jnp
 
 from cxjax import checks
 from cxjax import errors
+from cxjax.methods import loss_values
 
 # Below this the usual formulas are exact enough, and cheaper.
 LOWEST = 64.0
 # Temperatures that float32 can compute.
 LEAST, MOST = 1e-30, 1e9
+# Divergence of the student from the teacher below which the two are alike.
+ALIKE = 0.5
 
 
 def applies(temperature: float) -> bool:
@@ -42,7 +45,8 @@ def kl(
   student: jax.Array,
   teacher: jax.Array,
   temperature: float,
-  others: jax.Array | None = None,
+  log_inside: jax.Array | None = None,
+  moving: bool = False,
 ) -> jax.Array:
   """`T^2 KL(p || q)` of the teacher's `p` and the student's `q`.
 
@@ -50,18 +54,26 @@ def kl(
     student: `[..., C]` logits.
     teacher: `[..., C]` logits.
     temperature: `T`, large.
-    others: `[...]` probability that the student gives to classes that are not
-      among the `C`; None is 0.
+    log_inside: `[...]` log of the probability that the student gives to the
+      `C` classes, if there are others.
+    moving: whether the teacher is what is trained.
 
   Returns:
     `[...]`.
   """
-  q, ratio, out, _ = _compared(student, teacher, temperature)
-  if others is not None:
-    out = others + (1 - others) * out
+  q, p, ratio, out, _ = _compared(student, teacher, temperature)
   # p log(p / q) = q r e^r, and the sum of q (e^r - 1) is 0.
-  value = jnp.sum(q * _squared(ratio, temperature, _kl_curve), axis=-1)
-  value = value - temperature**2 * jnp.log1p(-out)
+  small, r = _small(ratio)
+  near = q * jnp.square(temperature * r) * _kl_curve(r)
+  # From the probabilities: e^r may overflow, where q is 0.
+  far = jnp.where(small | (p == 0), 0.0, ratio)
+  value = temperature**2 * loss_values.mean(p, far, moving)
+  rest = jnp.where(small, near, temperature**2 * (q - p))
+  value = value + jnp.sum(rest, axis=-1)
+  inside = _log_inside(student, teacher, out, temperature)
+  if log_inside is not None:
+    inside = inside + log_inside
+  value = value - temperature**2 * inside
   excluded = (teacher > -jnp.inf) & (student == -jnp.inf)
   return jnp.where(jnp.any(excluded, axis=-1), jnp.inf, value)
 
@@ -70,12 +82,21 @@ def jensen_shannon(
   student: jax.Array, teacher: jax.Array, temperature: float
 ) -> jax.Array:
   """`T^2` times the Jensen-Shannon divergence; arguments as for `kl`."""
-  q, ratio, out_q, out_p = _compared(student, teacher, temperature)
+  q, p, ratio, out_q, out_p = _compared(student, teacher, temperature)
   q = q * jnp.expand_dims(1 - out_q, -1)
-  offset = jnp.expand_dims(jnp.log1p(-out_p) - jnp.log1p(-out_q), -1)
+  p = p * jnp.expand_dims(1 - out_p, -1)
+  offset = _log_inside(teacher, student, out_p, temperature)
+  offset = offset - _log_inside(student, teacher, out_q, temperature)
   both = (student > -jnp.inf) & (teacher > -jnp.inf)
-  ratio = jnp.where(both, ratio + offset, 0.0)
-  value = jnp.sum(q * _squared(ratio, temperature, _js_curve), axis=-1)
+  ratio = jnp.where(both, ratio + jnp.expand_dims(offset, -1), 0.0)
+  small, r = _small(ratio)
+  near = q * jnp.square(temperature * r) * _js_curve(r)
+  r = jnp.where(small, 0.0, ratio)
+  # The logs of p and q in their average: neither cancels.
+  log_p = jnp.log(2.0) - jax.nn.softplus(-jnp.where(p > 0, r, 0.0))
+  log_q = jnp.log(2.0) - jax.nn.softplus(jnp.where(q > 0, r, 0.0))
+  far = temperature**2 * (p * log_p + q * log_q) / 2
+  value = jnp.sum(jnp.where(small, near, far), axis=-1)
   return value + temperature**2 * jnp.log(2.0) / 2 * (out_q + out_p)
 
 
@@ -85,31 +106,91 @@ def _compared(
   """Probabilities of the classes that both allow, and their log ratio.
 
   Returns:
-    `(q, log(p / q), out_q, out_p)`: of both distributions on the classes that
-    both allow, where each sums to 1, and 0 elsewhere; and the probability that
-    each gives to the other classes.
+    `(q, p, log(p / q), out_q, out_p)`: of both distributions on the classes
+    that both allow, where each sums to 1, and 0 elsewhere; and the probability
+    that each gives to the other classes.
   """
   both = (student > -jnp.inf) & (teacher > -jnp.inf)
   keep = lambda x, other: jnp.where(both, x, other)
+  log = lambda x: _log_softmax(x, temperature)
   # Exactly 0, with its gradient, where both allow all classes.
   out_q, out_p = (
-    jnp.sum(jnp.where(both, 0.0, jax.nn.softmax(x / temperature)), axis=-1)
+    jnp.sum(jnp.where(both, 0.0, jnp.exp(log(x))), axis=-1)
     for x in (student, teacher)
   )
-  q = jax.nn.softmax(keep(student, -jnp.inf) / temperature)
-  delta = (keep(teacher, 0.0) - keep(student, 0.0)) / temperature
-  delta = keep(delta - jnp.sum(q * delta, axis=-1, keepdims=True), 0.0)
-  mean = jnp.sum(q * jnp.expm1(delta), axis=-1, keepdims=True)
-  return q, keep(delta - jnp.log1p(mean), 0.0), out_q, out_p
+  log_q, log_p = (log(keep(x, -jnp.inf)) for x in (student, teacher))
+  plain = keep(log_p, 0.0) - keep(log_q, 0.0)
+  q, p = jnp.exp(log_q), jnp.exp(log_p)
+  from_q = -jnp.sum(q * jnp.where(q > 0, plain, 0.0), axis=-1, keepdims=True)
+  delta = _difference(student, teacher, both, temperature)
+  exact = _exact_ratio(delta, q, p, from_q)
+  ratio = keep(jnp.where(from_q < ALIKE, exact, plain), 0.0)
+  return q, p, ratio, out_q, out_p
 
 
-def _squared(
-  ratio: jax.Array,
-  temperature: float,
-  curve: Callable[[jax.Array], jax.Array],
+def _log_softmax(x: jax.Array, temperature: float) -> jax.Array:
+  return loss_values.tempered_log_softmax(x, temperature) / temperature
+
+
+def _log_inside(
+  x: jax.Array, other: jax.Array, out: jax.Array, temperature: float
 ) -> jax.Array:
-  """`T^2 f(r)` of a function `curve(r) = f(r) / r^2`."""
-  return jnp.square(temperature * ratio) * curve(ratio)
+  """Log of the probability of the classes that both allow, all but `out`."""
+  both = (x > -jnp.inf) & (other > -jnp.inf)
+  little = out < 0.5
+  # Of the likeliest class that both allow, among all classes and among those.
+  of_all, of_both = (
+    jnp.max(jnp.where(both, _log_softmax(x, temperature), -jnp.inf), axis=-1)
+    for x in (x, jnp.where(both, x, -jnp.inf))
+  )
+  none = jnp.all(~both, axis=-1)
+  much = jnp.where(none, -jnp.inf, of_all - jnp.where(none, 0.0, of_both))
+  return jnp.where(little, jnp.log1p(-jnp.where(little, out, 0.0)), much)
+
+
+def _difference(
+  student: jax.Array,
+  teacher: jax.Array,
+  both: jax.Array,
+  temperature: float,
+) -> jax.Array:
+  """The teacher's logits less the student's, in temperatures, up to a shift."""
+
+  def half(x: jax.Array) -> jax.Array:
+    most = jnp.max(jnp.where(both, x, -jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(both, x / 2 - jax.lax.stop_gradient(most) / 2, 0.0)
+
+  return (half(teacher) - half(student)) / (temperature / 2)
+
+
+def _exact_ratio(
+  delta: jax.Array, q: jax.Array, p: jax.Array, from_q: jax.Array
+) -> jax.Array:
+  """`log(p / q)` of distributions that are alike; any number for others.
+
+  Args:
+    delta: `[..., C]` ratio up to a shift.
+    q: `[..., C]` the second distribution.
+    p: `[..., C]` the first.
+    from_q: `[..., 1]` their divergence, by which the ratio is shifted once its
+      mean under `q` is 0.
+
+  Returns:
+    `[..., C]`.
+  """
+  counted = jnp.where(q > 0, delta, 0.0)
+  delta = delta - jnp.sum(q * counted, axis=-1, keepdims=True)
+  small, d = _small(delta)
+  large = p * jnp.exp(jnp.minimum(from_q, 1.0)) - q
+  mean = jnp.sum(jnp.where(small, q * jnp.expm1(d), large), axis=-1)
+  shift = jnp.log1p(jnp.maximum(mean, -0.5))
+  return delta - jnp.expand_dims(shift, -1)
+
+
+def _small(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Marks of the numbers between -1 and 1, and those numbers, 0 elsewhere."""
+  small = jnp.abs(x) <= 1
+  return small, jnp.where(small, x, 0.0)
 
 
 def _kl_curve(r: jax.Array) -> jax.Array:
@@ -117,9 +198,8 @@ def _kl_curve(r: jax.Array) -> jax.Array:
   small = jnp.abs(r) < 0.1
   series = 1 / 2 + r * (1 / 3 + r * (1 / 8 + r * (1 / 30 + r / 144)))
   r = jnp.where(small, 1.0, r)
-  return jnp.where(
-    small, series, (r * jnp.exp(r) - jnp.expm1(r)) / jnp.square(r)
-  )
+  less = jnp.expm1(r)
+  return jnp.where(small, series, (r * (less + 1) - less) / jnp.square(r))
 
 
 def _js_curve(r: jax.Array) -> jax.Array:

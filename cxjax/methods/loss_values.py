@@ -1,7 +1,13 @@
-"""Precision, lengths and NaN of the values that losses compare."""
+"""Precision, lengths and NaN of the values that losses compare.
+
+And the divergence of two distributions, from their logs.
+"""
 
 import jax
 import jax.numpy as jnp
+
+# Squares of squares of larger values, summed over a width, overflow.
+LARGE = 1e6
 
 
 def precise(x: jax.Array) -> jax.Array:
@@ -29,6 +35,94 @@ def known(loss: jax.Array, *inputs: jax.Array) -> jax.Array:
   return loss
 
 
+def over(x: jax.Array, temperature: float) -> jax.Array:
+  """The array divided by a temperature, at no cost if that is 1."""
+  return x if temperature == 1 else x / temperature
+
+
+def tempered_log_softmax(x: jax.Array, temperature: float = 1.0) -> jax.Array:
+  """`T log softmax(x / T)` over the last axis, in the unit of the logits.
+
+  Shifted before the division: `x / T` at a low temperature cannot overflow.
+
+  Args:
+    x: `[..., C]` logits; `-inf` marks an impossible class.
+    temperature: `T > 0`.
+
+  Returns:
+    `[..., C]`.
+  """
+  most = jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf)
+  x = x - jax.lax.stop_gradient(most)
+  total = jnp.sum(jnp.exp(over(x, temperature)), axis=-1, keepdims=True)
+  return x - temperature * jnp.log(total)
+
+
+def mean(p: jax.Array, x: jax.Array, moving: bool = False) -> jax.Array:
+  """Mean of numbers under a distribution.
+
+  Args:
+    p: `[..., C]` probabilities.
+    x: `[..., C]` numbers.
+    moving: whether `p` is trained. Its changes sum to 0, and its gradient is
+      then that of `x` less its mean, which may be large: nothing cancels.
+
+  Returns:
+    `[...]`.
+  """
+  found = jnp.sum(p * x, axis=-1)
+  if not moving:
+    return found
+  total = jnp.sum(p, axis=-1)
+  middle = jnp.where(jnp.isfinite(found), found / total, 0.0)
+  fixed = jax.lax.stop_gradient
+  return found - (total - fixed(total)) * fixed(middle)
+
+
+def divergence(
+  log_q: jax.Array,
+  log_p: jax.Array,
+  temperature: float = 1.0,
+  moving: bool = False,
+) -> jax.Array:
+  """`T^2 KL(p || q)` of `T log q` and `T log p`, with 0 log 0 = 0.
+
+  Args:
+    log_q: `[..., C]`, as of `tempered_log_softmax`.
+    log_p: `[..., C]`.
+    temperature: `T > 0`.
+    moving: whether `p` is trained; see `mean`.
+
+  Returns:
+    `[...]`.
+  """
+  p = jnp.exp(over(log_p, temperature))
+  possible = p > 0
+  # Before they meet: a NaN masked after the product is one of the gradient.
+  log_p = jnp.where(possible, log_p, 0.0)
+  log_q = jnp.where(possible, log_q, 0.0)
+  return temperature * mean(p, log_p - log_q, moving)
+
+
+def within_range(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """The array, divided by its largest value where its squares may overflow.
+
+  For losses that do not depend on the length of what they compare.
+
+  Args:
+    x: the array.
+    axes: axes of the length.
+
+  Returns:
+    An array like `x`; the divisor is constant to the gradient.
+  """
+  largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
+  largest = jax.lax.stop_gradient(largest)
+  # In two steps: the inverse of the largest numbers is taken for 0.
+  first = jnp.where(largest > LARGE, 2.0**-20, 1.0)
+  return x * first / jnp.where(largest > LARGE, largest * first, 1.0)
+
+
 def scaled(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """The array divided by its norm over some axes; zeros stay.
 
@@ -37,8 +131,9 @@ def scaled(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     axes: axes of the norm.
 
   Returns:
-    An array like `x`; NaN where a value is, or where the squares overflow.
+    An array like `x`; NaN where a value is not finite.
   """
+  x = within_range(x, axes)
   square = jnp.sum(jnp.square(x), axis=axes, keepdims=True)
   # The root has no gradient at 0.
   nothing = square == 0

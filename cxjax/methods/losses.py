@@ -53,17 +53,6 @@ def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
   return loss_values.known(found, student)
 
 
-def _divergence(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
-  """`KL(p || q)` over the last axis, with 0 log 0 = 0."""
-  p = jnp.exp(log_p)
-  possible = p > 0
-  # Both sides are masked before they meet: a NaN that is only masked after the
-  # product would come back in the gradient.
-  log_p = jnp.where(possible, log_p, 0.0)
-  log_q = jnp.where(possible, log_q, 0.0)
-  return jnp.sum(p * (log_p - log_q), axis=-1)
-
-
 def kl(
   student: jax.Array, teacher: jax.Array, temperature: float = 1.0
 ) -> jax.Array:
@@ -83,15 +72,7 @@ def kl(
   References:
     Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531, section 2.
   """
-  arguments.equal_shapes(student=student, teacher=teacher)
-  student, teacher = loss_values.precise(student), loss_values.precise(teacher)
-  if high_temperature.applies(temperature):
-    found = high_temperature.kl(student, teacher, temperature)
-    return loss_values.known(found, student, teacher)
-  log_q = jax.nn.log_softmax(student / temperature)
-  log_p = jax.nn.log_softmax(teacher / temperature)
-  found = temperature**2 * _divergence(log_q, log_p)
-  return loss_values.known(found, student, teacher)
+  return _kl(student, teacher, temperature, False)
 
 
 def reverse_kl(
@@ -113,7 +94,22 @@ def reverse_kl(
   References:
     Gu et al., 2023. https://arxiv.org/abs/2306.08543, section 2.
   """
-  return kl(teacher, student, temperature)
+  return _kl(teacher, student, temperature, True)
+
+
+def _kl(
+  student: jax.Array, teacher: jax.Array, temperature: float, moving: bool
+) -> jax.Array:
+  """`kl`, of a teacher that may be what is trained."""
+  arguments.equal_shapes(student=student, teacher=teacher)
+  student, teacher = loss_values.precise(student), loss_values.precise(teacher)
+  if high_temperature.applies(temperature):
+    found = high_temperature.kl(student, teacher, temperature, moving=moving)
+    return loss_values.known(found, student, teacher)
+  log_q = loss_values.tempered_log_softmax(student, temperature)
+  log_p = loss_values.tempered_log_softmax(teacher, temperature)
+  found = loss_values.divergence(log_q, log_p, temperature, moving)
+  return loss_values.known(found, student, teacher)
 
 
 def jensen_shannon(
@@ -140,15 +136,16 @@ def jensen_shannon(
   if high_temperature.applies(temperature):
     found = high_temperature.jensen_shannon(student, teacher, temperature)
     return loss_values.known(found, student, teacher)
-  log_q = jax.nn.log_softmax(student / temperature)
-  log_p = jax.nn.log_softmax(teacher / temperature)
+  log_q = loss_values.tempered_log_softmax(student, temperature)
+  log_p = loss_values.tempered_log_softmax(teacher, temperature)
+  over = functools.partial(loss_values.over, temperature=temperature)
   # The gradient of logaddexp is NaN where both are -inf.
-  possible = jnp.maximum(log_q, log_p) > -jnp.inf
-  log_m = jnp.logaddexp(
-    jnp.where(possible, log_q, 0.0), jnp.where(possible, log_p, 0.0)
-  ) - jnp.log(2.0)
-  total = _divergence(log_m, log_p) + _divergence(log_m, log_q)
-  return loss_values.known(temperature**2 * total / 2, student, teacher)
+  some = over(jnp.maximum(log_q, log_p)) > -jnp.inf
+  a, b = (jnp.where(some, over(x), 0.0) for x in (log_q, log_p))
+  log_m = temperature * (jnp.logaddexp(a, b) - jnp.log(2.0))
+  total = loss_values.divergence(log_m, log_p, temperature)
+  total = total + loss_values.divergence(log_m, log_q, temperature)
+  return loss_values.known(total / 2, student, teacher)
 
 
 def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -169,10 +166,12 @@ def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
     Panigrahi et al., 2024. https://arxiv.org/abs/2410.05464, section 3.
   """
   arguments.equal_shapes(student=student, teacher=teacher)
-  log_q = jax.nn.log_softmax(loss_values.precise(student))
+  log_q = loss_values.tempered_log_softmax(loss_values.precise(student))
   best = teacher == jnp.max(teacher, axis=-1, keepdims=True)
   log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True))
-  return loss_values.known(_divergence(log_q, log_p), student, teacher)
+  return loss_values.known(
+    loss_values.divergence(log_q, log_p), student, teacher
+  )
 
 
 def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -283,19 +282,17 @@ def top_k_kl(
   _check_top(student, teacher)
   student, classes = loss_values.precise(student), teacher['classes']
   values = loss_values.precise(teacher['values'])
+  log_q = loss_values.tempered_log_softmax(student, temperature)
+  log_q = jnp.take_along_axis(log_q, classes, axis=-1)
   if high_temperature.applies(temperature):
     few = jnp.take_along_axis(student, classes, axis=-1)
-    others = None
+    inside = None
     if few.shape != student.shape:
-      q = jax.nn.softmax(student / temperature)
-      q = jnp.take_along_axis(q, classes, axis=-1)
-      others = 1 - jnp.sum(q, axis=-1)
-    found = high_temperature.kl(few, values, temperature, others)
+      inside = jax.nn.logsumexp(log_q / temperature, axis=-1)
+    found = high_temperature.kl(few, values, temperature, inside)
     return loss_values.known(found, student, values)
-  log_q = jax.nn.log_softmax(student / temperature)
-  log_q = jnp.take_along_axis(log_q, classes, axis=-1)
-  log_p = jax.nn.log_softmax(values / temperature)
-  found = temperature**2 * _divergence(log_q, log_p)
+  log_p = loss_values.tempered_log_softmax(values, temperature)
+  found = loss_values.divergence(log_q, log_p, temperature)
   return loss_values.known(found, student, values)
 
 

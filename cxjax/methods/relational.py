@@ -61,7 +61,7 @@ def cka(student: jax.Array, target: jax.Array) -> jax.Array:
   count = jnp.maximum(jnp.sum(real, axis=-1), 1)[..., None, None]
 
   def centered(x: jax.Array) -> jax.Array:
-    x = x * real[..., None]
+    x = loss_values.within_range(x * real[..., None], (-2, -1))
     mean = jnp.sum(x, axis=-2, keepdims=True) / count
     x = (x - mean) * real[..., None]
     # A scale of its own: the squares of squares must not overflow.
@@ -106,7 +106,11 @@ def attention(student: jax.Array, target: jax.Array) -> jax.Array:
   )
 
   def attention_map(x: jax.Array) -> jax.Array:
-    squares = jnp.sum(jnp.square(loss_values.precise(x)), axis=-1)
+    # The map has length 1, whatever that of the activations is.
+    x = loss_values.within_range(
+      loss_values.precise(x), tuple(range(1, x.ndim))
+    )
+    squares = jnp.sum(jnp.square(x), axis=-1)
     return loss_values.scaled(squares, tuple(range(1, squares.ndim)))
 
   theirs = attention_map(target)

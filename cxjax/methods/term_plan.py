@@ -240,7 +240,8 @@ def _check_positions(
   errors.require(
     shape == axes,
     f'Stage {stage.name!r} compares {axes} values of {term.student!r}, and the '
-    f'weights are {shape}: give one for each value.',
+    f'weights are {shape}: give one for each value, or one for each of the '
+    f'{axes[0]} examples.',
   )
 
 

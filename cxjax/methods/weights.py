@@ -140,12 +140,12 @@ def loss_weights(
   """Weights of the values of a term's loss; None if all are 1.
 
   At the target positions, and for outputs, they are the batch's 'weights', or
-  else the mask of the real tokens; of hidden activations that no positions
-  choose from, all values of an example may share its weight. For other hidden
-  activations and for pooled ones they are the mask times the weights of the
-  examples, and for one of several outputs, of other axes than the weights,
-  those of the examples. Of one value for each example, such as a pooled output,
-  the mask says which examples have a token.
+  else the mask of the real tokens; weights of examples, `[B]`, are shared by
+  all real values of each. For other hidden activations and for pooled ones they
+  are the mask times the weights of the examples, and for one of several
+  outputs, of other axes than the weights, those of the examples. Of one value
+  for each example, such as a pooled output, the mask says which examples have a
+  token.
 
   Args:
     batch: batch of examples, as in `cxjax.types`.
@@ -157,14 +157,15 @@ def loss_weights(
     An array of the shape of the loss, or None.
   """
   weights, real = batch.get('weights'), _real_tokens(batch, term, name, shape)
+  axes = shape[:-1] if term.pool == 'none' else shape[:1]
   if not term.all_tokens and term.pool == 'none':
     if weights is None:
       return real
     several = name.startswith(stage_lib.OUTPUT)
-    output = name in stage_lib.TARGET_POSITION_ACTIVATIONS
-    each = weights.ndim == 1 and not (output or _at_targets(batch))
-    return _of_examples(weights, shape[:-1]) if several or each else weights
-  axes = shape[:-1] if term.pool == 'none' else shape[:1]
+    if is_of_examples(weights, axes):
+      shared = _of_examples(weights, axes)
+      return shared if real is None else real * shared
+    return _of_examples(weights, axes) if several else weights
   weights = _spread(batch, axes, real)
   if real is None or weights is None:
     return weights if real is None else real
@@ -202,6 +203,11 @@ def token_mask(x: types.Input) -> jax.Array | None:
   """The mask of the real tokens of an input, if it has one."""
   mask = x.get('mask') if isinstance(x, Mapping) else None
   return mask if hasattr(mask, 'shape') else None
+
+
+def is_of_examples(weights: Any, axes: tuple[int, ...]) -> bool:
+  """True for weights of examples that have several values each."""
+  return weights.ndim == 1 < len(axes) and weights.shape == axes[:1]
 
 
 def is_of_tokens(mask: Any, axes: tuple[int, ...]) -> bool:

@@ -158,7 +158,9 @@ def check(
 ) -> None:
   """Raises UserError for metrics of one output that do not fit its shapes."""
   whole = 'weights' in batch and not path
-  counted = batch['weights'].shape if whole else output.shape[:-1]
+  counted = output.shape[:-1]
+  if whole and not weights_lib.is_of_examples(batch['weights'], counted):
+    counted = batch['weights'].shape
   metrics_lib.check(metrics, output, reference, counted, batch)
 
 

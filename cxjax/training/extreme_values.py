@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from cxjax import errors
-from cxjax.methods import high_temperature
 from cxjax.models import probabilities
 
 # A divergence depends on differences of logits, whose digits are lost in
@@ -14,9 +13,6 @@ from cxjax.models import probabilities
 # rounded in the one place and not in the other, and the largest logit then
 # differs from itself.
 LARGEST_LOGIT = 1e6
-# At high temperatures, in temperatures: four of them are added up at most, and
-# exp(89) overflows.
-LARGEST_TEMPERATURES = 20.0
 # The square of 1e19 and more overflows, and that of many smaller ones summed.
 LARGEST = 1e15
 
@@ -68,12 +64,8 @@ def check_size(what: str, value: jax.Array, loss: Any) -> None:
 
 def _limit(loss: Any) -> float:
   """The largest values that a loss computes reliably."""
-  if probabilities.bare(loss) not in probabilities.OF_LOGITS:
-    return LARGEST
-  temperature = getattr(loss, 'keywords', {}).get('temperature', 1.0)
-  if temperature < high_temperature.LOWEST:
-    return LARGEST_LOGIT
-  return min(LARGEST_TEMPERATURES * temperature, LARGEST_LOGIT)
+  of_logits = probabilities.bare(loss) in probabilities.OF_LOGITS
+  return LARGEST_LOGIT if of_logits else LARGEST
 
 
 def _example(marks: jax.Array) -> int:

@@ -219,6 +219,8 @@ METRICS: dict[str, Metric] = {
     losses.kl, reference='teacher', higher_is_better=False, limit=0.0
   ),
 }
+# From 0 to 1. Others of a limit of 1 may be negative.
+SHARES = tuple(METRICS[name] for name in ('accuracy', 'f1', 'agreement'))
 LABEL_METRICS = ('accuracy', 'loss', 'perplexity')
 TEACHER_METRICS = ('agreement', 'teacher_kl')
 Metrics: TypeAlias = Mapping[str, Metric | Statistics] | Iterable[str] | str

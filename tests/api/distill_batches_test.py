@@ -48,6 +48,16 @@ class LoaderTest(FolderTest):
     return path
 
   @pytest.mark.slow
+  def test_lists_of_one_array(self):
+    self.same([[x] for x in batches()])
+    found = [
+      distill(data=batches(), log_every=2, held_out=held_out)[1]
+      for held_out in (X, [X], [[X]], (X,))
+    ]
+    for history in found[1:]:
+      self.assertEqual(history, found[0])
+
+  @pytest.mark.slow
   def test_a_connection_that_knows_one_thread(self):
     path = self.rows()
     read = lambda opened: (

@@ -197,6 +197,37 @@ class OutputsTest(parameterized.TestCase):
       with self.assertRaisesRegex(errors.UserError, message):
         cxjax.plan(*pair(), X, stages=stage)
 
+  @pytest.mark.slow
+  def test_none_leaves_out_all_outputs_of_a_subtree(self):
+    apply = lambda p, x: (
+      {**detector(p, x)[0], 'aux': {'n': {'a': x, 'b': None}, 'm': [x]}},
+      {},
+    )
+    models = pair(apply)
+    terms = lambda loss: [
+      (term.student, term.weight)
+      for term in cxjax.plan(
+        *models, X, num_steps=2, layers=(), loss={**loss, 'kind': None}
+      )
+      .stages[-1]
+      .terms
+    ]
+    whole = terms({'logits': 'kl', 'heads': None, 'aux': None})
+    self.assertEqual([name for name, _ in whole], ['logits'])
+    loss = {'logits': 'kl', 'heads': {'boxes': ('mse', 0.5), 'score': None}}
+    some = [('logits', 1.0), ('output:heads/boxes', 0.5)]
+    for aux in (
+      {'n': None, 'm': None},
+      {'n': {'a': None, 'b': None}, 'm': None},
+    ):
+      self.assertEqual(terms({**loss, 'aux': aux}), some)
+    loss = {'logits': 'kl', 'heads': None, 'heads/boxes': ('mse', 0.5)}
+    self.assertEqual(terms({**loss, 'aux': None}), some)
+    with self.assertRaisesRegex(
+      errors.UserError, "names 'au', which is no out"
+    ):
+      terms({**loss, 'aux': None, 'au': None})
+
   @parameterized.parameters(
     ({'logits': 'kl'}, "none for the output 'heads/boxes', 'heads/score', 'k"),
     ({**ALL, 'box': 'mse'}, "loss names 'box', which is no output"),

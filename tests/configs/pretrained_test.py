@@ -116,7 +116,7 @@ class OpenTest(TestCase):
       data = known.data
       self.assertEqual((data.begin_token, data.end_token), want)
     settings.write_text('[]')
-    with self.assertRaisesRegex(errors.UserError, 'holds a list'):
+    with self.assertRaisesRegex(errors.UserError, 'holds an array'):
       pretrained.open_teacher(known)
 
   def test_a_special_token_above_the_rows(self):

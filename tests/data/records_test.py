@@ -70,17 +70,23 @@ class RecordsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('{"text": "x"}\n{"text": ', r'a.jsonl, line 2 is not JSON: Expecting'),
-    ('{"text": "x"}\n\n["x"]', 'a.jsonl, line 3 is a list; it must be an obj'),
+    (
+      '{"text": "x"}\n\n["x"]',
+      'a.jsonl, line 3 is an array; it must be an obj',
+    ),
     ('{"txt": "x"}', "a.jsonl, line 1 has no field 'text'; it has 'txt'"),
-    ('{"text": 3}', "line 1: the field 'text' is a int, '3'; it must be a str"),
-    ('{"text": null}', "field 'text' is a NoneType"),
+    (
+      '{"text": 3}',
+      "line 1: the field 'text' is a number, '3'; it must be a str",
+    ),
+    ('{"text": null}', "field 'text' is null; it must be a string"),
     ('{"text": "\\ud800"}', "'text' is no Unicode text: the character 1"),
     (
       '{"text": "a \\u0000 b"}',
       "line 1: the field 'text' is no text: the char",
     ),
     ('[' * 100_000, 'line 1 is not JSON'),
-    ('{"text": 1' + '0' * 5_000 + '}', 'line 1 is not JSON|is a int'),
+    ('{"text": 1' + '0' * 5_000 + '}', 'line 1 is not JSON|is a number'),
     ('{"text": "x"', 'line 1 is not JSON'),
   )
   def test_a_line_that_is_no_document(self, content, message):
@@ -158,7 +164,7 @@ class RecordsTest(parameterized.TestCase):
 
   def test_a_parquet_file_that_has_no_documents(self):
     self.parquet(text=['one', None])
-    self.refuses("a.parquet, row 2: the field 'text' is a NoneType")
+    self.refuses("a.parquet, row 2: the field 'text' is null; it must")
     self.parquet(text=['one', 'b\0'])
     self.refuses("row 2: the field 'text' is no text: the character 2 is NUL")
     self.parquet(body=['one', 'two'])

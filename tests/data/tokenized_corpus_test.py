@@ -241,7 +241,7 @@ class PromptsTest(parameterized.TestCase):
 
   @parameterized.parameters(0.1, 0.9)
   def test_one_is_named(self, held_out):
-    message = "^Document 41 of data.source: The prompt 'match match .*Raise dat"
+    message = r"a.jsonl, line 41: The prompt 'match match .*Raise dat"
     with self.assertRaisesRegex(errors.UserError, message):
       self.load(held_out=held_out)
     with (
@@ -255,7 +255,9 @@ class PromptsTest(parameterized.TestCase):
       found = self.load()
     place = list(tokenized_corpus.split(80, 0.1)[0]).index(40)
     found.train[place - 1]
-    with self.assertRaisesRegex(errors.UserError, '^Document 41 of data.sourc'):
+    with self.assertRaisesRegex(
+      errors.UserError, 'a.jsonl, line 41: The prompt'
+    ):
       found.train[place]
 
   def test_completions_that_are_truncated_are_counted_once_for_each_part(self):

@@ -92,6 +92,30 @@ class ToBatchTest(parameterized.TestCase):
       ):
         make(given)
 
+  @parameterized.parameters([[X]], ((X,),))
+  def test_a_list_of_one_array_is_that_array(self, given):
+    for make in (user_batches.to_batch, lambda x: user_batches.checked(x, 3)):
+      self.assertEqual([*make(given)], ['x'])
+      np.testing.assert_array_equal(make(given)['x'], X)
+    listed = user_batches.to_batch({'x': [X]})
+    self.assertIsInstance(listed['x'], list)
+
+  @parameterized.parameters(
+    *(((x, y),) for x in ([0.1, 0.2], X.tolist()) for y in ([0, 1], 0)),
+    ([[0.1, 0.2], [0, 1]],),
+  )
+  def test_the_advice_for_a_pair_of_lists_makes_no_rows_of_it(self, given):
+    message = r'give \(np.array\(x\), np.array\(labels\)\), or np.array\(rows\)'
+    for make in (user_batches.to_batch, lambda x: user_batches.checked(x, 3)):
+      with self.assertRaisesRegex(errors.UserError, message):
+        make(given)
+    self.assertNotIn('labels', self.error([0.1, 0.2, 0.3]))
+
+  def error(self, given):
+    with self.assertRaises(errors.UserError) as caught:
+      user_batches.to_batch(given)
+    return str(caught.exception)
+
   @parameterized.named_parameters(
     ('x', {'x': X.tolist(), 'y': Y}, 'x'),
     ('tuple', {'x': tuple(X[:, 0].tolist())}, 'x'),

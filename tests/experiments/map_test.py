@@ -86,42 +86,42 @@ class MapTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'digit'):
       contestants.find('digit', 'tiny', pathlib.Path('/nowhere'))
 
-  def test_each_value_of_an_option_is_a_method(self):
-    methods = {
-      'supervised': {'method': 'supervised'},
-      'progressive': {'method': 'progressive', 'share': 0.5},
-      'extracted_labels': {'method': 'extracted_labels', 'share': 0.4},
-    }
-    found = map_lib.varied(methods, *map_lib.variation('share=0.05,0.1'))
-    self.assertEqual(
-      {name: options.get('share') for name, options in found.items()},
-      {
-        'supervised': None,
-        'progressive': 0.5,
-        'extracted_labels share=0.05': 0.05,
-        'extracted_labels share=0.1': 0.1,
-      },
-    )
-    both = map_lib.varied(found, 'centered', ['false', 'True'])
-    self.assertLen(both, 6)
-    self.assertEqual(
-      both['extracted_labels share=0.1 centered=True'],
-      {'method': 'extracted_labels', 'share': 0.1, 'centered': True},
-    )
-
-  def test_options_and_values_that_cannot_be_varied(self):
-    methods = {'extracted': {'method': 'extracted'}}
-    for text, message in {
-      'share': '--vary=share must be an option',
-      'share=0.1,': '--vary=share=0.1, must be',
-      'share=0.1,0.1': 'different values',
-      'shares=0.1': 'extracted has layers, loss',
-      'share=much': "'much' must be a float, as 0.25",
-      'regressor=maybe': "'maybe' must be a bool, as False",
-      'layers=a': 'it is a tuple, and only numbers',
+  def test_what_cannot_be_run_is_refused_before_any_work(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    tables.write_csv(folder / 'map_a.csv', ROWS)
+    for flags, message in {
+      ('vary', ('share=2',)): 'share=2.0 must be',
+      ('vary', ('share=0.1,0.2', 'norm=layers')): "Unknown norm 'layers'",
+      ('size', 'tinny'): "--size 'tinny'. Did you mean 'tiny'. .*: cpu, tiny",
     }.items():
-      with self.assertRaisesRegex(errors.UserError, message):
-        map_lib.varied(methods, *map_lib.variation(text))
+      with (
+        mock.patch.object(contestants, 'find') as find,
+        flagsaver.flagsaver(**dict([flags]), results=str(folder)),
+        flagsaver.flagsaver(workdir=str(folder / 'runs')),
+        self.assertRaisesRegex(errors.UserError, message),
+      ):
+        map_lib.main([])
+      find.assert_not_called()
+
+  def test_a_damaged_table_is_refused_before_any_work(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    path = folder / 'map_a.csv'
+    tables.write_csv(path, ROWS)
+    good = path.read_text()
+    for text in ('', 'a,b\n1,2\n', good[: len(good) // 2], '\0', good + 'a\n'):
+      path.write_text(text)
+      with (
+        mock.patch.object(contestants, 'find') as find,
+        flagsaver.flagsaver(
+          results=str(folder), workdir=str(folder / 'runs'), vary=[]
+        ),
+        self.assertRaisesRegex(errors.UserError, 'map_a.csv .*move it away'),
+      ):
+        map_lib.main([])
+      find.assert_not_called()
+    path.write_bytes(b'\xff\xfe')
+    with self.assertRaisesRegex(errors.UserError, 'cannot be read'):
+      map_lib.read(folder)
 
   def test_rates(self):
     with flagsaver.flagsaver(rates=['0.03', '3e-3']):

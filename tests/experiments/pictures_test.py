@@ -3,6 +3,7 @@
 import pathlib
 
 from absl.testing import absltest
+from absl.testing import flagsaver
 import numpy as np
 
 from cxjax import errors
@@ -57,6 +58,13 @@ class PicturesTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'no row of the method .one_'):
       pictures.draw_budgets(folder, picture)
     self.assertFalse(picture.exists())
+
+  def test_a_folder_of_runs_is_refused(self):
+    with (
+      flagsaver.flagsaver(workdir=str(self.folder), results=str(self.folder)),
+      self.assertRaisesRegex(errors.UserError, '--workdir is not read by'),
+    ):
+      pictures.main([])
 
   def test_another_file_is_refused(self):
     self.path.write_text('d,k\n1,2\n')

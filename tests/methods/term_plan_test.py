@@ -318,13 +318,17 @@ class SequenceTest(parameterized.TestCase):
 
   def test_weights_of_another_shape(self):
     batch = networks.sequence_batch()
-    batch['weights'] = batch['weights'][:, 0]
+    batch['weights'] = batch['weights'][:, :1]
     for term in (Term(), Term(target='labels')):
       with self.assertRaisesRegex(
         errors.UserError,
-        r"compares \[4, 2\] values of 'logits', and the weights are \[4\]",
+        r"compares \[4, 2\] values of 'logits', and the weights are \[4, 1\]: "
+        'give one for each value, or one for each of the 4 examples',
       ):
         self.plan(term, batch=batch)
+    batch['weights'] = batch['weights'][:, 0]
+    for term in (Term(), Term(target='labels')):
+      self.plan(term, batch=batch)
     self.plan(Term('low', 'high', projection='sparse'), batch=batch)
 
   @parameterized.parameters(

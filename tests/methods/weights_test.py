@@ -131,6 +131,24 @@ class SequenceTest(parameterized.TestCase):
       found = loss_weights(batch, term(pool=pool))
       np.testing.assert_array_equal(found, [1, 1, 1, 0])
 
+  def test_outputs_share_the_weight_of_their_example_and_padding_has_none(self):
+    x = {'target_positions': jnp.asarray([[0, 2]] * B)}
+    batch = {'x': x, 'weights': jnp.asarray(HALF)}
+    each = np.repeat(HALF[:, None], 2, 1)
+    for one in (Term(), Term(target='labels')):
+      np.testing.assert_array_equal(
+        weights.loss_weights(batch, one, 'logits', (B, 2, 5)), each
+      )
+    mask = np.arange(LENGTH) < np.array([[LENGTH], [1], [2], [3]])
+    found = weights.loss_weights(
+      {**batch, 'x': {**x, 'mask': jnp.asarray(mask)}},
+      Term(),
+      'logits',
+      (B, 2, 5),
+    )
+    real = np.array([[1, 1], [1, 0], [1, 0], [1, 1]])
+    np.testing.assert_array_equal(found, each * real)
+
 
 class VectorTest(parameterized.TestCase):
   def test_all_terms_count_by_the_weights(self):

@@ -23,13 +23,17 @@ class GenerateTest(parameterized.TestCase):
     super().setUpClass()
     cls.model, cls.params = decoder_test.make(windows=(3, 0), max_length=16)
 
+  # In a window of 1 a token sees itself alone. transformers with its cache,
+  # unlike transformers without, lets it see all that came before.
+  @parameterized.parameters(((3, 0),), ((1, 1),))
   @pytest.mark.slow
-  def test_greedy_tokens_are_the_most_likely_ones(self):
-    found = generate(self.model, self.params, TOKENS, 6, mask=MASK)
+  def test_greedy_tokens_are_the_most_likely_ones(self, windows):
+    model = self.model.clone(windows=windows)
+    found = generate(model, self.params, TOKENS, 6, mask=MASK)
     self.assertEqual(found.shape, (2, 6))
     for tokens, mask, new in zip(TOKENS, MASK, found, strict=True):
       text = np.concatenate([tokens[mask], new])[None]
-      logits, _ = jax.jit(self.model.apply)(self.params, text)
+      logits, _ = jax.jit(model.apply)(self.params, text)
       want = np.argmax(logits[0], axis=-1)[mask.sum() - 1 : -1]
       np.testing.assert_array_equal(new, want)
 

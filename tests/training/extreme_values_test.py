@@ -30,7 +30,7 @@ class ExcludedTest(parameterized.TestCase):
 
 class SizeTest(parameterized.TestCase):
   @parameterized.parameters(
-    ('kl', 1.0, 1e6), ('kl', 100.0, 2e3), ('kl', 1e9, 1e6), ('mse', 1.0, 1e15)
+    ('kl', 1.0, 1e6), ('kl', 100.0, 1e6), ('kl', 1e9, 1e6), ('mse', 1.0, 1e15)
   )
   def test_limits(self, name, temperature, limit):
     loss = losses.logit_loss(name, temperature, False)

@@ -54,6 +54,10 @@ class Parameter:
   dropped: int = 0
 
 
+class Positive(float):
+  """Kind of a field whose number is above 0: 0 means nothing, or divides."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
   """A family of models: how its config and its tensors map to a module.
@@ -79,7 +83,8 @@ class Family:
       names that transformers reads.
     optional: kind and value of other optional fields, as `(int, 4)`; each may
       be null. A bool is a flag, an int a whole number of at least 1, a float a
-      number of at least 0; `str`, `list` and `dict` are themselves.
+      number of at least 0, or above 0 if it is `Positive`; `str`, `list` and
+      `dict` are themselves.
     known: names of further fields, which change no output or which `module`
       reads and checks. Any other field is refused, apart from some that change
       no output in any family. None allows every field.

@@ -271,8 +271,8 @@ def _require_kind(
   """Raises a UserError unless the value is of a kind."""
   if kind is int:
     _require_size(path, name, value)
-  elif kind is float:
-    _require_number(path, name, value)
+  elif issubclass(kind, float):
+    _require_number(path, name, value, kind is base.Positive)
   elif kind is bool:
     errors.require(
       isinstance(value, bool),
@@ -308,10 +308,14 @@ def _require_size(path: pathlib.Path, name: str, value: object) -> None:
   )
 
 
-def _require_number(path: pathlib.Path, name: str, value: object) -> None:
-  """Raises a UserError unless the value is a number of at least 0."""
+def _require_number(
+  path: pathlib.Path, name: str, value: object, positive: bool
+) -> None:
+  """Raises a UserError unless the value is a number from 0 on, or above it."""
   errors.require(
-    type(value) in (int, float) and 0 <= value < math.inf,  # type: ignore[operator]
-    f'{path} has {name}={value!r}; it must be a finite number of at least 0. '
-    'Restore the file.',
+    type(value) in (int, float)
+    and 0 <= value < math.inf  # type: ignore[operator]
+    and not (positive and value == 0),
+    f'{path} has {name}={value!r}; it must be a finite number '
+    f'{"above" if positive else "of at least"} 0. Restore the file.',
   )

@@ -31,8 +31,8 @@ OPTIONAL: dict[str, tuple[type, Any]] = {
   'num_key_value_heads': (int, None),
   'head_dim': (int, None),
   'max_position_embeddings': (int, 2048),
-  'rms_norm_eps': (float, 1e-6),
-  'initializer_range': (float, 0.02),
+  'rms_norm_eps': (base.Positive, 1e-6),
+  'initializer_range': (base.Positive, 0.02),
   'tie_word_embeddings': (bool, False),
 }
 ACTIVATIONS = {

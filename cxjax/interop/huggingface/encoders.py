@@ -145,11 +145,11 @@ def register(spec: Spec) -> None:
   """Adds a family of encoders."""
   optional: dict[str, tuple[type, Any]] = {
     spec.fields['dropout']: (float, 0.1),
-    'initializer_range': (float, 0.02),
+    'initializer_range': (base.Positive, 0.02),
     'tie_word_embeddings': (bool, True),
   }
   if 'norm_eps' in spec.fields:
-    optional[spec.fields['norm_eps']] = (float, EPS)
+    optional[spec.fields['norm_eps']] = (base.Positive, EPS)
   classes = f'{spec.prefix}ForMaskedLM', f'{spec.prefix}Model'
   base.register(
     base.Family(

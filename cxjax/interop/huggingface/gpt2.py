@@ -34,8 +34,8 @@ EPS = 1e-5
 OPTIONAL: dict[str, tuple[type, Any]] = {
   'n_inner': (int, None),
   'activation_function': (str, 'gelu_new'),
-  'layer_norm_epsilon': (float, EPS),
-  'initializer_range': (float, 0.02),
+  'layer_norm_epsilon': (base.Positive, EPS),
+  'initializer_range': (base.Positive, 0.02),
   'resid_pdrop': (float, 0.1),
   'tie_word_embeddings': (bool, True),
 }

@@ -25,11 +25,11 @@ FIXED = {
 }
 OPTIONAL: dict[str, tuple[type, Any]] = {
   **rope.OPTIONAL,
-  'global_rope_theta': (float, 160_000.0),
-  'local_rope_theta': (float, 10_000.0),
+  'global_rope_theta': (base.Positive, 160_000.0),
+  'local_rope_theta': (base.Positive, 10_000.0),
   'max_position_embeddings': (int, 8192),
-  'norm_eps': (float, 1e-5),
-  'initializer_range': (float, 0.02),
+  'norm_eps': (base.Positive, 1e-5),
+  'initializer_range': (base.Positive, 0.02),
   'tie_word_embeddings': (bool, True),
   'attention_bias': (bool, False),
   'mlp_bias': (bool, False),

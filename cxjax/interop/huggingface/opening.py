@@ -5,6 +5,7 @@ import pathlib
 import stat
 from typing import Any
 
+from cxjax import arguments
 from cxjax import errors
 from cxjax import files
 
@@ -62,7 +63,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     ) from error
   errors.require(
     isinstance(found, dict),
-    f'{path} holds a {type(found).__name__}; it must be a JSON object. Restore '
-    'it.',
+    f'{path} holds {arguments.json_kind(found)}; it must be a JSON object. '
+    'Restore it.',
   )
   return found

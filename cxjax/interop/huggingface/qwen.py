@@ -5,6 +5,7 @@ Qwen2 has biases of queries, keys and values; Qwen3 normalizes queries and keys.
 
 from typing import Any
 
+from cxjax import errors
 from cxjax.interop.huggingface import base
 from cxjax.interop.huggingface import decoders
 from cxjax.models import decoder
@@ -21,7 +22,14 @@ OPTIONAL: dict[str, tuple[type, Any]] = {
 
 def _windows(config: base.Config) -> dict[str, Any]:
   """The field `windows` of the module."""
-  if not config['use_sliding_window']:
+  used = config['use_sliding_window']
+  if not used:
+    errors.require(
+      'sliding_attention' not in (config['layer_types'] or ()),
+      f'config.json has use_sliding_window={used!r} and layer_types with '
+      'sliding_attention, which transformers does not run either. Set the '
+      'first to true, or the others to full_attention.',
+    )
     config = {**config, 'sliding_window': None}
   window, below = config['sliding_window'], config['max_window_layers']
   sliding = lambda i: window is not None and i >= (below or 0)

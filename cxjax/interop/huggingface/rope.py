@@ -14,7 +14,7 @@ from cxjax.models import rotary
 
 # Optional fields of families with rotary positions.
 OPTIONAL: dict[str, tuple[type, Any]] = {
-  'rope_theta': (float, None),
+  'rope_theta': (base.Positive, None),
   'rope_scaling': (dict, None),
   'rope_parameters': (dict, None),
   'partial_rotary_factor': (float, None),

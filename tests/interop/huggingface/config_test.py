@@ -19,6 +19,9 @@ YARN = dict(rope_type='yarn', factor=2.0)
 ORIGINAL = 'original_max_position_embeddings'
 MISTRAL = dict(model_type='mistral', architectures=['MistralForCausalLM'])
 MISTRAL |= dict(attention_bias=None, mlp_bias=None)
+QWEN = dict(model_type='qwen2', architectures=['Qwen2ForCausalLM'])
+QWEN |= dict(attention_bias=None, mlp_bias=None)
+SLIDING = dict(layer_types=['sliding_attention'] * 2, sliding_window=4)
 # As in folders of the hub.
 HARMLESS = dict(
   _name_or_path='x',
@@ -57,7 +60,7 @@ REFUSED = (
   (dict(rope_scaling={**YARN, ORIGINAL: 0}), 'original_length of at least 1'),
   (dict(rope_scaling={**YARN, ORIGINAL: False}), 'original_length=False'),
   (dict(rope_scaling=[1]), 'must be an object'),
-  (dict(rope_theta=0), 'theta=0 must be'),
+  (dict(rope_theta=0), 'rope_theta=0; .* above 0'),
   (dict(rope_theta=np.inf), 'rope_theta=inf; .*finite'),
   (dict(rms_norm_eps=None), 'norm_eps=None must be'),
   (dict(num_key_value_heads=3), 'kv_heads=3 do not divide heads=4'),
@@ -65,6 +68,8 @@ REFUSED = (
   (dict(head_dim=5), 'it must be even'),
   (dict(num_hidden_layers=10**9), 'num_hidden_layers=1000000000'),
   (dict(vocab_size=10**9), 'vocab_size=1000000000'),
+  ({**QWEN, **SLIDING, 'use_sliding_window': False}, 'use_sliding_window=Fals'),
+  ({**QWEN, **SLIDING}, 'use_sliding_window=False and layer_types with'),
   ({**MISTRAL, 'layer_types': ['full_attention']}, 'layer_types='),
   (dict(model_type='llama4'), "model_type='llama4'; only .*'llama'"),
 )

@@ -63,7 +63,7 @@ class ConfigTest(TestCase):
   def test_a_config_that_is_missing_or_no_dict(self):
     folder = self.copy()
     (folder / 'config.json').write_text('[]')
-    self.assert_refused(folder, 'holds a list; it must be a JSON object')
+    self.assert_refused(folder, 'holds an array; it must be a JSON object')
     (folder / 'config.json').write_text('{}')
     self.assert_refused(folder, 'model_type=None')
     (folder / 'config.json').unlink()
