@@ -238,6 +238,15 @@ def equal_shapes(**values: Any) -> None:
   )
 
 
+def require_tree(name: str, tree: Any) -> None:
+  """Raises a UserError for an iterator, which JAX may take for a leaf."""
+  errors.require(
+    not isinstance(tree, Iterator),
+    f'{name} is a {type(tree).__name__}, not a tree of arrays. Give what it '
+    'yields.',
+  )
+
+
 def shapes(name: str, tree: Any) -> Any:
   """Checks a tree of arrays.
 
@@ -252,11 +261,7 @@ def shapes(name: str, tree: Any) -> Any:
     UserError: a leaf is none of these, or was deleted; the message has its
       path.
   """
-  errors.require(
-    not isinstance(tree, Iterator),
-    f'{name} is a {type(tree).__name__}, not a tree of arrays. Give what it '
-    'yields.',
-  )
+  require_tree(name, tree)
   try:
     return jax.eval_shape(lambda tree: tree, tree)
   except Exception as error:

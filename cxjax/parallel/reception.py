@@ -55,8 +55,9 @@ def with_values(name: str, tree: T) -> T:
   Raises:
     UserError: a leaf is no array, was deleted, or has no values.
   """
-  arguments.shapes(name, tree)
+  arguments.require_tree(name, tree)
   tree = jax.tree.map(native, tree)
+  arguments.shapes(name, tree)
   for path, leaf in jax.tree.leaves_with_path(tree):
     require_values(leaf, f'{partition.leaf_name(path)!r} of {name}')
   return tree
