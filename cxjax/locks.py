@@ -50,6 +50,28 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def turn(folder: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process writes the files that runs share in a folder.
+
+  Args:
+    folder: the folder; made if it is missing.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  if (opened := _opened(folder)) is None:
+    yield
+    return
+  with os.fdopen(opened[0], 'rb', buffering=0) as file:
+    with contextlib.suppress(OSError):  # The file system has no locks.
+      fcntl.flock(file, opened[1])
+    yield
+
+
 def _opened(folder: pathlib.Path) -> tuple[int, int] | None:
   """The descriptor of the file, and the kind of the lock; None for no lock."""
   path, flags = folder / 'lock', os.O_NOFOLLOW | os.O_NONBLOCK

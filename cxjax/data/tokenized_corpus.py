@@ -13,6 +13,7 @@ import tokenizers
 
 from cxjax import errors
 from cxjax import files
+from cxjax import locks
 from cxjax.data import corpus as corpus_lib
 from cxjax.data import corpus_folder
 from cxjax.data import encoding
@@ -62,7 +63,8 @@ class TokenizedCorpus:
     """Writes the tokenizer and the fingerprints, which `load` reads again.
 
     Docstrings are written too. A folder that holds another corpus is left
-    alone. In a run of several processes the first one writes.
+    alone. In a run of several processes the first one writes. Runs that share
+    the folder wait for each other.
 
     Args:
       folder: the folder; made if it is missing.
@@ -70,8 +72,19 @@ class TokenizedCorpus:
     Raises:
       UserError: the folder has files of somebody else, or cannot be written.
     """
-    if not multihost.is_first():
-      return
+    if multihost.is_first() and not self._is_kept(folder):
+      with locks.turn(folder):
+        self._write(folder)
+
+  def _is_kept(self, folder: pathlib.Path) -> bool:
+    """True if a folder has a record and lacks no file."""
+    names = [corpus_folder.TOKENIZER]
+    if self.corpus.source == 'docstrings':
+      names.append(corpus_folder.DOCUMENTS)
+    whole = all((folder / name).exists() for name in names)
+    return corpus_folder.read(folder) is not None and whole
+
+  def _write(self, folder: pathlib.Path) -> None:
     record = corpus_folder.read(folder)
     if record is None:
       files.write_json(folder / corpus_folder.RECORD, self._record())

@@ -1,5 +1,6 @@
 """Tests of the split and the tokens of a corpus."""
 
+import fcntl
 import json
 import pathlib
 from unittest import mock
@@ -92,6 +93,24 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(
       tokenizer_lib.fingerprint(found), one.fingerprints['tokenizer']
     )
+
+  def test_runs_that_share_a_folder_wait_for_each_other(self):
+    kept, one = self.folder / 'text', self.load()
+    held = []
+
+    def lock(file, kind):
+      """Another run has its turn before."""
+      with mock.patch.object(fcntl, 'flock', lambda *_: held.append(kind)):
+        self.load().save(kept)
+      stamps.extend(path.stat().st_mtime_ns for path in sorted(kept.iterdir()))
+
+    stamps = []
+    with mock.patch.object(fcntl, 'flock', lock):
+      one.save(kept)
+    self.assertEqual(held, [fcntl.LOCK_EX])  # It waits.
+    found = sorted(kept.iterdir())
+    self.assertEqual([path.stat().st_mtime_ns for path in found], stamps)
+    self.assertIn('tokenizer.json', [path.name for path in found])
 
   def test_another_tokenizer_than_the_kept_one(self):
     kept = self.folder / 'text'
