@@ -181,8 +181,8 @@ def _read_table(path: pathlib.Path) -> list[Row]:
     raise errors.UserError(
       f'{path} cannot be read: {error}. Restore it, or move it away.'
     ) from error
-  errors.require(
-    bool(lines) and not bad and all(map(math.isfinite, numbers)),
+  errors.require(  # NaN is the mean of a method that diverged.
+    bool(lines) and not bad and not any(map(math.isinf, numbers)),
     f'{path} lacks a column or a cell of {", ".join(CELLS)}. Restore it, or '
     'move it away.',
   )

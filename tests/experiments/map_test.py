@@ -80,6 +80,15 @@ class MapTest(absltest.TestCase):
     self.assertTrue((folder / 'map_flops.png').exists())
     self.assertFalse((folder / 'map_steps.png').exists())
 
+  def test_a_method_that_diverged_is_read_and_drawn(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    one = row('fitnets', float('nan'), 'diverged')
+    tables.write_csv(folder / 'map_a.csv', [*ROWS, one])
+    lines = map_lib.read(folder)
+    self.assertEqual(lines[-1]['against the best'], 'diverged')
+    map_lib.picture(lines, 'flops', folder / 'map_flops.png')
+    self.assertNotIn('fitnets', map_lib.winners(lines)[0]['flops'])
+
   def test_methods_are_registered(self):
     unknown = set(contestants.METHODS) - set(registry.METHODS)
     self.assertEmpty(unknown)

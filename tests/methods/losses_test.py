@@ -223,6 +223,13 @@ class LogitLossTest(parameterized.TestCase):
   def test_mse(self):
     self.assertIs(losses.logit_loss('mse', 1.0, False), losses.mse)
 
+  @parameterized.parameters('kl', 'reverse_kl', 'jensen_shannon', 'top_k_kl')
+  def test_a_temperature_may_be_traced(self, name):
+    loss, student, teacher = losses.LOSSES[name], random(0), random(1)
+    teacher = losses.top_k(teacher, 2) if name == 'top_k_kl' else teacher
+    found = jax.jit(loss)(student, teacher, 3.0)
+    np.testing.assert_allclose(found, loss(student, teacher, 3.0), rtol=1e-5)
+
   def test_the_largest_logits(self):
     loss = losses.logit_loss('kl', 3.0, False, 2)
     student, teacher = random(0), losses.top_k(random(1), 2)
