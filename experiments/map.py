@@ -107,8 +107,10 @@ def setting(name: str, workdir: pathlib.Path) -> contest.Setting:
 
 def check_variations() -> None:
   """Raises UserError for a --vary that no method takes, before any work."""
+  like = {contestants.EMBEDDINGS: 'extracted'}
   chosen = {
-    name: {'method': name} for name in _METHODS.value or contestants.METHODS
+    name: {'method': like.get(name, name)}
+    for name in _METHODS.value or contestants.METHODS
   }
   for text in _VARY.value:
     chosen = variations.varied(chosen, *variations.read(text))

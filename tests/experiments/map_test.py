@@ -112,6 +112,15 @@ class MapTest(absltest.TestCase):
         map_lib.main([])
       find.assert_not_called()
 
+  def test_the_embeddings_of_tokens_are_varied_as_extracted(self):
+    with flagsaver.flagsaver(methods=['token_embeddings'], vary=['share=0.1']):
+      map_lib.check_variations()
+    with (
+      flagsaver.flagsaver(methods=['token_embeddings'], vary=['share=2']),
+      self.assertRaisesRegex(errors.UserError, 'share=2.0 must be'),
+    ):
+      map_lib.check_variations()
+
   def test_a_damaged_table_is_refused_before_any_work(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     path = folder / 'map_a.csv'
