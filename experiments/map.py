@@ -107,8 +107,10 @@ def setting(name: str, workdir: pathlib.Path) -> contest.Setting:
 
 def check_variations() -> None:
   """Raises UserError for a --vary that no method takes, before any work."""
+  like = {contestants.EMBEDDINGS: 'extracted'}
   chosen = {
-    name: {'method': name} for name in _METHODS.value or contestants.METHODS
+    name: {'method': like.get(name, name)}
+    for name in _METHODS.value or contestants.METHODS
   }
   for text in _VARY.value:
     chosen = variations.varied(chosen, *variations.read(text))
@@ -181,8 +183,8 @@ def _read_table(path: pathlib.Path) -> list[Row]:
     raise errors.UserError(
       f'{path} cannot be read: {error}. Restore it, or move it away.'
     ) from error
-  errors.require(
-    bool(lines) and not bad and all(map(math.isfinite, numbers)),
+  errors.require(  # NaN is the mean of a method that diverged.
+    bool(lines) and not bad and not any(map(math.isinf, numbers)),
     f'{path} lacks a column or a cell of {", ".join(CELLS)}. Restore it, or '
     'move it away.',
   )

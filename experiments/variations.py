@@ -86,7 +86,9 @@ def _value(option: str, text: str, default: Any) -> Any:
 
 def _check(method: str, option: str, value: Any) -> None:
   """Raises UserError for a value that a method does not take."""
-  ranges.check_values({option: value}, f'{method}.')
+  one = registry.METHODS[method]
+  block = method if option in one.options else one.like
+  ranges.check_values({option: value}, f'{block}.')
   if isinstance(value, str):  # A name, which the curriculum looks up.
     name = 'hidden_loss' if option == 'loss' else option
     curricula.extracted((('a', 'b'),), (1, 1), **{name: value})

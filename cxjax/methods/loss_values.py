@@ -37,7 +37,8 @@ def known(loss: jax.Array, *inputs: jax.Array) -> jax.Array:
 
 def over(x: jax.Array, temperature: float) -> jax.Array:
   """The array divided by a temperature, at no cost if that is 1."""
-  return x if temperature == 1 else x / temperature
+  traced = isinstance(temperature, jax.core.Tracer)
+  return x / temperature if traced or temperature != 1 else x
 
 
 def tempered_log_softmax(x: jax.Array, temperature: float = 1.0) -> jax.Array:

@@ -139,12 +139,14 @@ def jensen_shannon(
   log_q = loss_values.tempered_log_softmax(student, temperature)
   log_p = loss_values.tempered_log_softmax(teacher, temperature)
   over = functools.partial(loss_values.over, temperature=temperature)
-  # The gradient of logaddexp is NaN where both are -inf.
-  some = over(jnp.maximum(log_q, log_p)) > -jnp.inf
-  a, b = (jnp.where(some, over(x), 0.0) for x in (log_q, log_p))
-  log_m = temperature * (jnp.logaddexp(a, b) - jnp.log(2.0))
-  total = loss_values.divergence(log_m, log_p, temperature)
-  total = total + loss_values.divergence(log_m, log_q, temperature)
+  q, p = jnp.exp(over(log_q)), jnp.exp(over(log_p))
+  both = (q > 0) & (p > 0)
+  # Without the log of their mean, whose rounding outweighs small divergences.
+  ratio = over(jnp.where(both, log_p - log_q, 0.0))
+  log_cosh = jnp.log1p(2 * jnp.square(jnp.sinh(ratio / 4)))
+  near = (p - q) * ratio / 2 - (p + q) * log_cosh
+  each = jnp.where(both, near, (p + q) * jnp.log(2.0))
+  total = temperature**2 * jnp.sum(each, axis=-1)
   return loss_values.known(total / 2, student, teacher)
 
 

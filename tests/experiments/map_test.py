@@ -80,6 +80,15 @@ class MapTest(absltest.TestCase):
     self.assertTrue((folder / 'map_flops.png').exists())
     self.assertFalse((folder / 'map_steps.png').exists())
 
+  def test_a_method_that_diverged_is_read_and_drawn(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    one = row('fitnets', float('nan'), 'diverged')
+    tables.write_csv(folder / 'map_a.csv', [*ROWS, one])
+    lines = map_lib.read(folder)
+    self.assertEqual(lines[-1]['against the best'], 'diverged')
+    map_lib.picture(lines, 'flops', folder / 'map_flops.png')
+    self.assertNotIn('fitnets', map_lib.winners(lines)[0]['flops'])
+
   def test_methods_are_registered(self):
     unknown = set(contestants.METHODS) - set(registry.METHODS)
     self.assertEmpty(unknown)
@@ -102,6 +111,15 @@ class MapTest(absltest.TestCase):
       ):
         map_lib.main([])
       find.assert_not_called()
+
+  def test_the_embeddings_of_tokens_are_varied_as_extracted(self):
+    with flagsaver.flagsaver(methods=['token_embeddings'], vary=['share=0.1']):
+      map_lib.check_variations()
+    with (
+      flagsaver.flagsaver(methods=['token_embeddings'], vary=['share=2']),
+      self.assertRaisesRegex(errors.UserError, 'share=2.0 must be'),
+    ):
+      map_lib.check_variations()
 
   def test_a_damaged_table_is_refused_before_any_work(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

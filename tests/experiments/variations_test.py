@@ -3,6 +3,7 @@
 from absl.testing import absltest
 
 from cxjax import errors
+from cxjax.methods import registry
 from experiments import variations
 
 
@@ -29,6 +30,16 @@ class VariationTest(absltest.TestCase):
       both['extracted_labels share=0.1 centered=True'],
       {'method': 'extracted_labels', 'share': 0.1, 'centered': True},
     )
+
+  def test_a_default_is_a_value_of_every_method(self):
+    for name in registry.METHODS:
+      if 'ending' not in (known := registry.options(name)):
+        continue
+      for option, default in known.items():
+        if isinstance(default, str | int | float):
+          one = {name: {'method': name}}
+          found = variations.varied(one, option, [str(default)])
+          self.assertEqual([*found.values()], [{**one[name], option: default}])
 
   def test_options_and_values_that_cannot_be_varied(self):
     methods = {'extracted': {'method': 'extracted'}}

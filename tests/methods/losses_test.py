@@ -223,6 +223,23 @@ class LogitLossTest(parameterized.TestCase):
   def test_mse(self):
     self.assertIs(losses.logit_loss('mse', 1.0, False), losses.mse)
 
+  def test_jensen_shannon_of_many_classes_is_not_rounded_away(self):
+    student = np.asarray(random(0, (3, 2000)))
+    teacher = student + 0.1 * np.asarray(random(1, (3, 2000)))
+    q, p = (softmax(x.astype(np.float64) / 30) for x in (student, teacher))
+    logs = [np.log(2 * x / (p + q)) for x in (p, q)]
+    want = 30**2 * (p * logs[0] + q * logs[1]).sum(-1) / 2
+    loss = functools.partial(losses.jensen_shannon, temperature=30.0)
+    found = jax.jit(loss)(student, teacher)
+    np.testing.assert_allclose(found, want, rtol=2e-3)
+
+  @parameterized.parameters('kl', 'reverse_kl', 'jensen_shannon', 'top_k_kl')
+  def test_a_temperature_may_be_traced(self, name):
+    loss, student, teacher = losses.LOSSES[name], random(0), random(1)
+    teacher = losses.top_k(teacher, 2) if name == 'top_k_kl' else teacher
+    found = jax.jit(loss)(student, teacher, 3.0)
+    np.testing.assert_allclose(found, loss(student, teacher, 3.0), rtol=1e-5)
+
   def test_the_largest_logits(self):
     loss = losses.logit_loss('kl', 3.0, False, 2)
     student, teacher = random(0), losses.top_k(random(1), 2)
