@@ -68,6 +68,10 @@ class TaskBatchesTest(parameterized.TestCase):
     for name, value in change.items():
       np.testing.assert_array_equal(found[name], np.asarray(value))
 
+  def test_stages_of_ones_own_may_compare_real_numbers(self):
+    self.config.method = 'custom'
+    self.assertEqual(self.held_out(y=np.full((64, 3), 0.5))['y'][0, 0], 0.5)
+
   def test_a_tuple_in_place_of_a_dict(self):
     with (
       mock.patch.object(Own, 'batch', lambda *args: (jnp.ones(8), jnp.ones(8))),
