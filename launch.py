@@ -145,10 +145,11 @@ def main(argv: list[str]) -> None:
   del argv
   config = _CONFIG.value
   ranges.check(config.to_dict())
+  _check_teacher(config.teacher.folder)
   if _DRY_RUN.value is not None:
     _plan(config, _DRY_RUN.value)
     return
-  _check_folders(config)
+  _check_folders()
   workdir = pathlib.Path(_WORKDIR.value or '')
   multihost.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   devices_lib.split_cpu(config.mesh.get('cpu_devices', 1))
@@ -274,7 +275,7 @@ def _check_search() -> None:
   arguments.number('--budget', _BUDGET.value, compare.SHARE)
 
 
-def _check_folders(config: ml_collections.ConfigDict) -> None:
+def _check_folders() -> None:
   """Raises UserError for folders that cannot be used."""
   for what, given in (
     ('--workdir', _WORKDIR.value),
@@ -282,7 +283,10 @@ def _check_folders(config: ml_collections.ConfigDict) -> None:
   ):
     if given:
       folders.check(given, what)
-  folder = config.teacher.folder
+
+
+def _check_teacher(folder: str) -> None:
+  """Raises UserError for a `teacher.folder` that holds no teacher."""
   errors.require(
     not folder or pathlib.Path(folder).is_dir(),
     f'teacher.folder={folder} does not exist. Give the folder of a teacher, as '

@@ -148,14 +148,19 @@ def claim_workdir(
       others may trace the same function to another program.
 
   Raises:
-    UserError: the folder belongs to another run, or cannot be written.
+    UserError: the folder belongs to another run, its config is damaged, or it
+      cannot be written.
   """
   folders.check(folder)
   here, path = recorded(), folder / 'config.json'
   if path.exists():
-    there = files.read_json(path)
-    there = there.get('settings') if isinstance(there, dict) else None
+    begun = files.read_json(path)
+    errors.require(
+      isinstance(begun, dict) and not config.keys().isdisjoint(begun),
+      f'{path} is damaged. Restore it, or remove its folder to start afresh.',
+    )
     # `files.claim_workdir` refuses a file that was edited.
+    there = begun.get('settings')
     there = there if isinstance(there, dict) else {}
     differ = files.differences({**RECORDED, **there}, {**RECORDED, **here})
     errors.require(

@@ -104,6 +104,12 @@ MISTAKES = {
   f'{CONFIG} --dry_run=cpu --cache_targets=DIR': 'leave --cache_targets',
   f'{CONFIG} --dry_run=cpu --config.cache.folder=DIR': 'and cache.folder',
   f'{CONFIG} --dry_run=nowhere': 'nowhere',
+  f'{CONFIG} --dry_run=cpu --config.teacher.folder=typo': (
+    'folder=typo does not exist'
+  ),
+  f'{CONFIG}:tiny --dry_run=cpu --config.teacher.folder=tests': (
+    'folder=tests holds no teacher: there is no config.json'
+  ),
   f'{CONFIG}:supervised --workdir=DIR --cache_targets=DIR': (
     'no targets to store'
   ),

@@ -107,7 +107,16 @@ class WorkdirTest(parameterized.TestCase):
     ):
       settings.claim_workdir(self.folder, {'seed': 0})
 
-  @parameterized.parameters('[]', '{"settings": 1}', '{"settings": "x"}')
+  @parameterized.parameters('[]', '"x"', '3', 'null', '{}', '{"settings": 1}')
+  def test_a_config_of_another_form_is_damaged(self, text):
+    path = self.folder / 'config.json'
+    path.write_text(text)
+    with self.assertRaisesRegex(
+      errors.UserError, f'^{path} is damaged. Restore it, or remove its folder'
+    ):
+      settings.claim_workdir(self.folder, {'seed': 0})
+
+  @parameterized.parameters('{"seed": 1}', '{"seed": 0, "settings": "x"}')
   def test_an_edited_config_is_refused(self, text):
     (self.folder / 'config.json').write_text(text)
     with self.assertRaisesRegex(errors.UserError, 'What differs: '):

@@ -23,6 +23,7 @@ from cxjax import folders
 from cxjax import settings
 from cxjax import types
 from cxjax.api import mode_warnings
+from cxjax.configs import curriculum
 from cxjax.configs import defaults
 from cxjax.configs import identity
 from cxjax.configs import layouts
@@ -32,9 +33,6 @@ from cxjax.configs import student_starts
 from cxjax.configs import task_batches
 from cxjax.configs import thresholds
 from cxjax.methods import curricula
-from cxjax.methods import losses
-from cxjax.methods import registry
-from cxjax.methods import stage as stage_lib
 from cxjax.models import base as models
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.tasks import base as tasks
@@ -275,7 +273,7 @@ def student_spec(
   config = experiment.config
   optimizer = copy.deepcopy(config.optimizer)
   optimizer.learning_rate *= defaults.method_block(config).rate_factor
-  stages = _stages(experiment, teacher)
+  stages = curriculum.make(experiment, teacher)
   needed = teacher is not None or any(stage.needs_teacher for stage in stages)
   return _spec(
     experiment,
@@ -302,23 +300,6 @@ def start(
   return student_starts.function(experiment, teacher, key)
 
 
-def _stages(
-  experiment: Experiment, teacher: teacher_lib.Teacher | None
-) -> stage_lib.Curriculum:
-  """The curriculum of `config.method`."""
-  config = experiment.config
-  loss = losses.logit_loss(
-    config.loss, config.temperature, config.hard_labels, config.top_k
-  )
-  context = registry.Context(
-    num_steps=config.num_steps,
-    checkpoints=() if teacher is None else teacher.checkpoints,
-    output={'loss': loss, 'alpha': config.alpha, 'top_k': config.top_k},
-    pairs=lambda: student_starts.matched(experiment, teacher),
-  )
-  return registry.build(config.method, defaults.method_block(config), context)
-
-
 def check(experiment: Experiment) -> None:
   """Checks a config before anything is written, with an abstract teacher.
 
@@ -331,6 +312,7 @@ def check(experiment: Experiment) -> None:
     identity.check_stored(config)
   task_batches.check(config, experiment.task)
   spec = student_spec(experiment, abstract_teacher(experiment))
+  curriculum.check_checkpoint(experiment, spec.stages)
   thresholds.check(config, spec.primary, spec.primary_metric)
   memory.require(spec, spec.plan())
   fitting.check(spec, spec.plan())
@@ -392,5 +374,7 @@ def abstract_specs(
   if not config.teacher.folder:
     specs['teacher'] = teacher_spec(experiment)
   for name in names:
-    specs[name] = student_spec(experiment.with_method(name), teacher)
+    chosen = experiment.with_method(name)
+    specs[name] = student_spec(chosen, teacher)
+    curriculum.check_checkpoint(chosen, specs[name].stages)
   return specs

@@ -6,12 +6,14 @@ stay. So `config.json` of a run has digests of what they compute, in `functions`
 beside the fields of the config.
 """
 
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from cxjax import errors
 from cxjax import files
 from cxjax import settings
 from cxjax import types
@@ -24,7 +26,9 @@ from cxjax.training import run_spec
 
 # Fields of `config.json` that are no fields of a config: digests of functions,
 # and settings of JAX.
-NO_FIELDS = ('functions', 'settings')
+NO_FIELDS = {'functions', 'settings'}
+# Fields of every config.
+ALWAYS = ('seed', 'task', 'model', 'data', 'teacher')
 
 
 def claim_workdir(
@@ -46,9 +50,50 @@ def claim_workdir(
     spec: specification of the run.
 
   Raises:
-    UserError: the folder belongs to another run, or cannot be written.
+    UserError: the folder belongs to another run, its config is damaged, or it
+      cannot be written.
   """
+  path = folder / 'config.json'
+  if path.exists():
+    known = {name: fields[name] for name in ALWAYS}
+    begun = files.read_json(path)
+    # That of a run of `distill` has other fields; it is not damaged.
+    if not isinstance(begun, dict) or fields.keys() >= begun.keys() - NO_FIELDS:
+      require_whole(path, begun, known, 'remove its folder to start afresh')
   settings.claim_workdir(folder, fields, digests(experiment, spec))
+
+
+def require_whole(
+  path: pathlib.Path, there: Any, like: Mapping[str, Any], advice: str
+) -> None:
+  """Checks the form of what a file of a run holds, and not its values.
+
+  Args:
+    path: the file.
+    there: the JSON value that it holds.
+    like: fields that it must have; those that are dicts or lists here must be
+      such there, and not empty unless they are here.
+    advice: advice on a damaged file that cannot be restored.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  errors.require(
+    isinstance(there, dict)
+    and all(
+      name in there and _is_alike(there[name], value)
+      for name, value in like.items()
+    ),
+    f'{path} is damaged. Restore it, or {advice}.',
+  )
+
+
+def _is_alike(there: Any, here: Any) -> bool:
+  """True for two JSON values of one form."""
+  for kind in (dict, list):
+    if isinstance(here, kind):
+      return isinstance(there, kind) and (bool(there) or not here)
+  return True
 
 
 def saved_config(folder: pathlib.Path) -> dict[str, Any]:

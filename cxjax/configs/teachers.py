@@ -273,8 +273,8 @@ def claim_students(
     teacher: the folder of the teacher.
 
   Raises:
-    UserError: the students began with another teacher, or the processes of
-      the run have different ones.
+    UserError: the students began with another teacher, `teacher.json` is
+      damaged, or the processes of the run have different teachers.
   """
   path = folder / 'teacher.json'
   here = {
@@ -282,21 +282,23 @@ def claim_students(
     'parameters': target_cache.parameter_digests(spec, also=(None,)),
   }
   agreement.require_same(lambda: {'teacher': here})
-  again = f'or remove {folder} to train again.'
+  remove = f'remove {folder} to train again'
   if not path.exists():
     begun = any((folder / n).exists() for n in ('checkpoints', 'summary.json'))
     errors.require(
       not begun,
       f'{path} is missing. It identifies the teacher of the students in '
-      f'{folder}: restore it, {again}',
+      f'{folder}: restore it, or {remove}.',
     )
     files.write_json(path, here)
     return
-  differ = files.differences(files.read_json(path), here)
+  there = files.read_json(path, remove)
+  functions.require_whole(path, there, here, remove)
+  differ = files.differences(there, here)
   errors.require(
     not differ,
     f'The teacher in {teacher} is not the one that {folder} began with. What '
-    f'differs: {differ}. Restore that teacher, {again}',
+    f'differs: {differ}. Restore that teacher, or {remove}.',
   )
 
 

@@ -1,5 +1,6 @@
 """Runs whose files are damaged, gone, or of another run."""
 
+import json
 import shutil
 from unittest import mock
 
@@ -147,6 +148,50 @@ class DamageTest(FinishedTest):
     (folder / 'teacher.json').unlink()
     with self.assertRaisesRegex(errors.UserError, 'teacher.json is missing'):
       experiment.run(config_of(), workdir)
+
+  @parameterized.product(
+    name=('teacher/config.json', 'extracted/config.json'),
+    change=('list', 'data', 'no data', 'empty data', 'no seed'),
+  )
+  def test_a_config_of_another_form(self, name, change):
+    self.assert_damaged(name, change, 'remove its folder to start afresh.$')
+
+  @parameterized.parameters(
+    'list', 'text', 'stages', 'no parameters', 'parameters', 'empty parameters'
+  )
+  def test_a_teacher_of_students_of_another_form(self, change):
+    self.assert_damaged(
+      'extracted/teacher.json', change, 'remove .*extracted to train again.$'
+    )
+
+  def test_the_config_of_a_run_of_distill_is_not_damaged(self):
+    workdir = self.fresh()
+    path = workdir / 'extracted' / 'config.json'
+    files.write_json(path, {'seed': 0, 'stages': [], 'batch': {}})
+    with self.assertRaisesRegex(
+      errors.UserError, 'extracted belongs to another configuration'
+    ):
+      experiment.run(config_of(), workdir)
+
+  def assert_damaged(self, name, change, advice):
+    """Changes a file to JSON of another form; the error says to restore it."""
+    workdir = self.fresh()
+    shutil.copytree(self.workdir / 'extracted', workdir / 'extracted')
+    path = workdir / name
+    kind, _, field = change.rpartition(' ')
+    value = files.read_json(path)
+    if change in ('list', 'text'):
+      value = [1] if change == 'list' else 'text'
+    elif kind == 'no':
+      del value[field]
+    else:
+      value[field] = {} if kind == 'empty' else 3
+    path.write_text(json.dumps(value))
+    with self.assertRaisesRegex(
+      errors.UserError, f'^{path} is damaged. Restore it, or {advice}'
+    ) as caught:
+      experiment.run(config_of(), workdir)
+    self.assertNotIn('\n', str(caught.exception))
 
   def test_a_run_without_its_config_is_nobodys(self):
     workdir = self.fresh()

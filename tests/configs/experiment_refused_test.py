@@ -153,8 +153,8 @@ class CheckpointsOfTheTeacherTest(TestCase):
     ),
     (
       'extracted',
-      {'extracted.checkpoint': 7},
-      'has no checkpoint 7. It has: 0, 20',
+      {'extracted.checkpoint': 30},
+      'has no checkpoint 30. It has: 0, 20',
     ),
   )
   def test_is_one_line_that_lists_those_that_there_are(

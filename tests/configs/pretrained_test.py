@@ -175,8 +175,16 @@ class OpenTest(TestCase):
   def test_refuses_checkpoints(self):
     known = self.config('progressive')
     opened = builders.open_experiment(known, self.folder())
-    with self.assertRaisesRegex(errors.UserError, 'earlier checkpoints'):
+    with self.assertRaisesRegex(
+      errors.UserError,
+      'earlier checkpoints.*model is a model of Hugging Face, which has none. '
+      'Choose another method, or the folder of a teacher that a run trained',
+    ) as caught:
       builders.check(opened)
+    self.assertNotIn('save_every', str(caught.exception))
+    known = self.config('extracted', **{'extracted.checkpoint': 5})
+    with self.assertRaisesRegex(errors.UserError, 'one model, without'):
+      builders.check(builders.open_experiment(known, self.folder()))
     with self.assertRaisesRegex(errors.UserError, 'one model, without'):
       opened.pretrained.teacher(params={}).at(5)
 
