@@ -284,9 +284,10 @@ def top_k_kl(
   _check_top(student, teacher)
   student, classes = loss_values.precise(student), teacher['classes']
   values = loss_values.precise(teacher['values'])
+  high = high_temperature.applies(temperature)
   log_q = loss_values.tempered_log_softmax(student, temperature)
   log_q = jnp.take_along_axis(log_q, classes, axis=-1)
-  if high_temperature.applies(temperature):
+  if high:
     few = jnp.take_along_axis(student, classes, axis=-1)
     inside = None
     if few.shape != student.shape:
