@@ -61,11 +61,12 @@ def find(pattern: str) -> list[str]:
 
 
 def _is_lost(path: str) -> bool:
-  """True for a link to what is not there, or cannot be reached."""
+  """True for a link to what is not there."""
   try:
     os.stat(path)
   except OSError as error:
-    return error.errno != errno.ELOOP  # `**` follows a link to its own folder.
+    # `**` follows a link to its own folder.
+    return os.path.islink(path) and error.errno != errno.ELOOP
   return False
 
 
