@@ -69,6 +69,15 @@ NEEDING_LABELS = (
 OTHERS = tuple(name for name in METHODS if name != 'progressive')
 
 
+def fitting(name: str) -> tuple[str, ...]:
+  """Returns the methods that fit an experiment of `NAMES`."""
+  if name in CONFIGS:
+    return METHODS
+  if name == 'digits':
+    return OTHERS
+  return (*(m for m in OTHERS if m not in NEEDING_LABELS), EMBEDDINGS)
+
+
 class First:
   """The first batches of others, again and again."""
 
@@ -170,7 +179,7 @@ def of_minilm(name: str, workdir: pathlib.Path) -> contest.Setting:
     found.batches,
     found.held_out,
     flags.FLAGS.num_steps,
-    {name: m for name, m in methods.items() if name not in NEEDING_LABELS},
+    {method: methods[method] for method in fitting(name)},
     {'loss': 'cosine', 'layers': layers},
     minilm.RATES,
   )

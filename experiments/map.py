@@ -318,6 +318,10 @@ def main(argv: list[str]) -> None:
     bool(_EXPERIMENTS.value and _AXES.value) and 0 < _BUDGET.value <= 1,
     'Give --experiment and --axes one name at least, and --budget in (0, 1].',
   )
+  for name in _EXPERIMENTS.value:
+    fitting = dict.fromkeys(contestants.fitting(name))
+    for method in _METHODS.value:
+      errors.lookup(f'method of {name}', method, fitting)
   errors.lookup('--size', _SIZE.value, dict.fromkeys(SIZES))
   check_variations()
   workdir, results = paths.workdir('map'), paths.results()

@@ -101,6 +101,9 @@ class MapTest(absltest.TestCase):
     for flags, message in {
       ('vary', ('share=2',)): 'share=2.0 must be',
       ('vary', ('share=0.1,0.2', 'norm=layers')): "Unknown norm 'layers'",
+      ('methods', ('one_shot', 'token_embeddings')): (
+        "Unknown method of parity_mlp 'token_embeddings'"
+      ),
       ('size', 'tinny'): "--size 'tinny'. Did you mean 'tiny'. .*: cpu, tiny",
     }.items():
       with (
