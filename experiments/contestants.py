@@ -172,6 +172,7 @@ def of_minilm(name: str, workdir: pathlib.Path) -> contest.Setting:
     'layers': minilm.TOKENS,
     'projection': 'identity',
     'loss': 'cosine',
+    'share': minilm.SHARE,
   }
   return contest.Setting(
     found.teacher,

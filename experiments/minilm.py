@@ -75,13 +75,14 @@ SHORTEST = 40  # Characters of a text.
 HIDDEN = {'regressor': True, 'norm': 'layer'}
 # The embedding of each token, whose mean is that of the sentence.
 TOKENS = (('token_embeddings', 'token_embeddings'),)
+SHARE = 0.1  # Of the steps, before those of the sentences.
 METHODS: dict[str, dict[str, Any]] = {
   'one_shot': {'layers': ()},
   'token_embeddings': {
     'layers': TOKENS,
     'projection': 'identity',
     'hidden_loss': 'cosine',
-    'share': 0.1,
+    'share': SHARE,
   },
   'extracted': {**HIDDEN, 'width': 128},
   'fitnets': {**HIDDEN, 'projection': 'identity'},

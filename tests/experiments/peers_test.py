@@ -301,14 +301,19 @@ class ProcessTest(absltest.TestCase):
 class AgreementTest(absltest.TestCase):
   """Ours and PyTorch have the same losses on the same job."""
 
-  def test_a_hidden_stage(self):
-    pytest.importorskip('torch')
+  def job(self, case):
+    """The folder of a job, and the modules of ours and of PyTorch."""
     ours, pytorch = (
       importlib.import_module(f'{serve.PACKAGE}.{name}')
       for name in ('ours', 'pytorch')
     )
     folder = pathlib.Path(self.create_tempdir().full_path)
-    ours.write_job(TINY['parity_hidden'], folder)
+    ours.write_job(TINY[case], folder)
+    return folder, ours, pytorch
+
+  def test_a_hidden_stage(self):
+    pytest.importorskip('torch')
+    folder, ours, pytorch = self.job('parity_hidden')
     want = ours.Ours(protocol.Job.read(folder, '1'))
     got = pytorch.make(protocol.Job.read(folder, 'eager')).losses(4)
     np.testing.assert_allclose(got, want.losses(4), rtol=1e-5)
@@ -316,12 +321,7 @@ class AgreementTest(absltest.TestCase):
 
   def test_llama_is_that_of_transformers(self):
     pytest.importorskip('transformers')
-    ours, pytorch = (
-      importlib.import_module(f'{serve.PACKAGE}.{name}')
-      for name in ('ours', 'pytorch')
-    )
-    folder = pathlib.Path(self.create_tempdir().full_path)
-    ours.write_job(TINY['llama'], folder)
+    folder, ours, pytorch = self.job('llama')
     want = ours.Ours(protocol.Job.read(folder, '1')).losses(4)
     for variant in ('eager', 'fused'):
       peer = pytorch.make(protocol.Job.read(folder, variant))

@@ -13,7 +13,7 @@ from absl.testing import parameterized
 from cxjax.training import signals
 
 
-class CatchTest(parameterized.TestCase):
+class SignalTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     # A job in the background ignores SIGINT, and then so does a run.
@@ -21,6 +21,8 @@ class CatchTest(parameterized.TestCase):
       before = signal.signal(number, signal.default_int_handler)
       self.addCleanup(signal.signal, number, before)
 
+
+class CatchTest(SignalTest):
   @parameterized.parameters('SIGTERM', 'SIGINT')
   def test_notes_the_first_one(self, name):
     number = getattr(signal, name)
@@ -58,13 +60,7 @@ class CatchTest(parameterized.TestCase):
     self.assertEqual(found, [([], signal.default_int_handler)])
 
 
-class OutsideLoopsTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    for number in (signal.SIGINT, signal.SIGTERM):
-      before = signal.signal(number, signal.default_int_handler)
-      self.addCleanup(signal.signal, number, before)
-
+class OutsideLoopsTest(SignalTest):
   @parameterized.parameters('SIGTERM', 'SIGINT')
   def test_one_in_a_callback_of_the_garbage_collector_comes_again(self, name):
     """Python ignores what such a callback raises."""

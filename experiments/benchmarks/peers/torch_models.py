@@ -89,7 +89,7 @@ class Llama(nn.Module):
     try:
       import transformers  # noqa: PLC0415  Not in every environment.
     except ImportError as error:
-      raise protocol.Cannot('transformers is not beside it') from error
+      raise protocol.Cannot('transformers is not in its environment') from error
     self.inner = transformers.LlamaForCausalLM.from_pretrained(
       job.folder / role,
       dtype=torch.float32,
