@@ -171,6 +171,10 @@ def of_equation(equation: core.JaxprEqn) -> float:
     return params['length'] * of_jaxpr(params['jaxpr'].jaxpr)
   if name == 'cond':
     return max(of_jaxpr(branch.jaxpr) for branch in params['branches'])
+  if name == 'shard_map':
+    axes = params.get('newly_manual_axes', params.get('manual_axes', ()))
+    shards = math.prod(params['mesh'].shape[axis] for axis in axes)
+    return shards * of_jaxpr(params['jaxpr'])
   if name in _PRODUCTS:
     return _PRODUCTS[name](equation)
   if name.startswith('scatter-') or name in _REDUCTIONS:

@@ -10,6 +10,8 @@ from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax.methods import kernel_product
+
 # Elementwise operations: a result needs its operands at the same index alone.
 _ELEMENTWISE = frozenset(
   (
@@ -105,9 +107,9 @@ def _product(
   equation: core.JaxprEqn, features: jax.Array, kernel: jax.Array, axis: int
 ) -> jax.Array:
   """The product of some rows with the kernel, `[..., C]`."""
-  dimensions = (((features.ndim - 1,), (axis,)), ((), ()))
-  params = {**equation.params, 'dimension_numbers': dimensions}
-  return equation.primitive.bind(features, kernel, **params)
+  params = dict(equation.params)
+  del params['dimension_numbers']
+  return kernel_product.product(features, kernel, axis, **params)
 
 
 def _as_row(operand: Any, value: jax.Array) -> Any:

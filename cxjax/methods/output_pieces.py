@@ -7,6 +7,7 @@ hand, so that no piece is computed twice, as rematerialization would.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ from cxjax.methods import output_split
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import weights as weights_lib
 from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import shard_sums
 
 # Bytes of outputs, in float32 and on one device, above which they are not held
 # whole: for the memory that they take, and on a CPU for the time, as smaller
@@ -211,29 +213,43 @@ def _is_real(leaf: jax.Array) -> bool:
 def _total(piece: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """The sum of `piece(learned, features, part, shared)` over the pieces.
 
-  `features` and `parts` have the pieces as their first axis; the gradient is
-  that of `learned` and `features`.
+  `features` and `parts` have the pieces as their first axis and examples as
+  their second; the gradient is that of `learned` and `features`. Each device
+  sums over the pieces by itself, so that devices wait for each other once.
   """
+  over_shards = functools.partial(shard_sums.over_shards, axis=1)
 
   @jax.custom_vjp
   def total(learned: Any, features: Any, parts: Any, shared: Any) -> jax.Array:
-    one = lambda each: piece(learned, each[0], each[1], shared)
-    return jnp.sum(jax.lax.map(one, (features, parts)))
+    def values(whole: Any, split: Any) -> tuple[jax.Array, tuple[()]]:
+      learned, shared = whole
+      one = lambda each: piece(learned, *each, shared)
+      return jnp.sum(jax.lax.map(one, split)), ()
+
+    return over_shards(values, (learned, shared), (features, parts))[0]
 
   def forward(learned: Any, features: Any, parts: Any, shared: Any) -> Any:
     grad = jax.value_and_grad(piece, argnums=(0, 1))
-    zeros = jax.tree.map(
-      lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)),
-      learned,
+
+    def gradients(whole: Any, split: Any) -> Any:
+      learned, shared = whole
+      zeros = jax.tree.map(
+        lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)),
+        learned,
+      )
+
+      def add(carried: Any, each: Any) -> Any:
+        value, (ours, back) = grad(learned, *each, shared)
+        add_leaf = lambda a, b: a + b.astype(a.dtype)
+        return jax.tree.map(add_leaf, carried, ours), (value, back)
+
+      ours, (values, back) = jax.lax.scan(add, zeros, split)
+      return (jnp.sum(values), ours), back
+
+    (value, ours), back = over_shards(
+      gradients, (learned, shared), (features, parts)
     )
-
-    def add(carried: Any, each: Any) -> Any:
-      value, (ours, back) = grad(learned, *each, shared)
-      carried = jax.tree.map(lambda a, b: a + b.astype(a.dtype), carried, ours)
-      return carried, (value, back)
-
-    ours, (values, back) = jax.lax.scan(add, zeros, (features, parts))
-    return jnp.sum(values), (ours, back, learned)
+    return value, (ours, back, learned)
 
   def backward(kept: Any, scale: jax.Array) -> Any:
     ours, back, learned = kept

@@ -18,6 +18,7 @@ from cxjax import arguments
 from cxjax import checks
 from cxjax import errors
 from cxjax import types
+from cxjax.methods import top_class
 from cxjax.models import decoder
 from cxjax.models import decoder_block
 from cxjax.parallel import reception
@@ -201,7 +202,7 @@ def _choose(
   there = jnp.arange(logits.shape[-1]) < draw.vocab
   logits = jnp.where(there, logits, -jnp.inf)
   if greedy:
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return top_class.top_class(logits)
   # Without the highest first, so that a low temperature gives no infinity.
   logits = logits - jnp.max(logits, axis=-1, keepdims=True)
   logits = logits / draw.temperature

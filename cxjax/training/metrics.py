@@ -29,6 +29,7 @@ from cxjax import registration
 from cxjax.methods import losses
 from cxjax.methods import other_sizes
 from cxjax.methods import python_state
+from cxjax.methods import top_class
 from cxjax.methods import weights as weights_lib
 from cxjax.models import probabilities
 
@@ -152,21 +153,21 @@ def require_direction(name: str, metric: Metric) -> None:
 
 def _classes(labels: jax.Array, logits: jax.Array) -> jax.Array:
   """Labels as classes; of soft labels the likeliest."""
-  return jnp.argmax(labels, -1) if labels.ndim == logits.ndim else labels
+  return top_class.top_class(labels) if labels.ndim == logits.ndim else labels
 
 
 def _top_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  right = jnp.argmax(logits, axis=-1) == _classes(labels, logits)
+  right = top_class.top_class(logits) == _classes(labels, logits)
   return _known(right, logits)
 
 
 def _same_top(ours: jax.Array, theirs: jax.Array) -> jax.Array:
-  same = jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)
+  same = top_class.top_class(ours) == top_class.top_class(theirs)
   return _known(same, ours, theirs)
 
 
 def _confusion(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-  said, true = jnp.argmax(logits, axis=-1) == 1, _classes(labels, logits) == 1
+  said, true = top_class.top_class(logits) == 1, _classes(labels, logits) == 1
   return {
     'hit': _known(said & true, logits),
     'false alarm': _known(said & ~true, logits),

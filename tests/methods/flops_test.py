@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from cxjax.methods import flops
+from cxjax.parallel import mesh as mesh_lib
+from cxjax.parallel import shard_sums
 
 A = jax.ShapeDtypeStruct((8, 16), jnp.float32)
 B = jax.ShapeDtypeStruct((16, 4), jnp.float32)
@@ -126,6 +128,16 @@ class FlopsTest(parameterized.TestCase):
       p, jnp.matmul, lambda a, b: a[:, :4], a, b
     )
     self.assertBetween(flops.counted(branch, True, A, B), PRODUCT, PRODUCT + 1)
+
+  @pytest.mark.devices(2)
+  def test_of_all_devices_that_share_a_batch(self):
+    def fun(a, b):
+      sums = lambda b, a: (jnp.sum(a @ b, axis=0), ())
+      return shard_sums.over_shards(sums, b, a, axis=0)[0]
+
+    alone = flops.counted(fun, A, B)
+    with jax.set_mesh(mesh_lib.make({'data': 2}, batch_size=8)):
+      self.assertBetween(flops.counted(fun, A, B) / alone, 0.99, 1.01)
 
   def test_of_nothing_it_is_0(self):
     for count in (flops.compiled, flops.counted):
