@@ -1,15 +1,19 @@
-"""Tests of losses in pieces where the vocabulary is sharded."""
+"""Tests of losses in pieces where examples or the vocabulary are sharded."""
 
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import chex
 import jax
 import numpy as np
 import pytest
 
 import cxjax
+from cxjax.methods import losses as loss_lib
 from cxjax.methods import output_pieces
+from cxjax.methods import output_split
+from cxjax.parallel import mesh as mesh_lib
 
 IDS = np.random.default_rng(0).integers(0, 64, (3, 8, 8))
 
@@ -64,6 +68,42 @@ class MeshTest(parameterized.TestCase):
     found, apart = losses({'data': 2, 'model': 2}, 2**10, loss)
     self.assertTrue(apart)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  @pytest.mark.devices(2)
+  @pytest.mark.slow
+  def test_devices_exchange_sums_once(self):
+    model, teacher = decoder(8, 1), decoder(16, 0)
+    ids = IDS[0, :4]
+    ours, theirs = (
+      output_split.split(each.apply, 4, each.params, {'tokens': ids})
+      for each in (model, teacher)
+    )
+
+    def loss(params, ids):
+      x = mesh_lib.constrain_batch({'tokens': ids}, axis=0)
+      return output_pieces.summed_loss(
+        ours(params, x)[0], theirs(teacher.params, x)[0], loss_lib.kl, None
+      )
+
+    def compiled():
+      grad = jax.jit(jax.value_and_grad(lambda *args: loss(*args)))
+      return grad.lower(model.params, ids).compile()
+
+    def exchanges(program):
+      """Whether one is in a computation that the program's own calls."""
+      inner, _, _ = program.as_text().partition('\nENTRY ')
+      return ' all-reduce(' in inner
+
+    expected = compiled()(model.params, ids)
+    with jax.set_mesh(mesh_lib.make({'data': 2}, batch_size=4)):
+      program = compiled()
+      found = program(model.params, ids)
+      with mock.patch.object(
+        output_pieces.shard_sums, 'over_shards', lambda f, *a, axis: f(*a)
+      ):
+        self.assertTrue(exchanges(compiled()))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    self.assertFalse(exchanges(program))
 
 
 if __name__ == '__main__':
