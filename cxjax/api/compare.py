@@ -84,61 +84,60 @@ def compare(
   report: Callable[[str], Any] = print,
   **options: Any,
 ) -> comparison.Comparison:
-  """Compares methods, each with the same care and the same budget.
+  """Compares methods, each with the same search and the same budget.
 
   Every method is searched over the same learning rates by successive halving:
-  each round has half of the rates of the one before and twice its steps, the
-  last round half of the budget. Each run is a whole, shorter curriculum with
-  its own schedule. The best rate of each method is then trained with all seeds
-  for the whole budget. The search uses the first seed alone. Rates of a round
-  and seeds train side by side, on the same batches, which the teacher sees
-  once. What it will cost is reported before anything is trained.
+  each round has half of the rates of the one before and twice its steps; the
+  last round has half of the budget. Each run is a whole, shorter curriculum
+  with its own schedule. The search uses the first seed alone. Then the best
+  rate of each method is trained with all seeds for the whole budget. Rates of a
+  round and seeds train side by side on the same batches, and the teacher sees
+  each batch once. The cost is reported before anything is trained.
 
   Args:
-    teacher: trained.
-    student: one, fresh; several, of which each seed has one; or a function that
-      makes the student of a seed. Of a single fresh one other starts are drawn.
-    batches: training batches, as for `distill`, but every method reads the
-      same: a list, or a loader that gives the same batches in the same order
+    teacher: the trained model.
+    student: one fresh student, from which other starts are drawn for the other
+      seeds; a list with one student per seed; or a function `seed -> student`.
+    batches: training batches, as for `distill`. Every method reads the same
+      ones: a list, or a loader that gives the same batches in the same order
       each time it is iterated. One that shuffles anew is refused.
-    held_out: examples to evaluate on, as of `distill`.
+    held_out: examples to evaluate on, as for `distill`.
     num_steps: steps of 'one_shot', or of the first method without it; with
       `equal='steps'` of every method.
-    methods: names of registered methods, by default 'one_shot', 'extracted',
-      'fitnets' and 'joint', if the batches have labels of classes 'supervised',
-      'extracted_labels' and, where there are examples enough to fit it,
-      'extracted_pca_rotated_labels', and of a teacher with earlier checkpoints
-      'progressive'; or a dict by names of your choice, of
-      plans for these models, whose stages keep their shares, and of options, as
-      `{'short': {'method': 'extracted', 'share': 0.1}}`. Methods with hidden
-      stages have their share of `plan`.
-    rates: peak learning rates of Adam, which rise for 6% of each stage and fall
-      on a cosine, or of `optimizer`; by default 0.001, 0.003 and 0.01.
+    methods: names of registered methods, or a dict with names of your choice
+      for plans of these models, whose stages keep their shares, and for
+      options: `{'short': {'method': 'extracted', 'share': 0.1}}`. By default
+      'one_shot', 'extracted', 'fitnets' and 'joint'; if the batches have class
+      labels also 'supervised', 'extracted_labels' and, if there are enough
+      examples to fit it, 'extracted_pca_rotated_labels'; if the teacher has
+      earlier checkpoints also 'progressive'. Hidden stages have the default
+      share of `plan`, unless a method has its own.
+    rates: peak learning rates of Adam with a warm-up of 6% of each stage and a
+      cosine, or of `optimizer`; by default 0.001, 0.003 and 0.01.
     seeds: number of students of each method, at most 10,000.
-    equal: quantity that all methods have as much of: 'flops' of a student and
-      of the teacher for it; 'student_flops', of the student alone, as if the
-      targets were stored before; 'steps'; 'examples', the same as 'steps', for
-      the batches are; or 'seconds', which is refused where timings do not
-      repeat.
-    budget: part of the budget at which everything is done; below 1 the result
-      is a prediction, and says so.
-    layers: pairs of activations, as of `plan`.
-    loss: between outputs, as of `plan`.
+    equal: quantity that is equal for all methods: 'flops' of a student and its
+      teacher; 'student_flops', of the student alone, as with stored targets;
+      'steps'; 'examples', which is the same as 'steps' because batches are
+      equal; or 'seconds', which is refused if timings do not repeat.
+    budget: fraction of the budget to use; below 1 the result is a prediction,
+      and says so.
+    layers: pairs of activations, as for `plan`.
+    loss: loss between the outputs, as for `plan`.
     temperature: temperature of the loss.
     alpha: weight of the labels beside the teacher's output.
-    dtype: to compute in.
-    vocab: number of the first classes that are compared, as of `plan`.
-    feature_axis: axis of the features of hidden activations, as of `plan`.
-    metrics: metrics, as for `distill`; the first decides.
-    workdir: keeps every run there, so that the same call resumes, and writes
-      comparison.{md,csv,png} and search.csv.
+    dtype: dtype to compute in.
+    vocab: number of leading classes that are compared, as for `plan`.
+    feature_axis: axis of the features of hidden activations, as for `plan`.
+    metrics: metrics, as for `distill`; the first one decides.
+    workdir: folder that keeps every run, so that the same call resumes, and
+      gets comparison.{md,csv,png} and search.csv.
     costs: how FLOPs are found, 'compiled' or 'counted'.
-    report: called with the cost before anything is trained, and with a line
-      for each method; the result is returned.
+    report: function that is called with the cost before anything is trained,
+      and with a line for each method.
     **options: options of `distill`: `last_batch`, `microbatches`, `mesh`,
-      `trainable`, `fit_on` and `optimizer`, which is a dict here of what
-      differs, as `{'name': 'adamw', 'warmup': 0.0}`: the rates are those of the
-      search.
+      `trainable`, `fit_on` and `optimizer`. The latter is a dict of the fields
+      that differ, `{'name': 'adamw', 'warmup': 0.0}`, because the search sets
+      the learning rate.
 
   Returns:
     The comparison: `print(found)`, `found.rows`, `found.plot(path)`,
@@ -146,8 +145,8 @@ def compare(
 
   Raises:
     UserError: methods that do not fit the models or the batches, batches that
-      differ each time, a budget that is too small for the search, or a clock
-      that cannot be trusted.
+      differ each time, a budget that is too small for the search, or timings
+      that do not repeat.
   """
   num_steps = arguments.integer('num_steps', num_steps, 1, 2**31 - 1)
   errors.lookup('equal', equal, dict.fromkeys(budgets.EQUAL))

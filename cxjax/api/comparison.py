@@ -82,8 +82,8 @@ class Comparison(tables.Printed):
     predicted_steps: its number of steps, if the comparison was made at a part
       of the budget; else None.
     share: fraction of the budget at which it was made.
-    charged: FLOPs have the teacher's passes in them; else the targets are as if
-      stored.
+    charged: whether FLOPs include the teacher's passes; if not, targets count
+      as stored.
   """
 
   contenders: tuple[Contender, ...]

@@ -85,14 +85,14 @@ def distill(
 
   Args:
     plan: plan from `cxjax.plan`.
-    batches: inputs or `(x, labels)`, as the example of the plan: a list, a data
-      loader, anything that can be iterated, again and again if it ends. A
-      background thread reads ahead and copies each batch at once. A resumed run
-      passes over the batches it has seen; an iterator with `get_state` and
-      `set_state` (grain's) is set there at once.
-    held_out: such a batch, of any number of examples, to evaluate on; or
-      several, in a list or in a loader that ends, all of whose examples count
-      alike. Without it the first of `batches`.
+    batches: inputs or `(x, labels)`, like the example of the plan: a list, a
+      data loader or any other iterable, which starts again if it ends. A
+      background thread reads ahead and copies each batch. A resumed run skips
+      the batches it has seen; an iterator with `get_state` and `set_state`
+      (grain's) restores its state instead.
+    held_out: batch to evaluate on, with any number of examples; or a list or a
+      finite loader of several, all of whose examples count alike. By default
+      the first of `batches`.
     last_batch: treatment of a batch with fewer examples than that of the plan:
       'error' ends the run; 'drop' leaves it out; 'pad' repeats examples with
       weight 0, so that each loss is the mean of the real ones.
@@ -100,70 +100,69 @@ def distill(
       parameters, with None for those that a stage does not train; regressors
       have a state of their own. If its `update` accepts `value`, `grad` or
       `value_fn`, they are passed. Students are evaluated and returned as
-      lookahead, schedule_free and sam evaluate them. Without it Adam, with a
-      cosine schedule over each stage; or a dict of what differs from that, by
-      the fields of `optimizer` in a config, as `{'name': 'adamw', 'warmup':
-      0.05}`.
-    learning_rate: peak learning rate of that schedule; of several students one
-      for all, or a list with one for each; not with an optimizer of optax.
+      lookahead, schedule_free and sam evaluate them. The default is Adam, with
+      a cosine schedule over each stage; a dict changes fields of it, named as
+      in a config: `{'name': 'adamw', 'warmup': 0.05}`.
+    learning_rate: peak learning rate of that schedule, or a list with one for
+      each of several students; not with an optimizer of optax.
     restart_schedule: whether each stage begins with a fresh optimizer. If
-      False, its state, the count of steps in it, goes on for the parameters
-      that a stage and the one before it train: a schedule spans the stages.
-    seed: seed of the random projections and regressors; of several students a
-      list gives each the draws that it would have alone, with that seed.
-    workdir: keeps checkpoints, metrics and events for TensorBoard there; the
-      same call resumes from the last checkpoint. Without it nothing is kept.
-    save_every: steps between checkpoints; a tenth of the steps without it.
-    log_every: steps to a record of the history, and batches that are put on the
-      devices at once; up to 100 without it.
-    eval_every: steps between evaluations, a multiple of `log_every` or else
-      rounded down to one; a tenth of the steps without it.
-    metrics: names of registered metrics, or `(output, y) -> [...]` or
-      `cxjax.Metric` by name; `y` are the labels, if there are any and outputs
-      are logits, else the teacher's output. The first is shown while it trains,
-      and `patience` waits for it. Without them 'accuracy' with the labels or
-      'agreement' with the teacher, of logits; 'cosine' of embeddings; and then
-      the loss. Whatever decides, by `keep_best` or `patience`, must say if more
-      is better, and cannot be a plain function.
+      False, parameters that a stage and the one before it train keep their
+      optimizer state with its count of steps, so a schedule spans the stages.
+    seed: seed of the random projections and regressors. For several students, a
+      list gives each what it would draw if trained alone with that seed.
+    workdir: folder for checkpoints, metrics and TensorBoard events; the same
+      call resumes from the last checkpoint. Without it nothing is kept.
+    save_every: steps between checkpoints; by default a tenth of the steps.
+    log_every: steps between records, and batches that are put on the devices at
+      once; by default up to 100.
+    eval_every: steps between evaluations, rounded down to a multiple of
+      `log_every`; by default a tenth of the steps.
+    metrics: names of registered metrics, or a dict of functions `(output, y) ->
+      [...]` and of `cxjax.Metric`; `y` are the labels if there are any and the
+      outputs are logits, else the teacher's output. The first metric is shown
+      during training, and decides for `patience`. By default 'accuracy' with
+      labels, 'agreement' with the teacher without them, or 'cosine' for
+      embeddings; and then the loss. A plain function cannot decide for
+      `keep_best` or `patience`, since it does not say whether more is better.
     microbatches: parts of a batch, one after the other, to save memory.
     mesh: devices along 'data', 'fsdp' and 'model', and how 'student' and
-      'teacher' are sharded, as in `c.mesh` of a config; all devices along
-      'data' without it.
-    trainable: which parameters are trained: a pattern of their paths, as
-      'block*' or '*/bias' (a glob of whole path components, or a regular
-      expression); a type of nnx, as `nnx.LoRAParam`; a function `(path, leaf)
-      -> bool`; or a tuple of these, of which one must hold. The others stay as
-      they were, without optimizer state; batch statistics do not count.
-    on_record: called with every record of metrics as it is written, a dict of
-      'step', 'stage', 'loss', 'learning_rate' (of the last step; of an
-      optimizer of optax if it is made with `optax.inject_hyperparams`) and,
-      where it was evaluated, 'eval/...'. If it raises StopIteration the run
-      ends with the next record, and the students come back as they are then;
-      any other exception ends the call.
-    keep_best: name of a metric; the students come back as they were when its
-      mean was best, instead of as they ended.
-    patience: number of evaluations in a row, of the last stage, after which the
-      run ends if no student improved in them: by `keep_best`, or else by the
-      first of the metrics. It needs `held_out` or `keep_best`.
+      'teacher' are sharded, as in `c.mesh` of a config; by default all devices
+      along 'data'.
+    trainable: parameters to train: a pattern of their paths, such as 'block*'
+      or '*/bias' (a glob of whole path components, or a regular expression); a
+      type of nnx, such as `nnx.LoRAParam`; a function `(path, leaf) -> bool`;
+      or a tuple of these, of which one must hold. The others stay as they are,
+      without optimizer state. It does not concern batch statistics.
+    on_record: function that is called with every record of metrics, a dict of
+      'step', 'stage', 'loss', 'learning_rate' (of the last step; an optimizer
+      of optax reports it if made with `optax.inject_hyperparams`) and, after an
+      evaluation, 'eval/...'. If it raises StopIteration, the run ends with the
+      next record and returns the students as they are then; any other exception
+      ends the call.
+    keep_best: name of a metric; the students are returned as they were when its
+      mean was best, not as they are at the end.
+    patience: number of evaluations of the last stage in a row without an
+      improvement of any student after which the run ends. The metric is that of
+      `keep_best`, or else the first one. It needs `held_out` or `keep_best`.
     diverged: treatment of a student whose loss is not finite although its batch
       and its targets are: 'error' ends the run; 'keep' warns and goes on, and
       the student's parameters come back as NaN.
-    fit_on: batches that projections as 'pca' are fitted on; without them the
-      first 16 of a list of batches, and of a loader the first one.
+    fit_on: batches for projections that are fitted, such as 'pca'; by default
+      the first 16 of a list of batches, or the first one of a loader.
     gradient_cosine: report 'eval/gradient_cosine' in hidden stages: the cosine
-      of their gradient and of that of the last stage, on held-out examples.
-    cache: stored targets, by the fields of `cache` in a config, as `{'folder':
-      'runs/targets', 'output': 'hidden'}`. If the folder has none, the teacher
-      first runs over the batches once and stores them. Later calls train
-      without its forward passes; with 'hidden' its head alone is run.
+      of their gradient and that of the last stage, on held-out examples.
+    cache: stored targets, a dict of the fields of `cache` in a config, such as
+      `{'folder': 'runs/targets', 'output': 'hidden'}`. If the folder has none,
+      the teacher first runs over the batches once and stores them. Later calls
+      train without its forward passes; with 'hidden' only its head runs.
 
   Returns:
-    A pair to unpack, `params, history`, whose `best_step` says as of which step
-    the students are with `keep_best`. The parameters have the form that the
-    student came in (of several, a list). The history are records of 'step',
-    'stage', 'loss' and, where it was evaluated, 'eval/...', a list with a
-    number for each student. With several terms 'loss/TERM' is the loss of each
-    before its weight.
+    A `Distilled`, to unpack as `params, history`. The parameters have the form
+    that the student came in (a list for several students). The history is a
+    list of records of 'step', 'stage', 'loss' and, after an evaluation,
+    'eval/...', a list with a number for each student. In a stage of several
+    terms 'loss/TERM' is the loss of each, before its weight. With `keep_best`,
+    `best_step` is the step of the returned students.
 
   Raises:
     UserError: batches of other shapes than the example's, a loader that raises,

@@ -26,8 +26,8 @@ class Distilled(_Pair):
       students, a list.
     history: records of 'step', 'stage', 'loss', 'learning_rate' and, where it
       was evaluated, 'eval/...'.
-    best_step: with `keep_best`, the step at which the metric was best, and as
-      of which the students are; otherwise None.
+    best_step: with `keep_best`, the step of the evaluation with the best
+      metric, whose students these are; otherwise None.
   """
 
   best_step: int | None = None

@@ -123,76 +123,76 @@ def plan(
 ) -> Plan:
   """Plans the curriculum extracted from a teacher, for any student.
 
-  Every layer of the student, or four of them at equal distances if it has
-  more, is matched with the teacher's at the same fraction of the depth; then
-  the output is. Layers are those of `taps`; an encoder is matched with an
-  encoder, and a decoder with a decoder, by their names, or else by the inputs
-  that they read.
+  In turn, each layer of the student learns from the layer of the teacher at
+  the same fraction of the depth; the last stage learns from the output. If the
+  student has more than four layers, four at equal distances are matched.
+  Layers are those of `taps`. An encoder is matched with an encoder and a
+  decoder with a decoder, by name or else by the inputs that they read.
 
   Args:
     teacher: the trained model.
-    student: fresh, or trained before.
+    student: the model to train, fresh or trained before.
     x: an example of a batch: the input, `(x, labels)` or `[x, labels]`, or
-      `{'x': ..., 'y': ..., 'weights': ...}` without one or both of the last.
-      Batches must be of its shape. Several inputs are one dict, `{'x': {...}}`.
-    num_steps: updates, over all stages; not needed where `stages` are given.
-    layers: pairs of `(teacher's, student's)` activation in place of those, or a
-      dict of them; none at all, `()`, is one-shot distillation. A pattern
-      matches all layers of its form by depth: 'blocks/*' of both models, or
-      `('blocks/*', 'h/*')`, or several in a dict, or three and more of both in
-      a list; 'blocks/*:2' is every second of them, up to the last, and
-      `cxjax.every(2)` that of the layers that are found. Numbers may count from
-      the end, as in `{'blocks/-1': 'h/-1'}`. A block that returns several
-      arrays is the one that the next block reads.
+      `{'x': ..., 'y': ..., 'weights': ...}`, in which 'y' and 'weights' are
+      optional. All batches must have its shape. Several inputs are one dict,
+      `{'x': {...}}`.
+    num_steps: number of updates over all stages; not needed with `stages`.
+    layers: pairs `(teacher's activation, student's activation)`, as a list or a
+      dict, in place of the layers that are found; `()` is one-shot
+      distillation. The pattern 'blocks/*' matches all layers of that form in
+      both models by depth, `('blocks/*', 'h/*')` those of two forms; a dict or
+      a list of three or more takes several patterns. 'blocks/*:2' is every
+      second layer of a pattern, `cxjax.every(2)` every second layer that is
+      found. Numbers may count from the end: `{'blocks/-1': 'h/-1'}`. A block
+      that returns several arrays stands for the one that the next block reads.
     share: fraction of all steps that the hidden stages take together.
     steps: lengths of all stages in place of `share`.
-    loss: loss of the last stage, between outputs: 'kl', 'reverse_kl',
-      'jensen_shannon' or 'mse' of logits, 'mse' of regressions, 'cosine' or
-      'l2' of embeddings, or any `(student, teacher) -> [...]` that reduces the
-      last axis. Of a tree of outputs a tree of losses, as `{'logits': 'kl',
-      'boxes': ('mse', 0.5), 'scores': None}`: with a weight, and None leaves an
-      output out; or one loss over the tree, `{'*': function}`. Evaluation reads
-      'logits', or else the first of them.
-    auxiliary: weights of auxiliary losses in the last stage, as `{'losses/*':
-      0.01}`: scalars that the student sows (linen, into that collection; nnx,
-      as `nnx.Intermediate`) or returns, by their names, whose stars match
-      slashes too. The losses of a pattern are added.
+    loss: loss between the outputs, for the last stage: 'kl', 'reverse_kl',
+      'jensen_shannon' or 'mse' for logits, 'mse' for regression, 'cosine' or
+      'l2' for embeddings, or a function `(student, teacher) -> [...]` that
+      reduces the last axis. For several outputs, a dict with a loss for each,
+      with a weight if wanted, and None to leave one out: `{'logits': 'kl',
+      'boxes': ('mse', 0.5), 'scores': None}`; or one loss over all outputs,
+      `{'*': function}`. Evaluation reads 'logits', or else the first output.
+    auxiliary: weights of auxiliary losses in the last stage, such as
+      `{'losses/*': 0.01}`. These are scalars that the student sows (linen: into
+      that collection; nnx: as `nnx.Intermediate`) or returns, by name. A star
+      also matches slashes. The losses that a pattern matches are added.
     temperature: temperature of 'kl', 'reverse_kl' and 'jensen_shannon'.
     pool: reduction of the tokens of a sequence or the grid of an image: 'none'
       compares position by position, 'mean' their mean, 'flatten' all of them as
-      one vector. By default images whose grids differ are pooled to their mean,
-      as is an image that is compared with a vector.
-    feature_axis: axis of the features of hidden activations, as 1 of `[B, C,
-      L]`; a dict of axes by name or pattern, of which the first that fits
-      counts, as `{'blocks/*': 1}`; or a pair of these, the teacher's and the
-      student's, as `(1, None)`. None is that of the channels of convolutions,
-      where a model has any, and else the last. A convolution of a single
-      position may mix tokens, as in an MLP-Mixer: if the layers do not tell,
-      `plan` warns.
-    mask: `batch -> [B, tokens]` or `[B]`, True for what counts in the losses of
-      all stages, in pooled means and in the evaluation, as in `lambda batch:
-      batch['x'] != 0`; the models do not see it. Without it the entry 'mask' of
-      an input that is a dict says so.
-    vocab: number of the first classes that are compared and evaluated, of
-      models whose vocabularies have other sizes, as for padding; of Hugging
-      Face folders `cxjax.huggingface.shared_vocabulary` finds it. The student's
-      other logits are not trained.
-    dtype: to compute in, as `jnp.bfloat16`; parameters keep their dtype.
-    stages: a whole curriculum: a tuple of `cxjax.Stage`, or one. It takes the
-      place of `layers`, `share`, `steps`, `loss`, `temperature`, `pool` and the
-      options below. Its terms may name one of several outputs, as
-      'output:boxes', and with the target 'none' an auxiliary loss, as
+      one vector. By default images are pooled to their mean if their grids
+      differ or if one is compared with a vector.
+    feature_axis: axis of the features of hidden activations, such as 1 for
+      `[B, C, L]`; or a dict of axes by name or pattern, of which the first that
+      fits counts, `{'blocks/*': 1}`; or a pair of these for teacher and
+      student, `(1, None)`. None finds it: the channels of convolutions if the
+      model has any, else the last axis. `plan` warns if the layers do not show
+      which axis has the features, as in some MLP-Mixers.
+    mask: function `batch -> [B, tokens]` or `[B]`, True for what counts in the
+      losses of all stages, in pooled means and in the evaluation, such as
+      `lambda batch: batch['x'] != 0`. The models do not see it. Without it, the
+      entry 'mask' of an input that is a dict is used.
+    vocab: number of leading classes that are compared and evaluated, for models
+      whose vocabularies differ in size, for example by padding.
+      `cxjax.huggingface.shared_vocabulary` finds it for Hugging Face folders.
+      The student's other logits are not trained.
+    dtype: dtype to compute in, such as `jnp.bfloat16`; parameters keep theirs.
+    stages: a whole curriculum: a tuple of `cxjax.Stage`, or one stage. It takes
+      the place of `layers`, `share`, `steps`, `loss`, `temperature`, `pool` and
+      the options below. A term may name one of several outputs,
+      'output:boxes', or, with the target 'none', an auxiliary loss,
       'auxiliary:losses/*'.
-    costs: how the FLOPs that it prints are found: 'counted' from the jaxpr, in
-      an instant, or 'compiled' by XLA, once for the plan and its run.
+    costs: how the printed FLOPs are found: 'counted' from the jaxpr, at once,
+      or 'compiled' by XLA, once for the plan and its run.
     **options: options of `cxjax.extracted`: `projection`, `regressor`, `width`,
       `norm`, `hidden_loss`, `ending`, `alpha` and so on.
 
   Returns:
-    The plan. Nothing was computed yet.
+    The plan; nothing is trained yet.
 
   Raises:
-    UserError: activations that are not there or cannot be matched; models that
+    UserError: activations that do not exist or cannot be matched; models that
       do not run on the example; labels or a loss that do not fit.
   """
   errors.lookup('costs', costs, flops_lib.COUNTS)

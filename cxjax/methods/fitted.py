@@ -309,12 +309,13 @@ def fit_projection(
   `cxjax.distill` and `launch.py` fit their projections themselves.
 
   Args:
-    projection: 'centered', 'pca', 'pca_rotated' or 'output_directions'.
+    projection: 'centered', 'pca', 'output_directions', 'centered_rotated',
+      'pca_rotated' or 'procrustes'.
     target: `[..., d_T]` activations of the teacher, of some batches.
     width: `r`, columns of the projection.
-    key: typed PRNG key, for 'centered'.
+    key: typed PRNG key, for 'centered' and 'centered_rotated'.
     start: `[..., r]` activations of the student at its start on the same
-      batches, for 'pca_rotated'.
+      batches, for the last three projections.
     output: `[d_T, C]` matrix of the teacher's output, for 'output_directions'.
 
   Returns:

@@ -74,7 +74,7 @@ def generate(
   end: int = -1,
   vocab: int | None = None,
 ) -> jax.Array:
-  """Continues prompts by a causal language model.
+  """Continues prompts with a causal language model.
 
   A `Decoder` keeps the keys and values of all tokens; another model computes
   them again for each token. Compiles once for each model, `L` and `N`.
@@ -87,13 +87,13 @@ def generate(
     mask: `[B, L]` bool, the real tokens; shorter prompts are padded on the
       left. None if all are real.
     key: typed PRNG key, needed for a positive temperature.
-    temperature: divisor of the logits; 0, or less than float32 has, takes the
-      most likely token.
+    temperature: divisor of the logits; 0, or a value too small for float32,
+      takes the most likely token.
     top_p: tokens are drawn from the most likely ones that have this probability
       together.
     end: id after which a row repeats it; -1 for none.
-    vocab: number of the first ids, which alone are drawn; None for all. Give
-      that of `plan`, which leaves the further rows of the student untrained.
+    vocab: number of leading ids that may be drawn; None for all. Give the
+      `vocab` of `plan`, which leaves the student's other rows untrained.
 
   Returns:
     `[B, N]` token ids.

@@ -117,8 +117,8 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
   A scan over parameters is a run of layers, named by the parameters and the
   step, as 'blocks/0'; layers above cost nothing.
 
-  The output is no layer, nor is an activation that it is a cast, a soft cap or
-  another function of, with as many values.
+  The output is no layer. Nor is an activation from which the output is computed
+  value by value, as by a cast or a soft cap.
 
   Args:
     model: a model of `from_linen`, `from_nnx` or `from_fn`.
