@@ -66,6 +66,7 @@ from cxjax.configs import contest
 from cxjax.configs import experiment
 from cxjax.configs import ranges
 from cxjax.configs import stored_targets
+from cxjax.configs import teachers
 from cxjax.methods import registry
 from cxjax.parallel import devices as devices_lib
 from cxjax.parallel import multihost
@@ -196,6 +197,7 @@ def _plan(config: ml_collections.ConfigDict, name: str) -> None:
     '--dry_run plans a run with its teacher: leave --cache_targets and '
     'cache.folder out.',
   )
+  teachers.check_folder(config)
   devices_lib.split_cpu(config.mesh.get('cpu_devices', 1))
   devices = devices_lib.topology(name)
   methods = _COMPARE.value or [config.method]

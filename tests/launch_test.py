@@ -9,7 +9,10 @@ import sys
 from absl.testing import parameterized
 import pytest
 
+from cxjax import files
+from cxjax.configs import identity
 from cxjax.methods import registry
+from experiments import parity_mlp
 import processes
 
 pytestmark = pytest.mark.slow
@@ -17,7 +20,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '--config=experiments/parity_mlp.py'
 SEARCH = f'{CONFIG} --workdir=DIR --compare=one_shot,extracted --rates='
 
-# Command lines, and what their one line says; DIR is a new folder.
+# Command lines, and what their one line says; DIR is a new folder, OTHER that
+# of another teacher.
 MISTAKES = {
   f'{CONFIG} --workdir=DIR --config.data.kk=3': "config.data 'kk'.* d, depth",
   f'{CONFIG} --workdir=DIR --config.techer.width=3': "mean 'teacher'",
@@ -110,6 +114,9 @@ MISTAKES = {
   f'{CONFIG}:tiny --dry_run=cpu --config.teacher.folder=tests': (
     'folder=tests holds no teacher: there is no config.json'
   ),
+  f'{CONFIG}:tiny --dry_run=cpu --config.teacher.folder=OTHER': (
+    'another configuration. What differs: teacher.width .12 there, 16 here.'
+  ),
   f'{CONFIG}:supervised --workdir=DIR --cache_targets=DIR': (
     'no targets to store'
   ),
@@ -134,8 +141,13 @@ class MistakesTest(parameterized.TestCase):
     super().setUpClass()
     cls.folder = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
     new = str(cls.folder / 'new')
+    other = pathlib.Path(cls('create_tempdir').create_tempdir().full_path)
+    config = parity_mlp.tiny()
+    config.teacher.width = 12
+    files.write_json(other / 'config.json', identity.teacher_config(config))
+    full = lambda args: args.replace('DIR', new).replace('OTHER', str(other))
     cls.done = {
-      args: processes.forked('launch.py', *args.replace('DIR', new).split())
+      args: processes.forked('launch.py', *full(args).split())
       for args in MISTAKES
     }
 

@@ -15,6 +15,7 @@ from cxjax import tables
 from cxjax import types
 from cxjax.api import costs as costs_lib
 from cxjax.api import feature_axes
+from cxjax.api import list_inputs
 from cxjax.api import matching
 from cxjax.api import padding as padding_lib
 from cxjax.api import placement
@@ -204,13 +205,14 @@ def plan(
     placement.received(teacher, 'teacher'),
     placement.received(student, 'student'),
   )
-  outputs = several.chosen(models, loss, auxiliary, example['x'], stages)
-  outputs = several.shared(outputs, vocab, example['x'])
-  models = outputs.teacher, outputs.student
-  padding, batch, given = padding_lib.applied(mask, example, models)
-  sides = feature_axes.sides(feature_axis)
-  hidden = not isinstance(layers, tuple | list) or len(layers) > 0
-  teacher, student = prepared.checked(given, batch['x'], dtype, hidden, sides)
+  with list_inputs.explained(x, example, models):
+    outputs = several.chosen(models, loss, auxiliary, example['x'], stages)
+    outputs = several.shared(outputs, vocab, example['x'])
+    models = outputs.teacher, outputs.student
+    padding, batch, given = padding_lib.applied(mask, example, models)
+    sides = feature_axes.sides(feature_axis)
+    hidden = not isinstance(layers, tuple | list) or len(layers) > 0
+    teacher, student = prepared.checked(given, batch['x'], dtype, hidden, sides)
   matched = ''
   if stages is not None:
     beside = {

@@ -312,7 +312,7 @@ def check(experiment: Experiment) -> None:
     identity.check_stored(config)
   task_batches.check(config, experiment.task)
   spec = student_spec(experiment, abstract_teacher(experiment))
-  curriculum.check_checkpoint(experiment, spec.stages)
+  curriculum.check_checkpoints(experiment, spec.stages)
   thresholds.check(config, spec.primary, spec.primary_metric)
   memory.require(spec, spec.plan())
   fitting.check(spec, spec.plan())
@@ -376,5 +376,5 @@ def abstract_specs(
   for name in names:
     chosen = experiment.with_method(name)
     specs[name] = student_spec(chosen, teacher)
-    curriculum.check_checkpoint(chosen, specs[name].stages)
+    curriculum.check_checkpoints(chosen, specs[name].stages)
   return specs

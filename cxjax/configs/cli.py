@@ -23,6 +23,7 @@ from cxjax import files
 from cxjax import tables
 from cxjax.configs import flags as flags_lib
 from cxjax.configs import ranges
+from cxjax.configs import user_code
 from cxjax.parallel import multihost
 from cxjax.training import signals
 
@@ -46,12 +47,12 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     main: the main function.
 
   Returns:
-    A function that runs it. A `UserError`, a field that the config lacks, and
-    a file that the operating system refuses are printed as one line on stderr,
-    with exit code 2. A program that was asked to stop says so in one line. Its
-    exit code is 0 if it has trained, and saved that, else 128 and the number of
-    the signal; that of a second signal is 130. Any other error keeps its
-    traceback.
+    A function that runs it. A `UserError`, a field that the config lacks, a
+    file that the operating system refuses, and an error of a function of the
+    user that cxjax called are printed as one line on stderr, with exit code 2.
+    A program that was asked to stop says so in one line. Its exit code is 0 if
+    it has trained, and saved that, else 128 and the number of the signal; that
+    of a second signal is 130. Any other error keeps its traceback.
   """
 
   def run(argv: list[str]) -> None:
@@ -238,6 +239,9 @@ def _explained(error: BaseException) -> str | None:
   if isinstance(error, OSError) and error.filename is not None:
     logging.debug('The operating system refused a file.', exc_info=error)
     return f'Cannot use {files.describe(error)}'
+  if said := user_code.explained(error, __file__):
+    logging.debug('A function of the user raised an error.', exc_info=error)
+    return said
   # JAX has no class for it.
   if isinstance(error, RuntimeError) and str(error).startswith(BACKEND):
     return f'{error} Choose another one in JAX_PLATFORMS.'

@@ -1,5 +1,6 @@
 """The curriculum of a config, and the teacher's checkpoints that it reads."""
 
+from collections.abc import Iterator
 import math
 from typing import Any
 from typing import TypeAlias
@@ -52,34 +53,102 @@ def make(
   return registry.build(config.method, defaults.method_block(config), context)
 
 
-def check_checkpoint(experiment: Any, stages: stage_lib.Curriculum) -> None:
-  """Checks the `checkpoint` of a method before the teacher is trained.
+def check_checkpoints(experiment: Any, stages: stage_lib.Curriculum) -> None:
+  """Checks the checkpoints that a config names before the teacher is trained.
 
   Args:
     experiment: a `builders.Experiment`.
     stages: its curriculum.
 
   Raises:
-    UserError: the teacher cannot have that checkpoint, whatever its scores.
+    UserError: the teacher cannot have such a checkpoint, whatever its scores.
   """
   config, given = experiment.config, experiment.pretrained
-  wanted = defaults.method_block(config).get('checkpoint')
-  if wanted not in {stage.checkpoint for stage in stages} - {None}:
-    return
-  if given is not None:
-    given.teacher().load(wanted)  # Raises: it has none.
   block = config.teacher
+  if config.method == 'progressive':
+    _check_intermediate(config.progressive, block)
+    return
   scored = f', at scores of teacher.save_at={tuple(block.save_at)}'
   ended = f', where teacher.stop_at={block.stop_at} ends it'
-  errors.require(
-    may_be_saved(block, wanted),
-    f'{_field(config)}={wanted} is a step at which the teacher is never saved. '
-    f'It is saved every teacher.save_every={block.save_every} steps'
-    f'{scored if block.save_at else ""}'
-    f'{ended if block.stop_at is not None else ""} and at '
-    f'teacher.num_steps={block.num_steps}. Choose such a step, or -1 for the '
-    'final teacher.',
+  for field, wanted, final in _named(config, stages):
+    if given is not None:
+      given.teacher().load(wanted)  # Raises: it has none.
+    errors.require(
+      may_be_saved(block, wanted),
+      f'{field}={wanted} is a step at which the teacher is never saved. '
+      f'It is saved every teacher.save_every={block.save_every} steps'
+      f'{scored if block.save_at else ""}'
+      f'{ended if block.stop_at is not None else ""} and at '
+      f'teacher.num_steps={block.num_steps}. Choose such a step, or {final} '
+      'for the final teacher.',
+    )
+
+
+def _named(
+  config: Config, stages: stage_lib.Curriculum
+) -> Iterator[tuple[str, int, str]]:
+  """Yields fields with a checkpoint, its step, and how the final one is named.
+
+  A method of one's own may choose a checkpoint that no field names.
+  """
+  if config.method == 'custom':
+    for i, stage in enumerate(stages):
+      if stage.checkpoint is not None:
+        yield f'custom.stages[{i}].checkpoint', stage.checkpoint, 'None'
+    return
+  wanted = defaults.method_block(config).get('checkpoint')
+  if wanted in {stage.checkpoint for stage in stages} - {None}:
+    yield _field(config), wanted, '-1'
+
+
+def _check_intermediate(block: Config, teacher: Config) -> None:
+  """Raises UserError for checkpoints that `progressive` cannot have.
+
+  Args:
+    block: the block `progressive` of a config.
+    teacher: its block `teacher`.
+  """
+  last, every = teacher.num_steps, teacher.save_every
+  scored = f' and at scores of teacher.save_at={tuple(teacher.save_at)}'
+  saved = (
+    f'every teacher.save_every={every} steps{scored if teacher.save_at else ""}'
   )
+  for step in block.checkpoints if block.rule == 'list' else ():
+    errors.require(
+      step != last,
+      f'progressive.checkpoints: {step} is that of the final teacher, which '
+      'comes after them in any case. Leave it out.',
+    )
+    errors.require(
+      may_be_intermediate(teacher, step),
+      f'progressive.checkpoints: {step} is a step at which the teacher is '
+      f'never saved. It is saved {saved}, before teacher.num_steps={last}. '
+      'Choose such steps.',
+    )
+  counts = {'even': block.count, 'transition': len(block.scores)}
+  count = counts.get(block.rule, 0)
+  most = math.ceil(last / every) + len(teacher.save_at)
+  errors.require(
+    count <= most or not block.steps,
+    f'progressive.steps={tuple(block.steps)} are for progressive.count={count} '
+    f'checkpoints, and the teacher has at most {most} before its last one: it '
+    f'is saved {saved}. Lower teacher.save_every, or choose fewer.',
+  )
+
+
+def may_be_intermediate(block: Config, step: int) -> bool:
+  """True if a teacher may have a checkpoint at a step, and go on from there.
+
+  Args:
+    block: the block `teacher` of a config.
+    step: step of the checkpoint.
+
+  Returns:
+    False if it has none, or none but its last, whatever its scores are.
+  """
+  # It may reach a score there.
+  scored = bool(block.save_at) and step % block.eval_every == 0
+  return step < block.num_steps and (step % block.save_every == 0 or scored)
 
 
 def may_be_saved(block: Config, step: int) -> bool:
@@ -93,13 +162,9 @@ def may_be_saved(block: Config, step: int) -> bool:
     False if it has none, whatever its scores are.
   """
   last, every = block.num_steps, block.eval_every
-  if step > last:
-    return False
-  if step == last or step % block.save_every == 0:
+  if step == last or may_be_intermediate(block, step):
     return True
-  if block.save_at and step % every == 0:  # It may reach a score there.
-    return True
-  if block.stop_at is None:
+  if step > last or block.stop_at is None:
     return False
   grown = 1 + block.overrun  # Of the step at which it reaches the score.
   near = int(step / grown) // every * every

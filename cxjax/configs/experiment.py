@@ -32,6 +32,7 @@ from cxjax.methods import stored_output
 from cxjax.training import checkpoints as checkpoints_lib
 from cxjax.training import metric_log
 from cxjax.training import metrics as metrics_lib
+from cxjax.training import run_spec
 from cxjax.training import summary as summary_lib
 from cxjax.training import teacher as teacher_lib
 
@@ -172,10 +173,9 @@ def _run(
     finished = (folder / 'summary.json').exists()
     spec = stored_targets.stored_spec(experiment, workdir, checked=not finished)
   else:
-    teacher = teachers.train_teacher(experiment, workdir)
-    spec = builders.student_spec(experiment, teacher)
-    for stage in spec.stages:
-      teacher.at(stage.checkpoint)  # An error now, not after hours.
+    spec = _student_spec(
+      experiment, teachers.train_teacher(experiment, workdir)
+    )
   if config.cache.folder:
     identity.require_same(config)  # Now with the fingerprint of the targets.
   fields = identity.student_config(config)
@@ -185,6 +185,16 @@ def _run(
       spec, folder, teachers.teacher_folder(config, workdir)
     )
   return teachers.finish(config.method, spec, folder, on_record)
+
+
+def _student_spec(
+  experiment: builders.Experiment, teacher: teacher_lib.Teacher
+) -> run_spec.RunSpec:
+  """The run of the students, whose checkpoints of the teacher are all there."""
+  spec = builders.student_spec(experiment, teacher)
+  for stage in spec.stages:
+    teacher.at(stage.checkpoint)  # An error now, not after hours.
+  return spec
 
 
 @settings.own()
@@ -216,6 +226,10 @@ def compare(
   experiments = [experiment.with_method(name) for name in names]
   for chosen in experiments:
     _check(chosen, workdir)
+  teachers.save_task(experiment)
+  teacher = teachers.train_teacher(experiment, workdir)
+  for chosen in experiments:
+    _student_spec(chosen, teacher)
   summaries = [_run(chosen, workdir) for chosen in experiments]
   primary = experiment.task.primary_metric
   found = {s['method']: s['final'][primary] for s in summaries}

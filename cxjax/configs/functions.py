@@ -53,14 +53,39 @@ def claim_workdir(
     UserError: the folder belongs to another run, its config is damaged, or it
       cannot be written.
   """
-  path = folder / 'config.json'
-  if path.exists():
-    known = {name: fields[name] for name in ALWAYS}
-    begun = files.read_json(path)
-    # That of a run of `distill` has other fields; it is not damaged.
-    if not isinstance(begun, dict) or fields.keys() >= begun.keys() - NO_FIELDS:
-      require_whole(path, begun, known, 'remove its folder to start afresh')
+  if (folder / 'config.json').exists():
+    _require_whole_config(folder, fields)
   settings.claim_workdir(folder, fields, digests(experiment, spec))
+
+
+def require_same_config(folder: pathlib.Path, fields: dict[str, Any]) -> None:
+  """Checks that a folder is of a config, as `claim_workdir`; writes nothing.
+
+  Args:
+    folder: the folder of a run.
+    fields: fields of the config that the run depends on. Functions, settings of
+      JAX and fingerprints of data are not compared.
+
+  Raises:
+    UserError: the folder belongs to another run, or its config is damaged.
+  """
+  begun = _require_whole_config(folder, fields)
+  if not isinstance(begun, dict) or not isinstance(begun.get('data'), dict):
+    begun = {'data': {}}
+  read = {n: v for n, v in begun['data'].items() if n == 'fingerprints'}
+  data = {**fields['data'], **read}
+  files.claim_workdir(folder, {**begun, **fields, 'data': data})
+
+
+def _require_whole_config(folder: pathlib.Path, fields: dict[str, Any]) -> Any:
+  """The `config.json` of a folder; raises UserError if it is damaged."""
+  path = folder / 'config.json'
+  known = {name: fields[name] for name in ALWAYS}
+  begun = files.read_json(path)
+  # That of a run of `distill` has other fields; it is not damaged.
+  if not isinstance(begun, dict) or fields.keys() >= begun.keys() - NO_FIELDS:
+    require_whole(path, begun, known, 'remove its folder to start afresh')
+  return begun
 
 
 def require_whole(

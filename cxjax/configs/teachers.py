@@ -39,6 +39,21 @@ def teacher_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(config.teacher.folder or workdir / 'teacher')
 
 
+def check_folder(config: Config) -> None:
+  """Checks that `teacher.folder` has the teacher of a config; writes nothing.
+
+  Args:
+    config: config of the experiment, whose data need not be read.
+
+  Raises:
+    UserError: it has the teacher of another config.
+  """
+  given = config.teacher.folder
+  if given and pretrained.find(given) is None:
+    fields = identity.teacher_config(config)
+    functions.require_same_config(pathlib.Path(given).absolute(), fields)
+
+
 def finish(
   method: str,
   spec: run_spec.RunSpec,

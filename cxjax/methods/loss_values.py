@@ -6,8 +6,9 @@ And the divergence of two distributions, from their logs.
 import jax
 import jax.numpy as jnp
 
-# Squares of squares of larger values, summed over a width, overflow.
-LARGE = 1e6
+# Squares of squares of larger values, summed over a width, overflow; those of
+# smaller ones are 0.
+LARGE, SMALL = 1e6, 1e-6
 
 
 def precise(x: jax.Array) -> jax.Array:
@@ -121,8 +122,39 @@ def divergence(
   return temperature * mean(p, log_p - log_q, moving)
 
 
+def standardized(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+  """The array less its mean and over its standard deviation, of the last axis.
+
+  Args:
+    x: `[..., D]`, of any magnitude: neither its squares nor its mean overflow,
+      and a mean that is large beside the deviation costs no digits.
+    epsilon: number that is added to the variance, of the array as it is.
+
+  Returns:
+    `[..., D]` in float32, or float64; NaN where a value is not finite.
+  """
+  x = precise(x)
+  fixed = jax.lax.stop_gradient
+  high = fixed(jnp.max(x, axis=-1, keepdims=True))
+  largest = jnp.maximum(high, -fixed(jnp.min(x, axis=-1, keepdims=True)))
+  # A power of two: no digit is lost.
+  _, exponent = jnp.frexp(largest)
+  unit = jnp.ldexp(jnp.ones_like(largest), 20 - exponent)
+  unit = jnp.where(largest > LARGE, unit, 1.0)
+  # From the largest: equal values are then 0, which their mean need not be.
+  middle = high * unit
+  middle += jnp.mean(x * unit - middle, axis=-1, keepdims=True)
+  x = x * unit - middle
+  variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+  # Where the unit is small, its square may be 0; the slope is that of epsilon.
+  equal = variance == 0
+  safe = jnp.where(equal, 1.0, variance + epsilon * jnp.square(unit))
+  flat = epsilon**-0.5 / unit
+  return x * jnp.where(equal, flat, jax.lax.rsqrt(safe))
+
+
 def within_range(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """The array, divided by its largest value where its squares may overflow.
+  """The array, divided by its largest value where its squares leave the range.
 
   For losses that do not depend on the length of what they compare.
 
@@ -135,9 +167,11 @@ def within_range(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """
   largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
   largest = jax.lax.stop_gradient(largest)
-  # In two steps: the inverse of the largest numbers is taken for 0.
-  first = jnp.where(largest > LARGE, 2.0**-20, 1.0)
-  return x * first / jnp.where(largest > LARGE, largest * first, 1.0)
+  large, small = largest > LARGE, (largest < SMALL) & (largest > 0)
+  # In two steps: the inverse of the largest numbers is taken for 0, and that of
+  # the smallest for infinity.
+  first = jnp.where(large, 2.0**-20, jnp.where(small, 2.0**20, 1.0))
+  return x * first / jnp.where(large | small, largest * first, 1.0)
 
 
 def scaled(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -11,6 +11,7 @@ from cxjax import checks
 from cxjax import errors
 from cxjax import types
 from cxjax.methods import fitted
+from cxjax.methods import loss_values
 from cxjax.methods import losses
 from cxjax.methods import output_pieces
 from cxjax.methods import output_split
@@ -164,8 +165,7 @@ def transform(
     `[..., d_T]`.
   """
   if term.norm == 'layer':
-    want = want.astype(jnp.float32)
-    want = jax.nn.standardize(want, axis=-1, epsilon=1e-5)
+    want = loss_values.standardized(want)
   if term.centered:
     axes = tuple(range(want.ndim - 1))
     each = None if weights is None else weights[..., None]

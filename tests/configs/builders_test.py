@@ -160,10 +160,11 @@ class SpecTest(parameterized.TestCase):
     config.teacher.folder = 'somewhere'
     self.assertEqual(list(plans(config, 'one_shot')), ['one_shot'])
 
-  def test_the_abstract_teacher_has_any_checkpoint(self):
+  def test_the_abstract_teacher_has_any_checkpoint_of_its_schedule(self):
     _, student = self.specs(
       'progressive',
       **{
+        'teacher.num_steps': 50_000,
         'progressive.rule': 'list',
         'progressive.checkpoints': (20, 40_000),
         'progressive.steps': (10, 20, 30),

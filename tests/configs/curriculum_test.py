@@ -24,6 +24,15 @@ def config_of(method='extracted', **fields):
   return config
 
 
+def listed(*steps):
+  return {'progressive.rule': 'list', 'progressive.checkpoints': steps}
+
+
+def custom(checkpoint, **fields):
+  terms = (dict(loss='kl'),)
+  return (dict(terms=terms, checkpoint=checkpoint, **fields),)
+
+
 class MayBeSavedTest(parameterized.TestCase):
   @parameterized.parameters(
     ({}, (0, 20, 30, 60), (7, 61, 80)),
@@ -59,6 +68,27 @@ class CheckpointTest(parameterized.TestCase):
     ),
     ('fitnets', {'extracted.checkpoint': 80}, '^extracted.checkpoint=80'),
     ('joint', {'joint.checkpoint': 30, **NEVER}, 'save_every=20 steps and at'),
+    ('progressive', listed(20, 7), '^progressive.checkpoints: 7 is a step at'),
+    ('progressive', {**listed(30), **NEVER}, 'save_every=20 steps, before'),
+    # The final teacher comes after them in any case.
+    ('progressive', listed(60), '60 is that of the final teacher'),
+    ('progressive', {**listed(45), 'teacher.overrun': 0.5}, ': 45 is'),
+    ('custom', {'custom.stages': custom(7)}, r'stages.0..checkpoint=7 is a'),
+    (
+      'custom',
+      {'custom.stages': (*custom(40, steps=30), *custom(80))},
+      r'stages.1..checkpoint=80 is a',
+    ),
+    (
+      'progressive',
+      {
+        **NEVER,
+        'progressive.rule': 'even',
+        'progressive.count': 4,
+        'progressive.steps': (10, 10, 10, 10, 20),
+      },
+      'progressive.count=4 checkpoints, and the teacher has at most 3 ',
+    ),
   )
   @pytest.mark.slow
   def test_one_that_is_never_saved_is_refused_before_training(
@@ -78,9 +108,18 @@ class CheckpointTest(parameterized.TestCase):
       self.assertNotIn('\n', str(caught.exception))
     self.assertFalse((folder / 'run').exists())
 
-  @parameterized.parameters(-1, 0, 30, 60)
+  @parameterized.parameters(
+    ('extracted', {'extracted.checkpoint': -1}),
+    ('extracted', {'extracted.checkpoint': 0}),
+    ('extracted', {'extracted.checkpoint': 30}),
+    ('extracted', {'extracted.checkpoint': 60}),
+    ('progressive', listed(0, 30, 40)),
+    ('custom', {'custom.stages': (*custom(30, steps=30), *custom(60))}),
+    # The rule does not read them.
+    ('progressive', {'progressive.checkpoints': (7,)}),
+  )
   @pytest.mark.slow
-  def test_others_are_left_to_the_run(self, step):
+  def test_others_are_left_to_the_run(self, method, fields):
     folder = pathlib.Path(self.create_tempdir().full_path)
-    config = config_of(**{'extracted.checkpoint': step})
+    config = config_of(method, **fields)
     builders.check(builders.open_experiment(config, folder))

@@ -182,9 +182,14 @@ class OpenTest(TestCase):
     ) as caught:
       builders.check(opened)
     self.assertNotIn('save_every', str(caught.exception))
-    known = self.config('extracted', **{'extracted.checkpoint': 5})
-    with self.assertRaisesRegex(errors.UserError, 'one model, without'):
-      builders.check(builders.open_experiment(known, self.folder()))
+    stages = (dict(terms=(dict(loss='kl'),), checkpoint=5),)
+    for method, fields in (
+      ('extracted', {'extracted.checkpoint': 5}),
+      ('custom', {'custom.stages': stages}),
+    ):
+      known = self.config(method, **fields)
+      with self.assertRaisesRegex(errors.UserError, 'one model, without'):
+        builders.check(builders.open_experiment(known, self.folder()))
     with self.assertRaisesRegex(errors.UserError, 'one model, without'):
       opened.pretrained.teacher(params={}).at(5)
 

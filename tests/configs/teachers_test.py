@@ -14,6 +14,7 @@ from cxjax import errors
 from cxjax import files
 from cxjax.configs import builders
 from cxjax.configs import identity
+from cxjax.configs import pretrained
 from cxjax.configs import teachers
 from cxjax.training import summary
 from cxjax.training import trainer
@@ -56,6 +57,42 @@ class FolderTest(TestCase):
       opened = self.opened(**{'teacher.width': 12})
       teachers.train_teacher(opened, workdir)
     fit.assert_not_called()
+
+  def test_of_another_teacher_is_refused_by_a_plan_in_the_same_line(self):
+    opened, folder = self.opened(), self.folder() / 'teacher'
+    teachers.claim_teacher(opened, builders.teacher_spec(opened), folder)
+    config = parity_mlp.tiny()
+    config.teacher.folder = str(folder)
+    teachers.check_folder(config)
+    before = sorted(folder.iterdir())
+    config.teacher.width, config.data.d = 12, 7
+    opened = self.opened(config)
+    with self.assertRaises(errors.UserError) as real:
+      teachers.train_teacher(opened, self.folder())
+    with self.assertRaises(errors.UserError) as planned:
+      teachers.check_folder(config)
+    self.assertEqual(str(planned.exception), str(real.exception))
+    self.assertIn('teacher.width (16 there, 12 here)', str(real.exception))
+    self.assertEqual(sorted(folder.iterdir()), before)
+
+  def test_a_plan_reads_no_data(self):
+    config, folder = parity_mlp.tiny(), self.folder()
+    there = identity.teacher_config(config)
+    there['data']['fingerprints'] = {'held_out': '0123456789abcdef'}
+    files.claim_workdir(folder, there)
+    config.teacher.folder = str(folder)
+    teachers.check_folder(config)
+
+  def test_damaged_is_refused_by_a_plan(self):
+    config = parity_mlp.tiny()
+    for text in ('[]', '{}', '{"seed": 1}', '{"data": 3, "seed": 0}'):
+      folder = self.folder()
+      (folder / 'config.json').write_text(text)
+      config.teacher.folder = str(folder)
+      if pretrained.find(config.teacher.folder) is None:
+        with self.assertRaises(errors.UserError) as caught:
+          teachers.check_folder(config)
+        self.assertNotIn('\n', str(caught.exception))
 
 
 class FinishTest(TestCase):

@@ -85,3 +85,9 @@ class LargeTest(parameterized.TestCase):
         np.testing.assert_allclose(grad * scale, slope, rtol=1e-3, atol=1e-5)
       (_, moved), _ = loss(one, other * scale)
       np.testing.assert_allclose(moved, value, rtol=1e-5, atol=1e-6)
+    for scale in (2.0**-30, 2.0**-80, 2.0**-110):
+      (_, found), grad = loss(one * scale, other)
+      np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(grad * scale, slope, rtol=1e-3, atol=1e-5)
+      (_, moved), _ = loss(one, other * scale)
+      np.testing.assert_allclose(moved, value, rtol=1e-5, atol=1e-6)

@@ -114,9 +114,11 @@ class TransformTest(parameterized.TestCase):
     want = random(0, 3, 4)
     self.assertIs(targets.transform(want, None, term()), want)
 
-  def test_layer_norm(self):
-    want = random(0, 3, 5, 4)
+  @parameterized.parameters(1.0, 1e20)
+  def test_layer_norm(self, scale):
+    want = random(0, 3, 5, 4) * np.float32(scale)
     found = targets.transform(want, None, term(norm='layer'))
+    want = want.astype(np.float64)
     mean = want.mean(-1, keepdims=True)
     var = want.var(-1, keepdims=True)
     np.testing.assert_allclose(
