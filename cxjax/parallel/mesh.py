@@ -128,10 +128,16 @@ def in_use(mesh: jax.sharding.Mesh) -> str:
   return describe(mesh) + (f'; {idle} more are idle' if idle else '')
 
 
+def _in_force() -> jax.sharding.AbstractMesh | None:
+  """The mesh in force, or None; one with other axes is the user's own."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if set(AXES) <= set(mesh.axis_names) else None
+
+
 def num_batch_shards() -> int:
   """Number of shards of a batch on the mesh in force; 1 outside of a mesh."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else mesh.shape[DATA] * mesh.shape[FSDP]
+  mesh = _in_force()
+  return 1 if mesh is None else mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def constrain_batch(batch: T, axis: int, seeds: int | None = None) -> T:
@@ -145,8 +151,8 @@ def constrain_batch(batch: T, axis: int, seeds: int | None = None) -> T:
   Returns:
     The batch; unchanged outside `jax.set_mesh`.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = _in_force()
+  if mesh is None:
     return batch
   return jax.tree.map(
     lambda leaf: jax.lax.with_sharding_constraint(
@@ -279,7 +285,7 @@ def constrain(
 
 def constrain_replicated(tree: T) -> T:
   """Replicates a tree over the mesh in force, under `jax.jit`."""
-  if jax.sharding.get_abstract_mesh().empty:
+  if _in_force() is None:
     return tree
   return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
@@ -358,8 +364,8 @@ def gathered(
   """
 
   def gather_and_apply(params: types.Params, *args: Any) -> Any:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or sharding.mode == 'replicated':
+    mesh = _in_force()
+    if mesh is None or sharding.mode == 'replicated':
       return apply(params, *args)
 
     def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:

@@ -132,6 +132,13 @@ class BatchTest(parameterized.TestCase):
     self.assertIs(mesh_lib.constrain_replicated(batch), batch)
     self.assertEqual(mesh_lib.num_batch_shards(), 1)
 
+  def test_nothing_happens_in_the_mesh_of_a_user(self):
+    batch = {'x': jnp.ones(8)}
+    with jax.set_mesh(jax.make_mesh((2, 2), ('data', 'x'))):
+      self.assertIs(mesh_lib.constrain_batch(batch, 0), batch)
+      self.assertIs(mesh_lib.constrain_replicated(batch), batch)
+      self.assertEqual(mesh_lib.num_batch_shards(), 1)
+
   def test_num_batch_shards(self):
     with jax.set_mesh(self.mesh):
       self.assertEqual(mesh_lib.num_batch_shards(), 4)

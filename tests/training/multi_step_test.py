@@ -132,6 +132,12 @@ class ManyStepsTest(parameterized.TestCase):
     # The batch was really sharded: gradients are summed over the devices.
     self.assertIn('all-reduce', compiled.as_text())
 
+  def test_in_the_mesh_of_a_user_is_without_one(self):
+    expected, _ = train(JOINT, 0, 5)
+    with jax.set_mesh(jax.make_mesh((1,), ('x',))):
+      found, _ = train(JOINT, 0, 5)
+    assert_close(jax.device_get(expected), jax.device_get(found))
+
   def test_rows_from_the_host_are_those_of_the_step(self):
     """Drawing from rows of the same numbers is drawing on the device."""
     states, start, stop, *rest = args_of(OUTPUT, 5, 8)
