@@ -77,6 +77,15 @@ class ValueTest(chex.TestCase):
     value = self.variant(loss)(student, target)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
+  def test_the_largest_of_bfloat16_are_found_in_float32(self):
+    logits = jnp.bfloat16([[0.5, 2, 2, -jnp.inf, 3]])
+    found = losses.top_k(logits, 3)
+    self.assertEqual(found['values'].dtype, jnp.bfloat16)
+    np.testing.assert_array_equal(found['classes'], [[4, 1, 2]])
+    np.testing.assert_array_equal(found['values'], logits[:, (4, 1, 2)])
+    program = str(jax.make_jaxpr(lambda x: losses.top_k(x, 3))(logits))
+    self.assertRegex(program, r'f32\[1,3\] \w+:i32\[1,3\] = top_k')
+
   def test_the_largest_logits_alone(self):
     student, teacher = random(0, (3, 5)), random(1, (3, 5))
     whole = losses.top_k(teacher, 5)
