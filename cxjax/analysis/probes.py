@@ -79,7 +79,7 @@ def _degree_one(
   mean, square, cross = jax.tree.map(lambda leaf: leaf.mean(0), means)
   deviation = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0.0))
   scale = jnp.where(deviation > 0, deviation, 1.0)
-  return cross / scale[:, None] * (deviation > 0)[:, None]
+  return jnp.where(deviation[:, None] > 0, cross / scale[:, None], 0.0)
 
 
 def cka(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from cxjax import arguments
 from cxjax import checks
 from cxjax import errors
 from cxjax import folders
-from cxjax import streams
+from cxjax import settings
 from cxjax import tables
 from cxjax import types
 from cxjax.api import budgets
@@ -57,7 +57,7 @@ OPTIONS = (
 )
 
 
-@streams.with_stderr()
+@settings.own()
 @mode_warnings.once()
 def compare(
   teacher: adapters.ModelAdapter,

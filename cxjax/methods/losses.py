@@ -168,7 +168,7 @@ def hard_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """
   arguments.equal_shapes(student=student, teacher=teacher)
   log_q = loss_values.tempered_log_softmax(loss_values.precise(student))
-  best = teacher == jnp.max(teacher, axis=-1, keepdims=True)
+  best = (teacher == teacher.max(-1, keepdims=True)).astype(log_q.dtype)
   log_p = jnp.log(best / jnp.sum(best, axis=-1, keepdims=True))
   return loss_values.known(
     loss_values.divergence(log_q, log_p), student, teacher

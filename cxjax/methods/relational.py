@@ -115,7 +115,7 @@ def attention(student: jax.Array, target: jax.Array) -> jax.Array:
 
   theirs = attention_map(target)
   axes = tuple(range(1, theirs.ndim))
-  count = jnp.sum(theirs != 0, axis=axes, keepdims=True)
+  count = jnp.sum(theirs != 0, axis=axes, keepdims=True, dtype=theirs.dtype)
   return jnp.square(attention_map(student) - theirs) * count
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from cxjax import arguments
 from cxjax import checks
 from cxjax import errors
+from cxjax import settings
 from cxjax import types
 from cxjax.methods import top_class
 from cxjax.models import decoder
@@ -61,6 +62,7 @@ class Draw(NamedTuple):
 TOP_P = arguments.Range(0, 1, ends=(False, True))
 
 
+@settings.fixed()
 def generate(
   model: Any,
   params: types.Params,
@@ -136,7 +138,7 @@ def generate(
 def _check_params(model: Any, params: Any, tokens: np.ndarray) -> None:
   """Raises UserError unless the variables are those of the model."""
   given = arguments.shapes('params', params)
-  want = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  want = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
   shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
   ours: Any = jax.tree.structure(given)
   theirs: Any = jax.tree.structure(want)

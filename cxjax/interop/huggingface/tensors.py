@@ -335,8 +335,9 @@ def most_common_dtype(tensors: base.Tensors) -> np.dtype:
 
 def variables_of(module: Any) -> dict[str, Any]:
   """The variables of a module of token ids as shapes, without values."""
-  tokens = jnp.zeros((1, 1), jnp.int32)
-  return jax.eval_shape(module.init, jax.random.key(0), tokens)
+  return jax.eval_shape(
+    lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  )
 
 
 def shapes(tree: Mapping[str, Any]) -> base.Shapes:
