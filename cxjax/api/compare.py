@@ -171,6 +171,7 @@ def compare(
     layers,
     named_plans.Output(loss, temperature, alpha, dtype, vocab),
     feature_axis,
+    named_plans.plan_of_all(methods),
   )
   begin.require_one_function(planner.one_shot.batch['x'])
   chosen = _default_methods(planner) if methods is None else methods

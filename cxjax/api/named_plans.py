@@ -23,6 +23,7 @@ from cxjax.api import plan as plan_lib
 from cxjax.api import prepared
 from cxjax.api import run_identity
 from cxjax.api import same_function
+from cxjax.api import several as several_lib
 from cxjax.api import stages as stages_lib
 from cxjax.methods import layer_matching
 from cxjax.methods import losses
@@ -97,6 +98,7 @@ class Planner:
     layers: matching.Layers,
     output: Output,
     feature_axis: feature_axes.FeatureAxis = None,
+    given: plan_lib.Plan | None = None,
   ) -> None:
     """Checks the models and the example of a batch.
 
@@ -107,13 +109,15 @@ class Planner:
       layers: pairs of activations, as of `plan`.
       output: the loss between the outputs.
       feature_axis: axis of the features of hidden activations, as of `plan`.
+      given: the plan of `plan_of_all`, which has the loss, or None.
     """
     self._models, self._example = (teacher, student), example
+    self._given = given is not None
     self._layers, self._output = layers, output
     self._feature_axis = feature_axis
     # The plan of the output alone says what is wrong with the models, and has
     # the loss as a function.
-    self.one_shot = plan_lib.plan(
+    self.one_shot = given or plan_lib.plan(
       teacher,
       student,
       example,
@@ -255,14 +259,17 @@ class Planner:
   def _check_same(self, name: str, plan: plan_lib.Plan) -> None:
     """Raises UserError for a plan of other models or batches."""
     own = self.one_shot
+    teacher, student = own.teacher, own.student
+    if self._given:
+      teacher, student = self._models
     message = (
       f'The plan {name!r} has another {{}} than the comparison: all methods '
       'share the teacher, the form of the student and the batches. Plan with '
       'the same ones.'
     )
     pairs = (
-      ('teacher', own.teacher.params, plan.teacher.params, True),
-      ('student', own.student.one, plan.student.one, False),
+      ('teacher', teacher.params, plan.teacher.params, True),
+      ('student', student.one, plan.student.one, False),
       ('batch', own.batch, plan.batch, False),
     )
     for what, ours, theirs, values in pairs:
@@ -275,6 +282,23 @@ class Planner:
         ),
         message.format(what),
       )
+
+
+def plan_of_all(methods: Any) -> plan_lib.Plan | None:
+  """The first plan of methods that are plans of several outputs, all of them.
+
+  The comparison then needs no loss of its own.
+
+  Args:
+    methods: the argument of `compare`.
+  """
+  plans = list(methods.values()) if isinstance(methods, Mapping) else []
+  if not plans or not all(isinstance(one, plan_lib.Plan) for one in plans):
+    return None
+  terms = [term for stage in plans[0].stages for term in stage.terms]
+  several = any(term.target.startswith(stage_lib.OUTPUT) for term in terms)
+  tree = any(isinstance(term.loss, several_lib.OverTree) for term in terms)
+  return plans[0] if several or tree else None
 
 
 def _check_rule(entry: Mapping[str, Any]) -> None:

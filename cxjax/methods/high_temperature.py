@@ -46,7 +46,6 @@ def kl(
   teacher: jax.Array,
   temperature: float,
   log_inside: jax.Array | None = None,
-  moving: bool = False,
 ) -> jax.Array:
   """`T^2 KL(p || q)` of the teacher's `p` and the student's `q`.
 
@@ -56,10 +55,30 @@ def kl(
     temperature: `T`, large.
     log_inside: `[...]` log of the probability that the student gives to the
       `C` classes, if there are others.
-    moving: whether the teacher is what is trained.
 
   Returns:
     `[...]`.
+  """
+  return kl_parts(student, teacher, temperature, log_inside)[0]
+
+
+def kl_parts(
+  student: jax.Array,
+  teacher: jax.Array,
+  temperature: float,
+  log_inside: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`kl`, and what its gradient in the teacher follows from.
+
+  Args:
+    student: `[..., C]` logits.
+    teacher: `[..., C]` logits.
+    temperature: `T`, large.
+    log_inside: `[...]` log of a probability, as for `kl`.
+
+  Returns:
+    `kl`; `[..., C]` the teacher's distribution on the classes that both allow,
+    and the log of its ratio to the student's there.
   """
   q, p, ratio, out, _ = _compared(student, teacher, temperature)
   # p log(p / q) = q r e^r, and the sum of q (e^r - 1) is 0.
@@ -67,7 +86,7 @@ def kl(
   near = q * jnp.square(temperature * r) * _kl_curve(r)
   # From the probabilities: e^r may overflow, where q is 0.
   far = jnp.where(small | (p == 0), 0.0, ratio)
-  value = temperature**2 * loss_values.mean(p, far, moving)
+  value = temperature**2 * jnp.sum(p * far, axis=-1)
   rest = jnp.where(small, near, temperature**2 * (q - p))
   value = value + jnp.sum(rest, axis=-1)
   inside = _log_inside(student, teacher, out, temperature)
@@ -75,7 +94,8 @@ def kl(
     inside = inside + log_inside
   value = value - temperature**2 * inside
   excluded = (teacher > -jnp.inf) & (student == -jnp.inf)
-  return jnp.where(jnp.any(excluded, axis=-1), jnp.inf, value)
+  value = jnp.where(jnp.any(excluded, axis=-1), jnp.inf, value)
+  return value, p, ratio
 
 
 def jensen_shannon(

@@ -76,32 +76,10 @@ def surprise(x: jax.Array, classes: jax.Array) -> jax.Array:
   return total - jnp.take_along_axis(x, classes[..., None], axis=-1)[..., 0]
 
 
-def mean(p: jax.Array, x: jax.Array, moving: bool = False) -> jax.Array:
-  """Mean of numbers under a distribution.
-
-  Args:
-    p: `[..., C]` probabilities.
-    x: `[..., C]` numbers.
-    moving: whether `p` is trained. Its changes sum to 0, and its gradient is
-      then that of `x` less its mean, which may be large: nothing cancels.
-
-  Returns:
-    `[...]`.
-  """
-  found = jnp.sum(p * x, axis=-1)
-  if not moving:
-    return found
-  total = jnp.sum(p, axis=-1)
-  middle = jnp.where(jnp.isfinite(found), found / total, 0.0)
-  fixed = jax.lax.stop_gradient
-  return found - (total - fixed(total)) * fixed(middle)
-
-
 def divergence(
   log_q: jax.Array,
   log_p: jax.Array,
   temperature: float = 1.0,
-  moving: bool = False,
 ) -> jax.Array:
   """`T^2 KL(p || q)` of `T log q` and `T log p`, with 0 log 0 = 0.
 
@@ -109,7 +87,6 @@ def divergence(
     log_q: `[..., C]`, as of `tempered_log_softmax`.
     log_p: `[..., C]`.
     temperature: `T > 0`.
-    moving: whether `p` is trained; see `mean`.
 
   Returns:
     `[...]`.
@@ -119,7 +96,7 @@ def divergence(
   # Before they meet: a NaN masked after the product is one of the gradient.
   log_p = jnp.where(possible, log_p, 0.0)
   log_q = jnp.where(possible, log_q, 0.0)
-  return temperature * mean(p, log_p - log_q, moving)
+  return temperature * jnp.sum(p * (log_p - log_q), axis=-1)
 
 
 def standardized(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:

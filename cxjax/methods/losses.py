@@ -22,6 +22,7 @@ from cxjax import types
 from cxjax.methods import high_temperature
 from cxjax.methods import loss_values
 from cxjax.methods import relational
+from cxjax.methods import reverse_divergence
 
 # At a lower one the gradient, of size T, is too small to train on.
 LOWEST_TRAINED = 1e-6
@@ -71,7 +72,15 @@ def kl(
   References:
     Hinton, Vinyals, Dean, 2015. https://arxiv.org/abs/1503.02531, section 2.
   """
-  return _kl(student, teacher, temperature, False)
+  arguments.equal_shapes(student=student, teacher=teacher)
+  student, teacher = loss_values.precise(student), loss_values.precise(teacher)
+  if high_temperature.applies(temperature):
+    found = high_temperature.kl(student, teacher, temperature)
+    return loss_values.known(found, student, teacher)
+  log_q = loss_values.tempered_log_softmax(student, temperature)
+  log_p = loss_values.tempered_log_softmax(teacher, temperature)
+  found = loss_values.divergence(log_q, log_p, temperature)
+  return loss_values.known(found, student, teacher)
 
 
 def reverse_kl(
@@ -93,21 +102,9 @@ def reverse_kl(
   References:
     Gu et al., 2023. https://arxiv.org/abs/2306.08543, section 2.
   """
-  return _kl(teacher, student, temperature, True)
-
-
-def _kl(
-  student: jax.Array, teacher: jax.Array, temperature: float, moving: bool
-) -> jax.Array:
-  """`kl`, of a teacher that may be what is trained."""
   arguments.equal_shapes(student=student, teacher=teacher)
   student, teacher = loss_values.precise(student), loss_values.precise(teacher)
-  if high_temperature.applies(temperature):
-    found = high_temperature.kl(student, teacher, temperature, moving=moving)
-    return loss_values.known(found, student, teacher)
-  log_q = loss_values.tempered_log_softmax(student, temperature)
-  log_p = loss_values.tempered_log_softmax(teacher, temperature)
-  found = loss_values.divergence(log_q, log_p, temperature, moving)
+  found = reverse_divergence.kl(student, teacher, temperature)
   return loss_values.known(found, student, teacher)
 
 

@@ -1,6 +1,7 @@
 """Comparisons of plans that are more than names: masks, several outputs."""
 
 from absl.testing import absltest
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -104,6 +105,15 @@ class ComparePlansTest(absltest.TestCase):
       batches = iter([example, example])
       found = compare(detector, example, methods, held_out=batches, loss=LOSS)
       self.assertLen(found.rows, 2)
+      # The plans have the losses.
+      with self.assertNoLogs('absl', 'WARNING'):
+        again = compare(detector, example, methods, held_out=[example] * 2)
+      self.assertEqual(again.rows, found.rows)
+    params = jax.tree.map(lambda leaf: 2 * leaf, MODELS[detector][0].params)
+    theirs = cxjax.from_fn(detector, params), MODELS[detector][1]
+    doubled = cxjax.plan(*theirs, TOKENS, num_steps=4, layers=(), loss=LOSS)
+    with self.assertRaisesRegex(errors.UserError, "'a' has another teacher"):
+      compare(detector, TOKENS, {'a': doubled})
     with self.assertRaisesRegex(errors.UserError, r'layers=\(\)\), .extracted'):
       compare(detector, TOKENS, ('one_shot',), loss=LOSS)
 
