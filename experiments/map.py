@@ -73,6 +73,7 @@ AXES = {
 }
 TITLES = {
   'parity_mlp': 'parity',
+  'parity_transformer': 'parity as tokens',
   'pcfg_bert': 'grammar',
   'causal_text': 'decoders, random start',
   'causal_text_shrunk': 'decoders, cut out of the teacher',
