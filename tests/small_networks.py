@@ -1,12 +1,12 @@
 """Small networks and batches, for tests of the API. Not a test."""
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import cxjax
+import drawn
 
 # Examples of a batch, width of the input, classes.
 B, D, C = 8, 6, 3
@@ -52,8 +52,7 @@ class Sequence(nn.Module):
 
 def network(module, x, *seeds):
   """An adapter with one set of parameters, or with one for each seed."""
-  init = jax.jit(module.init)
-  params = [init(jax.random.key(seed), x) for seed in seeds or (0,)]
+  params = [drawn.parameters(module.init, x, seed=s) for s in seeds or (0,)]
   return cxjax.from_linen(module, params if seeds else params[0])
 
 

@@ -152,7 +152,7 @@ def chosen(
   if not patterns:
     auxiliary_lib.warn(ours.scalars)
   whole_tree = callable(loss) and 'logits' not in ours.leaves
-  if not tree and 'logits' in ours.leaves:
+  if not tree and {'logits'} < set(ours.leaves):
     _warn_of_left_out(student, x, ('logits',))
   if not (tree or whole_tree or patterns):
     return Outputs(teacher, student, loss)

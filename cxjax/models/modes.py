@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
+import weakref
 
 from flax import linen as nn
 import jax
@@ -16,6 +17,11 @@ from cxjax.methods import training_mode
 
 # Primitives that make random numbers of a key.
 DRAWS = ('random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform')
+
+# Results of `idle_layers` by function, then by shapes.
+_idle: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = (
+  weakref.WeakKeyDictionary()
+)
 
 
 def without_jit(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +60,22 @@ def idle_layers(
     Dropout and attention with their positive rates; and normalizations by
     running statistics, with 0.
   """
+  fun = without_jit(fun)
+  leaves, tree = jax.tree.flatten(jax.eval_shape(lambda *args: args, *shapes))
+  try:
+    known = _idle.setdefault(fun, {})
+  except TypeError:  # It has no hash, or no weak reference.
+    known = {}
+  key = tree, *leaves
+  if key not in known:
+    known[key] = _idle_layers(fun, shapes)
+  return known[key]
+
+
+def _idle_layers(
+  fun: Callable[..., Any], shapes: tuple[Any, ...]
+) -> tuple[dict[str, float], dict[str, float]]:
+  """The layers of `idle_layers`, by tracing the function."""
   dropout: dict[str, float] = {}
   norms: dict[str, float] = {}
 
@@ -67,7 +89,6 @@ def idle_layers(
         norms[path] = 0.0
     return next_fun(*args, **kwargs)
 
-  fun = without_jit(fun)
   with nn.intercept_methods(record):
     # The lambda is new, so JAX traces it again and does not use its cache.
     jax.eval_shape(lambda *args: fun(*args), *shapes)

@@ -12,6 +12,7 @@ import pytest
 
 import cxjax
 from cxjax import errors
+import drawn
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ class OfDicts(nn.Module):
 
 def of_dicts(width):
   net = OfDicts(width)
-  return cxjax.from_linen(net, net.init(KEY, X))
+  return cxjax.from_linen(net, drawn.parameters(net.init, X))
 
 
 class Images(eqx.Module):

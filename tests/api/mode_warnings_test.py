@@ -19,6 +19,7 @@ from cxjax.configs import experiment
 from cxjax.models import adapters
 from cxjax.models import linen_adapter
 from cxjax.models import nnx_adapter
+import drawn
 import own_config
 
 X = jnp.ones((4, 5))
@@ -50,7 +51,7 @@ STATISTICS = 'statistics of the student are not updated: .*orm.*training='
 
 
 def linen(**kwargs):
-  variables = Linen().init(KEY, X)
+  variables = drawn.parameters(Linen().init, X)
   return linen_adapter.from_linen(Linen(), variables, **kwargs)
 
 

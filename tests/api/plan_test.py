@@ -350,3 +350,15 @@ class RefusalTest(parameterized.TestCase):
       teacher, student, x, num_steps=9, layers=[('Dense_1', 'Dense_0')]
     )
     self.assertIn('gaussian 16 x 4', plan.markdown())
+
+  def test_a_model_is_traced_a_few_times(self):
+    calls = []
+
+    def apply(params, x):
+      calls.append(x.shape)
+      return x @ params, {}
+
+    student = cxjax.from_fn(apply, np.ones((X.shape[1], 3), np.float32))
+    for number in (3, 4):  # Again, of what JAX and `modes` keep.
+      cxjax.plan(student, student, X, num_steps=9, layers=())
+      self.assertLen(calls, number)

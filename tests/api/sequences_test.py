@@ -10,6 +10,7 @@ import pytest
 
 import cxjax
 from cxjax.methods import losses
+import drawn
 
 # Compiling a transformer; train_step_touched_test.py has it for functions.
 pytestmark = pytest.mark.slow
@@ -64,8 +65,7 @@ def batch():
 
 @functools.cache
 def model(seed):
-  init = jax.jit(MODEL.init)
-  params = init(jax.random.key(seed), batch()['x'])
+  params = drawn.parameters(MODEL.init, batch()['x'], seed=seed)
   return cxjax.from_fn(MODEL.apply, params)
 
 

@@ -4,13 +4,13 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
 from flax import nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import cxjax
 from cxjax import errors
+import drawn
 
 X = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 T = np.linspace(0, 1, 8).astype(np.float32)
@@ -64,7 +64,7 @@ class Plain(nn.Module):
 
 
 def linen(module, *args):
-  return cxjax.from_linen(module, module.init(jax.random.key(0), X, *args))
+  return cxjax.from_linen(module, drawn.parameters(module.init, X, *args))
 
 
 def plan(teacher, student, x, **options):

@@ -110,10 +110,10 @@ class ValueTest(chex.TestCase):
   @parameterized.product(loss=ALL, lead=((), (3,), (2, 3)))
   def test_reduces_the_last_axis_only(self, loss, lead):
     student, target = random(0, (*lead, 4)), target_of(loss, 1, (*lead, 4))
-    value = jit(loss)(student, target)
+    value = np.asarray(jit(loss)(student, target))
     self.assertEqual(value.shape, lead)
     last = (-1,) * len(lead)
-    alone = jit(loss)(student[last], target[last])
+    alone = jit(loss)(np.asarray(student)[last], np.asarray(target)[last])
     np.testing.assert_allclose(value[last], alone, rtol=1e-5)
 
   @parameterized.parameters(*ALL)
@@ -247,7 +247,7 @@ class LogitLossTest(parameterized.TestCase):
     loss, student, teacher = losses.LOSSES[name], random(0), random(1)
     teacher = losses.top_k(teacher, 2) if name == 'top_k_kl' else teacher
     found = jax.jit(loss)(student, teacher, 3.0)
-    np.testing.assert_allclose(found, loss(student, teacher, 3.0), rtol=1e-5)
+    np.testing.assert_allclose(found, loss(student, teacher, 3.0), rtol=3e-5)
 
   def test_the_largest_logits(self):
     loss = losses.logit_loss('kl', 3.0, False, 2)

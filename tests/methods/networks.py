@@ -6,11 +6,11 @@ network on sequences that is written out, so that a test can write it again.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cxjax.models import mlp
+import drawn
 
 B, D, C = 4, 8, 3
 TEACHER, STUDENT = mlp.MLP((16, 12), C), mlp.MLP((6, 5), C)
@@ -18,15 +18,15 @@ TEACHER, STUDENT = mlp.MLP((16, 12), C), mlp.MLP((6, 5), C)
 
 @functools.cache
 def params(model, seed=0):
-  return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((B, D)))
+  return drawn.parameters(model.init, np.zeros((B, D), np.float32), seed=seed)
 
 
 def batch(seed=0, size=B):
   """Vectors, their labels, and no weights."""
-  keys = jax.random.split(jax.random.key(seed))
+  rng = np.random.default_rng(seed)
   return {
-    'x': jax.random.normal(keys[0], (size, D)),
-    'y': jax.random.randint(keys[1], (size,), 0, C),
+    'x': rng.normal(size=(size, D)).astype(np.float32),
+    'y': rng.integers(0, C, size),
   }
 
 
@@ -39,12 +39,14 @@ VOCABULARY, LENGTH, POSITIONS = 7, 6, 2
 
 
 def sequence_params(width, seed):
-  keys = jax.random.split(jax.random.key(seed), 3)
-  draw = lambda key, *shape: jax.random.normal(key, shape) / shape[0] ** 0.5
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(
+    rng.normal(size=shape) / shape[0] ** 0.5, jnp.float32
+  )
   return {
-    'embedding': draw(keys[0], VOCABULARY, width),
-    'mix': draw(keys[1], width, width),
-    'head': draw(keys[2], width, VOCABULARY),
+    'embedding': draw(VOCABULARY, width),
+    'mix': draw(width, width),
+    'head': draw(width, VOCABULARY),
   }
 
 

@@ -10,6 +10,7 @@ from cxjax.methods import stage as stage_lib
 from cxjax.methods import stage_plan
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
+import drawn
 from tests.methods import networks
 
 Stage, Term = stage_lib.Stage, stage_lib.Term
@@ -22,7 +23,7 @@ def dense(params, name, x):
 
 
 def random(seed, *shape):
-  return jax.random.normal(jax.random.key(seed), shape)
+  return drawn.normal(*shape, seed=seed)
 
 
 TX = optax.sgd(1.0)  # An update is the gradient.

@@ -185,6 +185,17 @@ class RefusalTest(parameterized.TestCase):
     plan(single(**fields))
     plan(single(**{**fields, 'loss': 'cosine'}), batch=one)
 
+  def test_a_loss_is_tried_as_one_program(self):
+    events = []
+    listen = lambda event, *_, **__: events.append(event)
+    loss = lambda got, want: jnp.sin(got - want).sum(-1) ** 2
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+      plan(single(loss=loss), models=ONE)
+    finally:
+      jax.monitoring.unregister_event_duration_listener(listen)
+    self.assertLen([e for e in events if 'backend_compile' in e], 1)
+
   def test_values_of_width_1_can_teach(self):
     for loss in ('mse', 'l2', lambda got, want: jnp.abs(got - want)[:, 0]):
       plan(single(loss=loss), models=ONE)

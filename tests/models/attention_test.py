@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cxjax.models import attention
+import drawn
 
 
 def assert_close(a, b, atol=1e-5):
@@ -114,7 +115,7 @@ class DropoutTest(parameterized.TestCase):
 class LookupTest(parameterized.TestCase):
   @parameterized.parameters(0, 256)
   def test_selects_embeddings_with_their_gradient(self, limit):
-    table = jax.random.normal(jax.random.key(0), (7, 3))
+    table = drawn.normal(7, 3, seed=0)
     ids = np.array([[1, 6, 1], [0, 2, 2]])
 
     def total(table):

@@ -12,6 +12,7 @@ import pytest
 
 import cxjax
 from cxjax.models import channels
+import drawn
 
 pytestmark = pytest.mark.slow
 
@@ -74,11 +75,11 @@ class Scaled(eqx.Module):
 
 def spectrum(width):
   net = Spectrum(width)
-  return cxjax.from_linen(net, net.init(KEY, SOUND))
+  return cxjax.from_linen(net, drawn.parameters(net.init, SOUND))
 
 
 def scaled(width):
-  return cxjax.from_equinox(Scaled(width))
+  return cxjax.from_equinox(drawn.arrays(eqx.filter_eval_shape(Scaled, width)))
 
 
 def stereo(x, window=3):

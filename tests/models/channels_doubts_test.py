@@ -11,6 +11,7 @@ import pytest
 
 import cxjax
 from cxjax.models import channels
+import drawn
 from tests.models.convolutions import compared
 from tests.models.convolutions import conv
 
@@ -18,11 +19,10 @@ pytestmark = pytest.mark.slow
 
 B, C, T = 4, 6, 8
 X = np.random.default_rng(0).normal(size=(B, C, T)).astype(np.float32)
-KEY = jax.random.key(0)
 
 
 def matrix(*shape):
-  return 0.1 * jax.random.normal(KEY, shape)
+  return 0.1 * drawn.normal(*shape)
 
 
 def made(run, **shapes):

@@ -18,6 +18,7 @@ import keras  # noqa: E402
 import cxjax  # noqa: E402
 from cxjax import errors  # noqa: E402
 from cxjax.models import channels  # noqa: E402
+import drawn
 from tests.models.convolutions import compared  # noqa: E402
 from tests.models.convolutions import conv  # noqa: E402
 from tests.models.convolutions import widths  # noqa: E402
@@ -82,17 +83,18 @@ class Nnx(nnx.Module):
 
 
 def equinox(width):
-  return cxjax.from_equinox(Equinox(width))
+  net = drawn.arrays(eqx.filter_eval_shape(Equinox, width))
+  return cxjax.from_equinox(net)
 
 
 def linen(width):
   net = Linen(width)
-  return cxjax.from_linen(net, net.init(KEY, LAST))
+  return cxjax.from_linen(net, drawn.parameters(net.init, LAST))
 
 
 def of_linen():
   net = nn.Sequential([Own(), lambda x: x.mean((2, 3))])
-  return cxjax.from_linen(net, net.init(KEY, FIRST))
+  return cxjax.from_linen(net, drawn.parameters(net.init, FIRST))
 
 
 def of_haiku():
@@ -100,11 +102,11 @@ def of_haiku():
     return hk.Conv2D(4, 3, data_format='NCHW')(x).mean((2, 3))
 
   net = hk.without_apply_rng(hk.transform(run))
-  return cxjax.from_haiku(net, net.init(KEY, FIRST))
+  return cxjax.from_haiku(net, drawn.parameters(net.init, FIRST))
 
 
 def of_keras():
-  keras.utils.clear_session()
+  keras.utils.clear_session(free_memory=False)
   layer = keras.layers.Conv2D(4, 3, data_format='channels_first', name='conv')
   pool = keras.layers.GlobalAveragePooling2D(data_format='channels_first')
   return cxjax.from_keras(
@@ -234,7 +236,7 @@ class PlanTest(parameterized.TestCase):
 class OutputTest(parameterized.TestCase):
   def plan(self, loss, **kwargs):
     net = Own()
-    params = net.init(KEY, FIRST)
+    params = drawn.parameters(net.init, FIRST)
     model = cxjax.from_linen(net, params, **kwargs)
     return cxjax.plan(model, model, FIRST, num_steps=1, layers=(), loss=loss)
 

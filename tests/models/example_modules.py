@@ -1,9 +1,9 @@
 """Flax modules that the tests of this folder adapt."""
 
 from flax import linen as nn
-import jax
 
 from cxjax.models import linen_adapter
+import drawn
 
 
 class Perceptron(nn.Module):
@@ -30,5 +30,5 @@ class Convolutional(nn.Module):
 
 def adapt(module, x, **kwargs):
   """A freshly initialized linen module as a model, and its variables."""
-  variables = jax.jit(module.init)(jax.random.key(0), x)
+  variables = drawn.parameters(module.init, x)
   return linen_adapter.from_linen(module, variables, **kwargs), variables

@@ -26,7 +26,8 @@ IDS = np.array([[1, 2, 0], [3, 1, 2], [1, 0, 0], [2, 2, 2]])
 
 
 def network():
-  keras.utils.clear_session()  # Names are numbered from the beginning.
+  # Names are numbered from the beginning.
+  keras.utils.clear_session(free_memory=False)
   x = inputs = keras.Input((5,))
   for _ in range(2):
     x = keras.layers.Dense(8, activation='tanh')(x)
@@ -131,7 +132,7 @@ class KerasTest(parameterized.TestCase):
       keras_adapter.from_keras([model] * 2)
 
   def test_constraints_and_regularizers_are_named(self):
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     inner = keras.Sequential([keras.Input((5,))])
     inner.add(keras.layers.Dense(3, kernel_constraint='non_neg'))
     inner.add(keras.layers.Dense(3, bias_regularizer='l2'))

@@ -15,6 +15,7 @@ from cxjax.models import adapters
 from cxjax.models import linen_adapter
 from cxjax.models import mlp
 from cxjax.models import taps
+import drawn
 from tests.models import example_modules
 
 B = 4
@@ -43,7 +44,7 @@ class Pair(nn.Module):
 @pytest.mark.slow
 class LinenTest(parameterized.TestCase):
   def test_computes_what_the_module_computes(self):
-    x = jax.random.normal(jax.random.key(1), (B, 5))
+    x = drawn.normal(B, 5, seed=1)
     model, variables = adapt(Perceptron(), x)
     output, found = jax.jit(model.apply)(model.params, x)
     np.testing.assert_array_equal(
@@ -93,8 +94,8 @@ class LinenTest(parameterized.TestCase):
 
   def test_several_students(self):
     x = jnp.ones((B, 5))
-    keys = jax.random.split(jax.random.key(0))
-    variables = [Perceptron().init(key, x) for key in keys]
+    init = Perceptron().init
+    variables = [drawn.parameters(init, x, seed=seed) for seed in (0, 1)]
     model = linen_adapter.from_linen(Perceptron(), variables)
     self.assertTrue(model.several)
     self.assertLen(model.params, 2)
@@ -169,9 +170,9 @@ class LinenTrainingTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.x = jax.random.normal(jax.random.key(1), (B, 5)) + 2
+    cls.x = drawn.normal(B, 5, seed=1) + 2
     cls.module = Noisy()
-    cls.variables = jax.jit(cls.module.init)(jax.random.key(0), cls.x)
+    cls.variables = drawn.parameters(cls.module.init, cls.x)
 
   def adapt(self, variables=None, **kwargs):
     return linen_adapter.from_linen(
@@ -269,7 +270,7 @@ class LinenTrainingTest(parameterized.TestCase):
   @parameterized.parameters('tuple', 'dict', 'call')
   def test_several_inputs(self, form):
     a, b = self.x, self.x + 1
-    variables = Product().init(jax.random.key(0), a, b)
+    variables = drawn.parameters(Product().init, a, b)
     call = None
     x = {'tuple': (a, b), 'dict': {'b': b, 'a': a}, 'call': {'u': a, 'v': b}}
     if form == 'call':
@@ -285,7 +286,7 @@ class ExampleTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_the_same_as_of_a_batch(self):
-    x = jax.random.normal(jax.random.key(1), (B, 5))
+    x = drawn.normal(B, 5, seed=1)
     whole, variables = adapt(Perceptron(), x)
     one = linen_adapter.from_linen(Perceptron(), variables, batched=False)
     output, found = one.apply(one.params, x)
@@ -302,8 +303,8 @@ class ExampleTest(parameterized.TestCase):
       def __call__(self, x, train=False):
         return nn.BatchNorm(not train, axis_name=self.axis)(x)
 
-    x = jax.random.normal(jax.random.key(1), (B, 5))
-    variables = Norm(None).init(jax.random.key(0), x)
+    x = drawn.normal(B, 5, seed=1)
+    variables = drawn.parameters(Norm(None).init, x)
     training = {'train': True}
     results = []
     for axis, batched in ((None, True), ('batch', False)):

@@ -15,6 +15,7 @@ import cxjax
 from cxjax import errors
 from cxjax.models import master_weights
 from cxjax.training import checkpoints
+import drawn
 
 X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
 HALF = jnp.bfloat16
@@ -34,7 +35,7 @@ class _Net(nn.Module):
 
 
 def variables(dtype=HALF, seed=0):
-  found = _Net().init(jax.random.key(seed), X)
+  found = drawn.parameters(_Net().init, X, seed=seed)
   return jax.tree.map(lambda leaf: leaf.astype(dtype), found)
 
 
@@ -132,7 +133,7 @@ class _Float16(nn.Module):
 
 def computing(where='', **kwargs):
   module = _Float16(where)
-  return cxjax.from_linen(module, module.init(jax.random.key(0), X), **kwargs)
+  return cxjax.from_linen(module, drawn.parameters(module.init, X), **kwargs)
 
 
 class ComputationTest(parameterized.TestCase):
@@ -184,7 +185,7 @@ class HeldOnceTest(absltest.TestCase):
   @pytest.mark.slow
   def test_the_teacher_and_the_students_are(self):
     """In bfloat16, while a run goes on; a student beside its masters."""
-    teacher = cxjax.from_linen(_Net(37), _Net(37).init(jax.random.key(1), X))
+    teacher = cxjax.from_linen(_Net(37), drawn.parameters(_Net(37).init, X))
     half = jax.tree.map(lambda leaf: leaf.astype(HALF), teacher.params)
     teacher = cxjax.from_linen(
       _Net(37), {**teacher.wrap(teacher.params), 'params': half}

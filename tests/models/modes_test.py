@@ -1,6 +1,7 @@
 """Modes of a model, found by tracing it."""
 
 from absl.testing import parameterized
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,29 @@ class RandomTest(parameterized.TestCase):
   )
   def test_reads_its_key(self, training, want):
     self.assertEqual(modes.reads_key(training, PARAMS, X), want)
+
+
+class IdleTest(parameterized.TestCase):
+  def test_a_model_is_traced_once_for_equal_shapes(self):
+    calls = []
+
+    def apply(params, x):
+      calls.append(x.shape)
+      return nn.Dropout(0.1, deterministic=True).apply({}, x) @ params['w'], {}
+
+    longer = jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    for x in (X, X, longer, X):
+      self.assertLen(modes.idle_layers(apply, PARAMS, x)[0], 1)
+    self.assertEqual(calls, [X.shape, longer.shape])
+
+  def test_a_function_without_a_hash(self):
+    class Model:
+      __hash__ = None
+
+      def __call__(self, params, x):
+        return x @ params['w'], {}
+
+    self.assertEqual(modes.idle_layers(Model(), PARAMS, X), ({}, {}))
 
 
 class CheckTest(parameterized.TestCase):

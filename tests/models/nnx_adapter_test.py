@@ -11,6 +11,7 @@ from cxjax import errors
 from cxjax.models import adapters
 from cxjax.models import nnx_adapter
 from cxjax.models import nnx_modules
+import drawn
 
 B = 4
 
@@ -44,7 +45,7 @@ class Rematerialized(nnx.Module):
 class NnxTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.x = jax.random.normal(jax.random.key(1), (B, 5))
+    self.x = drawn.normal(B, 5, seed=1)
     self.module = Nnx(nnx.Rngs(0))
     self.module.eval()
     self.model = nnx_adapter.from_nnx(self.module)
@@ -139,7 +140,7 @@ class InsideTest(parameterized.TestCase):
           return self.b(transform(lambda module, x: module(x))(self.a, x))
         return self.b(transform(self.a)(x))
 
-    module, x = Net(), jax.random.normal(jax.random.key(1), (B, 5))
+    module, x = Net(), drawn.normal(B, 5, seed=1)
     model = nnx_adapter.from_nnx(module)
     output, found = jax.jit(model.apply)(model.params, x)
     np.testing.assert_allclose(output, module(x), rtol=1e-5)
@@ -167,7 +168,7 @@ class InsideTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_a_recurrent_layer_takes_keys_and_draws_nothing(self):
     module = nnx.RNN(nnx.GRUCell(5, 4, rngs=nnx.Rngs(0)))
-    x = jax.random.normal(jax.random.key(1), (B, 3, 5))
+    x = drawn.normal(B, 3, 5, seed=1)
     model = nnx_adapter.from_nnx(module)
     output, found = model.apply(model.params, x)
     np.testing.assert_allclose(output, module(x), rtol=1e-5)
@@ -183,7 +184,7 @@ class InsideTest(parameterized.TestCase):
 
     layers = (nnx.Linear, Double, Inherited)
     module = nnx.Sequential(*(kind(5, 5, rngs=nnx.Rngs(0)) for kind in layers))
-    x = jax.random.normal(jax.random.key(1), (B, 5))
+    x = drawn.normal(B, 5, seed=1)
     model = nnx_adapter.from_nnx(module)
     _, found = model.apply(model.params, x)
     self.assertCountEqual(found, ['layers/0', 'layers/1', 'layers/2'])
@@ -197,7 +198,7 @@ class InsideTest(parameterized.TestCase):
       jax.numpy.tanh,
       lambda x: x.sum()[None],
     )
-    x = jax.random.normal(jax.random.key(1), (B, 5))
+    x = drawn.normal(B, 5, seed=1)
     model = nnx_adapter.from_nnx(module, batched=False)
     output, found = model.apply(model.params, x)
     np.testing.assert_allclose(output, jax.vmap(module)(x), rtol=1e-5)
@@ -209,7 +210,7 @@ class NnxTrainingTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.x = jax.random.normal(jax.random.key(1), (B, 5))
+    self.x = drawn.normal(B, 5, seed=1)
 
   @parameterized.parameters(Nnx, Rematerialized)
   def test_inference_is_that_after_eval(self, kind):

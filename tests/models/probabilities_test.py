@@ -21,6 +21,7 @@ import keras  # noqa: E402
 import cxjax  # noqa: E402
 from cxjax import errors  # noqa: E402
 from cxjax.methods import losses  # noqa: E402
+import drawn
 
 pytestmark = pytest.mark.slow
 
@@ -29,13 +30,13 @@ X = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 Y = np.arange(8) % C
 KEY = jax.random.key(0)
 LINEAR = nn.Dense(C)
-WEIGHTS = LINEAR.init(KEY, X)
+WEIGHTS = drawn.parameters(LINEAR.init, X)
 softmax = jax.nn.softmax
 
 
 def linen(end, **kwargs):
   net = nn.Sequential([nn.Dense(5), jnp.tanh, nn.Dense(C), end])
-  return cxjax.from_linen(net, net.init(KEY, X), **kwargs)
+  return cxjax.from_linen(net, drawn.parameters(net.init, X), **kwargs)
 
 
 class Nnx(nnx.Module):
@@ -56,7 +57,7 @@ class Equinox(eqx.Module):
 
 def of_haiku(end, **kwargs):
   net = hk.transform(lambda x: end(hk.Linear(C)(x)))
-  return cxjax.from_haiku(net, net.init(KEY, X), **kwargs)
+  return cxjax.from_haiku(net, drawn.parameters(net.init, X), **kwargs)
 
 
 def of_keras(end, **kwargs):

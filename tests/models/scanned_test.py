@@ -11,6 +11,7 @@ import pytest
 
 import cxjax
 from cxjax.models import scanned
+import drawn
 
 X = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
 
@@ -60,7 +61,7 @@ class NnxStack(nnx.Module):
 
 def adapt(width):
   module = Stack(width)
-  return cxjax.from_linen(module, module.init(jax.random.key(width), X))
+  return cxjax.from_linen(module, drawn.parameters(module.init, X, seed=width))
 
 
 class ScannedTest(parameterized.TestCase):
@@ -179,7 +180,7 @@ class ScannedTest(parameterized.TestCase):
         return x + jnp.tanh(nn.Dense(x.shape[-1], name='dense')(x))
 
     module = Nested()
-    nested = cxjax.from_linen(module, module.init(jax.random.key(0), X))
+    nested = cxjax.from_linen(module, drawn.parameters(module.init, X))
     self.assertEqual(scanned.nested(nested, X), {'blocks': 3})
     self.assertEqual(scanned.nested(adapt(4), X), {})
     with self.assertLogs(level='WARNING') as logged:

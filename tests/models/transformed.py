@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxjax.models import transformer
+import drawn
 
 SIZES = dict(vocab_size=7, max_length=12, num_classes=5)
 B, LENGTH, WIDTH, DEPTH = 3, 10, 16, 2
@@ -23,16 +24,9 @@ def make(causal, **kwargs):
 
 @functools.cache
 def params(causal):
-  def init():
-    tokens = jnp.zeros((1, LENGTH), int)
-    start = make(causal).init(jax.random.key(0), tokens)
-    # Away from where norms and biases start.
-    leaves, structure = jax.tree.flatten(start)
-    noise = jax.random.normal(jax.random.key(1), (sum(p.size for p in leaves),))
-    ends = np.cumsum([p.size for p in leaves])[:-1]
-    return structure.unflatten(
-      p + 0.1 * n.reshape(p.shape)
-      for p, n in zip(leaves, jnp.split(noise, ends), strict=True)
-    )
-
-  return jax.jit(init)()
+  tokens = np.zeros((1, LENGTH), int)
+  start = drawn.parameters(make(causal).init, tokens)
+  rng = np.random.default_rng(1)
+  # Away from where norms and biases start.
+  noise = lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32)
+  return jax.tree.map(lambda p: jnp.asarray(np.asarray(p) + noise(p)), start)

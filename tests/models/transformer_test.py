@@ -16,6 +16,7 @@ from cxjax import errors
 from cxjax.methods import flops
 from cxjax.methods import targets
 from cxjax.models import attention
+import drawn
 from tests.models.transformed import DEPTH
 from tests.models.transformed import KINDS
 from tests.models.transformed import LENGTH
@@ -225,7 +226,7 @@ class HeadTest(parameterized.TestCase):
   )
   def test_head_of_trunk_is_apply(self, causal, tied, dtype):
     model = make(causal, tied=tied, num_classes=7, dtype=dtype, depth=1)
-    variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
+    variables = drawn.parameters(model.init, TOKENS)
     x = {'tokens': TOKENS, 'mask': REAL, 'target_positions': POSITIONS}
     want, activations = jax.jit(model.apply)(variables, x)
     h, found = jax.jit(model.trunk)(variables, x)
@@ -265,11 +266,13 @@ class CostTest(parameterized.TestCase):
 
   length, width, batch = 64, 64, 4
 
-  def flops(self, causal, name, positions=None):
-    model = make(causal, width=self.width, depth=3, max_length=self.length)
-    x = {'tokens': jnp.zeros((self.batch, self.length), jnp.int32)}
+  @classmethod
+  @functools.cache
+  def flops(cls, causal, name, positions=None):
+    model = make(causal, width=cls.width, depth=3, max_length=cls.length)
+    x = {'tokens': jnp.zeros((cls.batch, cls.length), jnp.int32)}
     if positions:
-      x['target_positions'] = jnp.zeros((self.batch, positions), jnp.int32)
+      x['target_positions'] = jnp.zeros((cls.batch, positions), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     fun = functools.partial(targets.activation, model.apply, name=name)
     return flops.compiled(fun, variables, x)
