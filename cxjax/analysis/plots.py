@@ -1,5 +1,6 @@
 """Plots of runs: a metric against steps, for several methods."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import io
@@ -30,10 +31,8 @@ COLORS = {
   'progressive': '#E69F00',
   'extracted': '#D55E00',
 }
-# Colors of runs that are none of these methods, and the lines of the first,
-# the second and the third run of a color.
+# Colors of runs that are none of these methods.
 OTHERS = ('#009E73', '#CC79A7', '#56B4E9', '#999999')
-LINES = ('-', (0, (7, 2)), (0, (7, 2, 1, 2)))
 # Strips of stages above the axes: height and distance, of the height of the
 # axes; points of the axes' width, and of a letter, to tell which names fit.
 STRIP, GAP, WIDTH, LETTER = 0.05, 0.015, 340, 4.5
@@ -111,7 +110,7 @@ def curves(
     UserError: a run has no record of the metric, or the file cannot be written.
   """
   figure, (panel,) = axes(xlabel, ylabel)
-  others = itertools.cycle(itertools.product(LINES, OTHERS))
+  others = _styles()
   staged = [name for name, records in runs.items() if _ends(records)]
   seeds = 0
   for name, records in runs.items():
@@ -143,6 +142,13 @@ def curves(
   pad = 6 + 0.77 * 288 * (STRIP + GAP) * len(staged)
   panel.set_title(title or f'{ylabel} by method', pad=pad)
   save(figure, path)
+
+
+def _styles() -> Iterator[tuple[Any, str]]:
+  """Yields lines and colors, none twice; dashes have more and more dots."""
+  for dots in itertools.count(-1):
+    line = '-' if dots < 0 else (0, (7, 2, *(1, 2) * dots))
+    yield from ((line, color) for color in OTHERS)
 
 
 def _curve(

@@ -88,7 +88,7 @@ class CurvesTest(TestCase):
 
   @pytest.mark.slow
   def test_every_run_has_a_color_and_a_line_of_its_own(self):
-    names = [*plots.COLORS, *map(str, range(3 * len(plots.OTHERS)))]
+    names = [*plots.COLORS, *map(str, range(5 * len(plots.OTHERS)))]
     self.draw({name: records() for name in names})
     looks = {
       (self.curve(name).get_color(), str(self.curve(name)._dash_pattern))
