@@ -33,8 +33,9 @@ def alike(
   """
   of_several = [', ' in name for name in runs]
   same_form = '' not in runs and len(set(of_several)) == 1
+  same = runs[0] == runs[1] and not of_several[0]
   least = min(len(teacher.layers), len(student.layers))
-  if runs[0] == runs[1] != '' or (same_form and least > 1):
+  if same_form and (same or (least > 1 and runs[0] != runs[1])):
     return None
   highs, lows = teacher.candidates, student.candidates
   high, low = repeated_blocks.find(highs), repeated_blocks.find(lows)

@@ -211,13 +211,19 @@ def _longest(runs: layers_lib.Runs) -> str:
 
 
 def _like(student: taps_lib.Taps, theirs: layers_lib.Runs) -> layers_lib.Runs:
-  """The runs of a student; one layer is a run if the teacher has its like."""
+  """The runs of a student, or its layers of the names of the teacher's run.
+
+  Those are no run if there is one alone, or if each has a shape of its own, as
+  with one block in each stage, where parts of them may be one.
+  """
   ours = student.runs
-  if list(ours) != [''] or len(theirs) != 1 or '' in theirs:
+  if len(ours) != 1 or len(theirs) != 1 or '' in theirs:
     return ours
-  pattern = next(iter(theirs))
-  named = tuple(tap.name for tap in student if patterns.fits(tap.name, pattern))
-  return {pattern: named} if named else ours
+  (layers,), (pattern,) = ours.values(), theirs
+  named = patterns.of_run(pattern, [tap.name for tap in student])
+  inside = all(patterns.is_inside(layer, pattern) for layer in layers)
+  parts = '' in ours or (inside and pattern not in ours)
+  return {pattern: named} if named and parts else ours
 
 
 def _by_name(

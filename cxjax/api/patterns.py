@@ -75,6 +75,26 @@ def fits(name: str, pattern: str) -> bool:
   return any(fnmatch.fnmatchcase(each, pattern) for each in names)
 
 
+def of_run(pattern: str, names: Sequence[str]) -> tuple[str, ...]:
+  """The names of the pattern of a run, whose stars are numbers.
+
+  Args:
+    pattern: pattern of the layers of a model, as 'stage*_block*'.
+    names: all activations of another model, in the order of computation.
+
+  Returns:
+    Some of `names`.
+  """
+  numbered = re.escape(pattern).replace(re.escape('*'), '[0-9]+')
+  is_one = lambda name: '#' in pattern or re.fullmatch(numbered, name)
+  return tuple(n for n in names if fits(n, pattern) and is_one(n))
+
+
+def is_inside(name: str, pattern: str) -> bool:
+  """True for a part of a layer of a pattern, up to its last number."""
+  return fnmatch.fnmatchcase(name, f'{pattern[: pattern.rindex("*")]}*')
+
+
 def form_of(pattern: str) -> str:
   """The pattern without its step: 'blocks/*' of 'blocks/*:2'."""
   found = _STEP.fullmatch(pattern)

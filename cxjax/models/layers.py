@@ -20,6 +20,8 @@ _NUMBERED = re.compile(r'(?P<stem>.*?)(?P<number>\d+)')
 # One of several arrays, in place of the first.
 _PART = re.compile(r'\d*')
 _CALL = re.compile(r'(?P<name>[^#]+)(#(?P<number>\d+))?')
+# Divides a name after a number inside of it, as 'stage1_block2_out'.
+_INNER = '/\0'
 # Calls of one module that are a run: two may be a base class and its child.
 _CALLS = 3
 
@@ -76,11 +78,14 @@ class _Run:
     return self.layers[0].position, self.layers[-1].position
 
 
-def find(activations: Sequence[Activation]) -> tuple[Runs, Runs]:
+def find(
+  activations: Sequence[Activation], norms: bool = False
+) -> tuple[Runs, Runs]:
   """Finds the layers among activations.
 
   Args:
     activations: candidates, in the order of computation.
+    norms: whether norms that end blocks of other modules may be layers.
 
   Returns:
     The longest run of siblings and those at least half as long, as an encoder
@@ -88,24 +93,49 @@ def find(activations: Sequence[Activation]) -> tuple[Runs, Runs]:
     Without numbered siblings of equal shape, the layers by depth are a run with
     the pattern ''.
   """
-  activations = [a for a in activations if a.products]
+  plain = [a for a in activations if a.products]
+  activations = [dataclasses.replace(a, name=_divided(a.name)) for a in plain]
   groups = list(_groups(activations))
   chains = [run for run in groups if len(run.layers) > 1 and run.length > 1]
   runs = _outermost(_of_parents(chains, groups))
   runs = _merged(_without_parallel(runs, activations), activations)
-  runs = [run for run in runs if _has_products(run, activations)]
+  if not norms:
+    runs = [run for run in runs if _has_products(run, activations)]
   if not runs:
     runs = _single_block(groups)
   if not runs:
-    names = by_depth(activations)
+    names = by_depth(plain)
     return ({'': names} if names else {}), {}
   longest = max(run.length for run in runs)
   chosen: Runs = {}
   others: Runs = {}
   for run in sorted(runs, key=lambda run: run.span):
     into = chosen if 2 * run.length >= longest else others
-    into[run.pattern] = tuple(layer.name for layer in run.layers)
+    names = tuple(layer.name.replace(_INNER, '') for layer in run.layers)
+    into[_undivided(run)] = names
   return chosen, others
+
+
+def _divided(name: str) -> str:
+  """The name as a path: numbers inside of a component end one of their own.
+
+  So 'stage1_block2_out' is read as 'stage1/block2/out' is.
+  """
+  path, call, number = name.partition('#')
+  return re.sub(r'(?<=\d)_', f'{_INNER}_', path) + call + number
+
+
+def _undivided(run: _Run) -> str:
+  """The pattern of a run, with what follows in the components it ends in."""
+  size = run.pattern.count('/') + 1
+  rests = set()
+  for layer in run.layers:
+    inner = layer.name.partition('#')[0].split('/')[size:]
+    same = itertools.takewhile(lambda part: part[0] == _INNER[1:], inner)
+    rests.add(''.join(same))
+  rest = rests.pop() if len(rests) == 1 else '*'
+  pattern = run.pattern if ', ' in run.pattern else run.pattern + rest
+  return pattern.replace(_INNER, '').replace(_INNER[1:], '')
 
 
 def _positions(name: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -297,7 +327,7 @@ def _without_parallel(
 def _merged(
   runs: Sequence[_Run], activations: Sequence[Activation]
 ) -> list[_Run]:
-  """The runs, with those in one that are computed in turns."""
+  """The runs that compute products, with those in one that are in turns."""
   merged: list[list[_Run]] = []
   for run in sorted(runs, key=lambda run: run.span):
     last = merged[-1] if merged else []
@@ -305,7 +335,11 @@ def _merged(
       last.append(run)
     else:
       merged.append([run])
-  return [_one(each, activations) for each in merged]
+  return [
+    _one(each, activations)
+    for each in merged
+    if any(_has_products(run, activations) for run in each)
+  ]
 
 
 def _one(runs: Sequence[_Run], activations: Sequence[Activation]) -> _Run:

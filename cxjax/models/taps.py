@@ -3,6 +3,7 @@
 Found from the jaxpr of the model, without running it.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -157,22 +158,21 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
     (name for name in found if not same(name)),
     key=lambda name: (*_positions(flow, values[name]), name),
   )
+  first = len(jax.tree.leaves(model.one))
+  entries = {
+    first + i: jax.tree_util.keystr(path, simple=True, separator='/')
+    for i, (path, _) in enumerate(jax.tree.leaves_with_path(x))
+  }
+  read = {name: flow.read(values[name], entries) for name in shapes}
   candidates = _candidates(
-    flow, {n: values[n] for n in order}, values[''], shapes
+    flow, {n: values[n] for n in order if read[n]}, values[''], shapes
   )
-  chosen, others = layers_lib.find(candidates)
-  if '' in chosen and (blocks := repeated_blocks.find(candidates)):
-    chosen = {blocks.label: blocks.layers}
+  chosen, others = _chosen(candidates, x)
   run = {
     name: pattern
     for runs in (chosen, others)
     for pattern, names in runs.items()
     for name in names
-  }
-  first = len(jax.tree.leaves(model.one))
-  entries = {
-    first + i: jax.tree_util.keystr(path, simple=True, separator='/')
-    for i, (path, _) in enumerate(jax.tree.leaves_with_path(x))
   }
   layers = {name for names in chosen.values() for name in names}
   made = Taps(
@@ -183,12 +183,33 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
       flow.flops(values[name]),
       name in layers,
       run.get(name, ''),
-      flow.read(values[name], entries),
+      read[name],
     )
     for name in [*order, '']
   )
   made.candidates = tuple(candidates)
   return made
+
+
+def _chosen(
+  candidates: Sequence[layers_lib.Activation], x: types.Input
+) -> tuple[layers_lib.Runs, layers_lib.Runs]:
+  """The layers, and the runs that are left out."""
+  chosen, others = layers_lib.find(candidates)
+  if '' not in chosen:
+    return chosen, others
+  if blocks := repeated_blocks.find(candidates):
+    return {blocks.label: blocks.layers}, others
+  return layers_lib.find(_of_batch(candidates, x), norms=True)
+
+
+def _of_batch(
+  activations: Sequence[layers_lib.Activation], x: types.Input
+) -> Sequence[layers_lib.Activation]:
+  """Those whose first axis may be the batch; all, if none has it."""
+  sizes = {leaf.shape[0] for leaf in jax.tree.leaves(x) if leaf.shape}
+  found = [a for a in activations if a.shape[0] in sizes]
+  return found if any(a.products for a in found) else activations
 
 
 def stacked(model: adapters.ModelAdapter, x: types.Input) -> dict[str, int]:
@@ -239,11 +260,15 @@ def _candidates(
     output in another form, and those whose first axis is that of a scan.
   """
   marks = outputs_lib.OUTPUT, outputs_lib.AUXILIARY
-  outputs = [value for n, value in values.items() if n.startswith(marks)]
-  ends = {flow.source(value) for value in outputs}
+  named = {
+    '': output,
+    **{n: v for n, v in values.items() if n.startswith(marks)},
+  }
+  outputs = {name: value for name, value in named.items() if value is not None}
+  ends = {flow.source(value) for name, value in outputs.items() if name}
   needed = 0
-  for value in (output, *outputs):
-    needed |= flow.ancestors[value[0]] if value is not None else 0
+  for value in outputs.values():
+    needed |= flow.ancestors[value[0]]
   products = [
     (i, flow.ancestors[i])
     for i in range(len(flow.nodes))
@@ -263,10 +288,9 @@ def _candidates(
       continue
     if name.startswith(marks):
       continue
-    if flow.stacked(value) or (
-      output is not None
-      and shapes[name].size == shapes[''].size
-      and flow.determines(source, output)
+    if flow.stacked(value) or any(
+      shapes[name].size == shapes[other].size and flow.determines(source, end)
+      for other, end in outputs.items()
     ):
       continue
     number, ancestors = source[0], flow.ancestors[source[0]]

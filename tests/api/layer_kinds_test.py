@@ -38,6 +38,24 @@ class Loop(nn.Module):
     return nn.Dense(3, name='head')(x.mean(1))
 
 
+class Named(nn.Module):
+  """Blocks in a loop, whose modules have the names of their roles."""
+
+  width: int
+  depth: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(self.width, name='embed')(x)
+    for i in range(self.depth):
+      attention = nn.MultiHeadDotProductAttention(2, name=f'attention_{i}')
+      x = x + attention(nn.LayerNorm(name=f'norm1_{i}')(x))
+      h = nn.LayerNorm(name=f'norm2_{i}')(x)
+      h = nn.gelu(nn.Dense(2 * self.width, name=f'wide_{i}')(h))
+      x = x + nn.Dense(self.width, name=f'narrow_{i}')(h)
+    return nn.Dense(3, name='head')(x.mean(1))
+
+
 class Attentions(nn.Module):
   """Norm and attention in turns; the sums are outside of both."""
 
@@ -101,6 +119,7 @@ class KindsTest(parameterized.TestCase):
     (Attentions(8, 4), Attentions(4, 2), 'LayerNorm_2 LayerNorm_1 layer_3 la'),
     (Attentions(8, 3), Attentions(4, 1), 'layer_2 layer_0'),
     (Attentions(8, 6), Attentions(4, 3), 'LayerNorm_2 LayerNorm_1 LayerNorm_4'),
+    (Named(8, 6), Named(4, 2), 'norm1_3 norm1_1 narrow_5 narrow_1'),
     (Residual(8, 4), Residual(4, 2), 'norm2 norm1 fc3 fc1'),
     (Residual(8, 4), Residual(4, 1), 'fc3 fc0'),
   )

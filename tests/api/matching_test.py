@@ -44,6 +44,48 @@ class FoundTest(parameterized.TestCase):
     found, _ = pairs(chain(h=6), chain(h=1))
     self.assertEqual(found, [('h/5', 'h/0')])
 
+  @parameterized.parameters('s{}_b{}', 's{}_b{}_out')
+  def test_a_student_of_one_block_in_each_stage(self, form):
+    """Each of its blocks has another width, and parts of one width."""
+
+    def model(blocks):
+      widths = [
+        jax.ShapeDtypeStruct((4 + 4 * i, 8 + 4 * i), 'float32') for i in (1, 2)
+      ]
+
+      def apply(params, x):
+        found = {}
+        for i, wider in enumerate(params):
+          x = found[f'down_{i}'] = jnp.tanh(x @ wider)
+          for j in range(blocks):
+            block = form.format(i, j)
+            for k in range(2):
+              x = found[f'{block.removesuffix("_out")}_{k}_conv'] = x @ (
+                wider.T @ wider
+              )
+            x = found[block] = jnp.tanh(x)
+        return x @ params[-1].T, found
+
+      return cxjax.from_fn(apply, tuple(widths))
+
+    found, _ = pairs(model(3), model(1))
+    want = [(form.format(i, 2), form.format(i, 0)) for i in range(2)]
+    self.assertEqual(found, want)
+
+  def test_what_has_no_batch_is_no_layer(self):
+    """A table made of parameters, and one vector for the whole batch."""
+
+    def apply(params, x):
+      table = jnp.tanh(params @ params)
+      whole = jnp.tanh(x.mean(0, keepdims=True) @ params)
+      h = jnp.tanh(x @ params + table[:1] + whole)
+      g = jnp.tanh(h @ params)
+      return g @ params, {'table': table, 'whole': whole, 'h': h, 'g': g}
+
+    model = cxjax.from_fn(apply, EYE)
+    found, _ = pairs(model, model)
+    self.assertEqual(found, [('h', 'h'), ('g', 'g')])
+
   def test_encoder_with_encoder(self):
     found, _ = pairs(chain(enc=4, dec=4), chain(enc=2, dec=2))
     want = ['enc/1', 'enc/3', 'dec/1', 'dec/3']

@@ -67,6 +67,43 @@ class RunTest(parameterized.TestCase):
     run = [f'stages/{i}/blocks/{j}' for i in range(2) for j in range(2)]
     self.assertEqual(chain(['stem', *run]).layers, tuple(run))
 
+  @parameterized.parameters(
+    'stage{}_block{}', 's{}_b{}/conv', 'c{}_block{}_out'
+  )
+  def test_stages_of_blocks_in_flat_names(self, form):
+    """As in ConvNeXt, Swin and the applications of Keras."""
+    run = [form.format(i, j) for i in range(2) for j in range(2)]
+    inside = [run[0].replace('out', '1_conv')] if 'out' in form else []
+    found = chain(['stem', *inside, *run, 'neck_norm'])
+    self.assertEqual(found.layers, tuple(run))
+    pattern = form.format('*', '*').removesuffix('/conv')
+    self.assertEqual(list(found.runs), [pattern])
+
+  def test_norms_end_the_blocks_of_two_stacks(self):
+    """As in a DETR: the residual sums lie outside of the modules."""
+
+    def apply(params, x):
+      found = {}
+      for stack in ('encoder', 'decoder'):
+        for i in range(3):
+          x += found.setdefault(f'{stack}_{i}', jnp.tanh(x @ params))
+          x = found[f'{stack}_norm_{i}'] = x / 2
+      return x @ params, found
+
+    found = taps.taps(adapters.from_fn(apply, EYE), X)
+    want = [f'{stack}_norm_*' for stack in ('encoder', 'decoder')]
+    self.assertEqual(list(found.runs), want)
+
+  def test_the_head_of_another_output_is_none(self):
+    def apply(params, x):
+      h = jnp.tanh(x @ params)
+      head = h @ params
+      found = {'h': h, 'head': head, 'output:scores': 4 * head}
+      return (h @ params)[:, :3], found
+
+    found = taps.taps(adapters.from_fn(apply, EYE), X)
+    self.assertEqual(found.layers, ('h',))
+
   def test_heads_inside_of_a_block_are_none(self):
     run = [f'block{i}' for i in range(2)]
     names = [*(f'block0/mlp{i}' for i in range(6)), *run]
