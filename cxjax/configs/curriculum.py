@@ -125,14 +125,18 @@ def _check_intermediate(block: Config, teacher: Config) -> None:
       f'never saved. It is saved {saved}, before teacher.num_steps={last}. '
       'Choose such steps.',
     )
-  counts = {'even': block.count, 'transition': len(block.scores)}
-  count = counts.get(block.rule, 0)
+  scores = tuple(block.scores)
+  count, chosen = {
+    'even': (block.count, f'count={block.count}'),
+    'transition': (len(scores), f'scores={scores}'),
+  }.get(block.rule, (0, ''))
   most = math.ceil(last / every) + len(teacher.save_at)
   errors.require(
     count <= most or not block.steps,
-    f'progressive.steps={tuple(block.steps)} are for progressive.count={count} '
-    f'checkpoints, and the teacher has at most {most} before its last one: it '
-    f'is saved {saved}. Lower teacher.save_every, or choose fewer.',
+    f'progressive.steps={tuple(block.steps)} are for the {count} checkpoints '
+    f'of progressive.{chosen}, and the teacher has at most {most} before its '
+    f'last one: it is saved {saved}. Lower teacher.save_every, or choose '
+    'fewer.',
   )
 
 

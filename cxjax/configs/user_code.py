@@ -16,6 +16,8 @@ LIBRARIES = tuple(
   for name, folder in sysconfig.get_paths().items()
   if name in ('stdlib', 'platstdlib', 'purelib', 'platlib')
 )
+# Names of folders of packages elsewhere, as of `pip install --user`.
+PACKAGES = {'site-packages', 'dist-packages'}
 ADVICE = 'Mend it there; --verbosity=1 prints the traceback.'
 
 
@@ -55,8 +57,9 @@ def explained(error: BaseException, program: str) -> str | None:
 
 def _is_own(name: str, path: pathlib.Path) -> bool:
   """True for a file of the user: of no library, and no code made of text."""
-  libraries = any(map(path.is_relative_to, LIBRARIES))
-  return not libraries and not name.startswith('<')
+  if name.startswith('<') or any(map(path.is_relative_to, LIBRARIES)):
+    return False
+  return not PACKAGES & {*pathlib.Path(name).parts, *path.parts}
 
 
 def _shown(name: str) -> str:

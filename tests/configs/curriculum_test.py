@@ -87,7 +87,17 @@ class CheckpointTest(parameterized.TestCase):
         'progressive.count': 4,
         'progressive.steps': (10, 10, 10, 10, 20),
       },
-      'progressive.count=4 checkpoints, and the teacher has at most 3 ',
+      'the 4 checkpoints of progressive.count=4, and the teacher has at most 3',
+    ),
+    (
+      'progressive',
+      {
+        **NEVER,
+        'progressive.rule': 'transition',
+        'progressive.scores': (0.6, 0.7, 0.8, 0.9),
+        'progressive.steps': (10, 10, 10, 10, 20),
+      },
+      r'the 4 checkpoints of progressive.scores=\(0.6, 0.7, 0.8, 0.9\), and',
     ),
   )
   @pytest.mark.slow

@@ -14,6 +14,7 @@ from cxjax.configs import builders
 from cxjax.configs import cli
 from cxjax.configs import experiment
 from cxjax.configs import user_code
+from cxjax.parallel import shard_sums
 import own_broken_config
 
 FILE = pathlib.Path(own_broken_config.__file__)
@@ -72,6 +73,18 @@ class UserCodeTest(parameterized.TestCase):
       self.said(lambda argv: experiment.run(config, self.folder))
     (call,) = debug.call_args_list
     self.assertIsInstance(call.kwargs['exc_info'], LookupError)
+
+  def test_a_package_of_another_folder_is_no_code_of_the_user(self):
+    place = self.folder / 'site-packages' / 'lib.py'
+    names = {}
+    exec(compile('def fail(*_):\n  raise LookupError', place, 'exec'), names)
+
+    def own(*args):
+      names['fail'](*args)
+
+    line = own.__code__.co_firstlineno + 1
+    said = self.said(lambda argv: shard_sums.over_shards(own, 1, (), 0))
+    self.assertRegex(said, f'line {line} of .*user_code_test.py raises Lookup')
 
   def test_errors_of_the_program_and_of_the_package_keep_their_traceback(self):
     def fails():
