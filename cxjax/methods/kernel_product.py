@@ -24,7 +24,7 @@ def product(
 
   Returns:
     `[..., C]`. It cannot be differentiated in forward mode if all dtypes are
-    the same and `C` is larger than `D`.
+    the same and `C`, for `[C, D]` also the number of rows, is larger than `D`.
   """
 
   def plain(features: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -33,7 +33,10 @@ def product(
 
   out = jax.eval_shape(plain, features, kernel)
   same = features.dtype == kernel.dtype == out.dtype
-  if not same or kernel.shape[1 - axis] <= kernel.shape[axis]:
+  width, classes = kernel.shape[axis], kernel.shape[1 - axis]
+  # Of a kernel [C, D], the gradient is transposed in place of that of the rows.
+  most = classes if axis == 0 else min(classes, features.size // width)
+  if not same or most <= width:
     return plain(features, kernel)
 
   def forward(features: jax.Array, kernel: jax.Array) -> Any:

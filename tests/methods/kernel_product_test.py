@@ -82,18 +82,26 @@ class ProductTest(parameterized.TestCase):
     )(features, kernel)
     self.assertEqual({g.dtype for g in grads}, {jnp.dtype(jnp.bfloat16)})
 
-  def test_the_gradient_of_wide_outputs_is_not_transposed(self):
+  @parameterized.parameters(
+    (0, 6, True), (1, 6, True), (0, 3, True), (1, 3, False)
+  )
+  def test_the_smaller_array_is_transposed(self, layout, rows, features_first):
+    """That of the gradient of wide outputs, which JAX has first, is not."""
+    kernel, axis = kernels()[layout]
+    features = FEATURES.reshape(-1, WIDTH)[:rows]
+
     def first_operand(product):
-      grad = jax.grad(summed(product, 0), 1)
-      jaxpr = jax.make_jaxpr(grad)(FEATURES, KERNEL).jaxpr
+      loss = lambda kernel: jnp.sum(jnp.sin(product(features, kernel, axis)))
+      jaxpr = jax.make_jaxpr(jax.grad(loss))(kernel).jaxpr
       return [
         eqn.invars[0].aval.shape
         for eqn in walk(jaxpr)
         if eqn.primitive.name == 'dot_general'
       ][-1]
 
-    self.assertEqual(first_operand(plain), (*ROWS, CLASSES))
-    self.assertEqual(first_operand(kernel_product.product), (*ROWS, WIDTH))
+    self.assertEqual(first_operand(plain), (rows, CLASSES))
+    width = WIDTH if features_first else CLASSES
+    self.assertEqual(first_operand(kernel_product.product), (rows, width))
 
 
 if __name__ == '__main__':
