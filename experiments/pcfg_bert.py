@@ -30,7 +30,7 @@ def get_config(variant: str = 'extracted') -> ml_collections.ConfigDict:
 
 
 def cpu(method: str) -> ml_collections.ConfigDict:
-  """Returns the config of sentences of about 45 tokens, for two cores."""
+  """Returns the config of sentences of about 49 tokens, for two cores."""
   c = base.get_config(method)
   c.task = 'pcfg'
   c.data = ml_collections.ConfigDict()
