@@ -63,4 +63,4 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .jax_cache runs docs/_build docs/notebooks build dist
+	rm -rf $(VENV) runs docs/_build docs/notebooks build dist

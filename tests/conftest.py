@@ -1,15 +1,17 @@
 """Settings of every test, made before anything is computed."""
 
+import atexit
 import functools
 import gc
 import os
 import pathlib
+import shutil
+import tempfile
 
 from absl import flags
 import jax
 import pytest
 
-import kept_programs
 import scripts
 
 # Pytest reads the command line; without this absl, hence chex.variants, raises
@@ -26,7 +28,9 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 gc.set_threshold(200_000, 20, 100)
 # In the environment, for the processes that tests start as well.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # Else pytest-xdist's worker.
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(kept_programs.folder())
+  _cache = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
   _flags = ['--xla_cpu_parallel_codegen_split_count=1']
   if jax.__version_info__ < (0, 11):  # Unknown later, which ends the process.
     # More than half of XLA's time to compile for a CPU.
@@ -120,7 +124,6 @@ def pytest_collection_finish(session):
   import one_context
 
   compiled_once.install()
-  kept_programs.install()
   one_context.install()
   gc.collect()
   gc.freeze()  # What was imported stays: no collection need look at it.

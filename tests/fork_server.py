@@ -25,7 +25,6 @@ import tensorboard.summary.writer.record_writer  # noqa: F401
 
 from cxjax.configs import cli  # noqa: F401
 from cxjax.configs import stored_targets  # noqa: F401
-import kept_programs
 import one_context
 
 
@@ -83,7 +82,6 @@ def end(code):
 
 if __name__ == '__main__':
   waiting = []
-  kept_programs.install()
   one_context.install()
   gc.freeze()  # What is imported stays in the memory that all share.
   try:
