@@ -288,13 +288,17 @@ def _candidates(
       continue
     if name.startswith(marks):
       continue
-    if flow.stacked(value) or any(
-      shapes[name].size == shapes[other].size and flow.determines(source, end)
-      for other, end in outputs.items()
-    ):
-      continue
     number, ancestors = source[0], flow.ancestors[source[0]]
     reach = sum(i != number and above >> number & 1 for i, above in products)
+    made = {
+      other
+      for other, end in outputs.items()
+      if shapes[name].size == shapes[other].size
+      and flow.determines(source, end)
+    }
+    # A layer may be returned as another output too.
+    if flow.stacked(value) or '' in made or (made and not reach):
+      continue
     if source in ends and not reach:
       continue  # It is another output.
     into = found if source in read or source == output else others

@@ -105,9 +105,10 @@ class TermsTest(FolderTest):
     plan = cxjax.plan(TEACHER, STUDENT, (X, Y), stages=(stage,))
     _, history = distill(plan, [(x, Y) for x in batches()], learning_rate=0.02)
     first, last = history[0], history[-1]
-    self.assertLess(last['loss/output'], 0.5 * first['loss/output'])
-    self.assertIn('loss/Dense_0', last)
-    self.assertIn('loss/labels', last)
+    # Random labels pull away from the teacher's output.
+    self.assertLess(last['loss/output'], 0.8 * first['loss/output'])
+    self.assertLess(last['loss/Dense_0'], 0.5 * first['loss/Dense_0'])
+    self.assertLess(last['loss/labels'], first['loss/labels'])
     self.assertEqual(last['stage'], 'joint')
 
   def test_a_single_term_has_no_loss_of_its_own(self):
