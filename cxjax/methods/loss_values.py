@@ -60,22 +60,6 @@ def tempered_log_softmax(x: jax.Array, temperature: float = 1.0) -> jax.Array:
   return x - temperature * jnp.log(total)
 
 
-def surprise(x: jax.Array, classes: jax.Array) -> jax.Array:
-  """`-log softmax(x)[class]`, without the logarithms of other classes.
-
-  Args:
-    x: `[..., C]` logits.
-    classes: `[...]` integers.
-
-  Returns:
-    `[...]`, in nats.
-  """
-  most = jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf)
-  x = x - jax.lax.stop_gradient(most)
-  total = jnp.log(jnp.sum(jnp.exp(x), axis=-1))
-  return total - jnp.take_along_axis(x, classes[..., None], axis=-1)[..., 0]
-
-
 def divergence(
   log_q: jax.Array,
   log_p: jax.Array,

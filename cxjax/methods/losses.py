@@ -45,10 +45,11 @@ def cross_entropy(student: jax.Array, labels: jax.Array) -> jax.Array:
     f'labels of shape {list(labels.shape)} do not fit logits of '
     f'{list(student.shape)}: give one class for each, or one probability.',
   )
-  x = loss_values.precise(student)
+  log_q = jax.nn.log_softmax(loss_values.precise(student))
   if labels.ndim < student.ndim:
-    return loss_values.known(loss_values.surprise(x, labels), student)
-  p, log_q = loss_values.precise(labels), jax.nn.log_softmax(x)
+    found = -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+    return loss_values.known(found, student)
+  p = loss_values.precise(labels)
   found = -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1)
   return loss_values.known(found, student, labels)
 

@@ -90,7 +90,7 @@ class MeshTest(parameterized.TestCase):
       return grad.lower(model.params, ids).compile()
 
     def exchanges(program):
-      """Whether one is in a computation that the program's own calls."""
+      """True if one is in a computation that the program's own calls."""
       inner, _, _ = program.as_text().partition('\nENTRY ')
       return ' all-reduce(' in inner
 

@@ -71,7 +71,7 @@ class RunTest(parameterized.TestCase):
     'stage{}_block{}', 's{}_b{}/conv', 'c{}_block{}_out'
   )
   def test_stages_of_blocks_in_flat_names(self, form):
-    """As in ConvNeXt, Swin and the applications of Keras."""
+    """Names of ConvNeXt, Swin and the applications of Keras."""
     run = [form.format(i, j) for i in range(2) for j in range(2)]
     inside = [run[0].replace('out', '1_conv')] if 'out' in form else []
     found = chain(['stem', *inside, *run, 'neck_norm'])
@@ -80,7 +80,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(list(found.runs), [pattern])
 
   def test_norms_end_the_blocks_of_two_stacks(self):
-    """As in a DETR: the residual sums lie outside of the modules."""
+    """Blocks of a DETR: the residual sums lie outside of the modules."""
 
     def apply(params, x):
       found = {}
