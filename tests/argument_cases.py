@@ -328,6 +328,7 @@ STEPS = {
       tx=TX,
       mask=MASK,
       lookahead=1,
+      by_example=True,
     ),
   ),
 }

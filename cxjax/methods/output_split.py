@@ -103,6 +103,12 @@ class Split:
     features, rest = found.run(params, x, *key)
     return self._ending(found.weights(params), features), *rest
 
+  def reads(self, params: types.Params) -> Any:
+    """A tree of booleans: the parameters that the features depend on."""
+    leaves, structure = jax.tree.flatten(params)
+    read = [i in self.found.reads for i in range(len(leaves))]
+    return jax.tree.unflatten(structure, read)
+
   def restorer(self, params: types.Params) -> Callable[[jax.Array], Apart]:
     """Returns the function that makes an output of features again."""
     return functools.partial(self._ending, self.found.weights(params))
@@ -200,6 +206,7 @@ class _Found:
     structure: tree structure of the model's results.
     trunk: function from the leaves of the arguments to the features, and to
       what the model returns beside the output.
+    reads: numbers of the leaves that `trunk` reads.
     make: function from the leaves of the parameters to what the head reads of
       them.
   """
@@ -208,6 +215,7 @@ class _Found:
   shape: tuple[int, ...]
   structure: Any
   trunk: Callable[[Sequence[Any]], list[Any]]
+  reads: frozenset[int]
   make: Callable[[Sequence[Any]], list[Any]]
 
   def weights(self, params: types.Params) -> tuple[jax.Array, ...]:
@@ -238,8 +246,8 @@ def _find(fun: Callable[..., Any], *args: Any) -> _Found | None:
     head,
     jax.tree.leaves(shape)[0].shape,
     jax.tree.structure(shape),
-    _pruned(flat, [features, *flat.jaxpr.outvars[1:]]),
-    _pruned(flat, weights),
+    *_pruned(flat, [features, *flat.jaxpr.outvars[1:]]),
+    _pruned(flat, weights)[0],
   )
 
 
@@ -266,8 +274,11 @@ def _inlined(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
 
 def _pruned(
   closed: core.ClosedJaxpr, outputs: Sequence[Any]
-) -> Callable[[Sequence[Any]], list[Any]]:
-  """A function of the leaves that computes some variables and no others."""
+) -> tuple[Callable[[Sequence[Any]], list[Any]], frozenset[int]]:
+  """A function of the leaves that computes some variables and no others.
+
+  With the numbers of the leaves that it reads.
+  """
   jaxpr = closed.jaxpr
   paths = ('',) * len(outputs)
   own = jaxpr.replace(
@@ -277,4 +288,5 @@ def _pruned(
   own, used = partial_eval.dce_jaxpr(own, [True] * len(outputs))
   run = core.jaxpr_as_fun(core.ClosedJaxpr(own, closed.consts))
   indices = [i for i, needed in enumerate(used) if needed]
-  return lambda leaves: run(*(leaves[i] for i in indices))
+  pruned = lambda leaves: run(*(leaves[i] for i in indices))
+  return pruned, frozenset(indices)

@@ -21,6 +21,7 @@ from cxjax.methods import microbatches as microbatches_lib
 from cxjax.methods import optimizer
 from cxjax.methods import output_pieces
 from cxjax.methods import output_split
+from cxjax.methods import own_examples
 from cxjax.methods import relational
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
@@ -207,11 +208,13 @@ def loss_function(
   progress: jax.Array | float = 0.0,
   microbatches: int = 1,
   teacher_output: Callable[[jax.Array], output_split.Apart] | None = None,
+  by_example: types.Apply | None = None,
 ) -> Callable[..., tuple[jax.Array, Any]]:
   """The loss of a step, as a function of what is learned.
 
   It is `((params, regressors), changed, key, batch, targets) -> (loss, (loss of
-  each term, changed))`; see `training_mode` for `changed` and `key`.
+  each term, changed))`; see `training_mode` for `changed` and `key`. A model
+  `by_example` is run in place of `forward`.
   """
   terms, whole = stage.named_terms, batch
 
@@ -223,8 +226,13 @@ def loss_function(
     targets: dict[str, types.Target],
   ) -> tuple[jax.Array, Any]:
     params, regressors = learned
-    params = training_mode.overlay(masks.merge(params, frozen), changed)
-    found, changed = forward(params, batch['x'], key)
+    if by_example is None:
+      params = training_mode.overlay(masks.merge(params, frozen), changed)
+      found, changed = forward(params, batch['x'], key)
+    else:
+      found = own_examples.activations(
+        by_example, stage, params, frozen, batch['x']
+      )
     if teacher_output is not None:
       targets = {
         name: teacher_output(want)
@@ -268,12 +276,14 @@ def update(
   training: types.Training | None = None,
   key: jax.Array | None = None,
   teacher_output: Callable[[jax.Array], output_split.Apart] | None = None,
+  by_example: bool = False,
 ) -> tuple[State, jax.Array, dict[str, jax.Array]]:
   """`train_step` that also returns the loss of each term before its weight.
 
   With a student that is an `output_split.Split` the outputs are compared piece
   by piece. The targets are then the features of the teacher's output, which
-  `teacher_output` completes; without it they are whole.
+  `teacher_output` completes; without it they are whole. A student that computes
+  each example `by_example` is run as in `own_examples`.
   """
   batch = weights_lib.cleared_input(batch)
   trainable, frozen = masks.split(state.params, mask)
@@ -281,8 +291,9 @@ def update(
   names = _updated_names(training, state.params, batch, stage)
   before = training_mode.select(state.params, names)
   forward = training_mode.forward(apply, training, names)
+  own = apply if by_example and training is None else None
   loss_of = loss_function(
-    forward, stage, frozen, batch, progress, microbatches, teacher_output
+    forward, stage, frozen, batch, progress, microbatches, teacher_output, own
   )
   learned = trainable, state.regressors
   args = before, key, batch, targets

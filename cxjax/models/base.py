@@ -45,6 +45,9 @@ class Abilities:
       mesh; `()` if none of them is.
     head: whether the model is a `ModelWithHead`.
     vocab_size: number of token ids, of a model that reads them.
+    by_example: whether each example of a batch is computed by itself, unlike
+      with statistics of the batch. Devices of a CPU then exchange the gradients
+      of all parameters at once, which is faster.
   """
 
   inputs: tuple[str, ...] | None = None
@@ -52,6 +55,7 @@ class Abilities:
   partition_rules: PartitionRules | None = None
   head: bool = False
   vocab_size: int | None = None
+  by_example: bool | None = None
 
 
 @runtime_checkable

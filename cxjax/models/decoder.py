@@ -163,6 +163,7 @@ class Decoder(base.HeadApart, nn.Module):
       partition_rules=PARTITION_RULES,
       head=self.num_classes > 0,
       vocab_size=self.vocab_size,
+      by_example=True,
     )
 
   @property

@@ -51,7 +51,11 @@ class MLP(nn.Module):
   def abilities(self) -> base.Abilities:
     """One input array, no dropout, a head."""
     return base.Abilities(
-      inputs=(), dropout=0.0, partition_rules=PARTITION_RULES, head=True
+      inputs=(),
+      dropout=0.0,
+      partition_rules=PARTITION_RULES,
+      head=True,
+      by_example=True,
     )
 
   def setup(self) -> None:

@@ -133,6 +133,7 @@ class Transformer(base.HeadApart, nn.Module):
       partition_rules=PARTITION_RULES,
       head=self.num_classes > 0,
       vocab_size=self.vocab_size,
+      by_example=True,
     )
 
   def setup(self) -> None:

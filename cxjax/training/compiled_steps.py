@@ -18,6 +18,7 @@ from cxjax.methods import stored_output
 from cxjax.methods import targets as targets_lib
 from cxjax.methods import train_step
 from cxjax.models import master_weights
+from cxjax.parallel import joint_gradients
 from cxjax.parallel import mesh as mesh_lib
 from cxjax.training import abstract
 from cxjax.training import batch_targets
@@ -56,6 +57,7 @@ class CompiledSteps:
     self._teacher: types.Apply | None = None
     if spec.teacher is not None and spec.teacher.available:
       self._teacher = mesh_lib.gathered(spec.teacher_apply, layout.teacher)
+    self._by_example = joint_gradients.fit(spec.student, layout.mesh)
     self._pools: fitting.Pools = {}
     self._programs = programs.Programs(options)
     self._call = self._programs.call
@@ -330,6 +332,7 @@ class CompiledSteps:
         lookahead=spec.lookahead_steps,
         microbatches=spec.microbatches,
         training=models.training,
+        by_example=self._by_example,
       )
       return self._sharded(states), mesh_lib.constrain_replicated(out)
 
