@@ -80,8 +80,8 @@ def _chosen(found: Any, chosen: Any) -> str:
     text = f'{_named(chosen)} has {mean}, {score}{_tied(chosen, ties)}'
   elif not uneven:
     text = (
-      f'Take {_named(chosen)}: {score}, better than every other method by more '
-      'than the spread'
+      f'Take {_named(chosen)}: {score}, better than every other method'
+      f'{" of several seeds" if _single(found) else ""} by more than the spread'
     )
   else:
     text = f'Take {_named(chosen)}: {score}'
@@ -113,7 +113,7 @@ def _listed(some: Sequence[Any]) -> str:
 
 
 def _asides(found: Any, uneven: Sequence[Any]) -> list[str]:
-  """Clauses about the methods whose seeds differ widely, or diverged."""
+  """Clauses about seeds that differ widely, are single, or diverged."""
   clauses = []
   for one in uneven:
     better = ' has a better mean but' if one is found.best else ''
@@ -121,10 +121,23 @@ def _asides(found: Any, uneven: Sequence[Any]) -> list[str]:
       f'; {one.method}{better} is less reliable, with '
       f'{spread.shown(one.scores)}'
     )
+  for one in _single(found):
+    clauses.append(
+      f'; {one.method} has one seed ({one.mean:.4g}), so it may be as good'
+    )
   for one in found.contenders:
     if math.isnan(one.mean):
       clauses.append(f'; {one.method}: {spread.shown(one.scores)}')
   return clauses
+
+
+def _single(found: Any) -> list[Any]:
+  """Methods with one score, as of students that end alike."""
+  return [
+    one
+    for one in found.contenders
+    if len(one.scores) == 1 and math.isfinite(one.mean)
+  ]
 
 
 def _named(one: Any) -> str:

@@ -193,13 +193,13 @@ def compare(
     flops=budgets.Flops(costs, charged=equal != 'student_flops'),
     options={**options, 'fit_on': fit_on},
   )
+  entrants.check_metric()
   begin.require_untrained(entrants.score(), entrants.num_examples)
   lengths = entrants.lengths(budgets.part_of(num_steps, share), equal)
-  description = entrants.describe(lengths, equal)
-  report(description)
+  report(described := entrants.describe(lengths, equal))
   found = dataclasses.replace(
     entrants.run(lengths, report),
-    description=description,
+    description=described,
     reference=entrants.reference,
     predicted_steps=num_steps if share < 1 else None,
     share=share,

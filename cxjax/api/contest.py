@@ -170,13 +170,16 @@ class Contest:
     same = CHARGED.get(equal, equal)
     higher = self.evaluation.metrics[self.metric].higher_is_better
     better = 'higher' if higher else 'lower'
+    teacher, score = '', self.teacher_score
+    if score is not None:
+      teacher = f' The teacher itself has {self.metric} {score:.4g}.'
     lines = [
       f'Comparison by held-out {self.metric} ({better} is better), at equal '
       f'{same} of '
       f'{self.reference} in {lengths[self.reference]:,} steps. {search}; then '
       f'the best rate with {seeds} seed{"s" * (seeds > 1)} for the whole '
       f'budget. Optimizer: {self._optimizer()}. '
-      f'{self.starts.how}{self._teacher_score()}',
+      f'{self.starts.how}{teacher}',
       tables.markdown(rows).rstrip('\n'),
       f'In all at most {whole:.3g} TFLOP; rates of a round and seeds run side '
       "by side and share the teacher's passes.",
@@ -187,19 +190,27 @@ class Contest:
     """Name and schedule of the optimizer."""
     return optimizers.describe(optimizers.named(self.options.get('optimizer')))
 
-  def _teacher_score(self) -> str:
-    """A sentence with the score of the teacher, if there are labels."""
+  @functools.cached_property
+  def teacher_score(self) -> float | None:
+    """Score of the teacher, if there are labels."""
     if not self.evaluation.by_labels:
-      return ''
+      return None
     teacher = self.plans[self.reference].teacher
-    score = jax.jit(
-      functools.partial(
-        evaluation_lib.evaluate,
-        apply=teacher.apply,
-        metrics=self.evaluation.metrics,
-      )
-    )(teacher.params, self.evaluation.held_out)[self.metric]
-    return f' The teacher itself has {self.metric} {float(score):.4g}.'
+    evaluate = functools.partial(
+      evaluation_lib.evaluate,
+      apply=teacher.apply,
+      metrics=self.evaluation.metrics,
+    )
+    scores = jax.jit(evaluate)(teacher.params, self.evaluation.held_out)
+    return float(scores[self.metric])
+
+  def check_metric(self) -> None:
+    """Raises UserError if the metric is NaN for the teacher itself."""
+    errors.require(
+      not math.isnan(self.teacher_score or 0.0),
+      f"The teacher's own {self.metric} is NaN, so it cannot compare students. "
+      'Mend this metric, or let another one be the first of metrics.',
+    )
 
   def _cost(self, name: str, steps: int) -> dict[str, Any]:
     """The row of a method in the table of costs."""

@@ -134,6 +134,21 @@ class ConclusionTest(parameterized.TestCase):
     self.assertEqual(found.rows[0]['against the best'], 'unknown: one seed')
     self.assertIsNone(found.rows[0]['sd'])
 
+  def test_a_method_of_one_seed_is_not_called_worse(self):
+    single = contender('single', (0.905,))
+    found = conclude(self.GOOD, single, self.BAD)
+    self.assertEqual(
+      found.advice,
+      'Take good at a learning rate of 0.01: accuracy 0.91 +- 0.01, better '
+      'than every other method of several seeds by more than the spread; '
+      'single has one seed (0.905), so it may be as good.',
+    )
+    self.assertEqual(found.rows[1]['against the best'], 'unknown: one seed')
+    tied = conclude(self.GOOD, self.NEAR, single)
+    self.assertEndsWith(
+      tied.advice, '; single has one seed (0.905), so it may be as good.'
+    )
+
   def test_what_diverged_is_never_the_best(self):
     broken = contender('broken', (0.99, math.nan, 0.99))
     found = conclude(broken, self.BAD)

@@ -325,6 +325,11 @@ class RefusalTest(parameterized.TestCase):
     default = (*compare_lib.LABELED, *compare_lib.METHODS, compare_lib.FITTED)
     self.assertCountEqual(names, default)
 
+  def test_a_metric_that_is_nan_for_the_teacher(self):
+    metric = cxjax.Metric(lambda ours, _: ours[..., 0] * math.nan)
+    with self.assertRaisesRegex(errors.UserError, "teacher's own own is NaN"):
+      compare(methods='one_shot', metrics={'own': metric})
+
   def test_a_metric_that_does_not_say_if_less_is_better(self):
     brier = lambda output, labels: (output**2).sum(-1)
     with self.assertRaisesRegex(errors.UserError, 'higher_is_better=False'):
