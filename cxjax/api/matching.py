@@ -13,13 +13,13 @@ import jax
 from cxjax import errors
 from cxjax import types
 from cxjax.api import layer_kinds
+from cxjax.api import loops
 from cxjax.api import patterns
 from cxjax.methods import layer_matching
 from cxjax.methods import stage as stage_lib
 from cxjax.methods import targets as targets_lib
 from cxjax.models import adapters
 from cxjax.models import layers as layers_lib
-from cxjax.models import scanned
 from cxjax.models import taps as taps_lib
 
 # The argument of `plan`: pairs, a dict of them, or patterns.
@@ -54,9 +54,11 @@ def pairs(
     UserError: `layers` is none of these, a pattern matches nothing, or the runs
       of the two models do not match.
   """
+  both = (teacher, student)
   if layers is None or isinstance(layers, patterns.Every):
     step = layers.step if layers else 1
-    listed = [taps_lib.taps(model, x) for model in (teacher, student)]
+    listed = [taps_lib.taps(model, x) for model in both]
+    loops.require_layers(ROLES, both, x, [taps.layers for taps in listed])
     found, how = _found(listed[0], listed[1], step)
     if layers is None and len(found) > most:
       last = [(i * len(found)) // most - 1 for i in range(1, most + 1)]
@@ -74,7 +76,6 @@ def pairs(
   elif names:
     layers = [(name, name) for name in names]
   checked = layer_matching.check_pairs(layers)
-  both = (teacher, student)
   plain = not any(set('*-') & set(name) for pair in checked for name in pair)
   if plain and not any(
     map(_is_in_doubt, both, zip(*checked, strict=True), (x, x))
@@ -83,7 +84,11 @@ def pairs(
   listed = [taps_lib.taps(model, x) for model in both]
   if len(names) == 2:
     _check_sides(checked[0], listed)
-  return _expanded(checked, listed)
+  try:
+    return _expanded(checked, listed)
+  except errors.UserError:
+    loops.require_outside(checked, ROLES, both, x)
+    raise
 
 
 def _is_listed(layers: Any) -> TypeGuard[Sequence[str]]:
@@ -321,13 +326,7 @@ def shape_of(
     UserError: there is none of this name, or it is inside a loop.
   """
   if name not in found:
-    for stack, kind in scanned.loops(model, x).items():
-      errors.require(
-        name != stack and not name.startswith(f'{stack}/'),
-        f'{name!r} of the {role} is inside {kind}: its steps are no '
-        'activations. Compare an activation outside of the loop, or write it '
-        'as jax.lax.scan over the parameters of the layers.',
-      )
+    loops.require_outside([(name,)], (role,), (model,), x)
   return errors.lookup(f'activation of the {role}', name, found).shape
 
 

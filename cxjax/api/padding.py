@@ -36,21 +36,37 @@ class Padding:
     mask: the function of the user.
     axes: axes of the output of one batch, without its width.
     size: number of token ids that the models read; None if that is not known.
+    classes: width of the output.
   """
 
   mask: Mask
   axes: tuple[int, ...]
   size: int | None = None
+  classes: int = 0
 
   def __call__(self, batch: types.Batch) -> types.Batch:
     """Returns the batch with its mask in 'x', or in 'weights'.
 
-    Inputs that do not count are numbers in it, and ids that the models know.
+    Inputs that do not count are numbers in it, and ids that the models know;
+    integer labels that do not count are classes.
     """
-    marked = self._with_mask(batch)
+    marked = self._with_classes(self._with_mask(batch))
     # Of those that count all are known (`token_ids`).
     known = token_ids.known(marked['x'], self.size)
     return weights_lib.cleared_input({**marked, 'x': known})
+
+  def _with_classes(self, batch: types.Batch) -> types.Batch:
+    """Sets labels that do not count and are no classes, as -100, to 0."""
+    y = batch.get('y')
+    if y is None or not jnp.issubdtype(y.dtype, jnp.integer):
+      return batch
+    if y.shape[1:] != self.axes[1:] or y.ndim != len(self.axes):
+      return batch
+    counts = weights_lib.output_weights(batch, (*y.shape, self.classes))
+    if counts is None or counts.shape != y.shape:
+      return batch
+    left_out = (counts == 0) & ((y < 0) | (y >= self.classes))
+    return {**batch, 'y': jnp.where(left_out, jnp.zeros_like(y), y)}
 
   def _with_mask(self, batch: types.Batch) -> types.Batch:
     mask = jnp.asarray(self.mask(batch)).astype(jnp.float32)
@@ -198,4 +214,5 @@ def _received(
     f'mask makes {found.dtype}{list(found.shape)} of a batch of {size}: it '
     'must make [B, tokens], True for each that counts, or [B] of examples.',
   )
-  return Padding(mask, output.shape[:-1], token_ids.size_of(*models))
+  size, axes = token_ids.size_of(*models), output.shape[:-1]
+  return Padding(mask, axes, size, output.shape[-1])

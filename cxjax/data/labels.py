@@ -3,6 +3,7 @@
 Probabilities, one for each class, are one-hot or soft labels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,16 +59,22 @@ def is_real(dtype: Any) -> bool:
   return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
-def checked(batch: types.Batch, classes: int | None, soft: bool) -> types.Batch:
+def checked(
+  batch: types.Batch,
+  classes: int | None,
+  soft: bool,
+  with_mask: Callable[[types.Batch], types.Batch] | None = None,
+) -> types.Batch:
   """Checks the labels of a batch.
 
   Args:
     batch: NumPy arrays.
     classes: number of classes; None does not check labels.
     soft: whether labels are probabilities of the classes.
+    with_mask: adds the mask of a plan to a batch; None if the batch has one.
 
   Returns:
-    The batch; labels of weight 0 are 0 in it.
+    The batch; labels that its own weights or mask leave out are 0 in it.
 
   Raises:
     UserError: a label of positive weight is not one of the classes, or no
@@ -78,16 +85,34 @@ def checked(batch: types.Batch, classes: int | None, soft: bool) -> types.Batch:
   y = batch.get('y')
   if classes is None or not isinstance(y, np.ndarray) or not y.size:
     return batch
+  try:
+    _check(y, counts, classes, soft)
+  except errors.UserError:
+    if with_mask is None:
+      raise
+    # The mask may read the labels, so that they stay in the batch.
+    whole = {**with_mask(batch), 'y': y}
+    counts = _counts(whole, classes, soft)
+    counts = None if counts is None else np.asarray(counts)
+    _check(_clear_ignored(whole, counts)['y'], counts, classes, soft)
+  return batch
+
+
+def _check(
+  y: np.ndarray, counts: np.ndarray | None, classes: int, soft: bool
+) -> None:
+  """Raises UserError for labels that are no classes, or no probabilities."""
   if soft:
     _check_probabilities(y, counts)
-    return batch
+    return
   low, high = y.min(), y.max()
+  tokens = "tokens out with mask=lambda batch: batch['y'] >= 0, or"
+  left_out = tokens if y.ndim > 1 else 'examples out'
   errors.require(
     low >= 0 and high < classes,
     f'Labels from {low} to {high}: the output has {classes} classes, 0 to '
-    f"{classes - 1}. Leave examples out with 'weights' of 0.",
+    f"{classes - 1}. Leave {left_out} with 'weights' of 0.",
   )
-  return batch
 
 
 def _check_probabilities(y: np.ndarray, weights: np.ndarray | None) -> None:

@@ -211,8 +211,8 @@ def checked(
     ids: which token ids there are.
 
   Returns:
-    The batch, as NumPy arrays; labels of weight 0 are 0 in it, and inputs that
-    do not count are numbers.
+    The batch, as NumPy arrays; labels that its weights or its own mask leave
+    out are 0 in it, and inputs that do not count are numbers.
 
   Raises:
     UserError: a label of positive weight is not one of the classes, or no
@@ -230,7 +230,7 @@ def checked(
   batch = jax.tree.map(wider, batch)
   check_weights(batch)
   batch = weights_lib.cleared_input(ids.checked(batch))
-  return labels_lib.checked(batch, classes, soft)
+  return labels_lib.checked(batch, classes, soft, ids.with_mask)
 
 
 def check_weights(batch: types.Batch) -> None:

@@ -31,7 +31,8 @@ from cxjax.parallel import partition
 
 _KINDS = {
   'while': 'a loop whose length is known only when it runs',
-  'scan': 'a scan that cannot be split, as one in reverse',
+  'scan': 'a scan that cannot be split, as one in reverse or inside of '
+  'jax.checkpoint',
 }
 # From an equation to the jaxpr that is walked with its caller, or None.
 Body: TypeAlias = Callable[[core.JaxprEqn], core.ClosedJaxpr | None]

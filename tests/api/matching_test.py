@@ -253,7 +253,7 @@ class BlocksOfSeveralTest(parameterized.TestCase):
 class LoopTest(parameterized.TestCase):
   """Stacks of layers in loops that cannot be split."""
 
-  def looped(self, loop):
+  def looped(self, loop, after=('after',)):
     def apply(params, x):
       if loop == 'while':
         step = lambda c: (
@@ -265,7 +265,7 @@ class LoopTest(parameterized.TestCase):
         step = lambda h, w: (jnp.tanh(h @ w), None)
         stack = params['blocks']['w']
         h = jax.lax.scan(step, x, stack, reverse=loop == 'reverse')[0]
-      return h @ params['out'], {'after': h}
+      return h @ params['out'], dict.fromkeys(after, h)
 
     stack = jax.ShapeDtypeStruct((4, 8, 8), jnp.float32)
     return cxjax.from_fn(apply, {'blocks': {'w': stack}, 'out': EYE})
@@ -294,6 +294,23 @@ class LoopTest(parameterized.TestCase):
   def test_refuses(self, teacher, student, layers, message):
     with self.assertRaisesRegex(errors.UserError, message):
       pairs(self.looped(teacher), self.looped(student), layers=layers)
+
+  @parameterized.parameters(
+    ({'blocks/*': 'blocks/*'}, r"'blocks/\*' of the teacher .* a loop"),
+    ({'blocks/-1': 'blocks/-1'}, "'blocks/-1' of the teacher .* a loop"),
+    ('blocks/*:2', r"'blocks/\*:2' of the teacher .* a loop"),
+    (None, r"'blocks/\*' of the teacher .* a loop"),
+    ({'block/*': 'blocks/*'}, 'matches no activation of the teacher'),
+  )
+  def test_refuses_patterns(self, layers, message):
+    teacher, student = self.looped('while', ()), self.looped('scan', ())
+    with self.assertRaisesRegex(errors.UserError, message):
+      pairs(teacher, student, layers=layers)
+
+  def test_says_that_the_loop_is_of_the_student(self):
+    teacher, student = self.looped('scan', ()), self.looped('while', ())
+    with self.assertRaisesRegex(errors.UserError, 'of the student .* a loop'):
+      pairs(teacher, student)
 
   def test_a_teacher_may_loop(self):
     found, _ = pairs(

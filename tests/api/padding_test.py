@@ -18,6 +18,7 @@ B, LENGTH, VOCABULARY, C = 4, 6, 9, 4
 MASK = np.arange(LENGTH) < np.array([[6], [4], [2], [3]])
 random = np.random.default_rng(0)
 TOKENS = random.integers(1, VOCABULARY, (B, LENGTH))
+CLASSES = np.arange(B * LENGTH).reshape(B, LENGTH) % C
 IMAGES = random.normal(size=(B, 3, 3, 2)).astype(np.float32)
 
 
@@ -238,6 +239,38 @@ class MaskTest(parameterized.TestCase):
       found.append(cxjax.distill(plan, [x], log_every=1))
     chex.assert_trees_all_equal(found[0], found[1])
     chex.assert_trees_all_equal(found[0], found[2])
+
+  @parameterized.parameters(
+    (np.where(MASK, CLASSES, -100), lambda y: y != -100),
+    (np.where(MASK, CLASSES, 255).astype(np.uint8), lambda y: y != 255),
+    (np.where(MASK[..., None], np.eye(C)[CLASSES], 0), lambda y: y.any(-1)),
+  )
+  def test_labels_that_no_class_has(self, labels, counts):
+    """A mask may read them; they count nowhere."""
+    found = self.distill(
+      (TOKENS, labels), lambda b: counts(b['y']), layers=(), alpha=0.5
+    )
+    want = self.distill(
+      (TOKENS, CLASSES), lambda b: jnp.asarray(MASK), layers=(), alpha=0.5
+    )
+    chex.assert_trees_all_close(found[0], want[0], rtol=1e-5)
+    for name in ('loss', 'eval/loss', 'eval/accuracy', 'eval/agreement'):
+      a, b = (records[-1][name] for _, records in (found, want))
+      np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
+    with self.assertRaisesRegex(errors.UserError, 'Labels '):
+      self.distill(
+        (TOKENS, labels), lambda b: b['x'] > 0, layers=(), alpha=0.5
+      )
+
+  def test_labels_that_count_or_are_classes_stay(self):
+    mask = lambda batch: batch['x'] > 0
+    x, y = np.array([[1, 0, 0, 5]]), np.array([[-1, -1, 2, 9]])
+    for axes, classes, want in (
+      ((1, 4), 4, [[-1, 0, 2, 9]]),
+      ((1, 3), 4, [[-1, -1, 2, 9]]),  # No class for each output.
+    ):
+      made = padding.Padding(mask, axes, None, classes)({'x': x, 'y': y})
+      np.testing.assert_array_equal(made['y'], want)
 
   @parameterized.parameters('all', 'predicted')
   def test_examples_of_weight_0_in_a_square_batch(self, tokens):

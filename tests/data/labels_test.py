@@ -52,6 +52,11 @@ class LabelsTest(parameterized.TestCase):
       user_batches.checked(batch, 3)
     user_batches.checked(batch, None)
 
+  def test_advice_for_the_labels_of_tokens(self):
+    batch = {'x': X[:2], 'y': np.array([[0, 1], [-100, 2]])}
+    with self.assertRaisesRegex(errors.UserError, r"mask=.*\['y'\] >= 0"):
+      user_batches.checked(batch, 3)
+
   def test_labels_of_weight_0_are_not_read(self):
     batch = {'x': X, 'y': np.array([0, -100, 2, 9]), 'weights': [1, 0, 1, 0]}
     found = user_batches.checked(batch, 3)
