@@ -258,9 +258,7 @@ class MaskTest(parameterized.TestCase):
       a, b = (records[-1][name] for _, records in (found, want))
       np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
     with self.assertRaisesRegex(errors.UserError, 'Labels '):
-      self.distill(
-        (TOKENS, labels), lambda b: b['x'] > 0, layers=(), alpha=0.5
-      )
+      self.distill((TOKENS, labels), lambda b: b['x'] > 0, layers=(), alpha=0.5)
 
   def test_labels_that_count_or_are_classes_stay(self):
     mask = lambda batch: batch['x'] > 0
