@@ -47,7 +47,8 @@ class Abilities:
     vocab_size: number of token ids, of a model that reads them.
     by_example: whether each example of a batch is computed by itself, unlike
       with statistics of the batch. Devices of a CPU then exchange the gradients
-      of all parameters at once, which is faster.
+      of all parameters at once, which is faster. It is not checked: a device
+      computes with its own examples alone.
   """
 
   inputs: tuple[str, ...] | None = None

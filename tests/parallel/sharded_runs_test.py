@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl import logging
 from absl.testing import parameterized
@@ -15,6 +16,8 @@ from cxjax import errors
 from cxjax.configs import builders
 from cxjax.configs import experiment
 from cxjax.configs import identity
+from cxjax.parallel import joint_gradients
+from cxjax.training import abstract
 from cxjax.training import compiled_steps
 from cxjax.training import metric_log
 from cxjax.training import teacher as teacher_lib
@@ -134,6 +137,21 @@ class ShardedRunTest(parameterized.TestCase):
         ),
         leaf.sharding,
       )
+
+  @parameterized.parameters(('data', True), ('tensor', False), ('seeds', False))
+  def test_whole_parameters_exchange_gradients_at_once(self, mesh, expected):
+    experiment_ = opened(config_of('mlp', 'extracted', MESHES[mesh]))
+    spec = builders.student_spec(experiment_, random_teacher(experiment_))
+    planned = spec.plan()[0]
+    _, program = compiled_steps.CompiledSteps(spec)._many_steps(planned)
+    with (
+      jax.set_mesh(spec.layout.mesh),
+      mock.patch.object(
+        joint_gradients, 'by_example', wraps=joint_gradients.by_example
+      ) as exchange,
+    ):
+      jax.eval_shape(program, *abstract.arguments(spec, planned))
+    self.assertEqual(exchange.called, expected)
 
   def test_goes_on_where_it_was_killed(self):
     config = config_of('mlp', 'extracted', MESHES['tensor'])
