@@ -316,7 +316,10 @@ def _name(model: Any) -> str:
 
 
 def declare(model: Any, partition_rules: PartitionRules | None) -> Abilities:
-  """Abilities of an adapter of `model`; an adapter has no head of its own."""
+  """Abilities of an adapter of `model`, whose call may be the user's own.
+
+  So it has no head of its own, and may compute examples together.
+  """
   abilities = declared(model)
   if not isinstance(abilities, Abilities):
     abilities = Abilities()  # An attribute of the user, of another kind.
@@ -325,7 +328,7 @@ def declare(model: Any, partition_rules: PartitionRules | None) -> Abilities:
   else:
     partition_rules = _checked_rules(partition_rules)
   return dataclasses.replace(
-    abilities, partition_rules=partition_rules, head=False
+    abilities, partition_rules=partition_rules, head=False, by_example=None
   )
 
 

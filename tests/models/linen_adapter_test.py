@@ -137,6 +137,8 @@ class LinenTest(parameterized.TestCase):
     self.assertEqual(model.abilities.partition_rules, mlp.PARTITION_RULES)
     self.assertEqual(model.abilities.inputs, ())
     self.assertFalse(model.abilities.head)  # An adapter has none.
+    # As `output` here, a function of the user may mix the examples.
+    self.assertIsNone(model.abilities.by_example)
     rules = [('kernel$', 1)]
     other, _ = adapt(Perceptron(), x, partition_rules=rules)
     self.assertEqual(other.abilities.partition_rules, (('kernel$', 1),))
