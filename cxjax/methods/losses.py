@@ -242,7 +242,7 @@ def top_k(logits: jax.Array, k: int) -> dict[str, jax.Array]:
   k = arguments.integer('k', k, 1, (0, *logits.shape)[-1])
   # A CPU takes a hundred times as long over bfloat16.
   values, classes = jax.lax.top_k(loss_values.precise(logits), k)
-  return {'values': values.astype(logits.dtype), 'classes': classes}
+  return {'values': values.astype(jnp.result_type(logits)), 'classes': classes}
 
 
 def _check_top(student: jax.Array, teacher: dict[str, jax.Array]) -> None:

@@ -86,6 +86,12 @@ class ValueTest(chex.TestCase):
     program = str(jax.make_jaxpr(lambda x: losses.top_k(x, 3))(logits))
     self.assertRegex(program, r'f32\[1,3\] \w+:i32\[1,3\] = top_k')
 
+  def test_the_largest_of_numpy_arrays_in_float64(self):
+    with jax.enable_x64(False):
+      found = losses.top_k(np.array([[0.5, 3.0, 2.0]]), 2)
+    self.assertEqual(found['values'].dtype, jnp.float32)
+    np.testing.assert_array_equal(found['values'], [[3, 2]])
+
   def test_the_largest_logits_alone(self):
     student, teacher = random(0, (3, 5)), random(1, (3, 5))
     whole = losses.top_k(teacher, 5)
