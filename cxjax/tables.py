@@ -176,6 +176,22 @@ def rounded(value: float) -> float:
   return round(value, 1) if abs(value) >= 1 else float(f'{value:.2g}')
 
 
+def number(value: float, digits: int = 4) -> str:
+  """Significant digits of a number, with commas and no exponent if it is large.
+
+  Args:
+    value: any number.
+    digits: how many.
+
+  Returns:
+    Such as '0.01235', '12.35' and '12,350'; from 1e15 on an exponent.
+  """
+  text = f'{value:,.{digits}g}'
+  if 'e+' in text and abs(value) < 1e15:
+    return f'{float(text):,.0f}'
+  return text
+
+
 def write_csv(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
   """Writes records as CSV, atomically; their fields are the columns.
 
@@ -206,7 +222,7 @@ def _cell(value: Any) -> str:
   if isinstance(value, bool):
     return str(value).lower()
   if isinstance(value, float):
-    return f'{value:.4g}'
+    return number(value)
   if isinstance(value, int):
     return f'{value:,}'
   return str(value)

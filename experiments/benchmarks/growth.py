@@ -163,7 +163,7 @@ def render(rows: Sequence[Row], turns: int, busy: float) -> str:
       {
         'size': axis,
         'values': ', '.join(f'{size:,}' for size in sizes),
-        'ms': ', '.join(f'{time / 1e3:,.3g}' for time in times),
+        'ms': ', '.join(tables.number(time / 1e3, 3) for time in times),
         'of the rounds': ', '.join(map(_range, own)),
         'exponent': round(exponent(sizes, times), 2),
         'standard error': _rounded(error(sizes, times)),
@@ -176,7 +176,8 @@ def render(rows: Sequence[Row], turns: int, busy: float) -> str:
 
 def _range(row: Row) -> str:
   """The quickest and the slowest round, in milliseconds."""
-  return f'{row["low"] / 1e3:.3g} to {row["high"] / 1e3:.3g}'
+  low, high = (tables.number(row[name] / 1e3, 3) for name in ('low', 'high'))
+  return f'{low} to {high}'
 
 
 def _rounded(value: float | None) -> float | None:

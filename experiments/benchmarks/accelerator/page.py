@@ -35,7 +35,8 @@ TITLES = {
 
 def span(row: Row) -> str:
   """Returns a median and its range as text."""
-  return '{:,.4g} ({:,.4g}..{:,.4g})'.format(row['us'], row['low'], row['high'])
+  us, low, high = (tables.number(row[name]) for name in ('us', 'low', 'high'))
+  return f'{us} ({low}..{high})'
 
 
 def share(row: Row, peaks: Mapping[str, float]) -> str | None:
@@ -60,7 +61,7 @@ def _environment(rows: Rows) -> Iterator[Row]:
 
 
 def _text(value: Any) -> str:
-  return f'{value:,.4g}' if isinstance(value, float) else str(value)
+  return tables.number(value) if isinstance(value, float) else str(value)
 
 
 def _steps(rows: Rows, peaks: Mapping[str, float]) -> Iterator[Row]:

@@ -45,7 +45,7 @@ PEERS: Mapping[str, Peer] = {
     # Its requirements name a build of torchvision that does not import beside
     # PyTorch for CPUs; the peer works without.
     (
-      TORCH,
+      TRANSFORMERS,
       ('--no-deps', 'torchdistill==1.1.5'),
       ('pyyaml', 'scipy', 'cython', 'requests', 'pillow'),
     ),
@@ -55,7 +55,7 @@ PEERS: Mapping[str, Peer] = {
     'modelopt',
     # Its requirements include packages for GPUs.
     (
-      TORCH,
+      TRANSFORMERS,
       ('--no-deps', 'nvidia-modelopt==0.47.0'),
       (
         'huggingface_hub',

@@ -10,6 +10,7 @@ is as quick.
 """
 
 from collections.abc import Callable
+import functools
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxjax import tables
 from experiments.benchmarks.accelerator import pipe as pipe
 from experiments.benchmarks.peers import cases as cases_lib
 from experiments.benchmarks.peers import products as products_lib
@@ -117,13 +119,14 @@ def of_case(size: str, name: str, lookahead: int) -> dict[str, Any]:
   side, stream = PEAK[size], STREAM[size]
   peak = 2 * side**3 / product_seconds((1, side, side, side), enough)
   bandwidth = 8 * stream / pass_seconds(stream, enough)
+  text = functools.partial(tables.number, digits=3)
   return {
     'seconds': spent + update,
     'note': (
-      f'{flops / 1e6:,.3g} MFLOP of products, {1e6 * spent:,.3g} us at the '
-      f'rates of their shapes ({flops / spent / 1e9:,.3g} GFLOP/s; a square '
-      f'product {peak / 1e9:,.3g}); the update of {number:,} parameters '
-      f'{1e6 * update:,.3g} us (memory {bandwidth / 1e9:,.3g} GB/s)'
+      f'{text(flops / 1e6)} MFLOP of products, {text(1e6 * spent)} us at the '
+      f'rates of their shapes ({text(flops / spent / 1e9)} GFLOP/s; a square '
+      f'product {text(peak / 1e9)}); the update of {number:,} parameters '
+      f'{text(1e6 * update)} us (memory {text(bandwidth / 1e9)} GB/s)'
     ),
   }
 

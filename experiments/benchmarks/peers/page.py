@@ -93,20 +93,22 @@ def render(rows: Sequence[Row], options: compare.Options, steps: int) -> str:
 
 def _line(row: Mapping[str, Any]) -> Row:
   """Returns the cells of a side that was timed, or of the limit."""
-  us = f'{row["us"]:,.4g}'
+  us = tables.number(row['us'])
   if 'low' in row:
-    us += f' ({row["low"]:,.3g}..{row["high"]:,.3g})'
-  number = lambda name, form='{:,.3g}': (
-    None if row.get(name) is None else form.format(row[name])
+    low, high = (tables.number(row[name], 3) for name in ('low', 'high'))
+    us += f' ({low}..{high})'
+  number = lambda name, digits=3: (
+    None if row.get(name) is None else tables.number(row[name], digits)
   )
+  share = row.get('share')
   return {
     'side': row['side'],
     'us': us,
     'times ours': number('times ours'),
     'CPU us': number('cpu us'),
     'whole run, us': number('whole us'),
-    'share of the limit': number('share', '{:.0%}'),
+    'share of the limit': None if share is None else f'{share:.0%}',
     'compile, s': number('compile s'),
     'first step, s': number('first step s'),
-    'peak, MB': number('MB', '{:,.0f}'),
+    'peak, MB': number('MB', 4),
   }

@@ -83,13 +83,13 @@ class Tokens(nn.Module):
 class Llama(nn.Module):
   """A `LlamaForCausalLM` of transformers on a batch of a job."""
 
+  tap = ''  # No case compares its hidden layers.
+
   def __init__(self, job: protocol.Job, role: str, sdpa: bool) -> None:
     """Reads the folder of a role."""
     super().__init__()
-    try:
-      import transformers  # noqa: PLC0415  Not in every environment.
-    except ImportError as error:
-      raise protocol.Cannot('transformers is not in its environment') from error
+    import transformers  # noqa: PLC0415  Slow, and for this case alone.
+
     self.inner = transformers.LlamaForCausalLM.from_pretrained(
       job.folder / role,
       dtype=torch.float32,
@@ -113,9 +113,6 @@ def make(job: protocol.Job, role: str, *, sdpa: bool = True) -> Any:
 
   Returns:
     The module; `module(batch)` is its logits.
-
-  Raises:
-    Cannot: it is a model of transformers, which is not installed.
   """
   if job.case.model == 'mlp':
     return Mlp(job.params(role))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM  # noqa: F401  Before the stubs.
 
 from experiments.benchmarks.peers import protocol as protocol
 from experiments.benchmarks.peers import torch_models as torch_models

@@ -1,9 +1,10 @@
-"""tunix: its `DistillationTrainer`, with networks of flax.nnx.
+"""tunix: its `DistillationTrainer`, with its Llama or networks of flax.nnx.
 
 A hidden stage is a strategy of its own, which stops both networks at their
 layer and projects the teacher's.
 """
 
+import json
 from typing import Any
 
 from flax import nnx
@@ -13,6 +14,8 @@ import numpy as np
 import optax
 from tunix.distillation import distillation_trainer
 from tunix.distillation import strategies
+from tunix.models.llama3 import model as llama
+from tunix.models.llama3 import params as llama_params
 
 from experiments.benchmarks.peers import cases as cases_lib
 from experiments.benchmarks.peers import protocol as protocol
@@ -117,6 +120,34 @@ class Tokens(nnx.Module):
     return self.logits(self.transform_norm(h))
 
 
+class Llama(nnx.Module):
+  """Its Llama on full rows, read from the folder of a role."""
+
+  def __init__(self, job: protocol.Job, role: str) -> None:
+    """Reads the weights."""
+    fields = json.loads((job.folder / role / 'config.json').read_text())
+    config = llama.ModelConfig(
+      num_layers=fields['num_hidden_layers'],
+      vocab_size=fields['vocab_size'],
+      embed_dim=fields['hidden_size'],
+      hidden_dim=fields['intermediate_size'],
+      num_heads=fields['num_attention_heads'],
+      head_dim=fields['head_dim'],
+      num_kv_heads=fields['num_key_value_heads'],
+      rope_theta=fields['rope_theta'],
+      norm_eps=fields['rms_norm_eps'],
+    )
+    self.inner = llama_params.create_model_from_safe_tensors(
+      str(job.folder / role), config, dtype=jnp.float32
+    )
+
+  def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """Computes the logits."""
+    del positions
+    at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return self.inner(tokens, at, None, at[:, :, None] >= at[:, None])[0]
+
+
 # Names of ours, and what they are in nnx.
 _NAMES = {
   'tokens/embedding': ('tokens', 'embedding'),
@@ -142,6 +173,8 @@ def _place(name: str) -> tuple[str | int, ...]:
 def _network(job: protocol.Job, role: str) -> nnx.Module:
   """Makes a network with the weights of a job."""
   case = job.case
+  if case.model == 'llama':
+    return Llama(job, role)
   if case.model == 'mlp':
     module: nnx.Module = Mlp(case, getattr(case, role).width)
   else:
@@ -190,6 +223,7 @@ def _logits(case: cases_lib.Case) -> strategies.LogitStrategy:
       'mlp': x.shape[:1],
       'encoder': positions.shape,
       'decoder': x.shape[:2],
+      'llama': x.shape[:2],
     }[case.model]
     return jax.nn.one_hot(jnp.zeros(shape, jnp.int32), case.classes)
 
@@ -215,8 +249,6 @@ class Tunix:
 
   def __init__(self, job: protocol.Job) -> None:
     """Copies the networks."""
-    if job.case.model == 'llama':
-      raise protocol.Cannot('this benchmark has no Llama in nnx')
     if job.case.stage == 'stored':
       raise protocol.Cannot('its trainer runs the teacher in every step')
     if job.matrix is None:
