@@ -6,6 +6,7 @@ import gc
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 from absl import flags
@@ -17,6 +18,10 @@ import scripts
 # Pytest reads the command line; without this absl, hence chex.variants, raises
 # UnparsedFlagAccessError.
 flags.FLAGS.mark_as_parsed()
+
+# A script's background jobs, and nohup, ignore it, and their processes too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Sharding is tested on any machine; no effect on an accelerator.
 jax.config.update('jax_num_cpu_devices', 8)
