@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib.util
+import inspect
 import pathlib
+import pkgutil
 import re
 import sys
 import tempfile
@@ -172,6 +174,20 @@ class ReferenceTest(absltest.TestCase):
     named = re.findall(r'^\.\. (?:auto\w+|py:data):: cxjax\.(\w+)$', text, re.M)
     modules = re.findall(r'^## `cxjax\.(\w+)', text, re.M)
     self.assertCountEqual([*named, *modules, '__version__'], cxjax.__all__)
+
+  def test_no_sentence_is_read_as_a_type(self):
+    """Sphinx takes the words before a colon for the type of a result."""
+    pages = (DOCS / 'reference').glob('*.md')
+    text = '\n'.join(page.read_text() for page in pages)
+    for name in re.findall(r'^\.\. auto(?:function|class):: (.*)$', text, re.M):
+      one = pkgutil.resolve_name(name)
+      lines = re.findall(r'^Returns:\n +(.*)', inspect.getdoc(one), re.M)
+      for part in vars(one).values():
+        if isinstance(part, property):
+          lines.append((part.__doc__ or '').partition('\n')[0])
+      for line in lines:
+        with self.subTest(name=name, line=line):
+          self.assertNotIn(': ', re.sub(r'`[^`]*(`|$)', '', line))
 
   def test_every_page_is_in_a_table_of_contents(self):
     listed = {DOCS / 'index.md'}
