@@ -268,7 +268,7 @@ def _by_inputs(
 
 def _named(pattern: str, names: Sequence[str]) -> str:
   """A run in messages."""
-  return f'{pattern or "the shortest paths"} ({len(names)})'
+  return f'{pattern or "activations of the shortest paths"} ({len(names)})'
 
 
 def _listed(runs: layers_lib.Runs) -> str:
