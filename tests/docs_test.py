@@ -6,6 +6,7 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import runpy
 import sys
 import tempfile
 import types
@@ -15,6 +16,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
+from PIL import Image
 import pytest
 import tokenizers
 
@@ -209,6 +212,18 @@ class ReferenceTest(absltest.TestCase):
         with self.subTest(page=page.name, figure=figure.split('\n')[0]):
           self.assertRegex(figure, r'\n:alt: .{40}')
           self.assertRegex(figure, r'\n\n.{40}')
+
+  @pytest.mark.slow
+  def test_thumbnails_are_of_the_stored_outputs(self):
+    pictures = runpy.run_path(str(DOCS / 'pictures.py'))
+    for name, number in pictures['THUMBNAILS'].items():
+      notebook = ROOT / 'experiments' / 'notebooks' / f'{name}.ipynb'
+      with Image.open(DOCS / '_static' / f'gallery_{name}.png') as kept:
+        drawn = pictures['thumbnail'](notebook, number), kept
+        new, old = (np.asarray(one.convert('RGB'), float) for one in drawn)
+      with self.subTest(name=name):
+        error = np.abs(new - old).mean()
+        self.assertLess(error, 0.2, 'Run python docs/pictures.py.')
 
 
 @pytest.mark.slow
