@@ -35,7 +35,7 @@ fitnets, late_to_early, joint, joint_fading, custom.
 docs/concepts.md explains them.
 
 Sizes: cpu (the default), paper, tiny; causal_text also has llama_1b. text_bert
-and causal_text have no paper, wikipedia_bert no cpu.
+and causal_text have no paper, wikipedia_bert no cpu: its default is paper.
 
 Every field of the config is a flag: --config.data.d=30. The fields, with
 comments: cxjax/configs/defaults.py, cxjax/methods/registry.py (of each method),
@@ -43,7 +43,7 @@ and the file of the experiment.
 
 Several processes, each with its own devices, can train one run: start the same
 command in each, with --coordinator, --num_processes and --process_id. SLURM
-jobs and TPU pods need none of these flags.
+jobs, and TPU pods that set TPU_WORKER_HOSTNAMES, need none of these flags.
 """
 
 import experiments  # noqa: F401, I001  Hears signals during the slow imports.

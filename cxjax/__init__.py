@@ -1,7 +1,8 @@
 """Knowledge distillation by curriculum extraction, in JAX.
 
-Pure functions to use on their own; `launch.py` and `cxjax.configs.experiment`
-join them into runs.
+`plan` and `distill` train a student, and `compare` compares methods. The other
+names are their parts, pure functions for loops of your own. `launch.py` and
+`cxjax.configs.experiment` run configs.
 """
 
 from cxjax import deprecation as _deprecation

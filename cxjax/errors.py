@@ -20,8 +20,9 @@ LONG_WORD = re.compile(r'(\S{250})\S{150,}(\S{100})')
 class UserError(ValueError):
   """Invalid input, explained in one line; `launch.py` prints only the line.
 
-  The values in a message are those of a user, or of a stranger's file: lines
-  are joined, and the rest is as `shown` has it.
+  A message may have values of a user, or of a stranger's file: its lines are
+  joined, characters that cannot be printed are escaped, and the middle of long
+  words is left out.
   """
 
   def __init__(self, message: str = '') -> None:

@@ -1,4 +1,4 @@
-"""Types that the whole package shares.
+"""Shapes, batches and types that the whole package shares.
 
 In shapes, `B` is the batch, `L` the length of a sequence, `P` the number of
 target positions, `C` the number of classes and `D` a width.

@@ -137,11 +137,16 @@ def shorten_signature(
   signature: str | None,
   returns: str | None,
 ) -> tuple[str | None, str | None]:
-  """Leaves linen's own arguments out, and writes classes by their names."""
+  """Leaves linen's own arguments out, and writes defaults as code.
+
+  Sphinx neither breaks nor shortens a signature that it cannot parse.
+  """
   del app, what, name, obj, options
   for pattern, new in {
     r', parent:.*_Sentinel object[^>]*>, name:.*? = None': '',
     r"<class '[\w.]*?(\w+)'>": r'\1',
+    r'<(?:built-in )?function (\w+)>': r'\1',
+    r'<function [\w.]*<lambda>>|<factory>': '...',
   }.items():
     signature = signature and re.sub(pattern, new, signature)
   return signature, returns

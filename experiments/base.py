@@ -100,8 +100,8 @@ def text() -> Config:
   """Returns the `data` block of a text, with every field that it has."""
   data = ml_collections.ConfigDict()
   data.source = 'docstrings'  # files:GLOB, tfds:NAME/CONFIG[:FIELD]
-  # Of each record, as of .jsonl and .parquet files: the text, or a prompt and
-  # what follows it.
+  # Fields of a record, as in .jsonl and .parquet files: the text, or a prompt
+  # and its completion.
   data.field = 'text'
   data.prompt_field = data.completion_field = ''
   # False: a blank line ends a document; True: a file is one document.
@@ -116,7 +116,7 @@ def text() -> Config:
   # Parts that a batch is read in, each from its own documents; a multiple of
   # the number of processes.
   data.shards = 1
-  data.folder = ''  # Folder of the tokenizer; '' is WORKDIR/text.
+  data.folder = ''  # Folder of the tokenizer; '' is WORKDIR/TASK.
   data.fingerprints = dict(corpus='', tokenizer='')  # '' accepts any.
   return data
 

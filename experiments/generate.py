@@ -44,9 +44,9 @@ _TEMPERATURE = flags.DEFINE_float(
   'temperature', 0.0, 'Divisor of the logits; 0 takes the likeliest token.', 0.0
 )
 _TOP_P = flags.DEFINE_float(
-  'top_p', 1.0, 'Probability of the tokens that are drawn from.', 0.0, 1.0
+  'top_p', 1.0, 'Total probability of the tokens to draw from.', 0.0, 1.0
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of what is drawn.', 0, 2**32 - 1)
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the sampling.', 0, 2**32 - 1)
 
 DOCUMENTS = 3  # Number of held-out documents that are continued.
 SHARE = 4  # A document's prompt fills one part of so many of the positions.

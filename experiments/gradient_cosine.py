@@ -36,7 +36,7 @@ from cxjax.training import gradient_cosine
 from experiments import contestants
 from experiments import paths
 
-_EXPERIMENTS = flags.DEFINE_list('experiment', ['parity_mlp'], 'Which.')
+_EXPERIMENTS = flags.DEFINE_list('experiment', ['parity_mlp'], 'Experiments.')
 _SIZE = flags.DEFINE_string('size', 'cpu', 'Size of their configs: cpu, tiny.')
 _SHARES = flags.DEFINE_list(
   'shares',

@@ -48,18 +48,22 @@ from experiments import contestants
 from experiments import paths
 from experiments import variations
 
-_EXPERIMENTS = flags.DEFINE_list('experiment', ['parity_mlp'], 'Which.')
+_EXPERIMENTS = flags.DEFINE_list(
+  'experiment', ['parity_mlp'], 'Experiments of the list above.'
+)
 _SIZE = flags.DEFINE_string('size', 'cpu', 'Size of their configs: cpu, tiny.')
 _BUDGET = flags.DEFINE_float(
   'budget', 1.0, 'Part of the steps of one-shot distillation.', 0.0
 )
 _AXES = flags.DEFINE_list(
-  'axes', ['steps', 'reused', 'flops', 'stored'], 'What is equal.'
+  'axes', ['steps', 'reused', 'flops', 'stored'], 'Quantities that are equal.'
 )
 _METHODS = flags.DEFINE_list('methods', [], 'Methods; all that fit by default.')
-_RATES = flags.DEFINE_list('rates', [], 'Learning rates in place of its own.')
+_RATES = flags.DEFINE_list(
+  'rates', [], 'Learning rates to search; by default those of the experiment.'
+)
 _OWN_OPTIMIZER = flags.DEFINE_bool(
-  'own_optimizer', False, 'As the docstring says; else Adam on a cosine.'
+  'own_optimizer', False, 'Take the optimizer of the config, as above.'
 )
 _VARY = flags.DEFINE_multi_string(
   'vary', [], 'Option of methods, and its values: share=0.05,0.1.'

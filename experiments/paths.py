@@ -10,7 +10,7 @@ from cxjax import errors
 from cxjax import folders
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', '', 'Folder of the runs; runs/SCRIPT by default.'
+  'workdir', '', 'Folder of the runs; runs/SCRIPT if the script starts them.'
 )
 _RESULTS = flags.DEFINE_string(
   'results', 'experiments/results', 'Folder of the tables and pictures.'

@@ -7,8 +7,8 @@ Run:
     --compare=supervised,one_shot,progressive,extracted
 
 After the colon comes a method, a size or both, as in `:one_shot,paper`. Sizes:
-  cpu    sentences of 49 tokens, from symbol 16 of cfg3b; teacher 4 layers of
-         128, 1,500 steps of 64; students 4 layers of 32, 1,500 steps of 32.
+  cpu    sentences of 30 to 72 tokens, from symbol 16 of cfg3b; teacher 4 layers
+         of 128, 1,500 steps of 64; students 4 layers of 32, 1,500 steps of 32.
   paper  the setting of Panigrahi et al.: whole sentences, teacher 4 layers of
          32 heads of 8, student of 8 heads, steps of 512 sentences; bfloat16,
          microbatches and rematerialization.

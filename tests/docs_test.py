@@ -2,8 +2,11 @@
 
 import contextlib
 import importlib.util
+import inspect
 import pathlib
+import pkgutil
 import re
+import runpy
 import sys
 import tempfile
 import types
@@ -13,6 +16,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
+from PIL import Image
 import pytest
 import tokenizers
 
@@ -169,9 +174,24 @@ class ReferenceTest(absltest.TestCase):
   def test_every_public_name_is_in_the_reference(self):
     pages = sorted((DOCS / 'reference').glob('*.md'))
     text = '\n'.join(page.read_text() for page in pages)
-    named = re.findall(r'^\.\. (?:auto\w+|py:data):: cxjax\.(\w+)$', text, re.M)
+    directive = r'^\.\. (?:auto[^m]\w+|py:data):: cxjax\.(\w+)$'
+    named = re.findall(directive, text, re.M)
     modules = re.findall(r'^## `cxjax\.(\w+)', text, re.M)
     self.assertCountEqual([*named, *modules, '__version__'], cxjax.__all__)
+
+  def test_no_sentence_is_read_as_a_type(self):
+    """Sphinx takes the words before a colon for the type of a result."""
+    pages = (DOCS / 'reference').glob('*.md')
+    text = '\n'.join(page.read_text() for page in pages)
+    for name in re.findall(r'^\.\. auto(?:function|class):: (.*)$', text, re.M):
+      one = pkgutil.resolve_name(name)
+      lines = re.findall(r'^Returns:\n +(.*)', inspect.getdoc(one), re.M)
+      for part in vars(one).values():
+        if isinstance(part, property):
+          lines.append((part.__doc__ or '').partition('\n')[0])
+      for line in lines:
+        with self.subTest(name=name, line=line):
+          self.assertNotIn(': ', re.sub(r'`[^`]*(`|$)', '', line))
 
   def test_every_page_is_in_a_table_of_contents(self):
     listed = {DOCS / 'index.md'}
@@ -193,6 +213,18 @@ class ReferenceTest(absltest.TestCase):
         with self.subTest(page=page.name, figure=figure.split('\n')[0]):
           self.assertRegex(figure, r'\n:alt: .{40}')
           self.assertRegex(figure, r'\n\n.{40}')
+
+  @pytest.mark.slow
+  def test_thumbnails_are_of_the_stored_outputs(self):
+    pictures = runpy.run_path(str(DOCS / 'pictures.py'))
+    for name, number in pictures['THUMBNAILS'].items():
+      notebook = ROOT / 'experiments' / 'notebooks' / f'{name}.ipynb'
+      with Image.open(DOCS / '_static' / f'gallery_{name}.png') as kept:
+        drawn = pictures['thumbnail'](notebook, number), kept
+        new, old = (np.asarray(one.convert('RGB'), float) for one in drawn)
+      with self.subTest(name=name):
+        error = np.abs(new - old).mean()
+        self.assertLess(error, 0.2, 'Run python docs/pictures.py.')
 
 
 @pytest.mark.slow

@@ -140,8 +140,8 @@ def compare(
       the learning rate.
 
   Returns:
-    The comparison: `print(found)`, `found.rows`, `found.plot(path)`,
-    `found.best.params`, `found.best.plan`.
+    The comparison. `print(found)` shows it; `found.rows`, `found.plot(path)`,
+    `found.preferred.params` and `found.best.plan` are its parts.
 
   Raises:
     UserError: methods that do not fit the models or the batches, batches that

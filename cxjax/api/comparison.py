@@ -58,7 +58,7 @@ class Contender:
     return self.flops_until(self.steps)
 
   def flops_until(self, step: int) -> float:
-    """FLOPs of the first so many steps."""
+    """FLOPs of the first `step` steps."""
     found = 0.0
     for stage, flops in zip(self.plan.stages, self.stage_flops, strict=True):
       taken = min(stage.steps, step)
@@ -112,7 +112,7 @@ class Comparison(tables.Printed):
 
   @property
   def candidates(self) -> list[Contender]:
-    """The best method and those that `differ` does not tell from it, in order.
+    """The best method and those that do not differ from it, in order.
 
     They are within its spread, or the seeds are too few to tell.
     """
@@ -138,7 +138,7 @@ class Comparison(tables.Printed):
 
   @property
   def rows(self) -> list[Row]:
-    """One row for each method: settings, costs, scores, and the verdict."""
+    """Settings, costs, scores and the verdict, a row for each method."""
     return [self._row(one) for one in self.contenders]
 
   @property
@@ -234,7 +234,7 @@ class Comparison(tables.Printed):
 
   @property
   def page(self) -> str:
-    """The description, and what `markdown` returns: all of comparison.md."""
+    """The description and the result of `markdown`, as in comparison.md."""
     return '\n\n'.join(filter(None, [self.description, self.markdown()]))
 
   def plot(self, path: str | pathlib.Path) -> None:

@@ -202,7 +202,7 @@ def _found(
   for a, b in chosen:
     high, low = all_theirs.get(a, ()), all_ours.get(b, ())
     found.extend(layer_matching.match_layers(high, patterns.spaced(low, step)))
-    each = f', every {step} of them' if step > 1 else ''
+    each = f', one of every {step}' if step > 1 else ''
     parts.append(f'{_named(a, high)} with {_named(b, low)}{each}')
   _warn('teacher', all_theirs, [a for a, _ in chosen])
   _warn('student', all_ours, [b for _, b in chosen])
@@ -268,7 +268,7 @@ def _by_inputs(
 
 def _named(pattern: str, names: Sequence[str]) -> str:
   """A run in messages."""
-  return f'{pattern or "the shortest paths"} ({len(names)})'
+  return f'{pattern or "activations of the shortest paths"} ({len(names)})'
 
 
 def _listed(runs: layers_lib.Runs) -> str:

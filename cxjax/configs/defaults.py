@@ -73,7 +73,7 @@ def _set_students(c: Config) -> None:
   c.student = ml_collections.ConfigDict()
   # teacher: parts of the teacher, by `cxjax.shrink`; the block says the sizes.
   c.student.start = 'random'  # random, teacher
-  c.student.calibration = 8  # Batches that say what stays, others by seed.
+  c.student.calibration = 8  # Batches that decide what stays, for each seed.
   c.num_seeds = 8  # Students trained at once.
   c.batch_size = 32  # Examples of one student's step.
   c.microbatches = 1  # Parts of a batch, one after the other, to save memory.
@@ -130,8 +130,8 @@ def _set_cache(c: Config) -> None:
   c.cache.folder = ''  # Folder to read; '' runs the teacher at every step.
   c.cache.batches = 0  # Number of batches, which repeat; 0 is num_steps.
   c.cache.dtype = 'float32'  # Type of the floats on disk: float32, bfloat16.
-  # What is stored of the teacher's output: logits, or hidden, the last hidden
-  # state, of which its head makes the logits again.
+  # Stored form of the teacher's output: logits, or hidden, its last hidden
+  # state, from which its head computes the logits again.
   c.cache.output = 'logits'
   c.cache.fingerprint = ''  # Hash of the targets; '' accepts any.
 
@@ -141,9 +141,8 @@ def _set_devices(c: Config) -> None:
   c.lookahead = 0  # Batches whose targets are computed at once; 0 chooses.
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1  # Devices for examples; -1: most that divide a batch.
-  c.mesh.fsdp = (
-    1  # Devices for examples and for parameters, gathered when used.
-  )
+  # Devices for examples and for parameters, which are gathered when used.
+  c.mesh.fsdp = 1
   c.mesh.model = 1  # Devices for the width of each product.
   c.mesh.seed = 1  # Devices for students, if it divides num_seeds.
   c.mesh.cpu_devices = 1  # Devices made of a CPU, at most one for each core.

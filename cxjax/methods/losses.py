@@ -233,7 +233,7 @@ def top_k(logits: jax.Array, k: int) -> dict[str, jax.Array]:
 
   Args:
     logits: `[..., C]`, `k <= C`.
-    k: how many.
+    k: number of logits.
 
   Returns:
     `{'values': [..., k], 'classes': [..., k] int32}`, largest first.

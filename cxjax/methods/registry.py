@@ -181,20 +181,20 @@ _HIDDEN = dict(
   # centered_rotated, pca, pca_rotated, procrustes, output_directions.
   projection='gaussian',
   regressor=False,  # Match a linear map of the student's layer.
-  width=0,  # Of the projection, with a regressor; 0 chooses.
-  shared_projection=True,  # One for all layers of equal width.
-  norm='none',  # Of the teacher's activation: none, layer.
-  centered=False,  # Less its mean over the batch.
-  scale=1.0,  # Times this.
-  tokens='all',  # predicted: where the output loss reads alone.
-  checkpoint=-1,  # Of the hidden targets; -1 is the final teacher.
-  ending='output',  # What the outputs learn from: output, labels, mixed.
+  width=0,  # Columns of the projection, with a regressor; 0 chooses.
+  shared_projection=True,  # One projection for all layers of equal width.
+  norm='none',  # Normalization of the teacher's activation: none, layer.
+  centered=False,  # Subtract from the target its mean over the batch.
+  scale=1.0,  # Factor of the target.
+  tokens='all',  # predicted: only the tokens that the output loss reads.
+  checkpoint=-1,  # Step of the teacher's checkpoint; -1 is the final teacher.
+  ending='output',  # Target of the outputs: output, labels, mixed.
 )
 _EXTRACTED = dict(
   layers=(),  # Pairs (teacher, student); () matches by depth.
   **_HIDDEN,
-  freeze=False,  # Layers whose stage is over.
-  share=0.25,  # Of num_steps before the last stage.
+  freeze=False,  # Keep layers as they are once their stage is over.
+  share=0.25,  # Fraction of num_steps before the last stage.
   steps=(),  # Lengths of all stages, in place of share.
 )
 # The learned projection of FitNets.
@@ -202,8 +202,8 @@ _LEARNED = dict(projection='identity', regressor=True, width=0)
 _JOINT = dict(
   layers=(),
   **{**_HIDDEN, **_LEARNED, 'loss': 'mse'},  # Or a loss as above.
-  weight=1.0,  # Of each hidden term; that of the outputs is 1.
-  fade=0.0,  # Fraction of the steps after which it is 0; 0 is constant.
+  weight=1.0,  # Weight of each hidden term; that of the outputs is 1.
+  fade=0.0,  # Fraction of the steps after which the weight is 0; 0 never.
 )
 # The block of a method that is not like another also has `rate_factor`: its
 # learning rate is so many times `optimizer.learning_rate`.
@@ -215,7 +215,7 @@ METHODS = {
   # The same for a short time, then the labels.
   'one_shot_labels': Method(
     _build_one_shot_labels,
-    dict(share=0.25),  # Of num_steps before the labels.
+    dict(share=0.25),  # Fraction of num_steps before the labels.
     like='one_shot',
   ),
   # The outputs of the teacher's checkpoints, oldest first.
@@ -224,9 +224,9 @@ METHODS = {
     dict(
       rule='transition',  # transition, even, list
       scores=(0.75,),  # transition: the checkpoints nearest to these.
-      count=1,  # even: how many.
-      checkpoints=(),  # list: steps.
-      share=0.25,  # Of num_steps before the final teacher.
+      count=1,  # even: number of checkpoints.
+      checkpoints=(),  # list: their steps.
+      share=0.25,  # Fraction of num_steps before the final teacher.
       steps=(),  # Lengths of all stages, in place of share.
     ),
   ),

@@ -376,7 +376,7 @@ class Stage:
 
   @property
   def objective(self) -> 'Stage':
-    """The stage without what leaves the compiled step as it is."""
+    """The stage without the fields that do not change its compiled step."""
     terms = tuple(
       dataclasses.replace(term, shared_projection=False) for term in self.terms
     )

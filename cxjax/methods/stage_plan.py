@@ -171,8 +171,8 @@ def with_costs(
     student_params: shapes of its parameters.
     teacher: the teacher, for a stage that needs one.
     teacher_params: shapes of its parameters.
-    flops: counts those of a function and its arguments, `flops.compiled`,
-      `flops.counted` or `flops.lowered`.
+    flops: function that counts the FLOPs of a function and its arguments:
+      `flops.compiled`, `flops.counted` or `flops.lowered`.
     stored: the targets were computed before: they cost nothing now.
     training: the student in training mode, if it has one.
 
@@ -281,7 +281,7 @@ def _rows(planned: StagePlan) -> Iterator[dict[str, Any]]:
   count = lambda value: value and int(value)
   unit = 'FLOPs a step'
   if planned.costs == 'counted':
-    unit = 'counted FLOPs a step'
+    unit = 'FLOPs a step (counted)'
   for i, (name, term) in enumerate(stage.named_terms.items()):
     shapes = planned.terms[name]
     own = {

@@ -211,9 +211,10 @@ def make_targets(
     stage: stage that the student trains in.
 
   Returns:
-    A target for each term, by its name: `[B]` labels, `[B, C]` logits or `[B,
-    r]` projected activations; for sequences `[B, P]`, `[B, P, C]` and `[B, L,
-    r]`, or `[B, P, r]`. With `top_k` it is what `losses.top_k` returns.
+    The targets by the names of the terms. They are `[B]` labels, `[B, C]`
+    logits or `[B, r]` projected activations; for sequences `[B, P]`, `[B, P,
+    C]` and `[B, L, r]`, or `[B, P, r]`. With `top_k` a target is the result of
+    `losses.top_k`.
   """
   found: dict[str, types.Target] = {}
   activations: Activations = {}

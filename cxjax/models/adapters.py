@@ -43,7 +43,8 @@ class ModelAdapter(pickling.Picklable):
     name: name of the model in messages.
     dropout_layers: dropout layers of an nnx module, with their rates.
     statistics: names of batch statistics that stay constant.
-    ignored: variables with the constraints and regularizers of Keras, not kept.
+    ignored: constraints and regularizers of Keras, which are not applied, with
+      the names of their variables or layers.
     training: `(params, x, key) -> (output, activations, changed)`, the model in
       training mode; `changed` holds the new values of the leaves of `params`
       that it changes, which are not trained otherwise. None trains it as it is
@@ -344,7 +345,8 @@ def with_compute_dtype(model: ModelAdapter, dtype: jnp.dtype) -> ModelAdapter:
   """Returns a model that computes in another floating-point dtype.
 
   Parameters, outputs and activations stay float32. Integers and PRNG keys are
-  not converted, nor is an input with one number for each example, as a time.
+  not converted, nor is an input with one number for each example, such as a
+  time step.
 
   Args:
     model: the model.

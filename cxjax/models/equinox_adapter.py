@@ -55,7 +55,7 @@ def from_equinox(
     module: the module; a list of modules trains several students.
     state: its `equinox.nn.State`, if it has one, or a list of them.
     output: selects the output from what the module returns, without its state;
-      by default it is that, its 'logits', or the only array of a tuple.
+      by default all of it, its 'logits', or the only array of a tuple.
     partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(module, x, **kwargs) -> output`, in place of calling the module on
       `x`; it gets `key` and `state` if it has arguments of these names, and

@@ -51,8 +51,8 @@ def from_haiku(
     transformed: the result of `transform` or `transform_with_state`.
     params: its parameters; a list of them trains several students.
     state: its state, if it has one, or a list of them.
-    output: selects the output from what the function returns; by default it is
-      that, its 'logits', or the only array of a tuple.
+    output: selects the output from what the function returns; by default all
+      of it, its 'logits', or the only array of a tuple.
     partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(function, x, **kwargs) -> output`, in place of calling the function
       on `x`. Without it a tuple is spread over the arguments of a function of

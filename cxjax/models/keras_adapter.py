@@ -53,8 +53,8 @@ def from_keras(
 
   Args:
     model: the model; a list of models trains several students.
-    output: selects the output from what the model returns; by default it is
-      that, its 'logits', or the only array of a tuple.
+    output: selects the output from what the model returns; by default all
+      of it, its 'logits', or the only array of a tuple.
     partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(model, x, **kwargs) -> output`, in place of calling the model on
       `x`. Without it a tuple is spread over the arguments of a model of

@@ -62,15 +62,15 @@ def from_linen(
     module: the module.
     variables: the result of `module.init`, or its 'params'; a list of them
       trains several students.
-    output: selects the output from what the module returns; by default it is
-      that, its 'logits', or the only array of a tuple.
+    output: selects the output from what the module returns; by default all
+      of it, its 'logits', or the only array of a tuple.
     partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(module, x, **kwargs) -> output`, in place of calling the module on
       `x`. Without it a tuple is spread over the arguments of a module of
       several, and a dict over those of its names.
     training: arguments of the call in training mode, beside `kwargs`, as in
       `{'train': True}`; `{}` if there are none. The module gets the random
-      streams 'params' and 'dropout'; names of others are `'rngs'` in it.
+      streams 'params' and 'dropout'; its entry `'rngs'` names others.
     batched: whether the module takes a batch; else it takes one example, and is
       mapped over the batch.
     mesh_axes: how the names of `nn.with_partitioning` are sharded, as `{'tp':

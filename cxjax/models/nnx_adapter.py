@@ -51,14 +51,14 @@ def from_nnx(
 
   Args:
     model: the module; a list of modules trains several students.
-    output: selects the output from what the module returns; by default it is
-      that, its 'logits', or the only array of a tuple.
+    output: selects the output from what the module returns; by default all
+      of it, its 'logits', or the only array of a tuple.
     partition_rules: sharding of the parameters, as for `from_fn`.
     call: `(module, x, **kwargs) -> output`, in place of calling the module on
       `x`. Without it a tuple is spread over the arguments of a module of
       several, and a dict over those of its names.
     training: arguments of the call in training mode, beside `kwargs`, as in
-      `{'deterministic': False}`. Names of random streams as `'rngs'` in it make
+      `{'deterministic': False}`. Its entry `'rngs'` names the random streams of
       the `nnx.Rngs` that the call then gets.
     batched: whether the module takes a batch; else it takes one example, and is
       mapped over the batch.

@@ -104,19 +104,19 @@ def taps(model: adapters.ModelAdapter, x: types.Input) -> Taps:
 
   The layers are the longest run of numbered siblings, as 'blocks/0',
   'blocks/1', ..., at least two of equal shape in a row, each computed from the
-  one before. A block that returns several arrays is the one that the blocks
-  after it read. Runs at least half as long, as those of an encoder and a
+  one before. A block that returns several arrays stands for the one that the
+  next block reads. Runs at least half as long, as those of an encoder and a
   decoder, are layers too.
 
   Without such a run the layers are the ends of the blocks that repeat among the
-  activations with the shortest paths, as norm, attention, norm, dense, dense;
-  and without those these activations, if there is more than one of them. Then a
-  layer ends before the next matrix product or convolution, and where its shape
-  changes: a convolution and its norm are one layer, embeddings and the mean of
-  a sequence are none.
+  activations with the shortest paths, as norm, attention, norm, dense, dense.
+  If none repeat, all of these activations are layers, unless there is only one.
+  In both cases a layer ends before the next matrix product or convolution, and
+  where its shape changes: a convolution and its norm are one layer, embeddings
+  and the mean of a sequence are none.
 
   A scan over parameters is a run of layers, named by the parameters and the
-  step, as 'blocks/0'; layers above cost nothing.
+  step, as 'blocks/0'; to compute one, no layer above it runs.
 
   The output is no layer. Nor is an activation from which the output is computed
   value by value, as by a cast or a soft cap.

@@ -133,7 +133,7 @@ class SyntheticTask:
 
   @property
   def fingerprints(self) -> Mapping[str, str]:
-    """Empty: nothing is read."""
+    """Empty, since nothing is read."""
     return {}
 
   def batch(self, key: jax.Array, step: Any, batch_size: int, /) -> types.Batch:

@@ -146,15 +146,16 @@ def train_many_steps(
     teacher_params: one teacher for all seeds.
     matrices: `[S, d_T, r]` projections of the terms that have one, or None.
     keys: `[S]` streams of batches, or `[1]`: one that the seeds share.
-    rows: `[T, S, ...]`, or `[T, 1, ...]`, what `draw` makes the batches of: of
-      `T` steps, a multiple of `lookahead`, `start` and `stop - 1` among them,
-      the first a multiple of `T`. None where it needs no more than the key.
+    rows: host data from which `draw` makes the batches of `T` steps in a row,
+      `[T, S, ...]` or `[T, 1, ...]`. `T` is a multiple of `lookahead`, and the
+      first step a multiple of `T`; `start` and `stop - 1` are among them. None
+      if `draw` needs only the key.
     targets: `[T, S, ...]` or `[T, 1, ...]`, of the same steps: stored targets
       by term, in place of the teacher; or None. With an `output_split.Ending`
       for the teacher they are those of `stored_output.stored_stage`, and
       `teacher_params` are the weights of its head.
     span: first step and length of the stage, for weights that are schedules;
-      None is one step.
+      None takes each schedule at the beginning of the stage.
     training_keys: `[S]` keys of the dropout of the students; a step folds its
       number into them. Without them the dropout keys of the batches count.
     draw: `(key, step, rows) -> batch`.
@@ -176,7 +177,7 @@ def train_many_steps(
     The states, and `{'loss': [S] sums over the steps, 'bad': [S] first step
     whose loss is not finite, or stop}`, with 'terms', the sums of each term, if
     there are several, and 'learning_rate' `[S]` if the optimizer keeps it.
-    `bad` is the last step also if that leaves parameters that are not finite.
+    `bad` is the last step, too, if it leaves parameters that are not finite.
   """
   num_seeds = _num_seeds(states, mask, keys, targets)
   names = list(stage.named_terms)

@@ -48,9 +48,9 @@ COLUMNS = (
 _EXPERIMENTS = flags.DEFINE_list(
   'experiments',
   ['parity_mlp', 'parity_transformer', 'pcfg_bert', 'text_bert', 'causal_text'],
-  'Which.',
+  'Experiments to start.',
 )
-_SIZE = flags.DEFINE_enum('size', 'cpu', ['cpu', 'tiny'], 'Size.')
+_SIZE = flags.DEFINE_enum('size', 'cpu', ['cpu', 'tiny'], 'Size of the config.')
 _EARLIER = flags.DEFINE_string('earlier', '', 'Checkout of an earlier version.')
 _CONFIG = flags.DEFINE_list('fields', [], 'Config fields, as data.length=8.')
 
