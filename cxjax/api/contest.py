@@ -286,7 +286,7 @@ class Contest:
     """The best learning rate of a method, and all that were tried."""
 
     def run(rates: list[float], one: search_lib.Round) -> list[float]:
-      folder = f'{name} at {one.share:g}'
+      folder = f'{name} at {one.share:g} of the budget'
       n = int(steps * one.share)
       pairs = [(rate, 0) for rate in rates]
       return self._train(name, n, pairs, folder, n)[2]
