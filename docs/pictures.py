@@ -112,7 +112,7 @@ def thumbnail(notebook: pathlib.Path, number: int) -> Image.Image:
   chosen = [picture for picture in data if picture][number]
   picture = Image.open(io.BytesIO(base64.b64decode(chosen))).convert('RGB')
   picture.thumbnail((480, 300))
-  return picture.quantize(128)
+  return picture
 
 
 def main() -> None:
