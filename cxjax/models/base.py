@@ -48,7 +48,7 @@ class Abilities:
     by_example: whether each example of a batch is computed by itself, unlike
       with statistics of the batch. Devices of a CPU then exchange the gradients
       of all parameters at once, which is faster. It is not checked: a device
-      computes with its own examples alone.
+      computes with its own examples alone. A subclass does not inherit it.
   """
 
   inputs: tuple[str, ...] | None = None

@@ -24,12 +24,16 @@ def fit(model: Any, mesh: jax.sharding.Mesh) -> bool:
   """True for a model whose gradients are exchanged faster so.
 
   Args:
-    model: the model; its abilities say that it computes `by_example`.
+    model: the model; the abilities that its own class declares say that it
+      computes `by_example`. A subclass may compute otherwise, and inherits no
+      such promise.
     mesh: the devices.
   """
   abilities = getattr(model, 'abilities', None)
+  kinds = [kind for kind in type(model).__mro__ if 'abilities' in vars(kind)]
   return (
     getattr(abilities, 'by_example', None) is True
+    and all(kind is type(model) for kind in kinds[:1])
     and mesh.shape[mesh_lib.FSDP] == mesh.shape[mesh_lib.MODEL] == 1
     and mesh.devices.flat[0].platform == 'cpu'
   )

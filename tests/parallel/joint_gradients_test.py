@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cxjax.models import base
+from cxjax.models import mlp
 from cxjax.parallel import joint_gradients
 from cxjax.parallel import mesh as mesh_lib
 
@@ -132,6 +133,19 @@ class FitTest(parameterized.TestCase):
   def test_a_model_without_abilities(self):
     mesh = mesh_lib.make({'data': 2}, batch_size=8)
     self.assertFalse(joint_gradients.fit(SimpleNamespace(), mesh))
+
+  def test_a_subclass_says_so_itself(self):
+    class Inherits(mlp.MLP):
+      pass
+
+    class Declares(mlp.MLP):
+      abilities = base.Abilities(by_example=True)
+
+    mesh = mesh_lib.make({'data': 2}, batch_size=8)
+    for kind, expected in ((mlp.MLP, 1), (Inherits, 0), (Declares, 1)):
+      with self.subTest(kind=kind.__name__):
+        model = kind((3,), 2)
+        self.assertEqual(joint_gradients.fit(model, mesh), expected)
 
 
 def _exchanged(text):
