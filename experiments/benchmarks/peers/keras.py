@@ -43,6 +43,33 @@ class Positions(keras.layers.Layer):
     return h + self.table
 
 
+class RotaryAttention(keras.layers.Layer):
+  """Causal attention with rotary positions and shared keys, as of Llama."""
+
+  def __init__(self, heads: int, theta: float = 10_000.0) -> None:
+    """Takes the number of heads of the queries."""
+    super().__init__()
+    self._heads, self._theta = heads, theta
+
+  def call(self, query: Any, key: Any, value: Any) -> Any:
+    """Computes `[B, L, H D]` from products of this and lesser widths."""
+    ops, (length, width) = keras.ops, query.shape[1:]
+    size = width // self._heads
+    split = lambda h: ops.reshape(h, (-1, length, h.shape[-1] // size, size))
+    rates = self._theta ** (-np.arange(0, size, 2) / size)
+    angles = np.outer(np.arange(length), rates)[:, None].astype(np.float32)
+
+    def rotate(h: Any) -> Any:
+      first, second = ops.split(split(h), 2, axis=-1)
+      cos, sin = np.cos(angles), np.sin(angles)
+      turned = first * cos - second * sin, second * cos + first * sin
+      return ops.concatenate(turned, axis=-1)
+
+    args = rotate(query), rotate(key), split(value)
+    h = ops.dot_product_attention(*args, is_causal=True)
+    return ops.reshape(h, (-1, length, width))
+
+
 class Network:
   """A functional model with the weights of a job, kept by layer."""
 
@@ -65,11 +92,19 @@ class Network:
     return layer
 
   def _dense(self, name: str, **kwargs: Any) -> Any:
-    kernel = self._params[f'{name}/kernel']
-    layer = keras.layers.Dense(kernel.shape[1], **kwargs)
-    return self._layer(layer, f'{name}/kernel', f'{name}/bias')
+    names = [
+      place
+      for place in (f'{name}/kernel', f'{name}/bias')
+      if place in self._params
+    ]
+    width = self._params[names[0]].shape[1]
+    layer = keras.layers.Dense(width, use_bias=len(names) == 2, **kwargs)
+    return self._layer(layer, *names)
 
   def _norm(self, name: str) -> Any:
+    if self._case.model == 'llama':
+      layer = keras.layers.RMSNormalization(epsilon=1e-6)
+      return self._layer(layer, f'{name}/scale')
     layer = keras.layers.LayerNormalization(
       epsilon=1e-5 if self._case.model == 'decoder' else 1e-12
     )
@@ -81,19 +116,23 @@ class Network:
     return (h if self._hidden else self._dense('logits')(h)), inputs
 
   def _tokens(self, role: str) -> tuple[Any, Any]:
-    case, causal = self._case, self._case.model == 'decoder'
+    case, causal = self._case, self._case.causal
     token_input = functools.partial(keras.Input, dtype='int32')
     inputs = {'tokens': token_input((case.inputs,), name='tokens')}
     table = keras.layers.Embedding(case.classes, self._sizes.width)
     h = self._layer(table, 'tokens/embedding')(inputs['tokens'])
-    h = self._layer(Positions(), 'position_embedding')(h)
+    if case.model != 'llama':
+      h = self._layer(Positions(), 'position_embedding')(h)
     if not causal:
       name = 'target_positions'
       inputs[name] = token_input((case.predicted,), name=name)
       h = self._norm('embeddings_norm')(h)
     depth = case.blocks(role) if self._hidden else self._sizes.depth
+    block = functools.partial(self._block, causal=causal)
+    if case.model == 'llama':
+      block = self._llama_block
     for i in range(depth):
-      h = self._block(h, f'block{i}', causal)
+      h = block(h, f'block{i}')
     if self._hidden:
       return h, inputs
     if causal:
@@ -145,6 +184,16 @@ class Network:
     h = first(h + attend(h))
     return second(h + mlp(h))
 
+  def _llama_block(self, h: Any, name: str) -> Any:
+    dense = lambda part, **kwargs: self._dense(f'{name}/{part}', **kwargs)
+    inside = self._norm(f'{name}/attention_norm')(h)
+    parts = (dense(part)(inside) for part in ('query', 'key', 'value'))
+    attended = RotaryAttention(self._sizes.heads)(*parts)
+    h = h + dense('attention_out')(attended)
+    inside = self._norm(f'{name}/mlp_norm')(h)
+    gate = dense('mlp_gate', activation='silu')(inside)
+    return h + dense('mlp_out')(gate * dense('mlp_in')(inside))
+
 
 class Keras:
   """The student in a `Distiller`.
@@ -159,8 +208,6 @@ class Keras:
 
   def __init__(self, job: protocol.Job) -> None:
     """Builds and compiles the models."""
-    if job.case.model == 'llama':
-      raise protocol.Cannot('this benchmark has no Llama in Keras')
     if job.case.stage == 'stored':
       raise protocol.Cannot('its teacher runs in every step')
     self.limit, self._size = job.case.drawn, job.case.batch
