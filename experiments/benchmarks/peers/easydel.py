@@ -49,6 +49,7 @@ def _network(job: protocol.Job, role: str) -> Any:
     str(job.folder / role),
     dtype=jnp.float32,
     param_dtype=jnp.float32,
+    config_kwargs={'attn_dtype': jnp.float32},  # By default bfloat16.
     from_torch=True,
   )
 

@@ -4,6 +4,7 @@ A hidden stage is a strategy of its own, which stops both networks at their
 layer and projects the teacher's.
 """
 
+import functools
 import json
 from typing import Any
 
@@ -120,6 +121,10 @@ class Tokens(nnx.Module):
     return self.logits(self.transform_norm(h))
 
 
+# Its attention leaves the base of the rotary positions at the default.
+_apply_rope = llama.apply_rope
+
+
 class Llama(nnx.Module):
   """Its Llama on full rows, read from the folder of a role."""
 
@@ -136,6 +141,9 @@ class Llama(nnx.Module):
       num_kv_heads=fields['num_key_value_heads'],
       rope_theta=fields['rope_theta'],
       norm_eps=fields['rms_norm_eps'],
+    )
+    llama.apply_rope = functools.partial(
+      _apply_rope, rope_theta=config.rope_theta
     )
     self.inner = llama_params.create_model_from_safe_tensors(
       str(job.folder / role), config, dtype=jnp.float32
