@@ -99,14 +99,14 @@ class ValueTest(parameterized.TestCase):
     'accuracy', 'loss', 'perplexity', 'f1', 'agreement', 'teacher_kl'
   )
   def test_nan_is_no_class(self, name):
-    """Two outputs of NaN do not agree; where nothing counts they may be."""
+    """Outputs of NaN do not agree; where nothing counts they may be."""
     logits, labels, weights = data()
     bad = logits.copy()
     bad[weights == 0, 1] = np.nan
     teacher = metrics.METRICS[name].reference == 'teacher'
-    self.assertTrue(
-      math.isnan(values(name, bad, bad if teacher else labels, None))
-    )
+    pairs = ((bad, bad), (logits, bad)) if teacher else ((bad, labels),)
+    for pair in pairs:
+      self.assertTrue(math.isnan(values(name, *pair, None)))
     found = values(name, bad, logits if teacher else labels, weights)
     expected = values(name, logits, logits if teacher else labels, weights)
     self.assertAlmostEqual(found, expected, places=6)
