@@ -50,9 +50,9 @@ class MicrobatchesTest(parameterized.TestCase):
     args = 2.0, {'mean': jnp.float32(3)}, key, batch, batch**2
     (loss, (terms, changed)), grad = microbatches.value_and_grad(fun, 3)(*args)
     want, mean = 0.0, {'mean': 3.0}
-    for i, key in enumerate(jax.random.split(key, 3)):
+    for i, own in enumerate(jax.random.split(key, 3)):
       part = batch[i::3]
-      each, (_, mean) = fun(2.0, mean, key, part, part**2)
+      each, (_, mean) = fun(2.0, mean, own, part, part**2)
       want += each
     for found in (loss, terms['term'], microbatches.value(fun, 3)(*args)):
       np.testing.assert_allclose(found, want, rtol=1e-6)

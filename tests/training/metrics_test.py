@@ -111,6 +111,11 @@ class ValueTest(parameterized.TestCase):
     expected = values(name, logits, logits if teacher else labels, weights)
     self.assertAlmostEqual(found, expected, places=6)
 
+  def test_weights_are_summed_in_float32(self):
+    ones = jnp.ones(257)
+    found = metrics.METRICS['loss'].total(ones, ones.astype(jnp.bfloat16))
+    self.assertEqual(found, 1)
+
   @parameterized.parameters('perplexity', 'f1')
   def test_the_sums_of_parts_make_the_metric_of_all(self, name):
     """Which the mean of the metrics of parts does not."""
