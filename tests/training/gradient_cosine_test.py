@@ -61,6 +61,13 @@ class CosineTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, r'cosine \(True there, abs'):
       history(given, workdir=folder, gradient_cosine=False)
 
+  @pytest.mark.slow
+  def test_is_that_of_parameters_that_both_train(self):
+    low = cxjax.Stage('0', 2, cxjax.Term('low', 'low', loss='mse'))
+    last = cxjax.Stage('1', 2, cxjax.Term(loss='mse'), frozen='low')
+    found = history((low, last))
+    self.assertEqual(found[0]['eval/gradient_cosine'], [0.0])  # None of them.
+
   def test_zeros_and_nan(self):
     some = np.float32([3, 4])
     self.assertEqual(gradient_cosine.cosine(some, 0 * some), 0)
