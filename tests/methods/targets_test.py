@@ -160,6 +160,12 @@ class ProjectionShapeTest(parameterized.TestCase):
     found = targets.projection_shape(term(**fields), 16, 6)
     self.assertEqual(found, shape)
 
+  @parameterized.parameters(('pca', 4), ('output_directions', 3))
+  def test_a_fitted_one_has_no_more_columns_than_directions(self, name, width):
+    one = term(projection=name, regressor=True)
+    found = targets.projection_shape(one, 4, 6, outputs=3)
+    self.assertEqual(found, (4, width))
+
 
 # A stage with every kind of target.
 JOINT = Stage(
