@@ -34,7 +34,8 @@ class CosineTest(parameterized.TestCase):
   def test_by_hand(self):
     """With a learning rate of nearly 0 the student is the start."""
     found = history(
-      stages(cxjax.Term('low', 'low', loss='mse'), cxjax.Term(loss='mse'))
+      stages(cxjax.Term('low', 'low', loss='mse'), cxjax.Term(loss='mse')),
+      held_out=np.concatenate(BATCHES),  # As many as a batch has are read.
     )
     x, student = BATCHES[0], small_networks.SMALL.params
     run = small_networks.two_layers
