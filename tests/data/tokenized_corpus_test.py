@@ -310,9 +310,8 @@ class SplitTest(parameterized.TestCase):
       tokenized_corpus.split(200, share)
 
   def test_held_out_documents_that_repeat_training_documents_are_dropped(self):
-    long = [
-      f'line {i} of more than forty characters, all told' for i in range(4)
-    ]
+    long = [f'line {i} of forty characters, all of them!' for i in range(4)]
+    self.assertLen(long[0], tokenized_corpus.SHORTEST_LINE)
     learn = ['\n'.join(long[:2])]
     both, new = '\n'.join(long[1:]), '\n'.join(long[2:])
     learn += ['known']

@@ -55,6 +55,7 @@ class ActivationTest(parameterized.TestCase):
     self.assertEqual(targets.without_dropout(x), {'tokens': 1, 'mask': 3})
     self.assertEqual(targets.without_dropout(5), 5)
 
+  @pytest.mark.slow
   def test_every_example_drops_by_a_key_of_its_own(self):
     keys = jax.random.split(jax.random.key(0), 4)
     found = targets.with_dropout({'x': {'dropout': keys}}, jax.random.key(1))
