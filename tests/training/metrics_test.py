@@ -111,6 +111,13 @@ class ValueTest(parameterized.TestCase):
     expected = values(name, logits, logits if teacher else labels, weights)
     self.assertAlmostEqual(found, expected, places=6)
 
+  @parameterized.parameters('accuracy', 'loss', 'f1')
+  def test_one_hot_labels_are_classes(self, name):
+    logits, labels, weights = data()
+    found = values(name, logits, np.eye(3, dtype=np.float32)[labels], weights)
+    want = values(name, logits, labels, weights)
+    self.assertAlmostEqual(found, want, places=6)
+
   def test_weights_are_summed_in_float32(self):
     ones = jnp.ones(257)
     found = metrics.METRICS['loss'].total(ones, ones.astype(jnp.bfloat16))
