@@ -63,6 +63,11 @@ class LoadTest(parameterized.TestCase):
     kept, every = len(found.held_out), len(texts) // 10
     self.assertIn(f'{every - kept} of {every} held-out', logs.output[0])
     self.assertIn(f'{kept} stay', logs.output[0])
+    train, rest = (
+      {tuple(one.tolist()) for one in part}
+      for part in (found.train, found.held_out)
+    )
+    self.assertEmpty(train & rest)
 
   def test_no_held_out_document_that_is_dropped(self):
     with self.assertNoLogs('absl', level='INFO'):
