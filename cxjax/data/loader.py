@@ -174,11 +174,7 @@ class HostLoader(Prefetch):
     read = [row for n in numbers for row in range(n * size, (n + 1) * size)]
     # Of the processes that read a shard, one alone saves its state.
     first = mesh_lib.first_holders(mesh, batch_size)
-    self._saved = {
-      n
-      for n in numbers
-      if min(first[n * size : (n + 1) * size]) == jax.process_index()
-    }
+    self._saved = {n for n in numbers if first[n * size] == jax.process_index()}
     # Where this process needs less than the shards that it reads.
     self._columns = None if read == own else [read.index(row) for row in own]
     self._shapes = shapes

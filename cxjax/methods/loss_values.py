@@ -103,9 +103,8 @@ def standardized(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
   unit = jnp.ldexp(jnp.ones_like(largest), 20 - exponent)
   unit = jnp.where(largest > LARGE, unit, 1.0)
   # From the largest: equal values are then 0, which their mean need not be.
-  middle = high * unit
-  middle += jnp.mean(x * unit - middle, axis=-1, keepdims=True)
-  x = x * unit - middle
+  x = x * unit - high * unit
+  x = x - jnp.mean(x, axis=-1, keepdims=True)
   variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
   # Where the unit is small, its square may be 0; the slope is that of epsilon.
   equal = variance == 0
@@ -149,6 +148,5 @@ def scaled(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   square = jnp.sum(jnp.square(x), axis=axes, keepdims=True)
   # The root has no gradient at 0.
   nothing = square == 0
-  # The root of infinity would be 0, and the array with it.
-  safe = jnp.where(jnp.isinf(square), jnp.nan, jnp.where(nothing, 1.0, square))
+  safe = jnp.where(nothing, 1.0, square)
   return jnp.where(nothing, 0.0, x * jax.lax.rsqrt(safe))

@@ -106,7 +106,7 @@ def _shape(
   if shape[DATA] == -1:
     others = shape[SEED] * shape[FSDP] * shape[MODEL]
     left = max(len(devices) // others, 1)
-    divided = batch_size // math.gcd(batch_size, shape[FSDP])
+    divided = batch_size // shape[FSDP]
     if devices[0].platform == 'tpu':  # Where a mesh is a cuboid of chips.
       divided = math.gcd(left, divided)
     fitting = (n for n in range(left, 0, -1) if divided % n == 0)

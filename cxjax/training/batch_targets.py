@@ -186,8 +186,6 @@ def _finished(
   term: stage_lib.Term,
 ) -> types.Target:
   """Targets of one term, shaped batch by batch and projected seed by seed."""
-  if term.top_k:
-    return jax.lax.stop_gradient(want)
   shape = lambda want, weights: targets_lib.transform(want, weights, term)
   want = jax.vmap(jax.vmap(shape))(want, weights)
   if matrices is None:

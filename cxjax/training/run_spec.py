@@ -277,8 +277,7 @@ class RunSpec:
   @property
   def num_held_out(self) -> int:
     """Number of examples of the held-out set."""
-    y = self.held_out.get('y', self.held_out['x'])
-    return jax.tree.leaves(y)[0].shape[0]
+    return jax.tree.leaves(self.held_out['x'])[0].shape[0]
 
   @property
   def lookahead_steps(self) -> int:

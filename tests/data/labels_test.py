@@ -65,8 +65,9 @@ class LabelsTest(parameterized.TestCase):
   def test_labels_of_padding_are_not_read(self):
     mask = np.array([[True, True], [True, False]])
     y = np.array([[1, 2], [0, -100]])
-    found = user_batches.checked({'x': {'mask': mask}, 'y': y}, 3)
-    np.testing.assert_array_equal(found['y'], [[1, 2], [0, 0]])
+    for weights in ({}, {'weights': np.ones(2)}):  # And those of examples.
+      found = user_batches.checked({'x': {'mask': mask}, 'y': y, **weights}, 3)
+      np.testing.assert_array_equal(found['y'], [[1, 2], [0, 0]])
     with self.assertRaisesRegex(errors.UserError, 'Labels from -100'):
       user_batches.checked({'x': {'mask': ~mask}, 'y': y}, 3)
 
@@ -101,8 +102,9 @@ class LabelsTest(parameterized.TestCase):
     ('nan', SOFT * np.nan, 'of sum nan'),
   )
   def test_soft_labels_that_are_no_probabilities(self, y, message):
-    with self.assertRaisesRegex(errors.UserError, message):
-      user_batches.checked({'x': X, 'y': y}, 3, soft=True)
+    for batch in ({'x': X, 'y': y}, {'x': X, 'y': y, 'weights': np.ones(4)}):
+      with self.assertRaisesRegex(errors.UserError, message):
+        user_batches.checked(batch, 3, soft=True)
     weights = np.zeros(4)
     found = user_batches.checked(
       {'x': X, 'y': y, 'weights': weights}, 3, soft=True

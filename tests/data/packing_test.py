@@ -68,6 +68,16 @@ class PackTest(parameterized.TestCase):
     self.assertNotEmpty(own & every)
     self.assertEmpty(own & other)
 
+  @pytest.mark.slow
+  def test_shards_read_in_orders_of_their_own(self):
+    """Neighbors in a text, which are often alike, do not share batches."""
+    twice = [one for one in DOCUMENTS[:40] for _ in range(2)]
+    one, two = (
+      next(iter(packing.pack(twice, **IDS, batch_size=4, seed=0, shard=(i, 2))))
+      for i in range(2)
+    )
+    self.assertFalse((one['tokens'] == two['tokens']).all())
+
   def test_more_shards_than_documents(self):
     with self.assertRaisesRegex(errors.UserError, r'read in data.shards=300'):
       packing.pack(DOCUMENTS, **IDS, batch_size=2, seed=0, shard=(0, 300))

@@ -53,6 +53,9 @@ class IdsTest(parameterized.TestCase):
     ids, tokens = token_ids.Ids(6), changed((0, 1), 9)
     found = ids.checked({'x': tokens, 'weights': np.array([0.0, 1.0])})
     np.testing.assert_array_equal(found['x'], changed((0, 1), 0))
+    marked = {'x': {'tokens': tokens, 'mask': MASK}}
+    found = ids.checked({**marked, 'weights': np.array([0.0, 1.0])})
+    np.testing.assert_array_equal(found['x']['tokens'], changed((0, 1), 0))
     # A prompt has weight 0 in the loss, and is read.
     weights = np.ones((2, 3))
     weights[0, 1] = 0

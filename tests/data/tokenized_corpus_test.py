@@ -63,6 +63,11 @@ class LoadTest(parameterized.TestCase):
     kept, every = len(found.held_out), len(texts) // 10
     self.assertIn(f'{every - kept} of {every} held-out', logs.output[0])
     self.assertIn(f'{kept} stay', logs.output[0])
+    train, rest = (
+      {tuple(one.tolist()) for one in part}
+      for part in (found.train, found.held_out)
+    )
+    self.assertEmpty(train & rest)
 
   def test_no_held_out_document_that_is_dropped(self):
     with self.assertNoLogs('absl', level='INFO'):
@@ -310,9 +315,8 @@ class SplitTest(parameterized.TestCase):
       tokenized_corpus.split(200, share)
 
   def test_held_out_documents_that_repeat_training_documents_are_dropped(self):
-    long = [
-      f'line {i} of more than forty characters, all told' for i in range(4)
-    ]
+    long = [f'line {i} of forty characters, all of them!' for i in range(4)]
+    self.assertLen(long[0], tokenized_corpus.SHORTEST_LINE)
     learn = ['\n'.join(long[:2])]
     both, new = '\n'.join(long[1:]), '\n'.join(long[2:])
     learn += ['known']

@@ -142,7 +142,9 @@ class CurriculaTest(parameterized.TestCase):
     self.assertEqual(flops[0][1], 0)
 
   def test_joint(self):
-    (stage,) = curricula.joint(PAIRS, 9, 'mse', weight=0.5, norm='layer')
+    (stage,) = curricula.joint(
+      PAIRS, 9, 'mse', weight=0.5, norm='layer', checkpoint=7
+    )
     fields = dict(loss=losses.mse, weight=0.5, norm='layer')
     fields |= dict(
       projection='identity', regressor=True, shared_projection=True
@@ -152,7 +154,7 @@ class CurriculaTest(parameterized.TestCase):
       Term('s1', 't2', **fields),
       Term(loss=losses.mse),
     )
-    self.assertEqual(stage, Stage('joint', 9, terms))
+    self.assertEqual(stage, Stage('joint', 9, terms, checkpoint=7))
 
   def test_joint_hidden_terms_fade(self):
     (stage,) = curricula.joint(PAIRS, 9, weight=4.0, fade=0.5, ending='labels')

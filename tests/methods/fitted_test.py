@@ -54,6 +54,8 @@ class FittedTest(parameterized.TestCase):
     found = fit('pca')[:-1]
     unit = found / np.linalg.norm(found, axis=0)
     np.testing.assert_allclose(np.abs(right[:3] @ unit), np.eye(3), atol=1e-4)
+    largest = np.abs(found).argmax(axis=0)  # Libraries differ in the sign.
+    self.assertTrue((found[largest, range(3)] > 0).all())
     ratios = np.diag(covariance) / np.diag(covariance)[0]
     np.testing.assert_allclose(ratios, (values[:3] / values[0]) ** 2, atol=1e-4)
 

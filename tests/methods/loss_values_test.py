@@ -50,7 +50,7 @@ class StandardizedTest(parameterized.TestCase):
     slope = draw(size=x.shape).astype(np.float32)
     found, back = jax.vjp(jax.jit(loss_values.standardized), x)
     want, grad = reference(x, slope)
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(
       back(slope)[0], grad, rtol=1e-3, atol=1e-4 * np.abs(grad).max()
     )
@@ -78,7 +78,13 @@ class StandardizedTest(parameterized.TestCase):
     np.testing.assert_allclose(loss_values.standardized(x), want, rtol=1e-4)
 
   @pytest.mark.slow
+  def test_large_numbers_that_differ_in_the_last_digit(self):
+    x = 2**33 * np.array([[1, np.nextafter(np.float32(1), 2)]], np.float32)
+    found = loss_values.standardized(x)
+    np.testing.assert_allclose(found, [[-1, 1]], rtol=1e-4)
+
+  @pytest.mark.slow
   def test_costs_a_handful_of_flops_for_each_value(self):
     x = jnp.zeros((64, 256))
     costs = jax.jit(loss_values.standardized).lower(x).compile().cost_analysis()
-    self.assertLess(costs['flops'], 14 * x.size)
+    self.assertLess(costs['flops'], 16 * x.size)

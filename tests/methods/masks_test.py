@@ -139,6 +139,16 @@ class TrainableMaskTest(parameterized.TestCase):
     self.assertEqual(found, {'w': True, 'scale': False})
     self.assertIs(found['scale'], masks.NO_PARAMETER)
 
+  def test_what_the_training_mode_does_not_read_is_not_trained(self):
+    """As a part of the output that is there at inference alone."""
+    apply = lambda p, x: ((x + p['shift'][None]) @ p['w'], {})
+    training = lambda p, x, key: (x @ p['w'], {}, {})
+    params = {'w': jnp.ones((3, 2)), 'shift': jnp.ones(3)}
+    found = masks.trainable_mask(
+      apply, params, self.X, self.STAGE, training=training
+    )
+    self.assertEqual(found, {'w': True, 'shift': False})
+
   def test_pruned_trees_come_back(self):
     """Without what is no parameter, and with the gaps of a stage."""
     state = masks.NO_PARAMETER

@@ -1,6 +1,7 @@
 """Optimizers on a stage: what they see, what is evaluated, what is refused."""
 
 from absl.testing import parameterized
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +128,16 @@ class OptimizerTest(parameterized.TestCase):
     for tx in (optax.adam(0.1), optax.contrib.schedule_free_sgd(0.1)):
       (params, _), _ = step(tx, (half, {}))
       self.assertEqual(params['a'].dtype, jnp.bfloat16)
+
+  @pytest.mark.slow
+  def test_a_state_can_be_donated_with_the_parameters(self):
+    params = {'w': jnp.ones(2)}
+    tx = optax.lookahead(optax.sgd(0.1), 2, 0.5)
+    state = params, optimizer.init(tx, (params, {}), None)
+    more = lambda state: jax.tree.map(lambda leaf: leaf + 1, state)
+    want = more(state)
+    found = jax.jit(more, donate_argnums=0)(state)
+    chex.assert_trees_all_equal(found, want)
 
   def test_lookahead_evaluates_the_slow_weights(self):
     tx = optax.lookahead(optax.sgd(0.5), 2, 0.5)

@@ -8,12 +8,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cxjax.methods import losses
 from cxjax.methods import output_pieces
 from cxjax.methods import output_split
 from cxjax.methods import stage as stage_lib
+from cxjax.methods import train_step
 
 CLASSES = 7
 SHAPE = (3, 5)
@@ -125,6 +127,43 @@ class SummedLossTest(parameterized.TestCase):
     grads = jax.jit(jax.grad(total))(params)
     self.assertEqual(grads['bias'].dtype, jnp.bfloat16)
     self.assertEqual(grads['bias'].tolist(), [-512, 512])
+
+
+class StepTest(parameterized.TestCase):
+  @parameterized.product(microbatches=(1, 3), weighted=(False, True))
+  @pytest.mark.slow
+  def test_is_that_of_whole_outputs(self, microbatches, weighted):
+    """However much examples, and with them the microbatches, weigh."""
+    student, teacher = make(0, 4, jnp.float32), make(1, 6, jnp.float32)
+    ours = output_split.split(apply, 2, student, X)
+    theirs = output_split.split(apply, 2, teacher, X)
+    terms = stage_lib.output_terms(alpha=0.3)
+    batch = {'x': jnp.asarray(X), 'y': jnp.asarray(X)}
+    if weighted:
+      batch['weights'] = jnp.arange(15.0).reshape(SHAPE)
+    tx = optax.sgd(1.0)
+
+    def step(apply, want, microbatches, **options):
+      return train_step.update(
+        train_step.State(student, {}, tx.init((student, {}))),
+        batch,
+        {'output': want, 'labels': batch['y']},
+        apply=apply,
+        stage=stage_lib.Stage('s', 1, terms),
+        tx=tx,
+        mask=jax.tree.map(lambda _: True, student),
+        microbatches=microbatches,
+        **options,
+      )
+
+    want = jax.jit(lambda: step(apply, apply(teacher, X)[0], 1))()
+    features = theirs(teacher, X)[0].features
+    found = jax.jit(
+      lambda: step(
+        ours, features, microbatches, teacher_output=theirs.restorer(teacher)
+      )
+    )()
+    chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-5)
 
 
 class RowsTest(parameterized.TestCase):

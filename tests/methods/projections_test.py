@@ -1,6 +1,7 @@
 """Tests of the random projections."""
 
 import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -116,6 +117,16 @@ class ProjectionTest(parameterized.TestCase):
     shape = (width, width)
     found = jax.eval_shape(functools.partial(draw, shape=shape), key)
     self.assertEqual(found.shape, shape)
+
+  @pytest.mark.slow
+  def test_a_draw_that_names_no_dtype_is_float32(self):
+    own = lambda key, d_in, d_out: jax.random.uniform(key, (d_in, d_out))
+    with mock.patch.dict(projections.PROJECTIONS, {'own': own}):
+      want = projections.random_projection(KEYS[0], 'own', (4, 3))
+      with jax.enable_x64(True):
+        found = projections.random_projection(KEYS[0], 'own', (4, 3))
+    self.assertEqual(found.dtype, np.float32)
+    np.testing.assert_array_equal(found, want)
 
   @parameterized.parameters((0, 3), (3, 0))
   def test_widths_must_be_positive(self, *shape):

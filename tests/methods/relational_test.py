@@ -101,6 +101,11 @@ class AttentionTest(parameterized.TestCase):
     self.assertEqual(found.shape, (2, 2, 4))
     expected = np.square(attention_map(s) - attention_map(t)).sum(1)
     np.testing.assert_allclose(found.mean((1, 2)), expected, rtol=1e-5)
+    # Padding of zeros is no position.
+    padded = [np.pad(x, [(0, 0), (0, 0), (0, 3), (0, 0)]) for x in (s, t)]
+    np.testing.assert_allclose(
+      relational.attention(*padded)[:, :, :4], found, rtol=1e-5
+    )
     # Where it is large matters, not along which coordinates, nor how large.
     np.testing.assert_allclose(
       relational.attention(3 * t @ ROTATION, t), np.zeros((2, 2, 4)), atol=1e-6

@@ -55,6 +55,13 @@ class ActivationTest(parameterized.TestCase):
     self.assertEqual(targets.without_dropout(x), {'tokens': 1, 'mask': 3})
     self.assertEqual(targets.without_dropout(5), 5)
 
+  @pytest.mark.slow
+  def test_every_example_drops_by_a_key_of_its_own(self):
+    keys = jax.random.split(jax.random.key(0), 4)
+    found = targets.with_dropout({'x': {'dropout': keys}}, jax.random.key(1))
+    data = jax.random.key_data(found['x']['dropout'])
+    self.assertLen(np.unique(data, axis=0), 4)
+
 
 class ComparedTest(parameterized.TestCase):
   def setUp(self):
@@ -153,6 +160,12 @@ class ProjectionShapeTest(parameterized.TestCase):
   def test_shape(self, fields, shape):
     found = targets.projection_shape(term(**fields), 16, 6)
     self.assertEqual(found, shape)
+
+  @parameterized.parameters(('pca', 4), ('output_directions', 3))
+  def test_a_fitted_one_has_no_more_columns_than_directions(self, name, width):
+    one = term(projection=name, regressor=True)
+    found = targets.projection_shape(one, 4, 6, outputs=3)
+    self.assertEqual(found, (4, width))
 
 
 # A stage with every kind of target.

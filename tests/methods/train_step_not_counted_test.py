@@ -66,6 +66,12 @@ class NotCountedTest(parameterized.TestCase):
     self.assertTrue(all(jnp.isfinite(x).all() for x in jax.tree.leaves(fine)))
     chex.assert_trees_all_close(fine, found, rtol=1e-5, atol=1e-6)
 
+  def test_weights_are_summed_in_float32(self):
+    ones = jnp.ones((257, 1))
+    batch = {'x': ones, 'weights': jnp.ones(257, jnp.bfloat16)}
+    args = {'logits': ones}, None, batch, 0 * ones, Term(loss='mse'), batch, 1
+    self.assertEqual(train_step._term_loss(*args), 1)
+
   @parameterized.parameters('kl', 'mse')
   def test_a_loss_of_rows_has_one_select_over_the_outputs(self, loss):
     x, logits, target = random(0, 4, 5), random(1, 5, 7), random(2, 4, 7)

@@ -146,13 +146,13 @@ class TouchedTest(parameterized.TestCase):
     params, kernel = {'w': jnp.ones(2)}, jnp.ones((2, 3))
     old, new = (
       optimizer.init(tx, (params, {'h': {'kernel': scale * kernel}}), None)
-      for scale in (1.0, 2.0)
+      for scale in (1.0, 5.0)
     )
     old = jax.tree.map(lambda leaf: leaf + 1, old)
     found = train_step.carry_optimizer_state(old, new)
     chex.assert_trees_all_equal(found.params, old.params)
     self.assertEqual(found.iterates['params']['w'][0], 2)
-    self.assertEqual(found.iterates['regressors']['h']['kernel'][0, 0], 2)
+    self.assertEqual(found.iterates['regressors']['h']['kernel'][0, 0], 5)
     chex.assert_trees_all_equal(found.regressors, new.regressors)
 
   @parameterized.parameters('adam', 'sgd')

@@ -46,6 +46,16 @@ class SeveralOutputsTest(parameterized.TestCase):
     found = loss_weights(batch, one, (4, 3, 5))
     np.testing.assert_array_equal(found, np.repeat(HALF[:, None], 3, 1))
 
+  def test_one_value_of_an_example_counts_where_a_token_does(self):
+    mask = np.ones((B, LENGTH), bool)
+    mask[2], mask[3, 1:] = False, False
+    batch, name = {'x': {'mask': jnp.asarray(mask)}}, 'output:value'
+    for found in (
+      loss_weights(batch, Term(name, name, 'mse'), (B, 5)),
+      weights.output_weights(batch, (B, 5), name),
+    ):
+      np.testing.assert_array_equal(found, [True, True, False, True])
+
 
 class SequenceTest(parameterized.TestCase):
   @parameterized.parameters(
@@ -204,12 +214,12 @@ class ClearedTest(parameterized.TestCase):
 
   def test_inputs_of_examples_that_count_and_finite_ones_stay(self):
     x = random(0, B, 3)
-    x[0, 0], x[2, 1] = np.inf, np.nan
+    x[0, 0], x[2, 0], x[2, 1] = np.inf, np.inf, np.nan
     found = weights.cleared_input(
       {'x': {'a': x, 'n': jnp.arange(B)}, 'weights': jnp.asarray(HALF)}
     )
     expected = x.copy()
-    expected[2, 1] = 0
+    expected[2, :2] = 0
     np.testing.assert_array_equal(found['x']['a'], expected)
     alone = {'x': x}
     self.assertIs(weights.cleared_input(alone), alone)

@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -65,6 +66,15 @@ class ByExampleTest(parameterized.TestCase):
   def test_is_that_of_one_device(self, **sizes):
     expected = found(plain)(PARAMS, FIXED, ROWS)
     with jax.set_mesh(mesh_lib.make(sizes, batch_size=8)):
+      got = found(joint_gradients.by_example)(PARAMS, FIXED, ROWS)
+    self.assert_close(got, expected)
+
+  def test_large_arrays_are_exchanged_by_themselves(self):
+    expected = found(plain)(PARAMS, FIXED, ROWS)
+    with (
+      jax.set_mesh(mesh_lib.make({'data': 2}, batch_size=8)),
+      mock.patch.object(joint_gradients, 'SMALL', 4),
+    ):
       got = found(joint_gradients.by_example)(PARAMS, FIXED, ROWS)
     self.assert_close(got, expected)
 

@@ -158,6 +158,11 @@ class BatchTest(parameterized.TestCase):
       },
     ):
       self.assertEqual(mesh_lib.own_rows(mesh, 16), list(range(8)))
+    with mock.patch.object(mesh_lib, '_rows') as sharding:
+      sharding(mesh).addressable_devices_indices_map.return_value = {
+        i: (slice(n, n + 2),) for i, n in enumerate((4, 0, 4))
+      }
+      self.assertEqual(mesh_lib.own_rows(mesh, 16), [0, 1, 4, 5])
 
   def test_the_lowest_process_that_holds_a_row(self):
     mesh = mock.Mock()

@@ -81,9 +81,13 @@ class ManyTargetsTest(parameterized.TestCase):
     teacher = networks.sequence_params(5, 0)
     matrices = {'low': jax.random.normal(jax.random.key(1), (SEEDS, 5, 3))}
 
+    def apply(params, x):
+      self.assertNotIn('dropout', x)
+      return networks.sequence_apply(params, x)
+
     def fun(batches):
       return batch_targets.many_targets(
-        networks.sequence_apply,
+        apply,
         teacher,
         matrices,
         batches,

@@ -146,6 +146,9 @@ class ProgramTest(parameterized.TestCase):
     np.testing.assert_array_equal(one[names[2]], two[names[2]])
     every = [one[names[0]], one[names[1]], two[names[0]], two[names[1]]]
     self.assertLen(np.unique(np.stack(every), axis=0), 4)
+    given = runs.spec((Stage('a', 5, terms[:2]),))
+    steps, (plan,) = compiled_steps.CompiledSteps(given), given.plan()
+    self.assertFalse(np.array_equal(*steps.matrices(plan, 0).values()))
 
   def test_shared_projections_are_not_those_of_a_stage(self):
     """Otherwise the terms of stage 0 would share with the others."""

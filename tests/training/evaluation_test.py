@@ -12,6 +12,7 @@ import pytest
 from cxjax import errors
 from cxjax.methods import losses
 from cxjax.methods import output_split
+from cxjax.methods import relational
 from cxjax.training import evaluation
 from cxjax.training import metrics
 from tests.methods import networks
@@ -130,6 +131,16 @@ class EvaluateTest(parameterized.TestCase):
       evaluate(BATCH, metrics={'mine': metric})
     self.assertNotIn('\n', str(caught.exception))
 
+  def test_a_metric_makes_a_value_for_each_weight(self):
+    """Which may be fewer than the outputs."""
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    metric = metrics.Metric(lambda boxes, labels: boxes.mean((-2, -1)))
+    batch = {'weights': shape(4, 3)}
+    given = {'m': metric}, '', shape(4, 3, 5, 2), shape(4, 3, 5)
+    evaluation.check(*given, batch)
+    with self.assertRaisesRegex(errors.UserError, r'each example, \[4, 3, 5\]'):
+      evaluation.check(*given, {})
+
   def test_unknown_metric(self):
     with self.assertRaisesRegex(errors.UserError, "'acuracy'.*mean 'accuracy'"):
       evaluate(BATCH, metrics=('acuracy',))
@@ -164,6 +175,19 @@ class AgreementTest(parameterized.TestCase):
     self.assertCountEqual(found, expected)
     for name, value in expected.items():
       np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+
+  @pytest.mark.slow
+  def test_what_does_not_count_has_no_relations(self):
+    batch = {**BATCH, 'weights': WEIGHTS}
+    gram = {'gram': metrics.Metric(relational.gram, reference='teacher')}
+    apply = lambda params, x: (jnp.sin(params['scale'] * x), {})
+    params = [{'scale': jnp.float32(scale)} for scale in (1, 2)]
+    fun = functools.partial(
+      evaluation.agreement, apply=apply, teacher=apply, metrics=gram
+    )
+    few = jax.tree.map(lambda leaf: leaf[WEIGHTS > 0], batch)
+    every, few = (jax.jit(fun)(*params, one) for one in (batch, few))
+    np.testing.assert_allclose(every['gram'], few['gram'], rtol=1e-5)
 
   def test_a_model_agrees_with_itself(self):
     found = self.agreement(networks.STUDENT, networks.STUDENT)

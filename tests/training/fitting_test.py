@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -19,6 +20,7 @@ from cxjax.training import fitting
 from experiments import parity_mlp
 from experiments import pcfg_bert
 import small_networks
+from tests.training import runs
 
 
 def config_of(module=parity_mlp, method='extracted_pca', **fields):
@@ -132,6 +134,28 @@ class FitTest(parameterized.TestCase):
         np.testing.assert_allclose(got.mean(0), 0, atol=1e-3)
         self.assertAlmostEqual(float(np.mean(got**2)), 1.0, places=3)
 
+  @pytest.mark.slow
+  def test_scale_is_that_of_the_projected_target(self):
+    found = []
+    for scale in (1.0, 2.0):
+      term = stage_lib.Term('hidden0', 'hidden0', projection='pca', scale=scale)
+      spec = runs.spec((stage_lib.Stage('a', 5, term),))
+      found.append(matrices(spec)[1])
+    one, two = found
+    np.testing.assert_allclose(two[:, :-1], one[:, :-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(two[:, -1], 2 * one[:, -1], rtol=1e-4, atol=1e-5)
+
+  def test_batches_of_a_loader_are_its_first(self):
+    """Of every chunk all of them, of the first stream."""
+    steps = lambda at: at // 4 * 4 + np.arange(4).reshape(4, 1)
+    loader = mock.MagicMock()
+    loader.__enter__.return_value.rows = lambda at: steps(at) - [0, 99]
+    spec = mock.Mock(draw=lambda key, at, rows: {'x': rows})
+    spec.host.loader, spec.host.fit_on = lambda: loader, ()
+    spec.loop.log_every, spec.keys.data = 4, [jax.random.key(0)]
+    found = [int(batch['x']) for batch in fitting.batches(spec)]
+    self.assertEqual(found, list(range(fitted.BATCHES)))
+
   def test_the_names_are_the_registered_curricula(self):
     for name in fitted.FITTED:
       stage = stage_lib.Term('a', 'b', projection=name)
@@ -191,6 +215,7 @@ class DistillTest(parameterized.TestCase):
     (dict(fit_on=iter(BATCHES)), 'fit_on is a list_iterator: give a list'),
     (dict(fit_on=BATCHES[:1], last_batch='drop'), None),
     (dict(fit_on=[BATCHES[0][:5]], last_batch='drop'), 'No batch to fit'),
+    (dict(fit_on=[BATCHES[0][:3]], last_batch='pad'), 'width 3 on 3 examples'),
     (dict(fit_on=[BATCHES[0][:, :2]]), 'batch 1 to fit on'),
   )
   @pytest.mark.slow

@@ -34,7 +34,8 @@ class CosineTest(parameterized.TestCase):
   def test_by_hand(self):
     """With a learning rate of nearly 0 the student is the start."""
     found = history(
-      stages(cxjax.Term('low', 'low', loss='mse'), cxjax.Term(loss='mse'))
+      stages(cxjax.Term('low', 'low', loss='mse'), cxjax.Term(loss='mse')),
+      held_out=np.concatenate(BATCHES),  # As many as a batch has are read.
     )
     x, student = BATCHES[0], small_networks.SMALL.params
     run = small_networks.two_layers
@@ -60,6 +61,13 @@ class CosineTest(parameterized.TestCase):
     # A run without it has other records.
     with self.assertRaisesRegex(errors.UserError, r'cosine \(True there, abs'):
       history(given, workdir=folder, gradient_cosine=False)
+
+  @pytest.mark.slow
+  def test_is_that_of_parameters_that_both_train(self):
+    low = cxjax.Stage('0', 2, cxjax.Term('low', 'low', loss='mse'))
+    last = cxjax.Stage('1', 2, cxjax.Term(loss='mse'), frozen='low')
+    found = history((low, last))
+    self.assertEqual(found[0]['eval/gradient_cosine'], [0.0])  # None of them.
 
   def test_zeros_and_nan(self):
     some = np.float32([3, 4])

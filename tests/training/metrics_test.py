@@ -99,17 +99,29 @@ class ValueTest(parameterized.TestCase):
     'accuracy', 'loss', 'perplexity', 'f1', 'agreement', 'teacher_kl'
   )
   def test_nan_is_no_class(self, name):
-    """Two outputs of NaN do not agree; where nothing counts they may be."""
+    """Outputs of NaN do not agree; where nothing counts they may be."""
     logits, labels, weights = data()
     bad = logits.copy()
     bad[weights == 0, 1] = np.nan
     teacher = metrics.METRICS[name].reference == 'teacher'
-    self.assertTrue(
-      math.isnan(values(name, bad, bad if teacher else labels, None))
-    )
+    pairs = ((bad, bad), (logits, bad)) if teacher else ((bad, labels),)
+    for pair in pairs:
+      self.assertTrue(math.isnan(values(name, *pair, None)))
     found = values(name, bad, logits if teacher else labels, weights)
     expected = values(name, logits, logits if teacher else labels, weights)
     self.assertAlmostEqual(found, expected, places=6)
+
+  @parameterized.parameters('accuracy', 'loss', 'f1')
+  def test_one_hot_labels_are_classes(self, name):
+    logits, labels, weights = data()
+    found = values(name, logits, np.eye(3, dtype=np.float32)[labels], weights)
+    want = values(name, logits, labels, weights)
+    self.assertAlmostEqual(found, want, places=6)
+
+  def test_weights_are_summed_in_float32(self):
+    ones = jnp.ones(257)
+    found = metrics.METRICS['loss'].total(ones, ones.astype(jnp.bfloat16))
+    self.assertEqual(found, 1)
 
   @parameterized.parameters('perplexity', 'f1')
   def test_the_sums_of_parts_make_the_metric_of_all(self, name):

@@ -153,6 +153,40 @@ class ManyStepsTest(parameterized.TestCase):
     )
     assert_close(want, got)
 
+  @parameterized.parameters('training mode', 'keys of the batches')
+  def test_every_step_of_a_student_drops_by_a_key_of_its_own(self, kind):
+    draws = lambda keys: jax.vmap(jax.random.uniform)(keys)[:, None]
+    each = {
+      'training mode': lambda key: jax.random.uniform(key, (B, 1)),
+      'keys of the batches': lambda key: draws(jax.random.split(key, B)),
+    }[kind]
+    training = lambda params, x, key: (params['w'] + each(key), {}, {})
+    apply = lambda params, x: (params['w'] + draws(x['dropout']), {})
+    own = jax.random.split(jax.random.key(0), B)
+    batch = {'x': {'dropout': own}, 'y': jnp.zeros(B, int)}
+    first = lambda got, want: got[:, 0]
+    stage = Stage('s', 5, Term(target='labels', loss=first))
+    sgd = optax.sgd(0.0)
+    start = lambda w: train_step.State(w, {}, sgd.init((w, {})))
+    fun = functools.partial(
+      multi_step.train_many_steps,
+      draw=lambda key, t, rows: batch,
+      student=apply,
+      teacher=None,
+      stage=stage,
+      tx=sgd,
+      mask={'w': True},
+      lookahead=2,
+      training=training if kind == 'training mode' else None,
+    )
+    states = jax.vmap(start)({'w': jnp.zeros((SEEDS, 1, 1))})
+    args = states, 1, 4, None, None, stack(2)[:1], None, None, None, stack(7)
+    _, out = jax.jit(fun)(*args)
+    for loss, key in zip(out['loss'], stack(7), strict=True):
+      keys = [jax.random.fold_in(key, step) for step in (1, 2, 3)]
+      want = sum(each(key).mean() for key in keys)
+      np.testing.assert_allclose(loss, want, rtol=1e-6)
+
   def test_names_the_first_step_that_is_not_finite(self):
     def poisoned(key, t, rows):
       batch = draw(key, t, rows)
@@ -170,12 +204,15 @@ class ManyStepsTest(parameterized.TestCase):
       np.testing.assert_array_equal(out['bad'], 3, str(steps))
 
   def test_a_gradient_that_is_not_finite_is_the_last_step(self):
-    """The loss may be finite where its gradient is not."""
-    rooted = lambda got, want: jnp.sqrt(jnp.abs(got - got).sum(-1))
+    """The loss may be finite where its gradient is not, of one student."""
+    rooted = lambda got, want: jnp.sqrt(jnp.square(got).sum(-1))
     stage = Stage('s', 5, Term(loss=rooted))
-    _, out = train(stage, 0, 1)
-    np.testing.assert_array_equal(out['loss'], 0)
-    np.testing.assert_array_equal(out['bad'], 0)
+    states, *rest = args_of(stage, 0, 1)
+    zero = lambda leaf: leaf.at[1].set(0)
+    states = states.replace(params=jax.tree.map(zero, states.params))
+    _, out = program(stage)(states, *rest)
+    self.assertTrue(np.isfinite(out['loss']).all())
+    np.testing.assert_array_equal(out['bad'], [1, 0, 1])
 
 
 def ones(got, want):

@@ -138,6 +138,7 @@ class ScheduleTest(parameterized.TestCase):
     found = rates(config, length, length)
     np.testing.assert_allclose(found, rates(without, length, length), rtol=1e-6)
     self.assertAlmostEqual(float(found[0]), config.learning_rate)
+    self.assertEqual(rates(config, 1, 4)[0], 0)  # One of a step is one.
 
   @parameterized.parameters('adam', 'adamw', 'sgd')
   def test_every_optimizer_is_scheduled(self, name):

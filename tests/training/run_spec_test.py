@@ -66,6 +66,11 @@ class SpecTest(parameterized.TestCase):
     self.assertEqual(runs.spec().ends, (6, 11, 20))
     self.assertEqual(runs.spec().num_seeds, runs.SEEDS)
 
+  def test_the_rate_that_an_optimizer_tells_is_that_of_all_students(self):
+    spec, rates = runs.spec(), {'learning_rate': np.float32([0.5, 0.5])}
+    self.assertEqual(spec.learning_rate(0, 1, rates), {'learning_rate': 0.5})
+    self.assertEqual(spec.learning_rate(0, 1, {}), {})
+
   def test_primary_metric(self):
     spec = runs.spec(primary='loss')
     self.assertIs(spec.primary_metric, metrics.METRICS['loss'])
