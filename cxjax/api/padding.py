@@ -80,9 +80,11 @@ class Padding:
       x = _input_without_mask(batch['x'])
       return {**batch, 'x': x, 'weights': whole * each}
     found = {**batch, 'x': _input_with_mask(batch['x'], mask)}
-    if weights is not None and mask.shape[1:] == self.axes[1:]:
-      each = weights.reshape(*weights.shape, *[1] * (mask.ndim - weights.ndim))
-      found['weights'] = each * mask
+    # Those of examples stay so: hidden activations count by them as well.
+    if weights is None or weights.ndim < mask.ndim:
+      return found
+    if mask.shape[1:] == self.axes[1:]:
+      found['weights'] = weights * mask
     return found
 
 

@@ -158,10 +158,12 @@ def loss_weights(
   """
   weights, real = batch.get('weights'), _real_tokens(batch, term, name, shape)
   axes = shape[:-1] if term.pool == 'none' else shape[:1]
-  if not term.all_tokens and term.pool == 'none':
+  several = name.startswith(stage_lib.OUTPUT)
+  # Those of tokens are weights of the values of an output of tokens.
+  own = several and weights is not None and weights.shape == axes != shape[:1]
+  if (not term.all_tokens or own) and term.pool == 'none':
     if weights is None:
       return real
-    several = name.startswith(stage_lib.OUTPUT)
     if is_of_examples(weights, axes):
       shared = _of_examples(weights, axes)
       return shared if real is None else real * shared

@@ -173,12 +173,16 @@ class MaskTest(parameterized.TestCase):
     return cxjax.distill(plan, data, log_every=2)
 
   @parameterized.parameters(
-    dict(layers=[('h', 'h')]), dict(layers=[('h', 'h')], pool='mean')
+    ({},),
+    ({'pool': 'mean'},),
+    ({}, {'weights': np.array([1, 2, 0, 0.5], np.float32)}),
   )
-  def test_as_the_mask_of_an_input(self, **options):
+  def test_as_the_mask_of_an_input(self, options, weights=()):
     """Bit for bit: students, records and the evaluation."""
-    want = distill(batch(0), **options)
-    found = self.distill(batch(0)['tokens'], lambda b: b['x'] != 0, **options)
+    options = {'layers': [('h', 'h')], **options}
+    want = distill({'x': batch(0), **dict(weights)}, **options)
+    x = {'x': batch(0)['tokens'], **dict(weights)}
+    found = self.distill(x, lambda b: b['x'] != 0, **options)
     chex.assert_trees_all_equal(found, want)
 
   def test_beside_an_input_that_has_one(self):

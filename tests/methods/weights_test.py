@@ -28,17 +28,25 @@ def loss_weights(batch, one, shape=(B, LENGTH, 5)):
 
 
 class SeveralOutputsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ((4, 3, 5), [[1, 0, 2], [0, 0, 0], [0, 3, 0], [1, 1, 1]]),
-    ((4, 5), [1, 0, 1, 1]),
+  @parameterized.product(
+    (
+      dict(shape=(4, 3, 5), want=[[1, 0, 2], [0, 0, 0], [0, 3, 0], [1, 1, 1]]),
+      dict(shape=(4, 5), want=[1, 0, 1, 1]),
+    ),
+    (
+      dict(x=np.zeros((4, 3), np.float32)),
+      dict(x={'tokens': np.zeros((4, 3)), 'mask': np.ones((4, 3), bool)}),
+    ),
   )
-  def test_of_other_axes_count_by_their_examples(self, shape, want):
+  def test_of_other_axes_count_by_their_examples(self, shape, want, x):
     """Tokens have weights, and an output of the example does not."""
     each = np.array([[1, 0, 2], [0, 0, 0], [0, 3, 0], [1, 1, 1]], np.float32)
-    batch = {'x': np.zeros((4, 3), np.float32), 'weights': jnp.asarray(each)}
+    batch = {'x': x, 'weights': jnp.asarray(each)}
     one = Term('output:value', 'output:value', 'mse')
     found = loss_weights(batch, one, shape)
     np.testing.assert_array_equal(found, np.array(want, np.float32))
+    metric = weights.output_weights(batch, shape, one.student)
+    np.testing.assert_array_equal(metric, found)
 
   def test_examples_have_weights(self):
     batch = {'x': np.zeros((4, 3), np.float32), 'weights': jnp.asarray(HALF)}
