@@ -181,7 +181,7 @@ def number(value: float, digits: int = 4) -> str:
 
   Args:
     value: any number.
-    digits: how many.
+    digits: number of significant digits.
 
   Returns:
     Such as '0.01235', '12.35' and '12,350'; from 1e15 on an exponent.
