@@ -59,7 +59,6 @@ def cpu(method: str) -> ml_collections.ConfigDict:
   c.share_batches = True  # One forward pass of the teacher serves all.
   c.optimizer.learning_rate = 5e-3
   c.num_steps = 1_500
-  c.eval_every = 375
   c.progressive.rule = 'even'
   c.progressive.count = 3
   c.progressive.share = 0.75

@@ -56,7 +56,6 @@ def cpu(method: str) -> ml_collections.ConfigDict:
     block.log_every = 25
     block.eval_every = 125
     block.save_every = 125
-  c.eval_every = 250
   c.teacher.stop_at = 2.0
   c.teacher.save_at = ()
   c.share_batches = True  # One forward pass of the teacher serves all.
