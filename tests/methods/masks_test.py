@@ -140,7 +140,7 @@ class TrainableMaskTest(parameterized.TestCase):
     self.assertIs(found['scale'], masks.NO_PARAMETER)
 
   def test_what_the_training_mode_does_not_read_is_not_trained(self):
-    """As a part of the output that is there at inference alone."""
+    """A part of the output that is there at inference alone."""
     apply = lambda p, x: ((x + p['shift'][None]) @ p['w'], {})
     training = lambda p, x, key: (x @ p['w'], {}, {})
     params = {'w': jnp.ones((3, 2)), 'shift': jnp.ones(3)}

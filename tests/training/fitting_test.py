@@ -146,7 +146,7 @@ class FitTest(parameterized.TestCase):
     np.testing.assert_allclose(two[:, -1], 2 * one[:, -1], rtol=1e-4, atol=1e-5)
 
   def test_batches_of_a_loader_are_its_first(self):
-    """Of every chunk all of them, of the first stream."""
+    """All batches of every chunk, of the first stream."""
     steps = lambda at: at // 4 * 4 + np.arange(4).reshape(4, 1)
     loader = mock.MagicMock()
     loader.__enter__.return_value.rows = lambda at: steps(at) - [0, 99]
